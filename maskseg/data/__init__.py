@@ -1,0 +1,1 @@
+"""COCO files and synthetic scenes -> batches."""

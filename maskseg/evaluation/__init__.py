@@ -1,0 +1,1 @@
+"""Outputs -> COCO rows -> AP."""

@@ -1,0 +1,46 @@
+"""The one map that flips, resizes and crops share, so that an image, its boxes, masks and points always move alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """An axis-aligned map into a new frame: x' = scale_x * x + shift_x, y' alike; then cut at the frame's borders."""
+
+    scale_x: float
+    shift_x: float
+    scale_y: float
+    shift_y: float
+    height: int
+    width: int
+
+    @classmethod
+    def flip_x(cls, height: int, width: int) -> Geometry:
+        """Left-right flip of a [height, width] frame."""
+        return cls(-1.0, float(width), 1.0, 0.0, height, width)
+
+    @classmethod
+    def flip_y(cls, height: int, width: int) -> Geometry:
+        """Up-down flip of a [height, width] frame."""
+        return cls(1.0, 0.0, -1.0, float(height), height, width)
+
+    @classmethod
+    def resize(cls, height: int, width: int, new_height: int, new_width: int) -> Geometry:
+        """From a [height, width] frame to a [new_height, new_width] one."""
+        return cls(new_width / width, 0.0, new_height / height, 0.0, new_height, new_width)
+
+    @classmethod
+    def crop(cls, left: int, top: int, height: int, width: int) -> Geometry:
+        """The window of that size at (left, top)."""
+        return cls(1.0, -float(left), 1.0, -float(top), height, width)
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """Boxes f32 [n, 4] in the new frame, cut at its borders (a box outside becomes empty)."""
+        x = (boxes[:, 0::2] * self.scale_x + self.shift_x).sort(dim=1).values.clamp(0, self.width)
+        y = (boxes[:, 1::2] * self.scale_y + self.shift_y).sort(dim=1).values.clamp(0, self.height)
+        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)

@@ -1,0 +1,301 @@
+"""Masks behind one Protocol: as they came from a file (polygons, RLE), and soft grids in a box's frame (predictions).
+
+A mask lives in a frame of (height, width) pixels. Moving it (flip, resize, crop) only changes an affine map; full-size bitmaps are made
+where a picture or another library needs them, never to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from maskseg.geometry import Geometry
+from maskseg.ops import runs
+from maskseg.ops.paste import paste_crop, resample
+
+Rle = dict[str, Any]  # {"size": [height, width], "counts": str}, as in COCO's result files
+Floats = NDArray[np.float64]
+
+
+@runtime_checkable
+class Masks(Protocol):
+    """n masks, each in a frame of its own size."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor) -> Self:
+        """Some of the masks, by an i64 or boolean tensor."""
+
+    def to(self, device: torch.device | str) -> Self: ...
+    def area(self) -> Tensor:
+        """Pixels of each mask inside its frame, f32 [n]."""
+
+    def boxes(self) -> Tensor:
+        """Tight boxes xyxy, f32 [n, 4]; zeros for an empty mask."""
+
+    def iou(self, other: Masks) -> Tensor:
+        """Intersection over union with each mask of `other`, f32 [n, m]."""
+
+    def warp(self, geometry: Geometry) -> Self:
+        """The masks in the frame that `geometry` leads to."""
+
+    def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
+        """Mask i cut out by boxes[i] and scaled to size x size, f32 [n, size, size] in [0, 1], on the boxes' device."""
+
+    def to_rle(self) -> list[Rle]:
+        """Compressed RLE of each mask in its frame."""
+
+
+def _index(index: Tensor) -> NDArray[Any]:
+    return np.asarray(index.detach().cpu().numpy())
+
+
+def rle_to_bitmaps(rles: Sequence[Rle]) -> NDArray[np.bool_]:
+    """Masks of one frame as bool [n, height, width] (for pictures and other libraries); [0, 0, 0] where there is none."""
+    if not rles:
+        return np.zeros((0, 0, 0), dtype=bool)
+    return np.asarray(coco_mask.decode(list(rles)).astype(bool).transpose(2, 0, 1))
+
+
+def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> Tensor:
+    """IoU of every pair, f32 [n, m]."""
+    if not first or not second:
+        return torch.zeros(len(first), len(second))
+    iou = coco_mask.iou(list(first), list(second), np.zeros(len(second), dtype=np.uint8))
+    return torch.from_numpy(np.asarray(iou, dtype=np.float32))
+
+
+def rle_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Rle:
+    """Run lengths -> compressed RLE with a `str`, as JSON wants it."""
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """One instance as polygons, each f64 [points, 2] (x, y); their union is the mask."""
+
+    parts: tuple[Floats, ...]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One instance as run lengths: `ends` i64 [runs] (see `ops.runs`) in a frame of height x width pixels."""
+
+    ends: NDArray[np.int64]
+    height: int
+    width: int
+
+
+class FileMasks:
+    """Masks as they came from the file, polygons and run lengths mixed, with the affine map from the file's frame to the present one."""
+
+    def __init__(self, shapes: Sequence[Polygons | Runs], affine: Floats, frames: NDArray[np.int64]) -> None:
+        """affine: [n, 4] (scale_x, shift_x, scale_y, shift_y); frames: [n, 2] (height, width) of the present frames."""
+        self.shapes, self.affine, self.frames = list(shapes), affine, frames
+
+    @classmethod
+    def from_file(cls, shapes: Sequence[Polygons | Runs], height: int, width: int) -> FileMasks:
+        """The masks of one image, in its own frame."""
+        n = len(shapes)
+        affine = np.tile(np.array([1.0, 0.0, 1.0, 0.0]), (n, 1))
+        return cls(shapes, affine, np.tile(np.array([height, width], dtype=np.int64), (n, 1)))
+
+    @classmethod
+    def cat(cls, masks: Sequence[FileMasks]) -> FileMasks:
+        """The masks of several images, one after the other."""
+        shapes = [s for m in masks for s in m.shapes]
+        affine = np.concatenate([np.zeros((0, 4)), *(m.affine for m in masks)])
+        return cls(shapes, affine, np.concatenate([np.zeros((0, 2), np.int64), *(m.frames for m in masks)]))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: Tensor) -> FileMasks:
+        rows = _index(index)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return FileMasks([self.shapes[i] for i in rows], self.affine[rows], self.frames[rows])
+
+    def to(self, device: torch.device | str) -> FileMasks:
+        del device  # stays on the CPU: only what is cut out moves
+        return self
+
+    def warp(self, geometry: Geometry) -> FileMasks:
+        sx, tx, sy, ty = self.affine.T
+        g = geometry
+        affine = np.stack(
+            [sx * g.scale_x, tx * g.scale_x + g.shift_x, sy * g.scale_y, ty * g.scale_y + g.shift_y], axis=1
+        )
+        return FileMasks(self.shapes, affine, np.tile(np.array([g.height, g.width], dtype=np.int64), (len(self), 1)))
+
+    def boxes(self) -> Tensor:
+        out = np.zeros((len(self), 4))
+        for i, shape in enumerate(self.shapes):
+            height, width = self.frames[i]
+            if isinstance(shape, Polygons):
+                points = np.concatenate(self._moved(i))
+                low, high = points.min(axis=0), points.max(axis=0)
+                if (low < 0).any() or high[0] > width or high[1] > height:  # cut by the frame: ask the pixels
+                    x, y, w, h = coco_mask.toBbox(self._rle(i))
+                    out[i] = x, y, x + w, y + h
+                else:
+                    out[i] = *low, *high
+            else:
+                out[i] = self._clipped_spans(i)[0]
+        return torch.from_numpy(out.astype(np.float32))
+
+    def area(self) -> Tensor:
+        areas = [
+            float(coco_mask.area(self._rle(i))) if isinstance(shape, Polygons) else self._clipped_spans(i)[1]
+            for i, shape in enumerate(self.shapes)
+        ]
+        return torch.tensor(areas, dtype=torch.float32)
+
+    def iou(self, other: Masks) -> Tensor:
+        return rle_iou(self.to_rle(), other.to_rle())
+
+    def to_rle(self) -> list[Rle]:
+        return [self._rle(i) for i in range(len(self))]
+
+    def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
+        """Polygons are rasterised in the box's frame (as detectron2's `rasterize_polygons_within_box`); of run lengths, a cell is set where
+        at least half of its 2 x 2 sample points are."""
+        corners = boxes.detach().cpu().numpy().astype(np.float64)
+        out = np.zeros((len(self), size, size), dtype=np.float32)
+        is_run = np.array([isinstance(s, Runs) for s in self.shapes], dtype=bool)
+        for i in np.flatnonzero(~is_run):
+            out[i] = self._rasterise(int(i), corners[i], size)
+        which = np.flatnonzero(is_run)
+        if len(which):
+            samples = 2
+            grid = (np.arange(size * samples) + 0.5) / (size * samples)
+            b = corners[which]
+            x = b[:, :1] + grid * (b[:, 2:3] - b[:, :1])
+            y = b[:, 1:2] + grid * (b[:, 3:4] - b[:, 1:2])
+            hits = self._sample(which, x, y).reshape(len(which), size, samples, size, samples)
+            out[which] = hits.mean(axis=(2, 4)) >= 0.5
+        return torch.from_numpy(out).to(boxes.device)
+
+    def _moved(self, i: int) -> list[Floats]:
+        shape = self.shapes[i]
+        assert isinstance(shape, Polygons)
+        return [p * self.affine[i, 0::2] + self.affine[i, 1::2] for p in shape.parts]
+
+    def _rasterise(self, i: int, box: Floats, size: int) -> NDArray[np.uint8]:
+        scale = size / np.maximum(box[2:] - box[:2], 0.1)
+        parts = [((p - box[:2]) * scale).ravel() for p in self._moved(i)]
+        return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, size, size))))
+
+    def _sample(self, which: NDArray[np.int64], x: Floats, y: Floats) -> NDArray[np.bool_]:
+        """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""
+        sx, tx, sy, ty = (c[:, None] for c in self.affine[which].T)
+        column = np.floor((x - tx) / sx).astype(np.int64)
+        row = np.floor((y - ty) / sy).astype(np.int64)
+        chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
+        sizes = np.array([(s.height, s.width) for s in chosen], dtype=np.int64)
+        shape = (len(which), row.shape[1], column.shape[1])
+        points_x = np.broadcast_to(column[:, None, :], shape).reshape(len(which), -1)
+        points_y = np.broadcast_to(row[:, :, None], shape).reshape(len(which), -1)
+        return runs.inside([s.ends for s in chosen], sizes[:, 0], sizes[:, 1], points_x, points_y).reshape(shape)
+
+    def _clipped_spans(self, i: int) -> tuple[Floats, float]:
+        """Box and area of a run-length mask inside its frame, from the runs alone."""
+        shape = self.shapes[i]
+        assert isinstance(shape, Runs)
+        column, top, bottom = runs.spans(shape.ends, shape.height)
+        sx, tx, sy, ty = self.affine[i]
+        height, width = self.frames[i]
+        x = np.sort(np.stack([column * sx + tx, (column + 1) * sx + tx]), axis=0).clip(0, width)
+        y = np.sort(np.stack([top * sy + ty, bottom * sy + ty]), axis=0).clip(0, height)
+        pieces = (x[1] - x[0]) * (y[1] - y[0])
+        seen = pieces > 0
+        if not seen.any():
+            return np.zeros(4), 0.0
+        x, y = x[:, seen], y[:, seen]
+        return np.array([x[0].min(), y[0].min(), x[1].max(), y[1].max()]), float(pieces.sum())
+
+    def _rle(self, i: int) -> Rle:
+        height, width = (int(v) for v in self.frames[i])
+        if isinstance(self.shapes[i], Polygons):
+            parts = [p.ravel() for p in self._moved(i)]
+            rle = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+            return {"size": [height, width], "counts": rle["counts"].decode()}
+        x0, y0, x1, y1 = self._clipped_spans(i)[0]
+        left, top, right, bottom = int(x0), int(y0), int(np.ceil(x1)), int(np.ceil(y1))
+        x, y = np.arange(left, right)[None] + 0.5, np.arange(top, bottom)[None] + 0.5
+        crop = self._sample(np.array([i]), x, y)[0]
+        return rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width)
+
+
+@dataclass(frozen=True)
+class SoftMasks:
+    """Predicted masks: probabilities on a grid over each box.
+
+    grids: f32 [n, S, S]; grid_boxes: f32 [n, 4], the box that the grid covers; frames: i64 [n, 2] (height, width);
+    paste rule and interpolation as in `ops.paste.paste_crop`; a pixel is set where the resampled value is at least `threshold`.
+    """
+
+    grids: Tensor
+    grid_boxes: Tensor
+    frames: Tensor
+    paste_rule: str = "continuous"
+    interpolation: str = "bilinear"
+    threshold: float = 0.5
+
+    def _with(self, grids: Tensor, boxes: Tensor, frames: Tensor) -> SoftMasks:
+        return SoftMasks(grids, boxes, frames, self.paste_rule, self.interpolation, self.threshold)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def __getitem__(self, index: Tensor) -> SoftMasks:
+        return self._with(self.grids[index], self.grid_boxes[index], self.frames[index])
+
+    def to(self, device: torch.device | str) -> SoftMasks:
+        return self._with(self.grids.to(device), self.grid_boxes.to(device), self.frames.to(device))
+
+    def warp(self, geometry: Geometry) -> SoftMasks:
+        g = geometry
+        dims = [d for d, scale in ((2, g.scale_x), (1, g.scale_y)) if scale < 0]
+        scale = self.grid_boxes.new_tensor([g.scale_x, g.scale_y])
+        shift = self.grid_boxes.new_tensor([g.shift_x, g.shift_y])
+        corners = self.grid_boxes.view(-1, 2, 2) * scale + shift  # not clipped: the grid covers the whole box
+        boxes = corners.sort(dim=1).values.view(-1, 4)
+        frames = torch.tensor([[g.height, g.width]], device=self.frames.device).expand(len(self), 2)
+        return self._with(self.grids.flip(dims) if dims else self.grids, boxes, frames)
+
+    def boxes(self) -> Tensor:
+        found = [coco_mask.toBbox(r) for r in self.to_rle()]
+        boxes = np.array(found, dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return torch.from_numpy(boxes)
+
+    def area(self) -> Tensor:
+        return torch.tensor([float(coco_mask.area(r)) for r in self.to_rle()], dtype=torch.float32)
+
+    def iou(self, other: Masks) -> Tensor:
+        return rle_iou(self.to_rle(), other.to_rle())
+
+    def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
+        steps = (torch.arange(size, device=self.grids.device, dtype=self.grids.dtype) + 0.5) / size
+        boxes_here = boxes.to(self.grids)
+        low, extent = self.grid_boxes[:, :2], (self.grid_boxes[:, 2:] - self.grid_boxes[:, :2]).clamp(min=1e-6)
+        points = boxes_here[:, None, :2] + steps[:, None] * (boxes_here[:, None, 2:] - boxes_here[:, None, :2])
+        grid = (points - low[:, None]) / extent[:, None] * self.grids.shape[-1] - 0.5
+        return resample(self.grids, grid[..., 0], grid[..., 1], self.interpolation).clamp(0, 1).to(boxes.device)
+
+    def to_rle(self) -> list[Rle]:
+        """Each mask is pasted as a crop and encoded from the crop's runs: no full-size bitmap is made."""
+        here = self.to("cpu")
+        rles = []
+        for grid, box, (height, width) in zip(here.grids.float(), here.grid_boxes, here.frames.tolist(), strict=True):
+            values, left, top = paste_crop(grid, box, height, width, self.paste_rule, self.interpolation)
+            crop = (values >= self.threshold).numpy()
+            rles.append(rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width))
+        return rles

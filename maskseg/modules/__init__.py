@@ -1,0 +1,1 @@
+"""The Mask R-CNN stages, one concept a file."""

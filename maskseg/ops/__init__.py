@@ -1,0 +1,1 @@
+"""Pure tensor functions: boxes, matching, NMS, RoIAlign, pasting, run lengths, losses."""

@@ -1,0 +1,80 @@
+"""Run-length masks without bitmaps, in numpy.
+
+COCO's RLE walks the columns of a [height, width] mask and alternates runs of zeros and ones, zeros first. Here a mask is kept as `ends`, the
+cumulative sum of its run lengths: pixel (x, y) is inside if an odd number of runs ends at or before x * height + y.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def counts_from_string(text: bytes) -> Ints:
+    """Run lengths of pycocotools' compressed string (five bits a character, bit 5 = goes on; from the fourth on, differences two back).
+
+    Raises ValueError for a string that is not of that form.
+    """
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("compressed RLE has characters outside '0'..'o' or breaks off")
+    last = (codes & 32) == 0
+    first = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(codes.size) - np.repeat(first, np.diff(np.append(first, codes.size)))
+    if place.max() > 7:
+        raise ValueError("compressed RLE has a run of more than 40 bits")
+    values = np.add.reduceat((codes & 31) << (5 * place), first)
+    negative = (codes[last] & 16) != 0
+    values = values - np.where(negative, np.int64(1) << (5 * (place[last] + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def inside(ends: list[Ints], heights: Ints, widths: Ints, x: Ints, y: Ints) -> NDArray[np.bool_]:
+    """Whether pixels (x, y), each i64 [n, points], lie in the n masks; False outside the masks' frames. -> bool [n, points]."""
+    within = (x >= 0) & (y >= 0) & (x < widths[:, None]) & (y < heights[:, None])
+    # All masks share one sorted table: each is shifted behind the one before, by its number of pixels.
+    start = np.concatenate([[0], np.cumsum(heights * widths)])
+    table = np.concatenate([e + s for e, s in zip(ends, start[:-1], strict=True)])
+    before = np.concatenate([[0], np.cumsum([len(e) for e in ends])])[:-1]
+    position = np.where(within, x * heights[:, None] + y, 0) + start[:-1, None]
+    runs = np.searchsorted(table, position, side="right") - before[:, None]
+    return np.asarray(within & (runs % 2 == 1))
+
+
+def spans(ends: Ints, height: int) -> tuple[Ints, Ints, Ints]:
+    """The mask as vertical pieces: columns, tops and bottoms (exclusive), each i64 [pieces], column by column."""
+    starts, stops = ends[:-1:2], ends[1::2]
+    starts, stops = starts[: len(stops)], stops
+    full = stops > starts
+    starts, stops = starts[full], stops[full]
+    first, last = starts // height, (stops - 1) // height
+    pieces = last - first + 1
+    column = np.repeat(first, pieces) + np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    top = np.maximum(np.repeat(starts, pieces), column * height) - column * height
+    bottom = np.minimum(np.repeat(stops, pieces), (column + 1) * height) - column * height
+    return column, top, bottom
+
+
+def counts_from_crop(crop: NDArray[np.bool_], x0: int, y0: int, height: int, width: int) -> Ints:
+    """Run lengths of a [height, width] mask that is `crop` at column x0, row y0 and zero elsewhere."""
+    rows, columns = crop.shape
+    if not crop.any():
+        return np.array([height * width], dtype=np.int64)
+    padded = np.zeros((columns, rows + 2), dtype=np.int8)
+    padded[:, 1:-1] = crop.T
+    change = np.diff(padded, axis=1)
+    column, start = np.nonzero(change == 1)
+    _, stop = np.nonzero(change == -1)
+    offset = (x0 + column) * height + y0
+    start, stop = start + offset, stop + offset
+    joined = start[1:] == stop[:-1]  # a run that goes on from the bottom of a column to the top of the next
+    start, stop = start[np.append(True, ~joined)], stop[np.append(~joined, True)]
+    borders = np.stack([start, stop], axis=1).ravel()
+    ends = np.concatenate([borders, [height * width]]) if borders[-1] < height * width else borders
+    return np.diff(ends, prepend=0)

@@ -1,0 +1,183 @@
+"""What flows between the stages: every field's shape, dtype, unit and frame.
+
+Letters used in shapes throughout the project:
+N images, G ground truths, R regions, D detections, K classes, A anchors, C channels, H x W pixels, S the side of a grid.
+
+Boxes are xyxy in continuous pixel coordinates (width = x2 - x1; pixel i covers [i, i + 1)). Labels are 0..K-1, background is K.
+Batches are flat: `image_index` says which image of the batch a row belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from maskseg.masks import Masks
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a data set: label k has the name `names[k]` and, in the files, the id `ids[k]`."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"categories need one distinct id a name, got {len(self.names)} names and ids {self.ids}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and JSON."""
+        return {"names": list(self.names), "ids": list(self.ids)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Categories:
+        """The inverse of `to_dict`."""
+        return cls(tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"]))
+
+
+class _TensorRows:
+    """Rows that can be indexed and moved as one: shared by the flat structures below."""
+
+    def _map(self, tensors: Callable[[Tensor], Tensor], masks: Callable[[Masks], Masks]) -> Self:
+        changed: dict[str, Any] = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changed[f.name] = tensors(value)
+            elif isinstance(value, Masks):
+                changed[f.name] = masks(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def __getitem__(self, index: Tensor) -> Self:
+        """Rows by an index or boolean tensor; every field follows."""
+        return self._map(lambda t: t[index.to(t.device)], lambda m: m[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """All tensors on `device`, without waiting for a copy from pinned memory."""
+        return self._map(lambda t: t.to(device, non_blocking=True), lambda m: m.to(device))
+
+    def pin_memory(self) -> Self:
+        """All tensors in page-locked memory (called by the data loader)."""
+        return self._map(lambda t: t.pin_memory(), lambda m: m)
+
+
+@dataclass(frozen=True)
+class Targets(_TensorRows):
+    """The ground truths of a batch, flat.
+
+    boxes: f32 [G, 4] in the frame of the padded batch; labels: i64 [G]; image_index: i64 [G];
+    crowd: bool [G] (never matched, only regions that are not negatives); masks: G masks in the same frame, where the data has them.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    image_index: Tensor
+    crowd: Tensor
+    masks: Masks | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Regions(_TensorRows):
+    """Regions of a batch, flat: proposals (boxes and scores) and detections (labels too, then what the heads add).
+
+    boxes: f32 [R, 4]; image_index: i64 [R], ascending; scores: f32 [R] in [0, 1], descending within an image;
+    labels: i64 [R] in 0..K-1; masks: R masks.
+    """
+
+    boxes: Tensor
+    image_index: Tensor
+    scores: Tensor
+    labels: Tensor | None = None
+    masks: Masks | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Regions drawn for the losses of the region heads.
+
+    boxes: f32 [R, 4]; image_index: i64 [R]; labels: i64 [R] in 0..K (K is background);
+    matched: i64 [R], the row of `targets` that a foreground region stands for (0 for background).
+    """
+
+    boxes: Tensor
+    image_index: Tensor
+    labels: Tensor
+    matched: Tensor
+    num_classes: int
+    targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def foreground(self) -> Samples:
+        """Only the regions that stand for an object."""
+        keep = torch.nonzero(self.labels < self.num_classes).squeeze(1)
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            image_index=self.image_index[keep],
+            labels=self.labels[keep],
+            matched=self.matched[keep],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images padded to one size, with their truth where there is one.
+
+    images: uint8 RGB [N, 3, H, W], padded at the right and the bottom; sizes: i64 [N, 2] (height, width) without the padding;
+    original_sizes: i64 [N, 2] (height, width) of the files; image_ids: N ids of the data set (any integers);
+    names: N file names, for messages and pictures.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    image_ids: list[int]
+    names: list[str]
+    targets: Targets | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`; the sizes too."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            sizes=self.sizes.to(device, non_blocking=True),
+            original_sizes=self.original_sizes.to(device, non_blocking=True),
+            targets=None if self.targets is None else self.targets.to(device),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by the data loader)."""
+        targets = None if self.targets is None else self.targets.pin_memory()
+        return replace(self, images=self.images.pin_memory(), targets=targets)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model predicts for a batch; a model fills what it has.
+
+    detections: instances in the frame of the padded batch; segments: class-agnostic segments of a segmenter;
+    semantic: per-pixel maps of dense heads by name, each [N, K, H, W].
+    """
+
+    detections: Regions
+    segments: Regions | None = None
+    semantic: dict[str, Tensor] = field(default_factory=dict)
