@@ -129,9 +129,7 @@ class FileMasks:
     def warp(self, geometry: Geometry) -> FileMasks:
         sx, tx, sy, ty = self.affine.T
         g = geometry
-        affine = np.stack(
-            [sx * g.scale_x, tx * g.scale_x + g.shift_x, sy * g.scale_y, ty * g.scale_y + g.shift_y], axis=1
-        )
+        affine = np.stack([sx * g.scale_x, tx * g.scale_x + g.shift_x, sy * g.scale_y, ty * g.scale_y + g.shift_y], axis=1)
         return FileMasks(self.shapes, affine, np.tile(np.array([g.height, g.width], dtype=np.int64), (len(self), 1)))
 
     def boxes(self) -> Tensor:
@@ -152,8 +150,7 @@ class FileMasks:
 
     def area(self) -> Tensor:
         areas = [
-            float(coco_mask.area(self._rle(i))) if isinstance(shape, Polygons) else self._clipped_spans(i)[1]
-            for i, shape in enumerate(self.shapes)
+            float(coco_mask.area(self._rle(i))) if isinstance(shape, Polygons) else self._clipped_spans(i)[1] for i, shape in enumerate(self.shapes)
         ]
         return torch.tensor(areas, dtype=torch.float32)
 
@@ -192,7 +189,7 @@ class FileMasks:
         parts = [((p - box[:2]) * scale).ravel() for p in self._moved(i)]
         return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, size, size))))
 
-    def _sample(self, which: NDArray[np.int64], x: Floats, y: Floats) -> NDArray[np.bool_]:
+    def _sample(self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
         """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""
         sx, tx, sy, ty = (c[:, None] for c in self.affine[which].T)
         column = np.floor((x - tx) / sx).astype(np.int64)

@@ -30,9 +30,7 @@ def resample(grids: Tensor, u: Tensor, v: Tensor, interpolation: str = "bilinear
     return rows @ grids @ columns.transpose(-1, -2)
 
 
-def paste_crop(
-    grid: Tensor, box: Tensor, height: int, width: int, rule: str, interpolation: str
-) -> tuple[Tensor, int, int]:
+def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, interpolation: str) -> tuple[Tensor, int, int]:
     """One soft mask at the pixels of its box. grid: [S, S]; box: [4]. -> values [h, w], left, top; [0, 0] where the box is outside.
 
     rule `continuous`: pixel i is sampled at i + 0.5 in the box's continuous frame (detectron2's `paste_masks_in_image`).

@@ -1,0 +1,103 @@
+"""The classifier of Mask R-CNN: class scores and box refinement of each region."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskseg.interfaces import Features, Losses, Pooler
+from maskseg.ops import boxes as box_ops
+from maskseg.ops.losses import smooth_l1_sum
+from maskseg.ops.nms import nms_per_group, top_per_group
+from maskseg.structures import Regions, Samples
+
+
+class FCTrunk(nn.Module):
+    """Fully connected layers over pooled features: [R, C, size, size] -> [R, width]."""
+
+    def __init__(self, in_channels: int = 256, size: int = 7, width: int = 1024, layers: int = 2) -> None:
+        super().__init__()
+        inputs = [in_channels * size * size] + [width] * (layers - 1)
+        linear = [nn.Linear(n, width) for n in inputs]
+        for layer in linear:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(linear)
+        self.width = width
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[R, C, size, size] -> [R, width]."""
+        x = pooled.flatten(1)
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x
+
+
+class BoxClassifier(nn.Module):
+    """Softmax over K classes and background, box deltas by class (or one for all: `class_agnostic`).
+
+    box_weights: of dx, dy, dw, dh. beta: of the smooth L1 loss (1/9 in torchvision, 0 in detectron2); both losses are divided by the number of
+    regions. Inference: classes with a score above `score_threshold` -> refined, clipped boxes with both sides of at least `min_size` pixels
+    (1e-2 in torchvision, any in detectron2) -> NMS within a class -> the best `max_detections` of an image.
+    """
+
+    def __init__(
+        self,
+        pooler: nn.Module,
+        trunk: FCTrunk,
+        num_classes: int,
+        class_agnostic: bool = False,
+        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        beta: float = 0.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        min_size: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pooler, self.trunk, self.num_classes = pooler, trunk, num_classes
+        self.scores = nn.Linear(trunk.width, num_classes + 1)
+        self.deltas = nn.Linear(trunk.width, 4 * (1 if class_agnostic else num_classes))
+        nn.init.normal_(self.scores.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.zeros_(self.scores.bias)
+        nn.init.zeros_(self.deltas.bias)
+        a, b, c, d = box_weights
+        self.box_weights, self.beta = (float(a), float(b), float(c), float(d)), beta
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.max_detections, self.min_size = max_detections, min_size
+
+    def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        """-> class logits f32 [R, K + 1] (background last), deltas f32 [R, K or 1, 4]."""
+        x = self.trunk(cast(Pooler, self.pooler)(features, boxes, image_index))
+        return self.scores(x).float(), self.deltas(x).float().view(len(boxes), -1, 4)
+
+    def losses(self, features: Features, samples: Samples) -> Losses:
+        """`box_class` and `box_regression`."""
+        logits, deltas = self(features, samples.boxes, samples.image_index)
+        divisor = max(len(samples), 1)
+        foreground = torch.nonzero(samples.labels < self.num_classes).squeeze(1)
+        column = samples.labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
+        truth = samples.targets.boxes[samples.matched[foreground]]
+        wanted = box_ops.encode(truth, samples.boxes[foreground], self.box_weights)
+        return {
+            "box_class": F.cross_entropy(logits, samples.labels, reduction="sum") / divisor,
+            "box_regression": smooth_l1_sum(deltas[foreground, column], wanted, self.beta) / divisor,
+        }
+
+    def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:
+        """Every class of a region is a candidate with a box of its own."""
+        logits, deltas = self(features, proposals.boxes, proposals.image_index)
+        scores = logits.softmax(dim=1)[:, :-1]
+        row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
+        score, image = scores[row, label], proposals.image_index[row]
+        chosen = deltas[row, label if deltas.shape[1] > 1 else torch.zeros_like(label)]
+        boxes = box_ops.clip(box_ops.decode(chosen, proposals.boxes[row], self.box_weights), sizes[image])
+        sides = boxes[:, 2:] - boxes[:, :2]
+        keep = torch.nonzero((sides > 0).all(1) & (sides >= self.min_size).all(1)).squeeze(1)
+        keep = keep[nms_per_group(boxes[keep], score[keep], image[keep] * self.num_classes + label[keep], self.nms_threshold)]
+        keep = keep[top_per_group(score[keep], image[keep], self.max_detections)]
+        return Regions(boxes[keep], image[keep], score[keep], label[keep])

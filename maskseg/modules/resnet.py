@@ -1,0 +1,99 @@
+"""ResNet and ResNeXt trunks: torchvision's, with a choice of norm, weights and frozen stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from maskseg.errors import UserError
+from maskseg.interfaces import Features, Level
+from maskseg.modules.norms import norm_layer
+
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d")
+
+
+class ResNet(nn.Module):
+    """Images -> {c2, c3, c4, c5} at strides 4, 8, 16, 32 (ResNet, table 1; stride in the 3x3, as torchvision).
+
+    weights: a name of torchvision's weights for this trunk (downloaded once, into torch's cache), a file with a state dict, or None.
+    frozen_stages: the first so many of (stem, layer1 .. layer4) get no gradient and keep their statistics (detectron2's FREEZE_AT; 2 is the
+    custom with ImageNet weights). torchvision's `trainable_layers` is 5 - frozen_stages.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        weights: str | None = None,
+        norm: str = "FrozenBN",
+        norm_eps: float = 1e-5,
+        frozen_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        if name not in NAMES:
+            raise UserError(f"trunk must be one of {', '.join(NAMES)}, not {name!r}")
+        if not 0 <= frozen_stages <= 5:
+            raise UserError(f"frozen_stages must be 0 to 5, not {frozen_stages}")
+        trunk = getattr(torchvision.models, name)(weights=None, norm_layer=norm_layer(norm, norm_eps))
+        self.stem = nn.Sequential()
+        for part in ("conv1", "bn1", "relu", "maxpool"):
+            self.stem.add_module(part, getattr(trunk, part))
+        self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
+        width = trunk.fc.in_features // 8
+        # Every stage starts at pixel index 0: kernels and strides are odd and padded by half, so the centre stays at half a pixel.
+        self.levels = {f"c{i}": Level(2**i, 0.5, width * 2 ** (i - 2)) for i in range(2, 6)}
+        if weights is not None:
+            self._load(name, weights)
+        self.frozen_stages = frozen_stages
+        for stage in self._frozen():
+            stage.requires_grad_(False)
+
+    def _load(self, name: str, weights: str) -> None:
+        state = pretrained_state(name, weights)
+        renamed = {k if k.startswith("layer") else f"stem.{k}": v for k, v in state.items() if not k.startswith("fc.")}
+        try:
+            missing, unexpected = self.load_state_dict(renamed, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"weights {weights!r} do not fit {name}: {str(error).splitlines()[1].strip()}") from error
+        unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
+        missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise UserError(
+                f"weights {weights!r} do not fit {name} with this norm: {len(missing)} missing ({missing[:3]}), "
+                f"{len(unexpected)} left over ({unexpected[:3]}); batch norm weights need norm=FrozenBN, BN or SyncBN"
+            )
+
+    def _frozen(self) -> list[nn.Module]:
+        return [self.stem, self.layer1, self.layer2, self.layer3, self.layer4][: self.frozen_stages]
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Frozen stages stay in evaluation mode, so that their statistics are kept."""
+        super().train(mode)
+        for stage in self._frozen():
+            stage.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Features:
+        """images: f32 [N, 3, H, W] -> four maps, finest first."""
+        x = self.stem(images)
+        features = {}
+        for name, layer in zip(self.levels, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
+            x = features[name] = layer(x)
+        return features
+
+
+def pretrained_state(name: str, weights: str) -> dict[str, Any]:
+    """The state dict of torchvision's trunk `name`, from a file or by the weights' name. Raises UserError where there is neither."""
+    if Path(weights).is_file():
+        try:
+            state: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{weights}: not a file of weights that can be loaded safely ({type(error).__name__})") from error
+        return state
+    choices = torchvision.models.get_model_weights(name)
+    if weights not in choices.__members__:
+        raise UserError(f"weights {weights!r}: no such file, and torchvision has {', '.join(choices.__members__)} for {name}")
+    return dict(choices[weights].get_state_dict(progress=True, check_hash=True))
