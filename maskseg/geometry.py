@@ -39,8 +39,10 @@ class Geometry:
         """The window of that size at (left, top)."""
         return cls(1.0, -float(left), 1.0, -float(top), height, width)
 
-    def boxes(self, boxes: Tensor) -> Tensor:
-        """Boxes f32 [n, 4] in the new frame, cut at its borders (a box outside becomes empty)."""
-        x = (boxes[:, 0::2] * self.scale_x + self.shift_x).sort(dim=1).values.clamp(0, self.width)
-        y = (boxes[:, 1::2] * self.scale_y + self.shift_y).sort(dim=1).values.clamp(0, self.height)
+    def boxes(self, boxes: Tensor, cut: bool = True) -> Tensor:
+        """Boxes f32 [n, 4] in the new frame, `cut` at its borders (a box outside becomes empty)."""
+        x = (boxes[:, 0::2] * self.scale_x + self.shift_x).sort(dim=1).values
+        y = (boxes[:, 1::2] * self.scale_y + self.shift_y).sort(dim=1).values
+        if cut:
+            x, y = x.clamp(0, self.width), y.clamp(0, self.height)
         return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)

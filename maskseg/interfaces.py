@@ -63,7 +63,9 @@ class Classifier(Protocol):
 
 
 class RegionHead(Protocol):
-    """Adds something to each detection (masks, keypoints)."""
+    """Adds something to each detection."""
+
+    adds: str  # the field of `Regions` that it fills: masks, keypoints
 
     def losses(self, features: Features, samples: Samples) -> Losses: ...
 

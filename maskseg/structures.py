@@ -61,8 +61,9 @@ class _TensorRows:
         return self._map(lambda t: t[index.to(t.device)], lambda m: m[index])
 
     def to(self, device: torch.device | str) -> Self:
-        """All tensors on `device`, without waiting for a copy from pinned memory."""
-        return self._map(lambda t: t.to(device, non_blocking=True), lambda m: m.to(device))
+        """All tensors on `device`; a copy from pinned memory to a GPU is not waited for (one to the CPU is: it is read there at once)."""
+        free = torch.device(device).type != "cpu"
+        return self._map(lambda t: t.to(device, non_blocking=free), lambda m: m.to(device))
 
     def pin_memory(self) -> Self:
         """All tensors in page-locked memory (called by the data loader)."""
@@ -141,7 +142,7 @@ class Batch:
 
     images: uint8 RGB [N, 3, H, W], padded at the right and the bottom; sizes: i64 [N, 2] (height, width) without the padding;
     original_sizes: i64 [N, 2] (height, width) of the files; image_ids: N ids of the data set (any integers);
-    names: N file names, for messages and pictures.
+    names: N file names, for messages and pictures; skipped: messages of unreadable images that others stand in for.
     """
 
     images: Tensor
@@ -150,17 +151,19 @@ class Batch:
     image_ids: list[int]
     names: list[str]
     targets: Targets | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; the sizes too."""
+        free = torch.device(device).type != "cpu"
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
-            sizes=self.sizes.to(device, non_blocking=True),
-            original_sizes=self.original_sizes.to(device, non_blocking=True),
+            images=self.images.to(device, non_blocking=free),
+            sizes=self.sizes.to(device, non_blocking=free),
+            original_sizes=self.original_sizes.to(device, non_blocking=free),
             targets=None if self.targets is None else self.targets.to(device),
         )
 

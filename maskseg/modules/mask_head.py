@@ -26,6 +26,8 @@ class MaskHead(nn.Module):
     (`ops.paste.paste_crop`; torchvision has its own rule, `continuous` is detectron2's).
     """
 
+    adds = "masks"
+
     def __init__(
         self,
         pooler: nn.Module,
@@ -62,7 +64,8 @@ class MaskHead(nn.Module):
         x = self.convs(cast(Pooler, self.pooler)(features, boxes, image_index))
         logits = self.predictor(F.relu(self.deconv(x)))
         column = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
-        return logits[torch.arange(len(labels), device=labels.device), column].float()
+        own: Tensor = logits[torch.arange(len(labels), device=labels.device), column]
+        return own.float()
 
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`mask`: binary cross-entropy of foreground regions, the mean over their cells."""
@@ -92,7 +95,7 @@ def roi_align_targets(masks: Masks, matched: Tensor, boxes: Tensor, size: int) -
     """RoIAlign of the masks' bitmaps, not aligned, as torchvision's `project_masks_on_boxes` -> f32 [R, size, size] in [0, 1]."""
     if len(matched) == 0:
         return boxes.new_zeros((0, size, size))
-    needed, row = torch.unique(matched, return_inverse=True)  # type: ignore[no-untyped-call]
+    needed, row = torch.unique(matched, return_inverse=True)
     single = [rle_to_bitmaps([rle])[0] for rle in masks[needed].to_rle()]
     bitmaps = np.zeros((len(single), 1, max(m.shape[0] for m in single), max(m.shape[1] for m in single)), dtype=np.float32)
     for canvas, mask in zip(bitmaps, single, strict=True):

@@ -26,6 +26,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int = 256, per_cell: int = 3, layers: int = 1) -> None:
         super().__init__()
+        self.per_cell = per_cell
         self.convs = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)])
         self.objectness = nn.Conv2d(channels, per_cell, 1)
         self.deltas = nn.Conv2d(channels, per_cell * 4, 1)
@@ -81,6 +82,8 @@ class RPN(nn.Module):
         super().__init__()
         if divide_by not in ("drawn", "quota"):
             raise UserError(f"proposer.divide_by must be drawn or quota, not {divide_by!r}")
+        if getattr(head, "per_cell", anchors.per_cell) != anchors.per_cell:
+            raise UserError(f"proposer.head.per_cell must be {anchors.per_cell}: the sizes of a level times the aspect ratios of proposer.anchors")
         self.head, self.anchors, self.strides = head, anchors, dict(strides)
         self.train_limits = Limits(**(train_limits or {"per_level": 2000, "per_image": 1000}))
         self.test_limits = Limits(**(test_limits or {"per_level": 1000, "per_image": 1000}))

@@ -1,0 +1,24 @@
+"""What every tool shares: help, one line for an error, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from maskseg.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | None = None) -> int:
+    """Calls `main` with the command line's key=value words. -> 0, or 2 after an error of the user's, which is printed in one message."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if any(word in ("-h", "--help") for word in words):
+        print(usage.strip())
+        return 0
+    try:
+        main(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

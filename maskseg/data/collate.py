@@ -1,0 +1,39 @@
+"""Samples -> batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from maskseg.data.sample import Sample
+from maskseg.masks import FileMasks
+from maskseg.structures import Batch, Targets
+
+
+def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
+    """Images padded with zeros at the right and the bottom to the largest, and to a multiple of `divisor`; targets made flat."""
+    height, width = (-(-max(s.size[d] for s in samples) // divisor) * divisor for d in (0, 1))
+    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    for canvas, sample in zip(images, samples, strict=True):
+        canvas[:, : sample.size[0], : sample.size[1]] = sample.image
+    index = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor([len(s.boxes) for s in samples]))
+    masks = None
+    if all(s.masks is not None for s in samples):
+        masks = FileMasks.cat([s.masks for s in samples if s.masks is not None])
+    targets = Targets(
+        torch.cat([s.boxes for s in samples]),
+        torch.cat([s.labels for s in samples]),
+        index,
+        torch.cat([s.crowd for s in samples]),
+        masks,
+    )
+    return Batch(
+        images,
+        torch.tensor([s.size for s in samples]),
+        torch.tensor([s.original_size for s in samples]),
+        [s.image_id for s in samples],
+        [s.name for s in samples],
+        targets,
+        [message for s in samples for message in s.skipped],
+    )

@@ -1,0 +1,93 @@
+"""A checked COCO file and its folder of images -> samples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from maskseg.data.coco import CocoFile
+from maskseg.data.images import MAX_PIXELS, load_image, safe_join
+from maskseg.data.sample import Sample
+from maskseg.data.samplers import Item
+from maskseg.data.transforms import Transform
+from maskseg.errors import UserError
+from maskseg.masks import FileMasks
+
+
+class CocoDataset(Dataset[Sample]):
+    """Samples by (epoch, index, repetition): what the transforms draw is a function of the seed and these three alone.
+
+    keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used.
+    skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
+    them stops beyond that number. With 0 it raises UserError.
+    """
+
+    def __init__(
+        self,
+        file: CocoFile,
+        image_root: Path | str,
+        transforms: Sequence[Transform] = (),
+        seed: int = 0,
+        keep_empty: bool = True,
+        skip_bad: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        max_images: int | None = None,
+    ) -> None:
+        self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
+        self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
+        with_objects = file.has_objects()
+        self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
+        if not self.images:
+            raise UserError(f"{file.path}: no image is left to use (data.keep_empty=true keeps those without objects)")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image, as the file states them."""
+        return [(self.file.images[i].height, self.file.images[i].width) for i in self.images]
+
+    def labels(self) -> list[list[int]]:
+        """The labels of each image's objects, crowds left out."""
+        return [self.file.labels(i) for i in self.images]
+
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, index, repetition = item
+        rng = np.random.default_rng([self.seed, epoch, index, repetition])
+        skipped: list[str] = []
+        while True:
+            try:
+                sample = self._read(self.images[index], tuple(skipped))
+                break
+            except UserError as error:
+                if not self.skip_bad or len(skipped) >= self.skip_bad:
+                    raise
+                skipped.append(str(error))
+                index = int(rng.integers(len(self)))
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        return sample
+
+    def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
+        record, truth = self.file.images[index], self.file.annotations(index)
+        image = load_image(safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width))
+        shapes = [s for s in truth.shapes if s is not None]
+        masks = FileMasks.from_file(shapes, record.height, record.width) if len(shapes) == len(truth.shapes) else None
+        with warnings.catch_warnings():  # the arrays may be views of the file's, which nobody writes to
+            warnings.simplefilter("ignore", UserWarning)
+            return Sample(
+                image,
+                torch.as_tensor(truth.boxes, dtype=torch.float32).reshape(-1, 4).clone(),
+                torch.as_tensor(truth.labels, dtype=torch.int64).clone(),
+                torch.as_tensor(truth.crowd, dtype=torch.bool).clone(),
+                masks,
+                record.id,
+                record.file_name,
+                (record.height, record.width),
+                skipped,
+            )

@@ -1,0 +1,55 @@
+"""One image with its truth, and the moves that keep the two together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maskseg.geometry import Geometry
+from maskseg.masks import FileMasks
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image: uint8 RGB [3, H, W]; boxes: f32 [G, 4] in its frame; labels: i64 [G]; crowd: bool [G]; masks: G masks, None without any;
+    image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
+    stands in for."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    masks: FileMasks | None
+    image_id: int
+    name: str
+    original_size: tuple[int, int]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image as it is now."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def move(self, image: Tensor, geometry: Geometry, min_pixels: float = 1.0) -> Sample:
+        """The sample with the moved image; boxes and masks follow `geometry`.
+
+        An object that the new frame cuts gets the tight box of what is left of its mask, and goes where fewer than `min_pixels` are left.
+        """
+        boxes = geometry.boxes(self.boxes)
+        cut = (boxes != geometry.boxes(self.boxes, cut=False)).any(dim=1)
+        masks = None if self.masks is None else self.masks.warp(geometry)
+        keep = ((boxes[:, 2:] - boxes[:, :2]) > 1e-3).all(dim=1)
+        if masks is not None and cut.any():
+            rows = torch.nonzero(cut).squeeze(1)
+            boxes[rows] = masks[rows].boxes()
+            keep[rows] &= masks[rows].area() >= min_pixels
+        elif cut.any():
+            keep &= ~cut | ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= min_pixels)
+        return replace(self, image=image, boxes=boxes, masks=masks).only(torch.nonzero(keep).squeeze(1))
+
+    def only(self, index: Tensor) -> Sample:
+        """The sample with some of its objects."""
+        masks = None if self.masks is None else self.masks[index]
+        return replace(self, boxes=self.boxes[index], labels=self.labels[index], crowd=self.crowd[index], masks=masks)

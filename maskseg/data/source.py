@@ -1,0 +1,150 @@
+"""A data set as the tools see it: where its files are, its splits, its loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from maskseg.data.coco import CocoFile, read_coco
+from maskseg.data.collate import collate
+from maskseg.data.dataset import CocoDataset
+from maskseg.data.images import MAX_PIXELS
+from maskseg.data.samplers import StepSampler, aspect_groups, repeat_factors
+from maskseg.data.scenes import make_scenes
+from maskseg.data.transforms import Transform
+from maskseg.errors import UserError
+from maskseg.structures import Batch, Categories
+
+
+class CocoSource:
+    """COCO files for training and validation, either of which may be absent, and their folders of images.
+
+    num_classes: read from the data; a number that differs from it is an error. num_workers: loader processes, which change nothing but
+    the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
+    images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
+    max_images: only the first so many of each split. Other keys: `CocoDataset`.
+    """
+
+    def __init__(
+        self,
+        train_json: str | None = None,
+        val_json: str | None = None,
+        train_images: str | None = None,
+        val_images: str | None = None,
+        images: str | None = None,
+        train_transforms: Sequence[Transform] = (),
+        test_transforms: Sequence[Transform] = (),
+        num_classes: int | None = None,
+        keep_empty: bool = True,
+        check_images: bool = True,
+        max_pixels: int = MAX_PIXELS,
+        skip_bad: int = 0,
+        max_images: int | None = None,
+        group_by_aspect: bool = True,
+        repeat_threshold: float = 0.0,
+        num_workers: int = 2,
+        timeout: float = 120.0,
+        divisor: int = 32,
+        root: str | None = None,
+    ) -> None:
+        self.root = root
+        self.json = {"train": train_json, "val": val_json}
+        self.images = {"train": train_images or images, "val": val_images or images}
+        self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
+        self.num_classes, self.keep_empty, self.check_images = num_classes, keep_empty, check_images
+        self.max_pixels, self.skip_bad, self.max_images = max_pixels, skip_bad, max_images
+        self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
+        self.num_workers, self.timeout, self.divisor = num_workers, timeout, divisor
+        self.known: Categories | None = None
+
+    def prepare(self) -> None:
+        """Makes what can be made before the files are read; nothing for files of the user's own."""
+
+    def splits(self) -> list[str]:
+        """Which of `train` and `val` have a file."""
+        return [split for split, path in self.json.items() if path]
+
+    @cached_property
+    def train(self) -> CocoFile:
+        """The checked training file. Raises UserError."""
+        return self._read("train", self.known)
+
+    @cached_property
+    def val(self) -> CocoFile:
+        """The checked validation file, its classes in the order of the training file's (or of a checkpoint's). Raises UserError."""
+        return self._read("val", self.known or (self.train.categories if self.json["train"] else None))
+
+    @property
+    def categories(self) -> Categories:
+        """The classes, of the training file if there is one. Raises UserError where `num_classes` says otherwise."""
+        if self.known is not None:
+            return self.known
+        file = self.train if self.json["train"] else self.val
+        if self.num_classes is not None and self.num_classes != len(file.categories):
+            raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
+        return file.categories
+
+    def _read(self, split: str, categories: Categories | None) -> CocoFile:
+        path, folder = self.json[split], self.images[split]
+        if not path:
+            raise UserError(f"data.{split}_json is not set, and this needs it")
+        if not folder:
+            raise UserError(f"data.images is not set: the folder that the file names in {path} are relative to")
+        return read_coco(path, categories=categories, image_root=Path(folder), check_images=self.check_images, max_pixels=self.max_pixels)
+
+    def dataset(self, split: str, seed: int = 0) -> CocoDataset:
+        """The images of a split with its transforms; for validation all of them, without a random choice."""
+        file = self.train if split == "train" else self.val
+        keep_empty = self.keep_empty or split == "val"
+        folder = self.images[split] or ""
+        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, self.skip_bad, self.max_pixels, self.max_images)
+
+    def train_loader(self, total_batch: int, max_steps: int, seed: int, start_step: int = 0, pin: bool = False) -> DataLoader[Batch]:
+        """Batches for steps `start_step` .. `max_steps` - 1."""
+        dataset = self.dataset("train", seed)
+        sampler = StepSampler(
+            len(dataset),
+            total_batch,
+            max_steps,
+            seed,
+            start_step,
+            aspect_groups(dataset.sizes()) if self.group_by_aspect else None,
+            repeat_factors(dataset.labels(), self.repeat_threshold) if self.repeat_threshold else None,
+        )
+        return self._loader(dataset, sampler, pin)
+
+    def test_loader(self, split: str, batch: int, most: int | None = None, pin: bool = False) -> DataLoader[Batch]:
+        """The (first `most`) images of a split once, in the file's order, with the test transforms."""
+        dataset = self.dataset(split)
+        dataset.transforms = self.transforms["val"]
+        items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
+        return self._loader(dataset, [items[i : i + batch] for i in range(0, len(items), batch)], pin)
+
+    def _loader(self, dataset: CocoDataset, sampler: StepSampler | list[list[tuple[int, int, int]]], pin: bool) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate, divisor=self.divisor),
+            pin_memory=pin,
+            timeout=self.timeout if self.num_workers else 0,
+        )
+
+
+class ScenesSource(CocoSource):
+    """The embedded data set: made under `root` where it is missing. Other keys: `CocoSource`."""
+
+    def __init__(self, root: str, num_train: int = 1500, num_val: int = 150, size: int = 256, scenes_seed: int = 0, **keys: Any) -> None:
+        super().__init__(root=root, **keys)
+        self.arguments: dict[str, int] = {"num_train": num_train, "num_val": num_val, "size": size, "seed": scenes_seed}
+
+    def prepare(self) -> None:
+        """Writes the pictures (seconds) unless they are there. Raises UserError for a folder that holds something else."""
+        try:
+            make_scenes(str(self.root), **self.arguments)
+        except ValueError as error:
+            raise UserError(str(error)) from error

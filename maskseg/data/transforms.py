@@ -1,0 +1,114 @@
+"""Changes of a sample. Each is called with the sample and a random generator that is a function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from maskseg.data.sample import Sample
+from maskseg.errors import UserError
+from maskseg.geometry import Geometry
+
+
+class Transform(Protocol):
+    """Sample -> sample."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
+
+
+class Flip:
+    """Left-right and up-down flips, with a probability each."""
+
+    def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
+        self.horizontal, self.vertical = horizontal, vertical
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        across, down = rng.random(2)
+        if across < self.horizontal:
+            sample = sample.move(sample.image.flip(-1), Geometry.flip_x(*sample.size))
+        if down < self.vertical:
+            sample = sample.move(sample.image.flip(-2), Geometry.flip_y(*sample.size))
+        return sample
+
+
+class ResizeShortestEdge:
+    """The shorter side becomes one of `sizes` (drawn), the longer at most `max_size`, in pixels (Faster R-CNN's custom)."""
+
+    def __init__(self, sizes: Sequence[int] = (800,), max_size: int = 1333) -> None:
+        if not sizes or min(sizes) < 1 or max_size < max(sizes):
+            raise UserError(f"resize: sizes must be positive and at most max_size, got {list(sizes)} and {max_size}")
+        self.sizes, self.max_size = list(sizes), max_size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = sample.size
+        short = self.sizes[int(rng.integers(len(self.sizes)))]
+        scale = min(short / min(height, width), self.max_size / max(height, width))
+        return _resize(sample, round(height * scale), round(width * scale))
+
+
+class ScaleJitterCrop:
+    """Large scale jitter (Ghiasi et al., "Simple Copy-Paste", section 3): the image is scaled to fit `size` x `size`, times a factor drawn from
+    `scale`, and where it is larger than that a window of `size` is cut out; a smaller one is padded when it is batched."""
+
+    def __init__(self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), min_pixels: float = 1.0) -> None:
+        self.size, self.scale, self.crop = size, (float(scale[0]), float(scale[1])), RandomCrop(size, min_pixels)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = sample.size
+        factor = float(rng.uniform(*self.scale)) * min(self.size / height, self.size / width)
+        return self.crop(_resize(sample, round(height * factor), round(width * factor)), rng)
+
+
+class RandomCrop:
+    """A window of `size` x `size` at the image's own scale, the whole side where it is shorter. Objects of which fewer than `min_pixels`
+    are left go."""
+
+    def __init__(self, size: int, min_pixels: float = 1.0) -> None:
+        self.size, self.min_pixels = size, min_pixels
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = (min(side, self.size) for side in sample.size)
+        top = int(rng.integers(sample.size[0] - height + 1))
+        left = int(rng.integers(sample.size[1] - width + 1))
+        if (height, width) == sample.size:
+            return sample
+        image = sample.image[:, top : top + height, left : left + width]
+        return sample.move(image, Geometry.crop(left, top, height, width), self.min_pixels)
+
+
+class ColorJitter:
+    """Brightness, contrast and saturation by a factor from 1 - x to 1 + x, hue by a turn from -x to x, in a drawn order."""
+
+    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0) -> None:
+        if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+            raise UserError("color jitter: strengths must not be negative, and hue is at most 0.5")
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        image = sample.image
+        around_one = (
+            (F.adjust_brightness, self.brightness),
+            (F.adjust_contrast, self.contrast),
+            (F.adjust_saturation, self.saturation),
+            (F.adjust_hue, self.hue),
+        )
+        for i in rng.permutation(len(around_one)):
+            change, strength = around_one[i]
+            if strength:
+                middle = 0.0 if change is F.adjust_hue else 1.0
+                low = middle - strength if middle == 0 else max(0.0, 1.0 - strength)
+                image = change(image, float(rng.uniform(low, middle + strength)))
+        return replace(sample, image=image)
+
+
+def _resize(sample: Sample, height: int, width: int) -> Sample:
+    height, width = max(height, 1), max(width, 1)
+    if (height, width) == sample.size:
+        return sample
+    image: Tensor = F.resize(sample.image, [height, width], antialias=True)
+    return sample.move(image, Geometry.resize(*sample.size, height, width))

@@ -1,0 +1,53 @@
+"""Parameter groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import cos, pi
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups. Without `decay_norms_and_biases`, vectors (norm weights, all biases) are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if decay_norms_and_biases:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _warm(step: int, warmup_steps: int, warmup_factor: float) -> float:
+    """Linear from `warmup_factor` to 1 over the first steps (Goyal et al., section 2.2)."""
+    if step >= warmup_steps:
+        return 1.0
+    return warmup_factor + (1 - warmup_factor) * step / warmup_steps
+
+
+def multistep(
+    optimizer: Optimizer,
+    max_steps: int,
+    milestones: Sequence[float] = (2 / 3, 8 / 9),
+    gamma: float = 0.1,
+    warmup_steps: int = 1000,
+    warmup_factor: float = 0.001,
+) -> LambdaLR:
+    """The rate times `gamma` at each milestone, a share of `max_steps` (of the 1x schedule's 90k steps: 60k and 80k)."""
+    steps = [round(m * max_steps) for m in milestones]
+    return LambdaLR(optimizer, lambda step: _warm(step, warmup_steps, warmup_factor) * gamma ** bisect_right(steps, step))
+
+
+def cosine(optimizer: Optimizer, max_steps: int, final_factor: float = 0.0, warmup_steps: int = 1000, warmup_factor: float = 0.001) -> LambdaLR:
+    """Half a cosine from the full rate to `final_factor` of it (Loshchilov and Hutter, eq. 5, without restarts)."""
+
+    def factor(step: int) -> float:
+        done = min(max(step - warmup_steps, 0) / max(max_steps - warmup_steps, 1), 1.0)
+        return _warm(step, warmup_steps, warmup_factor) * (final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * done)))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,257 @@
+"""COCO's average precision and recall of boxes and masks.
+
+The numbers are read from the accumulated precision and recall tables, not from `COCOeval.summarize`, which reports AP at 100 detections
+whatever the limit is. As COCO does, a number for which there is no truth (no small object, say) is -1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from maskseg.errors import UserError
+from maskseg.evaluation.rows import Row, detection_rows
+from maskseg.evaluation.table import metrics_table
+from maskseg.structures import Batch, Categories, Outputs
+
+Metrics = dict[str, float]
+Floats = NDArray[np.float64]
+
+KINDS = ("bbox", "segm")
+THRESHOLDS, RECALLS, AREAS = 10, 101, ("", "s", "m", "l")  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:1, object sizes
+_AP50, _AP75 = 0, 5
+
+
+class CocoEvaluator:
+    """Collects detections image by image and compares them with a COCO ground truth. One evaluator serves one evaluation.
+
+    rows: COCO result rows so far; image_ids: the images seen so far: only these are evaluated. An image that comes a second time (a
+    sampler that pads its last batch) is ignored, with its rows.
+    """
+
+    def __init__(
+        self,
+        ground_truth: dict[str, Any],
+        categories: Categories,
+        *,
+        max_detections: int = 100,
+        backend: str = "pycocotools",
+        iou_types: Sequence[str] = KINDS,
+    ) -> None:
+        """ground_truth: a checked COCO data set (every annotation has id, image_id, category_id, bbox, area, iscrowd, segmentation);
+        it is not changed. categories: the classes that are evaluated, truth of others is ignored.
+
+        max_detections: the highest-scored detections of an image and class that count. backend: `pycocotools`, or `faster` for
+        faster-coco-eval (the same numbers in less time).
+        Raises UserError for an unknown or missing backend, an unknown IoU type, or truth without masks where masks are evaluated.
+        """
+        if max_detections < 1:
+            raise UserError(f"max_detections must be at least 1, got {max_detections}")
+        if not iou_types or any(kind not in KINDS for kind in iou_types):
+            raise UserError(f"iou_types must be some of {', '.join(KINDS)}, got {list(iou_types)}")
+        self.categories = categories
+        self.iou_types = tuple(iou_types)
+        self.limits = sorted({n for n in (1, 10) if n < max_detections} | {max_detections})
+        self.rows: list[Row] = []
+        self.image_ids: list[int] = []
+        self._backend = _load_backend(backend)
+        self._images = {int(i["id"]): i for i in ground_truth["images"]}
+        known = set(categories.ids)
+        self._truths = [a for a in ground_truth.get("annotations", []) if a["category_id"] in known]
+        if "segm" in self.iou_types:
+            _require_masks(self._truths)
+        self._seen: set[int] = set()
+        self._tables: dict[str, tuple[Floats, Floats]] = {}
+
+    def update(self, batch: Batch, outputs: Outputs) -> None:
+        """Adds what a model found in a batch, moved to the images' own frames. Masks are pasted only if they are evaluated."""
+        self.add_rows(batch.image_ids, detection_rows(batch, outputs, self.categories, masks="segm" in self.iou_types))
+
+    def add_rows(self, image_ids: Iterable[int], rows: Iterable[Row]) -> None:
+        """Adds images and their COCO result rows from elsewhere: another process (one call for each), a file.
+
+        image_ids: all images that were looked at, those where nothing was found too.
+        Raises UserError for an image that the truth does not have, and for a row that does not fit (its image, class, score, mask).
+        """
+        wanted = {int(i) for i in image_ids}
+        unknown = sorted(wanted - self._images.keys())
+        if unknown:
+            raise UserError(f"image {unknown[0]} is not in the ground truth ({len(unknown)} of {len(wanted)} images are not)")
+        new = wanted - self._seen
+        known, masks = set(self.categories.ids), "segm" in self.iou_types
+        chosen: list[Row] = []
+        for row in rows:
+            if row["image_id"] not in wanted:
+                raise UserError(f"a result row is of image {row['image_id']}, which is not among the images given with it")
+            if row["image_id"] in new:
+                self._check(row, known, masks)
+                chosen.append(row)
+        self.rows += chosen
+        self.image_ids += sorted(new)
+        self._seen |= new
+        self._tables.clear()
+
+    def compute(self) -> Metrics:
+        """All numbers of the images seen, in [0, 1], or -1 where there is no truth: for each IoU type `bbox/AP`, `AP50`, `AP75`, `APs`,
+        `APm`, `APl` (objects under 32^2, under 96^2 and larger), recalls `AR1`, `AR10`, `AR<max_detections>`, `ARs`, `ARm`, `ARl`.
+        """
+        metrics: Metrics = {}
+        for kind in self.iou_types:
+            precision, recall = self._table(kind)
+            best = precision[..., -1]  # at the largest number of detections: [T, R, K, A]
+            metrics[f"{kind}/AP"] = _mean(best[..., 0])
+            metrics[f"{kind}/AP50"] = _mean(best[_AP50, ..., 0])
+            metrics[f"{kind}/AP75"] = _mean(best[_AP75, ..., 0])
+            metrics |= {f"{kind}/AP{size}": _mean(best[..., a]) for a, size in enumerate(AREAS) if size}
+            metrics |= {f"{kind}/AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(self.limits)}
+            metrics |= {f"{kind}/AR{size}": _mean(recall[:, :, a, -1]) for a, size in enumerate(AREAS) if size}
+        return metrics
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP of each class by IoU type and name: {"segm": {"cat": 0.41, ...}}; -1 for a class without truth in the images seen."""
+        return {kind: {name: _mean(self._table(kind)[0][:, :, k, 0, -1]) for k, name in enumerate(self.categories.names)} for kind in self.iou_types}
+
+    def table(self) -> str:
+        """The numbers as text: IoU types side by side, then the AP of the classes. `-` where there is no truth."""
+        title = f"images: {len(self.image_ids)}, detections: {len(self.rows)}, evaluated: up to {self.limits[-1]} of a class in an image"
+        return f"{title}\n{metrics_table(self.compute(), self.per_class())}"
+
+    def _check(self, row: Row, known: set[int], masks: bool) -> None:
+        image = row["image_id"]
+        if row["category_id"] not in known:
+            raise UserError(f"a result row of image {image} has the category id {row['category_id']}, which the data set does not have")
+        if not all(map(math.isfinite, (row["score"], *row.get("bbox", ())))):
+            raise UserError(f"a result row of image {image} has a score or box that is not finite: has the training diverged?")
+        for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
+            if kind in self.iou_types and key not in row:
+                raise UserError(f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}")
+        if masks:
+            size, expected = row["segmentation"]["size"], [self._images[image]["height"], self._images[image]["width"]]
+            if list(size) != expected:
+                raise UserError(f"a result mask of image {image} has (height, width) {list(size)}, the image has {expected}")
+
+    def _table(self, kind: str) -> tuple[Floats, Floats]:
+        """Precision [T, R, K, A, M] and recall [T, K, A, M] of the images seen; -1 where there is no truth.
+
+        Class by class: no number depends on another class, and the intermediate results of one class (a dictionary for each image and
+        object size) are freed before the next.
+        """
+        if kind not in self._tables:
+            rows, truths = _by_category(self.rows), _by_category(t for t in self._truths if t["image_id"] in self._seen)
+            precision = np.full((THRESHOLDS, RECALLS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
+            recall = np.full((THRESHOLDS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
+            for k, category in enumerate(self.categories.ids):
+                if truths[category]:
+                    precision[:, :, k], recall[:, k] = self._one_class(kind, truths[category], rows[category])
+            self._tables[kind] = precision, recall
+        return self._tables[kind]
+
+    def _one_class(self, kind: str, truths: list[Row], rows: list[Row]) -> tuple[Floats, Floats]:
+        """Precision [T, R, A, M] and recall [T, A, M] of one class."""
+        dataset_type, evaluator_type = self._backend
+        # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
+        ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
+        images = [{"id": i, "height": self._images[i]["height"], "width": self._images[i]["width"]} for i in ids]
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            truth = _dataset(dataset_type, images, _truth_entries(kind, truths, self._images))
+            found = _dataset(dataset_type, images, _row_entries(kind, rows))
+            evaluator = evaluator_type(truth, found, kind)
+            evaluator.params.maxDets = self.limits
+            evaluator.evaluate()
+            evaluator.accumulate()
+        return evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0]
+
+
+def _mean(values: Floats) -> float:
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else -1.0
+
+
+def _by_category(rows: Iterable[Row]) -> defaultdict[int, list[Row]]:
+    groups: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["category_id"]].append(row)
+    return groups
+
+
+def _load_backend(name: str) -> tuple[Any, Any]:
+    """The data set class and the evaluator class of a backend."""
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if name == "faster":
+        try:
+            from faster_coco_eval import COCO as FasterCOCO  # noqa: N811
+            from faster_coco_eval import COCOeval_faster
+        except ImportError as error:
+            raise UserError("the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]") from error
+        return FasterCOCO, COCOeval_faster
+    raise UserError(f"the evaluation backend must be pycocotools or faster, not {name!r}")
+
+
+def _require_masks(truths: list[Row]) -> None:
+    bare = [t for t in truths if not t.get("segmentation")]
+    if bare:
+        raise UserError(
+            f"annotation {bare[0]['id']} of image {bare[0]['image_id']} has no segmentation ({len(bare)} of {len(truths)} annotations "
+            "have none): evaluate boxes only with iou_types ['bbox'], or add the masks"
+        )
+
+
+def _dataset(dataset_type: Any, images: list[Row], annotations: list[Row]) -> Any:
+    """A data set in the backend's class, without `loadRes`, which raises for no rows at all and writes into those it gets."""
+    dataset = dataset_type()
+    categories = [{"id": a["category_id"]} for a in annotations[:1]]
+    dataset.dataset = {"images": images, "annotations": annotations, "categories": categories}
+    dataset.createIndex()
+    return dataset
+
+
+def _entry(index: int, source: Row, area: float, crowd: int) -> Row:
+    # Ids count from 1 here: the evaluators take the id of a match for a truth value, so that 0 would be a miss.
+    shared = {"image_id": source["image_id"], "category_id": source["category_id"]}
+    return {"id": index + 1, **shared, "area": area, "iscrowd": crowd}
+
+
+def _truth_entries(kind: str, truths: list[Row], images: dict[int, Row]) -> list[Row]:
+    """Annotations with only what the evaluation of `kind` reads; masks as RLE, so that all backends compare the same pixels."""
+    entries = []
+    for i, truth in enumerate(truths):
+        entry = _entry(i, truth, truth["area"], int(truth.get("iscrowd", 0)))
+        if kind == "bbox":
+            entry["bbox"] = truth["bbox"]
+        else:
+            image = images[truth["image_id"]]
+            entry["segmentation"] = _compressed(truth["segmentation"], image["height"], image["width"])
+        entries.append(entry)
+    return entries
+
+
+def _row_entries(kind: str, rows: list[Row]) -> list[Row]:
+    """As above for detections. The object size of a mask is its own area: with a `bbox` in a row, `loadRes` would take that of the box."""
+    if kind == "bbox":
+        areas, key = [r["bbox"][2] * r["bbox"][3] for r in rows], "bbox"
+    else:
+        # One call a mask: `area` of more than 255 at once overflows inside pycocotools.
+        areas, key = [float(coco_mask.area(r["segmentation"])) for r in rows], "segmentation"
+    return [_entry(i, r, areas[i], 0) | {"score": r["score"], key: r[key]} for i, r in enumerate(rows)]
+
+
+def _compressed(segmentation: Any, height: int, width: int) -> Row:
+    """A COCO segmentation (polygons, run lengths or compressed RLE) as compressed RLE."""
+    if isinstance(segmentation, list):
+        parts = coco_mask.frPyObjects(segmentation, height, width)
+        return dict(coco_mask.merge(parts))
+    if isinstance(segmentation["counts"], list):
+        return dict(coco_mask.frPyObjects(segmentation, height, width))
+    return dict(segmentation)

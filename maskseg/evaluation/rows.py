@@ -1,0 +1,97 @@
+"""Detections -> rows of COCO's result format, one image at a time: masks become RLE at once, so that memory stays flat."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskseg.errors import UserError
+from maskseg.geometry import Geometry
+from maskseg.masks import Rle
+from maskseg.structures import Batch, Categories, Outputs, Regions
+
+Row = dict[str, Any]  # {"image_id", "category_id", "bbox": [x, y, w, h], "score", "segmentation": RLE}, the last only with masks
+
+_DECIMALS = 3  # of a box, in pixels
+
+
+def to_original(detections: Regions, index: int, size: Sequence[int], original_size: Sequence[int]) -> Regions:
+    """The detections of one image, moved from the padded batch to the frame of the image's file.
+
+    size: (height, width) of the image in the batch, without the padding (which lies at the right and the bottom, so that it only has to be
+    cut off); original_size: (height, width) of the file. Boxes are scaled and cut at the border (one that lies in the padding becomes
+    empty), masks follow by `Masks.warp`. Order, scores and labels stay.
+    """
+    geometry = Geometry.resize(int(size[0]), int(size[1]), int(original_size[0]), int(original_size[1]))
+    rows = torch.nonzero(detections.image_index == index).squeeze(1)
+    found = detections[rows]
+    masks = None if found.masks is None else found.masks.warp(geometry)
+    return replace(found, boxes=geometry.boxes(found.boxes), masks=masks)
+
+
+def detection_rows(batch: Batch, outputs: Outputs, categories: Categories, *, masks: bool = True) -> list[Row]:
+    """Detections of a batch as COCO result rows in the images' own frames.
+
+    Boxes are rounded to a thousandth of a pixel; scores are not rounded, as that would make ties. `segmentation` is there where the
+    detections have masks, unless `masks` is False (boxes only: nothing is pasted). Raises ValueError where detections have no labels.
+    """
+    detections = (outputs.detections if masks else replace(outputs.detections, masks=None)).to("cpu")
+    if detections.labels is None:
+        raise ValueError("detections have no labels: are these proposals?")
+    sizes, originals = batch.sizes.tolist(), batch.original_sizes.tolist()
+    rows: list[Row] = []
+    for index, image_id in enumerate(batch.image_ids):
+        rows += _image_rows(image_id, to_original(detections, index, sizes[index], originals[index]), categories)
+    return rows
+
+
+def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[Row]:
+    assert found.labels is not None
+    corners = found.boxes.double()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+    rles: Iterable[Rle | None] = [None] * len(found) if found.masks is None else found.masks.to_rle()
+    rows: list[Row] = []
+    for box, label, score, rle in zip(boxes, found.labels.tolist(), found.scores.tolist(), rles, strict=True):
+        row: Row = {
+            "image_id": image_id,
+            "category_id": categories.ids[label],
+            "bbox": [round(v, _DECIMALS) for v in box],
+            "score": score,
+        }
+        if rle is not None:
+            row["segmentation"] = rle
+        rows.append(row)
+    return rows
+
+
+def write_results(path: Path | str, rows: Sequence[Row]) -> None:
+    """COCO's result file: a JSON list of the rows. Written beside the target and renamed, so that no half file is ever seen.
+
+    Raises UserError where it cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            file.write("[")
+            for i, row in enumerate(rows):  # row by row: the whole text of a large set would need as much memory again
+                file.write((",\n" if i else "\n") + json.dumps(row, allow_nan=False))
+            file.write("\n]\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # a temporary file is private; a result file is for everyone
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the results to {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""Pictures in, overlays out."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskseg.errors import UserError
+from maskseg.evaluation.rows import Row
+from maskseg.inference.pictures import draw_detections
+from maskseg.structures import Categories
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
+
+
+def image_files(pattern: str) -> list[Path]:
+    """The image itself, the images of a folder (not of those below it), or those that match a pattern, sorted. Raises UserError for none."""
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    found = list(path.iterdir()) if path.is_dir() else [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute too
+    files = sorted(f for f in found if f.is_file() and f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"input={pattern}: no image there ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def overlay(pixels: Tensor, rows: Sequence[Row], categories: Categories, min_score: float) -> NDArray[np.uint8]:
+    """pixels: uint8 RGB [3, H, W]; rows: its COCO result rows -> the picture with what scores at least `min_score`, uint8 [H', W', 3]."""
+    shown = [row for row in rows if row["score"] >= min_score]
+    boxes = np.array([row["bbox"] for row in shown], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    label = {number: k for k, number in enumerate(categories.ids)}
+    masks = [row["segmentation"] for row in shown] if shown and "segmentation" in shown[0] else None
+    image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return draw_detections(image, boxes, [label[row["category_id"]] for row in shown], [row["score"] for row in shown], masks, categories.names)

@@ -1,0 +1,170 @@
+"""The classifier: its losses and its rule of inference against torchvision's functions, and without regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+
+from maskseg.modules.box_head import BoxClassifier, FCTrunk
+from maskseg.modules.pooling import MultiLevelRoIAlign
+from maskseg.ops.boxes import encode
+from maskseg.structures import Regions, Samples, Targets
+
+K = 4
+SIZES = [(100, 90), (80, 128)]
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+TRUTH = [[(0, 0, 40, 50, 3)], [(50, 50, 60, 80, 1), (0, 0, 20, 20, 0)]]
+
+
+def classifier(scale: float = 1.0, **settings: object) -> BoxClassifier:
+    torch.manual_seed(0)
+    head = BoxClassifier(MultiLevelRoIAlign({"p2": 4, "p3": 8}, 7), FCTrunk(8, 7, 32), K, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        head.scores.weight *= 100 * scale
+        head.deltas.weight *= 300 * scale
+    return head
+
+
+@pytest.fixture
+def features(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"p2": torch.randn((2, 8, 32, 32), generator=generator), "p3": torch.randn((2, 8, 16, 16), generator=generator)}
+
+
+@pytest.fixture
+def samples(make_targets: Callable[..., Targets], make_boxes: Callable[..., Tensor], generator: torch.Generator) -> Samples:
+    boxes = torch.cat([make_boxes(10, *size, generator) for size in SIZES])
+    labels, matched = torch.full((20,), K), torch.zeros(20, dtype=torch.int64)
+    labels[:3], labels[10:13], labels[13:15], matched[10:13], matched[13:15] = 3, 1, 0, 1, 2
+    return Samples(boxes, torch.tensor([0] * 10 + [1] * 10), labels, matched, K, make_targets(TRUTH, SIZES))
+
+
+def test_losses_equal_torchvision(features: dict[str, Tensor], samples: Samples) -> None:
+    head = classifier(beta=1 / 9)
+    found = head.losses(features, samples)
+    logits, deltas = head(features, samples.boxes, samples.image_index)
+    # torchvision's background is class 0, and it wants a box of it too.
+    labels = torch.where(samples.labels == K, 0, samples.labels + 1)
+    wanted = BoxCoder(WEIGHTS).encode([samples.targets.boxes[samples.matched]], [samples.boxes])[0]
+    padded = torch.cat([torch.zeros((20, 4)), deltas.flatten(1)], dim=1)
+    classes, boxes = fastrcnn_loss(logits.roll(1, dims=1), padded, [labels], [wanted])
+    torch.testing.assert_close(found["box_class"], classes)
+    torch.testing.assert_close(found["box_regression"], boxes)
+    assert boxes.item() > 0.1
+
+
+def test_beta_zero_is_the_l1_distance(features: dict[str, Tensor], samples: Samples) -> None:
+    head = classifier()
+    nn.init.zeros_(head.deltas.weight)
+    own = samples.foreground()
+    wanted = encode(samples.targets.boxes[own.matched], own.boxes, WEIGHTS).abs().sum() / 20
+    torch.testing.assert_close(head.losses(features, samples)["box_regression"], wanted)
+
+
+def proposals_of(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int = 60) -> Regions:
+    boxes = torch.cat([make_boxes(count, *size, generator) for size in SIZES])
+    return Regions(boxes, torch.tensor([0] * count + [1] * count), torch.ones(2 * count))
+
+
+def test_predict_equals_torchvision(features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+    head = classifier(min_size=1e-2, max_detections=25, score_threshold=0.1, nms_threshold=0.4)
+    proposals = proposals_of(make_boxes, generator)
+    theirs = RoIHeads(None, None, None, 0.5, 0.5, 512, 0.25, WEIGHTS, 0.1, 0.4, 25)
+    with torch.no_grad():
+        found = head.predict(features, proposals, torch.tensor(SIZES))
+        logits, deltas = head(features, proposals.boxes, proposals.image_index)
+        padded = torch.cat([torch.zeros((120, 4)), deltas.flatten(1)], dim=1)
+        boxes, scores, labels = theirs.postprocess_detections(logits.roll(1, dims=1), padded, list(proposals.boxes.split(60)), SIZES)
+    assert [len(b) for b in boxes] == [int((found.image_index == i).sum()) for i in range(2)] == [25, 25]
+    assert found.labels is not None
+    assert found.labels.tolist() == (torch.cat(labels) - 1).tolist()
+    assert len(found.labels.unique()) > 1
+    torch.testing.assert_close(found.boxes, torch.cat(boxes), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.scores, torch.cat(scores))
+
+
+def test_detections_are_by_image_and_descending_score(
+    features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
+    found = classifier().predict(features, proposals_of(make_boxes, generator), torch.tensor(SIZES))
+    assert (found.image_index.diff() >= 0).all()
+    assert all((found.scores[found.image_index == i].diff() <= 0).all() for i in range(2))
+    assert found.scores.min() > 0.05
+
+
+def test_class_agnostic_has_one_box_for_all_classes(
+    features: dict[str, Tensor], samples: Samples, make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
+    head = classifier(class_agnostic=True)
+    assert head.deltas.out_features == 4
+    logits, deltas = head(features, samples.boxes, samples.image_index)
+    assert logits.shape == (20, K + 1)
+    assert deltas.shape == (20, 1, 4)
+    wide = classifier()
+    wide.load_state_dict(head.state_dict() | {"deltas.weight": head.deltas.weight.repeat(K, 1), "deltas.bias": head.deltas.bias.repeat(K)})
+    torch.testing.assert_close(head.losses(features, samples), wide.losses(features, samples))
+    proposals = proposals_of(make_boxes, generator)
+    ours, theirs = (h.predict(features, proposals, torch.tensor(SIZES)) for h in (head, wide))
+    assert len(ours) > 50
+    torch.testing.assert_close(ours.boxes, theirs.boxes)
+
+
+def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]) -> None:
+    head = classifier(score_threshold=0.15, nms_threshold=1.0)
+    nn.init.zeros_(head.scores.weight)
+    nn.init.zeros_(head.deltas.weight)
+    proposals = Regions(torch.tensor([[0.0, 0.0, 40.0, 40.0]]), torch.tensor([1]), torch.ones(1))
+    found = head.predict(features, proposals, torch.tensor(SIZES))  # every class has a score of 1 / 5
+    assert sorted(found.labels.tolist()) == [0, 1, 2, 3]
+    assert found.image_index.tolist() == [1] * 4
+    head.score_threshold = 0.21
+    assert len(head.predict(features, proposals, torch.tensor(SIZES))) == 0
+
+
+@pytest.mark.parametrize("agnostic", [True, False])
+@pytest.mark.parametrize("kind", ["none", "background"])
+def test_without_objects_the_graph_is_whole(
+    features: dict[str, Tensor], samples: Samples, unreached: Callable[[nn.Module], list[str]], kind: str, agnostic: bool
+) -> None:
+    head = classifier(class_agnostic=agnostic)
+    leaves = {k: v.requires_grad_() for k, v in features.items()}
+    rows = torch.nonzero(samples.labels == K).squeeze(1)[: 0 if kind == "none" else 5]
+    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets)
+    losses = head.losses(leaves, few)
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert losses["box_regression"].item() == 0
+    assert (losses["box_class"].item() > 0) == (kind == "background")
+    sum(losses.values()).backward()
+    assert unreached(head) == []
+    assert all(v.grad is not None for v in leaves.values())
+
+
+def test_zero_proposals_give_zero_detections(features: dict[str, Tensor]) -> None:
+    nothing = Regions(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    found = classifier().predict(features, nothing, torch.tensor(SIZES))
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.labels is not None
+    assert found.labels.dtype == torch.int64
+
+
+def test_boxes_outside_the_image_are_dropped(features: dict[str, Tensor]) -> None:
+    head = classifier(score_threshold=0.0, nms_threshold=1.0)
+    nn.init.zeros_(head.deltas.weight)
+    boxes = torch.tensor([[92.0, 10.0, 99.0, 20.0], [80.0, 10.0, 99.0, 20.0], [89.5, 10.0, 99.0, 20.0]])
+    proposals = Regions(boxes, torch.zeros(3, dtype=torch.int64), torch.ones(3))
+    found = head.predict(features, proposals, torch.tensor(SIZES))
+    assert found.boxes.unique(dim=0).tolist() == [[80.0, 10.0, 90.0, 20.0], [89.5, 10.0, 90.0, 20.0]]
+    head.min_size = 1.0
+    assert head.predict(features, proposals, torch.tensor(SIZES)).boxes.unique(dim=0).tolist() == [[80.0, 10.0, 90.0, 20.0]]
+
+
+def test_trunk_has_as_many_layers_as_asked() -> None:
+    trunk = FCTrunk(8, 7, 32, layers=3)
+    assert [(m.in_features, m.out_features) for m in trunk.layers] == [(392, 32), (32, 32), (32, 32)]
+    assert trunk(torch.zeros((0, 8, 7, 7))).shape == (0, 32)
+    assert trunk(torch.randn((5, 8, 7, 7))).min() == 0  # the last layer has its ReLU too

@@ -1,0 +1,59 @@
+"""Suppression and top-k within groups against one torchvision call a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from maskseg.ops.nms import nms_per_group, top_per_group
+
+
+@pytest.mark.parametrize("count", [200, 3000])
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_nms_equals_one_call_a_group(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int, threshold: float) -> None:
+    boxes = make_boxes(count, 200, 200, generator, least=40)
+    scores, group = torch.rand(count, generator=generator), torch.randint(0, 5, (count,), generator=generator)
+    kept = nms_per_group(boxes, scores, group, threshold)
+    assert (scores[kept].diff() <= 0).all()
+    assert len(kept) < count
+    for g in range(5):
+        rows = torch.nonzero(group == g).squeeze(1)
+        wanted = rows[torchvision.ops.nms(boxes[rows], scores[rows], threshold)]
+        assert kept[group[kept] == g].tolist() == wanted.tolist()
+
+
+def test_nms_does_not_depend_on_the_number_of_the_group(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+    """A batch of 16 images and 80 classes has groups up to 1279; boxes that are shifted apart by it must not lose their precision."""
+    boxes = make_boxes(900, 60, 60, generator, least=6) + 1200
+    scores = torch.rand(900, generator=generator)
+    first = nms_per_group(boxes, scores, torch.zeros(900, dtype=torch.int64), 0.5)
+    last = nms_per_group(boxes, scores, torch.full((900,), 1279), 0.5)
+    assert first.tolist() == last.tolist()
+
+
+def test_nms_literal() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 10.0]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    # An overlap of exactly the threshold survives; another group is not looked at.
+    assert nms_per_group(boxes, scores, torch.tensor([0, 0, 0, 1]), 0.5).tolist() == [0, 1, 3]
+    assert nms_per_group(boxes[:0], scores[:0], torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
+
+
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_top_per_group_equals_topk_of_each(generator: torch.Generator, most: int) -> None:
+    scores, group = torch.rand(300, generator=generator), torch.randint(0, 6, (300,), generator=generator)
+    group[group == 3] = 4  # one group is empty
+    wanted = []
+    for g in range(6):
+        rows = torch.nonzero(group == g).squeeze(1)
+        wanted += rows[scores[rows].topk(min(most, len(rows))).indices].tolist()
+    assert top_per_group(scores, group, most).tolist() == wanted
+    assert top_per_group(scores[:0], group[:0], most).tolist() == []
+
+
+def test_top_per_group_keeps_the_order_of_ties() -> None:
+    assert top_per_group(torch.tensor([0.5, 0.5, 0.9, 0.5]), torch.tensor([1, 0, 1, 1]), 2).tolist() == [1, 2, 0]

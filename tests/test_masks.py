@@ -1,0 +1,314 @@
+"""Masks of files, run lengths and geometry against pycocotools and plain bitmaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from maskseg.geometry import Geometry
+from maskseg.masks import FileMasks, Masks, Polygons, Runs, rle_from_counts, rle_to_bitmaps
+from maskseg.ops import runs
+
+Bitmaps = np.ndarray
+
+
+def counts_of(mask: Bitmaps) -> np.ndarray:
+    """Run lengths by the definition: column by column, zeros first."""
+    flat = np.concatenate([[0], mask.ravel(order="F").astype(int)])
+    return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)), [mask.size]]))
+
+
+def encode(mask: Bitmaps) -> dict:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def random_masks(n: int, height: int | None = None, width: int | None = None, seed: int = 0) -> list[Bitmaps]:
+    """Noise, blocks, full and empty masks."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        h, w = height or int(rng.integers(1, 40)), width or int(rng.integers(1, 40))
+        if i % 2:
+            mask = rng.random((h, w)) < rng.random()
+        else:
+            (y0, y1), (x0, x1) = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
+            mask = np.zeros((h, w), dtype=bool)
+            mask[y0:y1, x0:x1] = True
+        found.append(mask)
+    first = found[0].shape
+    return [*found, np.ones(first, dtype=bool), np.zeros(first, dtype=bool)]
+
+
+def runs_of(mask: Bitmaps) -> Runs:
+    return Runs(np.cumsum(counts_of(mask)), *mask.shape)
+
+
+def file_masks(masks: list[Bitmaps]) -> FileMasks:
+    return FileMasks.from_file([runs_of(m) for m in masks], *masks[0].shape)
+
+
+def star(rng: np.random.Generator, centre: tuple[float, float], radius: float, points: int = 12) -> np.ndarray:
+    angle = np.sort(rng.uniform(0, 2 * np.pi, points))
+    length = radius * rng.uniform(0.4, 1.0, points)
+    return np.stack([centre[0] + length * np.cos(angle), centre[1] + length * np.sin(angle)], axis=1)
+
+
+# Run lengths
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_from_string(seed: int) -> None:
+    big = np.zeros((700, 900), dtype=bool)  # runs of several characters, differences of both signs
+    big[100:650, 50:51] = True
+    big[3:5, 800:] = True
+    for mask in [*random_masks(40, seed=seed), big, ~big]:
+        np.testing.assert_array_equal(runs.counts_from_string(encode(mask)["counts"]), counts_of(mask))
+
+
+def test_counts_from_large_runs() -> None:
+    for counts in ([2**31 + 5], [0, 2**31], [7, 2**30, 2**29, 3, 2**30], [1, 1, 1, 1]):
+        total = sum(counts)
+        rle = coco_mask.frPyObjects({"size": [1, total], "counts": counts}, 1, total)
+        np.testing.assert_array_equal(runs.counts_from_string(rle["counts"]), counts)
+
+
+@pytest.mark.parametrize("text", [b"~", b"/", b"o", b"00o", b"oooooooooooo0", b"\xff"])
+def test_strings_that_are_no_counts(text: bytes) -> None:
+    with pytest.raises(ValueError, match="compressed RLE"):
+        runs.counts_from_string(text)
+
+
+def test_no_counts() -> None:
+    assert runs.counts_from_string(b"").tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_inside(seed: int) -> None:
+    masks = random_masks(20, seed=seed)
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(-5, 45, (2, len(masks), 300))
+    heights, widths = np.array([m.shape for m in masks]).T
+    found = runs.inside([np.cumsum(counts_of(m)) for m in masks], heights, widths, x, y)
+    for i, mask in enumerate(masks):
+        padded = np.pad(mask, 50)
+        np.testing.assert_array_equal(found[i], padded[y[i] + 50, x[i] + 50])
+
+
+def test_spans_rebuild_the_mask() -> None:
+    for mask in random_masks(60):
+        column, top, bottom = runs.spans(np.cumsum(counts_of(mask)), mask.shape[0])
+        again = np.zeros_like(mask)
+        for c, t, b in zip(column, top, bottom, strict=True):
+            assert not again[t:b, c].any()
+            again[t:b, c] = True
+        np.testing.assert_array_equal(again, mask)
+        assert (np.diff(column) >= 0).all()
+
+
+def test_spans_with_empty_runs() -> None:
+    column, top, bottom = runs.spans(np.cumsum([2, 0, 1, 3, 0, 2, 4]), 4)
+    assert [column.tolist(), top.tolist(), bottom.tolist()] == [[0, 1, 1], [3, 0, 2], [4, 2, 4]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_from_crop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for crop in random_masks(80, seed=seed):
+        top, left, below, right = rng.integers(0, 3, 4)
+        whole = np.pad(crop, ((top, below), (left, right)))
+        np.testing.assert_array_equal(runs.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole))
+    assert runs.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]
+
+
+def test_rle_round_trip() -> None:
+    masks = random_masks(20, 17, 23)
+    rles = [rle_from_counts(counts_of(m), 17, 23) for m in masks]
+    assert [r["counts"].encode() for r in rles] == [encode(m)["counts"] for m in masks]
+    np.testing.assert_array_equal(rle_to_bitmaps(rles), np.array(masks))
+    assert rle_to_bitmaps([]).shape == (0, 0, 0)
+
+
+# Masks as run lengths
+
+
+def test_runs_as_pycocotools_has_them() -> None:
+    masks = random_masks(40, 19, 27)
+    found, rles = file_masks(masks), [encode(m) for m in masks]
+    assert isinstance(found, Masks)
+    np.testing.assert_array_equal(found.area(), [m.sum() for m in masks])
+    x, y, w, h = coco_mask.toBbox(rles).T
+    np.testing.assert_array_equal(found.boxes(), np.stack([x, y, x + w, y + h], axis=1))
+    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), np.array(masks))
+    np.testing.assert_allclose(found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6)
+
+
+def test_flips_and_crops_of_runs() -> None:
+    masks = random_masks(20, 19, 27)
+    found, stack = file_masks(masks), np.array(masks)
+    flip_x, flip_y = Geometry.flip_x(19, 27), Geometry.flip_y(19, 27)
+    cases = [
+        (found.warp(flip_x), stack[:, :, ::-1]),
+        (found.warp(flip_y), stack[:, ::-1]),
+        (found.warp(flip_x).warp(flip_y), stack[:, ::-1, ::-1]),
+        (found.warp(flip_x).warp(flip_x), stack),
+        (found.warp(Geometry.crop(5, 3, 11, 13)), stack[:, 3:14, 5:18]),
+        (found.warp(flip_x).warp(Geometry.crop(5, 3, 11, 13)), stack[:, 3:14, ::-1][:, :, 5:18]),
+        (found.warp(Geometry.crop(-2, -4, 30, 40)), np.pad(stack, ((0, 0), (4, 7), (2, 11)))),
+        (found.warp(Geometry.resize(19, 27, 57, 54)), stack.repeat(3, 1).repeat(2, 2)),
+        (found.warp(Geometry.resize(19, 27, 57, 54)).warp(Geometry.flip_x(57, 54)), stack.repeat(3, 1).repeat(2, 2)[:, :, ::-1]),
+    ]
+    for masks_there, expected in cases:
+        check_bitmaps(masks_there, expected)
+
+
+def check_bitmaps(found: FileMasks, expected: Bitmaps) -> None:
+    """Pixels, areas and boxes of masks on whole pixels."""
+    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), expected)
+    np.testing.assert_allclose(found.area(), expected.sum(axis=(1, 2)), rtol=1e-6)
+    x, y, w, h = coco_mask.toBbox([encode(m) for m in expected]).T
+    np.testing.assert_allclose(found.boxes(), np.stack([x, y, x + w, y + h], axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(31, 44), (10, 14), (19, 54), (7, 100)])
+def test_resized_runs_are_sampled_at_pixel_centres(size: tuple[int, int]) -> None:
+    masks = random_masks(20, 19, 27)
+    found = file_masks(masks).warp(Geometry.resize(19, 27, *size))
+    rows = np.floor((np.arange(size[0]) + 0.5) * 19 / size[0]).astype(int)
+    columns = np.floor((np.arange(size[1]) + 0.5) * 27 / size[1]).astype(int)
+    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), np.array(masks)[:, rows[:, None], columns])
+    scale = size[0] / 19 * size[1] / 27
+    np.testing.assert_allclose(found.area(), [m.sum() * scale for m in masks], rtol=1e-5)
+
+
+def test_crops_of_runs_on_a_grid() -> None:
+    masks = random_masks(20, 16, 16)
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]]).expand(len(masks), 4)
+    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes, 16), np.array(masks, dtype=np.float32))
+    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes + 4, 16), np.pad(masks, ((0, 0), (0, 4), (0, 4)))[:, 4:, 4:])
+    coarse = np.array(masks).reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4)) >= 0.5
+    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes, 8), coarse)
+    flipped = file_masks(masks).warp(Geometry.flip_x(16, 16)).crop_resize(boxes, 8)
+    np.testing.assert_array_equal(flipped, coarse[:, :, ::-1])
+
+
+# Masks as polygons
+
+
+def polygons(rng: np.random.Generator, n: int, height: int, width: int) -> list[Polygons]:
+    found = []
+    for _ in range(n):
+        centre = rng.uniform([20, 20], [width - 20, height - 20])
+        parts = [star(rng, tuple(centre), 18.0) for _ in range(rng.integers(1, 3))]
+        found.append(Polygons(tuple(parts)))
+    return found
+
+
+def test_polygons_as_pycocotools_has_them() -> None:
+    shapes = polygons(np.random.default_rng(0), 30, 80, 100)
+    found = FileMasks.from_file(shapes, 80, 100)
+    rles = [coco_mask.merge(coco_mask.frPyObjects([p.ravel().tolist() for p in s.parts], 80, 100)) for s in shapes]
+    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), coco_mask.decode(rles).transpose(2, 0, 1))
+    np.testing.assert_array_equal(found.area(), coco_mask.area(rles))
+    np.testing.assert_allclose(found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6)
+    points = [np.concatenate(s.parts) for s in shapes]
+    expected = np.array([[*p.min(axis=0), *p.max(axis=0)] for p in points])
+    np.testing.assert_allclose(found.boxes(), expected, atol=1e-4)
+
+
+def test_moved_polygons() -> None:
+    square = Polygons((np.array([[4.0, 3.0], [14.0, 3.0], [14.0, 9.0], [4.0, 9.0]]),))
+    found = FileMasks.from_file([square], 20, 30)
+    bitmap = np.zeros((1, 20, 30), dtype=bool)
+    bitmap[0, 3:9, 4:14] = True
+    check_bitmaps(found, bitmap)
+    check_bitmaps(found.warp(Geometry.flip_x(20, 30)), bitmap[:, :, ::-1])
+    check_bitmaps(found.warp(Geometry.flip_y(20, 30)), bitmap[:, ::-1])
+    check_bitmaps(found.warp(Geometry.resize(20, 30, 40, 90)), bitmap.repeat(2, 1).repeat(3, 2))
+    check_bitmaps(found.warp(Geometry.crop(6, 1, 10, 12)), bitmap[:, 1:11, 6:18])
+    check_bitmaps(found.warp(Geometry.crop(6, 5, 10, 12)), bitmap[:, 5:15, 6:18])
+    check_bitmaps(found.warp(Geometry.crop(20, 10, 10, 10)), np.zeros((1, 10, 10), dtype=bool))
+
+
+def test_cut_polygons_by_a_fine_bitmap() -> None:
+    """Cells that a polygon fills to more or less than a half, seen at 16 times the resolution."""
+    rng = np.random.default_rng(1)
+    shapes, size, fine = polygons(rng, 30, 80, 100), 28, 16
+    found = FileMasks.from_file(shapes, 80, 100)
+    boxes = found.boxes() + torch.from_numpy(rng.uniform(-6, 6, (30, 4))).float()
+    targets = found.crop_resize(boxes, size).numpy()
+    for target, shape, box in zip(targets, shapes, boxes.numpy().astype(float), strict=True):
+        scale = size * fine / (box[2:] - box[:2])
+        parts = [((p - box[:2]) * scale).ravel().tolist() for p in shape.parts]
+        whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, size * fine, size * fine)))
+        share = whole.reshape(size, fine, size, fine).mean(axis=(1, 3))
+        assert set(np.unique(target)) <= {0.0, 1.0}
+        assert ((target == 1) != (share >= 0.5)).mean() < 0.03  # pycocotools rounds the outline to a fifth of a cell
+        assert (target[share > 0.95] == 1).mean() > 0.995
+        assert (target[share < 0.05] == 0).mean() > 0.995
+
+
+def test_polygons_and_runs_give_like_targets() -> None:
+    rng = np.random.default_rng(2)
+    shapes = polygons(rng, 20, 80, 100)
+    exact = FileMasks.from_file(shapes, 80, 100)
+    big = exact.warp(Geometry.resize(80, 100, 640, 800)).to_rle()
+    sampled = FileMasks.from_file([Runs(np.cumsum(runs.counts_from_string(r["counts"].encode())), 640, 800) for r in big], 640, 800)
+    boxes = exact.boxes()
+    a, b = exact.crop_resize(boxes, 28), sampled.crop_resize(boxes * 8, 28)
+    assert (a != b).float().mean() < 0.04
+
+
+def test_aligned_targets_are_exact() -> None:
+    square = Polygons((np.array([[4.0, 3.0], [14.0, 3.0], [14.0, 9.0], [4.0, 9.0]]),))
+    both = FileMasks.from_file([square, square], 20, 30)
+    bitmap = np.zeros((20, 30), dtype=bool)
+    bitmap[3:9, 4:14] = True
+    both = FileMasks.cat([both, FileMasks.from_file([runs_of(bitmap)], 20, 30)])
+    boxes = torch.tensor([[4.0, 3.0, 14.0, 9.0], [4.0, 0.0, 24.0, 12.0], [4.0, 0.0, 24.0, 12.0]])
+    found = both.crop_resize(boxes, 4).numpy()
+    assert found[0].all()
+    expected = [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(found[1], expected)
+    np.testing.assert_array_equal(found[2], expected)
+
+
+def test_boxes_without_extent_and_outside() -> None:
+    shapes = [Polygons((np.array([[4.0, 3.0], [14.0, 3.0], [14.0, 9.0]]),)), runs_of(np.ones((20, 30), dtype=bool))] * 2
+    boxes = torch.tensor([[5.0, 5.0, 5.0, 5.0]] * 2 + [[500.0, -90.0, 700.0, -80.0]] * 2)
+    found = FileMasks.from_file(shapes, 20, 30).crop_resize(boxes, 14)
+    assert found.shape == (4, 14, 14)
+    assert not found[2:].any()
+
+
+def test_rows_and_empty_file_masks() -> None:
+    masks = random_masks(3, 9, 11)
+    found = file_masks(masks)
+    chosen = np.array([3, 0])
+    np.testing.assert_array_equal(rle_to_bitmaps(found[torch.tensor([3, 0])].to_rle()), np.array(masks)[chosen])
+    keep = torch.tensor([True, False, True, False, True])
+    np.testing.assert_array_equal(rle_to_bitmaps(found[keep].to_rle()), np.array(masks)[keep.numpy()])
+    for none in (FileMasks.from_file([], 9, 11), found[torch.zeros(0, dtype=torch.int64)], FileMasks.cat([])):
+        assert len(none) == 0
+        assert none.boxes().shape == (0, 4)
+        assert none.area().shape == (0,)
+        assert none.to_rle() == []
+        assert none.iou(found).shape == (0, 5)
+        assert none.crop_resize(torch.zeros(0, 4), 28).shape == (0, 28, 28)
+        assert len(none.warp(Geometry.flip_x(9, 11))) == 0
+    assert len(FileMasks.cat([found, found[keep]])) == 8
+
+
+# Geometry
+
+
+def test_geometry_of_boxes() -> None:
+    boxes = torch.tensor([[2.0, 3.0, 10.0, 7.0], [0.0, 0.0, 30.0, 20.0]])
+    assert Geometry.flip_x(20, 30).boxes(boxes).tolist() == [[20, 3, 28, 7], [0, 0, 30, 20]]
+    assert Geometry.flip_y(20, 30).boxes(boxes).tolist() == [[2, 13, 10, 17], [0, 0, 30, 20]]
+    assert Geometry.resize(20, 30, 40, 15).boxes(boxes).tolist() == [[1, 6, 5, 14], [0, 0, 15, 40]]
+    assert Geometry.crop(5, 4, 10, 12).boxes(boxes).tolist() == [[0, 0, 5, 3], [0, 0, 12, 10]]
+    assert Geometry.crop(12, 8, 5, 5).boxes(boxes[:1]).tolist() == [[0, 0, 0, 0]]
+    assert Geometry.flip_x(20, 30).boxes(torch.zeros(0, 4)).shape == (0, 4)
+    assert Geometry.resize(20, 30, 41, 61) == Geometry(61 / 30, 0.0, 41 / 20, 0.0, 41, 61)

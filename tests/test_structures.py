@@ -1,0 +1,87 @@
+"""The flat structures: rows and masks follow an index together."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from maskseg.masks import FileMasks, SoftMasks
+from maskseg.structures import Batch, Categories, Regions, Samples, Targets
+
+
+def test_categories_round_trip() -> None:
+    categories = Categories(("cat", "dog", "tree"), (17, 18, 3))
+    assert len(categories) == 3
+    assert categories.to_dict() == {"names": ["cat", "dog", "tree"], "ids": [17, 18, 3]}
+    assert Categories.from_dict(categories.to_dict()) == categories
+
+
+@pytest.mark.parametrize(("names", "ids"), [(("cat",), (1, 2)), (("cat", "dog"), (1, 1))])
+def test_categories_need_one_distinct_id_a_name(names: tuple[str, ...], ids: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="one distinct id a name"):
+        Categories(names, ids)
+
+
+def three_targets(make_targets: Callable[..., Targets]) -> Targets:
+    return make_targets([[(0, 0, 10, 20, 2)], [(5, 5, 9, 9, 0, True), (1, 2, 31, 30, 1)]], [(32, 32), (32, 40)])
+
+
+@pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
+def test_targets_rows_follow_an_index(make_targets: Callable[..., Targets], index: torch.Tensor) -> None:
+    targets = three_targets(make_targets)
+    chosen = targets[index]
+    rows = [2, 0] if index.dtype == torch.int64 else [0, 2]
+    assert len(targets) == 3
+    assert len(chosen) == 2
+    assert chosen.labels.tolist() == [{0: 2, 1: 0, 2: 1}[r] for r in rows]
+    assert chosen.image_index.tolist() == [{0: 0, 1: 1, 2: 1}[r] for r in rows]
+    assert chosen.crowd.tolist() == [False, False]
+    assert torch.equal(chosen.boxes, targets.boxes[rows])
+    assert isinstance(chosen.masks, FileMasks)
+    assert torch.allclose(chosen.masks.boxes(), chosen.boxes)
+    assert chosen.masks.frames.tolist() == [{0: [32, 32], 2: [32, 40]}[r] for r in rows]
+
+
+def test_regions_follow_an_index_with_and_without_masks() -> None:
+    regions = Regions(torch.rand(4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.3, 0.8, 0.7]))
+    chosen = regions[torch.tensor([True, False, False, True])]
+    assert chosen.labels is None
+    assert chosen.masks is None
+    assert chosen.scores.tolist() == pytest.approx([0.9, 0.7])
+    masks = SoftMasks(torch.arange(4.0).view(4, 1, 1), regions.boxes, torch.tensor([[8, 8]] * 4))
+    labelled = Regions(regions.boxes, regions.image_index, regions.scores, torch.tensor([3, 2, 1, 0]), masks)[torch.tensor([3, 1])]
+    assert labelled.labels is not None
+    assert labelled.labels.tolist() == [0, 2]
+    assert isinstance(labelled.masks, SoftMasks)
+    assert labelled.masks.grids.flatten().tolist() == [3.0, 1.0]
+    assert len(labelled[torch.zeros(2, dtype=torch.bool)]) == 0
+
+
+def test_foreground_keeps_the_rows_that_stand_for_an_object(make_targets: Callable[..., Targets]) -> None:
+    targets = three_targets(make_targets)
+    boxes = torch.arange(16.0).view(4, 4)
+    samples = Samples(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([3, 2, 1, 3]), torch.tensor([0, 0, 2, 0]), 3, targets)
+    own = samples.foreground()
+    assert own.boxes.tolist() == boxes[1:3].tolist()
+    assert own.image_index.tolist() == [0, 1]
+    assert own.labels.tolist() == [2, 1]
+    assert own.matched.tolist() == [0, 2]
+    assert own.targets is targets
+
+
+def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch]) -> None:
+    batch = make_batch([(30, 40), (64, 20)], [[(0, 0, 10, 20, 2)], []])
+    assert len(batch) == 2
+    assert batch.images.shape == (2, 3, 64, 64)
+    moved = batch.to("meta")
+    assert moved.targets is not None
+    tensors = [moved.images, moved.sizes, moved.original_sizes, moved.targets.boxes, moved.targets.labels, moved.targets.image_index, moved.targets.crowd]
+    assert all(t.device.type == "meta" for t in tensors)
+    assert moved.image_ids == [0, 1]
+    assert make_batch([(30, 40)]).to("meta").targets is None
+    copy = pickle.loads(pickle.dumps(batch))
+    assert torch.equal(copy.images, batch.images)
+    assert copy.targets.masks.to_rle() == batch.targets.masks.to_rle()

@@ -1,0 +1,29 @@
+"""Evaluates a trained model: python tools/evaluate.py checkpoint=... output=DIR"""
+
+from __future__ import annotations
+
+import sys
+
+from maskseg import cli, pipeline
+
+USAGE = """
+COCO evaluation of a checkpoint, on the data it was validated with or on other data.
+Writes metrics.json, per_class.json, detections.json and pictures.png.
+
+  python tools/evaluate.py checkpoint=runs/scenes_r18/TIME output=DIR
+  python tools/evaluate.py checkpoint=best.pt output=DIR split=train evaluation.max_images=500
+  python tools/evaluate.py checkpoint=best.pt output=DIR data=custom data.val_json=VAL.json data.images=IMAGES
+  python tools/evaluate.py checkpoint=best.pt output=DIR evaluation.backend=faster trainer.precision=bf16
+  python tools/evaluate.py checkpoint=best.pt output=DIR model.classifier.max_detections=300 model.classifier.score_threshold=0.01
+
+Other keys: those of the checkpoint's own config (config.yaml beside it).
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console entry point; -> the exit code."""
+    return cli.run(lambda words: pipeline.evaluate(words) and None, USAGE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
