@@ -47,7 +47,7 @@ def test_losses_reach_every_parameter(make_model: Model, make_batch: Batches, un
 
 def test_losses_fall_when_one_batch_is_learnt(make_model: Model, make_batch: Batches) -> None:
     model, batch = make_model().train(), make_batch(SIZES, TRUTH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     history = []
     for _ in range(12):
         loss = sum(model(batch).values())
@@ -55,7 +55,7 @@ def test_losses_fall_when_one_batch_is_learnt(make_model: Model, make_batch: Bat
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert max(history[-3:]) < 0.8 * history[0]
+    assert max(history[-3:]) < 0.75 * history[0]
 
 
 EMPTY: dict[str, list[list[tuple[float, ...]]]] = {

@@ -78,7 +78,8 @@ def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch
     assert batch.images.shape == (2, 3, 64, 64)
     moved = batch.to("meta")
     assert moved.targets is not None
-    tensors = [moved.images, moved.sizes, moved.original_sizes, moved.targets.boxes, moved.targets.labels, moved.targets.image_index, moved.targets.crowd]
+    truth = moved.targets
+    tensors = [moved.images, moved.sizes, moved.original_sizes, truth.boxes, truth.labels, truth.image_index, truth.crowd]
     assert all(t.device.type == "meta" for t in tensors)
     assert moved.image_ids == [0, 1]
     assert make_batch([(30, 40)]).to("meta").targets is None

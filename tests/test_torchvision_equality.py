@@ -33,7 +33,7 @@ from maskseg.structures import Batch, Targets
 K = 80
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 EVERYTHING = 10**6  # a quota that no image fills: both sides draw all anchors and regions there are
-WIDE, TALL = "000000522713.jpg", "000000460347.jpg"  # 640 x 480 and 427 x 640
+WIDE, TALL = "000000025560.jpg", "000000322864.jpg"  # 640 x 480 and 427 x 640, with objects cut off at the bottom and at the right
 SETTINGS = [("resnet50", 0.0), ("resnet18", 1e-5)]
 
 
@@ -56,10 +56,11 @@ def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.eps = eps
+            # Small variances, as trained weights have them: there the eps matters.
             module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            module.running_var.uniform_(0.5e-3, 1.5e-3)
             module.bias.normal_(0, 0.1)
-            module.weight.uniform_(0.8, 1.2).mul_(0.2 if name.endswith(last) else 1)
+            module.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * (0.2 if name.endswith(last) else 1))
     scales = {model.rpn.head.cls_logits: 5, model.rpn.head.bbox_pred: 3, model.roi_heads.box_predictor.bbox_pred: 20}
     with torch.no_grad():
         for layer, factor in (scales | {model.roi_heads.box_predictor.cls_score: 30}).items():
@@ -123,7 +124,7 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
         assert isinstance(own.masks, SoftMasks)
         assert own.labels is not None
         assert len(own) == len(theirs_["boxes"]) == 100
-        assert len(own.labels.unique()) > 3
+        assert len(own.labels.unique()) > 1
         assert own.labels.tolist() == (theirs_["labels"] - 1).tolist()
         worst["box"] = max(worst["box"], (own.boxes - theirs_["boxes"]).abs().max().item())
         worst["score"] = max(worst["score"], (own.scores - theirs_["scores"]).abs().max().item())
@@ -146,9 +147,7 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
     ],
     ids=["inexact-p6", "padded", "two-sizes"],
 )
-def test_detections_equal_torchvision(
-    models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path, names: list[str], padded: tuple[int, int]
-) -> None:
+def test_detections_equal_torchvision(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path, names: list[str], padded: tuple[int, int]) -> None:
     folder = shared_data / "coco_tiny" / "val2017"
     images = [load(folder, n) for n in names]
     assert to_batch(images).images.shape[-2:] == padded
@@ -196,7 +195,7 @@ TERMS = {
 
 
 def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Differences of each loss, and of each gradient relative to its largest element."""
+    """Relative differences of each loss, and of each gradient, by its norm."""
     ours, theirs = models
     images = [load(shared_data / "coco_tiny" / "val2017", n) for n in names]
     targets, their_targets = both_targets(annotations(shared_data, names))
@@ -205,20 +204,21 @@ def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path
         wanted = theirs.train()([i.float() / 255 for i in images], their_targets)
         assert set(losses) == set(TERMS)
         assert set(wanted) == set(TERMS.values())
-        assert all(v.item() > 0.01 for v in wanted.values())
+        assert all(v.item() > 1e-4 for v in wanted.values())
         sum(losses.values()).backward()
         sum(wanted.values()).backward()
-        of_losses = {name: abs(losses[name].item() - wanted[theirs_].item()) for name, theirs_ in TERMS.items()}
+        of_losses = {name: abs(losses[name].item() / wanted[theirs_].item() - 1) for name, theirs_ in TERMS.items()}
         their_gradients = from_torchvision({n: p.grad for n, p in theirs.named_parameters()})
         our_gradients = {n: p.grad for n, p in ours.named_parameters()}
         assert set(our_gradients) == set(their_gradients)
-        of_gradients = {n: ((our_gradients[n] - g).abs().max() / g.abs().max()).item() for n, g in their_gradients.items()}
+        of_gradients = {n: ((our_gradients[n] - g).norm() / g.norm()).item() for n, g in their_gradients.items()}
     finally:
         for model in models:
             model.eval().zero_grad()
     return of_losses, of_gradients
 
 
+@pytest.mark.parametrize("models", SETTINGS[1:], indirect=True, ids=["resnet18"])
 def test_losses_and_gradients_equal_torchvision(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path) -> None:
     """Two images of different size, every anchor and region drawn on both sides."""
     losses, gradients = compare_training(models, shared_data, [WIDE, TALL])
@@ -230,5 +230,5 @@ def test_every_tensor_is_renamed_once(models: tuple[GeneralizedRCNN, MaskRCNN]) 
     ours, theirs = models
     names = [our_name(n) for n in theirs.state_dict()]
     assert sorted(names) == sorted(ours.state_dict())
-    with pytest.raises(KeyError, match="'roi_heads.keypoint_head.0.weight' has no place"):
+    with pytest.raises(KeyError, match="has no place in this model"):
         our_name("roi_heads.keypoint_head.0.weight")

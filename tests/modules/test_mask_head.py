@@ -69,7 +69,7 @@ def cell_centres(box: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
-def test_crop_rule_of_polygons_asks_each_cell_centre(generator: torch.Generator) -> None:
+def test_crop_rule_of_polygons_asks_each_cell_centre() -> None:
     """All cells agree whose centre is further from the outline than the half cell that pycocotools rounds by."""
     size, checked = 28, 0
     random = np.random.default_rng(0)

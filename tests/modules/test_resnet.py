@@ -72,17 +72,20 @@ def test_centre_is_the_middle_of_the_receptive_field(name: str, across: bool) ->
         (gradient,) = torch.autograd.grad(map_[0, :, 0, cell].sum() if across else map_[0, :, cell, 0].sum(), images, retain_graph=True)
         profile = gradient.sum(dim=(0, 1, 2) if across else (0, 1, 3))
         seen = torch.nonzero(profile).squeeze(1)
-        assert 0 < seen[0]
+        assert seen[0] > 0
         assert seen[-1] < 1023
         declared = level.centre + cell * level.stride
         assert float(pixels[seen[0]] + pixels[seen[-1]]) / 2 == declared
         assert float((pixels * profile).sum() / profile.sum()) == pytest.approx(declared, abs=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("BN", nn.BatchNorm2d), ("FrozenBN", FrozenBatchNorm2d), ("GN", nn.GroupNorm), ("SyncBN", nn.SyncBatchNorm)])
+NORMS: dict[str, type[nn.Module]] = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": nn.GroupNorm, "SyncBN": nn.SyncBatchNorm}
+
+
+@pytest.mark.parametrize(("norm", "kind"), NORMS.items())
 def test_norms(norm: str, kind: type[nn.Module]) -> None:
     trunk = ResNet("resnet18", norm=norm, norm_eps=1e-3)
-    norms = [m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | nn.GroupNorm | nn.SyncBatchNorm)]
+    norms = [m for m in trunk.modules() if isinstance(m, tuple(NORMS.values()))]
     assert len(norms) == 20
     assert {type(m) for m in norms} == {kind}
     if norm != "GN":
@@ -194,7 +197,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="trunk must be one of resnet18, .*not 'resnet19'"):
+    with pytest.raises(UserError, match=r"trunk must be one of resnet18, .*not 'resnet19'"):
         ResNet("resnet19")
     with pytest.raises(UserError, match="frozen_stages must be 0 to 5, not 6"):
         ResNet("resnet18", frozen_stages=6)
@@ -203,7 +206,7 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file, and torchvision has IMAGENET1K_V1") as error:
         ResNet("resnet18", weights=str(tmp_path / "gone.pth"))
     assert "gone.pth" in one_line(error)
-    with pytest.raises(UserError, match="torchvision has IMAGENET1K_V1, IMAGENET1K_V2, .*for resnet50"):
+    with pytest.raises(UserError, match=r"torchvision has IMAGENET1K_V1, IMAGENET1K_V2, .*for resnet50"):
         ResNet("resnet50", weights="IMAGENET1K_V3")
 
 

@@ -25,7 +25,7 @@ CHANNELS = 16
 LIMITS = {"per_level": 60, "per_image": 40}
 
 
-def both(seed: int = 0, **settings: float) -> tuple[RPN, RegionProposalNetwork]:
+def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
     """Ours and torchvision's, with the same weights."""
     torch.manual_seed(seed)
     theirs = RegionProposalNetwork(
@@ -279,3 +279,5 @@ def test_matched_truth_is_the_anchors_own_image(make_targets: Callable[..., Targ
 def test_wrong_settings_are_named() -> None:
     with pytest.raises(UserError, match="drawn or quota, not 'mean'"):
         grid_rpn(torch.zeros((1, 16)), divide_by="mean")
+    with pytest.raises(UserError, match="per_cell must be 2"):
+        RPN(RPNHead(CHANNELS, 3), AnchorGenerator(SIZES, aspect_ratios=(0.5, 1.0)), STRIDES)

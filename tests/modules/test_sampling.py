@@ -42,7 +42,8 @@ def test_literal_case(make_targets: Callable[..., Targets]) -> None:
 
 def test_a_region_stands_for_the_truth_it_overlaps_most(make_targets: Callable[..., Targets]) -> None:
     targets = make_targets([[(0, 0, 10, 10, 0), (1, 0, 11, 10, 1), (0, 0, 10, 8, 2)]], SIZES[:1])
-    samples = RegionSampler(K, EVERYTHING, 1.0, append_truth=False)(regions([(0.9, 0, 11, 10), (0, 0, 10, 8.5), (0, 0, 10, 9.9)], [0, 0, 0]), targets, 1)
+    proposals = regions([(0.9, 0, 11, 10), (0, 0, 10, 8.5), (0, 0, 10, 9.9)], [0, 0, 0])
+    samples = RegionSampler(K, EVERYTHING, 1.0, append_truth=False)(proposals, targets, 1)
     assert samples.matched.tolist() == [1, 2, 0]
     assert samples.labels.tolist() == [1, 2, 0]
 
@@ -71,6 +72,8 @@ def test_crowds_never_give_negatives_nor_truths(make_targets: Callable[..., Targ
     assert first == [list(map(float, boxes[i])) for i in (2, 3, 5, 6)]
     assert samples.labels[samples.image_index == 0].tolist() == [K, K, 1, K]
     assert int((samples.image_index == 1).sum()) == 7
+    twin = make_targets([[(10, 10, 20, 20, 2, True), (10, 10, 20, 20, 1)]], SIZES[:1])
+    assert RegionSampler(K)(regions([], []), twin, 1).matched.tolist() == [1]  # the crowd's own box is not appended
     loose = RegionSampler(K, EVERYTHING, 0.5, append_truth=False, crowd_overlap=1.0)(regions(boxes, [0] * 7), targets, 2)
     assert len(loose) == 7
 

@@ -22,8 +22,9 @@ def features(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def boxes_of_all_levels(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    boxes = torch.cat([make_boxes(60, 100, 100, generator), make_boxes(60, HEIGHT, WIDTH, generator, least=8), make_boxes(20, HEIGHT, WIDTH, generator, 300)])
-    boxes = torch.cat([boxes, torch.tensor([[0.0, 0.0, 224.0, 224.0], [0.0, 0.0, 112.0, 112.0], [9.0, 9.0, 9.0, 9.0], [0.0, 0.0, WIDTH, HEIGHT]])])
+    fixed = [[0.0, 0.0, 224.0, 224.0], [0.0, 0.0, 112.0, 112.0], [9.0, 9.0, 9.0, 9.0], [0.0, 0.0, WIDTH, HEIGHT]]
+    sizes = [(60, 100, 100, 4.0), (60, HEIGHT, WIDTH, 8.0), (20, HEIGHT, WIDTH, 300.0)]
+    boxes = torch.cat([*(make_boxes(n, h, w, generator, least) for n, h, w, least in sizes), torch.tensor(fixed)])
     return boxes, torch.randint(0, 2, (len(boxes),), generator=generator)
 
 
@@ -58,7 +59,7 @@ def test_aligned_by_default_reads_a_ramp_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "level"), [(0.0, 2), (111.9, 2), (112.0, 3), (223.9, 3), (224.0, 4), (447.9, 4), (448.0, 5), (5000.0, 5)]
+    ("side", "level"), [(0.0, 2), (111.9, 2), (112.0, 3), (223.9, 3), (223.9999, 4), (224.0, 4), (447.9, 4), (448.0, 5), (5000.0, 5)]
 )
 def test_level_of_a_box(side: float, level: int) -> None:
     assert assign_levels(torch.tensor([[10.0, 10.0, 10.0 + side, 10.0 + side]]), 2, 5).tolist() == [level]
@@ -69,7 +70,7 @@ def test_level_of_another_canonical_size() -> None:
     assert assign_levels(boxes, 2, 5, canonical_size=32.0).tolist() == [4, 4, 3]
 
 
-def test_gradients_reach_the_levels_that_were_read(make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]) -> None:
+def test_gradients_reach_the_levels_that_were_read(features: dict[str, Tensor]) -> None:
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     boxes, image = torch.tensor([[8.0, 8.0, 40.0, 40.0], [10.0, 10.0, 330.0, 330.0]]), torch.tensor([1, 0])
     MultiLevelRoIAlign(STRIDES, 7, 2)(leaves, boxes, image).sum().backward()

@@ -1,0 +1,47 @@
+# The few commands there are. VENV=... chooses where the environment lives, PYTHON=... what makes it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help venv venv-dev train test lint types clean
+
+help:
+	@echo "make train      set up, then train the embedded default (ARGS='key=value ...' for more)"
+	@echo "make test       set up with the test tools, then lint, types, tests"
+	@echo "make venv       set up only; VENV=$(VENV), PYTHON=$(PYTHON)"
+	@echo "make lint       ruff"
+	@echo "make types      mypy"
+	@echo "make clean      remove caches (never runs/ or datasets/)"
+
+# A stamp is written last: an environment whose set-up was cut short is set up again.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'maskseg needs Python 3.11 or later, PYTHON=... names another one')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,fast]"
+	touch $@
+
+venv: $(VENV)/.installed
+
+venv-dev: $(VENV)/.installed-dev
+
+train: venv
+	$(BIN)/python tools/train.py $(ARGS)
+
+lint: venv-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv-dev
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -1,0 +1,138 @@
+"""Boxes, areas and crowds of annotations: broken ones are named, empty ones leave, the others stay in step with their masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from maskseg.data.coco import CocoFile, check_coco, read_coco
+from maskseg.errors import UserError
+
+SQUARE = [[4.0, 3.0, 14.0, 3.0, 14.0, 9.0, 4.0, 9.0]]
+PIXELS = 20 * 30
+
+
+def dataset(*annotations: dict[str, Any]) -> dict[str, Any]:
+    """Two images of 20 x 30 pixels, one good annotation (id 1, image 1) and the given ones, on image 2 unless they say otherwise."""
+    good = {"id": 1, "image_id": 1, "category_id": 4, "bbox": [4, 3, 10, 6], "area": 60, "iscrowd": 0, "segmentation": SQUARE}
+    filled = [{"id": 10 + i, "image_id": 2, "category_id": 4, **a} for i, a in enumerate(annotations)]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2)],
+        "annotations": [good, *filled],
+        "categories": [{"id": 4, "name": "cat"}],
+    }
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def errors(folder: Path, content: Any, **keys: Any) -> dict[str, int]:
+    """Kinds and counts of what makes a file unusable; the error carries the same report."""
+    path = write(folder, content)
+    keys.setdefault("max_pixels", 10_000)
+    report = check_coco(path, **keys)
+    with pytest.raises(UserError) as caught:
+        read_coco(path, **keys)
+    assert str(caught.value) == report.text()
+    assert str(path) in report.text()
+    return {kind: found.count for kind, found in report.errors.items()}
+
+
+def cleaned(folder: Path, content: Any) -> tuple[CocoFile, dict[str, int]]:
+    """The file and what was mended in it; pycocotools takes the result."""
+    file = read_coco(write(folder, content), max_pixels=10_000)
+    coco = COCO()
+    coco.dataset = file.to_dict()
+    coco.createIndex()
+    for annotation in coco.anns.values():
+        if annotation["segmentation"]:
+            assert coco.annToMask(annotation).shape == (20, 30)
+        x, y, w, h = annotation["bbox"]
+        assert min(x, y) >= 0
+        assert min(w, h) > 0
+        assert x + w <= 30
+        assert y + h <= 20
+        assert np.isfinite(annotation["area"])
+    return file, {kind: found.count for kind, found in file.report.warnings.items()}
+
+
+def rle(counts: Any, size: Any = (20, 30)) -> dict[str, Any]:
+    return {"size": list(size), "counts": counts}
+
+
+def test_boxes(tmp_path: Path) -> None:
+    boxes = [[5, 5, 0, 4], [5, 5, 4, -1], [600, 5, 1e-7, 1], [40, 5, 4, 4], [-9, -9, 4, 4], [28, 18, 9, 9], [1e300, 1, 1e308, 1], [-5, -5, 90, 90]]
+    file, warnings = cleaned(tmp_path, dataset(*({"bbox": b} for b in boxes)))
+    assert warnings == {
+        "box of no width or height, left out": 4,
+        "annotation outside its image, left out": 2,
+        "bbox that reaches out of its image, cut": 2,
+    }
+    np.testing.assert_array_equal(file.annotations(1).boxes, [[28, 18, 30, 20], [0, 0, 30, 20]])
+    assert [a["bbox"] for a in file.to_dict()["annotations"]][1:] == [[28, 18, 2, 2], [0, 0, 30, 20]]
+
+
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ([1, 1, float("nan"), 2], "bbox with NaN or infinity"),
+        ([float("inf"), 1, 2, 2], "bbox with NaN or infinity"),
+        ([1, 1, 2], "bbox that is not four numbers"),
+        ([1, 1, 2, "x"], "bbox that is not four numbers"),
+        ([1, 1, 2, None], "bbox that is not four numbers"),
+        ("abcd", "bbox that is not four numbers"),
+        ({"x": 1}, "bbox that is not four numbers"),
+        (7, "bbox that is not four numbers"),
+        (None, "annotation with neither bbox nor segmentation"),
+    ],
+)
+def test_broken_boxes(tmp_path: Path, box: Any, kind: str) -> None:
+    assert errors(tmp_path, dataset({"bbox": box})) == {kind: 1}
+
+
+@pytest.mark.parametrize("area", [None, float("nan"), float("inf"), "x", -1, 0, [1], 10**400])
+def test_areas_that_are_none_are_counted(tmp_path: Path, area: Any) -> None:
+    file, _ = cleaned(tmp_path, dataset({"area": area, "segmentation": SQUARE}))
+    assert file.to_dict()["annotations"][1]["area"] == 60.0
+
+
+@pytest.mark.parametrize("crowd", [2, "1", [1], float("nan")])
+def test_broken_crowd_flags(tmp_path: Path, crowd: Any) -> None:
+    assert errors(tmp_path, dataset({"bbox": [1, 1, 2, 2], "iscrowd": crowd})) == {"iscrowd that is neither 0 nor 1": 1}
+
+
+def test_nothing_to_learn_is_a_warning(tmp_path: Path) -> None:
+    content = dataset()
+    content["annotations"][0]["iscrowd"] = 1
+    assert cleaned(tmp_path, content)[1] == {"only crowds": 1}
+    assert cleaned(tmp_path, dataset() | {"annotations": []})[1] == {"no annotations at all": 1}
+    empty = {"images": [], "annotations": [], "categories": []}
+    assert cleaned(tmp_path, empty)[1] == {"no images": 1, "no annotations at all": 1}
+
+
+def test_a_dropped_annotation_leaves_the_others(tmp_path: Path) -> None:
+    """Rows and masks stay in step whatever goes before."""
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[3:9, 4:14] = 1
+    text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    bad = [{"segmentation": [[1, 1]]}, {"bbox": [0, 0, 0, 0]}, {"segmentation": rle([PIXELS])}, {"segmentation": [[-9, -9, -8, -8, -9, -7]]}]
+    good = [{"segmentation": rle(text)}, {"segmentation": SQUARE}, {"bbox": [4, 3, 10, 6], "segmentation": [[0, 0], *SQUARE]}]
+    rng = np.random.default_rng(0)
+    drawn = [(bad + good)[i] | {"image_id": int(rng.integers(1, 3))} for i in rng.integers(0, 7, 200)]
+    file, _ = cleaned(tmp_path, dataset(*drawn))
+    coco = COCO()
+    coco.dataset = file.to_dict()
+    coco.createIndex()
+    assert len(coco.anns) == 1 + sum({k: v for k, v in d.items() if k != "image_id"} in good for d in drawn)
+    for annotation in coco.anns.values():
+        assert annotation["bbox"] == [4, 3, 10, 6]
+        np.testing.assert_array_equal(coco.annToMask(annotation), mask)

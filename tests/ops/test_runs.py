@@ -1,0 +1,102 @@
+"""Run lengths against pycocotools and plain bitmaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from maskseg.ops import runs
+
+Bitmaps = np.ndarray
+
+
+def counts_of(mask: Bitmaps) -> np.ndarray:
+    """Run lengths by the definition: column by column, zeros first."""
+    flat = np.concatenate([[0], mask.ravel(order="F").astype(int)])
+    return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)), [mask.size]]))
+
+
+def encode(mask: Bitmaps) -> dict:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def random_masks(n: int, height: int | None = None, width: int | None = None, seed: int = 0) -> list[Bitmaps]:
+    """Noise, blocks, full and empty masks."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        h, w = height or int(rng.integers(1, 40)), width or int(rng.integers(1, 40))
+        if i % 2:
+            mask = rng.random((h, w)) < rng.random()
+        else:
+            (y0, y1), (x0, x1) = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
+            mask = np.zeros((h, w), dtype=bool)
+            mask[y0:y1, x0:x1] = True
+        found.append(mask)
+    first = found[0].shape
+    return [*found, np.ones(first, dtype=bool), np.zeros(first, dtype=bool)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_from_string(seed: int) -> None:
+    big = np.zeros((700, 900), dtype=bool)  # runs of several characters, differences of both signs
+    big[100:650, 50:51] = True
+    big[3:5, 800:] = True
+    for mask in [*random_masks(40, seed=seed), big, ~big]:
+        np.testing.assert_array_equal(runs.counts_from_string(encode(mask)["counts"]), counts_of(mask))
+
+
+def test_counts_from_large_runs() -> None:
+    for counts in ([2**31 + 5], [0, 2**31], [7, 2**30, 2**29, 3, 2**30], [1, 1, 1, 1]):
+        total = sum(counts)
+        rle = coco_mask.frPyObjects({"size": [1, total], "counts": counts}, 1, total)
+        np.testing.assert_array_equal(runs.counts_from_string(rle["counts"]), counts)
+
+
+@pytest.mark.parametrize("text", [b"~", b"/", b"o", b"00o", b"oooooooooooo0", b"\xff"])
+def test_strings_that_are_no_counts(text: bytes) -> None:
+    with pytest.raises(ValueError, match="compressed RLE"):
+        runs.counts_from_string(text)
+
+
+def test_no_counts() -> None:
+    assert runs.counts_from_string(b"").tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_inside(seed: int) -> None:
+    masks = random_masks(20, seed=seed)
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(-5, 45, (2, len(masks), 300))
+    heights, widths = np.array([m.shape for m in masks]).T
+    found = runs.inside([np.cumsum(counts_of(m)) for m in masks], heights, widths, x, y)
+    for i, mask in enumerate(masks):
+        padded = np.pad(mask, 50)
+        np.testing.assert_array_equal(found[i], padded[y[i] + 50, x[i] + 50])
+
+
+def test_spans_rebuild_the_mask() -> None:
+    for mask in random_masks(60):
+        column, top, bottom = runs.spans(np.cumsum(counts_of(mask)), mask.shape[0])
+        again = np.zeros_like(mask)
+        for c, t, b in zip(column, top, bottom, strict=True):
+            assert not again[t:b, c].any()
+            again[t:b, c] = True
+        np.testing.assert_array_equal(again, mask)
+        assert (np.diff(column) >= 0).all()
+
+
+def test_spans_with_empty_runs() -> None:
+    column, top, bottom = runs.spans(np.cumsum([2, 0, 1, 3, 0, 2, 4]), 4)
+    assert [column.tolist(), top.tolist(), bottom.tolist()] == [[0, 1, 1], [3, 0, 2], [4, 2, 4]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_from_crop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for crop in random_masks(80, seed=seed):
+        top, left, below, right = rng.integers(0, 3, 4)
+        whole = np.pad(crop, ((top, below), (left, right)))
+        np.testing.assert_array_equal(runs.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole))
+    assert runs.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]

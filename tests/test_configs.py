@@ -1,0 +1,382 @@
+"""Every experiment composes and builds; a word of the command line that does not fit is one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from maskseg import cli
+from maskseg import config as configs
+from maskseg.data.source import CocoSource, ScenesSource
+from maskseg.data.transforms import Flip
+from maskseg.engine.trainer import Trainer
+from maskseg.errors import UserError
+from maskseg.modules.mask_head import MaskHead
+from maskseg.rcnn import GeneralizedRCNN
+from maskseg.structures import Batch
+
+NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "trainer.device=cpu"]
+TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=16", "model.classifier.trunk.width=16"]
+TINY += ["model.heads.mask.channels=16", "model.heads.mask.layers=1", *NO_WEIGHTS]
+
+
+def refused(words: list[str], name: str = "train") -> str:
+    with pytest.raises(UserError) as raised:
+        configs.compose(name, words)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def make_batch() -> Batch:
+    sizes = torch.tensor([[64, 64]])
+    return Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""])
+
+
+@pytest.mark.parametrize("experiment", configs.experiments())
+def test_every_experiment_builds(experiment: str) -> None:
+    config = configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS])
+    assert config.name == experiment
+    model = configs.build_model(config)
+    assert isinstance(model, GeneralizedRCNN)
+    assert isinstance(model.heads["mask"], MaskHead)
+    trainer = configs.build(config.trainer)
+    assert isinstance(trainer, Trainer)
+    assert trainer.max_steps == config.trainer.max_steps
+    optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == trainable
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(config.optimizer.lr * config.total_batch / config.trainer.reference_batch)
+    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
+    full = scheduler.lr_lambdas[0](config.scheduler.warmup_steps)
+    end = scheduler.lr_lambdas[0](trainer.max_steps - 1)
+    assert full == pytest.approx(1.0)
+    assert end < 0.02
+    source = configs.build(config.data)
+    assert isinstance(source, CocoSource)
+    assert source.splits() == ["train", "val"]
+    assert all(callable(t) for split in source.transforms.values() for t in split)
+    assert source.transforms["train"]
+
+
+@pytest.mark.parametrize(("experiment", "frozen", "norm"), [("coco_r50_fpn_1x", 2, "FrozenBatchNorm2d"), ("coco_r50_fpn_lsj", 0, "SyncBatchNorm")])
+def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int, norm: str) -> None:
+    model = configs.build_model(configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS]))
+    assert model.backbone.trunk.frozen_stages == frozen  # type: ignore[union-attr]
+    assert norm in {type(m).__name__ for m in model.backbone.trunk.modules()}  # type: ignore[union-attr]
+    assert model.classifier.max_detections == 100  # type: ignore[union-attr]
+    shapes = {name: list(p.shape) for name, p in model.named_parameters() if name.startswith(("classifier.", "heads."))}
+    assert [4, 1024] in shapes.values()  # three classes and background
+    assert [12, 1024] in shapes.values()
+
+
+@pytest.mark.parametrize("words", [["optimizer=adamw"], ["scheduler=cosine"], ["data=custom"], ["debug=smoke"], ["debug=overfit"], ["data=nuclei"]])
+def test_every_choice_composes_and_builds(words: list[str]) -> None:
+    config = configs.compose("train", words)
+    for part in (config.data, config.optimizer, config.scheduler, config.trainer):
+        configs.build(part)
+
+
+def test_the_debug_modes() -> None:
+    smoke = configs.compose("train", ["debug=smoke"])
+    assert (smoke.trainer.max_steps, smoke.data.max_images, smoke.data.num_workers) == (4, 8, 0)
+    overfit = configs.compose("train", ["debug=overfit", "data.root=x"])
+    source = configs.build(overfit.data)
+    assert source.json["val"] == source.json["train"] == "x/train.json"
+    assert source.transforms["train"] == source.transforms["val"] == []
+
+
+def targets(node: Any, path: str = "") -> Iterator[str]:
+    """The paths of all nodes that become an object."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path
+        for key in map(str, node):
+            if not OmegaConf.is_interpolation(node, key):
+                yield from targets(node[key], f"{path}.{key}")
+
+
+def test_no_key_of_a_model_is_ignored() -> None:
+    """Each object's constructor refuses a key that it does not know: what is written in a config is used."""
+    config = configs.compose("train", TINY)
+    paths = list(targets(config.model, "model"))
+    assert len(paths) >= 11
+    configs.build_model(config)
+    for path in paths:
+        changed = config.copy()
+        OmegaConf.set_struct(changed, False)
+        OmegaConf.update(changed, f"{path}.no_such_key", 1, force_add=True)
+        with pytest.raises(UserError, match="no_such_key"):
+            configs.build_model(changed)
+
+
+def test_no_key_of_the_rest_is_ignored() -> None:
+    config = configs.compose("train", NO_WEIGHTS)
+    for group in ("data", "trainer", "optimizer", "scheduler"):
+        OmegaConf.set_struct(config, False)
+        config[group].no_such_key = 1
+        if "_partial_" in config[group]:  # says so when it is called
+            with pytest.raises(TypeError, match="no_such_key"):
+                configs.build(config[group])([nn.Parameter(torch.zeros(1))])
+        else:
+            with pytest.raises(UserError, match="no_such_key"):
+                configs.build(config[group])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trainer.max_step=3", "trainer.max_step=3: no such key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
+        ("optimzer.lr=1", "optimzer.lr=1: no such key 'optimzer.lr'; did you mean 'optimizer.lr'?"),
+        ("max_steps=5", "max_steps=5: no such key 'max_steps'; did you mean 'trainer.max_steps'?"),
+        ("model.heads.mask.layer=2", "did you mean 'model.heads.mask.layers'?"),
+        ("qqqqqq=1", "qqqqqq=1: no such key 'qqqqqq'; the keys are those of configs/"),
+        ("trainer.max_steps=many", "trainer.max_steps='many': expected a whole number, such as 1500"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected a whole number"),
+        ("trainer.max_steps=true", "trainer.max_steps=True: expected a whole number"),
+        ("optimizer.lr=fast", "optimizer.lr='fast': expected a number, such as 0.02"),
+        ("data.keep_empty=yes", "data.keep_empty='yes': expected true or false"),
+        ("data.keep_empty=1", "data.keep_empty=1: expected true or false"),
+        ("data.train_transforms=x", "data.train_transforms='x': expected a list"),
+        ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
+        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are coco_r101_fpn_3x, "),
+        ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
+        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are coco, custom, nuclei, scenes)"),
+        ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
+        ("+trainer.foo=3", "+trainer.foo=3: no such key 'trainer.foo'"),
+        ("++trainer.foo=3", "++trainer.foo=3: no such key 'trainer.foo'"),
+        ("trainer.max_steps", "'trainer.max_steps' is not of the form key=value; --help shows commands"),
+        ("--verbose", "'--verbose' is not of the form key=value"),
+        ("data.root=${data.nothing}", "data.nothing"),
+        # BUG where these fail: a value that is no name of the group's, or an optional group's, gets past (or out as a ValueError)
+        ("debug=smok", "debug has no 'smok'; did you mean 'smoke'?"),
+        ("trainer=3", "trainer has no '3'"),
+        ("experiment=null", "experiment has no 'null'"),
+        ("=3", "=3"),
+    ],
+)
+def test_words_that_do_not_fit_are_told_in_one_line(word: str, told: str) -> None:
+    assert told in refused([word])
+
+
+@pytest.mark.parametrize("word", ["trainer.resume=a=b", "optimizer.lr=[1", "data.root=a,b", "data.root=scen(es)", "/model/backbone=fpn"])
+def test_words_that_hydra_cannot_parse_are_named(word: str) -> None:
+    # BUG when it fails: of some of Hydra's messages the user cannot see which word is meant
+    assert word in refused(["seed=1", word])
+
+
+@pytest.mark.parametrize("word", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"])
+def test_null_is_no_number(word: str) -> None:
+    # BUG when it fails: a TypeError with a traceback comes later
+    assert word.split("=")[0] in refused([word])
+
+
+@pytest.mark.parametrize("word", ["data.max_images=all", "data.max_images=2.5", "data.max_images=0", "data.num_workers=-1", "data.divisor=0"])
+def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
+    # BUG when it fails: a default of null takes anything, and no constructor looks at these; a traceback comes later
+    with pytest.raises(UserError, match=word.split(".")[1].split("=")[0]):
+        configs.build(configs.compose("train", [word]).data)
+
+
+def test_a_right_key_of_the_wrong_group() -> None:
+    assert "no such key 'optimizer.betas'" in refused(["optimizer.betas=[0.9,0.99]"])
+    config = configs.compose("train", ["optimizer=adamw", "optimizer.betas=[0.8,0.99]"])
+    assert configs.build(config.optimizer).keywords["betas"] == [0.8, 0.99]
+
+
+def test_whole_numbers_where_a_number_is_meant() -> None:
+    assert configs.compose("train", ["optimizer.lr=1"]).optimizer.lr == 1
+    assert configs.compose("train", ["trainer.resume=auto"]).trainer.resume == "auto"  # null takes a text
+    assert configs.compose("train", ["trainer.resume=null"]).trainer.resume is None
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "maskseg", "masksegevil.x", "torch.optimus.x", "maskseg..os", 3]
+)
+def test_targets_outside_the_allowed_are_refused(target: object) -> None:
+    with pytest.raises(UserError, match=r"_target_ .* is refused"):
+        configs.build({"_target_": target})
+    with pytest.raises(UserError, match=r"_target_ .* is refused"):
+        configs.build({"_target_": "maskseg.data.source.CocoSource", "train_transforms": [{"a": {"_target_": target}}]})
+    with pytest.raises(UserError, match=r"_target_ .* is refused"):
+        configs.build_model(OmegaConf.create({"model": {"_target_": "maskseg.rcnn.GeneralizedRCNN", "backbone": {"trunk": {"_target_": target}}}}))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["maskseg.pipeline.os.system", "maskseg.engine.checkpoint.torch.load", "maskseg.engine.checkpoint.torch.hub.load", "maskseg.pipeline.nn.Linear"],
+)
+def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
+    # BUG when it fails: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;
+    # os.system is only stopped by a list inside Hydra. The object itself must come from the package, not only its name.
+    with pytest.raises(UserError, match="is refused"):
+        configs.check_targets({"_target_": target}, configs.FROM_CHECKPOINT)
+    with pytest.raises(UserError, match="is refused"):
+        configs.check_targets({"_target_": target.replace("maskseg.", "torch.optim.", 1)}, configs.FROM_CHECKPOINT)
+
+
+def test_constructors_that_refuse_say_so_in_one_line() -> None:
+    with pytest.raises(UserError, match="trunk must be one of resnet18"):
+        configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.name=resnet19"]))
+    with pytest.raises(UserError, match=r"trainer\.precision must be one of"):
+        configs.build(configs.compose("train", ["trainer.precision=fp8"]).trainer)
+
+
+def test_weights_that_are_not_there() -> None:
+    with pytest.raises(UserError, match="weights 'IMAGENET1K_V9': no such file, and torchvision has IMAGENET1K_V1"):
+        configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]))
+    # without `pretrained` nothing is looked for
+    configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]), pretrained=False)
+
+
+def test_a_model_without_masks() -> None:
+    # BUG when it fails: an experiment's own numbers for the head, such as scenes_r18's, stay behind as a group without a _target_
+    words = [w for w in TINY if not w.startswith("model.heads")]
+    model = configs.build_model(configs.compose("train", [*words, "~model/heads@model.heads.mask"]))
+    assert isinstance(model, GeneralizedRCNN)
+    assert len(model.heads) == 0
+    assert model.eval().predict(make_batch()).detections.masks is None
+    with_masks = configs.build_model(configs.compose("train", TINY)).eval()
+    assert isinstance(with_masks, GeneralizedRCNN)
+    assert with_masks.predict(make_batch()).detections.masks is not None
+
+
+@lru_cache
+def checkpoint_text(*words: str) -> str:
+    """The config that `train` puts into a checkpoint."""
+    config = configs.compose("train", [*TINY, *words])
+    configs.set_num_classes(config, 3)
+    return configs.to_yaml(config)
+
+
+def test_a_checkpoints_config_with_a_tools_keys() -> None:
+    words = ["checkpoint=best.pt", "output=out", "evaluation.max_images=5", "model.classifier.score_threshold=0.2", "trainer.device=cpu"]
+    config = configs.from_checkpoint(checkpoint_text(), words, "evaluate")
+    assert (config.checkpoint, config.output, config.split, config.pictures) == ("best.pt", "out", "val", 16)
+    assert config.evaluation.max_images == 5
+    assert config.evaluation.max_detections == 100  # still follows the model's key
+    model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
+    assert model.classifier.score_threshold == 0.2  # type: ignore[union-attr]
+    more = configs.from_checkpoint(checkpoint_text(), ["model.classifier.max_detections=300"], "evaluate")
+    assert more.evaluation.max_detections == 300
+
+
+def test_a_checkpoint_of_a_model_without_masks() -> None:
+    words = ["experiment=coco_r50_fpn_1x", *(w for w in TINY if not w.startswith("model.heads"))]
+    config = configs.compose("train", [*words, "~model/heads@model.heads.mask"])
+    model = configs.build_model(configs.from_checkpoint(configs.to_yaml(config), [], "predict"), configs.FROM_CHECKPOINT, pretrained=False)
+    assert isinstance(model, GeneralizedRCNN)
+    assert len(model.heads) == 0
+
+
+def test_a_checkpoint_on_other_data() -> None:
+    text = checkpoint_text("data.test_transforms=[{_target_:maskseg.data.transforms.ResizeShortestEdge,sizes:[64],max_size:100}]")
+    config = configs.from_checkpoint(text, ["data=custom", "data.val_json=v.json", "data.images=pics", "data.num_workers=0"], "evaluate")
+    source = configs.build(config.data)
+    assert type(source) is CocoSource
+    assert (source.json, source.images["val"], source.num_workers) == ({"train": None, "val": "v.json"}, "pics", 0)
+    assert source.num_classes == 3
+    assert source.transforms["val"][0].sizes == [64]
+    own = configs.build(configs.from_checkpoint(text, ["data.root=elsewhere"], "evaluate").data)
+    assert isinstance(own, ScenesSource)
+    assert own.json["val"] == "elsewhere/val.json"
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("split", "'split' is not of the form key=value"),
+        ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
+        ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
+        ("model.classifier.score_threshold=high", "model.classifier.score_threshold='high': expected a number, such as 0.05"),
+        ("data=mine", "data has no 'mine' (there are coco, custom, nuclei, scenes)"),
+        ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
+        ("+new=3", "+new=3: no such key"),
+        ("output=[1", "output=[1"),
+    ],
+)
+def test_words_that_do_not_fit_a_checkpoint(word: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        configs.from_checkpoint(checkpoint_text(), [word], "evaluate")
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["model.backbone.trunk", "data", "optimizer", "trainer", "evaluation"])
+def test_a_checkpoints_config_cannot_name_foreign_code(key: str) -> None:
+    config = OmegaConf.create(checkpoint_text())
+    OmegaConf.update(config, f"{key}._target_", "os.system", force_add=True)
+    with pytest.raises(UserError, match=r"_target_ 'os\.system' is refused"):
+        configs.from_checkpoint(OmegaConf.to_yaml(config), [], "predict")
+    config = OmegaConf.create(checkpoint_text())
+    OmegaConf.update(config, key, {"x": [{"_target_": "shutil.rmtree"}]}, force_add=True)
+    with pytest.raises(UserError, match=r"_target_ 'shutil\.rmtree' is refused"):
+        configs.from_checkpoint(OmegaConf.to_yaml(config), [], "predict")
+
+
+def test_a_target_that_hides_behind_an_interpolation() -> None:
+    config = OmegaConf.create(checkpoint_text())
+    OmegaConf.update(config, "hidden", "os.system", force_add=True)
+    OmegaConf.update(config, "model.backbone.trunk._target_", "${hidden}", force_add=True)
+    with pytest.raises(UserError, match=r"_target_ '\$\{hidden\}' is refused"):
+        configs.from_checkpoint(OmegaConf.to_yaml(config), [], "predict")
+
+
+@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "a: [", "model: 3"])
+def test_a_checkpoint_whose_config_is_none(text: str) -> None:
+    # BUG when it fails: a damaged or foreign config text ends in a traceback
+    with pytest.raises(UserError):
+        configs.build_model(configs.from_checkpoint(text, [], "predict"), configs.FROM_CHECKPOINT, pretrained=False)
+
+
+def test_a_config_survives_the_checkpoint() -> None:
+    config = configs.compose("train", TINY)
+    again = OmegaConf.create(configs.to_yaml(config))
+    assert again == config
+    assert configs.to_yaml(again, resolve=True) == configs.to_yaml(config, resolve=True)
+    assert "${" in configs.to_yaml(config)
+    assert "${" not in configs.to_yaml(config, resolve=True)
+
+
+def test_transforms_from_the_command_line() -> None:
+    word = "data.train_transforms=[{_target_:maskseg.data.transforms.Flip,horizontal:1.0}]"
+    (flip,) = configs.build(configs.compose("train", [word]).data).transforms["train"]
+    assert isinstance(flip, Flip)
+    assert (flip.horizontal, flip.vertical) == (1.0, 0.0)
+
+
+def test_the_folder_of_the_configs() -> None:
+    assert (configs.config_folder() / "train.yaml").is_file()
+    assert len(configs.experiments()) >= 6
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(words: list[str]) -> None:
+        if words == ["error"]:
+            raise UserError("what is wrong")
+        if words == ["stop"]:
+            raise KeyboardInterrupt
+        if words == ["bug"]:
+            raise ZeroDivisionError
+
+    assert cli.run(main, "usage", ["fine"]) == 0
+    assert cli.run(main, "\n usage \n", ["error", "--help"]) == 0
+    assert capsys.readouterr().out == "usage\n"
+    assert cli.run(main, "usage", ["error"]) == 2
+    assert capsys.readouterr().err == "error: what is wrong\n"
+    assert cli.run(main, "usage", ["stop"]) == 130
+    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
+        cli.run(main, "usage", ["bug"])
+
+
+def test_composing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs.compose("train", [])
+    refused(["nothing=1"])
+    assert list(tmp_path.iterdir()) == []
