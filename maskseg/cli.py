@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from maskseg.errors import UserError
+
+# Read when torch is imported, so the tools import this module first. Threads that wait by spinning make a step 7 times slower as soon as one
+# core is busy with something else, a loader's process for example.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | None = None) -> int:

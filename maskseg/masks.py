@@ -168,8 +168,7 @@ class FileMasks:
         is_run = np.array([isinstance(s, Runs) for s in self.shapes], dtype=bool)
         for i in np.flatnonzero(~is_run):
             out[i] = self._rasterise(int(i), corners[i], size)
-        which = np.flatnonzero(is_run)
-        if len(which):
+        if len(which := np.flatnonzero(is_run)):
             samples = 2
             grid = (np.arange(size * samples) + 0.5) / (size * samples)
             b = corners[which]
@@ -289,10 +288,13 @@ class SoftMasks:
 
     def to_rle(self) -> list[Rle]:
         """Each mask is pasted as a crop and encoded from the crop's runs: no full-size bitmap is made."""
-        here = self.to("cpu")
-        rles = []
-        for grid, box, (height, width) in zip(here.grids.float(), here.grid_boxes, here.frames.tolist(), strict=True):
-            values, left, top = paste_crop(grid, box, height, width, self.paste_rule, self.interpolation)
-            crop = (values >= self.threshold).numpy()
-            rles.append(rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width))
+        here, rles, threads = self.to("cpu"), [], torch.get_num_threads()
+        torch.set_num_threads(1)  # the crops are small: threads would wait for each other, 100 times longer on a busy machine
+        try:
+            for grid, box, (height, width) in zip(here.grids.float(), here.grid_boxes, here.frames.tolist(), strict=True):
+                values, left, top = paste_crop(grid, box, height, width, self.paste_rule, self.interpolation)
+                crop = (values >= self.threshold).numpy()
+                rles.append(rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width))
+        finally:
+            torch.set_num_threads(threads)
         return rles

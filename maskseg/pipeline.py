@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from maskseg import config as configs
-from maskseg.data.images import load_image
+from maskseg.data.single import SingleImage
 from maskseg.data.source import CocoSource
 from maskseg.engine.checkpoint import Checkpoint, load_checkpoint, load_weights, newest
 from maskseg.engine.trainer import Trainer, autocast, pick_device
@@ -97,7 +97,7 @@ def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None
 
 def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
     transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
-    return Predictor(model, categories, transforms, pick_device(device), config.data.divisor, config.data.max_pixels)
+    return Predictor(model, categories, SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device))
 
 
 def _checkpoint_word(words: list[str], tool: str) -> Path:
@@ -111,7 +111,14 @@ def _checkpoint_word(words: list[str], tool: str) -> Path:
 def validation(config: Any, source: CocoSource, split: str, categories: Categories) -> Validation:
     """The evaluation of `split` as `config.evaluation` says."""
     numbers = config.evaluation
-    return Validation(source, split, categories, numbers.max_detections, numbers.backend, numbers.batch, numbers.max_images, numbers.pictures)
+    return Validation(
+        lambda: source.test_loader(split, numbers.batch, numbers.max_images),
+        lambda: (source.train if split == "train" else source.val).to_dict(),
+        categories,
+        numbers.max_detections,
+        numbers.backend,
+        numbers.pictures,
+    )
 
 
 def evaluate(words: list[str]) -> dict[str, float]:
@@ -152,7 +159,7 @@ def predict(words: list[str]) -> None:
     output = _made(Path(config.output))
     rows = []
     for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
-        pixels = load_image(file, config.data.max_pixels)
+        pixels = predictor.prepare.read(file)
         batch, outputs = predictor.outputs(pixels, i, file.name)
         found = detection_rows(batch, outputs, categories)
         rows += [{**row, "file_name": str(file)} for row in found]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests that run side by side must not spin in each other's way
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from maskseg.data.collate import collate
-from maskseg.data.images import MAX_PIXELS, load_image
-from maskseg.data.sample import Sample
-from maskseg.data.transforms import Transform
-from maskseg.errors import UserError
 from maskseg.evaluation.rows import to_original
 from maskseg.masks import rle_to_bitmaps
 from maskseg.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch, Categories, Outputs, Regions
-
-AnyImage = str | Path | Image.Image | NDArray[np.uint8]
+from maskseg.structures import Batch, Categories, Outputs
 
 
 @dataclass(frozen=True)
@@ -43,26 +31,26 @@ class Prediction:
         return len(self.boxes)
 
 
+class Prepare(Protocol):
+    """Images as the model was evaluated with them (`data.single.SingleImage`)."""
+
+    def read(self, image: Any) -> Tensor: ...
+
+    def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch: ...
+
+
 class Predictor:
     """Calls the model as the evaluation does: the same transforms, padding and pasting."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        categories: Categories,
-        transforms: Sequence[Transform] = (),
-        device: torch.device | str = "cpu",
-        divisor: int = 32,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
+    def __init__(self, model: nn.Module, categories: Categories, prepare: Prepare, device: torch.device | str = "cpu") -> None:
         self.model, self.categories = cast(GeneralizedRCNN, model.to(device).eval()), categories
-        self.transforms, self.device, self.divisor, self.max_pixels = list(transforms), torch.device(device), divisor, max_pixels
+        self.prepare, self.device = prepare, torch.device(device)
 
-    def __call__(self, image: AnyImage) -> Prediction:
+    def __call__(self, image: Any) -> Prediction:
         """image: a path, a PIL image, or uint8 RGB [H, W, 3]. Raises UserError for something else, or a file that cannot be read."""
-        batch, outputs = self.outputs(self._pixels(image))
+        batch, outputs = self.outputs(self.prepare.read(image))
         size, original = batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
-        found: Regions = to_original(outputs.detections.to("cpu"), 0, size, original)
+        found = to_original(outputs.detections.to("cpu"), 0, size, original)
         labels = cast(Tensor, found.labels)
         masks = torch.zeros((len(found), *original), dtype=torch.bool)
         if found.masks is not None and len(found):
@@ -71,19 +59,5 @@ class Predictor:
 
     def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
         """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        size = (pixels.shape[1], pixels.shape[2])
-        sample = Sample(pixels, torch.zeros(0, 4), nothing, nothing.bool(), None, image_id, name, size)
-        for transform in self.transforms:
-            sample = transform(sample, np.random.default_rng(0))
-        batch = collate([sample], self.divisor).to(self.device)
+        batch = self.prepare(pixels, image_id, name).to(self.device)
         return batch, self.model.predict(batch)
-
-    def _pixels(self, image: AnyImage) -> Tensor:
-        if isinstance(image, str | Path):
-            return load_image(image, self.max_pixels)
-        if isinstance(image, Image.Image):
-            image = np.array(image.convert("RGB"))
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
-            raise UserError("an image is a path, a PIL image or a uint8 RGB array [H, W, 3]")
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

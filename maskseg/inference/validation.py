@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from maskseg.data.source import CocoSource
 from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.evaluation.rows import to_original
 from maskseg.inference.pictures import draw_detections, mosaic, side_by_side
@@ -21,26 +21,26 @@ from maskseg.structures import Batch, Categories, Outputs
 
 
 class Validation:
-    """Called with a model, gives `bbox/AP` ... `segm/AR100` and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients).
+    """batches: every image once, with its truth; truth: the same as a COCO data set (`CocoFile.to_dict`).
+
+    Called with a model, gives `bbox/AP` ... `segm/AR100` and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients).
 
     After a call: `table` (text), `evaluator` (rows, per-class AP), `drawn` (pictures: truth | prediction).
     """
 
     def __init__(
         self,
-        source: CocoSource,
-        split: str,
+        batches: Callable[[], Iterable[Batch]],
+        truth: Callable[[], dict[str, Any]],
         categories: Categories,
         max_detections: int = 100,
         backend: str = "pycocotools",
-        batch: int = 2,
-        max_images: int | None = None,
         pictures: int = 8,
         picture_score: float = 0.5,
     ) -> None:
-        self.source, self.split, self.categories = source, split, categories
-        self.max_detections, self.backend, self.batch = max_detections, backend, batch
-        self.max_images, self.pictures, self.picture_score = max_images, pictures, picture_score
+        self.batches, self.truth, self.categories = batches, truth, categories
+        self.max_detections, self.backend = max_detections, backend
+        self.pictures, self.picture_score = pictures, picture_score
         self.table = ""
         self.drawn: list[Any] = []
         self.evaluator: CocoEvaluator | None = None
@@ -50,14 +50,12 @@ class Validation:
         model.eval()
         rcnn = cast(GeneralizedRCNN, model)
         device = next(model.parameters()).device
-        file = self.source.train if self.split == "train" else self.source.val
         kinds = ["bbox", "segm"] if any(getattr(head, "adds", "") == "masks" for head in rcnn.heads.values()) else ["bbox"]
-        self.evaluator = CocoEvaluator(file.to_dict(), self.categories, max_detections=self.max_detections, backend=self.backend, iou_types=kinds)
+        self.evaluator = CocoEvaluator(self.truth(), self.categories, max_detections=self.max_detections, backend=self.backend, iou_types=kinds)
         self.drawn = []
         sums: dict[str, float] = defaultdict(float)
-        loader = self.source.test_loader(self.split, self.batch, self.max_images)
         images = 0
-        for batch in tqdm(loader, desc="evaluating", leave=False, disable=None):
+        for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None):
             with torch.no_grad():
                 losses = rcnn(batch.to(device))
                 outputs = rcnn.predict(batch.to(device))

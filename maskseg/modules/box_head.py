@@ -73,7 +73,7 @@ class BoxClassifier(nn.Module):
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """-> class logits f32 [R, K + 1] (background last), deltas f32 [R, K or 1, 4]."""
         x = self.trunk(cast(Pooler, self.pooler)(features, boxes, image_index))
-        return self.scores(x).float(), self.deltas(x).float().view(len(boxes), -1, 4)
+        return self.scores(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
 
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`box_class` and `box_regression`."""

@@ -97,9 +97,10 @@ def roi_align_targets(masks: Masks, matched: Tensor, boxes: Tensor, size: int) -
         return boxes.new_zeros((0, size, size))
     needed, row = torch.unique(matched, return_inverse=True)
     single = [rle_to_bitmaps([rle])[0] for rle in masks[needed].to_rle()]
-    bitmaps = np.zeros((len(single), 1, max(m.shape[0] for m in single), max(m.shape[1] for m in single)), dtype=np.float32)
+    bitmaps = np.zeros((len(single), 1, max(m.shape[0] for m in single) + 1, max(m.shape[1] for m in single) + 1), dtype=np.float32)
     for canvas, mask in zip(bitmaps, single, strict=True):
-        canvas[0, : mask.shape[0], : mask.shape[1]] = mask
+        # The last row and column are repeated once: RoIAlign clamps at an image's border, and the canvas may go on behind it.
+        canvas[0, : mask.shape[0] + 1, : mask.shape[1] + 1] = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     rois = torch.cat([row[:, None].to(boxes), boxes], dim=1)
     return torch.as_tensor(roi_align(torch.from_numpy(bitmaps).to(boxes.device), rois, (size, size), 1.0)[:, 0])
 

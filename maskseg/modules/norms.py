@@ -16,9 +16,9 @@ GROUPS = 32  # Group Normalization, section 4.1
 def group_norm(channels: int) -> nn.GroupNorm:
     """GN with 32 groups, fewer where `channels` is not a multiple of 32 or has under two channels a group."""
     groups = GROUPS
-    while channels % groups or channels // groups < 2:
+    while groups > 1 and (channels % groups or channels // groups < 2):
         groups //= 2
-    return nn.GroupNorm(max(groups, 1), channels)
+    return nn.GroupNorm(groups, channels)
 
 
 def norm_layer(name: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:

@@ -92,8 +92,13 @@ def pretrained_state(name: str, weights: str) -> dict[str, Any]:
             state: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"{weights}: not a file of weights that can be loaded safely ({type(error).__name__})") from error
+        if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
+            raise UserError(f"{weights}: not a state dict of weights but a {type(state).__name__}")
         return state
     choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
         raise UserError(f"weights {weights!r}: no such file, and torchvision has {', '.join(choices.__members__)} for {name}")
-    return dict(choices[weights].get_state_dict(progress=True, check_hash=True))
+    try:
+        return dict(choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except Exception as error:
+        raise UserError(f"weights {weights!r} of {name}: {choices[weights].url} could not be downloaded and read: {error}".splitlines()[0]) from error

@@ -22,4 +22,4 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
 
     One call for all images, levels and classes of a batch: give each its own group number.
     """
-    return torch.as_tensor(batched_nms(boxes.float(), scores.float(), group, threshold))
+    return torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import torch
 from torch import Tensor
 
@@ -50,9 +52,10 @@ def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, in
         x1, y1, size = x0 + w, y0 + h, size + 2
     elif rule == "continuous":
         start_x, start_y, end_x, end_y = box.tolist()
-        x0, y0 = int(max(start_x, 0)), int(max(start_y, 0))
-        x1, y1 = -int(-end_x // 1), -int(-end_y // 1)
         step_x, step_y = size / max(end_x - start_x, 1e-6), size / max(end_y - start_y, 1e-6)
+        reach = 0.5 if interpolation == "bilinear" else 1.5  # the kernel leads values so many samples beyond the box
+        x0, y0 = floor(start_x - reach / step_x), floor(start_y - reach / step_y)
+        x1, y1 = ceil(end_x + reach / step_x), ceil(end_y + reach / step_y)
     else:
         raise ValueError(f"paste rule must be continuous or torchvision, not {rule!r}")
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)

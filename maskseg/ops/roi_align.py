@@ -36,6 +36,6 @@ def roi_align_levels(
     out = features[0].new_zeros((len(boxes), features[0].shape[1], size, size))
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         rows = torch.nonzero(level == i).squeeze(1)
-        pooled = roi_align(feature, rois[rows].to(feature.dtype), (size, size), 1.0 / stride, sampling_ratio, aligned)
+        pooled = roi_align(feature.float(), rois[rows], (size, size), 1.0 / stride, sampling_ratio, aligned)
         out = out.index_put((rows,), pooled.to(out.dtype))
     return out

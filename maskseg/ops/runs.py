@@ -37,6 +37,8 @@ def counts_from_string(text: bytes) -> Ints:
 
 def inside(ends: list[Ints], heights: Ints, widths: Ints, x: Ints, y: Ints) -> NDArray[np.bool_]:
     """Whether pixels (x, y), each i64 [n, points], lie in the n masks; False outside the masks' frames. -> bool [n, points]."""
+    if not ends:
+        return np.zeros(x.shape, dtype=bool)
     within = (x >= 0) & (y >= 0) & (x < widths[:, None]) & (y < heights[:, None])
     # All masks share one sorted table: each is shifted behind the one before, by its number of pixels.
     start = np.concatenate([[0], np.cumsum(heights * widths)])
