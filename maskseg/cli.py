@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 
 from maskseg.errors import UserError
 
-# Read when torch is imported, so the tools import this module first. Threads that wait by spinning make a step 7 times slower as soon as one
-# core is busy with something else, a loader's process for example.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is imported, so the tools import this module first. By default OpenMP's threads spin while they wait for each other; as soon
+# as one core is busy with something else, a loader's process for example, a step takes up to ten times longer. Spinning briefly, then sleeping,
+# costs nothing where all cores are free. See docs/decisions/0003-threads.md.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: tests that run side by side must not spin in each other's way
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: tests that run side by side must not spin in each other's way
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

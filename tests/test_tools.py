@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 
 import maskseg
 from maskseg.data.scenes import make_scenes
+from maskseg.data.transforms import ResizeShortestEdge
 from maskseg.engine.checkpoint import load_checkpoint
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
@@ -387,6 +388,22 @@ def test_load(at_home: Path) -> None:
     assert torch.equal(predictor(str(path)).scores, predictor(path).scores)
     assert torch.equal(predictor(path).boxes, predictor(Image.open(path)).boxes)
     assert torch.equal(predictor(Image.open(path).convert("L")).boxes, predictor(np.asarray(Image.open(path).convert("L").convert("RGB"))).boxes)
+
+
+@pytest.mark.parametrize("short", [64, 256])
+def test_load_gives_the_pictures_own_pixels_whatever_the_test_transforms(at_home: Path, short: int) -> None:
+    predictor = maskseg.load("run", device="cpu")
+    predictor.prepare.transforms = [ResizeShortestEdge([short], 1000)]
+    predictor.model.classifier.score_threshold = 0.0  # type: ignore[union-attr]
+    found = predictor(Image.open(at_home / "scenes" / "images" / "val_000001.jpg").crop((0, 0, 128, 100)))
+    assert found.masks.shape == (len(found), 100, 128)
+    assert (found.boxes[:, 2:] <= torch.tensor([128, 100])).all()
+    assert found.boxes[:, 2].max() > 100  # not in the small frame
+    inside = [
+        bool(m.any()) and m.nonzero().amax(0).flip(0).lt(b[2:] + 1.5).all().item() for m, b in zip(found.masks, found.boxes, strict=True) if m.any()
+    ]
+    assert len(inside) > 10
+    assert all(inside)
 
 
 def test_load_of_a_picture_in_which_nothing_is_found(at_home: Path) -> None:

@@ -72,6 +72,10 @@ def make_source(folder: Path, transforms: list[Transform] | None = None, **keys:
     return CocoSource(file, images=str(folder / "images"), **(values | keys))
 
 
+def validation(source: CocoSource) -> Validation:
+    return Validation(lambda: source.test_loader("val", 2), lambda: source.val.to_dict(), source.categories)
+
+
 def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
     torch.manual_seed(seed)
     anchors = AnchorGenerator([[8], [16], [32], [64], [128]])
@@ -271,7 +275,7 @@ class Scripted:
 
 def test_an_evaluation_changes_nothing_of_what_follows(whole: Run, scenes: Path, tmp_path: Path) -> None:
     source = make_source(scenes, RANDOM)
-    check = Validation(source, "val", source.categories)
+    check = validation(source)
     run = Run(source, tmp_path, evaluate_every=2)
     careless = Scripted(0.1, 0.2, 0.3)
 
@@ -406,9 +410,9 @@ def test_a_model_learns_a_few_scenes_by_heart(tmp_path: Path) -> None:
     run.optimizer.param_groups[0]["lr"] = 0.02
     run.optimizer.param_groups[0].pop("initial_lr")
     run.scheduler = cosine(run.optimizer, steps, warmup_steps=10, warmup_factor=0.1)  # type: ignore[assignment]
-    metrics = run.go(evaluate=Validation(source, "val", source.categories))
+    metrics = run.go(evaluate=validation(source))
     assert metrics["segm/AP50"] >= 0.9
     assert metrics["bbox/AP50"] >= 0.9
     assert metrics["segm/AP"] >= 0.4
-    untrained = Validation(source, "val", source.categories)(make_model(), 0)
+    untrained = validation(source)(make_model(), 0)
     assert untrained["segm/AP50"] < 0.1
