@@ -11,7 +11,7 @@ from typing import Any, cast
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -31,16 +31,48 @@ def config_folder() -> Path:
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     """`configs/<name>.yaml` with the command line's overrides. Raises UserError, with the nearest right key, for one that does not fit."""
+    for override in overrides:
+        _check_choice(override)
     with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
         try:
             config = hydra.compose(name, list(overrides))
             defaults = hydra.compose(name, [o for o in overrides if _is_group_choice(o)])
             OmegaConf.resolve(config.copy())
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, name, overrides)) from error
+    _forget_removed(config, overrides)
     for override in overrides:
         _check_override(override, config, defaults)
     return config
+
+
+def _check_choice(override: str) -> None:
+    """Raises UserError for a group's choice that is not there (an optional group's would be passed over in silence), or no word of Hydra's."""
+    key, equals, value = override.partition("=")
+    if not equals and not override.startswith("~"):
+        raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+    folder = config_folder() / _key(override)
+    if not _key(override):
+        raise UserError(f"{override}: there is no key before the '='")
+    if equals and folder.is_dir() and not value.startswith(("[", "{")) and not (folder / f"{value}.yaml").is_file():
+        choices = sorted(p.stem for p in folder.glob("[!_]*.yaml"))
+        close = difflib.get_close_matches(value, choices, n=1)
+        raise UserError(f"{key} has no {value!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are {', '.join(choices)})")
+
+
+def _forget_removed(config: DictConfig, overrides: Sequence[str]) -> None:
+    """What an experiment says of a part that `~group@place` took away goes with it."""
+    for override in overrides:
+        place = override.partition("=")[0].partition("@")[2]
+        parent, _, last = place.rpartition(".")
+        node = OmegaConf.select(config, parent) if override.startswith("~") and parent else None
+        if isinstance(node, DictConfig) and last in node:
+            with open_dict(node):
+                del node[last]
 
 
 def _key(override: str) -> str:
@@ -59,11 +91,14 @@ def _check_override(override: str, config: DictConfig, defaults: DictConfig) -> 
     if override.startswith("+"):
         raise UserError(f"{override}: {_nearest(key, defaults)}")
     old, new = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
-    if not _same_kind(old, new):
+    may_be_null = key.endswith("max_images")
+    if not (new is None and may_be_null) and not _same_kind(old, new):
         raise UserError(f"{key}={new!r}: expected {_kind(old)}, such as {old!r}")
 
 
 def _same_kind(old: Any, new: Any) -> bool:
+    if new is None and isinstance(old, int | float):
+        return False
     if old is None or new is None or old == "???":
         return True
     if isinstance(old, bool) or isinstance(new, bool):
@@ -101,15 +136,6 @@ def _nearest(key: str, config: DictConfig) -> str:
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """One line for what Hydra says in many."""
     defaults = hydra.compose(name)
-    for override in overrides:
-        key, _, value = override.partition("=")
-        folder = config_folder() / _key(override)
-        if "=" not in override and not override.startswith("~"):
-            return f"{override!r} is not of the form key=value; --help shows commands"
-        if folder.is_dir() and not (folder / f"{value}.yaml").is_file():
-            choices = sorted(p.stem for p in folder.glob("[!_]*.yaml"))
-            close = difflib.get_close_matches(value, choices, n=1)
-            return f"{key} has no {value!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are {', '.join(choices)})"
     chosen = [o for o in overrides if _is_group_choice(o)]
     with_groups = _try(functools.partial(hydra.compose, name, chosen)) or defaults
     for override in overrides:
@@ -133,8 +159,19 @@ def check_targets(config: Any, allowed: Sequence[str]) -> None:
         target = plain.get("_target_")
         if target is not None and not (isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target):
             raise UserError(f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}")
+        if target is not None and not _own(target, allowed):
+            raise UserError(f"config: _target_ {target!r} is refused; it only passes through the package")
     for value in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
         check_targets(value, allowed)
+
+
+def _own(target: str, allowed: Sequence[str]) -> bool:
+    """Whether what the name leads to is defined where the name says, and not something that a module there has imported."""
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception:  # said again, and better, by the one who builds it
+        return True
+    return str(getattr(found, "__module__", "")).startswith(tuple(allowed)) and callable(found)
 
 
 def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
@@ -172,6 +209,13 @@ def set_num_classes(config: DictConfig, number: int) -> None:
     OmegaConf.update(config, "data.num_classes", number, force_add=True)
 
 
+def require(config: DictConfig, *keys: str) -> None:
+    """Raises UserError for a key without a value."""
+    for key in keys:
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key}=... is missing (--help shows commands)")
+
+
 def to_yaml(config: DictConfig, resolve: bool = False) -> str:
     """The config as text, for files and checkpoints."""
     return OmegaConf.to_yaml(config, resolve=resolve)
@@ -183,7 +227,12 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
     `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint.
     Raises UserError.
     """
-    trained = cast(DictConfig, OmegaConf.create(text))
+    try:
+        trained = cast(DictConfig, OmegaConf.create(text))
+        if not all(isinstance(trained[k], DictConfig) for k in ("model", "data", "trainer", "evaluation")):
+            raise TypeError("a part of it is no group of keys")
+    except Exception as error:  # YAML's and OmegaConf's errors share no base
+        raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     check_targets(trained, FROM_CHECKPOINT + TRUSTED)
     chosen = [o for o in overrides if _key(o) == "data"]
     if chosen:

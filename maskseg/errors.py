@@ -5,3 +5,9 @@ from __future__ import annotations
 
 class UserError(Exception):
     """One clear message that names the file, the id or the key, and what to do. The tools print it and exit with 2."""
+
+    def __str__(self) -> str:
+        """The message; of one that a loader process sent (torch wraps it into its traceback), what the user wrote for."""
+        text = super().__str__()
+        mark = "\nmaskseg.errors.UserError: "
+        return text.rsplit(mark, 1)[1].strip() if text.startswith("Caught ") and mark in text else text

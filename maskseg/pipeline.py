@@ -1,28 +1,22 @@
-"""Config -> data, model, run: what the tools do, in functions."""
+"""Config -> data, model, training run: what the tools do, in functions."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import nn
-from tqdm import tqdm
+from torch.optim import Optimizer
 
 from maskseg import config as configs
-from maskseg.data.single import SingleImage
 from maskseg.data.source import CocoSource
 from maskseg.engine.checkpoint import Checkpoint, load_checkpoint, load_weights, newest
-from maskseg.engine.trainer import Trainer, autocast, pick_device
+from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
-from maskseg.evaluation.rows import detection_rows, write_results
 from maskseg.inference.curves import plot_curves
-from maskseg.inference.folder import image_files, overlay
-from maskseg.inference.predictor import Predictor
 from maskseg.inference.validation import Validation
 from maskseg.structures import Categories
 
@@ -39,7 +33,7 @@ def describe(source: CocoSource) -> str:
     """The per-class table and the warnings of each split. Raises UserError for data that cannot be used."""
     parts = []
     for split in source.splits():
-        file = source.train if split == "train" else source.val
+        file = source.file(split)
         parts.append(f"{split}: {file.path}\n{file.class_table()}")
         if file.report.warnings:
             parts.append(file.report.text())
@@ -54,7 +48,7 @@ def check_data(config: Any) -> str:
     problems = []
     for split in source.splits():
         try:
-            _ = source.train if split == "train" else source.val
+            source.file(split)
         except UserError as error:
             problems.append(str(error))
             if split == "train":
@@ -73,47 +67,15 @@ def checkpoint_path(path: Path) -> Path:
     return path
 
 
-def trained_model(path: Path, overrides: list[str], own: str) -> tuple[nn.Module, Any, Categories]:
-    """The model of a checkpoint, its config with the tool's keys, and its classes. Raises UserError."""
-    path = checkpoint_path(path)
-    checkpoint = load_checkpoint(path)
-    try:
-        categories = Categories.from_dict(checkpoint["categories"])
-        text = str(checkpoint["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: the checkpoint lacks its config or categories ({error})") from error
-    config = configs.from_checkpoint(text, overrides, own)
-    configs.check_targets(config.model, configs.FROM_CHECKPOINT)
-    model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
-    load_weights(model, checkpoint["model"], str(path))
-    return model.eval(), config, categories
-
-
-def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None = None) -> Predictor:
-    """The predictor of a checkpoint or run folder. Raises UserError."""
-    model, config, categories = trained_model(path, overrides or [], "predict")
-    return _predictor(model, config, categories, device)
-
-
-def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
-    transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
-    return Predictor(model, categories, SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device))
-
-
-def _checkpoint_word(words: list[str], tool: str) -> Path:
-    """The checkpoint that the command line names; its config is needed to read the rest of the words."""
-    path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
-    if not path:
-        raise UserError(f"checkpoint=... is missing: a .pt file or a run folder (tools/{tool}.py --help)")
-    return Path(path)
-
-
 def validation(config: Any, source: CocoSource, split: str, categories: Categories) -> Validation:
     """The evaluation of `split` as `config.evaluation` says."""
     numbers = config.evaluation
+    if numbers.batch < 1:
+        raise UserError(f"evaluation.batch must be at least 1, not {numbers.batch}")
+    source.file(split)
     return Validation(
         lambda: source.test_loader(split, numbers.batch, numbers.max_images),
-        lambda: (source.train if split == "train" else source.val).to_dict(),
+        lambda: source.file(split).to_dict(),
         categories,
         numbers.max_detections,
         numbers.backend,
@@ -121,58 +83,11 @@ def validation(config: Any, source: CocoSource, split: str, categories: Categori
     )
 
 
-def evaluate(words: list[str]) -> dict[str, float]:
-    """What `tools/evaluate.py` does with its key=value words: writes metrics.json, per_class.json, detections.json and pictures into `output`.
-
-    Raises UserError before anything is written where checkpoint, data or keys are wrong.
-    """
-    model, config, categories = trained_model(_checkpoint_word(words, "evaluate"), words, "evaluate")
-    output = _made(Path(config.output))
-    source = open_data(config, categories)
-    check = validation(config, source, config.split, categories)
-    check.pictures = config.pictures
-    device = pick_device(config.trainer.device)
-    with autocast(device, config.trainer.precision):
-        metrics = check(model.to(device), 0)
-    assert check.evaluator is not None
-    _write_json(output / "metrics.json", metrics)
-    _write_json(output / "per_class.json", check.evaluator.per_class())
-    write_results(output / "detections.json", check.evaluator.rows)
-    check.save_pictures(output / "pictures.png")
-    print(check.table)
-    print(f"written to {output}: metrics.json, per_class.json, detections.json, pictures.png")
-    return metrics
-
-
-def _write_json(path: Path, values: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
-
-
-def predict(words: list[str]) -> None:
-    """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
-    names them) in `output`. Raises UserError."""
-    model, config, categories = trained_model(_checkpoint_word(words, "predict"), words, "predict")
-    predictor = _predictor(model, config, categories, config.trainer.device)
-    files = image_files(config.input)
-    output = _made(Path(config.output))
-    rows = []
-    for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
-        pixels = predictor.prepare.read(file)
-        batch, outputs = predictor.outputs(pixels, i, file.name)
-        found = detection_rows(batch, outputs, categories)
-        rows += [{**row, "file_name": str(file)} for row in found]
-        Image.fromarray(overlay(pixels, found, categories, config.min_score)).save(
-            output / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
-        )
-    write_results(output / "predictions.json", rows)
-    print(f"{len(files)} pictures, {sum(r['score'] >= config.min_score for r in rows)} objects with a score of {config.min_score} or more: {output}")
-
-
 def train(config: Any) -> Path:
     """The whole of a training run. -> its folder. Raises UserError before anything is written where the data or the config is wrong."""
     trainer = cast(Trainer, configs.build(config.trainer))
+    if config.total_batch < 1:
+        raise UserError(f"total_batch must be at least 1, not {config.total_batch}")
     source = open_data(config)
     print(describe(source), flush=True)
     if "train" not in source.splits():
@@ -185,12 +100,11 @@ def train(config: Any) -> Path:
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     check = validation(config, source, "val", categories) if "val" in source.splits() else None
-    run_dir, resume = _run_dir(config, trainer)
-    if resume is not None:
-        load_weights(model, resume["model"], f"trainer.resume={trainer.resume}")
-    elif trainer.init:
-        left = load_weights(model, load_checkpoint(checkpoint_path(Path(trainer.init)))["model"], trainer.init, trainer.init_partial)
-        print(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
+    folder, resume = _run_dir(config, trainer)
+    _start(model, optimizer, trainer, resume)
+    if any(getattr(head, "adds", "") == "masks" for head in cast(Any, model).heads.values()) and not source.train.has_masks():
+        raise UserError(f"{source.train.path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
+    run_dir = made_folder(folder)
     print(f"run folder: {run_dir}", flush=True)
     print(f"learning rate {optimizer.param_groups[0]['lr']:g} for {config.total_batch} images a step, on {trainer.device}", flush=True)
     text = configs.to_yaml(config)
@@ -208,6 +122,17 @@ def train(config: Any) -> Path:
     return run_dir
 
 
+def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:
+    """Weights to start from. Raises UserError for a checkpoint that does not fit."""
+    if resume is not None:
+        load_weights(model, resume["model"], f"trainer.resume={trainer.resume}")
+        trainer.fits(optimizer, resume)
+    elif trainer.init:
+        state = load_checkpoint(checkpoint_path(Path(trainer.init)))["model"]
+        left = load_weights(model, state, f"trainer.init={trainer.init}", trainer.init_partial)
+        print(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
+
+
 def _run_dir(config: Any, trainer: Trainer) -> tuple[Path, Checkpoint | None]:
     """The folder to write to, and the checkpoint to go on from. A folder that holds a run is only used to go on with it."""
     home = Path("runs") / config.name
@@ -215,15 +140,16 @@ def _run_dir(config: Any, trainer: Trainer) -> tuple[Path, Checkpoint | None]:
     if trainer.resume and trainer.resume != "auto":
         source = Path(trainer.resume)
         checkpoint = _newest(source) if source.is_dir() else load_checkpoint(source)
-        return _made(named or (source if source.is_dir() else source.parent)), checkpoint
+        return named or (source if source.is_dir() else source.parent), checkpoint
     if trainer.resume == "auto":
         runs = [named] if named else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
         for folder in runs:
             if (folder / "last.pt").exists() or (folder / "best.pt").exists():
                 return folder, _newest(folder)
-    if named and any((named / name).exists() for name in ("last.pt", "best.pt", "metrics.jsonl")):
+    held = ("last.pt", "best.pt") if trainer.resume == "auto" else ("last.pt", "best.pt", "metrics.jsonl")
+    if named and any((named / name).exists() for name in held):
         raise UserError(f"run_dir={named} already holds a run: choose another folder, or trainer.resume=auto to go on with it")
-    return _made(named or _fresh(home)), None
+    return named or _fresh(home), None
 
 
 def _newest(folder: Path) -> Checkpoint:
@@ -240,7 +166,8 @@ def _fresh(home: Path) -> Path:
     return next(home / name for name in names if not (home / name).exists())
 
 
-def _made(folder: Path) -> Path:
+def made_folder(folder: Path) -> Path:
+    """The folder, made where it is missing. Raises UserError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

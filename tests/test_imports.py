@@ -17,7 +17,7 @@ ROWS = (
     {"bottomup", "modules", "rcnn"},
     {"variants"},
     {"data", "engine", "evaluation", "inference", "interop"},
-    {"__init__", "cli", "config", "pipeline"},
+    {"__init__", "cli", "config", "pipeline", "trained"},
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

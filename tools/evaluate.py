@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from maskseg import cli, pipeline
+from maskseg import cli, trained
 
 USAGE = """
 COCO evaluation of a checkpoint, on the data it was validated with or on other data.
@@ -22,7 +22,7 @@ Other keys: those of the checkpoint's own config (config.yaml beside it).
 
 def main(argv: list[str] | None = None) -> int:
     """Console entry point; -> the exit code."""
-    return cli.run(lambda words: pipeline.evaluate(words) and None, USAGE, argv)
+    return cli.run(lambda words: trained.evaluate(words) and None, USAGE, argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from maskseg import cli, pipeline
+from maskseg import cli, trained
 
 USAGE = """
 Draws what a model finds in pictures, and writes it as COCO results (predictions.json).
@@ -21,7 +21,7 @@ Other keys: those of the checkpoint's own config (config.yaml beside it).
 
 def main(argv: list[str] | None = None) -> int:
     """Console entry point; -> the exit code."""
-    return cli.run(pipeline.predict, USAGE, argv)
+    return cli.run(trained.predict, USAGE, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from maskseg.data.checks import Checked, ImageRecord, Report, check, check_files
 from maskseg.data.coco_json import RawCoco, read_json
 from maskseg.data.images import MAX_PIXELS
-from maskseg.data.segmentations import Segmentations
+from maskseg.data.segmentations import NONE, Segmentations
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks, Polygons, Runs
 from maskseg.structures import Categories
@@ -86,6 +86,10 @@ class CocoFile:
         found = np.zeros(len(self.images), dtype=bool)
         found[self._kept.image_index[~self._kept.crowd]] = True
         return found
+
+    def has_masks(self) -> bool:
+        """Whether every object has a mask."""
+        return bool((self._segmentations.kinds[self._kept.rows] != NONE).all())
 
     def to_dict(self) -> dict[str, Any]:
         """The data set as a COCO JSON object that pycocotools can index: every annotation has an id, bbox, area, iscrowd and segmentation

@@ -32,6 +32,8 @@ class StepSampler(Sampler[list[Item]]):
     ) -> None:
         if num_images < 1:
             raise ValueError("a sampler needs at least one image")
+        if total_batch < 1:
+            raise ValueError(f"total_batch must be at least 1, not {total_batch}")
         if total_batch % world:
             raise ValueError(f"total_batch {total_batch} cannot be shared evenly by {world} processes")
         self.num_images, self.total_batch, self.seed = num_images, total_batch, seed

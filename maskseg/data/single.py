@@ -35,7 +35,7 @@ class SingleImage:
             image = np.array(image.convert("RGB"))
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
             raise UserError("an image is a path, a PIL image or a uint8 RGB array [H, W, 3]")
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: the array may be read-only
 
     def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch:
         """pixels: uint8 RGB [3, H, W] -> a batch of one, with empty targets."""

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from maskseg.data.coco import CocoFile, read_coco
@@ -51,6 +52,14 @@ class CocoSource:
         divisor: int = 32,
         root: str | None = None,
     ) -> None:
+        for name, value, least in (
+            ("max_images", max_images, 1),
+            ("skip_bad", skip_bad, 0),
+            ("num_workers", num_workers, 0),
+            ("divisor", divisor, 1),
+        ):
+            if not (value is None and name == "max_images") and (type(value) is not int or value < least):
+                raise UserError(f"data.{name} must be a whole number of at least {least}, not {value!r}")
         self.root = root
         self.json = {"train": train_json, "val": val_json}
         self.images = {"train": train_images or images, "val": val_images or images}
@@ -78,6 +87,12 @@ class CocoSource:
         """The checked validation file, its classes in the order of the training file's (or of a checkpoint's). Raises UserError."""
         return self._read("val", self.known or (self.train.categories if self.json["train"] else None))
 
+    def file(self, split: str) -> CocoFile:
+        """The checked file of a split. Raises UserError."""
+        if split not in self.json:
+            raise UserError(f"split={split}: there are {', '.join(self.json)}")
+        return self.train if split == "train" else self.val
+
     @property
     def categories(self) -> Categories:
         """The classes, of the training file if there is one. Raises UserError where `num_classes` says otherwise."""
@@ -89,6 +104,8 @@ class CocoSource:
         return file.categories
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
+        if split not in self.json:
+            raise UserError(f"split={split}: there are {', '.join(self.json)}")
         path, folder = self.json[split], self.images[split]
         if not path:
             raise UserError(f"data.{split}_json is not set, and this needs it")
@@ -101,7 +118,8 @@ class CocoSource:
         file = self.train if split == "train" else self.val
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
-        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, self.skip_bad, self.max_pixels, self.max_images)
+        skip_bad = self.skip_bad if split == "train" else 0
+        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, self.max_images)
 
     def train_loader(self, total_batch: int, max_steps: int, seed: int, start_step: int = 0, pin: bool = False) -> DataLoader[Batch]:
         """Batches for steps `start_step` .. `max_steps` - 1."""
@@ -120,7 +138,7 @@ class CocoSource:
     def test_loader(self, split: str, batch: int, most: int | None = None, pin: bool = False) -> DataLoader[Batch]:
         """The (first `most`) images of a split once, in the file's order, with the test transforms."""
         dataset = self.dataset(split)
-        dataset.transforms = self.transforms["val"]
+        dataset.transforms, dataset.skip_bad = self.transforms["val"], 0  # no image may stand in for one that is tested
         items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
         return self._loader(dataset, [items[i : i + batch] for i in range(0, len(items), batch)], pin)
 
@@ -132,6 +150,7 @@ class CocoSource:
             collate_fn=partial(collate, divisor=self.divisor),
             pin_memory=pin,
             timeout=self.timeout if self.num_workers else 0,
+            generator=torch.Generator(),  # its own: an iterator must not draw from the stream that a resume restores
         )
 
 

@@ -27,6 +27,8 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     Raises UserError where the disk is full or read-only; the old file is then intact. Raises TypeError for values that are not plain data.
     """
     _check_plain(checkpoint, "checkpoint")
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -35,8 +37,9 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: the checkpoint could not be written ({error}); an older one there is intact") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -58,7 +61,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+            # torch reads an entry that is marked as a folder as whatever lies in memory
+            damaged = damaged or next((i.filename for i in archive.infolist() if i.external_attr), None)
+    except Exception as error:  # zipfile raises almost anything on damaged data
         raise UserError(f"{path}: not a checkpoint, or cut short ({error})") from error
     if damaged:
         raise UserError(f"{path}: damaged, the checksum of {damaged} is wrong; use another checkpoint of the run")

@@ -71,6 +71,8 @@ class Trainer:
     ) -> None:
         if max_steps < 1:
             raise UserError(f"trainer.max_steps must be at least 1, not {max_steps}")
+        if reference_batch < 1:
+            raise UserError(f"trainer.reference_batch must be at least 1, not {reference_batch}")
         self.max_steps, self.device, self.precision = max_steps, pick_device(device), precision
         self.autocast = partial(autocast, self.device, precision)
         self.autocast()
@@ -82,11 +84,21 @@ class Trainer:
 
     def optimizer(self, model: nn.Module, make: Callable[..., Optimizer], total_batch: int) -> Optimizer:
         """make: an optimiser class with its numbers, such as `partial(SGD, lr=0.02, weight_decay=1e-4)`; the rate is scaled."""
-        made = make(parameter_groups(model, _default(make, "weight_decay"), self.decay_norms_and_biases))
+        try:
+            made = make(parameter_groups(model, _default(make, "weight_decay"), self.decay_norms_and_biases))
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}") from error
         for group in made.param_groups:
             group["lr"] = group["lr"] * total_batch / self.reference_batch
         made.defaults["lr"] = made.param_groups[0]["lr"]
         return made
+
+    @staticmethod
+    def fits(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+        """Raises UserError for a checkpoint of another kind of optimiser."""
+        own, other = (state["param_groups"] for state in (optimizer.state_dict(), checkpoint["optimizer"]))
+        if [(set(g), len(g["params"])) for g in own] != [(set(g), len(g["params"])) for g in other]:
+            raise UserError("the checkpoint is of another optimizer than this run's: resume with its config, or start from it by trainer.init")
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the layout of the run."""
@@ -119,10 +131,11 @@ class Trainer:
         try:
             for batch in self._timed(loader(state.step), log):
                 state.step += 1
+                rate = float(optimizer.param_groups[0]["lr"])
                 losses = self._step(model, optimizer, scheduler, batch)
                 last = state.step == self.max_steps
                 if last or state.step % self.log_every == 0:
-                    self._log(log, state, losses)
+                    self._log(log, state, losses, rate)
                 else:
                     log.progress(state.step, {}, say=False)
                 due = last or bool(self.evaluate_every and state.step % self.evaluate_every == 0)
@@ -165,10 +178,10 @@ class Trainer:
                     raise UserError(f"more than data.skip_bad={self.skip_bad} images cannot be read, the last: {message}")
             yield batch
 
-    def _log(self, log: RunLog, state: _State, losses: dict[str, Tensor]) -> None:
+    def _log(self, log: RunLog, state: _State, losses: dict[str, Tensor], rate: float) -> None:
         seconds = time.perf_counter() - self.since
         values = {k: float(v) for k, v in losses.items()}
-        values["lr"] = float(state.optimizer.param_groups[0]["lr"])
+        values["lr"] = rate
         values["images_per_second"] = self.images / max(seconds, 1e-9)
         values["data_share"] = self.waited / max(seconds, 1e-9)
         self.images, self.waited, self.since = 0, 0.0, time.perf_counter()

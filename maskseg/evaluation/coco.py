@@ -182,6 +182,11 @@ def _by_category(rows: Iterable[Row]) -> defaultdict[int, list[Row]]:
     return groups
 
 
+def check_backend(name: str) -> None:
+    """Raises UserError for a backend that is not there."""
+    _load_backend(name)
+
+
 def _load_backend(name: str) -> tuple[Any, Any]:
     """The data set class and the evaluator class of a backend."""
     if name == "pycocotools":

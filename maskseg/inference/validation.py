@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from maskseg.evaluation.coco import CocoEvaluator
+from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.rows import to_original
 from maskseg.inference.pictures import draw_detections, mosaic, side_by_side
 from maskseg.rcnn import GeneralizedRCNN
@@ -39,6 +39,7 @@ class Validation:
         picture_score: float = 0.5,
     ) -> None:
         self.batches, self.truth, self.categories = batches, truth, categories
+        check_backend(backend)  # not only at the first evaluation
         self.max_detections, self.backend = max_detections, backend
         self.pictures, self.picture_score = pictures, picture_score
         self.table = ""

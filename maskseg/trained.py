@@ -1,0 +1,113 @@
+"""Checkpoint -> model: evaluation and prediction, as the tools and `maskseg.load` do them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from maskseg import config as configs
+from maskseg.data.single import SingleImage
+from maskseg.engine.checkpoint import load_checkpoint, load_weights
+from maskseg.engine.trainer import autocast, pick_device
+from maskseg.errors import UserError
+from maskseg.evaluation.rows import detection_rows, write_results
+from maskseg.inference.folder import image_files, overlay
+from maskseg.inference.predictor import Predictor
+from maskseg.pipeline import checkpoint_path, made_folder, open_data, validation
+from maskseg.structures import Categories
+
+
+def trained_model(path: Path, overrides: list[str], own: str) -> tuple[nn.Module, Any, Categories]:
+    """The model of a checkpoint, its config with the tool's keys, and its classes. Raises UserError."""
+    path = checkpoint_path(path)
+    checkpoint = load_checkpoint(path)
+    try:
+        categories = Categories.from_dict(checkpoint["categories"])
+        text = str(checkpoint["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: the checkpoint lacks its config or categories ({error})") from error
+    config = configs.from_checkpoint(text, overrides, own)
+    configs.check_targets(config.model, configs.FROM_CHECKPOINT)
+    model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
+    load_weights(model, checkpoint["model"], str(path))
+    return model.eval(), config, categories
+
+
+def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None = None) -> Predictor:
+    """The predictor of a checkpoint or run folder. Raises UserError."""
+    model, config, categories = trained_model(path, overrides or [], "predict")
+    return _predictor(model, config, categories, device)
+
+
+def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
+    transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
+    return Predictor(model, categories, SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device))
+
+
+def _checkpoint_word(words: list[str], tool: str) -> Path:
+    """The checkpoint that the command line names; its config is needed to read the rest of the words."""
+    path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
+    if not path:
+        raise UserError(f"checkpoint=... is missing: a .pt file or a run folder (tools/{tool}.py --help)")
+    return Path(path)
+
+
+def evaluate(words: list[str]) -> dict[str, float]:
+    """What `tools/evaluate.py` does with its key=value words: writes metrics.json, per_class.json, detections.json and pictures into `output`.
+
+    Raises UserError before anything is written where checkpoint, data or keys are wrong.
+    """
+    model, config, categories = trained_model(_checkpoint_word(words, "evaluate"), words, "evaluate")
+    configs.require(config, "output")
+    source = open_data(config, categories)
+    check = validation(config, source, config.split, categories)
+    output = made_folder(Path(config.output))
+    torch.manual_seed(0)  # the losses draw regions: as the evaluations of the training do
+    check.pictures = config.pictures
+    device = pick_device(config.trainer.device)
+    with autocast(device, config.trainer.precision):
+        metrics = check(model.to(device), 0)
+    assert check.evaluator is not None
+    _write_json(output / "metrics.json", metrics)
+    _write_json(output / "per_class.json", check.evaluator.per_class())
+    write_results(output / "detections.json", check.evaluator.rows)
+    check.save_pictures(output / "pictures.png")
+    print(check.table)
+    print(f"written to {output}: metrics.json, per_class.json, detections.json, pictures.png")
+    return metrics
+
+
+def _write_json(path: Path, values: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def predict(words: list[str]) -> None:
+    """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
+    names them) in `output`. Raises UserError."""
+    model, config, categories = trained_model(_checkpoint_word(words, "predict"), words, "predict")
+    configs.require(config, "input")
+    predictor = _predictor(model, config, categories, config.trainer.device)
+    files = image_files(config.input)
+    output = made_folder(Path(config.output))
+    files = [file.absolute() for file in files]
+    top = Path(os.path.commonpath([file.parent for file in files]))
+    rows = []
+    for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
+        pixels = predictor.prepare.read(file)
+        batch, outputs = predictor.outputs(pixels, i, file.name)
+        found = detection_rows(batch, outputs, categories)
+        rows += [{**row, "file_name": str(file)} for row in found]
+        picture = output / file.parent.relative_to(top) / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(overlay(pixels, found, categories, config.min_score)).save(picture)
+    write_results(output / "predictions.json", rows)
+    print(f"{len(files)} pictures, {sum(r['score'] >= config.min_score for r in rows)} objects with a score of {config.min_score} or more: {output}")
