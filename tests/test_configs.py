@@ -154,7 +154,7 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("trainer.max_steps", "'trainer.max_steps' is not of the form key=value; --help shows commands"),
         ("--verbose", "'--verbose' is not of the form key=value"),
         ("data.root=${data.nothing}", "data.nothing"),
-        # BUG where these fail: a value that is no name of the group's, or an optional group's, gets past (or out as a ValueError)
+        # Guards against: a value that is no name of the group's, or an optional group's, gets past (or out as a ValueError)
         ("debug=smok", "debug has no 'smok'; did you mean 'smoke'?"),
         ("trainer=3", "trainer has no '3'"),
         ("experiment=null", "experiment has no 'null'"),
@@ -167,19 +167,19 @@ def test_words_that_do_not_fit_are_told_in_one_line(word: str, told: str) -> Non
 
 @pytest.mark.parametrize("word", ["trainer.resume=a=b", "optimizer.lr=[1", "data.root=a,b", "data.root=scen(es)", "/model/backbone=fpn"])
 def test_words_that_hydra_cannot_parse_are_named(word: str) -> None:
-    # BUG when it fails: of some of Hydra's messages the user cannot see which word is meant
+    # Guards against: of some of Hydra's messages the user cannot see which word is meant
     assert word in refused(["seed=1", word])
 
 
 @pytest.mark.parametrize("word", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"])
 def test_null_is_no_number(word: str) -> None:
-    # BUG when it fails: a TypeError with a traceback comes later
+    # Guards against: a TypeError with a traceback comes later
     assert word.split("=")[0] in refused([word])
 
 
 @pytest.mark.parametrize("word", ["data.max_images=all", "data.max_images=2.5", "data.max_images=0", "data.num_workers=-1", "data.divisor=0"])
 def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
-    # BUG when it fails: a default of null takes anything, and no constructor looks at these; a traceback comes later
+    # Guards against: a default of null takes anything, and no constructor looks at these; a traceback comes later
     with pytest.raises(UserError, match=word.split(".")[1].split("=")[0]):
         configs.build(configs.compose("train", [word]).data)
 
@@ -213,7 +213,7 @@ def test_targets_outside_the_allowed_are_refused(target: object) -> None:
     ["maskseg.pipeline.os.system", "maskseg.engine.checkpoint.torch.load", "maskseg.engine.checkpoint.torch.hub.load", "maskseg.pipeline.nn.Linear"],
 )
 def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
-    # BUG when it fails: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;
+    # Guards against: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;
     # os.system is only stopped by a list inside Hydra. The object itself must come from the package, not only its name.
     with pytest.raises(UserError, match="is refused"):
         configs.check_targets({"_target_": target}, configs.FROM_CHECKPOINT)
@@ -236,7 +236,7 @@ def test_weights_that_are_not_there() -> None:
 
 
 def test_a_model_without_masks() -> None:
-    # BUG when it fails: an experiment's own numbers for the head, such as scenes_r18's, stay behind as a group without a _target_
+    # Guards against: an experiment's own numbers for the head, such as scenes_r18's, stay behind as a group without a _target_
     words = [w for w in TINY if not w.startswith("model.heads")]
     model = configs.build_model(configs.compose("train", [*words, "~model/heads@model.heads.mask"]))
     assert isinstance(model, GeneralizedRCNN)
@@ -330,7 +330,7 @@ def test_a_target_that_hides_behind_an_interpolation() -> None:
 
 @pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "a: [", "model: 3"])
 def test_a_checkpoint_whose_config_is_none(text: str) -> None:
-    # BUG when it fails: a damaged or foreign config text ends in a traceback
+    # Guards against: a damaged or foreign config text ends in a traceback
     with pytest.raises(UserError):
         configs.build_model(configs.from_checkpoint(text, [], "predict"), configs.FROM_CHECKPOINT, pretrained=False)
 

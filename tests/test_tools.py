@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ TOOLS = ["train", "evaluate", "predict", "check_data"]
 SMALL = ["trainer.device=cpu", "model.backbone.channels=32", "model.classifier.trunk.width=32", "data.num_workers=0", "debug=smoke"]
 MASKS = ["model.heads.mask.channels=16", "model.heads.mask.layers=1"]
 PLAIN = ["data.train_transforms=[]", "data.test_transforms=[]"]
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_the_processes() -> Iterator[None]:
+    """As many threads here as `in_a_process` gives: a sum in another order is another number in the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 class Said:
@@ -154,13 +164,13 @@ def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     whole, resumed = load_checkpoint(at_home / "run" / "last.pt"), load_checkpoint(tmp_path / "run" / "last.pt")
     different = [k for k, v in whole["model"].items() if not torch.equal(v, resumed["model"][k])]
-    # BUG when it fails: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
+    # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
     assert different == []
 
 
 @pytest.mark.usefixtures("at_home")
 def test_auto_starts_where_nothing_was_saved_yet(tmp_path: Path) -> None:
-    # BUG when it fails: a job that was killed before its first checkpoint can never be started again with the same words
+    # Guards against: a job that was killed before its first checkpoint can never be started again with the same words
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 3.0}\n')
@@ -190,7 +200,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
     assert here("train", *words, *MASKS, f"run_dir={tmp_path / 'same'}").code == 0
     wider = ["model.heads.mask.channels=24", "model.heads.mask.layers=1", f"run_dir={tmp_path / 'wider'}"]
     assert_refused(here("train", *words, *wider), "run does not fit this model", "heads.mask", "trainer.init_partial=true")
-    # BUG when it fails: the folder is made before the weights are looked at
+    # Guards against: the folder is made before the weights are looked at
     assert not (tmp_path / "wider").exists()
     said = here("train", *words, *wider, "trainer.init_partial=true")
     assert said.code == 0, said
@@ -211,7 +221,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
         (["data=custom", "data.train_json=absent.json", "data.images=scenes"], "absent.json: cannot be read"),
         (["data=custom"], "data.train_json is not set"),
         (["run_dir=scenes/train.json"], "run_dir=scenes/train.json: the folder cannot be made"),
-        # BUG where these fail: a traceback instead of a line (an endless loop for total_batch=0), or the folder is made too soon, or
+        # Guards against: a traceback instead of a line (an endless loop for total_batch=0), or the folder is made too soon, or
         # (backend) the error only comes with the first evaluation, hours later
         (["optimizer.lr=-1.0"], "learning rate"),
         (["total_batch=0"], "total_batch"),
@@ -260,12 +270,12 @@ def test_evaluate_on_other_data_and_another_split(tmp_path: Path) -> None:
         assert said.code == 0, said
         assert "images: 8" in said.out
         found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
-    # BUG when it fails: the losses draw regions from an unseeded stream; no two evaluations of one checkpoint give the same ones
+    # Guards against: the losses draw regions from an unseeded stream; no two evaluations of one checkpoint give the same ones
     assert found["custom"] == found["train"]
 
 
 def test_evaluate_gives_the_numbers_of_the_training(at_home: Path, tmp_path: Path) -> None:
-    # BUG when it fails: see above; the training seeds its evaluations with 0
+    # Seeded likewise: the training seeds its evaluations with 0
     assert here("evaluate", "checkpoint=run/last.pt", f"output={tmp_path / 'out'}").code == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     logged = [json.loads(line) for line in (at_home / "run" / "metrics.jsonl").read_text().splitlines()][-1]
@@ -276,7 +286,7 @@ def test_evaluate_gives_the_numbers_of_the_training(at_home: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["checkpoint=run"], "output"),  # BUG when it fails: a key that is missing ends in OmegaConf's traceback
+        (["checkpoint=run"], "output"),  # Guards against: a key that is missing ends in OmegaConf's traceback
         (["output=OUT"], "checkpoint=... is missing"),
         (["checkpoint=absent", "output=OUT"], "absent"),
         (["checkpoint=scenes/train.json", "output=OUT"], "not a checkpoint"),
@@ -288,7 +298,7 @@ def test_evaluate_gives_the_numbers_of_the_training(at_home: Path, tmp_path: Pat
 )
 @pytest.mark.usefixtures("at_home")
 def test_evaluate_refuses_in_one_line_and_writes_nothing(tmp_path: Path, words: list[str], told: str) -> None:
-    # BUG when the folder is there: it is made before the data is read
+    # Guards against: it is made before the data is read
     words = [w.replace("OUT", str(tmp_path / "out")) for w in words]
     assert_refused(here("evaluate", *words), told)
     assert not (tmp_path / "out").exists()
@@ -341,7 +351,7 @@ def test_predict_on_one_picture_and_on_a_pattern(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("at_home")
 def test_predict_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
-    # BUG when it fails: with a pattern over folders the later picture of a name overwrites the earlier one
+    # Guards against: with a pattern over folders the later picture of a name overwrites the earlier one
     for i, folder in enumerate(("x", "y")):
         (tmp_path / "in" / folder).mkdir(parents=True)
         Image.fromarray(np.full((64, 64, 3), 100 * i, dtype=np.uint8)).save(tmp_path / "in" / folder / "a.png")
@@ -353,7 +363,7 @@ def test_predict_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["checkpoint=run"], "input"),  # BUG when it fails: as for evaluate
+        (["checkpoint=run"], "input"),  # as for evaluate
         (["checkpoint=run", "input=absent"], "input=absent: no image there"),
         (["checkpoint=run", "input=scenes"], "no image there"),
         (["checkpoint=run", "input=scenes/train.json"], "train.json"),
@@ -554,7 +564,7 @@ def boxes_only(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("experiment", ["scenes_r18", pytest.param("coco_r50_fpn_1x", marks=pytest.mark.slow)])
 def test_boxes_alone_train_a_model_without_masks(at_home: Path, tmp_path: Path, experiment: str) -> None:
-    # BUG when it fails for scenes_r18: what the experiment says of the head stays behind without a _target_
+    # Guards against: what the experiment says of the head stays behind without a _target_
     words = [*boxes_only(tmp_path / "data"), *SMALL, f"experiment={experiment}", "~model/heads@model.heads.mask", "trainer.best_metric=bbox/AP"]
     words += ["model.backbone.trunk.name=resnet18", "model.backbone.trunk.weights=null", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2"]
     said = here("train", *words)
@@ -577,14 +587,14 @@ def test_boxes_alone_train_a_model_without_masks(at_home: Path, tmp_path: Path, 
 def test_boxes_alone_with_a_mask_head_are_a_clear_error(tmp_path: Path) -> None:
     said = here("train", *boxes_only(tmp_path / "data"), *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}")
     assert_refused(said, "mask", "~model/heads@model.heads.mask")
-    # BUG when it fails: it is found out in the first step; the folder then "already holds a run" for the mended command
+    # Guards against: it is found out in the first step; the folder then "already holds a run" for the mended command
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch takes 5 s to end a worker after an error
 @pytest.mark.usefixtures("at_home")
 def test_a_picture_that_breaks_during_the_training(tmp_path: Path, workers: int) -> None:
-    # BUG when it fails with workers: the line is a whole traceback
+    # Guards against: the line is a whole traceback
     words = strangers(tmp_path / "data")
     for file in (tmp_path / "data" / "bilder ä").rglob("*.jpg"):
         file.write_bytes(file.read_bytes()[:700])  # the header is whole: the check sees nothing
@@ -595,7 +605,7 @@ def test_a_picture_that_breaks_during_the_training(tmp_path: Path, workers: int)
 
 @pytest.mark.usefixtures("at_home")
 def test_resuming_with_another_optimiser_is_a_clear_error(tmp_path: Path) -> None:
-    # BUG when it fails: the optimiser takes the other one's state and breaks at its first step, or trains with its numbers
+    # Guards against: the optimiser takes the other one's state and breaks at its first step, or trains with its numbers
     words = [*SMALL, *MASKS, *SCENES, "trainer.resume=run", f"run_dir={tmp_path / 'new'}", "trainer.max_steps=5", "data.val_json=null"]
     assert_refused(here("train", *words, "optimizer=adamw"), "optimizer")
 

@@ -196,7 +196,7 @@ def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_reaches_the_user_as_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
-    # BUG when it fails with workers: torch re-raises the worker's UserError with its whole traceback as the message
+    # Guards against: torch re-raises the worker's UserError with its whole traceback as the message
     source = make_source(tmp_path, num_workers=workers)
     _ = source.train
     damage(tmp_path, *range(6))
@@ -343,7 +343,7 @@ def test_scenes_in_a_folder_that_holds_something_else(tmp_path: Path) -> None:
 
 
 def test_no_other_image_stands_in_for_one_of_the_validation(tmp_path: Path) -> None:
-    # BUG when it fails: `skip_bad` replaces validation images too; another image is then tested twice and nobody is told
+    # Guards against: `skip_bad` replaces validation images too; another image is then tested twice and nobody is told
     source = make_source(tmp_path, val_json=str(tmp_path / "train.json"), skip_bad=5)
     _ = source.val
     damage(tmp_path, 1, 3)

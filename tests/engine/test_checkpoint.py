@@ -85,7 +85,7 @@ def test_an_optimisers_state_comes_back(tmp_path: Path) -> None:
     "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file"), KeyboardInterrupt()]
 )
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    # BUG when it fails for KeyboardInterrupt: only OSError and RuntimeError clean up
+    # After Ctrl-C too; once, only OSError and RuntimeError clean up
     path = tmp_path / "last.pt"
     save_checkpoint(path, make_checkpoint(5))
     before = path.read_bytes()
@@ -138,8 +138,8 @@ def test_a_flipped_byte_of_a_weight_is_found(tmp_path: Path) -> None:
 
 
 def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> None:
-    # BUG when it fails with UnicodeDecodeError or EOFError: zipfile raises more than load_checkpoint expects, and a resume does not fall back.
-    # BUG when it fails with another tensor: bit 4 of an entry's external attributes says "folder", torch then gives memory as it finds it,
+    # Guards against: zipfile raises more than load_checkpoint expects, and a resume does not fall back.
+    # Guards against: bit 4 of an entry's external attributes says "folder", torch then gives memory as it finds it,
     # and zipfile's check does not look at it.
     path, wanted = tmp_path / "last.pt", make_checkpoint()
     save_checkpoint(path, wanted)
@@ -162,7 +162,7 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> 
 
 
 def test_what_a_kill_left_is_cleaned_by_the_next_save(tmp_path: Path) -> None:
-    # BUG when it fails: `.last.pt.PID.tmp` of a killed process stays for ever (FAULTS.md, 6)
+    # Guards against: `.last.pt.PID.tmp` of a killed process stays for ever
     (tmp_path / ".last.pt.999999999.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path / "last.pt", make_checkpoint())
     assert files(tmp_path) == ["last.pt"]

@@ -183,7 +183,7 @@ def test_a_run_writes_what_it_should(whole: Run) -> None:
 
 
 def test_the_logged_rate_is_the_one_of_the_step(whole: Run) -> None:
-    # BUG when it fails: the line of step k holds the rate of step k + 1, as the schedule has moved on
+    # Guards against: the line of step k holds the rate of step k + 1, as the schedule has moved on
     factor = whole.scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
     assert [line["lr"] for line in log(whole.folder)] == pytest.approx([0.01 * factor(step) for step in range(6)])
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(whole: Run, scenes: Path, t
 
     The second time the run is cut off a step after its last checkpoint, so that a step is done twice.
     """
-    # BUG when it fails: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
+    # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
     source = make_source(scenes, RANDOM, num_workers=workers)
     first = Run(source, tmp_path, checkpoint_every=3)
     with pytest.raises(Killed):
