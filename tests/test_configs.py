@@ -137,10 +137,10 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("max_steps=5", "max_steps=5: no such key 'max_steps'; did you mean 'trainer.max_steps'?"),
         ("model.heads.mask.layer=2", "did you mean 'model.heads.mask.layers'?"),
         ("qqqqqq=1", "qqqqqq=1: no such key 'qqqqqq'; the keys are those of configs/"),
-        ("trainer.max_steps=many", "trainer.max_steps='many': expected a whole number, such as 1500"),
+        ("trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
         ("trainer.max_steps=1.5", "trainer.max_steps=1.5: expected a whole number"),
         ("trainer.max_steps=true", "trainer.max_steps=True: expected a whole number"),
-        ("optimizer.lr=fast", "optimizer.lr='fast': expected a number, such as 0.02"),
+        ("optimizer.lr=fast", "optimizer.lr='fast': expected a number"),
         ("data.keep_empty=yes", "data.keep_empty='yes': expected true or false"),
         ("data.keep_empty=1", "data.keep_empty=1: expected true or false"),
         ("data.train_transforms=x", "data.train_transforms='x': expected a list"),
@@ -185,7 +185,7 @@ def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
 
 
 def test_a_right_key_of_the_wrong_group() -> None:
-    assert "no such key 'optimizer.betas'" in refused(["optimizer.betas=[0.9,0.99]"])
+    assert "no such key 'optimizer.betas'" in refused(["optimizer=sgd", "optimizer.betas=[0.9,0.99]"])
     config = configs.compose("train", ["optimizer=adamw", "optimizer.betas=[0.8,0.99]"])
     assert configs.build(config.optimizer).keywords["betas"] == [0.8, 0.99]
 
