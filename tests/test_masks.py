@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made.bitmaps import counts_of, encode, random_masks, runs_of
 from pycocotools import mask as coco_mask
 
 from maskseg.geometry import Geometry
@@ -12,37 +13,6 @@ from maskseg.masks import FileMasks, Masks, Polygons, Runs, rle_from_counts, rle
 from maskseg.ops import runs
 
 Bitmaps = np.ndarray
-
-
-def counts_of(mask: Bitmaps) -> np.ndarray:
-    """Run lengths by the definition: column by column, zeros first."""
-    flat = np.concatenate([[0], mask.ravel(order="F").astype(int)])
-    return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)), [mask.size]]))
-
-
-def encode(mask: Bitmaps) -> dict:
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-
-
-def random_masks(n: int, height: int | None = None, width: int | None = None, seed: int = 0) -> list[Bitmaps]:
-    """Noise, blocks, full and empty masks."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for i in range(n):
-        h, w = height or int(rng.integers(1, 40)), width or int(rng.integers(1, 40))
-        if i % 2:
-            mask = rng.random((h, w)) < rng.random()
-        else:
-            (y0, y1), (x0, x1) = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
-            mask = np.zeros((h, w), dtype=bool)
-            mask[y0:y1, x0:x1] = True
-        found.append(mask)
-    first = found[0].shape
-    return [*found, np.ones(first, dtype=bool), np.zeros(first, dtype=bool)]
-
-
-def runs_of(mask: Bitmaps) -> Runs:
-    return Runs(np.cumsum(counts_of(mask)), *mask.shape)
 
 
 def file_masks(masks: list[Bitmaps]) -> FileMasks:
