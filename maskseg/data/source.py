@@ -104,8 +104,6 @@ class CocoSource:
         return file.categories
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
-        if split not in self.json:
-            raise UserError(f"split={split}: there are {', '.join(self.json)}")
         path, folder = self.json[split], self.images[split]
         if not path:
             raise UserError(f"data.{split}_json is not set, and this needs it")
@@ -115,7 +113,7 @@ class CocoSource:
 
     def dataset(self, split: str, seed: int = 0) -> CocoDataset:
         """The images of a split with its transforms; for validation all of them, without a random choice."""
-        file = self.train if split == "train" else self.val
+        file = self.file(split)
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0

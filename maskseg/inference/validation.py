@@ -58,8 +58,8 @@ class Validation:
         images = 0
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None):
             with torch.no_grad():
-                losses = rcnn(batch.to(device))
-                outputs = rcnn.predict(batch.to(device))
+                placed = batch.to(device)
+                losses, outputs = rcnn(placed), rcnn.predict(placed)
             for name, value in losses.items():
                 sums[name] += float(value) * len(batch)
             images += len(batch)
