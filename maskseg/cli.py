@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
-from maskseg.errors import UserError
+from maskseg.errors import Interrupted, UserError
 
 # Read when torch is imported, so the tools import this module first. By default OpenMP's threads spin while they wait for each other; as soon
 # as one core is busy with something else, a loader's process for example, a step takes up to ten times longer. Spinning briefly, then sleeping,
@@ -15,17 +16,38 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+_OTHERS_FIRST = 3.0  # seconds
+
+
 def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | None = None) -> int:
-    """Calls `main` with the command line's key=value words. -> 0, or 2 after an error of the user's, which is printed in one message."""
+    """Calls `main` with the command line's key=value words. -> 0; 2 after an error of the user's, which is printed in one message; 143 after
+    SIGTERM and 130 after Ctrl-C.
+
+    Of several processes (torchrun) the first one tells; another one, if it alone has something to tell.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word in ("-h", "--help") for word in words):
         print(usage.strip())
         return 0
     try:
-        main(words)
+        _recorded(main)(words)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(_OTHERS_FIRST)  # an error of all is told by the first, whose end ends this process too
+        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
         return 2
+    except Interrupted as stop:
+        return stop.code
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _recorded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """Under torchrun, what a process fails with is in torchrun's own summary too."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return main
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(main)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -219,6 +220,41 @@ def require(config: DictConfig, *keys: str) -> None:
 def to_yaml(config: DictConfig, resolve: bool = False) -> str:
     """The config as text, for files and checkpoints."""
     return OmegaConf.to_yaml(config, resolve=resolve)
+
+
+def sweep_points(words: Sequence[str], most: int = 16) -> Iterator[list[str]]:
+    """Words without a sweep that hold the values of one: all first values, then each other alone (of many the first `most`; of an interval its
+    ends and a point between). Raises UserError for what is no word of Hydra's."""
+    values = [list(itertools.islice(_swept(word), most)) for word in words]
+    first = [options[0] for options in values]
+    yield first
+    for i, options in enumerate(values):
+        yield from ([*first[:i], option, *first[i + 1 :]] for option in options[1:])
+
+
+def _swept(word: str) -> list[str]:
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        if not parsed.is_sweep_override():
+            return [word]
+        sweep = cast(Any, parsed.value())
+        ends = (sweep.start, sweep.end, sweep.start + 0.618 * (sweep.end - sweep.start)) if parsed.is_interval_sweep() else ()
+        return [f"{parsed.get_key_element()}={value}" for value in ends or parsed.sweep_string_iterator()]
+    except HydraException as error:
+        raise UserError(f"{word}: {' '.join(str(error).split())}") from error
+
+
+def hydra_settings(words: Sequence[str]) -> Any:
+    """Hydra's own keys (`sweep`, `sweeper`, `launcher`) for words without a sweep. Raises UserError, also where a plugin is not installed."""
+    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+        try:
+            return hydra.compose("train", list(words), return_hydra_config=True).hydra
+        except MissingConfigException as error:
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            hint = "pip install maskseg[sweep] brings optuna, submitit_local and submitit_slurm"
+            raise UserError(f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); {hint}") from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(" ".join(str(error).split("\nTo append")[0].split())) from error
 
 
 def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig:

@@ -11,3 +11,11 @@ class UserError(Exception):
         text = super().__str__()
         mark = "\nmaskseg.errors.UserError: "
         return text.rsplit(mark, 1)[1].strip() if text.startswith("Caught ") and mark in text else text
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A signal has ended the run, after it was saved. `code` is the exit code: 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number, self.code = number, 128 + number

@@ -44,7 +44,8 @@ class Proposer(Protocol):
 class Sampler(Protocol):
     """Proposals and truth -> the regions that the heads learn from."""
 
-    def __call__(self, proposals: Regions, targets: Targets, num_images: int) -> Samples: ...
+    def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
+        """seeds: i64 [N], from which what is drawn of an image follows (`Batch.seeds`)."""
 
 
 class Pooler(Protocol):

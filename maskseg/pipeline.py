@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,20 +11,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maskseg import config as configs
+from maskseg import run_folder
 from maskseg.data.source import CocoSource
-from maskseg.engine.checkpoint import Checkpoint, load_checkpoint, load_weights, newest
+from maskseg.engine.checkpoint import Checkpoint, best_weights, load_checkpoint, load_weights
+from maskseg.engine.distributed import Group, processes
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
+from maskseg.inference.batches import save_batch
 from maskseg.inference.curves import plot_curves
-from maskseg.inference.validation import Validation
-from maskseg.structures import Categories
+from maskseg.inference.validation import Processes, Validation
+from maskseg.structures import Batch, Categories
 
 
-def open_data(config: Any, known: Categories | None = None) -> CocoSource:
+def open_data(config: Any, known: Categories | None = None, group: Group | None = None) -> CocoSource:
     """The data set of `config.data`, read and checked: the classes are those of the data, or `known` ones (a checkpoint's)."""
     source = cast(CocoSource, configs.build(config.data))
     source.known = known
-    source.prepare()
+    group = group or Group()
+    if group.local_main:
+        source.prepare()  # on a disk that the processes of a machine share
+    group.wait()
     return source
 
 
@@ -67,29 +72,37 @@ def checkpoint_path(path: Path) -> Path:
     return path
 
 
-def validation(config: Any, source: CocoSource, split: str, categories: Categories) -> Validation:
-    """The evaluation of `split` as `config.evaluation` says."""
-    numbers = config.evaluation
+def validation(config: Any, source: CocoSource, split: str, categories: Categories, group: Group | None = None) -> Validation:
+    """The evaluation of `split` as `config.evaluation` says, shared out over the processes."""
+    numbers, group = config.evaluation, group or Group()
     if numbers.batch < 1:
         raise UserError(f"evaluation.batch must be at least 1, not {numbers.batch}")
     source.file(split)
     return Validation(
-        lambda: source.test_loader(split, numbers.batch, numbers.max_images),
+        lambda: source.test_loader(split, numbers.batch, numbers.max_images, group.rank, group.world),
         lambda: source.file(split).to_dict(),
         categories,
         numbers.max_detections,
         numbers.backend,
         numbers.pictures,
+        numbers.min_score,
+        lambda image_id: source.picture(split, image_id),
+        Processes(group.rank, group.gather),
     )
 
 
 def train(config: Any) -> Path:
     """The whole of a training run. -> its folder. Raises UserError before anything is written where the data or the config is wrong."""
     trainer = cast(Trainer, configs.build(config.trainer))
-    if config.total_batch < 1:
-        raise UserError(f"total_batch must be at least 1, not {config.total_batch}")
-    source = open_data(config)
-    print(describe(source), flush=True)
+    with processes(trainer.device) as group:
+        return _train(config, trainer, group)
+
+
+def _train(config: Any, trainer: Trainer, group: Group) -> Path:
+    group.split(config.total_batch, trainer.accumulate)
+    say = print if group.main else _say_nothing
+    source = open_data(config, group=group)
+    say(describe(source), flush=True)
     if "train" not in source.splits():
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
@@ -99,27 +112,53 @@ def train(config: Any) -> Path:
     model = trainer.place(configs.build_model(config))
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
-    check = validation(config, source, "val", categories) if "val" in source.splits() else None
-    folder, resume = _run_dir(config, trainer)
+    check = validation(config, source, "val", categories, group) if "val" in source.splits() else None
+    folder, found = group.share(run_folder.choose(config, trainer) if group.main else None)
+    resume = run_folder.read(found)
     _start(model, optimizer, trainer, resume)
     if any(getattr(head, "adds", "") == "masks" for head in cast(Any, model).heads.values()) and not source.train.has_masks():
         raise UserError(f"{source.train.path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
-    run_dir = made_folder(folder)
-    print(f"run folder: {run_dir}", flush=True)
-    print(f"learning rate {optimizer.param_groups[0]['lr']:g} for {config.total_batch} images a step, on {trainer.device}", flush=True)
+    group.wait()  # until all have found everything in order, nothing is written
+    run_dir = run_folder.made_folder(folder)
+    say(f"run folder: {run_dir}", flush=True)
+    rate, pieces = optimizer.param_groups[0]["lr"], f" in {trainer.accumulate} pieces" if trainer.accumulate > 1 else ""
+    say(f"learning rate {rate:g} for {config.total_batch} images a step{pieces}, on {group.world} x {trainer.device}", flush=True)
     text = configs.to_yaml(config)
-    (run_dir / "config.yaml").write_text(configs.to_yaml(config, resolve=True))
+    if group.main:
+        (run_dir / "config.yaml").write_text(configs.to_yaml(config, resolve=True))
+        run_folder.record(run_dir, trainer.device, group.world, int(resume["step"]) if resume else 0)
 
-    def batches(step: int) -> Any:
-        return source.train_loader(config.total_batch, trainer.max_steps, config.seed, step, pin=trainer.device.type == "cuda")
+    def report() -> None:
+        plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
+        if check is not None:
+            check.save(run_dir)
 
     about: Checkpoint = {"config": text, "categories": categories.to_dict()}
-    trainer.run(model, optimizer, scheduler, batches, run_dir, about, check, resume)
-    if check is not None and check.table:
-        print(check.table, flush=True)
-        check.save_pictures(run_dir / "validation.png")
-    plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
+    batches = _batches(config, source, trainer, group, run_dir)
+    trainer.run(model, optimizer, scheduler, batches, run_dir, about, check, resume, group, report)
+    if group.main:
+        if check is not None and check.table:
+            print(check.table, flush=True)
+        plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
     return run_dir
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """For the processes that are not the first."""
+
+
+def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, run_dir: Path) -> Callable[[int], Iterable[Batch]]:
+    """This process' batches from a step on; the first one of a run is drawn."""
+    pin = trainer.device.type == "cuda"
+
+    def batches(step: int) -> Iterable[Batch]:
+        sizes = {"rank": group.rank, "world": group.world, "pieces": trainer.accumulate}
+        for batch in source.train_loader(config.total_batch, trainer.max_steps, config.seed, step, pin, **sizes):
+            if group.main and not (run_dir / "train_batch.png").exists():
+                save_batch(batch, source.categories.names, run_dir / "train_batch.png")
+            yield batch
+
+    return batches
 
 
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:
@@ -128,50 +167,6 @@ def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Che
         load_weights(model, resume["model"], f"trainer.resume={trainer.resume}")
         trainer.fits(optimizer, resume)
     elif trainer.init:
-        state = load_checkpoint(checkpoint_path(Path(trainer.init)))["model"]
+        state = best_weights(load_checkpoint(checkpoint_path(Path(trainer.init))))
         left = load_weights(model, state, f"trainer.init={trainer.init}", trainer.init_partial)
         print(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
-
-
-def _run_dir(config: Any, trainer: Trainer) -> tuple[Path, Checkpoint | None]:
-    """The folder to write to, and the checkpoint to go on from. A folder that holds a run is only used to go on with it."""
-    home = Path("runs") / config.name
-    named = Path(config.run_dir) if config.run_dir else None
-    if trainer.resume and trainer.resume != "auto":
-        source = Path(trainer.resume)
-        checkpoint = _newest(source) if source.is_dir() else load_checkpoint(source)
-        return named or (source if source.is_dir() else source.parent), checkpoint
-    if trainer.resume == "auto":
-        runs = [named] if named else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
-        for folder in runs:
-            if (folder / "last.pt").exists() or (folder / "best.pt").exists():
-                return folder, _newest(folder)
-    held = ("last.pt", "best.pt") if trainer.resume == "auto" else ("last.pt", "best.pt", "metrics.jsonl")
-    if named and any((named / name).exists() for name in held):
-        raise UserError(f"run_dir={named} already holds a run: choose another folder, or trainer.resume=auto to go on with it")
-    return named or _fresh(home), None
-
-
-def _newest(folder: Path) -> Checkpoint:
-    found = newest(folder)
-    if found is None:
-        raise UserError(f"{folder}: no checkpoint there can be loaded")
-    print(f"going on from {found[0]}, step {found[1]['step']}", flush=True)
-    return found[1]
-
-
-def _fresh(home: Path) -> Path:
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (stamp if i == 0 else f"{stamp}_{i}" for i in range(1000))
-    return next(home / name for name in names if not (home / name).exists())
-
-
-def made_folder(folder: Path) -> Path:
-    """The folder, made where it is missing. Raises UserError where it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("not writable")
-    except OSError as error:
-        raise UserError(f"run_dir={folder}: the folder cannot be made or written to ({error})") from error
-    return folder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from maskseg.interfaces import Backbone, Classifier, DenseHead, Features, Losses, Proposer, RegionHead, Sampler, Segmenter
-from maskseg.structures import Batch, Outputs
+from maskseg.structures import Batch, Outputs, Regions, Targets
 
 
 class GeneralizedRCNN(nn.Module):
@@ -53,8 +53,26 @@ class GeneralizedRCNN(nn.Module):
         if batch.targets is None:
             raise ValueError("forward() gives losses and needs a batch with targets; use predict() for one without")
         features = self.features(batch)
+        return self._losses(features, *cast(Proposer, self.proposer)(features, batch), batch, batch.targets)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Outputs:
+        """Detections in the frame of the padded batch; the region heads see the refined, surviving boxes only."""
+        batch = replace(batch, targets=None)
+        features = self.features(batch)
+        return self._outputs(features, cast(Proposer, self.proposer)(features, batch)[0], batch)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> tuple[Losses, Outputs]:
+        """What `forward` and `predict` give in evaluation mode, from one pass through the backbone and the proposer."""
+        assert batch.targets is not None
+        features = self.features(batch)
         proposals, losses = cast(Proposer, self.proposer)(features, batch)
-        samples = self.sampler(proposals, batch.targets, len(batch))
+        outputs = self._outputs(features, proposals, replace(batch, targets=None))
+        return self._losses(features, proposals, losses, batch, batch.targets), outputs
+
+    def _losses(self, features: Features, proposals: Regions, losses: Losses, batch: Batch, targets: Targets) -> Losses:
+        samples = self.sampler(proposals, targets, batch.draw_seeds())
         losses = losses | cast(Classifier, self.classifier).losses(features, samples)
         for head in self.heads.values():
             losses |= cast(RegionHead, head).losses(features, samples)
@@ -62,18 +80,17 @@ class GeneralizedRCNN(nn.Module):
             losses |= dense.losses(features, batch)
         return losses
 
-    @torch.no_grad()
-    def predict(self, batch: Batch) -> Outputs:
-        """Detections in the frame of the padded batch; the region heads see the refined, surviving boxes only."""
-        batch = replace(batch, targets=None)
-        features = self.features(batch)
-        proposals, _ = cast(Proposer, self.proposer)(features, batch)
+    def _outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
         detections = cast(Classifier, self.classifier).predict(features, proposals, batch.sizes)
         for head in self.heads.values():
             detections = cast(RegionHead, head).predict(features, detections, batch.sizes)
         semantic = {name: cast(DenseHead, head).predict(features, batch) for name, head in self.dense_heads.items()}
         segments = None if self.segmenter is None else cast(Segmenter, self.segmenter).predict(features, batch)
         return Outputs(detections, segments, semantic)
+
+    def compile(self, *args: Any, **keys: Any) -> None:
+        """Compiles what runs on whole maps, in place (`torch.compile`). The rest has as many rows as there are objects, which differs every step."""
+        self.backbone.compile(*args, **keys)
 
     def _dense(self) -> list[DenseHead | Segmenter]:
         found = [*self.dense_heads.values()] + ([] if self.segmenter is None else [self.segmenter])

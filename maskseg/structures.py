@@ -142,7 +142,8 @@ class Batch:
 
     images: uint8 RGB [N, 3, H, W], padded at the right and the bottom; sizes: i64 [N, 2] (height, width) without the padding;
     original_sizes: i64 [N, 2] (height, width) of the files; image_ids: N ids of the data set (any integers);
-    names: N file names, for messages and pictures; skipped: messages of unreadable images that others stand in for.
+    names: N file names, for messages and pictures; skipped: messages of unreadable images that others stand in for;
+    seeds: i64 [N], from which follows what a stage draws at random of each image (None: zeros).
     """
 
     images: Tensor
@@ -152,9 +153,14 @@ class Batch:
     names: list[str]
     targets: Targets | None = None
     skipped: list[str] = field(default_factory=list)
+    seeds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def draw_seeds(self) -> Tensor:
+        """i64 [N], on the device of the images."""
+        return torch.zeros(len(self), dtype=torch.int64, device=self.images.device) if self.seeds is None else self.seeds
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; the sizes too."""
@@ -165,6 +171,7 @@ class Batch:
             sizes=self.sizes.to(device, non_blocking=free),
             original_sizes=self.original_sizes.to(device, non_blocking=free),
             targets=None if self.targets is None else self.targets.to(device),
+            seeds=None if self.seeds is None else self.seeds.to(device, non_blocking=free),
         )
 
     def pin_memory(self) -> Batch:

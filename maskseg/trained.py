@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.data.single import SingleImage
-from maskseg.engine.checkpoint import load_checkpoint, load_weights
-from maskseg.engine.trainer import autocast, pick_device
+from maskseg.engine.checkpoint import best_weights, load_checkpoint, load_weights
+from maskseg.engine.distributed import processes
+from maskseg.engine.precision import autocast, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import detection_rows, write_results
+from maskseg.files import write_json
 from maskseg.inference.folder import image_files, overlay
 from maskseg.inference.predictor import Predictor
-from maskseg.pipeline import checkpoint_path, made_folder, open_data, validation
+from maskseg.pipeline import checkpoint_path, open_data, validation
+from maskseg.run_folder import made_folder
 from maskseg.structures import Categories
 
 
@@ -36,7 +37,7 @@ def trained_model(path: Path, overrides: list[str], own: str) -> tuple[nn.Module
     config = configs.from_checkpoint(text, overrides, own)
     configs.check_targets(config.model, configs.FROM_CHECKPOINT)
     model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
-    load_weights(model, checkpoint["model"], str(path))
+    load_weights(model, best_weights(checkpoint), str(path))
     return model.eval(), config, categories
 
 
@@ -62,32 +63,27 @@ def _checkpoint_word(words: list[str], tool: str) -> Path:
 def evaluate(words: list[str]) -> dict[str, float]:
     """What `tools/evaluate.py` does with its key=value words: writes metrics.json, per_class.json, detections.json and pictures into `output`.
 
-    Raises UserError before anything is written where checkpoint, data or keys are wrong.
+    Under torchrun the images are shared out. Raises UserError before anything is written where checkpoint, data or keys are wrong.
     """
     model, config, categories = trained_model(_checkpoint_word(words, "evaluate"), words, "evaluate")
     configs.require(config, "output")
-    source = open_data(config, categories)
-    check = validation(config, source, config.split, categories)
-    output = made_folder(Path(config.output))
-    torch.manual_seed(0)  # the losses draw regions: as the evaluations of the training do
-    check.pictures = config.pictures
     device = pick_device(config.trainer.device)
-    with autocast(device, config.trainer.precision):
-        metrics = check(model.to(device), 0)
-    assert check.evaluator is not None
-    _write_json(output / "metrics.json", metrics)
-    _write_json(output / "per_class.json", check.evaluator.per_class())
-    write_results(output / "detections.json", check.evaluator.rows)
-    check.save_pictures(output / "pictures.png")
-    print(check.table)
-    print(f"written to {output}: metrics.json, per_class.json, detections.json, pictures.png")
+    with processes(device) as group:
+        source = open_data(config, categories, group)
+        check = validation(config, source, config.split, categories, group)
+        output = made_folder(Path(config.output))
+        check.pictures = config.pictures
+        with autocast(device, config.trainer.precision):
+            metrics = check(model.to(device), 0)
+        if check.evaluator is not None:
+            write_json(output / "metrics.json", metrics)
+            write_json(output / "per_class.json", check.evaluator.per_class())
+            write_results(output / "detections.json", check.evaluator.rows)
+            pictures = check.save(output)
+            print(check.table)
+            print(f"written to {output}: metrics.json, per_class.json, detections.json, {', '.join(pictures)}")
+        group.wait()
     return metrics
-
-
-def _write_json(path: Path, values: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
 
 
 def predict(words: list[str]) -> None:

@@ -12,12 +12,12 @@ MOST_LINES, MOST_TOOL_LINES, MOST_FUNCTION_LINES = 300, 60, 50
 
 # Lower rows never import higher ones. `load()`, the config and the command line join the parts of a model and may use all of them.
 ROWS = (
-    {"errors", "geometry", "masks", "ops", "structures"},
+    {"errors", "files", "geometry", "masks", "ops", "structures"},
     {"interfaces"},
     {"bottomup", "modules", "rcnn"},
     {"variants"},
     {"data", "engine", "evaluation", "inference", "interop"},
-    {"__init__", "cli", "config", "pipeline", "trained"},
+    {"__init__", "cli", "config", "pipeline", "run_folder", "trained"},
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -244,7 +244,7 @@ def test_errors_before_a_training_leave_nothing_behind(at_home: Path, tmp_path: 
 def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
     said = here("evaluate", "checkpoint=run", f"output={tmp_path / 'out'}", "model.classifier.score_threshold=0.0")
     assert said.code == 0, said
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.json", "metrics.json", "per_class.json", "pictures.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.json", "metrics.json", "per_class.json", "validation.png"]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for kind in ("bbox", "segm"):
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):

@@ -8,7 +8,7 @@ from maskseg import cli, trained
 
 USAGE = """
 COCO evaluation of a checkpoint, on the data it was validated with or on other data.
-Writes metrics.json, per_class.json, detections.json and pictures.png.
+Writes metrics.json, per_class.json, detections.json and validation.png.
 
   python tools/evaluate.py checkpoint=runs/scenes_r18/TIME output=DIR
   python tools/evaluate.py checkpoint=best.pt output=DIR split=train evaluation.max_images=500

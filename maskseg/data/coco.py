@@ -7,6 +7,7 @@ ascending category id, or those of the categories that are handed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class CocoFile:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def index_of(self) -> dict[int, int]:
+        """Image id -> its place in `images`."""
+        return {image.id: i for i, image in enumerate(self.images)}
 
     @property
     def num_annotations(self) -> int:

@@ -36,4 +36,5 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         [s.name for s in samples],
         targets,
         [message for s in samples for message in s.skipped],
+        torch.tensor([s.seed for s in samples]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,9 @@ class CocoDataset(Dataset[Sample]):
                 index = int(rng.integers(len(self)))
         for transform in self.transforms:
             sample = transform(sample, rng)
-        return sample
+        # Of the item, not of the stream after the transforms, which may change what they draw.
+        seed = np.random.default_rng([self.seed, epoch, item[1], repetition, 1]).integers(2**62)
+        return replace(sample, seed=int(seed))
 
     def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
         record, truth = self.file.images[index], self.file.annotations(index)

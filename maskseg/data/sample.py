@@ -15,7 +15,7 @@ from maskseg.masks import FileMasks
 class Sample:
     """image: uint8 RGB [3, H, W]; boxes: f32 [G, 4] in its frame; labels: i64 [G]; crowd: bool [G]; masks: G masks, None without any;
     image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
-    stands in for."""
+    stands in for; seed: of what a model draws of it."""
 
     image: Tensor
     boxes: Tensor
@@ -26,6 +26,7 @@ class Sample:
     name: str
     original_size: tuple[int, int]
     skipped: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def size(self) -> tuple[int, int]:

@@ -14,7 +14,8 @@ Item = tuple[int, int, int]  # epoch, index of the image, which repetition of it
 class StepSampler(Sampler[list[Item]]):
     """Batches for steps `start_step` .. `stop_step` - 1 of an endless stream of shuffled epochs.
 
-    total_batch: images a step, over all processes; this process gets every `world`-th of them, from `rank` on. groups: a number for each image;
+    total_batch: images a step, over all processes; this process gets every `world`-th of them, from `rank` on, in `pieces` batches. groups: a number
+    for each image;
     a batch holds images of one group only (aspect-ratio grouping). repeats: how often each image comes in an epoch on average (>= 1 each).
     """
 
@@ -29,24 +30,26 @@ class StepSampler(Sampler[list[Item]]):
         repeats: Sequence[float] | None = None,
         rank: int = 0,
         world: int = 1,
+        pieces: int = 1,
     ) -> None:
         if num_images < 1:
             raise ValueError("a sampler needs at least one image")
         if total_batch < 1:
             raise ValueError(f"total_batch must be at least 1, not {total_batch}")
-        if total_batch % world:
-            raise ValueError(f"total_batch {total_batch} cannot be shared evenly by {world} processes")
+        if total_batch % (world * pieces):
+            raise ValueError(f"total_batch {total_batch} cannot be shared evenly by {world} processes in {pieces} pieces")
         self.num_images, self.total_batch, self.seed = num_images, total_batch, seed
-        self.start_step, self.stop_step, self.rank, self.world = start_step, stop_step, rank, world
+        self.start_step, self.stop_step, self.rank, self.world, self.pieces = start_step, stop_step, rank, world, pieces
         self.groups = np.zeros(num_images, dtype=np.int64) if groups is None else np.asarray(groups)
         self.repeats = None if repeats is None else np.asarray(repeats, dtype=np.float64)
 
     def __len__(self) -> int:
-        return max(self.stop_step - self.start_step, 0)
+        return max(self.stop_step - self.start_step, 0) * self.pieces
 
     def __iter__(self) -> Iterator[list[Item]]:
         for batch in islice(self._batches(), self.start_step, self.stop_step):
-            yield batch[self.rank :: self.world]
+            own = batch[self.rank :: self.world]
+            yield from (own[piece :: self.pieces] for piece in range(self.pieces))
 
     def _batches(self) -> Iterator[list[Item]]:
         waiting: dict[int, list[Item]] = {int(g): [] for g in np.unique(self.groups)}

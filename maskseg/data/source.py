@@ -7,18 +7,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
+import numpy as np
+from numpy.typing import NDArray
 
 from maskseg.data.coco import CocoFile, read_coco
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
-from maskseg.data.images import MAX_PIXELS
-from maskseg.data.samplers import StepSampler, aspect_groups, repeat_factors
+from maskseg.data.images import MAX_PIXELS, load_image, safe_join
+from maskseg.data.loader import BatchLoader
+from maskseg.data.samplers import Item, StepSampler, aspect_groups, repeat_factors
 from maskseg.data.scenes import make_scenes
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
-from maskseg.structures import Batch, Categories
+from maskseg.structures import Categories
 
 
 class CocoSource:
@@ -119,8 +120,19 @@ class CocoSource:
         skip_bad = self.skip_bad if split == "train" else 0
         return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, self.max_images)
 
-    def train_loader(self, total_batch: int, max_steps: int, seed: int, start_step: int = 0, pin: bool = False) -> DataLoader[Batch]:
-        """Batches for steps `start_step` .. `max_steps` - 1."""
+    def train_loader(
+        self,
+        total_batch: int,
+        max_steps: int,
+        seed: int,
+        start_step: int = 0,
+        pin: bool = False,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pieces: int = 1,
+    ) -> BatchLoader:
+        """Batches for steps `start_step` .. `max_steps` - 1: of each step, `pieces` batches that hold the share of process `rank` of `world`."""
         dataset = self.dataset("train", seed)
         sampler = StepSampler(
             len(dataset),
@@ -130,26 +142,29 @@ class CocoSource:
             start_step,
             aspect_groups(dataset.sizes()) if self.group_by_aspect else None,
             repeat_factors(dataset.labels(), self.repeat_threshold) if self.repeat_threshold else None,
+            rank,
+            world,
+            pieces,
         )
-        return self._loader(dataset, sampler, pin)
+        return self._loader("train", dataset, sampler, pin)
 
-    def test_loader(self, split: str, batch: int, most: int | None = None, pin: bool = False) -> DataLoader[Batch]:
-        """The (first `most`) images of a split once, in the file's order, with the test transforms."""
+    def test_loader(self, split: str, batch: int, most: int | None = None, rank: int = 0, world: int = 1) -> BatchLoader:
+        """The (first `most`) images of a split once, in the file's order, with the test transforms; of its batches those of process `rank`."""
         dataset = self.dataset(split)
         dataset.transforms, dataset.skip_bad = self.transforms["val"], 0  # no image may stand in for one that is tested
         items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
-        return self._loader(dataset, [items[i : i + batch] for i in range(0, len(items), batch)], pin)
+        return self._loader(split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world])
 
-    def _loader(self, dataset: CocoDataset, sampler: StepSampler | list[list[tuple[int, int, int]]], pin: bool) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=partial(collate, divisor=self.divisor),
-            pin_memory=pin,
-            timeout=self.timeout if self.num_workers else 0,
-            generator=torch.Generator(),  # its own: an iterator must not draw from the stream that a resume restores
-        )
+    def _loader(self, split: str, dataset: CocoDataset, sampler: StepSampler | list[list[Item]], pin: bool = False) -> BatchLoader:
+        name = f"data.{split}_json={self.json[split]}"
+        return BatchLoader(name, dataset, sampler, partial(collate, divisor=self.divisor), self.num_workers, self.timeout, pin)
+
+    def picture(self, split: str, image_id: int) -> NDArray[np.uint8]:
+        """uint8 RGB [H, W, 3]: an image of a split as its file has it."""
+        file = self.file(split)
+        record = file.images[file.index_of[image_id]]
+        image = load_image(safe_join(Path(self.images[split] or ""), record.file_name), self.max_pixels, (record.height, record.width))
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 class ScenesSource(CocoSource):

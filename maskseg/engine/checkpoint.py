@@ -7,6 +7,7 @@ A checkpoint is a dictionary of state dicts, plain Python values, the config as 
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maskseg.errors import UserError
+from maskseg.files import remove_left, replacing
 
 FORMAT = 1
 Checkpoint = dict[str, Any]
@@ -27,19 +29,8 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     Raises UserError where the disk is full or read-only; the old file is then intact. Raises TypeError for values that are not plain data.
     """
     _check_plain(checkpoint, "checkpoint")
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-        left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **checkpoint}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: the checkpoint could not be written ({error}); an older one there is intact") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, "the checkpoint") as file:
+        torch.save({"format": FORMAT, **checkpoint}, file)
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -94,21 +85,56 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, par
     return [*missing, *unexpected, *misshapen]
 
 
+def best_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights to use: the moving average where the training kept one."""
+    weights: dict[str, Tensor] = (checkpoint.get("ema") or checkpoint)["model"]
+    return weights
+
+
+class Keeper:
+    """`last.pt` of a run, and beside it the `keep` ones before it by number: `step_0001000.pt`."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.run_dir, self.keep, self.path = run_dir, keep, run_dir / "last.pt"
+        self.step: int | None = None  # of last.pt
+        if self.path.exists():
+            try:
+                self.step = int(load_checkpoint(self.path)["step"])
+            except (UserError, KeyError):  # damaged: not worth a number
+                self.step = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """At every moment one of them is whole. Raises UserError as `save_checkpoint`; nothing is lost then."""
+        if self.keep and self.step is not None and self.step != checkpoint["step"] and self.path.exists():
+            self._number(self.run_dir / f"step_{self.step:07d}.pt")
+        save_checkpoint(self.path, checkpoint)
+        self.step = int(checkpoint["step"])
+        for old in numbered(self.run_dir)[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def _number(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        try:
+            os.link(self.path, path)  # last.pt stays there until the new one takes its place
+        except OSError:  # a file system without links
+            self.path.replace(path)
+
+
+def numbered(run_dir: Path) -> list[Path]:
+    """The checkpoints kept by number, the newest first: a run that went back and on again has written lower numbers later."""
+    found = [p for p in run_dir.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name)]
+    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+
+
 def newest(run_dir: Path) -> tuple[Path, Checkpoint] | None:
-    """The valid checkpoint of the run with the most steps, warning of those that are not; None where there is none."""
-    found: list[tuple[int, Path, Checkpoint]] = []
-    for path in (run_dir / "last.pt", run_dir / "best.pt"):
+    """The newest valid checkpoint of the run, warning of those that are not; None where there is none. What killed saves left is removed."""
+    for left in run_dir.glob(".*.pt.*.tmp"):
+        remove_left(left)
+    for path in [run_dir / "last.pt", *numbered(run_dir), run_dir / "best.pt"]:
         if not path.exists():
             continue
         try:
-            checkpoint = load_checkpoint(path)
+            return path, load_checkpoint(path)
         except UserError as error:
             print(f"warning: {error}", flush=True)
-            continue
-        found.append((int(checkpoint["step"]), path, checkpoint))
-        if path.name == "last.pt":
-            break
-    if not found:
-        return None
-    _, path, checkpoint = max(found, key=lambda f: f[0])
-    return path, checkpoint
+    return None

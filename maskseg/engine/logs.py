@@ -3,69 +3,117 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maskseg.files import replacing
+
 
 class RunLog:
-    """Numbers of a run by step. Lines of `metrics.jsonl`: {"step", "kind": "train" or "val", ...}; the same numbers go to TensorBoard.
+    """Numbers of a run by step. Lines of `metrics.jsonl`: {"step", "kind": "train", "val" or "skipped", ...}; the numbers go to TensorBoard too.
 
-    A resumed run drops the lines after the step it starts from, so that each step is there once.
+    A resumed run drops the lines after the step it starts from, so that each step is there once. `run_dir` None (a process that is not the
+    first one): nothing is written or printed. evaluated: the step of the last evaluation that the checkpoint knows of, if it is an earlier one.
     """
 
-    def __init__(self, run_dir: Path, start_step: int, max_steps: int, config: str) -> None:
+    def __init__(self, run_dir: Path | None, start_step: int, max_steps: int, config: str, evaluated: int | None = None) -> None:
+        self.max_steps, self.start_step, self.started = max_steps, start_step, time.perf_counter()
+        self.path: Path | None = None
+        self.board: SummaryWriter | None = None
+        quiet = run_dir is None or not sys.stderr.isatty()
+        self.bar: Any = tqdm(total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True)
+        if run_dir is None:
+            return
         self.path = run_dir / "metrics.jsonl"
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # a line that a kill cut short
-                    continue
-                if entry["step"] <= start_step:
-                    kept.append(line)
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        self.path.touch()
+        if self.path.stat().st_size:
+            _keep_until(self.path, start_step, start_step if evaluated is None else evaluated)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
         self.board.add_text("config", f"```yaml\n{config}\n```", start_step)
-        self.bar: Any = tqdm(total=max_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self.max_steps = max_steps
 
     def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and TensorBoard's scalars `kind/name`."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)
+        self.event(step, kind, values)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl alone."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
 
     def progress(self, step: int, values: Mapping[str, float], say: bool) -> None:
         """Moves the bar; where there is no terminal, `say` prints a line instead."""
         self.bar.update(step - self.bar.n)
         if not say:
             return
-        if self.bar.disable:
-            parts = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-            print(f"step {step}/{self.max_steps}  {parts}", flush=True)
-        else:
+        if not self.bar.disable:
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+        elif self.path is not None:
+            parts = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+            print(f"step {step}/{self.max_steps}  {parts}  eta {self.eta(step)}", flush=True)
 
-    def say(self, text: str) -> None:
-        """A message that does not break the bar."""
-        if self.bar.disable:
-            print(text, flush=True)
-        else:
+    def eta(self, step: int) -> str:
+        """How long the rest takes at the pace so far, as h:mm:ss."""
+        pace = (time.perf_counter() - self.started) / max(step - self.start_step, 1)
+        return str(tqdm.format_interval(round(pace * (self.max_steps - step))))
+
+    def say(self, text: str, anywhere: bool = False) -> None:
+        """A message that does not break the bar; `anywhere`: from whatever process, of something that only it has seen."""
+        if not self.bar.disable:
             tqdm.write(text)
+        elif self.path is not None or anywhere:
+            print(text, flush=True)
 
     def picture(self, name: str, image: Any, step: int) -> None:
         """image: uint8 [H, W, 3] array, to TensorBoard."""
-        self.board.add_image(name, torch.as_tensor(image).permute(2, 0, 1), step)
+        if self.board is not None:
+            self.board.add_image(name, torch.as_tensor(image).permute(2, 0, 1), step)
+
+    def pr_curve(self, name: str, precision: Any, step: int) -> None:
+        """precision: [n] at n recalls from 0 to 1, to TensorBoard's page of such curves (which shows no counts of a detector's negatives)."""
+        if self.board is None:
+            return
+        recall, nothing = np.linspace(0, 1, len(precision)), np.zeros(len(precision))
+        # The page draws the points from the last to the first, by falling recall.
+        curves = (nothing, nothing, nothing, nothing, np.asarray(precision)[::-1], recall[::-1])
+        self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(precision))
 
     def close(self) -> None:
         """Flushes everything."""
         self.bar.close()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _keep_until(path: Path, step: int, evaluated: int) -> None:
+    """Drops the lines after `step`, those of evaluations after `evaluated`, and what a kill cut short."""
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            if entry["step"] <= (evaluated if entry["kind"] == "val" else step):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    with replacing(path, "the metrics") as file:
+        file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most that this process has held so far, in GB: of the GPU's memory, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

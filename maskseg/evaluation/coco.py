@@ -119,6 +119,17 @@ class CocoEvaluator:
         """AP of each class by IoU type and name: {"segm": {"cat": 0.41, ...}}; -1 for a class without truth in the images seen."""
         return {kind: {name: _mean(self._table(kind)[0][:, :, k, 0, -1]) for k, name in enumerate(self.categories.names)} for kind in self.iou_types}
 
+    def pr_curves(self, iou: float = 0.5) -> dict[str, dict[str, Floats]]:
+        """Precision at the recalls 0, 0.01 ... 1 by IoU type and name: {"segm": {"cat": f64 [101], ...}}; -1 for a class without truth.
+
+        iou: one of COCO's thresholds 0.5, 0.55 ... 0.95 from which on a detection is a match; another raises ValueError.
+        """
+        step = (iou - 0.5) / 0.05
+        t = round(step)
+        if not 0 <= t < THRESHOLDS or abs(step - t) > 1e-6:
+            raise ValueError(f"iou must be one of 0.5, 0.55 ... 0.95, got {iou}")
+        return {kind: {name: self._table(kind)[0][t, :, k, 0, -1].copy() for k, name in enumerate(self.categories.names)} for kind in self.iou_types}
+
     def table(self) -> str:
         """The numbers as text: IoU types side by side, then the AP of the classes. `-` where there is no truth."""
         title = f"images: {len(self.image_ids)}, detections: {len(self.rows)}, evaluated: up to {self.limits[-1]} of a class in an image"
@@ -237,7 +248,7 @@ def _truth_entries(kind: str, truths: list[Row], images: dict[int, Row]) -> list
             entry["bbox"] = truth["bbox"]
         else:
             image = images[truth["image_id"]]
-            entry["segmentation"] = _compressed(truth["segmentation"], image["height"], image["width"])
+            entry["segmentation"] = compressed_rle(truth["segmentation"], image["height"], image["width"])
         entries.append(entry)
     return entries
 
@@ -252,7 +263,7 @@ def _row_entries(kind: str, rows: list[Row]) -> list[Row]:
     return [_entry(i, r, areas[i], 0) | {"score": r["score"], key: r[key]} for i, r in enumerate(rows)]
 
 
-def _compressed(segmentation: Any, height: int, width: int) -> Row:
+def compressed_rle(segmentation: Any, height: int, width: int) -> Row:
     """A COCO segmentation (polygons, run lengths or compressed RLE) as compressed RLE."""
     if isinstance(segmentation, list):
         parts = coco_mask.frPyObjects(segmentation, height, width)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from maskseg.errors import UserError
+from maskseg.files import replacing
 from maskseg.geometry import Geometry
 from maskseg.masks import Rle
 from maskseg.structures import Batch, Categories, Outputs, Regions
@@ -72,26 +71,14 @@ def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[R
 
 
 def write_results(path: Path | str, rows: Sequence[Row]) -> None:
-    """COCO's result file: a JSON list of the rows. Written beside the target and renamed, so that no half file is ever seen.
-
-    Raises UserError where it cannot be written.
-    """
+    """COCO's result file: a JSON list of the rows, written whole or not at all. Raises UserError where it cannot be written."""
     path = Path(path)
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            file.write("[")
-            for i, row in enumerate(rows):  # row by row: the whole text of a large set would need as much memory again
-                file.write((",\n" if i else "\n") + json.dumps(row, allow_nan=False))
-            file.write("\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # a temporary file is private; a result file is for everyone
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write the results to {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with replacing(path, "the results") as file:
+        file.write(b"[")
+        for i, row in enumerate(rows):  # row by row: the whole text of a large set would need as much memory again
+            file.write(((",\n" if i else "\n") + json.dumps(row, allow_nan=False)).encode())
+        file.write(b"\n]\n")

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from maskseg.errors import UserError
 
 Series = dict[int, float]  # step -> value
 Line = tuple[str, Series, str, bool]  # name, values, colour, dashed
 
+# Six of Okabe and Ito's colours, without their yellow, which is faint on white, and six of Tol's and matplotlib's.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#44AA99", "#8C564B", "#9467BD")
 _TRAIN, _VAL = "#0072B2", "#D55E00"
 _AP_COLOURS = {"bbox": "#0072B2", "segm": "#D55E00", "keypoints": "#009E73"}
 _WINDOW = 50  # points from which on a curve is drawn faint, with its running mean over it
@@ -28,30 +31,52 @@ def plot_curves(metrics_file: Path | str, output: Path | str) -> None:
     `<type>/AP50`, `loss/<term>`). Of a step that is there twice (a resumed run) the later line counts; lines that are cut off are left
     out. Raises UserError where nothing can be drawn.
     """
-    from matplotlib.figure import Figure  # half a second, and only needed here
-
-    train, val = _read(Path(metrics_file))
-    panels = _panels(train, val)
+    panels = _panels(*read_metrics(Path(metrics_file)))
     if not panels:
         raise UserError(f"{metrics_file} has no training or validation numbers to draw")
+    save_picture(rendered(panels_figure(panels)), output)
+
+
+def panels_figure(panels: Sequence[tuple[str, Sequence[Line]]], *, legends: bool = True) -> Any:
+    """A matplotlib figure of panels, each a title and its lines, all over the same steps. legends: one in each panel that has several lines."""
+    from matplotlib.figure import Figure  # half a second, and only needed here
+
     last = max(step for _, lines in panels for _, series, _, _ in lines for step in series)
-    columns = min(len(panels), 4 if len(panels) > 6 else 3)
+    columns = min(len(panels), 3) if len(panels) <= 6 else min((4, 3), key=lambda c: -len(panels) % c)  # as few empty places as can be
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, lines) in zip(axes, panels, strict=False):
-        _draw_panel(axis, title, lines)
+        _draw_panel(axis, title, lines, legends)
         axis.set_xlim(0, max(1.02 * last, 1))  # the same steps in all panels
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110, format="png")
+    return figure
 
 
-def _read(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
-    """The series of the training and of the validation lines, by key."""
+def rendered(figure: Any) -> NDArray[np.uint8]:
+    """A matplotlib figure as uint8 RGB [H, W, 3], at 110 pixels an inch; needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(110)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_picture(picture: NDArray[np.uint8], output: Path | str) -> None:
+    """uint8 RGB [H, W, 3] as PNG, whatever the name's ending; folders that are missing are made. Raises UserError where it cannot be written."""
     try:
-        text = path.read_text(encoding="utf-8")
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(output, format="PNG")
+    except OSError as error:
+        raise UserError(f"cannot write the picture to {output}: {error.strerror or error}") from error
+
+
+def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
+    """The series of the training and of the validation lines of a metrics.jsonl, by key. Raises UserError where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     found: dict[str, dict[str, Series]] = {"train": {}, "val": {}}
@@ -71,12 +96,16 @@ def _read(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
 def _panels(train: Mapping[str, Series], val: Mapping[str, Series]) -> list[tuple[str, list[Line]]]:
     """Title and lines of each panel: total loss, its terms, learning rate, AP. Panels without values are left out."""
     terms = [k for k in dict.fromkeys([*train, *val]) if k.startswith("loss/")]
-    total = val.get("loss") or _sum([val[k] for k in terms if k in val])
-    panels: list[tuple[str, list[Line]]] = [("loss", _pair(train.get("loss"), total))]
+    panels: list[tuple[str, list[Line]]] = [("loss", _pair(train.get("loss"), validation_loss(val)))]
     panels += [(k.replace("loss/", "loss: "), _pair(train.get(k), val.get(k))) for k in terms]
     panels.append(("learning rate", [("train", train["lr"], _TRAIN, False)] if "lr" in train else []))
     panels.append(("average precision", _ap_lines(val)))
     return [(title, lines) for title, lines in panels if lines]
+
+
+def validation_loss(val: Mapping[str, Series]) -> Series:
+    """The total validation loss, or the sum of its terms where only they were written."""
+    return val.get("loss") or _sum([series for key, series in val.items() if key.startswith("loss/")])
 
 
 def _pair(train: Series | None, val: Series | None) -> list[Line]:
@@ -100,14 +129,14 @@ def _ap_lines(val: Mapping[str, Series]) -> list[Line]:
     return sorted(lines, key=lambda line: (line[3], line[0]))
 
 
-def _draw_panel(axis: Any, title: str, lines: Sequence[Line]) -> None:
+def _draw_panel(axis: Any, title: str, lines: Sequence[Line], legend: bool) -> None:
     top = 0.0
     for name, series, colour, dashed in lines:
         steps = np.array(sorted(series))
         values = np.array([series[s] for s in steps.tolist()])
         style: dict[str, Any] = {"color": colour, "linestyle": "--" if dashed else "-", "label": name, "linewidth": 1.6}
         if len(steps) <= _WINDOW:
-            style |= {"marker": "o", "markersize": 3.5}
+            style |= {"marker": "o", "markersize": 3.5, "markerfacecolor": "white" if dashed else colour}
         elif title.startswith("loss"):
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _running_mean(values, len(values) // 20)
@@ -122,7 +151,7 @@ def _draw_panel(axis: Any, title: str, lines: Sequence[Line]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if top > 0:
         axis.set_ylim(0, 1.08 * top)
-    if len(lines) > 1 or lines[0][0] != "train":
+    if legend and (len(lines) > 1 or lines[0][0] != "train"):
         axis.legend(fontsize=8, frameon=False, loc="best")
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from maskseg.interfaces import Features, Losses, Pooler
 from maskseg.ops import boxes as box_ops
-from maskseg.ops.losses import smooth_l1_sum
+from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
 from maskseg.structures import Regions, Samples
 
@@ -78,7 +78,7 @@ class BoxClassifier(nn.Module):
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`box_class` and `box_regression`."""
         logits, deltas = self(features, samples.boxes, samples.image_index)
-        divisor = max(len(samples), 1)
+        divisor = mean_count(len(samples), logits)
         foreground = torch.nonzero(samples.labels < self.num_classes).squeeze(1)
         column = samples.labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
         truth = samples.targets.boxes[samples.matched[foreground]]

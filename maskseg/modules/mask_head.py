@@ -15,6 +15,7 @@ from maskseg.errors import UserError
 from maskseg.interfaces import Features, Losses, Pooler
 from maskseg.masks import Masks, SoftMasks, rle_to_bitmaps
 from maskseg.modules.norms import conv
+from maskseg.ops.losses import mean_count
 from maskseg.structures import Regions, Samples
 
 
@@ -75,7 +76,7 @@ class MaskHead(nn.Module):
         logits = self(features, own.boxes, own.image_index, own.labels)
         with torch.no_grad():
             wanted = TARGET_RULES[self.target_rule](samples.targets.masks, own.matched, own.boxes, logits.shape[-1])
-        return {"mask": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(logits.numel(), 1)}
+        return {"mask": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / mean_count(logits.numel(), logits)}
 
     def predict(self, features: Features, detections: Regions, sizes: Tensor) -> Regions:
         """Adds `masks`: soft grids over the detections' boxes."""

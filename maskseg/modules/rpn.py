@@ -14,7 +14,8 @@ from maskseg.interfaces import Features, Losses
 from maskseg.modules.anchors import AnchorGenerator
 from maskseg.ops import boxes as box_ops
 from maskseg.ops import matching
-from maskseg.ops.losses import smooth_l1_sum
+from maskseg.ops.draws import box_places, random_keys
+from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
 from maskseg.structures import Batch, Regions, Targets
 
@@ -104,7 +105,7 @@ class RPN(nn.Module):
             proposals = self.select(logits, deltas, anchors, batch.sizes)
         if batch.targets is None:
             return proposals, {}
-        return proposals, self.losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), batch.targets)
+        return proposals, self.losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), batch.targets, batch.draw_seeds())
 
     def select(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Regions:
         """Top-k of each level -> decode -> clip -> NMS within level and image -> best of each image."""
@@ -127,8 +128,8 @@ class RPN(nn.Module):
         kept = kept[top_per_group(scores[kept], image[kept], limits.per_image)]
         return Regions(boxes[kept], image[kept], scores[kept])
 
-    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> Losses:
-        """logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]."""
+    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor) -> Losses:
+        """logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]; seeds: i64 [N]."""
         num_images, num_anchors = logits.shape
         with torch.no_grad():
             truth = matching.pad_by_image(targets.boxes, targets.image_index, ~targets.crowd, num_images)
@@ -141,11 +142,12 @@ class RPN(nn.Module):
                 label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = matching.IGNORED
             image = torch.arange(num_images, device=logits.device).repeat_interleave(num_anchors)
             label = label.ravel()
-            drawn = matching.draw(label, image, num_images, self.num_samples, self.positive_fraction)
+            key = random_keys(seeds[:, None], box_places(anchors)).ravel()
+            drawn = matching.draw(label, image, key, num_images, self.num_samples, self.positive_fraction)
             positive = drawn[label[drawn] == matching.POSITIVE]
             matched = truth.boxes[image[positive], best.ravel()[positive]]
             wanted = box_ops.encode(matched, anchors[positive % num_anchors], WEIGHTS)
-        divisor = max(len(drawn), 1) if self.divide_by == "drawn" else self.num_samples * num_images
+        divisor = mean_count(len(drawn), logits) if self.divide_by == "drawn" else self.num_samples * num_images
         objectness = F.binary_cross_entropy_with_logits(logits.ravel()[drawn], label[drawn].float(), reduction="sum")
         box = smooth_l1_sum(deltas.reshape(-1, 4)[positive], wanted, self.beta)
         return {"rpn_objectness": objectness / divisor, "rpn_box": box / divisor}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from maskseg.ops import boxes as box_ops
 from maskseg.ops import matching
+from maskseg.ops.draws import box_places, random_keys
 from maskseg.structures import Regions, Samples, Targets
 
 
@@ -30,8 +32,9 @@ class RegionSampler:
         self.positive_iou, self.append_truth, self.crowd_overlap = positive_iou, append_truth, crowd_overlap
 
     @torch.no_grad()
-    def __call__(self, proposals: Regions, targets: Targets, num_images: int) -> Samples:
-        """-> at most `num_samples` regions of each image, in the proposals' order."""
+    def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
+        """seeds: i64 [N]. -> at most `num_samples` regions of each image, in the proposals' order."""
+        num_images = len(seeds)
         boxes, image = proposals.boxes, proposals.image_index
         if self.append_truth:
             own = ~targets.crowd
@@ -44,7 +47,8 @@ class RegionSampler:
             crowds = matching.pad_by_image(targets.boxes, targets.image_index, targets.crowd, num_images)
             cover = matching.crowd_cover(boxes, image, crowds)
             label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = matching.IGNORED
-        drawn = matching.draw(label, image, num_images, self.num_samples, self.positive_fraction)
+        key = random_keys(seeds[image], box_places(boxes))
+        drawn = matching.draw(label, image, key, num_images, self.num_samples, self.positive_fraction)
         boxes, image, foreground = boxes[drawn], image[drawn], label[drawn] == matching.POSITIVE
         matched = torch.where(foreground, truth.row[image, best[drawn]], 0)
         labels = torch.full_like(matched, self.num_classes)

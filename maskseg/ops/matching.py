@@ -67,15 +67,16 @@ def label_by_iou(iou: Tensor, valid: Tensor, low: float, high: float, low_qualit
     return best, label
 
 
-def draw(label: Tensor, image_index: Tensor, num_images: int, number: int, positive_fraction: float) -> Tensor:
+def draw(label: Tensor, image_index: Tensor, key: Tensor, num_images: int, number: int, positive_fraction: float) -> Tensor:
     """A random subset: at most `number` boxes an image, at most that share of them positive, filled up with negatives.
 
-    label: i64 [B] of POSITIVE / NEGATIVE / IGNORED. -> i64, ascending indices into the B boxes. Draws from torch's global generator.
+    label: i64 [B] of POSITIVE / NEGATIVE / IGNORED; key: [B], random (`ops.draws.random_keys`): those with the smallest are drawn.
+    -> i64, ascending indices into the B boxes.
     """
     most_positive = int(number * positive_fraction)
     # Ignored boxes form a group of their own, behind the others.
     group = torch.where(label == IGNORED, 2 * num_images, 2 * image_index + (label == POSITIVE))
-    rank = rank_in_group(group, torch.rand(len(label), device=label.device))
+    rank = rank_in_group(group, key)
     positives = torch.bincount(image_index[label == POSITIVE], minlength=num_images).clamp(max=most_positive)
     chosen = ((label == POSITIVE) & (rank < most_positive)) | ((label == NEGATIVE) & (rank < (number - positives)[image_index]))
     return torch.nonzero(chosen).squeeze(1)

@@ -34,7 +34,7 @@ from maskseg.structures import Batch
 
 SIZE, CHANNELS, CLASSES = 64, 32, 2
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-TIMES = {"images_per_second", "data_share"}  # the numbers of a log that no two runs share
+TIMES = {"images_per_second", "data_seconds", "step_seconds", "memory_gb"}  # the numbers of a log that no two runs share
 RANDOM: list[Transform] = [RandomCrop(56), Flip(0.5, 0.5), ColorJitter(0.2, 0.2, 0.2, 0.05)]
 
 
@@ -360,7 +360,10 @@ def test_bf16_runs_and_keeps_the_weights_in_fp32(whole: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"precision": "fp16"}, r"trainer\.precision must be one of fp32, bf16, not 'fp16'"),
+        ({"precision": "fp8"}, r"trainer\.precision must be one of fp32, bf16, fp16, not 'fp8'"),
+        ({"accumulate": 0}, r"trainer\.accumulate must be at least 1, not 0"),
+        ({"ema": 1.0}, r"trainer\.ema must be at least 0 and below 1, not 1"),
+        ({"keep": -1}, r"trainer\.keep must be at least 0, not -1"),
         ({"device": "cuda:99"}, r"trainer\.device=cuda:99"),
         ({"device": "gpu"}, r"trainer\.device=gpu"),
         ({"max_steps": 0}, r"trainer\.max_steps must be at least 1, not 0"),

@@ -207,7 +207,7 @@ def test_panels():
 def test_read_takes_the_later_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "kind": "train", "loss": 1}\nnot json\n[1]\n{"step": 1, "kind": "train", "loss": 2}\n{"kind": "val"}\n')
-    assert curves._read(path) == ({"loss": {1: 2.0}}, {})
+    assert curves.read_metrics(path) == ({"loss": {1: 2.0}}, {})
 
 
 def test_curves_of_nothing(tmp_path):

@@ -270,9 +270,9 @@ def test_matched_truth_is_the_anchors_own_image(make_targets: Callable[..., Targ
     anchors = rpn.anchors([(4, 4)], [16], (64, 64), torch.device("cpu"))[0]
     deltas = torch.zeros((2, 16, 4))
     deltas[1, 15] = box_ops.encode(torch.tensor([[48.0, 48.0, 64.0, 62.0]]), anchors[15:], (1, 1, 1, 1))[0]
-    losses = rpn.losses(torch.zeros((2, 16)), deltas, anchors, targets)
+    losses = rpn.losses(torch.zeros((2, 16)), deltas, anchors, targets, torch.arange(2))
     assert losses["rpn_box"].item() == pytest.approx(0, abs=1e-6)
-    assert rpn.losses(torch.zeros((2, 16)), deltas.flip(0), anchors, targets)["rpn_box"].item() > 0.001
+    assert rpn.losses(torch.zeros((2, 16)), deltas.flip(0), anchors, targets, torch.arange(2))["rpn_box"].item() > 0.001
     assert torchvision.ops.box_iou(anchors[15:], targets.boxes[2:]).item() > 0.7
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
 from maskseg.ops import boxes as box_ops
+from maskseg.ops.draws import random_keys
 from maskseg.ops.matching import IGNORED, NEGATIVE, POSITIVE, crowd_cover, draw, label_by_iou, pad_by_image, rank_in_group
 
 KIND = {-1: NEGATIVE, -2: IGNORED}
@@ -110,22 +111,19 @@ def labels_of(counts: list[tuple[int, int, int]], generator: torch.Generator) ->
 )
 def test_draw_counts(generator: torch.Generator, fraction: float, wanted: list[tuple[int, int]]) -> None:
     label, image = labels_of([(40, 100, 7), (2, 100, 7), (0, 50, 0), (30, 3, 9), (0, 0, 12), (25, 0, 0)], generator)
-    drawn = draw(label, image, 6, 20, fraction)
+    drawn = draw(label, image, torch.rand(len(label), generator=generator), 6, 20, fraction)
     assert drawn.tolist() == sorted(set(drawn.tolist()))
     assert not (label[drawn] == IGNORED).any()
     found = [(int(((image == i) & (label == POSITIVE))[drawn].sum()), int(((image == i) & (label == NEGATIVE))[drawn].sum())) for i in range(6)]
     assert found == wanted
 
 
-def test_draw_is_random_even_and_seeded(generator: torch.Generator) -> None:
+def test_draw_is_even(generator: torch.Generator) -> None:
     label, image = labels_of([(8, 40, 4), (10, 30, 0)], generator)
-    torch.manual_seed(1)
-    first = draw(label, image, 2, 10, 0.4)
-    torch.manual_seed(1)
-    assert torch.equal(draw(label, image, 2, 10, 0.4), first)
     times = torch.zeros(len(label))
-    for _ in range(1000):
-        times[draw(label, image, 2, 10, 0.4)] += 1
+    for k in range(1000):
+        key = random_keys(torch.tensor([k, 1000 + k])[image], torch.arange(len(label)))
+        times[draw(label, image, key, 2, 10, 0.4)] += 1
     for i, (positives, negatives) in enumerate([(8, 40), (10, 30)]):
         for kind, share in ((POSITIVE, 4 / positives), (NEGATIVE, 6 / negatives)):
             seen = times[(image == i) & (label == kind)] / 1000
@@ -135,7 +133,7 @@ def test_draw_is_random_even_and_seeded(generator: torch.Generator) -> None:
 
 def test_draw_of_nothing() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert draw(nothing, nothing, 2, 10, 0.5).tolist() == []
+    assert draw(nothing, nothing, nothing, 2, 10, 0.5).tolist() == []
 
 
 def test_crowd_cover_literal() -> None:
