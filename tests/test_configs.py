@@ -210,7 +210,12 @@ def test_targets_outside_the_allowed_are_refused(target: object) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["maskseg.run_folder.os.system", "maskseg.engine.checkpoint.torch.load", "maskseg.engine.checkpoint.torch.hub.load", "maskseg.pipeline.nn.Linear"],
+    [
+        "maskseg.run_folder.os.system",
+        "maskseg.engine.checkpoint.torch.load",
+        "maskseg.engine.checkpoint.torch.hub.load",
+        "maskseg.pipeline.nn.Linear",
+    ],
 )
 def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
     # Guards against: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;

@@ -18,7 +18,16 @@ from maskseg.engine.checkpoint import Keeper, load_checkpoint, newest
 
 STEPS = 9
 # Saved and evaluated in the middle; with a moving average; augmented at random.
-RUN = [*SMALL, *MASKS, *SCENES, "total_batch=2", f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=3", "trainer.evaluate_every=5", "trainer.ema=0.9"]
+RUN = [
+    *SMALL,
+    *MASKS,
+    *SCENES,
+    "total_batch=2",
+    f"trainer.max_steps={STEPS}",
+    "trainer.checkpoint_every=3",
+    "trainer.evaluate_every=5",
+    "trainer.ema=0.9",
+]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made.runs import MASKS, ROOT, SCENES, SMALL
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -27,11 +28,7 @@ from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.structures import Categories
 
-ROOT = Path(__file__).parents[1]
 TOOLS = ["train", "evaluate", "predict", "check_data"]
-# Models of the tests are as small as configs make them.
-SMALL = ["trainer.device=cpu", "model.backbone.channels=32", "model.classifier.trunk.width=32", "data.num_workers=0", "debug=smoke"]
-MASKS = ["model.heads.mask.channels=16", "model.heads.mask.layers=1"]
 PLAIN = ["data.train_transforms=[]", "data.test_transforms=[]"]
 
 
@@ -99,9 +96,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert said.code == 0, said
     (folder / "said.txt").write_text(said.out)
     return folder
-
-
-SCENES = ["data.root=scenes", "data.num_train=8", "data.num_val=4", "data.size=128"]
 
 
 @pytest.fixture
@@ -244,7 +238,8 @@ def test_errors_before_a_training_leave_nothing_behind(at_home: Path, tmp_path: 
 def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
     said = here("evaluate", "checkpoint=run", f"output={tmp_path / 'out'}", "model.classifier.score_threshold=0.0")
     assert said.code == 0, said
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.json", "metrics.json", "per_class.json", "validation.png"]
+    pictures = ["confusion.png", "pr_curves.png", "validation.png", "worst.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(["detections.json", "metrics.json", "per_class.json", *pictures])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for kind in ("bbox", "segm"):
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):

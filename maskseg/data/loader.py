@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
-
 _GRACE = 30  # seconds after SIGTERM until a loader process ends by itself
 
 

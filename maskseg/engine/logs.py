@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from maskseg.files import replacing
+
+_SHOWN = 2000  # pixels of the longer side of a picture in TensorBoard
 
 
 class RunLog:
@@ -77,9 +80,11 @@ class RunLog:
             print(text, flush=True)
 
     def picture(self, name: str, image: Any, step: int) -> None:
-        """image: uint8 [H, W, 3] array, to TensorBoard."""
+        """image: uint8 [H, W, 3] array, to TensorBoard, shrunk to what a browser shows."""
         if self.board is not None:
-            self.board.add_image(name, torch.as_tensor(image).permute(2, 0, 1), step)
+            shown = Image.fromarray(image)
+            shown.thumbnail((_SHOWN, _SHOWN))
+            self.board.add_image(name, np.array(shown), step, dataformats="HWC")
 
     def pr_curve(self, name: str, precision: Any, step: int) -> None:
         """precision: [n] at n recalls from 0 to 1, to TensorBoard's page of such curves (which shows no counts of a detector's negatives)."""

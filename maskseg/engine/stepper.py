@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Stepper:
             return self._skip(step, _together(state.group.gather(self._gradient_problem(batches))))
         state.scaler.step(state.optimizer)  # leaves out a step whose scaled gradients are not finite
         state.scaler.update()
-        state.scheduler.step()
+        self._schedule()
         if state.ema is not None and finite:
             state.ema.update_parameters(state.model)
         return step
@@ -99,9 +100,15 @@ class Stepper:
         self.state.optimizer.zero_grad(set_to_none=True)
         if self.state.scaler.is_enabled() and step.grad_norm is not None:
             self.state.scaler.update()
-        self.state.scheduler.step()  # the schedule is one of steps, whatever came of them
+        self._schedule()
         step.problem = problem
         return step
+
+    def _schedule(self) -> None:
+        """The schedule is one of steps, whatever came of them."""
+        with warnings.catch_warnings():  # torch takes a first step that was left out for a mistake
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.state.scheduler.step()
 
     def _gradient_problem(self, batches: Sequence[Batch]) -> str:
         named = self.state.model.named_parameters()
@@ -111,7 +118,7 @@ class Stepper:
 
 
 def _loss_problem(losses: dict[str, Tensor], batch: Batch) -> str:
-    values = {name: float(value) for name, value in losses.items()}
+    values = {name: float(value.detach()) for name, value in losses.items()}
     wrong = [f"{name} = {value}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
     return f"not finite: {', '.join(wrong) or 'the sum of the losses'}, from {_images(batch)}"
 

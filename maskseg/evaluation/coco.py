@@ -33,8 +33,8 @@ _AP50, _AP75 = 0, 5
 class CocoEvaluator:
     """Collects detections image by image and compares them with a COCO ground truth. One evaluator serves one evaluation.
 
-    rows: COCO result rows so far; image_ids: the images seen so far: only these are evaluated. An image that comes a second time (a
-    sampler that pads its last batch) is ignored, with its rows.
+    truths: the annotations of the classes; images: the truth's, by id; rows: COCO result rows so far; image_ids: the images seen so far: only
+    these are evaluated. An image that comes a second time (a sampler that pads its last batch) is ignored, with its rows.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class CocoEvaluator:
         self.rows: list[Row] = []
         self.image_ids: list[int] = []
         self._backend = _load_backend(backend)
-        self._images = {int(i["id"]): i for i in ground_truth["images"]}
+        self.images = {int(i["id"]): i for i in ground_truth["images"]}
         known = set(categories.ids)
-        self._truths = [a for a in ground_truth.get("annotations", []) if a["category_id"] in known]
+        self.truths = [a for a in ground_truth.get("annotations", []) if a["category_id"] in known]
         if "segm" in self.iou_types:
-            _require_masks(self._truths)
+            _require_masks(self.truths)
         self._seen: set[int] = set()
         self._tables: dict[str, tuple[Floats, Floats]] = {}
 
@@ -82,7 +82,7 @@ class CocoEvaluator:
         Raises UserError for an image that the truth does not have, and for a row that does not fit (its image, class, score, mask).
         """
         wanted = {int(i) for i in image_ids}
-        unknown = sorted(wanted - self._images.keys())
+        unknown = sorted(wanted - self.images.keys())
         if unknown:
             raise UserError(f"image {unknown[0]} is not in the ground truth ({len(unknown)} of {len(wanted)} images are not)")
         new = wanted - self._seen
@@ -145,7 +145,7 @@ class CocoEvaluator:
             if kind in self.iou_types and key not in row:
                 raise UserError(f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}")
         if masks:
-            size, expected = row["segmentation"]["size"], [self._images[image]["height"], self._images[image]["width"]]
+            size, expected = row["segmentation"]["size"], [self.images[image]["height"], self.images[image]["width"]]
             if list(size) != expected:
                 raise UserError(f"a result mask of image {image} has (height, width) {list(size)}, the image has {expected}")
 
@@ -156,7 +156,7 @@ class CocoEvaluator:
         object size) are freed before the next.
         """
         if kind not in self._tables:
-            rows, truths = _by_category(self.rows), _by_category(t for t in self._truths if t["image_id"] in self._seen)
+            rows, truths = _by_category(self.rows), _by_category(t for t in self.truths if t["image_id"] in self._seen)
             precision = np.full((THRESHOLDS, RECALLS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
             recall = np.full((THRESHOLDS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
             for k, category in enumerate(self.categories.ids):
@@ -170,9 +170,9 @@ class CocoEvaluator:
         dataset_type, evaluator_type = self._backend
         # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
         ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
-        images = [{"id": i, "height": self._images[i]["height"], "width": self._images[i]["width"]} for i in ids]
+        images = [{"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]} for i in ids]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(dataset_type, images, _truth_entries(kind, truths, self._images))
+            truth = _dataset(dataset_type, images, _truth_entries(kind, truths, self.images))
             found = _dataset(dataset_type, images, _row_entries(kind, rows))
             evaluator = evaluator_type(truth, found, kind)
             evaluator.params.maxDets = self.limits

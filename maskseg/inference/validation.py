@@ -15,10 +15,12 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.rows import Row, detection_rows, to_original
 from maskseg.inference.batches import draw_batch
-from maskseg.inference.pictures import draw_detections, mosaic, side_by_side
+from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst_images
+from maskseg.inference.pictures import Picture, draw_detections, mosaic, side_by_side
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories, Outputs
 
@@ -42,7 +44,7 @@ class _Part:
 
 class Validation:
     """batches: this process' share of the images, each once, with its truth; truth: all of it as a COCO data set (`CocoFile.to_dict`);
-    picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
+    min_score: of the detections that are drawn and diagnosed; picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
 
     Called with a model, gives `bbox/AP` ... `segm/AR100` and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients); the
     batches of several processes are put together in the order that one would have, so that the numbers are the same; where rank is not 0
@@ -59,17 +61,18 @@ class Validation:
         max_detections: int = 100,
         backend: str = "pycocotools",
         pictures: int = 8,
-        picture_score: float = 0.5,
+        min_score: float = 0.5,
         picture: Callable[[int], NDArray[np.uint8]] | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.batches, self.truth, self.categories = batches, truth, categories
         check_backend(backend)  # not only at the first evaluation
         self.max_detections, self.backend = max_detections, backend
-        self.pictures, self.picture_score, self.picture = pictures, picture_score, picture
+        self.pictures, self.min_score, self.picture = pictures, min_score, picture
         self.processes = processes or Processes()
         self.table = ""
-        self.drawn: list[Any] = []
+        self.drawn: list[Picture] = []
+        self._sheets: dict[str, Picture] | None = None
         self.evaluator: CocoEvaluator | None = None
 
     def __call__(self, model: nn.Module, step: int, log: Any = None) -> dict[str, float]:
@@ -78,7 +81,7 @@ class Validation:
         rcnn = cast(GeneralizedRCNN, model)
         kinds = ["bbox", "segm"] if any(getattr(head, "adds", "") == "masks" for head in rcnn.heads.values()) else ["bbox"]
         device = next(model.parameters()).device
-        self.drawn = []
+        self.drawn, self._sheets = [], None
         parts = []
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
             losses, outputs = rcnn.validate(batch.to(device))
@@ -112,8 +115,8 @@ class Validation:
 
     def _show(self, log: Any, step: int) -> None:
         assert self.evaluator is not None
-        if self.drawn:
-            log.picture("validation", mosaic(self.drawn, columns=2), step)
+        for name, sheet in self.sheets().items():
+            log.picture(name, sheet, step)
         for kind, curves in self.evaluator.pr_curves().items():
             for name, precision in curves.items():
                 if precision.min() >= 0:
@@ -128,16 +131,28 @@ class Validation:
         for i, (image, left) in enumerate(draw_batch(batch, self.categories.names, most)):
             size = cast(list[int], batch.sizes[i].tolist())
             found = to_original(detections, i, size, size)
-            found = found[found.scores >= self.picture_score]
+            found = found[found.scores >= self.min_score]
             assert found.labels is not None
             masks = found.masks.to_rle() if found.masks else None
             right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names)
             self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
 
+    def sheets(self) -> dict[str, Picture]:
+        """The pictures of the last call by name: `validation` (truth | prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the
+        most errors and why."""
+        if self._sheets is None and self.evaluator is not None:
+            evaluator = self.evaluator
+            ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
+            found = diagnosis.diagnose(evaluator.truths, evaluator.rows, self.categories, image_ids=ids, score=self.min_score)
+            self._sheets = {"validation": mosaic(self.drawn, columns=2)} if self.drawn else {}
+            self._sheets["pr_curves"] = draw_pr_curves(evaluator.pr_curves())
+            self._sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, self.categories), self.categories.names)
+            if self.picture is not None:
+                self._sheets["worst"] = draw_worst_images(diagnosis.worst(found), self.categories, self.picture, file_names=names)
+        return self._sheets or {}
+
     def save(self, folder: Path) -> list[str]:
         """Writes the pictures of the last call into a folder. -> their names."""
-        names = []
-        if self.drawn:
-            Image.fromarray(mosaic(self.drawn, columns=2)).save(folder / "validation.png")
-            names.append("validation.png")
-        return names
+        for name, sheet in self.sheets().items():
+            Image.fromarray(sheet).save(folder / f"{name}.png")
+        return [f"{name}.png" for name in self.sheets()]

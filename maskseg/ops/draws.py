@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 # SplitMix64 (Steele, Lea, Flood 2014), its 64-bit constants as signed integers. Integer tensors wrap around as it needs.

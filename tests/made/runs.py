@@ -28,7 +28,8 @@ CLOCK = {"images_per_second", "data_seconds", "step_seconds", "memory_gb"}  # th
 def start(words: list[str], cwd: Path, ranks: int = 1, tool: str = "train", **environment: str) -> subprocess.Popen[str]:
     """A tool in a process of its own, or in several under torchrun; its output goes to `said.txt`."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launch, str(ROOT / "tools" / f"{tool}.py"), *words]
+    script = tool if tool.endswith(".py") else str(ROOT / "tools" / f"{tool}.py")
+    command = [sys.executable, *launch, script, *words]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **environment}
     with (cwd / "said.txt").open("w") as said:
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True)

@@ -1,0 +1,74 @@
+"""Loader processes that die, hang or are told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import Dataset
+
+from maskseg.data.loader import BatchLoader
+from maskseg.errors import UserError
+
+
+class Items(Dataset[Any]):
+    """Numbers, at some of which something happens in the process that reads them."""
+
+    def __init__(self, happens: dict[int, Any], folder: Path) -> None:
+        self.happens, self.folder = happens, folder
+
+    def __getitem__(self, item: int) -> int:
+        what = self.happens.get(item)
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            time.sleep(60)
+        if what == "signals":
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+        if what == "refuse":
+            raise UserError("image 7.png: cut short")
+        if what == "bug":
+            raise RuntimeError("a bug")
+        return item
+
+
+def loader(folder: Path, happens: dict[int, Any], workers: int = 2, timeout: float = 30.0) -> BatchLoader:
+    return BatchLoader("data.train_json=some.json", Items(happens, folder), [[i] for i in range(8)], lambda b: b[0], workers, timeout)  # type: ignore[arg-type,return-value]
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    assert list(loader(tmp_path, {})) == list(range(8))
+    assert len(loader(tmp_path, {})) == 8
+
+
+def test_a_killed_worker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data\.train_json=some\.json: loader worker 1 \(process \d+, killed by SIGKILL\) died; out of memory\?"
+    ) as raised:
+        list(loader(tmp_path, {5: "die"}))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"some\.json: loader worker 1 has given nothing for data\.timeout=1 seconds"):
+        list(loader(tmp_path, {5: "hang"}, timeout=1))
+    assert time.monotonic() - began < 20
+
+
+def test_workers_outlive_signals_so_that_the_step_can_be_finished(tmp_path: Path) -> None:
+    assert list(loader(tmp_path, {3: "signals", 4: "signals"})) == list(range(8))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_other_errors_stay_what_they_are(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(UserError) as refused:
+        list(loader(tmp_path, {2: "refuse"}, workers))
+    assert str(refused.value) == "image 7.png: cut short"
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(loader(tmp_path, {2: "bug"}, workers))

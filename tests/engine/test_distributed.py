@@ -1,0 +1,62 @@
+"""Two processes: what one of them has, does and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from made.runs import ROOT, call, finish, lines, start
+from made.training import Run, make_source, write_scenes
+
+from maskseg.engine.checkpoint import load_checkpoint
+from maskseg.engine.distributed import Group
+from maskseg.errors import UserError
+
+RANKS = str(ROOT / "tests" / "made" / "ranks.py")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 5)
+    return folder
+
+
+def test_a_number_that_is_not_finite_on_one_rank_is_left_out_by_all(scenes: Path, tmp_path: Path) -> None:
+    said = call([str(scenes), str(tmp_path / "run"), "nan"], tmp_path, ranks=2, tool=RANKS)
+    assert "equal weights" in said
+    assert said.count("warning: step 2 is left out, not finite: mask = nan, from image") == 1
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 3, 4]
+    one, two, three = (load_checkpoint(tmp_path / "run" / f"step_000000{i}.pt")["model"] for i in (1, 2, 3))
+    assert all(torch.equal(v, two[k]) for k, v in one.items())
+    assert any(not torch.equal(v, three[k]) for k, v in two.items())
+
+
+def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: Path) -> None:
+    code, said = finish(start([str(scenes), str(tmp_path / "run"), "raise"], tmp_path, ranks=2, tool=RANKS), tmp_path, 60)
+    assert code != 0
+    assert "RuntimeError: a bug in rank 1" in said
+    assert "in poisoned" in said
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 1
+
+
+def test_pieces_and_processes_together(scenes: Path, tmp_path: Path) -> None:
+    said = call([str(scenes), str(tmp_path / "run"), "accumulate"], tmp_path, ranks=2, tool=RANKS)
+    assert "equal weights" in said
+    alone = Run(make_source(scenes), tmp_path / "alone", steps=4, batch=4, norm="GN")
+    alone.go()
+    for two, one in zip(lines(tmp_path / "run"), lines(tmp_path / "alone"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
+
+
+def test_one_process_is_a_group_of_its_own() -> None:
+    group = Group()
+    assert group.main
+    assert group.any(True, False) == (True, False)
+    assert group.gather(3) == [3]
+    assert group.share("x") == "x"
+    assert group.split(6, 3) == 2
+    for total, world, pieces in ((5, 2, 1), (4, 2, 4), (0, 1, 1), (-2, 1, 1)):
+        with pytest.raises(UserError, match=f"total_batch={total} must be a multiple of {world} processes x trainer.accumulate={pieces}"):
+            Group(world=world).split(total, pieces)
