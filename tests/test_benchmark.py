@@ -1,0 +1,43 @@
+"""The suites run and print what they should; no time is judged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made.runs import MASKS, SCENES, SMALL, call, finish, start
+
+from maskseg.benchmarks.measure import in_turn, ratio
+from maskseg.data.scenes import make_scenes
+
+
+def test_things_are_measured_in_turn() -> None:
+    order: list[str] = []
+    found = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert [len(v) for v in found.values()] == [3, 3]
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
+
+
+def test_the_trainers_suite(tmp_path: Path) -> None:
+    make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
+    said = call([*SMALL, *MASKS, *SCENES, "rounds=2", "steps=3", "output=out.json"], tmp_path, tool="benchmark")
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert json.loads(said[said.index("{") :]) == numbers
+    assert {k: len(v) for k, v in numbers["seconds"].items()} == {"bare": 2, "trainer": 2}
+    shares = sorted(t / b - 1 for t, b in zip(numbers["seconds"]["trainer"], numbers["seconds"]["bare"], strict=True))
+    assert numbers["loop_overhead"] == pytest.approx(sum(shares) / 2, abs=0.01)
+    assert numbers["overhead"] == pytest.approx(numbers["loop_overhead"] + numbers["pictures_overhead"])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "told"), [("suite=nothing", "suite must be one of trainer"), ("rounds=0", "steps and rounds"), ("step=3", "'steps'")]
+)
+def test_what_makes_no_sense(tmp_path: Path, word: str, told: str) -> None:
+    make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
+    code, said = finish(start([*SMALL, *SCENES, word], tmp_path, tool="benchmark"), tmp_path)
+    assert code == 2
+    assert told in said.strip().splitlines()[-1]

@@ -1,0 +1,43 @@
+"""Measures side by side: python tools/benchmark.py suite=... key=value"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from maskseg import cli, config
+from maskseg.benchmarks.trainer import trainer
+from maskseg.errors import UserError
+from maskseg.files import write_json
+
+SUITES = {"trainer": trainer}
+USAGE = """
+Measures what is compared in turn in one process, several rounds, and prints medians and ratios. The keys are those of tools/train.py, and:
+suite (trainer), rounds, steps, output=FILE.json
+
+  python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
+  python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=100
+  python tools/benchmark.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=2 model.backbone.trunk.weights=null steps=20
+  python tools/benchmark.py trainer.device=cuda trainer.precision=bf16 output=overhead.json
+  python tools/benchmark.py rounds=5 steps=100
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Console entry point; -> the exit code."""
+    return cli.run(_benchmark, USAGE, argv)
+
+
+def _benchmark(words: list[str]) -> None:
+    composed = config.compose("benchmark", words)
+    if composed.suite not in SUITES:
+        raise UserError(f"suite must be one of {', '.join(SUITES)}, not {composed.suite!r}")
+    numbers = SUITES[composed.suite](composed)
+    print(json.dumps(numbers, indent=2))
+    if composed.output:
+        write_json(Path(composed.output), numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
