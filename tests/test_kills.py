@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made.runs import GROUP_NORM, MASKS, SCENES, SMALL, alive, assert_same_runs, call, children, finish, lines, start, wait_for_step
+from made.runs import GROUP_NORM, MASKS, ROOT, SCENES, SMALL, alive, assert_same_runs, call, children, finish, lines, start, wait_for_step
 
 from maskseg.data.scenes import make_scenes
 from maskseg.engine.checkpoint import Keeper, load_checkpoint, newest
@@ -224,3 +224,31 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
         assert list(tmp_path.glob(".*.tmp")) == []
         reached = step
     assert reached > 50
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> None:
+    """The limit on the size of a file acts as a full disk does: in the middle of a write."""
+    words = [*RUN, "run_dir=run", "trainer.resume=auto", "data.val_json=null"]
+    call([*words, "trainer.max_steps=2"], place)
+    before = (place / "run" / "last.pt").read_bytes()
+    script = place / "full_disk.py"
+    limits = f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)"
+    run = "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    script.write_text(f"import resource, runpy, signal, sys\n{limits}\n{run}\n")
+    code, said = finish(start([str(ROOT / "tools" / "train.py"), *words], place, tool=str(script)), place)
+    assert code == 2, said
+    last = [line for line in said.strip().splitlines() if line][-1]
+    assert last.startswith("error: run/last.pt: the checkpoint could not be written (")
+    assert last.endswith("an older one there is intact")
+    assert (place / "run" / "last.pt").read_bytes() == before
+    assert list((place / "run").glob(".*.tmp")) == []
+
+
+def test_a_damaged_checkpoint_that_is_named_is_an_error(whole: Path, place: Path) -> None:
+    content = bytearray((whole / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (place / "bad.pt").write_bytes(content)
+    code, said = finish(start([*RUN, "run_dir=run", "trainer.resume=bad.pt"], place), place)
+    assert code == 2
+    assert said.strip().splitlines()[-1].startswith("error: bad.pt: damaged, the checksum of")
+    assert not (place / "run").exists()

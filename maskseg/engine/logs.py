@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maskseg.errors import UserError
 from maskseg.files import replacing
 
 _SHOWN = 2000  # pixels of the longer side of a picture in TensorBoard
@@ -51,10 +52,14 @@ class RunLog:
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl alone."""
-        if self.path is not None:
+        """One line of metrics.jsonl alone. Raises UserError where it cannot be written."""
+        if self.path is None:
+            return
+        try:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact") from error
 
     def progress(self, step: int, values: Mapping[str, float], say: bool) -> None:
         """Moves the bar; where there is no terminal, `say` prints a line instead."""

@@ -279,5 +279,8 @@ class _Run:
         state.best, state.stale = (value, 0) if better else (state.best, state.stale + 1)
         self._save(best=better)
         if self.report is not None and self.group.main:
-            self.report()
+            try:
+                self.report()
+            except (OSError, UserError) as error:  # no picture is worth a training
+                self.log.say(f"warning: the pictures of step {state.step} could not be made ({error})")
         self._reset_clock()

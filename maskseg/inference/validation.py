@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from maskseg.errors import UserError
 from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.rows import Row, detection_rows, to_original
@@ -115,8 +116,11 @@ class Validation:
 
     def _show(self, log: Any, step: int) -> None:
         assert self.evaluator is not None
-        for name, sheet in self.sheets().items():
-            log.picture(name, sheet, step)
+        try:
+            for name, sheet in self.sheets().items():
+                log.picture(name, sheet, step)
+        except (OSError, UserError) as error:  # an image that has gone since is not worth a training
+            log.say(f"warning: the pictures of step {step} could not be made ({error})")
         for kind, curves in self.evaluator.pr_curves().items():
             for name, precision in curves.items():
                 if precision.min() >= 0:

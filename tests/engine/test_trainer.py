@@ -275,3 +275,13 @@ def test_a_model_learns_a_few_scenes_by_heart(tmp_path: Path) -> None:
     assert metrics["segm/AP"] >= 0.4
     untrained = validation(source)(make_model(), 0)
     assert untrained["segm/AP50"] < 0.1
+
+
+def test_pictures_that_cannot_be_made_do_not_end_a_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def report() -> None:
+        raise UserError("image 3 has gone")
+
+    run = Run(make_source(scenes), tmp_path, steps=2, evaluate_every=1)
+    run.go(evaluate=Scripted(0.1, 0.2), report=report)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
+    assert capsys.readouterr().out.count("could not be made (image 3 has gone)") == 2

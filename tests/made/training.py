@@ -101,7 +101,9 @@ class Run:
         self.source, self.folder, self.batch, self.seed = source, folder, batch, seed
         folder.mkdir(exist_ok=True, parents=True)
 
-    def go(self, resume: Checkpoint | None = None, evaluate: Any = None, stop: int | None = None, group: Group | None = None) -> dict[str, float]:
+    def go(
+        self, resume: Checkpoint | None = None, evaluate: Any = None, stop: int | None = None, group: Group | None = None, report: Any = None
+    ) -> dict[str, float]:
         """stop: the run is cut off after so many batches, as a kill would."""
 
         rank, world = (group.rank, group.world) if group else (0, 1)
@@ -116,7 +118,7 @@ class Run:
                 yield batch
 
         about: Checkpoint = {"config": "name: test", "categories": {"names": ["a", "b"], "ids": [1, 2]}}
-        return self.trainer.run(self.model, self.optimizer, self.scheduler, loader, self.folder, about, evaluate, resume, group)
+        return self.trainer.run(self.model, self.optimizer, self.scheduler, loader, self.folder, about, evaluate, resume, group, report)
 
 
 class Killed(Exception):  # noqa: N818
