@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
     for one, two in zip(lines(place / "one"), lines(place / "two"), strict=True):
         for name in ("loss", *(k for k in one if k.startswith("loss/"))):
             assert two[name] == pytest.approx(one[name], rel=1e-5), (one["step"], name)
+
+
+def test_two_machines(place: Path, whole_two: Path) -> None:
+    """Two torchruns that meet at an address, each with one process, as on two machines that share a disk."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    own = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "a-run", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
+    machines = [start([*RUN, "run_dir=run"], place, torchrun=own, said=f"said_{i}.txt") for i in range(2)]
+    for i, machine in enumerate(machines):
+        assert machine.wait(120) == 0, (place / f"said_{i}.txt").read_text()
+    assert sum("run folder: run" in (place / f"said_{i}.txt").read_text() for i in range(2)) >= 1
+    assert_same_runs(whole_two, place / "run")
 
 
 def test_evaluation_by_two_processes_is_that_of_one(whole: Path, place: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from made.runs import MASKS, ROOT, SCENES, SMALL
 from PIL import Image
 from pycocotools.coco import COCO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maskseg
 from maskseg.data.scenes import make_scenes
@@ -106,8 +107,15 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_leaves_what_it_should(home: Path) -> None:
     found = {p.name for p in (home / "run").iterdir()}
-    assert {"last.pt", "best.pt", "config.yaml", "metrics.jsonl", "results.png", "tensorboard"} <= found
-    assert [name for name in found if name.endswith(".tmp")] == []
+    pictures = {"train_batch.png", "results.png", "validation.png", "pr_curves.png", "confusion.png", "worst.png"}
+    assert found == {"last.pt", "step_0000002.pt", "best.pt", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", *pictures}
+    for name in pictures:
+        assert min(Image.open(home / "run" / name).size) > 100, name
+    events = EventAccumulator(str(home / "run" / "tensorboard"))
+    events.Reload()
+    assert {"validation", "pr_curves", "confusion", "worst"} == set(events.Tags()["images"])
+    assert {"train/loss/mask", "train/grad_norm", "train/memory_gb", "val/segm/AP75", "val/loss/mask"} <= set(events.Tags()["scalars"])
+    assert "segm at IoU 0.50/figure" in events.Tags()["tensors"]
     checkpoint = load_checkpoint(home / "run" / "last.pt")
     assert checkpoint["step"] == 4
     assert checkpoint["categories"]["names"] == ["disc", "box", "triangle", "star", "ring", "crescent", "cross", "figure"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,22 @@ SMALL = ["trainer.device=cpu", "model.backbone.channels=32", "model.classifier.t
 MASKS = ["model.heads.mask.channels=16", "model.heads.mask.layers=1"]
 SCENES = ["data.root=scenes", "data.num_train=8", "data.num_val=4", "data.size=128"]
 GROUP_NORM = ["model.backbone.norm=GN", "model.backbone.trunk.norm=GN", "model.heads.mask.norm=GN"]
+Process = subprocess.Popen[str]
 CLOCK = {"images_per_second", "data_seconds", "step_seconds", "memory_gb"}  # the numbers of a log that no two runs share
 
 
-def start(words: list[str], cwd: Path, ranks: int = 1, tool: str = "train", **environment: str) -> subprocess.Popen[str]:
-    """A tool in a process of its own, or in several under torchrun; its output goes to `said.txt`."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+def start(words: list[str], cwd: Path, ranks: int = 1, tool: str = "train", torchrun: Sequence[str] = (), said: str = "said.txt") -> Process:
+    """A tool in a process of its own, or in several under torchrun (with words of its own); its output goes to `said`."""
+    own = torchrun or (["--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else [])
+    launch = ["-m", "torch.distributed.run", *own] if own else []
     script = tool if tool.endswith(".py") else str(ROOT / "tools" / f"{tool}.py")
     command = [sys.executable, *launch, script, *words]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **environment}
-    with (cwd / "said.txt").open("w") as said:
-        return subprocess.Popen(command, cwd=cwd, env=env, stdout=said, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    with (cwd / said).open("w") as output:
+        return subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def finish(process: subprocess.Popen[str], cwd: Path, seconds: float = 120) -> tuple[int, str]:
+def finish(process: Process, cwd: Path, seconds: float = 120) -> tuple[int, str]:
     """-> exit code and what was said; a process that is still there then is killed with its children."""
     try:
         process.wait(seconds)
@@ -65,7 +68,7 @@ def lines(run: Path, kind: str = "train") -> list[dict[str, Any]]:
     return found
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for_step(run: Path, step: int, process: Process, seconds: float = 90) -> None:
     """Until the run has logged a step."""
     end = time.monotonic() + seconds
     while not any(line["step"] >= step for line in lines(run)):

@@ -1,0 +1,79 @@
+"""What a run writes down, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from maskseg.engine.logs import RunLog, peak_memory
+from maskseg.engine.precision import pick_device
+from maskseg.errors import UserError
+
+
+def board(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def test_numbers_pictures_curves_and_the_config(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0, 10, "name: a config")
+    log.numbers(2, "train", {"loss": 0.5, "loss/mask": 0.25})
+    log.numbers(2, "val", {"segm/AP": 0.125})
+    log.picture("worst", np.full((3000, 1500, 3), 200, dtype=np.uint8), 2)
+    log.pr_curve("segm at IoU 0.50/cat", np.array([1.0, 0.75, 0.5]), 2)
+    log.close()
+    events = board(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("train/loss/mask")] == [(2, 0.25)]
+    assert [(e.step, e.value) for e in events.Scalars("val/segm/AP")] == [(2, 0.125)]
+    picture = events.Images("worst")[0]
+    assert (picture.height, picture.width) == (2000, 1000)
+    text = tensor_util.make_ndarray(events.Tensors("config/text_summary")[0].tensor_proto)
+    assert "name: a config" in str(text)
+    curve = tensor_util.make_ndarray(events.Tensors("segm at IoU 0.50/cat")[0].tensor_proto)
+    assert curve[4].tolist() == [0.5, 0.75, 1.0]  # precision, by falling recall
+    assert curve[5].tolist() == [1.0, 0.5, 0.0]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 2, "kind": "train", "loss": 0.5, "loss/mask": 0.25}, {"step": 2, "kind": "val", "segm/AP": 0.125}]
+
+
+def test_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
+    """Steps after the checkpoint; and the evaluation of its own step, if the checkpoint was written before it."""
+    entries = [(2, "train"), (2, "val"), (3, "skipped"), (4, "train"), (4, "val"), (5, "train")]
+    text = "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries) + '{"step": 6, "ki'
+    for evaluated, wanted in ((4, entries[:5]), (2, entries[:4])):
+        (tmp_path / "metrics.jsonl").write_text(text)
+        RunLog(tmp_path, 4, 10, "", evaluated).close()
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [(line["step"], line["kind"]) for line in lines] == wanted
+
+
+def test_plain_lines_have_an_eta_and_other_processes_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, 0, 100, "")
+    log.started -= 60.0  # a minute for 25 steps
+    log.progress(25, {"loss": 1.5}, say=True)
+    log.close()
+    quiet = RunLog(None, 0, 100, "")
+    quiet.progress(25, {"loss": 1.5}, say=True)
+    quiet.numbers(25, "train", {"loss": 1.5})
+    quiet.say("something that the first process says too")
+    quiet.say("an image that only this process has", anywhere=True)
+    quiet.close()
+    assert capsys.readouterr().out.splitlines() == ["step 25/100  loss 1.5  eta 03:00", "an image that only this process has"]
+
+
+def test_metrics_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0, 10, "")
+    log.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"^/dev/full: cannot be written to \(No space left on device\); the checkpoints there are intact$"):
+        log.numbers(1, "train", {"loss": 1.0})
+    log.close()
+
+
+def test_memory_is_that_of_the_process() -> None:
+    assert 0.05 < peak_memory(pick_device("cpu")) < 50

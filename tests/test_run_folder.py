@@ -1,0 +1,46 @@
+"""What a run says of how it was made."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import maskseg
+from maskseg.run_folder import git_revision, record
+
+
+def git(folder: Path, *words: str) -> str:
+    own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", "-C", str(folder), *own, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    for step in (0, 40):
+        record(tmp_path, torch.device("cpu"), 2, step)
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert [s["from_step"] for s in starts] == [0, 40]
+    for start in starts:
+        assert start["versions"]["torch"] == torch.__version__.split("+")[0] or start["versions"]["torch"] == torch.__version__
+        assert start["versions"]["maskseg"] == maskseg.__version__
+        assert start["command"] == sys.argv
+        assert (start["device"], start["processes"]) == ("cpu", 2)
+    (tmp_path / "environment.json").write_text("[{")  # cut short by something
+    record(tmp_path, torch.device("cpu"), 1, 0)
+    assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
+
+
+def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file.txt").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": False}
+    (tmp_path / "file.txt").write_text("2")
+    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": True}
+    (tmp_path / "inside").mkdir()
+    assert git_revision(tmp_path / "inside") is None  # an installed package in somebody else's repository
