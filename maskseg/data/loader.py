@@ -67,6 +67,8 @@ class BatchLoader:
             hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
             return UserError(f"{self.name}: loader worker {which} died; {hint}")
         if "timed out" in text:
+            for worker in workers:  # one that hangs would hold up the end, too
+                worker.kill()
             waiting = getattr(iterator, "_task_info", {}).get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
             return UserError(
                 f"{self.name}: loader worker {waiting} has given nothing for data.timeout={self.timeout:g} seconds; is the disk there? "
