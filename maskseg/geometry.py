@@ -39,6 +39,17 @@ class Geometry:
         """The window of that size at (left, top)."""
         return cls(1.0, -float(left), 1.0, -float(top), height, width)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether left and right change places."""
+        return self.scale_x * self.scale_y < 0
+
+    def points(self, points: Tensor) -> Tensor:
+        """Points f32 [..., 3] (x, y, visibility) in the new frame; those outside of it are no longer there (zeros)."""
+        x, y = points[..., 0] * self.scale_x + self.shift_x, points[..., 1] * self.scale_y + self.shift_y
+        there = (points[..., 2] > 0) & (x >= 0) & (x <= self.width) & (y >= 0) & (y <= self.height)
+        return torch.stack([x, y, points[..., 2]], dim=-1) * there[..., None]
+
     def boxes(self, boxes: Tensor, cut: bool = True) -> Tensor:
         """Boxes f32 [n, 4] in the new frame, `cut` at its borders (a box outside becomes empty)."""
         x = (boxes[:, 0::2] * self.scale_x + self.shift_x).sort(dim=1).values

@@ -78,6 +78,9 @@ def validation(config: Any, source: CocoSource, split: str, categories: Categori
     if numbers.batch < 1:
         raise UserError(f"evaluation.batch must be at least 1, not {numbers.batch}")
     source.file(split)
+    counts = {len(points) for points in categories.keypoints if points}
+    if numbers.oks_sigmas is not None and len(numbers.oks_sigmas) not in counts:
+        raise UserError(f"evaluation.oks_sigmas has {len(numbers.oks_sigmas)} numbers, but the classes have {sorted(counts) or 'no'} keypoints")
     return Validation(
         lambda: source.test_loader(split, numbers.batch, numbers.max_images, group.rank, group.world),
         lambda: source.file(split).to_dict(),
@@ -88,6 +91,7 @@ def validation(config: Any, source: CocoSource, split: str, categories: Categori
         numbers.min_score,
         lambda image_id: source.picture(split, image_id),
         Processes(group.rank, group.gather),
+        numbers.oks_sigmas,
     )
 
 
@@ -106,7 +110,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     if "train" not in source.splits():
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
-    configs.set_num_classes(config, len(categories))
+    configs.set_categories(config, categories)
     trainer.skip_bad = config.data.skip_bad
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config))
@@ -116,8 +120,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     folder, found = group.share(run_folder.choose(config, trainer) if group.main else None)
     resume = run_folder.read(found)
     _start(model, optimizer, trainer, resume)
-    if any(getattr(head, "adds", "") == "masks" for head in cast(Any, model).heads.values()) and not source.train.has_masks():
-        raise UserError(f"{source.train.path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
+    _check_heads(cast(Any, model).heads.values(), source)
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
     say(f"run folder: {run_dir}", flush=True)
@@ -155,10 +158,19 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
         sizes = {"rank": group.rank, "world": group.world, "pieces": trainer.accumulate}
         for batch in source.train_loader(config.total_batch, trainer.max_steps, config.seed, step, pin, **sizes):
             if group.main and not (run_dir / "train_batch.png").exists():
-                save_batch(batch, source.categories.names, run_dir / "train_batch.png")
+                save_batch(batch, source.categories, run_dir / "train_batch.png")
             yield batch
 
     return batches
+
+
+def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
+    """Raises UserError where a head has nothing to learn from."""
+    adds, path = {getattr(head, "adds", "") for head in heads}, source.train.path
+    if "masks" in adds and not source.train.has_masks():
+        raise UserError(f"{path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
+    if "keypoints" in adds and not source.train.has_keypoints():
+        raise UserError(f"{path}: no object has a visible keypoint, which the keypoint head needs; ~model/heads@model.heads.keypoint takes it away")
 
 
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:

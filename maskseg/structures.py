@@ -1,7 +1,7 @@
 """What flows between the stages: every field's shape, dtype, unit and frame.
 
 Letters used in shapes throughout the project:
-N images, G ground truths, R regions, D detections, K classes, A anchors, C channels, H x W pixels, S the side of a grid.
+N images, G ground truths, R regions, D detections, K classes, P keypoints, A anchors, C channels, H x W pixels, S the side of a grid.
 
 Boxes are xyxy in continuous pixel coordinates (width = x2 - x1; pixel i covers [i, i + 1)). Labels are 0..K-1, background is K.
 Batches are flat: `image_index` says which image of the batch a row belongs to.
@@ -9,8 +9,10 @@ Batches are flat: `image_index` says which image of the batch a row belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -18,29 +20,85 @@ from torch import Tensor
 
 from maskseg.masks import Masks
 
+_SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")  # leftEye
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a data set: label k has the name `names[k]` and, in the files, the id `ids[k]`."""
+    """The classes of a data set: label k has the name `names[k]` and, in the files, the id `ids[k]`.
+
+    keypoints: the names of the points of each class, () for one without; skeletons: of each class, the pairs of points, from 0, that a line
+    joins. Left out where no class has points.
+    """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    keypoints: tuple[tuple[str, ...], ...] = ()
+    skeletons: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
             raise ValueError(f"categories need one distinct id a name, got {len(self.names)} names and ids {self.ids}")
+        for part in ("keypoints", "skeletons"):
+            if not any(getattr(self, part)):
+                object.__setattr__(self, part, ((),) * len(self.names))
+            if len(getattr(self, part)) != len(self.names):
+                raise ValueError(f"categories need {part} for each of {len(self.names)} classes, got {len(getattr(self, part))}")
+
+    @cached_property
+    def point_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Which of all P points are those of each class, (first, past the last). Classes with the same names share them."""
+        starts: dict[tuple[str, ...], int] = {(): 0}
+        for points in self.keypoints:
+            starts.setdefault(points, sum(map(len, starts)))
+        return tuple((starts[points], starts[points] + len(points)) for points in self.keypoints)
+
+    @property
+    def num_points(self) -> int:
+        """P, the points of all classes together."""
+        return max((stop for _, stop in self.point_ranges), default=0)
+
+    @cached_property
+    def lines(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Of each class, the skeleton as pairs of the P points."""
+        starts = (start for start, _ in self.point_ranges)
+        return tuple(tuple((start + a, start + b) for a, b in edges) for start, edges in zip(starts, self.skeletons, strict=True))
+
+    def mirrored(self, pairs: Sequence[Sequence[str]] | None = None) -> list[int]:
+        """Which of the P points each point is in a mirror: those of `pairs` of names change places, or, without any, `left_x` and `right_x` (or
+        `x_left`, `l_x`, ...). Raises ValueError for a pair that is none of a class."""
+        order = list(range(self.num_points))
+        for pair in pairs or ():
+            found = [(start, points) for (start, _), points in zip(self.point_ranges, self.keypoints, strict=True) if set(pair) <= set(points)]
+            if len(pair) != 2 or not found:
+                raise ValueError(f"{list(pair)} is not a pair of keypoints of a class ({', '.join(n for p in self.keypoints for n in p)})")
+            for start, points in found:
+                a, b = (start + points.index(name) for name in pair)
+                order[a], order[b] = b, a
+        if pairs is not None:
+            return order
+        for (start, _), points in zip(self.point_ranges, self.keypoints, strict=True):
+            place = {_WORDS.sub("_", name).lower(): start + i for i, name in enumerate(points)}
+            for name, i in place.items():
+                order[i] = place.get(_SIDE.sub(lambda m: _OTHER[m[0]], name), i)
+        return order
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and JSON."""
-        return {"names": list(self.names), "ids": list(self.ids)}
+        points = {"keypoints": [list(p) for p in self.keypoints], "skeletons": [[list(e) for e in s] for s in self.skeletons]}
+        return {"names": list(self.names), "ids": list(self.ids), **(points if self.num_points else {})}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Categories:
         """The inverse of `to_dict`."""
-        return cls(tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"]))
+        points = tuple(tuple(str(n) for n in names) for names in values.get("keypoints", ()))
+        skeletons = tuple(tuple((int(a), int(b)) for a, b in edges) for edges in values.get("skeletons", ()))
+        return cls(tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"]), points, skeletons)
 
 
 class _TensorRows:
@@ -75,7 +133,8 @@ class Targets(_TensorRows):
     """The ground truths of a batch, flat.
 
     boxes: f32 [G, 4] in the frame of the padded batch; labels: i64 [G]; image_index: i64 [G];
-    crowd: bool [G] (never matched, only regions that are not negatives); masks: G masks in the same frame, where the data has them.
+    crowd: bool [G] (never matched, only regions that are not negatives); masks: G masks in the same frame, where the data has them;
+    keypoints: f32 [G, P, 3], x, y, visibility (0: not there), where the data has them.
     """
 
     boxes: Tensor
@@ -83,6 +142,7 @@ class Targets(_TensorRows):
     image_index: Tensor
     crowd: Tensor
     masks: Masks | None = None
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -93,7 +153,7 @@ class Regions(_TensorRows):
     """Regions of a batch, flat: proposals (boxes and scores) and detections (labels too, then what the heads add).
 
     boxes: f32 [R, 4]; image_index: i64 [R], ascending; scores: f32 [R] in [0, 1], descending within an image;
-    labels: i64 [R] in 0..K-1; masks: R masks.
+    labels: i64 [R] in 0..K-1; masks: R masks; keypoints: f32 [R, P, 3], x, y, score.
     """
 
     boxes: Tensor
@@ -101,6 +161,7 @@ class Regions(_TensorRows):
     scores: Tensor
     labels: Tensor | None = None
     masks: Masks | None = None
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

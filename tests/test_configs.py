@@ -20,9 +20,9 @@ from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.modules.mask_head import MaskHead
 from maskseg.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch
+from maskseg.structures import Batch, Categories
 
-NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "trainer.device=cpu"]
+NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]", "trainer.device=cpu"]
 TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=16", "model.classifier.trunk.width=16"]
 TINY += ["model.heads.mask.channels=16", "model.heads.mask.layers=1", *NO_WEIGHTS]
 
@@ -145,7 +145,7 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("data.keep_empty=1", "data.keep_empty=1: expected true or false"),
         ("data.train_transforms=x", "data.train_transforms='x': expected a list"),
         ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
-        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are coco_r101_fpn_3x, "),
+        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are coco_keypoint_r50_fpn_3x, "),
         ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
         ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are coco, custom, nuclei, scenes)"),
         ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
@@ -256,7 +256,7 @@ def test_a_model_without_masks() -> None:
 def checkpoint_text(*words: str) -> str:
     """The config that `train` puts into a checkpoint."""
     config = configs.compose("train", [*TINY, *words])
-    configs.set_num_classes(config, 3)
+    configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     return configs.to_yaml(config)
 
 

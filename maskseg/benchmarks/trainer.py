@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -16,102 +17,136 @@ from torch import nn
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import in_turn, ratio
+from maskseg.engine.checkpoint import Keeper
+from maskseg.engine.distributed import Group
+from maskseg.engine.logs import RunLog, peak_memory
+from maskseg.engine.precision import grad_scaler
+from maskseg.engine.state import State, averaged
+from maskseg.engine.stepper import Stepper
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.pipeline import open_data, validation
-from maskseg.structures import Batch
 
-_DISTINCT = 8  # batches that both loops take in turn, from memory: the loader is measured by itself
+_DISTINCT = 8  # batches that are taken in turn, from memory: the loader is measured by itself
+_REPEATS = 5
 
 
 def trainer(config: Any) -> dict[str, Any]:
-    """The same steps by the bare loop (forward, backward, clipping, optimiser, schedule) and by `Trainer.run` with its log, its checks of every
-    number and one checkpoint in `steps` steps; then one evaluation's pictures, as a share of the steps between two evaluations.
+    """A step by the bare loop (forward, backward, clipping, optimiser, schedule) and by the trainer's, with its checks of every number, in turn,
+    `steps` times; then a line of the log, a checkpoint, and the pictures of an evaluation, each as a share of the steps between two of them.
 
-    config: that of a training, with `rounds` and `steps`. -> seconds, and the overheads as shares of the bare loop's time.
+    config: that of a training, with `steps`. -> seconds, and the overheads as shares of the bare step's time.
     """
     own = _Setup(config)
+    for step in (own.bare, own.step):  # warm
+        step()
+    seconds = in_turn({"bare": own.bare, "trainer": own.step}, own.steps, own.trainer.device)
+    bare = median(seconds["bare"])
     with tempfile.TemporaryDirectory() as folder:
-
-        def run() -> None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                own.run(Path(folder) / "run")
-
-        run()  # warm, both: the same code in the model
-        seconds = in_turn({"bare": own.bare, "trainer": run}, config.rounds, own.trainer.device)
-        pictures = own.pictures(Path(folder))
-    step = median(seconds["bare"]) / own.steps
-    between = config.trainer.evaluate_every or config.trainer.max_steps
-    loop = ratio(seconds["trainer"], seconds["bare"]) - 1
+        parts = {"log": own.line(Path(folder)), "checkpoint": own.checkpoint(Path(folder)), "pictures": own.pictures(Path(folder))}
+    numbers = config.trainer
+    every = {
+        "log": numbers.log_every,
+        "checkpoint": numbers.checkpoint_every or numbers.max_steps,
+        "pictures": numbers.evaluate_every or numbers.max_steps,
+    }
+    shares = {"step": ratio(seconds["trainer"], seconds["bare"]) - 1, **{k: parts[k] / (every[k] * bare) for k in parts}}
     return {
         "experiment": config.name,
         "device": str(own.trainer.device),
         "threads": torch.get_num_threads(),
         "steps": own.steps,
-        "rounds": config.rounds,
-        "seconds": {k: [round(v, 3) for v in values] for k, values in seconds.items()},
-        "step_seconds": step,
-        "loop_overhead": loop,
-        "pictures_seconds": pictures,
-        "pictures_overhead": pictures / (between * step),
-        "overhead": loop + pictures / (between * step),
+        "seconds": {"bare_step": bare, "trainer_step": median(seconds["trainer"]), **parts},
+        "every": every,
+        "overhead": {**shares, "all": sum(shares.values())},
     }
 
 
 class _Setup:
-    """Model, batches and both loops."""
+    """Model, batches and both ways of a step."""
 
     def __init__(self, config: Any) -> None:
         self.config, self.steps = config, int(config.steps)
-        if self.steps < 1 or config.rounds < 1:
-            raise UserError("steps and rounds must be at least 1")
+        if self.steps < 1:
+            raise UserError("steps must be at least 1")
         self.trainer: Trainer = configs.build(config.trainer)
-        self.trainer.max_steps, self.trainer.checkpoint_every, self.trainer.evaluate_every = self.steps, 0, 0
         self.source = open_data(config)
-        configs.set_num_classes(config, len(self.source.categories))
+        configs.set_categories(config, self.source.categories)
         torch.manual_seed(config.seed)
         self.model: nn.Module = self.trainer.place(configs.build_model(config, pretrained=False))
-        batches = self.source.train_loader(config.total_batch, _DISTINCT, config.seed)
-        self.batches = [batch.to("cpu") for batch in batches]
-
-    def _fresh(self) -> tuple[Any, Any]:
-        optimizer = self.trainer.optimizer(self.model, configs.build(self.config.optimizer), self.config.total_batch)
-        return optimizer, configs.build(self.config.scheduler)(optimizer, max_steps=self.config.trainer.max_steps)
-
-    def _stream(self, _: int = 0) -> list[Batch]:
-        return list(islice(cycle(self.batches), self.steps))
+        self.optimizer = self.trainer.optimizer(self.model, configs.build(config.optimizer), config.total_batch)
+        self.scheduler = configs.build(config.scheduler)(self.optimizer, max_steps=config.trainer.max_steps)
+        batches = list(self.source.train_loader(config.total_batch, _DISTINCT, config.seed))
+        # The same batch for both, one after the other
+        self.batches = (batch for batch in cycle(batches) for _ in range(2))
+        about = {"config": configs.to_yaml(config), "categories": self.source.categories.to_dict()}
+        ema = averaged(self.model, self.trainer.ema) if self.trainer.ema else None
+        scaler = grad_scaler(self.trainer.device, self.trainer.precision)
+        self.state = State(self.model, self.optimizer, self.scheduler, scaler, ema, about, Group())
+        self.take_step = Stepper(self.state, self.model, self.trainer.device, self.trainer.autocast, self.trainer.clip_norm)
 
     def bare(self) -> None:
         """What one would write in a notebook."""
-        optimizer, scheduler = self._fresh()
         self.model.train()
-        for batch in self._stream():
-            with self.trainer.autocast():
-                total = torch.stack(list(self.model(batch.to(self.trainer.device)).values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            if self.trainer.clip_norm:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
-            optimizer.step()
-            scheduler.step()
+        with self.trainer.autocast():
+            total = torch.stack(list(self.model(next(self.batches).to(self.trainer.device)).values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        if self.trainer.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
+        self.optimizer.step()
+        self.scheduler.step()
 
-    def run(self, folder: Path) -> None:
-        """The trainer's loop, with one checkpoint at the end."""
-        folder.mkdir(exist_ok=True)
-        about = {"config": configs.to_yaml(self.config), "categories": self.source.categories.to_dict()}
-        self.trainer.run(self.model, *self._fresh(), self._stream, folder, about)
+    def step(self) -> None:
+        """The trainer's own."""
+        self.last = self.take_step(list(islice(self.batches, 1)), lambda: False)
+
+    def line(self, folder: Path) -> float:
+        """Seconds of a line of the log: numbers to the file and to TensorBoard, and to the terminal."""
+        log = RunLog(folder, 0, 10**6, "")
+
+        def write() -> None:
+            values = {k: float(v) for k, v in self.last.losses.items()} | {"memory_gb": peak_memory(self.trainer.device)}
+            log.numbers(1, "train", values)
+            log.progress(1, values, say=True)
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            seconds = _median(write)
+        log.close()
+        return seconds
+
+    def checkpoint(self, folder: Path) -> float:
+        """Seconds to write a checkpoint and keep the one before."""
+        keeper = Keeper(folder, self.trainer.keep)
+
+        def save() -> None:
+            self.state.step += 1
+            keeper.save(self.state.checkpoint())
+
+        return _median(save)
 
     def pictures(self, folder: Path) -> float:
         """Seconds to draw and write all pictures of an evaluation, beyond the evaluation itself."""
         check = validation(self.config, self.source, "val", self.source.categories)
+        drawn, check.pictures = check.pictures, 0
         check(self.model, 0)
-        drawn = len(check.drawn)
-        check.pictures = 0
         start = time.perf_counter()
-        check(self.model, 0)
-        without = time.perf_counter() - start
-        check.pictures = drawn
-        start = time.perf_counter()
-        check(self.model, 0)
         check.save(folder)
-        return max(time.perf_counter() - start - without, 0.0)
+        sheets = time.perf_counter() - start
+        check.pictures = drawn
+        batches = list(islice(iter(check.batches()), -(-drawn // self.config.evaluation.batch)))
+        outputs = [self.model.validate(batch.to(self.trainer.device))[1] for batch in batches]  # type: ignore[operator]
+        start = time.perf_counter()
+        for batch, found in zip(batches, outputs, strict=True):
+            check.draw(batch, found)
+        return sheets + time.perf_counter() - start
+
+
+def _median(thing: Callable[[], None]) -> float:
+    """Seconds, of a few calls after a first one."""
+    found = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        thing()
+        found.append(time.perf_counter() - start)
+    return median(found[1:])

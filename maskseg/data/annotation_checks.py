@@ -69,10 +69,11 @@ class _Judge:
             self.report.warn(kind, *(self.columns.name(r) for r in found[:SHOWN].tolist()), count=len(found))
 
 
-def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_ids: Ints, labels: Ints, report: Report) -> Kept:
+def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_ids: Ints, labels: Ints, num_points: Ints, report: Report) -> Kept:
     """Judges every annotation.
 
-    image_ids: i64 [N]; sizes: i64 [N, 2] (height, width), zeros where unknown; category_ids: i64 [C] of the file and the label of each.
+    image_ids: i64 [N]; sizes: i64 [N, 2] (height, width), zeros where unknown; category_ids: i64 [C] of the file, the
+    label of each, and how many keypoints it has.
     """
     judge = _Judge(columns, report)
     _check_ids(columns, report)
@@ -88,6 +89,7 @@ def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_i
     _clip_polygons(judge, extents, sizes)
     _check_runs(judge, extents, sizes)
     boxes = _check_boxes(judge, extents, sizes)
+    _check_points(judge, np.append(num_points, 0)[category])
     rows = np.flatnonzero(judge.good)
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     label = np.append(labels, -1)[category[rows]]
@@ -196,6 +198,23 @@ def _check_runs(judge: _Judge, extents: Floats, sizes: Ints) -> None:
         if not columns.has_box[row]:
             extents[row] = runs_box(counts, int(packed.heights[row]))
     judge.drop(empty, "annotation with an empty mask, left out")
+
+
+def _check_points(judge: _Judge, expected: Ints) -> None:
+    """Keypoints of another number than their category's, or that are no numbers; expected: i64 [A]."""
+    columns = judge.columns
+    counts = np.diff(columns.point_starts) // 3
+    judge.warn((counts > 0) & (expected == 0), "keypoints of a category that names none, left out")
+    judge.error(
+        (counts > 0) & (expected > 0) & (counts != expected),
+        "keypoints of another number than their category's",
+        lambda r: f"{counts[r]} points, the category has {expected[r]}",
+    )
+    owner = np.repeat(np.arange(len(counts)), counts)
+    triples = columns.points.reshape(-1, 3)
+    bad = np.zeros(len(counts), dtype=bool)
+    bad[owner[~np.isfinite(triples).all(axis=1) | ~np.isin(triples[:, 2], (0, 1, 2))]] = True
+    judge.error(bad & (expected > 0), "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2")
 
 
 def _flat(corners: Floats) -> Bools:

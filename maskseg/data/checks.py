@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from maskseg.data.annotation_checks import Kept, check_annotations, duplicates
+from maskseg.data.categories import file_categories, match
 from maskseg.data.coco_json import RawCoco, integer
 from maskseg.data.images import check_name, image_size, safe_join
 from maskseg.data.report import SHOWN, Finding, Report
 from maskseg.errors import UserError
-from maskseg.ops.runs import Ints
 from maskseg.structures import Categories
 
 __all__ = ["Checked", "Finding", "ImageRecord", "Report", "check", "check_files"]
@@ -46,16 +46,17 @@ class Checked:
 def check(raw: RawCoco, report: Report, max_pixels: int, categories: Categories | None) -> Checked:
     """Checks all but the image files. What comes back may be used only if the report has no errors."""
     images = _images(raw.images, report, max_pixels)
-    found = _file_categories(raw.categories, report)
-    if not found and raw.columns.good.any():
+    found = file_categories(raw.categories, report)
+    if not len(found) and raw.columns.good.any():
         report.error("no categories", "the list 'categories' is empty, but there are annotations")
-    used, labels = _match(found, categories, report)
+    used, labels = match(found, categories, report)
     annotations = check_annotations(
         raw.columns,
         image_ids=np.array([i.id for i in images], dtype=np.int64),
         sizes=np.array([(i.height, i.width) for i in images], dtype=np.int64).reshape(-1, 2),
-        category_ids=np.array(list(found), dtype=np.int64),
+        category_ids=np.array(found.ids, dtype=np.int64),
         labels=labels,
+        num_points=np.array([len(points) for points in found.keypoints], dtype=np.int64),
         report=report,
     )
     if not images:
@@ -125,41 +126,3 @@ def _images(entries: list[Any], report: Report, max_pixels: int) -> list[ImageRe
     if names:
         report.warn("file name of more than one image", *names)
     return records
-
-
-def _file_categories(entries: list[Any], report: Report) -> dict[int, str]:
-    """Id -> name in order of ascending id."""
-    found: dict[int, str] = {}
-    for entry in entries:
-        number = integer(entry.get("id")) if isinstance(entry, dict) else None
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if number is None or name is None or not str(name).strip():
-            report.error("category without an integer id or a name", f"{entry!r}"[:80])
-        elif number in found:
-            report.error("category id that is used more than once", f"id {number}: {found[number]!r} and {str(name)!r}")
-        else:
-            found[number] = str(name)
-    names = [f"{name!r}, {n} times" for name, n in Counter(found.values()).items() if n > 1]
-    if names:
-        report.warn("category name that is used more than once", *names)
-    return dict(sorted(found.items()))
-
-
-def _match(found: dict[int, str], given: Categories | None, report: Report) -> tuple[Categories, Ints]:
-    """The categories to use and the label of each one of the file: by name where names are unique on both sides, else by id."""
-    if given is None:
-        return Categories(tuple(found.values()), tuple(found)), np.arange(len(found))
-    by_name = len(set(found.values())) == len(found) and len(set(given.names)) == len(given)
-    names = {name: label for label, name in enumerate(given.names)}
-    ids = {number: label for label, number in enumerate(given.ids)}
-    matched = [names.get(name, -1) if by_name else ids.get(number, -1) for number, name in found.items()]
-    labels = np.array(matched, dtype=np.int64)
-    unknown = [f"{name!r} (id {number})" for (number, name), label in zip(found.items(), labels, strict=True) if label < 0]
-    if unknown:
-        report.error("category that the training data or the checkpoint does not have", *unknown)
-    if not by_name:
-        pairs = zip(found.items(), labels.tolist(), strict=True)
-        renamed = [f"id {i}: {name!r}, expected {given.names[k]!r}" for (i, name), k in pairs if k >= 0 and name != given.names[k]]
-        if renamed:
-            report.warn("category matched by its id has another name", *renamed)
-    return given, labels

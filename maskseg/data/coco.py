@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.data.checks import Checked, ImageRecord, Report, check, check_files
-from maskseg.data.coco_json import RawCoco, read_json
+from maskseg.data.coco_json import Columns, RawCoco, read_json
 from maskseg.data.images import MAX_PIXELS
-from maskseg.data.segmentations import NONE, Segmentations
+from maskseg.data.segmentations import NONE
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks, Polygons, Runs
 from maskseg.structures import Categories
@@ -25,12 +25,16 @@ from maskseg.structures import Categories
 __all__ = ["Annotations", "CocoFile", "ImageRecord", "check_coco", "read_coco"]
 
 
+_CENTRE = np.array([0.5, 0.5, 0.0], dtype=np.float32)  # of the pixel that a keypoint names
+
+
 @dataclass(frozen=True)
 class Annotations:
     """The annotations of one image.
 
     boxes: f32 [G, 4] xyxy inside the image, as the file's bbox has them, or around the mask where it has none; labels: i64 [G] in 0..K-1;
-    crowd: bool [G]; ids: i64 [G], annotation ids, never 0; shapes: G masks in the file's frame, None where there is only a box.
+    crowd: bool [G]; ids: i64 [G], annotation ids, never 0; shapes: G masks in the file's frame, None where there is only a box;
+    keypoints: f32 [G, P, 3], continuous pixels and visibility, zeros where there is no point; None where no class has any.
     """
 
     boxes: NDArray[np.float32]
@@ -38,6 +42,7 @@ class Annotations:
     crowd: NDArray[np.bool_]
     ids: NDArray[np.int64]
     shapes: tuple[Polygons | Runs | None, ...]
+    keypoints: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -49,10 +54,10 @@ class CocoFile:
     path: the JSON; categories: what labels stand for; images: in the file's order, those without objects too; report: what was mended.
     """
 
-    def __init__(self, path: Path, checked: Checked, segmentations: Segmentations, report: Report) -> None:
+    def __init__(self, path: Path, checked: Checked, columns: Columns, report: Report) -> None:
         self.path, self.report = path, report
         self.categories, self.images = checked.categories, checked.images
-        self._kept, self._segmentations = checked.annotations, segmentations
+        self._kept, self._columns, self._segmentations = checked.annotations, columns, columns.segmentations
         self._starts = np.searchsorted(self._kept.image_index, np.arange(len(self.images) + 1))
 
     def __len__(self) -> int:
@@ -80,6 +85,30 @@ class CocoFile:
             crowd=kept.crowd[here].copy(),
             ids=kept.ids[here].copy(),
             shapes=tuple(self._segmentations.shape(row) for row in kept.rows[here].tolist()),
+            keypoints=self._keypoints(here) if self.categories.num_points else None,
+        )
+
+    def _keypoints(self, here: slice) -> NDArray[np.float32]:
+        """COCO's keypoints are pixel indices: the centre of pixel i is at i + 0.5."""
+        found = np.zeros((here.stop - here.start, self.categories.num_points, 3), dtype=np.float32)
+        for points, row, label in zip(found, self._kept.rows[here].tolist(), self._kept.labels[here].tolist(), strict=True):
+            own = self._columns.points_of(row)
+            first, last = self.categories.point_ranges[label]
+            if len(own) == last - first:
+                points[first:last] = (own + _CENTRE) * (own[:, 2:] > 0)
+        return found
+
+    def _to_coco(self, row: int, label: int) -> dict[str, Any]:
+        """keypoints and num_keypoints of an annotation, as the file has them (none visible where it has none)."""
+        count = len(self.categories.keypoints[label])
+        own = self._columns.points_of(row)
+        own = own if len(own) == count else np.zeros((count, 3), dtype=np.float32)
+        return {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
+
+    def has_keypoints(self) -> bool:
+        """Whether some object has a visible point of its class."""
+        return bool(self.categories.num_points) and any(
+            self._columns.points_of(row)[:, 2:].any() for row in self._kept.rows[~self._kept.crowd].tolist()
         )
 
     def labels(self, index: int) -> list[int]:
@@ -99,7 +128,8 @@ class CocoFile:
 
     def to_dict(self) -> dict[str, Any]:
         """The data set as a COCO JSON object that pycocotools can index: every annotation has an id, bbox, area, iscrowd and segmentation
-        (polygons or compressed RLE; [] for a box alone). Category ids are those of `categories`."""
+        (polygons or compressed RLE; [] for a box alone), and keypoints and num_keypoints where a class has points. Category ids are those of
+        `categories`."""
         ids, kept = np.array(self.categories.ids, dtype=np.int64), self._kept
         images = [{"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in self.images]
         annotations = [
@@ -124,7 +154,12 @@ class CocoFile:
                 )
             )
         ]
+        if self.categories.num_points:
+            for annotation, row, label in zip(annotations, kept.rows.tolist(), kept.labels.tolist(), strict=True):
+                annotation |= self._to_coco(row, label)
         categories = [{"id": number, "name": name} for number, name in zip(self.categories.ids, self.categories.names, strict=True)]
+        for category, points, lines in zip(categories, self.categories.keypoints, self.categories.skeletons, strict=True):
+            category |= {"keypoints": list(points), "skeleton": [[a + 1, b + 1] for a, b in lines]} if points else {}
         return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
 
     def _area(self, position: int) -> float:
@@ -197,4 +232,4 @@ def _read(path: Path, categories: Categories | None, image_root: str | Path | No
     checked = check(raw, report, max_pixels, categories)
     if image_root is not None:
         check_files(checked.images, Path(image_root), report, max_pixels)
-    return (None if report.errors else CocoFile(path, checked, raw.columns.segmentations, report)), report
+    return (None if report.errors else CocoFile(path, checked, raw.columns, report)), report

@@ -28,7 +28,8 @@ class Columns:
     """The A annotations of a file as they came, one column a field.
 
     ids: i64 [A], MISSING where there is none; image_ids, category_ids: i64 [A]; boxes: f64 [A, 4], x, y, width, height, NaN where `has_box` is
-    not set; areas: f64 [A], NaN where there is none; crowd: bool [A]; good: bool [A], rows that could be read and belong to the file.
+    not set; areas: f64 [A], NaN where there is none; crowd: bool [A]; good: bool [A], rows that could be read and belong to the file;
+    points: the numbers of all keypoints; point_starts: i64 [A + 1], where those of each row begin.
     """
 
     ids: Ints
@@ -40,6 +41,12 @@ class Columns:
     crowd: NDArray[np.bool_]
     good: NDArray[np.bool_]
     segmentations: Segmentations
+    points: NDArray[np.float32]
+    point_starts: Ints
+
+    def points_of(self, row: int) -> NDArray[np.float32]:
+        """f32 [n, 3]: the keypoints of a row as they came (pixel indices and visibility)."""
+        return self.points[self.point_starts[row] : self.point_starts[row + 1]].reshape(-1, 3)
 
     def name(self, row: int) -> str:
         """The annotation of a row, for messages."""
@@ -116,6 +123,7 @@ class _Packer:
         self.boxes, self.areas = array("d"), array("d")
         self.has_box, self.crowd, self.good = array("b"), array("b"), array("b")
         self.segmentations = Packer(max_pixels)
+        self.points, self.point_counts = array("f"), array("q")
 
     def pack(self, values: dict[str, Any]) -> Any:
         """Every object of the file comes by here, inner ones first; an annotation is one with an image_id and something to learn."""
@@ -133,6 +141,7 @@ class _Packer:
             problems.append(("annotation id that is not an integer", ""))
         self.ids.append(MISSING if number is None else number)
         problems += self._box(values.get("bbox"))
+        problems += self._keypoints(values.get("keypoints"))
         crowd = values.get("iscrowd") or 0
         if crowd not in (0, 1):
             problems.append(("iscrowd that is neither 0 nor 1", f"{crowd!r}"[:80]))
@@ -164,6 +173,17 @@ class _Packer:
         self.boxes.extend(numbers if len(numbers) == 4 else array("d", [np.nan] * 4))
         return problem
 
+    def _keypoints(self, points: Any) -> list[tuple[str, str]]:
+        """Stores x, y, visibility of each; null and [] count as none."""
+        try:
+            numbers = array("f", points or ())
+            wrong = len(numbers) % 3 != 0
+        except (TypeError, OverflowError):
+            numbers, wrong = array("f"), True
+        self.point_counts.append(0 if wrong else len(numbers))
+        self.points.extend(() if wrong else numbers)
+        return [("keypoints that are not x, y, visibility of each point", f"{points!r}"[:80])] if wrong else []
+
     def columns(self, rows: Ints) -> Columns:
         """The columns; only `rows` belong to the file's list of annotations."""
         listed = np.zeros(len(self.ids), dtype=bool)
@@ -178,4 +198,6 @@ class _Packer:
             crowd=np.array(self.crowd, dtype=bool),
             good=np.array(self.good, dtype=bool) & listed,
             segmentations=self.segmentations.packed(),
+            points=np.array(self.points, dtype=np.float32),
+            point_starts=np.concatenate([[0], np.cumsum(np.array(self.point_counts, dtype=np.int64))]).astype(np.int64),
         )

@@ -21,12 +21,14 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     masks = None
     if all(s.masks is not None for s in samples):
         masks = FileMasks.cat([s.masks for s in samples if s.masks is not None])
+    points = [s.keypoints for s in samples if s.keypoints is not None]
     targets = Targets(
         torch.cat([s.boxes for s in samples]),
         torch.cat([s.labels for s in samples]),
         index,
         torch.cat([s.crowd for s in samples]),
         masks,
+        torch.cat(points) if len(points) == len(samples) else None,
     )
     return Batch(
         images,

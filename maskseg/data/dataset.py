@@ -23,7 +23,8 @@ from maskseg.masks import FileMasks
 class CocoDataset(Dataset[Sample]):
     """Samples by (epoch, index, repetition): what the transforms draw is a function of the seed and these three alone.
 
-    keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used.
+    keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used. mirrored: which keypoint each
+    one is in a mirror (by their names if not given).
     skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
     them stops beyond that number. With 0 it raises UserError.
     """
@@ -38,9 +39,11 @@ class CocoDataset(Dataset[Sample]):
         skip_bad: int = 0,
         max_pixels: int = MAX_PIXELS,
         max_images: int | None = None,
+        mirrored: Sequence[int] = (),
     ) -> None:
         self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
         self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
+        self.mirrored = torch.tensor(mirrored or file.categories.mirrored(), dtype=torch.int64)
         with_objects = file.has_objects()
         self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
         if not self.images:
@@ -80,6 +83,7 @@ class CocoDataset(Dataset[Sample]):
         record, truth = self.file.images[index], self.file.annotations(index)
         image = load_image(safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width))
         shapes = [s for s in truth.shapes if s is not None]
+        points = None if truth.keypoints is None else torch.as_tensor(truth.keypoints)
         masks = FileMasks.from_file(shapes, record.height, record.width) if len(shapes) == len(truth.shapes) else None
         with warnings.catch_warnings():  # the arrays may be views of the file's, which nobody writes to
             warnings.simplefilter("ignore", UserWarning)
@@ -93,4 +97,6 @@ class CocoDataset(Dataset[Sample]):
                 record.file_name,
                 (record.height, record.width),
                 skipped,
+                keypoints=points,
+                mirrored=None if points is None else self.mirrored,
             )

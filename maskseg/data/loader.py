@@ -67,14 +67,22 @@ class BatchLoader:
             hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
             return UserError(f"{self.name}: loader worker {which} died; {hint}")
         if "timed out" in text:
-            for worker in workers:  # one that hangs would hold up the end, too
-                worker.kill()
+            _end(iterator, workers)
             waiting = getattr(iterator, "_task_info", {}).get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
             return UserError(
                 f"{self.name}: loader worker {waiting} has given nothing for data.timeout={self.timeout:g} seconds; is the disk there? "
                 "data.num_workers=0 loads in the main process"
             )
         return error
+
+
+def _end(iterator: Any, workers: Sequence[Any]) -> None:
+    """One that hangs would hold up the end, too. torch watches its processes, and must not take this for another failure."""
+    if getattr(iterator, "_worker_pids_set", False):
+        torch._C._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    for worker in workers:
+        worker.kill()
 
 
 def _outlive_signals(_: int) -> None:

@@ -14,6 +14,7 @@ from maskseg.masks import FileMasks
 @dataclass(frozen=True)
 class Sample:
     """image: uint8 RGB [3, H, W]; boxes: f32 [G, 4] in its frame; labels: i64 [G]; crowd: bool [G]; masks: G masks, None without any;
+    keypoints: f32 [G, P, 3] in its frame, None without any; mirrored: i64 [P], which point each is in a mirror;
     image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
     stands in for; seed: of what a model draws of it."""
 
@@ -27,6 +28,8 @@ class Sample:
     original_size: tuple[int, int]
     skipped: tuple[str, ...] = ()
     seed: int = 0
+    keypoints: Tensor | None = None
+    mirrored: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,9 +51,17 @@ class Sample:
             keep[rows] &= masks[rows].area() >= min_pixels
         elif cut.any():
             keep &= ~cut | ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= min_pixels)
-        return replace(self, image=image, boxes=boxes, masks=masks).only(torch.nonzero(keep).squeeze(1))
+        points = self._points(geometry)
+        return replace(self, image=image, boxes=boxes, masks=masks, keypoints=points).only(torch.nonzero(keep).squeeze(1))
+
+    def _points(self, geometry: Geometry) -> Tensor | None:
+        if self.keypoints is None:
+            return None
+        moved = geometry.points(self.keypoints)
+        return moved[:, self.mirrored] if geometry.mirrors and self.mirrored is not None else moved
 
     def only(self, index: Tensor) -> Sample:
         """The sample with some of its objects."""
         masks = None if self.masks is None else self.masks[index]
-        return replace(self, boxes=self.boxes[index], labels=self.labels[index], crowd=self.crowd[index], masks=masks)
+        points = None if self.keypoints is None else self.keypoints[index]
+        return replace(self, boxes=self.boxes[index], labels=self.labels[index], crowd=self.crowd[index], masks=masks, keypoints=points)

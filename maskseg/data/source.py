@@ -25,7 +25,8 @@ from maskseg.structures import Categories
 class CocoSource:
     """COCO files for training and validation, either of which may be absent, and their folders of images.
 
-    num_classes: read from the data; a number that differs from it is an error. num_workers: loader processes, which change nothing but
+    num_classes, point_ranges: read from the data; what differs from it is an error. flip_pairs: names of keypoints that change places in a
+    mirror, those named left and right if not given. num_workers: loader processes, which change nothing but
     the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
     images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
     max_images: only the first so many of each split. Other keys: `CocoDataset`.
@@ -41,6 +42,8 @@ class CocoSource:
         train_transforms: Sequence[Transform] = (),
         test_transforms: Sequence[Transform] = (),
         num_classes: int | None = None,
+        point_ranges: Sequence[Sequence[int]] | None = None,
+        flip_pairs: Sequence[Sequence[str]] | None = None,
         keep_empty: bool = True,
         check_images: bool = True,
         max_pixels: int = MAX_PIXELS,
@@ -65,6 +68,7 @@ class CocoSource:
         self.json = {"train": train_json, "val": val_json}
         self.images = {"train": train_images or images, "val": val_images or images}
         self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
+        self.point_ranges, self.flip_pairs = point_ranges, flip_pairs
         self.num_classes, self.keep_empty, self.check_images = num_classes, keep_empty, check_images
         self.max_pixels, self.skip_bad, self.max_images = max_pixels, skip_bad, max_images
         self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
@@ -102,6 +106,9 @@ class CocoSource:
         file = self.train if self.json["train"] else self.val
         if self.num_classes is not None and self.num_classes != len(file.categories):
             raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
+        ranges = [list(r) for r in file.categories.point_ranges]
+        if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
+            raise UserError(f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read")
         return file.categories
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
@@ -118,7 +125,15 @@ class CocoSource:
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0
-        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, self.max_images)
+        mirrored = self.mirrored()
+        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, self.max_images, mirrored)
+
+    def mirrored(self) -> list[int]:
+        """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""
+        try:
+            return self.categories.mirrored(self.flip_pairs)
+        except ValueError as error:
+            raise UserError(f"data.flip_pairs: {error}") from error
 
     def train_loader(
         self,

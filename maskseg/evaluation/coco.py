@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from maskseg.errors import UserError
+from maskseg.evaluation.entries import BBOX, KEYPOINTS, KINDS, SEGM, row_entries, truth_entries
 from maskseg.evaluation.rows import Row, detection_rows
 from maskseg.evaluation.table import metrics_table
 from maskseg.structures import Batch, Categories, Outputs
@@ -25,8 +25,10 @@ from maskseg.structures import Batch, Categories, Outputs
 Metrics = dict[str, float]
 Floats = NDArray[np.float64]
 
-KINDS = ("bbox", "segm")
-THRESHOLDS, RECALLS, AREAS = 10, 101, ("", "s", "m", "l")  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:1, object sizes
+THRESHOLDS, RECALLS = 10, 101  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:1
+AREAS = {BBOX: ("", "s", "m", "l"), SEGM: ("", "s", "m", "l"), KEYPOINTS: ("", "m", "l")}  # object sizes; COCO names no small people's points
+KEYPOINT_LIMIT = 20  # detections of a class in an image, as COCO has it
+COCO_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089)
 _AP50, _AP75 = 0, 5
 
 
@@ -44,22 +46,27 @@ class CocoEvaluator:
         *,
         max_detections: int = 100,
         backend: str = "pycocotools",
-        iou_types: Sequence[str] = KINDS,
+        iou_types: Sequence[str] = (BBOX, SEGM),
+        oks_sigmas: Sequence[float] | None = None,
     ) -> None:
         """ground_truth: a checked COCO data set (every annotation has id, image_id, category_id, bbox, area, iscrowd, segmentation);
         it is not changed. categories: the classes that are evaluated, truth of others is ignored.
 
         max_detections: the highest-scored detections of an image and class that count. backend: `pycocotools`, or `faster` for
-        faster-coco-eval (the same numbers in less time).
+        faster-coco-eval (the same numbers in less time). oks_sigmas: how far off each point of a class may be, as a share of the object's
+        size (COCO's 17 for a class of 17 points, 1/P for one of P others; a class of another number of points than is given keeps these).
         Raises UserError for an unknown or missing backend, an unknown IoU type, or truth without masks where masks are evaluated.
         """
         if max_detections < 1:
             raise UserError(f"max_detections must be at least 1, got {max_detections}")
         if not iou_types or any(kind not in KINDS for kind in iou_types):
             raise UserError(f"iou_types must be some of {', '.join(KINDS)}, got {list(iou_types)}")
+        if KEYPOINTS in iou_types and not categories.num_points:
+            raise UserError("no class has keypoints: evaluate without them")
         self.categories = categories
         self.iou_types = tuple(iou_types)
         self.limits = sorted({n for n in (1, 10) if n < max_detections} | {max_detections})
+        self.oks_sigmas = None if oks_sigmas is None else tuple(float(v) for v in oks_sigmas)
         self.rows: list[Row] = []
         self.image_ids: list[int] = []
         self._backend = _load_backend(backend)
@@ -101,7 +108,8 @@ class CocoEvaluator:
 
     def compute(self) -> Metrics:
         """All numbers of the images seen, in [0, 1], or -1 where there is no truth: for each IoU type `bbox/AP`, `AP50`, `AP75`, `APs`,
-        `APm`, `APl` (objects under 32^2, under 96^2 and larger), recalls `AR1`, `AR10`, `AR<max_detections>`, `ARs`, `ARm`, `ARl`.
+        `APm`, `APl` (objects under 32^2, under 96^2 and larger), recalls `AR1`, `AR10`, `AR<max_detections>`, `ARs`, `ARm`, `ARl`. Of keypoints (OKS
+        instead of IoU) `AP`, `AP50`, `AP75`, `APm`, `APl`, `AR20`, `ARm`, `ARl`.
         """
         metrics: Metrics = {}
         for kind in self.iou_types:
@@ -110,9 +118,9 @@ class CocoEvaluator:
             metrics[f"{kind}/AP"] = _mean(best[..., 0])
             metrics[f"{kind}/AP50"] = _mean(best[_AP50, ..., 0])
             metrics[f"{kind}/AP75"] = _mean(best[_AP75, ..., 0])
-            metrics |= {f"{kind}/AP{size}": _mean(best[..., a]) for a, size in enumerate(AREAS) if size}
-            metrics |= {f"{kind}/AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(self.limits)}
-            metrics |= {f"{kind}/AR{size}": _mean(recall[:, :, a, -1]) for a, size in enumerate(AREAS) if size}
+            metrics |= {f"{kind}/AP{size}": _mean(best[..., a]) for a, size in enumerate(AREAS[kind]) if size}
+            metrics |= {f"{kind}/AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(self._limits(kind))}
+            metrics |= {f"{kind}/AR{size}": _mean(recall[:, :, a, -1]) for a, size in enumerate(AREAS[kind]) if size}
         return metrics
 
     def per_class(self) -> dict[str, dict[str, float]]:
@@ -141,8 +149,9 @@ class CocoEvaluator:
             raise UserError(f"a result row of image {image} has the category id {row['category_id']}, which the data set does not have")
         if not all(map(math.isfinite, (row["score"], *row.get("bbox", ())))):
             raise UserError(f"a result row of image {image} has a score or box that is not finite: has the training diverged?")
-        for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
-            if kind in self.iou_types and key not in row:
+        for kind, key in KINDS.items():
+            needed = kind != KEYPOINTS or self.categories.keypoints[self.categories.ids.index(row["category_id"])]
+            if kind in self.iou_types and needed and key not in row:
                 raise UserError(f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}")
         if masks:
             size, expected = row["segmentation"]["size"], [self.images[image]["height"], self.images[image]["width"]]
@@ -157,25 +166,36 @@ class CocoEvaluator:
         """
         if kind not in self._tables:
             rows, truths = _by_category(self.rows), _by_category(t for t in self.truths if t["image_id"] in self._seen)
-            precision = np.full((THRESHOLDS, RECALLS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
-            recall = np.full((THRESHOLDS, len(self.categories), len(AREAS), len(self.limits)), -1.0)
+            axes = len(self.categories), len(AREAS[kind]), len(self._limits(kind))
+            precision, recall = np.full((THRESHOLDS, RECALLS, *axes), -1.0), np.full((THRESHOLDS, *axes), -1.0)
             for k, category in enumerate(self.categories.ids):
-                if truths[category]:
-                    precision[:, :, k], recall[:, k] = self._one_class(kind, truths[category], rows[category])
+                if truths[category] and (kind != KEYPOINTS or self.categories.keypoints[k]):
+                    precision[:, :, k], recall[:, k] = self._one_class(kind, truths[category], rows[category], len(self.categories.keypoints[k]))
             self._tables[kind] = precision, recall
         return self._tables[kind]
 
-    def _one_class(self, kind: str, truths: list[Row], rows: list[Row]) -> tuple[Floats, Floats]:
+    def _limits(self, kind: str) -> list[int]:
+        return [KEYPOINT_LIMIT] if kind == KEYPOINTS else self.limits
+
+    def sigmas(self, points: int) -> tuple[float, ...]:
+        """Those in use for a class of so many points."""
+        if self.oks_sigmas is not None and len(self.oks_sigmas) == points:
+            return self.oks_sigmas
+        return COCO_SIGMAS if points == len(COCO_SIGMAS) else (1 / points,) * points
+
+    def _one_class(self, kind: str, truths: list[Row], rows: list[Row], points: int) -> tuple[Floats, Floats]:
         """Precision [T, R, A, M] and recall [T, A, M] of one class."""
         dataset_type, evaluator_type = self._backend
         # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
         ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
         images = [{"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]} for i in ids]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(dataset_type, images, _truth_entries(kind, truths, self.images))
-            found = _dataset(dataset_type, images, _row_entries(kind, rows))
+            truth = _dataset(dataset_type, images, truth_entries(kind, truths, self.images))
+            found = _dataset(dataset_type, images, row_entries(kind, rows))
             evaluator = evaluator_type(truth, found, kind)
-            evaluator.params.maxDets = self.limits
+            evaluator.params.maxDets = self._limits(kind)
+            if kind == KEYPOINTS:
+                evaluator.params.kpt_oks_sigmas = np.array(self.sigmas(points))
             evaluator.evaluate()
             evaluator.accumulate()
         return evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0]
@@ -231,43 +251,3 @@ def _dataset(dataset_type: Any, images: list[Row], annotations: list[Row]) -> An
     dataset.dataset = {"images": images, "annotations": annotations, "categories": categories}
     dataset.createIndex()
     return dataset
-
-
-def _entry(index: int, source: Row, area: float, crowd: int) -> Row:
-    # Ids count from 1 here: the evaluators take the id of a match for a truth value, so that 0 would be a miss.
-    shared = {"image_id": source["image_id"], "category_id": source["category_id"]}
-    return {"id": index + 1, **shared, "area": area, "iscrowd": crowd}
-
-
-def _truth_entries(kind: str, truths: list[Row], images: dict[int, Row]) -> list[Row]:
-    """Annotations with only what the evaluation of `kind` reads; masks as RLE, so that all backends compare the same pixels."""
-    entries = []
-    for i, truth in enumerate(truths):
-        entry = _entry(i, truth, truth["area"], int(truth.get("iscrowd", 0)))
-        if kind == "bbox":
-            entry["bbox"] = truth["bbox"]
-        else:
-            image = images[truth["image_id"]]
-            entry["segmentation"] = compressed_rle(truth["segmentation"], image["height"], image["width"])
-        entries.append(entry)
-    return entries
-
-
-def _row_entries(kind: str, rows: list[Row]) -> list[Row]:
-    """As above for detections. The object size of a mask is its own area: with a `bbox` in a row, `loadRes` would take that of the box."""
-    if kind == "bbox":
-        areas, key = [r["bbox"][2] * r["bbox"][3] for r in rows], "bbox"
-    else:
-        # One call a mask: `area` of more than 255 at once overflows inside pycocotools.
-        areas, key = [float(coco_mask.area(r["segmentation"])) for r in rows], "segmentation"
-    return [_entry(i, r, areas[i], 0) | {"score": r["score"], key: r[key]} for i, r in enumerate(rows)]
-
-
-def compressed_rle(segmentation: Any, height: int, width: int) -> Row:
-    """A COCO segmentation (polygons, run lengths or compressed RLE) as compressed RLE."""
-    if isinstance(segmentation, list):
-        parts = coco_mask.frPyObjects(segmentation, height, width)
-        return dict(coco_mask.merge(parts))
-    if isinstance(segmentation["counts"], list):
-        return dict(coco_mask.frPyObjects(segmentation, height, width))
-    return dict(segmentation)

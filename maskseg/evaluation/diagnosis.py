@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from maskseg.errors import UserError
-from maskseg.evaluation.coco import compressed_rle
+from maskseg.evaluation.entries import compressed_rle
 from maskseg.evaluation.rows import Row
 from maskseg.structures import Categories
 

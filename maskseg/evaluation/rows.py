@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maskseg.errors import UserError
 from maskseg.files import replacing
@@ -16,7 +17,9 @@ from maskseg.geometry import Geometry
 from maskseg.masks import Rle
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
-Row = dict[str, Any]  # {"image_id", "category_id", "bbox": [x, y, w, h], "score", "segmentation": RLE}, the last only with masks
+# {"image_id", "category_id", "bbox": [x, y, w, h], "score", "segmentation": RLE, "keypoints": [x, y, score, ...]}, the last two where the model
+# has them, and the class has points.
+Row = dict[str, Any]
 
 _DECIMALS = 3  # of a box, in pixels
 
@@ -32,7 +35,8 @@ def to_original(detections: Regions, index: int, size: Sequence[int], original_s
     rows = torch.nonzero(detections.image_index == index).squeeze(1)
     found = detections[rows]
     masks = None if found.masks is None else found.masks.warp(geometry)
-    return replace(found, boxes=geometry.boxes(found.boxes), masks=masks)
+    points = None if found.keypoints is None else geometry.points(found.keypoints)
+    return replace(found, boxes=geometry.boxes(found.boxes), masks=masks, keypoints=points)
 
 
 def detection_rows(batch: Batch, outputs: Outputs, categories: Categories, *, masks: bool = True) -> list[Row]:
@@ -66,8 +70,17 @@ def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[R
         }
         if rle is not None:
             row["segmentation"] = rle
+        start, stop = categories.point_ranges[label]
+        if found.keypoints is not None and stop > start:
+            row["keypoints"] = _coco_keypoints(found.keypoints[len(rows), start:stop])
         rows.append(row)
     return rows
+
+
+def _coco_keypoints(points: Tensor) -> list[float]:
+    """f32 [P, 3] -> x, y, score of each in COCO's pixel indices."""
+    shifted = points.double() - torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    return [round(v, _DECIMALS) for v in shifted.ravel().tolist()]
 
 
 def write_results(path: Path | str, rows: Sequence[Row]) -> None:

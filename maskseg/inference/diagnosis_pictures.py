@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from maskseg.evaluation.coco import compressed_rle
 from maskseg.evaluation.diagnosis import BAD_MASK, CORRECT, FALSE, MISSED, WRONG_CLASS, Finding, ImageDiagnosis
+from maskseg.evaluation.entries import compressed_rle
 from maskseg.evaluation.rows import Row
 from maskseg.inference import pictures
 from maskseg.inference.curves import COLOURS, rendered, save_picture

@@ -38,4 +38,16 @@ def overlay(pixels: Tensor, rows: Sequence[Row], categories: Categories, min_sco
     label = {number: k for k, number in enumerate(categories.ids)}
     masks = [row["segmentation"] for row in shown] if shown and "segmentation" in shown[0] else None
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    return draw_detections(image, boxes, [label[row["category_id"]] for row in shown], [row["score"] for row in shown], masks, categories.names)
+    labels, scores = [label[row["category_id"]] for row in shown], [row["score"] for row in shown]
+    points = _points(shown, labels, categories) if shown and categories.num_points else None
+    return draw_detections(image, boxes, labels, scores, masks, categories.names, keypoints=points, lines=categories.lines)
+
+
+def _points(rows: Sequence[Row], labels: Sequence[int], categories: Categories) -> NDArray[np.float64]:
+    """The keypoints of COCO result rows -> f64 [D, P, 3], continuous pixels and score."""
+    points = np.zeros((len(rows), categories.num_points, 3))
+    for own, row, label in zip(points, rows, labels, strict=True):
+        start, stop = categories.point_ranges[label]
+        if "keypoints" in row:
+            own[start:stop] = np.reshape(row["keypoints"], (-1, 3)) + np.array([0.5, 0.5, 0.0])
+    return points

@@ -6,7 +6,7 @@ Curves of a training are in `curves`; `plot_curves` can be imported from here as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from maskseg.inference.curves import plot_curves
+from maskseg.inference.skeletons import draw_skeletons
 from maskseg.masks import Rle, rle_to_bitmaps
 
 __all__ = ["draw_detections", "mosaic", "plot_curves", "side_by_side"]
@@ -63,11 +64,14 @@ def draw_detections(
     names: Sequence[str],
     *,
     min_score: float = 0.0,
+    keypoints: Any | None = None,
+    lines: Sequence[Sequence[tuple[int, int]]] = (),
 ) -> Picture:
     """The image with its detections (or its truth: scores None) drawn over it. -> uint8 RGB [H', W', 3].
 
     image: uint8 RGB [H, W, 3]; boxes: [D, 4] xyxy in the image's pixels; labels: [D] in 0..K-1; scores: [D] or None;
     masks: bool [D, H, W], D RLEs in the image's frame, or None; names: K names. Detections scored below `min_score` are left out.
+    keypoints: [D, P, 3], x, y and visibility or score, in the image's pixels; lines: of each class, the pairs of the P points that are joined.
 
     An image whose longer side is under 640 pixels is enlarged first by the smallest integer factor (at most 8) that makes it longer, so
     that the text can be read: 256 becomes 768. Boxes are scaled alike and mask pixels become squares, so that no mask looks finer than it
@@ -87,15 +91,14 @@ def draw_detections(
     colours = dict(zip(kept.tolist(), _colours(corners[kept], [classes[i] for i in kept]), strict=True))
     areas = {i: _on_canvas(corners[i], factor, canvas) for i in kept.tolist()}
     if masks is not None:
-        for i in kept.tolist():
-            mask = masks[i] if isinstance(masks, np.ndarray) else rle_to_bitmaps([masks[i]])[0]
-            if mask.shape != (height, width):
-                raise ValueError(f"mask {i} has (height, width) {mask.shape}, the image has {(height, width)}")
-            _paint_mask(canvas, mask, colours[i], factor, _line(areas[i], canvas))
+        _paint_masks(canvas, masks, areas, colours, (height, width), factor)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for i, box in areas.items():
         draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colours[i], width=_line(box, canvas))
+    if keypoints is not None and areas:
+        points = np.asarray(keypoints, dtype=np.float64) * (factor, factor, 1)
+        draw_skeletons(draw, [(points[i], lines[classes[i]] if lines else (), colours[i]) for i in areas], max(canvas.shape[:2]))
     with_name = len(names) != 1 or len(kept) <= _NAMED
     texts = {i: _texts(classes[i], None if chances is None else float(chances[i]), names, with_name) for i in areas}
     first = sorted(areas, key=lambda i: 0.0 if chances is None else -chances[i])
@@ -184,6 +187,21 @@ def _colours(boxes: NDArray[np.float64], classes: Sequence[int]) -> list[Colour]
         order = (label + np.arange(len(_PALETTE))) % len(_PALETTE)
         chosen[i] = order[int(np.argmin(used[order]))]
     return [_PALETTE[c] for c in chosen]
+
+
+def _paint_masks(
+    canvas: Picture,
+    masks: Bools | Sequence[Rle],
+    areas: Mapping[int, _Area],
+    colours: Mapping[int, Colour],
+    size: tuple[int, int],
+    factor: int,
+) -> None:
+    for i, area in areas.items():
+        mask = masks[i] if isinstance(masks, np.ndarray) else rle_to_bitmaps([masks[i]])[0]
+        if mask.shape != size:
+            raise ValueError(f"mask {i} has (height, width) {mask.shape}, the image has {size}")
+        _paint_mask(canvas, mask, colours[i], factor, _line(area, canvas))
 
 
 def _paint_mask(canvas: Picture, mask: Bools, colour: Colour, factor: int, line: int) -> None:

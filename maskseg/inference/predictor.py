@@ -18,7 +18,8 @@ from maskseg.structures import Batch, Categories, Outputs
 class Prediction:
     """What was found in an image, in its own pixels, best first.
 
-    boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D class names.
+    boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D class names; keypoints: of a model that has them,
+    f32 [D, P, 3], x, y, score, zeros for points that the class does not have.
     """
 
     boxes: Tensor
@@ -26,6 +27,7 @@ class Prediction:
     labels: Tensor
     masks: Tensor
     names: list[str]
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -55,7 +57,7 @@ class Predictor:
         masks = torch.zeros((len(found), *original), dtype=torch.bool)
         if found.masks is not None and len(found):
             masks = torch.from_numpy(rle_to_bitmaps(found.masks.to_rle()))
-        return Prediction(found.boxes, found.scores, labels, masks, [self.categories.names[i] for i in labels.tolist()])
+        return Prediction(found.boxes, found.scores, labels, masks, [self.categories.names[i] for i in labels.tolist()], found.keypoints)
 
     def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
         """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from maskseg.errors import UserError
 from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
+from maskseg.evaluation.entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.rows import Row, detection_rows, to_original
 from maskseg.inference.batches import draw_batch
 from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst_images
@@ -65,12 +66,13 @@ class Validation:
         min_score: float = 0.5,
         picture: Callable[[int], NDArray[np.uint8]] | None = None,
         processes: Processes | None = None,
+        oks_sigmas: Sequence[float] | None = None,
     ) -> None:
         self.batches, self.truth, self.categories = batches, truth, categories
         check_backend(backend)  # not only at the first evaluation
         self.max_detections, self.backend = max_detections, backend
         self.pictures, self.min_score, self.picture = pictures, min_score, picture
-        self.processes = processes or Processes()
+        self.processes, self.oks_sigmas = processes or Processes(), oks_sigmas
         self.table = ""
         self.drawn: list[Picture] = []
         self._sheets: dict[str, Picture] | None = None
@@ -80,16 +82,17 @@ class Validation:
         """log: a `RunLog`, for TensorBoard's pictures and curves, or None."""
         model.eval()
         rcnn = cast(GeneralizedRCNN, model)
-        kinds = ["bbox", "segm"] if any(getattr(head, "adds", "") == "masks" for head in rcnn.heads.values()) else ["bbox"]
+        adds = {getattr(head, "adds", "") for head in rcnn.heads.values()}
+        kinds = [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]
         device = next(model.parameters()).device
         self.drawn, self._sheets = [], None
         parts = []
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
             losses, outputs = rcnn.validate(batch.to(device))
-            rows = detection_rows(batch, outputs, self.categories, masks="segm" in kinds)
+            rows = detection_rows(batch, outputs, self.categories, masks=SEGM in kinds)
             parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}))
             if self.processes.rank == 0:
-                self._draw(batch, outputs)
+                self.draw(batch, outputs)
         shares = self.processes.gather(parts)
         del parts
         if not shares:
@@ -101,7 +104,8 @@ class Validation:
 
     def _together(self, shares: list[list[_Part]], kinds: list[str]) -> dict[str, float]:
         """Batch b was worked on by process b % world: the order of one process, in which equal scores count and losses are summed."""
-        self.evaluator = CocoEvaluator(self.truth(), self.categories, max_detections=self.max_detections, backend=self.backend, iou_types=kinds)
+        keys: dict[str, Any] = {"max_detections": self.max_detections, "backend": self.backend, "oks_sigmas": self.oks_sigmas}
+        self.evaluator = CocoEvaluator(self.truth(), self.categories, iou_types=kinds, **keys)
         sums: dict[str, float] = defaultdict(float)
         images = 0
         for row in zip_longest(*shares):
@@ -126,19 +130,20 @@ class Validation:
                 if precision.min() >= 0:
                     log.pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
 
-    def _draw(self, batch: Batch, outputs: Outputs) -> None:
-        """Truth beside prediction, in the frame of the batch."""
+    def draw(self, batch: Batch, outputs: Outputs) -> None:
+        """Adds the first pictures of a batch to `drawn`: truth beside prediction, in its frame."""
         most = min(len(batch), self.pictures - len(self.drawn))
         if most <= 0:
             return
         detections = outputs.detections.to("cpu")
-        for i, (image, left) in enumerate(draw_batch(batch, self.categories.names, most)):
+        for i, (image, left) in enumerate(draw_batch(batch, self.categories, most)):
             size = cast(list[int], batch.sizes[i].tolist())
             found = to_original(detections, i, size, size)
             found = found[found.scores >= self.min_score]
             assert found.labels is not None
             masks = found.masks.to_rle() if found.masks else None
-            right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names)
+            points: dict[str, Any] = {"keypoints": found.keypoints, "lines": self.categories.lines}
+            right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names, **points)
             self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
 
     def sheets(self) -> dict[str, Picture]:

@@ -1,47 +1,104 @@
-"""torchvision's Mask R-CNN weights under our names."""
+"""torchvision's Mask R-CNN and Keypoint R-CNN with ResNet-FPN trunks: names, what can be told from the tensors, and back."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# torchvision's name -> ours, first match wins; torchvision puts the background first, see `from_torchvision`.
-RENAMED: tuple[tuple[str, str], ...] = (
-    (r"backbone\.body\.(conv1|bn1)\.", r"backbone.trunk.stem.\1."),
-    (r"backbone\.body\.(layer\d)\.", r"backbone.trunk.\1."),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.", r"backbone.lateral.p{\1+2}."),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.", r"backbone.output.p{\1+2}."),
-    (r"rpn\.head\.conv\.(\d)\.0\.", r"proposer.head.convs.\1."),
-    (r"rpn\.head\.cls_logits\.", "proposer.head.objectness."),
-    (r"rpn\.head\.bbox_pred\.", "proposer.head.deltas."),
-    (r"roi_heads\.box_head\.fc(\d)\.", r"classifier.trunk.layers.{\1-6}."),
-    (r"roi_heads\.box_predictor\.cls_score\.", "classifier.scores."),
-    (r"roi_heads\.box_predictor\.bbox_pred\.", "classifier.deltas."),
-    (r"roi_heads\.mask_head\.(\d)\.", r"heads.mask.convs.\1."),
-    (r"roi_heads\.mask_predictor\.conv5_mask\.", "heads.mask.deconv."),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "heads.mask.predictor."),
+from maskseg.interop.classes import last_to_first, take
+from maskseg.interop.names import Pairs, translate
+from maskseg.interop.trunks import has_statistics, trunk_name
+
+BODY = "backbone.body."
+_COMMON: Pairs = (
+    ("backbone.trunk.stem.conv1.", f"{BODY}conv1."),
+    ("backbone.trunk.stem.bn1.", f"{BODY}bn1."),
+    ("backbone.trunk.layer{i}.", BODY + "layer{i}."),
+    ("backbone.lateral.p{i+2}.", "backbone.fpn.inner_blocks.{i}."),
+    ("backbone.output.p{i+2}.", "backbone.fpn.layer_blocks.{i}."),
+    ("proposer.head.convs.{i}.", "rpn.head.conv.{i}.0."),
+    ("proposer.head.objectness.", "rpn.head.cls_logits."),
+    ("proposer.head.deltas.", "rpn.head.bbox_pred."),
+    ("classifier.scores.", "roi_heads.box_predictor.cls_score."),
+    ("classifier.deltas.", "roi_heads.box_predictor.bbox_pred."),
+    ("heads.mask.convs.{i}.", "roi_heads.mask_head.{i}."),
+    ("heads.mask.deconv.", "roi_heads.mask_predictor.conv5_mask."),
+    ("heads.mask.predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    ("heads.keypoint.convs.{i}.0.", "roi_heads.keypoint_head.{2i}."),
+    ("heads.keypoint.deconv.", "roi_heads.keypoint_predictor.kps_score_lowres."),
 )
+PLAIN: Pairs = (*_COMMON, ("classifier.trunk.layers.{i}.", "roi_heads.box_head.fc{i+6}."))
+# The box head of the v2 models is one sequence: four convolutions with norms, a flattening, a layer.
+V2: Pairs = (
+    *_COMMON,
+    ("classifier.trunk.convs.{i}.{j}.", "roi_heads.box_head.{i}.{j}."),
+    ("classifier.trunk.layers.{i}.", "roi_heads.box_head.{2i+5}."),
+)
+# Names of older files, as torchvision's own modules replace them when they load one.
+_OLD: Pairs = tuple(
+    (f"{old}{kind}", f"{new}{kind}")
+    for kind in ("weight", "bias")
+    for old, new in (
+        ("rpn.head.conv.", "rpn.head.conv.0.0."),
+        ("backbone.fpn.inner_blocks.{i}.", "backbone.fpn.inner_blocks.{i}.0."),
+        ("backbone.fpn.layer_blocks.{i}.", "backbone.fpn.layer_blocks.{i}.0."),
+        ("roi_heads.mask_head.mask_fcn{i+1}.", "roi_heads.mask_head.{i}.0."),
+    )
+)
+FIRST_BACKGROUND = True
+EPS = 1e-5  # of the norms that torchvision's builders make
+
+
+def pairs(own: Iterable[str]) -> Pairs:
+    """The pairs of names for a model of ours with these tensors."""
+    return V2 if any(name.startswith("classifier.trunk.convs.") for name in own) else PLAIN
+
+
+def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names of today's torchvision."""
+    return {translate(name, _OLD) or name: tensor for name, tensor in state.items()}
+
+
+def recognise(state: Mapping[str, Tensor]) -> list[str]:
+    """What the tensors tell of the model, as words of the command line; empty where they are no torchvision detector's."""
+    trunk = trunk_name(state, BODY + "layer{}.{}.", first=1)
+    if trunk is None:
+        return []
+    v2 = "rpn.head.conv.1.0.weight" in state
+    kind = "keypoint_rcnn" if any(name.startswith("roi_heads.keypoint_head.") for name in state) else "mask_rcnn"
+    words = [f"model=torchvision_{kind}{'_v2' if v2 else ''}", f"model.backbone.trunk.name={trunk}"]
+    if not v2 and has_statistics(state, BODY):
+        words.append("model.backbone.trunk.norm=BN")  # built without pretrained weights, so that it could learn its own
+    return words
 
 
 def our_name(name: str) -> str:
     """The name of torchvision's tensor in `GeneralizedRCNN`. Raises KeyError for a tensor that has no place there."""
-    for pattern, template in RENAMED:
-        if re.match(pattern, name):
-            new = re.sub("^" + pattern, template, name)
-            return re.sub(r"\{(\d)([+-])(\d)\}", lambda m: str(int(m[1]) + int(m[2] + m[3])), new)
-    raise KeyError(f"torchvision's tensor {name!r} has no place in this model")
+    found = translate(name, (*V2[:-1], *PLAIN[-1:], V2[-1]), back=True)
+    if found is None:
+        raise KeyError(f"torchvision's tensor {name!r} has no place in this model")
+    return found
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of `torchvision.models.detection.MaskRCNN` (ResNet-FPN) -> state dict of ours.
+    """State dict of a model that counts its classes 0 (the background) to K -> state dict of ours, with all K classes."""
+    converted = {our_name(name): tensor for name, tensor in modern(state).items()}
+    number = len(converted["classifier.scores.bias"]) - 1
+    return take(converted, list(range(1, number + 1)), background=0)
 
-    torchvision counts the background as class 0: class scores are rotated so that it comes last, deltas and masks lose its part.
-    """
-    converted = {our_name(name): tensor for name, tensor in state.items()}
-    for kind in ("weight", "bias"):
-        converted[f"classifier.scores.{kind}"] = converted[f"classifier.scores.{kind}"].roll(-1, dims=0)
-        converted[f"classifier.deltas.{kind}"] = converted[f"classifier.deltas.{kind}"][4:]
-        converted[f"heads.mask.predictor.{kind}"] = converted[f"heads.mask.predictor.{kind}"][1:]
-    return converted
+
+def to_torchvision(state: Mapping[str, Tensor], rows: list[int], number: int) -> dict[str, Tensor]:
+    """State dict of ours -> torchvision's with `number` classes, the background first; rows: where each of our classes goes."""
+    table = pairs(state)
+    return {translate(name, table) or name: tensor.clone() for name, tensor in last_to_first(state, rows, number).items()}
+
+
+def refold(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """State dict of ours whose trunk has norms with `eps` -> one that gives the same with torchvision's."""
+    folded = dict(state)
+    for name, variance in state.items() if eps != EPS else ():
+        if name.startswith("backbone.trunk.") and name.endswith(".running_var"):
+            weight = name.replace(".running_var", ".weight")
+            folded[weight] = (state[weight].double() * ((variance.double() + EPS) / (variance.double() + eps)).sqrt()).float()
+    return folded

@@ -273,6 +273,8 @@ def test_other_user_errors(monkeypatch):
     with pytest.raises(UserError, match="pycocotools or faster"):
         CocoEvaluator(truth, classes(1), backend="fastest")
     with pytest.raises(UserError, match="iou_types"):
+        CocoEvaluator(truth, classes(1), iou_types=("semantic",))
+    with pytest.raises(UserError, match="no class has keypoints"):
         CocoEvaluator(truth, classes(1), iou_types=("keypoints",))
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(UserError, match=r"pip install maskseg\[fast\]"):

@@ -10,8 +10,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskseg.errors import UserError
-from maskseg.evaluation.coco import CocoEvaluator, compressed_rle
+from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
+from maskseg.evaluation.entries import compressed_rle
 from maskseg.structures import Categories
 
 HEIGHT, WIDTH = 120, 160

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from maskseg.errors import UserError
-from maskseg.evaluation.coco import compressed_rle
 from maskseg.evaluation.diagnosis import diagnose, worst
+from maskseg.evaluation.entries import compressed_rle
 from maskseg.inference import diagnosis_pictures, pictures
 from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst, draw_worst_images
 from maskseg.structures import Categories

@@ -1,0 +1,89 @@
+"""Config -> objects; nothing but our own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from maskseg.errors import UserError
+from maskseg.structures import Categories
+
+# What a `_target_` may name. A config inside a checkpoint may have come with a downloaded file: it builds our own classes only.
+TRUSTED = ("maskseg.", "torch.optim.")
+FROM_CHECKPOINT = ("maskseg.",)
+
+
+def check_targets(config: Any, allowed: Sequence[str]) -> None:
+    """Raises UserError where a `_target_` names something outside `allowed`."""
+    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    if isinstance(plain, dict):
+        target = plain.get("_target_")
+        if target is not None and not (isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target):
+            raise UserError(f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}")
+        if target is not None and not _own(target, allowed):
+            raise UserError(f"config: _target_ {target!r} is refused; it only passes through the package")
+    for value in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+        check_targets(value, allowed)
+
+
+def _own(target: str, allowed: Sequence[str]) -> bool:
+    """Whether what the name leads to is defined where the name says, and not something that a module there has imported."""
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception:  # said again, and better, by the one who builds it
+        return True
+    return str(getattr(found, "__module__", "")).startswith(tuple(allowed)) and callable(found)
+
+
+def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
+    """The object that a config with `_target_` describes. Raises UserError for what its constructor refuses."""
+    check_targets(config, allowed)
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **values)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        text = str(cause or error).splitlines()[0]
+        raise UserError(f"config: {text} (in {config.get('_target_', 'a group without _target_')})") from error
+
+
+def build_model(config: DictConfig, allowed: Sequence[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
+    """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow."""
+    model = config.copy().model
+    if not pretrained:
+        _forget_weights(model)
+    return cast(nn.Module, build(model, allowed))
+
+
+def _forget_weights(node: Any) -> None:
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if key == "weights":
+                node[key] = None
+            elif not OmegaConf.is_interpolation(node, key):
+                _forget_weights(node[key])
+
+
+def set_categories(config: DictConfig, categories: Categories) -> None:
+    """Fills `data.num_classes` and `data.point_ranges`, to which the model's keys refer."""
+    for key, value in {"num_classes": len(categories), "point_ranges": [list(r) for r in categories.point_ranges]}.items():
+        OmegaConf.update(config, f"data.{key}", value, force_add=True)
+
+
+def require(config: DictConfig, *keys: str) -> None:
+    """Raises UserError for a key without a value."""
+    for key in keys:
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key}=... is missing (--help shows commands)")
+
+
+def to_yaml(config: DictConfig, resolve: bool = False) -> str:
+    """The config as text, for files and checkpoints."""
+    return OmegaConf.to_yaml(config, resolve=resolve)

@@ -1,0 +1,90 @@
+"""Configs that come of other ones: that of a checkpoint, the points of a sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, check_targets
+from maskseg.config.compose import check_override, compose, config_folder, key_of, keys_of, nearest
+from maskseg.errors import UserError
+
+
+def sweep_points(words: Sequence[str], most: int = 16) -> Iterator[list[str]]:
+    """Words without a sweep that hold the values of one: all first values, then each other alone (of many the first `most`; of an interval its
+    ends and a point between). Raises UserError for what is no word of Hydra's."""
+    values = [list(itertools.islice(_swept(word), most)) for word in words]
+    first = [options[0] for options in values]
+    yield first
+    for i, options in enumerate(values):
+        yield from ([*first[:i], option, *first[i + 1 :]] for option in options[1:])
+
+
+def _swept(word: str) -> list[str]:
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        if not parsed.is_sweep_override():
+            return [word]
+        sweep = cast(Any, parsed.value())
+        ends = (sweep.start, sweep.end, sweep.start + 0.618 * (sweep.end - sweep.start)) if parsed.is_interval_sweep() else ()
+        return [f"{parsed.get_key_element()}={value}" for value in ends or parsed.sweep_string_iterator()]
+    except HydraException as error:
+        raise UserError(f"{word}: {' '.join(str(error).split())}") from error
+
+
+def hydra_settings(words: Sequence[str]) -> Any:
+    """Hydra's own keys (`sweep`, `sweeper`, `launcher`) for words without a sweep. Raises UserError, also where a plugin is not installed."""
+    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+        try:
+            return hydra.compose("train", list(words), return_hydra_config=True).hydra
+        except MissingConfigException as error:
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            hint = "pip install maskseg[sweep] brings optuna, submitit_local and submitit_slurm"
+            raise UserError(f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); {hint}") from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(" ".join(str(error).split("\nTo append")[0].split())) from error
+
+
+def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig:
+    """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
+
+    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint.
+    Raises UserError.
+    """
+    try:
+        trained = cast(DictConfig, OmegaConf.create(text))
+        if not all(isinstance(trained[k], DictConfig) for k in ("model", "data", "trainer", "evaluation")):
+            raise TypeError("a part of it is no group of keys")
+    except Exception as error:  # YAML's and OmegaConf's errors share no base
+        raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
+    check_targets(trained, FROM_CHECKPOINT + TRUSTED)
+    chosen = [o for o in overrides if key_of(o) == "data"]
+    if chosen:
+        group = compose("data_only", chosen).data
+        for key in ("num_classes", "point_ranges", "test_transforms"):
+            group[key] = trained.data.get(key)
+        trained.data = group
+    tool = compose(own, [])
+    config = cast(DictConfig, OmegaConf.merge(trained, tool))
+    OmegaConf.set_struct(config, True)
+    defaults = config.copy()
+    for override in (o for o in overrides if o not in chosen):
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
+        if key not in set(keys_of(config)):
+            raise UserError(f"{override}: {nearest(key, config)}")
+        parser = OverridesParser.create()
+        try:
+            OmegaConf.update(config, key, parser.parse_override(override).value())
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+        check_override(override, config, defaults)
+    return config
