@@ -121,6 +121,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     resume = run_folder.read(found)
     _start(model, optimizer, trainer, resume)
     _check_heads(cast(Any, model).heads.values(), source)
+    _check_proposals(model, source)
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
     say(f"run folder: {run_dir}", flush=True)
@@ -171,6 +172,15 @@ def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
         raise UserError(f"{path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
     if "keypoints" in adds and not source.train.has_keypoints():
         raise UserError(f"{path}: no object has a visible keypoint, which the keypoint head needs; ~model/heads@model.heads.keypoint takes it away")
+
+
+def _check_proposals(model: nn.Module, source: CocoSource) -> None:
+    """Raises UserError where proposals are to come from files and there are none, or of another data set."""
+    needed = getattr(model.proposer, "needs", None) == "proposals"
+    for split in source.splits() if needed else ():
+        if source.proposals[split] is None:
+            raise UserError(f"the model takes its proposals from files: data.{split}_proposals is not set (tools/propose.py makes them)")
+        source.dataset(split)
 
 
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:

@@ -63,6 +63,12 @@ class GeneralizedRCNN(nn.Module):
         return self._outputs(features, cast(Proposer, self.proposer)(features, batch)[0], batch)
 
     @torch.no_grad()
+    def propose(self, batch: Batch) -> Regions:
+        """The proposals alone, best first within an image."""
+        batch = replace(batch, targets=None)
+        return cast(Proposer, self.proposer)(self.features(batch), batch)[0]
+
+    @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Outputs]:
         """What `forward` and `predict` give in evaluation mode, from one pass through the backbone and the proposer."""
         assert batch.targets is not None

@@ -204,7 +204,7 @@ class Batch:
     images: uint8 RGB [N, 3, H, W], padded at the right and the bottom; sizes: i64 [N, 2] (height, width) without the padding;
     original_sizes: i64 [N, 2] (height, width) of the files; image_ids: N ids of the data set (any integers);
     names: N file names, for messages and pictures; skipped: messages of unreadable images that others stand in for;
-    seeds: i64 [N], from which follows what a stage draws at random of each image (None: zeros).
+    seeds: i64 [N], from which follows what a stage draws at random of each image (None: zeros); proposals: those of a file, where there is one.
     """
 
     images: Tensor
@@ -215,6 +215,7 @@ class Batch:
     targets: Targets | None = None
     skipped: list[str] = field(default_factory=list)
     seeds: Tensor | None = None
+    proposals: Regions | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -233,12 +234,14 @@ class Batch:
             original_sizes=self.original_sizes.to(device, non_blocking=free),
             targets=None if self.targets is None else self.targets.to(device),
             seeds=None if self.seeds is None else self.seeds.to(device, non_blocking=free),
+            proposals=None if self.proposals is None else self.proposals.to(device),
         )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
         targets = None if self.targets is None else self.targets.pin_memory()
-        return replace(self, images=self.images.pin_memory(), targets=targets)
+        proposals = None if self.proposals is None else self.proposals.pin_memory()
+        return replace(self, images=self.images.pin_memory(), targets=targets, proposals=proposals)
 
 
 @dataclass(frozen=True)

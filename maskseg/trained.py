@@ -52,7 +52,7 @@ def _predictor(model: nn.Module, config: Any, categories: Categories, device: st
     return Predictor(model, categories, SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device))
 
 
-def _checkpoint_word(words: list[str], tool: str) -> Path:
+def checkpoint_word(words: list[str], tool: str) -> Path:
     """The checkpoint that the command line names; its config is needed to read the rest of the words."""
     path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
     if not path:
@@ -65,7 +65,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
 
     Under torchrun the images are shared out. Raises UserError before anything is written where checkpoint, data or keys are wrong.
     """
-    model, config, categories = trained_model(_checkpoint_word(words, "evaluate"), words, "evaluate")
+    model, config, categories = trained_model(checkpoint_word(words, "evaluate"), words, "evaluate")
     configs.require(config, "output")
     device = pick_device(config.trainer.device)
     with processes(device) as group:
@@ -89,7 +89,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
 def predict(words: list[str]) -> None:
     """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
     names them) in `output`. Raises UserError."""
-    model, config, categories = trained_model(_checkpoint_word(words, "predict"), words, "predict")
+    model, config, categories = trained_model(checkpoint_word(words, "predict"), words, "predict")
     configs.require(config, "input")
     predictor = _predictor(model, config, categories, config.trainer.device)
     files = image_files(config.input)

@@ -35,8 +35,16 @@ def test_the_trainers_suite(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"scenes", "out.json", "said.txt"}
 
 
+def test_the_suite_of_a_step(tmp_path: Path) -> None:
+    make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
+    said = call([*SMALL, *MASKS, *SCENES, "suite=train", "steps=2"], tmp_path, tool="benchmark")
+    numbers = json.loads(said[said.index("{") :])
+    assert set(numbers["step_seconds"]) == {"joint", "from_file"}
+    assert numbers["joint_over_from_file"] > 0
+
+
 @pytest.mark.parametrize(
-    ("word", "told"), [("suite=nothing", "suite must be one of trainer"), ("steps=0", "steps must be at least 1"), ("step=3", "'steps'")]
+    ("word", "told"), [("suite=nothing", "suite must be one of train, trainer"), ("steps=0", "steps must be at least 1"), ("step=3", "'steps'")]
 )
 def test_what_makes_no_sense(tmp_path: Path, word: str, told: str) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)

@@ -385,3 +385,11 @@ def test_composing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     configs.compose("train", [])
     refused(["nothing=1"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_that_is_swapped_takes_the_experiments_keys_for_it_along() -> None:
+    config = configs.compose("train", ["experiment=nuclei_r18", "model/proposer=file", *NO_WEIGHTS])
+    assert set(config.model.proposer) == {"_target_", "train_limit", "test_limit"}
+    configs.build_model(config)
+    with pytest.raises(UserError, match="anchors"):
+        configs.compose("train", ["model/proposer=file", "model.proposer.anchors.offset=0.5"])

@@ -17,7 +17,7 @@ ROWS = (
     {"bottomup", "modules", "rcnn"},
     {"variants"},
     {"data", "engine", "evaluation", "inference", "interop"},
-    {"__init__", "benchmarks", "cli", "config", "conversion", "export", "pipeline", "run_folder", "sweeps", "trained"},
+    {"__init__", "benchmarks", "cli", "config", "conversion", "export", "pipeline", "proposing", "run_folder", "sweeps", "trained"},
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -7,20 +7,21 @@ import sys
 from pathlib import Path
 
 from maskseg import cli, config
+from maskseg.benchmarks.train import train
 from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {"trainer": trainer}
+SUITES = {"train": train, "trainer": trainer}
 USAGE = """
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
-suite (trainer), steps, output=FILE.json
+suite (trainer, train), steps, output=FILE.json
 
   python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
   python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=50
   python tools/benchmark.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=2 model.backbone.trunk.weights=null steps=20
   python tools/benchmark.py trainer.device=cuda trainer.precision=bf16 output=overhead.json
-  python tools/benchmark.py trainer.ema=0.9998 steps=200
+  python tools/benchmark.py suite=train steps=30                       what proposals from a file spare a step
 """
 
 

@@ -36,6 +36,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, name, overrides)) from error
     _forget_removed(config, overrides)
+    _forget_replaced(config, overrides)
     for override in overrides:
         check_override(override, config, defaults)
     return config
@@ -57,6 +58,18 @@ def _check_choice(override: str) -> None:
         choices = sorted(p.stem for p in folder.glob("[!_]*.yaml"))
         close = difflib.get_close_matches(value, choices, n=1)
         raise UserError(f"{key} has no {value!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are {', '.join(choices)})")
+
+
+def _forget_replaced(config: DictConfig, overrides: Sequence[str]) -> None:
+    """What an experiment says of a stage of the model that the command line swaps for another kind goes with it."""
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        file = config_folder() / group / f"{choice}.yaml"
+        node = OmegaConf.select(config, group.replace("/", ".")) if group.startswith("model/") and file.is_file() else None
+        if isinstance(node, DictConfig):
+            with open_dict(node):
+                for key in set(node) - set(OmegaConf.load(file)):
+                    del node[key]
 
 
 def _forget_removed(config: DictConfig, overrides: Sequence[str]) -> None:

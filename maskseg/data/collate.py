@@ -8,7 +8,7 @@ import torch
 
 from maskseg.data.sample import Sample
 from maskseg.masks import FileMasks
-from maskseg.structures import Batch, Targets
+from maskseg.structures import Batch, Regions, Targets
 
 
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
@@ -39,4 +39,13 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         targets,
         [message for s in samples for message in s.skipped],
         torch.tensor([s.seed for s in samples]),
+        _proposals(samples),
     )
+
+
+def _proposals(samples: Sequence[Sample]) -> Regions | None:
+    found = [s.proposals for s in samples if s.proposals is not None]
+    if len(found) < len(samples):
+        return None
+    index = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(scores) for _, scores in found]))
+    return Regions(torch.cat([boxes for boxes, _ in found]), index, torch.cat([scores for _, scores in found]))

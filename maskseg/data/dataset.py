@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from maskseg.data.coco import CocoFile
 from maskseg.data.images import MAX_PIXELS, load_image, safe_join
+from maskseg.data.proposals import ProposalFile
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
 from maskseg.data.transforms import Transform
@@ -24,7 +25,7 @@ class CocoDataset(Dataset[Sample]):
     """Samples by (epoch, index, repetition): what the transforms draw is a function of the seed and these three alone.
 
     keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used. mirrored: which keypoint each
-    one is in a mirror (by their names if not given).
+    one is in a mirror (by their names if not given). proposals: a file of them (`data.proposals`), read with the images.
     skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
     them stops beyond that number. With 0 it raises UserError.
     """
@@ -40,6 +41,7 @@ class CocoDataset(Dataset[Sample]):
         max_pixels: int = MAX_PIXELS,
         max_images: int | None = None,
         mirrored: Sequence[int] = (),
+        proposals: str | None = None,
     ) -> None:
         self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
         self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
@@ -48,6 +50,8 @@ class CocoDataset(Dataset[Sample]):
         self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
         if not self.images:
             raise UserError(f"{file.path}: no image is left to use (data.keep_empty=true keeps those without objects)")
+        records = [file.images[i] for i in self.images]
+        self.proposals = None if proposals is None else ProposalFile(proposals, ((r.id, r.height, r.width) for r in records))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,5 +102,6 @@ class CocoDataset(Dataset[Sample]):
                 (record.height, record.width),
                 skipped,
                 keypoints=points,
+                proposals=None if self.proposals is None else self.proposals.of(record.id, record.height, record.width),
                 mirrored=None if points is None else self.mirrored,
             )

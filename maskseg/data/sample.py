@@ -15,6 +15,7 @@ from maskseg.masks import FileMasks
 class Sample:
     """image: uint8 RGB [3, H, W]; boxes: f32 [G, 4] in its frame; labels: i64 [G]; crowd: bool [G]; masks: G masks, None without any;
     keypoints: f32 [G, P, 3] in its frame, None without any; mirrored: i64 [P], which point each is in a mirror;
+    proposals: f32 [R, 4] and their scores f32 [R], of a file, None without one;
     image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
     stands in for; seed: of what a model draws of it."""
 
@@ -30,6 +31,7 @@ class Sample:
     seed: int = 0
     keypoints: Tensor | None = None
     mirrored: Tensor | None = None
+    proposals: tuple[Tensor, Tensor] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,8 +53,16 @@ class Sample:
             keep[rows] &= masks[rows].area() >= min_pixels
         elif cut.any():
             keep &= ~cut | ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= min_pixels)
-        points = self._points(geometry)
-        return replace(self, image=image, boxes=boxes, masks=masks, keypoints=points).only(torch.nonzero(keep).squeeze(1))
+        points, proposals = self._points(geometry), self._proposals(geometry)
+        return replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals).only(torch.nonzero(keep).squeeze(1))
+
+    def _proposals(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
+        """Those that are left within the frame."""
+        if self.proposals is None:
+            return None
+        boxes = geometry.boxes(self.proposals[0])
+        keep = ((boxes[:, 2:] - boxes[:, :2]) > 1e-3).all(dim=1)
+        return boxes[keep], self.proposals[1][keep]
 
     def _points(self, geometry: Geometry) -> Tensor | None:
         if self.keypoints is None:

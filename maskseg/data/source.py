@@ -29,7 +29,7 @@ class CocoSource:
     mirror, those named left and right if not given. num_workers: loader processes, which change nothing but
     the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
     images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
-    max_images: only the first so many of each split. Other keys: `CocoDataset`.
+    train_proposals, val_proposals: files of `data.proposals`. max_images: only the first so many of each split. Other keys: `CocoDataset`.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class CocoSource:
         check_images: bool = True,
         max_pixels: int = MAX_PIXELS,
         skip_bad: int = 0,
+        train_proposals: str | None = None,
+        val_proposals: str | None = None,
         max_images: int | None = None,
         group_by_aspect: bool = True,
         repeat_threshold: float = 0.0,
@@ -66,6 +68,7 @@ class CocoSource:
                 raise UserError(f"data.{name} must be a whole number of at least {least}, not {value!r}")
         self.root = root
         self.json = {"train": train_json, "val": val_json}
+        self.proposals = {"train": train_proposals, "val": val_proposals}
         self.images = {"train": train_images or images, "val": val_images or images}
         self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
         self.point_ranges, self.flip_pairs = point_ranges, flip_pairs
@@ -125,8 +128,8 @@ class CocoSource:
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0
-        mirrored = self.mirrored()
-        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, self.max_images, mirrored)
+        more = self.max_images, self.mirrored(), self.proposals[split]
+        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, *more)
 
     def mirrored(self) -> list[int]:
         """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""

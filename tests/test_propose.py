@@ -1,0 +1,54 @@
+"""tools/propose.py, and trainings from its files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from made.runs import MASKS, SCENES, SMALL, call, finish, lines, start
+
+from maskseg.data.scenes import make_scenes
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("propose")
+    make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
+    call([*SMALL, *MASKS, *SCENES, "trainer.max_steps=2", "run_dir=run"], folder)
+    for split in ("train", "val"):
+        said = call(["checkpoint=run", f"output={split}.proposals", f"split={split}", "data.root=scenes"], folder, tool="propose")
+        assert re.search(
+            rf"{split}\.proposals: \d+ proposals of {8 if split == 'train' else 4} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5", said
+        )
+    return folder
+
+
+def test_training_from_a_file(home: Path) -> None:
+    files = ["data.train_proposals=train.proposals", "data.val_proposals=val.proposals"]
+    call([*SMALL, *SCENES, "model/proposer=file", *files, "run_dir=fast"], home)
+    found = lines(home / "fast")
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert not any(key.startswith("loss/rpn") for key in found[0])
+    assert "loss/mask" in found[0]
+    said = call(["checkpoint=fast", "output=evaluated"], home, tool="evaluate")
+    assert "AP50" in said
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "told"),
+    [
+        ("train", ["model/proposer=file", "run_dir=no"], "data.train_proposals is not set"),
+        ("train", ["model/proposer=file", "data.train_proposals=val.proposals", "run_dir=no"], "val.proposals is of another data set"),
+        ("propose", ["checkpoint=run"], "output=... is missing"),
+        ("propose", ["checkpoint=run", "output=absent/a.proposals", "data.root=scenes"], "there is no folder absent"),
+        ("propose", ["checkpoint=run", "output=a.proposals", "split=test", "data.root=scenes"], "split=test"),
+    ],
+)
+def test_what_is_refused(home: Path, tool: str, words: list[str], told: str) -> None:
+    extra = [*SMALL, *SCENES] if tool == "train" else []
+    code, said = finish(start([*extra, *words], home, tool=tool), home)
+    assert code == 2, said
+    assert told in said.strip().splitlines()[-1]
+    assert not (home / "no").exists()
+    assert not (home / "a.proposals").exists()
