@@ -44,10 +44,13 @@ class Geometry:
         """Whether left and right change places."""
         return self.scale_x * self.scale_y < 0
 
-    def points(self, points: Tensor) -> Tensor:
-        """Points f32 [..., 3] (x, y, visibility) in the new frame; those outside of it are no longer there (zeros)."""
+    def points(self, points: Tensor, cut: bool = True) -> Tensor:
+        """Points f32 [..., 3] (x, y, visibility or score) in the new frame; those that are not there stay zeros, and, with `cut`, so do those
+        outside of it."""
         x, y = points[..., 0] * self.scale_x + self.shift_x, points[..., 1] * self.scale_y + self.shift_y
-        there = (points[..., 2] > 0) & (x >= 0) & (x <= self.width) & (y >= 0) & (y <= self.height)
+        there = points[..., 2] > 0
+        if cut:
+            there = there & (x >= 0) & (x <= self.width) & (y >= 0) & (y <= self.height)
         return torch.stack([x, y, points[..., 2]], dim=-1) * there[..., None]
 
     def boxes(self, boxes: Tensor, cut: bool = True) -> Tensor:

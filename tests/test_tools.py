@@ -29,7 +29,7 @@ from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.structures import Categories
 
-TOOLS = ["train", "evaluate", "predict", "check_data"]
+TOOLS = ["train", "evaluate", "predict", "check_data", "convert"]
 PLAIN = ["data.train_transforms=[]", "data.test_transforms=[]"]
 
 

@@ -29,13 +29,13 @@ def to_original(detections: Regions, index: int, size: Sequence[int], original_s
 
     size: (height, width) of the image in the batch, without the padding (which lies at the right and the bottom, so that it only has to be
     cut off); original_size: (height, width) of the file. Boxes are scaled and cut at the border (one that lies in the padding becomes
-    empty), masks follow by `Masks.warp`. Order, scores and labels stay.
+    empty), masks follow by `Masks.warp`, points may lie outside. Order, scores and labels stay.
     """
     geometry = Geometry.resize(int(size[0]), int(size[1]), int(original_size[0]), int(original_size[1]))
     rows = torch.nonzero(detections.image_index == index).squeeze(1)
     found = detections[rows]
     masks = None if found.masks is None else found.masks.warp(geometry)
-    points = None if found.keypoints is None else geometry.points(found.keypoints)
+    points = None if found.keypoints is None else geometry.points(found.keypoints, cut=False)
     return replace(found, boxes=geometry.boxes(found.boxes), masks=masks, keypoints=points)
 
 

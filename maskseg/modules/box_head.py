@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.interfaces import Features, Losses, Pooler
+from maskseg.modules.norms import conv
 from maskseg.ops import boxes as box_ops
 from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
@@ -16,11 +17,26 @@ from maskseg.structures import Regions, Samples
 
 
 class FCTrunk(nn.Module):
-    """Fully connected layers over pooled features: [R, C, size, size] -> [R, width]."""
+    """3x3 convolutions (none in Mask R-CNN; torchvision's v2 models have 4 with BN), then fully connected layers, over pooled features."""
 
-    def __init__(self, in_channels: int = 256, size: int = 7, width: int = 1024, layers: int = 2) -> None:
+    def __init__(
+        self,
+        in_channels: int = 256,
+        size: int = 7,
+        width: int = 1024,
+        layers: int = 2,
+        convs: int = 0,
+        channels: int = 256,
+        norm: str | None = None,
+    ) -> None:
         super().__init__()
-        inputs = [in_channels * size * size] + [width] * (layers - 1)
+        self.convs = nn.Sequential(*(conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True) for i in range(convs)))
+        for module in self.convs.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        inputs = [(channels if convs else in_channels) * size * size] + [width] * (layers - 1)
         linear = [nn.Linear(n, width) for n in inputs]
         for layer in linear:
             nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -30,7 +46,7 @@ class FCTrunk(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, size, size] -> [R, width]."""
-        x = pooled.flatten(1)
+        x: Tensor = self.convs(pooled).flatten(1)
         for layer in self.layers:
             x = F.relu(layer(x))
         return x

@@ -13,12 +13,14 @@ from maskseg.errors import UserError
 from maskseg.interfaces import Features, Level
 from maskseg.modules.norms import norm_layer
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d")
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
 
 
 class ResNet(nn.Module):
-    """Images -> {c2, c3, c4, c5} at strides 4, 8, 16, 32 (ResNet, table 1; stride in the 3x3, as torchvision).
+    """Images -> {c2, c3, c4, c5} at strides 4, 8, 16, 32 (ResNet, table 1).
 
+    stride_in_1x1: a stage's first bottleneck strides in its first 1x1 convolution (the paper, and the MSRA weights that detectron2's R50 and R101
+    begin with) instead of the 3x3 (torchvision, and detectron2's X101).
     weights: a name of torchvision's weights for this trunk (downloaded once, into torch's cache), a file with a state dict, or None.
     frozen_stages: the first so many of (stem, layer1 .. layer4) get no gradient and keep their statistics (detectron2's FREEZE_AT; 2 is the
     custom with ImageNet weights). torchvision's `trainable_layers` is 5 - frozen_stages.
@@ -31,6 +33,7 @@ class ResNet(nn.Module):
         norm: str = "FrozenBN",
         norm_eps: float = 1e-5,
         frozen_stages: int = 0,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         if name not in NAMES:
@@ -42,6 +45,8 @@ class ResNet(nn.Module):
         for part in ("conv1", "bn1", "relu", "maxpool"):
             self.stem.add_module(part, getattr(trunk, part))
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
+        if stride_in_1x1:
+            self._stride_first(name)
         width = trunk.fc.in_features // 8
         # Every stage starts at pixel index 0: kernels and strides are odd and padded by half, so the centre stays at half a pixel.
         self.levels = {f"c{i}": Level(2**i, 0.5, width * 2 ** (i - 2)) for i in range(2, 6)}
@@ -50,6 +55,13 @@ class ResNet(nn.Module):
         self.frozen_stages = frozen_stages
         for stage in self._frozen():
             stage.requires_grad_(False)
+
+    def _stride_first(self, name: str) -> None:
+        for stage in (self.layer2, self.layer3, self.layer4):
+            block: Any = stage[0]
+            if not hasattr(block, "conv3"):
+                raise UserError(f"stride_in_1x1 needs bottlenecks, which {name} does not have")
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
     def _load(self, name: str, weights: str) -> None:
         state = pretrained_state(name, weights)

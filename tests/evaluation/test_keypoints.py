@@ -131,9 +131,10 @@ def test_rows_are_in_the_files_pixels_and_of_the_own_class() -> None:
     categories = Categories(("hand", "stone", "face"), (3, 5, 9), (("a", "b"), (), ("c",)), ((), (), ()))
     points = torch.tensor([[[10.5, 20.5, 0.5], [0.0, 0.0, 0.25], [0, 0, 0]], [[0, 0, 0]] * 3, [[0, 0, 0], [0, 0, 0], [30.0, 8.0, 0.75]]])
     boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3)
+    points[2, 2, 0] = 41.0  # just outside the image: stays
     found_ = Regions(boxes, torch.zeros(3, dtype=torch.int64), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]), keypoints=points)
     batch = Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[40, 40]]), torch.tensor([[20, 80]]), [7], ["a.png"])
     rows = detection_rows(batch, Outputs(found_), categories)
     assert rows[0]["keypoints"] == [20.5, 9.75, 0.5, -0.5, -0.5, 0.25]  # twice as wide, half as high, then pixel indices
     assert "keypoints" not in rows[1]
-    assert rows[2]["keypoints"] == [59.5, 3.5, 0.75]
+    assert rows[2]["keypoints"] == [81.5, 3.5, 0.75]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from maskseg.modules.box_head import BoxClassifier, FCTrunk
@@ -168,3 +169,18 @@ def test_trunk_has_as_many_layers_as_asked() -> None:
     assert [(m.in_features, m.out_features) for m in trunk.layers] == [(392, 32), (32, 32), (32, 32)]
     assert trunk(torch.zeros((0, 8, 7, 7))).shape == (0, 32)
     assert trunk(torch.randn((5, 8, 7, 7))).min() == 0  # the last layer has its ReLU too
+
+
+@pytest.mark.parametrize("norm", [None, "BN"])
+def test_convolutions_before_the_layers_equal_torchvision(norm: str | None) -> None:
+    torch.manual_seed(0)
+    ours = FCTrunk(8, 7, 32, layers=1, convs=2, channels=6, norm=norm).eval()
+    theirs = FastRCNNConvFCHead((8, 7, 7), [6, 6], [32], norm_layer=nn.BatchNorm2d if norm else None).eval()
+    for i, module in enumerate((*ours.convs, ours.layers[0])):
+        theirs[i if i < 2 else 3].load_state_dict(module.state_dict())
+    pooled = torch.randn((5, 8, 7, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pooled), theirs(pooled))
+    assert ours(pooled[:0]).shape == (0, 32)
+    assert ours.train()(pooled).grad_fn is not None
+    assert not list(FCTrunk(8).convs)

@@ -49,9 +49,9 @@ def test_levels_are_what_comes_out(name: str) -> None:
         assert map_.shape == (1, level.channels, 64 // level.stride, 96 // level.stride)
 
 
-def linear_trunk(name: str) -> ResNet:
+def linear_trunk(name: str, **settings: Any) -> ResNet:
     """All weights alike and positive, the maximum an average: each output is a sum over its receptive field, symmetric if the padding is."""
-    trunk = ResNet(name)
+    trunk = ResNet(name, **settings)
     trunk.stem.maxpool = nn.AvgPool2d(3, stride=2, padding=1)
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
@@ -59,11 +59,11 @@ def linear_trunk(name: str) -> ResNet:
     return trunk.double().eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("name", "first"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
 @pytest.mark.parametrize("across", [True, False])
-def test_centre_is_the_middle_of_the_receptive_field(name: str, across: bool) -> None:
+def test_centre_is_the_middle_of_the_receptive_field(name: str, first: bool, across: bool) -> None:
     """The gradient of one cell far from the borders lies evenly around centre + cell * stride."""
-    trunk = linear_trunk(name)
+    trunk = linear_trunk(name, stride_in_1x1=first)
     images = torch.ones((1, 3, 32, 1024) if across else (1, 3, 1024, 32), dtype=torch.float64, requires_grad=True)
     features = trunk(images)
     pixels = torch.arange(1024) + 0.5
@@ -77,6 +77,19 @@ def test_centre_is_the_middle_of_the_receptive_field(name: str, across: bool) ->
         declared = level.centre + cell * level.stride
         assert float(pixels[seen[0]] + pixels[seen[-1]]) / 2 == declared
         assert float((pixels * profile).sum() / profile.sum()) == pytest.approx(declared, abs=1e-6)
+
+
+def test_stride_in_the_first_convolution() -> None:
+    trunk, other = ResNet("resnet50", stride_in_1x1=True), ResNet("resnet50")
+    for stage, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2), ("layer4", 2)):
+        for model, strides in ((trunk, [stride, 1]), (other, [1, stride])):
+            block = model.get_submodule(f"{stage}.0")
+            assert [block.get_submodule(c).stride[0] for c in ("conv1", "conv2")] == strides  # type: ignore[index]
+            assert block.get_submodule("downsample.0").stride == (stride, stride)
+            assert model.get_submodule(f"{stage}.1.conv1").stride == (1, 1)
+    assert trunk.state_dict().keys() == other.state_dict().keys()
+    with pytest.raises(UserError, match="stride_in_1x1 needs bottlenecks, which resnet18 does not have"):
+        ResNet("resnet18", stride_in_1x1=True)
 
 
 NORMS: dict[str, type[nn.Module]] = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": nn.GroupNorm, "SyncBN": nn.SyncBatchNorm}

@@ -1,0 +1,219 @@
+"""detectron2's models: every tensor has its place, and what they find is what detectron2 itself found with the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision.ops import box_iou
+
+import maskseg
+from maskseg import config as configs
+from maskseg.conversion import convert
+from maskseg.errors import UserError
+from maskseg.interop import classes, detectron2
+from maskseg.interop.names import fit
+from maskseg.modules.anchors import AnchorGenerator
+from maskseg.rcnn import GeneralizedRCNN
+
+MODELS = {
+    "mask_rcnn_R_50_FPN_3x": "model=detectron2_mask_rcnn model.backbone.trunk.name=resnet50",
+    "mask_rcnn_R_101_FPN_3x": "model=detectron2_mask_rcnn model.backbone.trunk.name=resnet101",
+    "mask_rcnn_X_101_32x8d_FPN_3x": "model=detectron2_mask_rcnn_x101 model.backbone.trunk.name=resnext101_32x8d",
+    "keypoint_rcnn_R_50_FPN_3x": "model=detectron2_keypoint_rcnn model.backbone.trunk.name=resnet50",
+}
+
+
+@pytest.fixture(scope="session")
+def reference(shared_data: Path) -> Path:
+    """What was recorded of the real detectron2: names, shapes and detections."""
+    folder = shared_data.parent / "reference" / "detectron2"
+    if not folder.is_dir():
+        pytest.skip(f"needs detectron2's outputs in {folder}")
+    return folder
+
+
+def recorded(reference: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((reference / f"{name}.json").read_text())
+    return found
+
+
+def build(words: list[str], categories: Any) -> tuple[GeneralizedRCNN, Any]:
+    """A model without memory, and its config."""
+    config = configs.compose("train", ["experiment=coco_r50_fpn_3x", *words])
+    configs.set_categories(config, categories)
+    with torch.device("meta"):
+        model = configs.build_model(config, pretrained=False)
+    assert isinstance(model, GeneralizedRCNN)
+    return model, config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_finds_its_place(reference: Path, name: str) -> None:
+    about = recorded(reference, name)
+    with torch.device("meta"):
+        state = {k: torch.zeros(shape) for k, shape in about["shapes"].items()}
+    words = detectron2.recognise(state)
+    assert " ".join(words) == MODELS[name]
+    number = classes.count(state)
+    assert number is not None
+    model, config = build(words, classes.choose(number, "keypoint" in name, None)[0])
+    own = model.state_dict()
+    found, missing, left = fit(detectron2.modern(state), own, detectron2.pairs(own))
+    assert (missing, left) == ([], [])
+    assert len(found) == len(own) == len(state)
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in own.items()}
+    # what the tensors do not tell
+    assert config.model.backbone.trunk.stride_in_1x1 == about["stride_in_1x1"]
+    assert about["input"] == "BGR"
+    assert list(config.model.pixel_mean) == about["pixel_mean"][::-1]
+    assert list(config.model.pixel_std) == about["pixel_std"][::-1]
+    assert config.model.classifier.score_threshold == about["score_thresh"]
+    (resize,) = config.data.test_transforms
+    assert (list(resize.sizes), resize.max_size) == ([about["min_size"]], about["max_size"])
+
+
+def write(reference: Path, name: str, path: Path) -> None:
+    """A file as detectron2's model zoo has it, with the weights of the reference."""
+    spec = importlib.util.spec_from_file_location("reference_weights", reference / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    state = {k: module.fill(k, tuple(shape)) for k, shape in recorded(reference, name)["shapes"].items()}
+    with path.open("wb") as file:
+        pickle.dump({"model": state, "__author__": "a test"}, file, protocol=2)
+
+
+@pytest.fixture(scope="module")
+def converted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function name -> checkpoint of ours."""
+    folder = tmp_path_factory.mktemp("detectron2")
+
+    def make(name: str) -> Path:
+        path = folder / f"{name}.pt"
+        if not path.exists():
+            write(reference, name, folder / "weights.pkl")
+            convert(["source=detectron2", f"weights={folder / 'weights.pkl'}", f"output={path}"])
+            (folder / "weights.pkl").unlink()
+        return path
+
+    return make
+
+
+def picture(shared_data: Path, name: str) -> Path:
+    (path,) = (shared_data / "coco_tiny").glob(f"*/{name}")
+    return path
+
+
+def matched(wanted: dict[str, Any], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each detection of detectron2 its box IoU with the best one of ours of its class, and that one's row."""
+    overlap = box_iou(torch.tensor(wanted["boxes"]), boxes) * (torch.tensor(wanted["labels"])[:, None] == labels)
+    value, row = overlap.max(dim=1)
+    return value, row
+
+
+def mask_iou(mask: Tensor, rle: dict[str, Any]) -> float:
+    """1 between two empty masks."""
+    own = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    return 1.0 if not mask.any() and not coco_mask.area(rle) else float(coco_mask.iou([own], [rle], [0])[0, 0])
+
+
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_masks_are_detectron2s(reference: Path, shared_data: Path, converted: Any, index: int) -> None:
+    name = "mask_rcnn_R_50_FPN_3x"
+    wanted = recorded(reference, name)["outputs"][index]
+    found = maskseg.load(converted(name), device="cpu")(picture(shared_data, wanted["image"]))
+    assert len(found) == len(wanted["boxes"]) == 100
+    assert len(set(wanted["labels"])) > 1
+    overlap, row = matched(wanted, found.boxes, found.labels)
+    scores = (found.scores[row] - torch.tensor(wanted["scores"])).abs()
+    # Not all: an image resized by torchvision differs from Pillow's by one grey level in one value of ten thousand.
+    masks = torch.tensor([mask_iou(found.masks[int(r)], m) for r, m in zip(row, wanted["masks"], strict=True)])
+    assert ((overlap > 0.99) & (scores < 2e-3) & (masks > 0.98)).sum() >= 95
+    assert masks.median() > 0.995
+    assert overlap.median() > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_keypoints_are_detectron2s(reference: Path, shared_data: Path, converted: Any, index: int) -> None:
+    name = "keypoint_rcnn_R_50_FPN_3x"
+    wanted = recorded(reference, name)["outputs"][index]
+    predictor = maskseg.load(converted(name), device="cpu")
+    batch, outputs = predictor.outputs(predictor.prepare.read(picture(shared_data, wanted["image"])))
+    scale = (batch.original_sizes[0] / batch.sizes[0]).flip(0)
+    assert outputs.detections.keypoints is not None
+    assert outputs.detections.labels is not None
+    points = outputs.detections.keypoints
+    points = torch.cat([points[..., :2] * scale, points[..., 2:]], dim=2)
+    overlap, row = matched(wanted, outputs.detections.boxes * scale.repeat(2), outputs.detections.labels)
+    assert (overlap > 0.99).sum() >= 95
+    assert (outputs.detections.scores[row] - torch.tensor(wanted["scores"])).abs().max() < 2e-3
+    theirs = torch.tensor(wanted["keypoints"])
+    distance = (points[row] - theirs)[..., :2].norm(dim=2)
+    assert (distance < 0.1).float().mean() > 0.97  # random heatmaps are nearly level: their highest cell may be another one
+    assert (points[row] - theirs)[..., 2].abs().max() < 3e-3  # theirs are rounded to a thousandth
+
+
+def cells_of_detectron2(sizes: list[float], ratios: list[float]) -> Tensor:
+    """The anchors of a cell in the order that detectron2 documents: size by size, of each all ratios."""
+    rows = []
+    for size in sizes:
+        for ratio in ratios:
+            width = (size**2 / ratio) ** 0.5
+            rows.append([-width / 2, -width * ratio / 2, width / 2, width * ratio / 2])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("sizes", [[32.0], [32.0, 64.0]])
+def test_anchors_are_put_in_our_order(sizes: list[float]) -> None:
+    ratios = [0.5, 1.0, 2.0]
+    theirs = cells_of_detectron2(sizes, ratios)
+    (ours,) = AnchorGenerator([sizes], ratios).cells
+    assert torch.equal(ours, theirs) or len(sizes) > 1
+    # A head whose objectness is the anchor's number, and whose deltas are its box.
+    state = {
+        "proposer.head.objectness.bias": torch.arange(len(theirs)).float(),
+        "proposer.head.deltas.bias": theirs.flatten(),
+        "proposer.head.convs.0.bias": torch.arange(len(theirs)).float(),
+    }
+    changed = detectron2.reorder_anchors(state, len(sizes), len(ratios))
+    assert torch.allclose(changed["proposer.head.deltas.bias"].view(-1, 4), ours)
+    assert torch.allclose(theirs[changed["proposer.head.objectness.bias"].long()], ours)
+    assert changed["proposer.head.convs.0.bias"] is state["proposer.head.convs.0.bias"]
+
+
+def test_anchors_that_a_file_tells() -> None:
+    name = "proposal_generator.anchor_generator.cell_anchors.0"
+    cells = AnchorGenerator([[32, 64]]).cells
+    told = cells_of_detectron2([32, 64], [0.5, 1.0, 2.0])
+    detectron2.check_anchors({name: told}, cells, 2)
+    assert detectron2.modern({name: told, "pixel_mean": told, "x": told}).keys() == {"x"}
+    with pytest.raises(UserError, match=r"anchors of level 0 are .* set model\.proposer\.anchors\.sizes"):
+        detectron2.check_anchors({name: told * 2}, cells, 2)
+    with pytest.raises(UserError, match="anchors of level 0"):
+        detectron2.check_anchors({name: told[:3]}, cells, 2)
+
+
+def test_colours() -> None:
+    weight = torch.rand((4, 3, 7, 7), generator=torch.Generator().manual_seed(0))
+    ours = detectron2.rgb({"backbone.trunk.stem.conv1.weight": weight})["backbone.trunk.stem.conv1.weight"]
+    pixels = torch.arange(3 * 49.0).view(1, 3, 7, 7)
+    torch.testing.assert_close(torch.conv2d(pixels, ours), torch.conv2d(pixels.flip(1), weight))
+    trunk = {f"backbone.bottom_up.res4.{i}.conv1.weight": torch.zeros(1) for i in range(6)}
+    trunk |= {f"backbone.bottom_up.res2.0.conv{i}.weight": torch.zeros(64, 64, 1, 1) for i in (1, 2, 3)}
+    bgr, std = torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    words = detectron2.recognise({**trunk, "pixel_mean": bgr, "pixel_std": std})
+    assert words[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[3,2,1]"]
+    assert not detectron2.takes_bgr({"pixel_mean": bgr.flip(0)})
+    words = detectron2.recognise({**trunk, "pixel_mean": bgr.flip(0), "pixel_std": std})
+    assert words[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[1,2,3]"]
