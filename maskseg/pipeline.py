@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from maskseg.engine.checkpoint import Checkpoint, best_weights, load_checkpoint,
 from maskseg.engine.distributed import Group, processes
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
+from maskseg.files import replacing
 from maskseg.inference.batches import save_batch
 from maskseg.inference.curves import plot_curves
 from maskseg.inference.validation import Processes, Validation
@@ -125,11 +127,12 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
     say(f"run folder: {run_dir}", flush=True)
-    rate, pieces = optimizer.param_groups[0]["lr"], f" in {trainer.accumulate} pieces" if trainer.accumulate > 1 else ""
-    say(f"learning rate {rate:g} for {config.total_batch} images a step{pieces}, on {group.world} x {trainer.device}", flush=True)
+    rate, pieces = _rate(optimizer, resume), f" in {trainer.accumulate} pieces" if trainer.accumulate > 1 else ""
+    say(f"learning rate {rate} for {config.total_batch} images a step{pieces}, on {group.world} x {trainer.device}", flush=True)
     text = configs.to_yaml(config)
     if group.main:
-        (run_dir / "config.yaml").write_text(configs.to_yaml(config, resolve=True))
+        with replacing(run_dir / "config.yaml", "the config") as file:
+            file.write(configs.to_yaml(config, resolve=True).encode())
         run_folder.record(run_dir, trainer.device, group.world, int(resume["step"]) if resume else 0)
 
     def report() -> None:
@@ -139,12 +142,30 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
 
     about: Checkpoint = {"config": text, "categories": categories.to_dict()}
     batches = _batches(config, source, trainer, group, run_dir)
-    trainer.run(model, optimizer, scheduler, batches, run_dir, about, check, resume, group, report)
+    try:
+        trainer.run(model, optimizer, scheduler, batches, run_dir, about, check, resume, group, report)
+    except RuntimeError as error:
+        raise source.test_loader(source.splits()[0], 1, 1).explained(error) from error
     if group.main:
         if check is not None and check.table:
             print(check.table, flush=True)
-        plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
+        _drawn(lambda: plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png"))
     return run_dir
+
+
+def _drawn(draw: Callable[[], None]) -> None:
+    """No picture is worth a training."""
+    try:
+        draw()
+    except (OSError, UserError) as error:
+        print(f"warning: a picture could not be made ({error})", flush=True)
+
+
+def _rate(optimizer: Optimizer, resume: Checkpoint | None) -> str:
+    """The rate after the warm-up. A resumed run keeps the checkpoint's."""
+    own = float(optimizer.defaults["lr"])
+    kept = own if resume is None else float(resume["scheduler"]["base_lrs"][0])
+    return f"{own:g}" if kept == own else f"{kept:g} (the checkpoint's; these keys would make it {own:g}: trainer.init starts anew with its weights)"
 
 
 def _say_nothing(*_: object, **__: object) -> None:
@@ -159,7 +180,7 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
         sizes = {"rank": group.rank, "world": group.world, "pieces": trainer.accumulate}
         for batch in source.train_loader(config.total_batch, trainer.max_steps, config.seed, step, pin, **sizes):
             if group.main and not (run_dir / "train_batch.png").exists():
-                save_batch(batch, source.categories, run_dir / "train_batch.png")
+                _drawn(partial(save_batch, batch, source.categories, run_dir / "train_batch.png"))
             yield batch
 
     return batches
@@ -186,9 +207,9 @@ def _check_proposals(model: nn.Module, source: CocoSource) -> None:
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:
     """Weights to start from. Raises UserError for a checkpoint that does not fit."""
     if resume is not None:
-        load_weights(model, resume["model"], f"trainer.resume={trainer.resume}")
+        load_weights(model, resume["model"], f"trainer.resume={trainer.resume}", hint="trainer.init with trainer.init_partial=true takes what fits")
         trainer.fits(optimizer, resume)
     elif trainer.init:
         state = best_weights(load_checkpoint(checkpoint_path(Path(trainer.init))))
-        left = load_weights(model, state, f"trainer.init={trainer.init}", trainer.init_partial)
+        left = load_weights(model, state, f"trainer.init={trainer.init}", trainer.init_partial, "trainer.init_partial=true takes what fits")
         print(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)

@@ -29,16 +29,23 @@ def choose(config: Any, trainer: Trainer) -> tuple[Path, Path | None]:
     named = Path(config.run_dir) if config.run_dir else None
     if trainer.resume and trainer.resume != "auto":
         source = Path(trainer.resume)
-        checkpoint = _newest(source) if source.is_dir() else source
-        return named or (source if source.is_dir() else source.parent), checkpoint
+        own = source if source.is_dir() else source.parent
+        if named and named.resolve() != own.resolve():
+            _check_free(named)
+        return named or own, _newest(source) if source.is_dir() else source
     if trainer.resume == "auto":
         runs = [named] if named else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
         for folder in runs:
             if _holds_checkpoint(folder):
                 return folder, _newest(folder)
-    if named and (_holds_checkpoint(named) or (trainer.resume != "auto" and (named / "metrics.jsonl").exists())):
-        raise UserError(f"run_dir={named} already holds a run: choose another folder, or trainer.resume=auto to go on with it")
+    if named and trainer.resume != "auto":
+        _check_free(named)
     return named or _fresh(home), None
+
+
+def _check_free(folder: Path) -> None:
+    if _holds_checkpoint(folder) or (folder / "metrics.jsonl").exists():
+        raise UserError(f"run_dir={folder} already holds a run: choose another folder, or trainer.resume=auto to go on with it")
 
 
 def read(path: Path | None) -> Checkpoint | None:

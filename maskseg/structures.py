@@ -172,7 +172,8 @@ class Samples:
     """Regions drawn for the losses of the region heads.
 
     boxes: f32 [R, 4]; image_index: i64 [R]; labels: i64 [R] in 0..K (K is background);
-    matched: i64 [R], the row of `targets` that a foreground region stands for (0 for background).
+    matched: i64 [R], the row of `targets` that a foreground region stands for (0 for background);
+    seeds: i64 [N], of the images (`Batch.draw_seeds`), for heads that draw among the regions.
     """
 
     boxes: Tensor
@@ -181,6 +182,7 @@ class Samples:
     matched: Tensor
     num_classes: int
     targets: Targets
+    seeds: Tensor
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
         with autocast(device, config.trainer.precision):
             metrics = check(model.to(device), 0)
         if check.evaluator is not None:
-            write_json(output / "metrics.json", metrics)
+            write_json(output / "metrics.json", {k: v if math.isfinite(v) else None for k, v in metrics.items()})
             write_json(output / "per_class.json", check.evaluator.per_class())
             write_results(output / "detections.json", check.evaluator.rows)
             pictures = check.save(output)

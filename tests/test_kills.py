@@ -18,17 +18,10 @@ from maskseg.data.scenes import make_scenes
 from maskseg.engine.checkpoint import Keeper, load_checkpoint, newest
 
 STEPS = 9
-# Saved and evaluated in the middle; with a moving average; augmented at random.
-RUN = [
-    *SMALL,
-    *MASKS,
-    *SCENES,
-    "total_batch=2",
-    f"trainer.max_steps={STEPS}",
-    "trainer.checkpoint_every=3",
-    "trainer.evaluate_every=5",
-    "trainer.ema=0.9",
-]
+# Saved in the middle; with a moving average; augmented at random; in one test evaluated in the middle, too.
+KEYS = ["total_batch=2", f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=3", "trainer.ema=0.9"]
+RUN = [*SMALL, *MASKS, *SCENES, *KEYS, "data.val_json=null"]
+EVALUATED = [*SMALL, *MASKS, *SCENES, *KEYS, "trainer.evaluate_every=5"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -44,6 +37,13 @@ def whole(home: Path) -> Path:
     """The run that nobody stopped."""
     call([*RUN, "run_dir=whole"], home)
     return home / "whole"
+
+
+@pytest.fixture(scope="session")
+def evaluated(home: Path) -> Path:
+    """The same with evaluations."""
+    call([*EVALUATED, "run_dir=evaluated"], home)
+    return home / "evaluated"
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +75,9 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, place: Path, workers: int
     assert_same_runs(whole, place / "run")
 
 
-def test_killed_in_the_middle_of_an_evaluation(whole: Path, place: Path) -> None:
+def test_killed_in_the_middle_of_an_evaluation(evaluated: Path, place: Path) -> None:
     # Guards against: the evaluation of that step, and its best.pt, are never made
-    words = [*RUN, "run_dir=run", "trainer.resume=auto"]
+    words = [*EVALUATED, "run_dir=run", "trainer.resume=auto"]
     process = start(words, place)
     end = time.monotonic() + 90
     while not ((place / "run" / "last.pt").exists() and load_step(place / "run" / "last.pt") == 5):
@@ -86,8 +86,8 @@ def test_killed_in_the_middle_of_an_evaluation(whole: Path, place: Path) -> None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     call(words, place)
-    assert_same_runs(whole, place / "run")
-    assert load_checkpoint(place / "run" / "best.pt")["step"] == load_checkpoint(whole / "best.pt")["step"]
+    assert_same_runs(evaluated, place / "run")
+    assert load_checkpoint(place / "run" / "best.pt")["step"] == load_checkpoint(evaluated / "best.pt")["step"]
 
 
 def load_step(path: Path) -> int:
@@ -170,7 +170,8 @@ def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
 def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
     """Losses of every step, to rounding: the same regions are drawn, and sums are divided by what all processes have. Batch norm would see
     half the images each."""
-    words = [*RUN, *GROUP_NORM, "total_batch=4", "trainer.max_steps=5", "trainer.evaluate_every=0"]
+    points = ["+model/heads@model.heads.keypoint=keypoint", "model.heads.keypoint.channels=16", "model.heads.keypoint.layers=1"]
+    words = [*RUN, *GROUP_NORM, *points, "model.heads.keypoint.max_regions=3", "total_batch=4", "trainer.max_steps=5"]
     call([*words, "run_dir=one"], place)
     call([*words, "run_dir=two"], place, ranks=2)
     for one, two in zip(lines(place / "one"), lines(place / "two"), strict=True):
@@ -191,10 +192,10 @@ def test_two_machines(place: Path, whole_two: Path) -> None:
     assert_same_runs(whole_two, place / "run")
 
 
-def test_evaluation_by_two_processes_is_that_of_one(whole: Path, place: Path) -> None:
+def test_evaluation_by_two_processes_is_that_of_one(evaluated: Path, place: Path) -> None:
     """Every number and every row, bit for bit."""
     for ranks, output in ((1, "one"), (2, "two")):
-        words = [f"checkpoint={whole}", f"output={output}", "model.classifier.score_threshold=0.0", "evaluation.batch=1", "data.root=scenes"]
+        words = [f"checkpoint={evaluated}", f"output={output}", "model.classifier.score_threshold=0.0", "evaluation.batch=1", "data.root=scenes"]
         call(words, place, ranks=ranks, tool="evaluate")
     for name in ("metrics.json", "per_class.json", "detections.json"):
         assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes(), name
@@ -205,6 +206,27 @@ def test_a_total_batch_that_does_not_go_round(place: Path) -> None:
     assert code != 0
     assert said.count("error: total_batch=3 must be a multiple of 2 processes x trainer.accumulate=1") == 1
     assert not (place / "run").exists()
+
+
+def test_a_loader_process_that_is_killed_is_one_line(place: Path) -> None:
+    """The kernel does so when memory is short; torch tells of it in the middle of a step as well."""
+    process = start([*RUN, "run_dir=run", "trainer.max_steps=1000", "data.num_workers=2"], place)
+    wait_for_step(place / "run", 2, process)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    code, said = finish(process, place)
+    assert code == 2, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: data.train_json=scenes/train.json: loader worker")
+    assert "out of memory?" in last
+
+
+def test_another_run_is_not_written_over(whole: Path, place: Path) -> None:
+    call([*RUN, "trainer.max_steps=1", "run_dir=other"], place)
+    before = (place / "other" / "last.pt").read_bytes()
+    code, said = finish(start([*RUN, f"trainer.resume={whole / 'last.pt'}", "run_dir=other"], place), place)
+    assert code == 2
+    assert "run_dir=other already holds a run" in said.strip().splitlines()[-1]
+    assert (place / "other" / "last.pt").read_bytes() == before
 
 
 def checkpoint(step: int) -> dict[str, object]:
@@ -242,7 +264,7 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> None:
     """The limit on the size of a file acts as a full disk does: in the middle of a write."""
-    words = [*RUN, "run_dir=run", "trainer.resume=auto", "data.val_json=null"]
+    words = [*RUN, "run_dir=run", "trainer.resume=auto"]
     call([*words, "trainer.max_steps=2"], place)
     before = (place / "run" / "last.pt").read_bytes()
     script = place / "full_disk.py"

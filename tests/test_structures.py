@@ -63,7 +63,7 @@ def test_regions_follow_an_index_with_and_without_masks() -> None:
 def test_foreground_keeps_the_rows_that_stand_for_an_object(make_targets: Callable[..., Targets]) -> None:
     targets = three_targets(make_targets)
     boxes = torch.arange(16.0).view(4, 4)
-    samples = Samples(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([3, 2, 1, 3]), torch.tensor([0, 0, 2, 0]), 3, targets)
+    samples = Samples(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([3, 2, 1, 3]), torch.tensor([0, 0, 2, 0]), 3, targets, torch.arange(2))
     own = samples.foreground()
     assert own.boxes.tolist() == boxes[1:3].tolist()
     assert own.image_index.tolist() == [0, 1]

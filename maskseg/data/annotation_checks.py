@@ -29,7 +29,8 @@ class Kept:
     """The annotations that stay, sorted by image (in the file's order within one).
 
     rows: i64 [A], their rows in the packed segmentations; image_index: i64 [A], place in the file's list of images; labels: i64 [A];
-    ids: i64 [A]; boxes: f64 [A, 4], x, y, width, height inside the image, as the file has them; areas: f64 [A], NaN where there is none.
+    ids: i64 [A]; boxes: f64 [A, 4], x, y, width, height inside the image, as the file has them; areas: f64 [A], NaN where there is none;
+    has_points: bool [A], whether there are keypoints, as many as the category has.
     """
 
     rows: Ints
@@ -39,6 +40,7 @@ class Kept:
     boxes: Floats
     areas: Floats
     crowd: Bools
+    has_points: Bools
 
 
 class _Judge:
@@ -89,12 +91,12 @@ def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_i
     _clip_polygons(judge, extents, sizes)
     _check_runs(judge, extents, sizes)
     boxes = _check_boxes(judge, extents, sizes)
-    _check_points(judge, np.append(num_points, 0)[category])
+    has_points = _check_points(judge, np.append(num_points, 0)[category])
     rows = np.flatnonzero(judge.good)
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     label = np.append(labels, -1)[category[rows]]
     ids = _fill_ids(judge)
-    return Kept(rows, image_index[rows], label, ids[rows], boxes[rows], columns.areas[rows], columns.crowd[rows])
+    return Kept(rows, image_index[rows], label, ids[rows], boxes[rows], columns.areas[rows], columns.crowd[rows], has_points[rows])
 
 
 def duplicates(values: Ints) -> list[tuple[int, int]]:
@@ -200,8 +202,8 @@ def _check_runs(judge: _Judge, extents: Floats, sizes: Ints) -> None:
     judge.drop(empty, "annotation with an empty mask, left out")
 
 
-def _check_points(judge: _Judge, expected: Ints) -> None:
-    """Keypoints of another number than their category's, or that are no numbers; expected: i64 [A]."""
+def _check_points(judge: _Judge, expected: Ints) -> Bools:
+    """Keypoints of another number than their category's, or that are no numbers; expected: i64 [A]. -> bool [A], rows that have what is expected."""
     columns = judge.columns
     counts = np.diff(columns.point_starts) // 3
     judge.warn((counts > 0) & (expected == 0), "keypoints of a category that names none, left out")
@@ -215,6 +217,7 @@ def _check_points(judge: _Judge, expected: Ints) -> None:
     bad = np.zeros(len(counts), dtype=bool)
     bad[owner[~np.isfinite(triples).all(axis=1) | ~np.isin(triples[:, 2], (0, 1, 2))]] = True
     judge.error(bad & (expected > 0), "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2")
+    return np.asarray((counts > 0) & (counts == expected))
 
 
 def _flat(corners: Floats) -> Bools:

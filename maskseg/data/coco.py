@@ -91,24 +91,29 @@ class CocoFile:
     def _keypoints(self, here: slice) -> NDArray[np.float32]:
         """COCO's keypoints are pixel indices: the centre of pixel i is at i + 0.5."""
         found = np.zeros((here.stop - here.start, self.categories.num_points, 3), dtype=np.float32)
-        for points, row, label in zip(found, self._kept.rows[here].tolist(), self._kept.labels[here].tolist(), strict=True):
-            own = self._columns.points_of(row)
-            first, last = self.categories.point_ranges[label]
-            if len(own) == last - first:
+        for points, position in zip(found, range(here.start, here.stop), strict=True):
+            own = self._points(position)
+            first, last = self.categories.point_ranges[self._kept.labels[position]]
+            if len(own):
                 points[first:last] = (own + _CENTRE) * (own[:, 2:] > 0)
         return found
 
-    def _to_coco(self, row: int, label: int) -> dict[str, Any]:
+    def _points(self, position: int) -> NDArray[np.float32]:
+        """f32 [n, 3] as the file has them, n is 0 or the number of the class' points."""
+        own = self._columns.points_of(int(self._kept.rows[position]))
+        expected = len(self.categories.keypoints[self._kept.labels[position]])
+        return own if self._kept.has_points[position] and len(own) == expected else own[:0]
+
+    def _to_coco(self, position: int) -> dict[str, Any]:
         """keypoints and num_keypoints of an annotation, as the file has them (none visible where it has none)."""
-        count = len(self.categories.keypoints[label])
-        own = self._columns.points_of(row)
-        own = own if len(own) == count else np.zeros((count, 3), dtype=np.float32)
+        own = self._points(position)
+        own = own if len(own) else np.zeros((len(self.categories.keypoints[self._kept.labels[position]]), 3), dtype=np.float32)
         return {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
 
     def has_keypoints(self) -> bool:
         """Whether some object has a visible point of its class."""
         return bool(self.categories.num_points) and any(
-            self._columns.points_of(row)[:, 2:].any() for row in self._kept.rows[~self._kept.crowd].tolist()
+            self._points(position)[:, 2:].any() for position in np.flatnonzero(~self._kept.crowd).tolist()
         )
 
     def labels(self, index: int) -> list[int]:
@@ -155,8 +160,8 @@ class CocoFile:
             )
         ]
         if self.categories.num_points:
-            for annotation, row, label in zip(annotations, kept.rows.tolist(), kept.labels.tolist(), strict=True):
-                annotation |= self._to_coco(row, label)
+            for position, annotation in enumerate(annotations):
+                annotation |= self._to_coco(position)
         categories = [{"id": number, "name": name} for number, name in zip(self.categories.ids, self.categories.names, strict=True)]
         for category, points, lines in zip(categories, self.categories.keypoints, self.categories.skeletons, strict=True):
             category |= {"keypoints": list(points), "skeleton": [[a + 1, b + 1] for a, b in lines]} if points else {}

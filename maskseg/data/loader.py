@@ -53,12 +53,14 @@ class BatchLoader:
             try:
                 batch = next(iterator, None)
             except RuntimeError as error:
-                raise self._explained(iterator, error) from error
+                raise self.explained(error, iterator) from error
             if batch is None:
                 return
             yield batch
 
-    def _explained(self, iterator: Any, error: RuntimeError) -> Exception:
+    def explained(self, error: RuntimeError, iterator: Any = None) -> Exception:
+        """What torch says of a loader process, in one line that names the data; any other error as it is. torch says it wherever the main process
+        happens to be, in the middle of a step for example."""
         text = str(error)
         workers = list(getattr(iterator, "_workers", []))
         dead = [(i, w) for i, w in enumerate(workers) if w.exitcode]

@@ -67,9 +67,9 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, partial: bool = False) -> list[str]:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, partial: bool = False, hint: str = "") -> list[str]:
     """Copies `state` into the model. Without `partial` every tensor must fit, else UserError names those that don't; with it, those that don't
-    fit are left as they are and returned."""
+    fit are left as they are and returned. hint: what to do, at the end of the message."""
     own = model.state_dict()
     misshapen = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, par
             for kind, names in (("of another shape", misshapen), ("missing", missing), ("left over", unexpected))
             if names
         ]
-        raise UserError(f"{source} does not fit this model: {'; '.join(parts)}; trainer.init_partial=true takes what fits")
+        raise UserError(f"{source} does not fit this model: {'; '.join(parts)}{hint and f'; {hint}'}")
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fitting, strict=False)
     return [*missing, *unexpected, *misshapen]

@@ -16,7 +16,7 @@ from maskseg.errors import Interrupted
 class Interrupts:
     """While it is entered, SIGTERM (a cluster's, torchrun's) and the first Ctrl-C are remembered instead of ending the process.
 
-    A second Ctrl-C leaves at once. signal: the number of the one that came, else None.
+    A Ctrl-C after either leaves at once. signal: the number of the one that came, else None.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Interrupts:
         self._before = {}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+        if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal = number

@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,24 @@ class RunLog:
         """One line of metrics.jsonl, and TensorBoard's scalars `kind/name`."""
         self.event(step, kind, values)
         if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+            with self._writing():
+                for name, value in values.items():
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises UserError where the disk does not take it."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact") from error
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl alone. Raises UserError where it cannot be written."""
         if self.path is None:
             return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact") from error
+        with self._writing(), self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
 
     def progress(self, step: int, values: Mapping[str, float], say: bool) -> None:
         """Moves the bar; where there is no terminal, `say` prints a line instead."""
@@ -89,7 +96,8 @@ class RunLog:
         if self.board is not None:
             shown = Image.fromarray(image)
             shown.thumbnail((_SHOWN, _SHOWN))
-            self.board.add_image(name, np.array(shown), step, dataformats="HWC")
+            with self._writing():
+                self.board.add_image(name, np.array(shown), step, dataformats="HWC")
 
     def pr_curve(self, name: str, precision: Any, step: int) -> None:
         """precision: [n] at n recalls from 0 to 1, to TensorBoard's page of such curves (which shows no counts of a detector's negatives)."""
@@ -98,7 +106,8 @@ class RunLog:
         recall, nothing = np.linspace(0, 1, len(precision)), np.zeros(len(precision))
         # The page draws the points from the last to the first, by falling recall.
         curves = (nothing, nothing, nothing, nothing, np.asarray(precision)[::-1], recall[::-1])
-        self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(precision))
+        with self._writing():
+            self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(precision))
 
     def close(self) -> None:
         """Flushes everything."""

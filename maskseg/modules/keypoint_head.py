@@ -81,7 +81,7 @@ class KeypointHead(nn.Module):
         """Foreground of classes with points, at most `max_regions` an image: those with the smallest hash, as elsewhere."""
         keep = torch.nonzero(self.own[samples.labels].any(dim=1)).squeeze(1)
         if self.max_regions:
-            key = random_keys(samples.image_index[keep], box_places(samples.boxes[keep]))
+            key = random_keys(samples.seeds[samples.image_index[keep]], box_places(samples.boxes[keep]))
             keep = keep[rank_in_group(samples.image_index[keep], key) < self.max_regions]
         fields = {name: getattr(samples, name)[keep] for name in ("boxes", "image_index", "labels", "matched")}
         return replace(samples, **fields)

@@ -53,4 +53,4 @@ class RegionSampler:
         matched = torch.where(foreground, truth.row[image, best[drawn]], 0)
         labels = torch.full_like(matched, self.num_classes)
         labels[foreground] = targets.labels[matched[foreground]]
-        return Samples(boxes, image, labels, matched, self.num_classes, targets)
+        return Samples(boxes, image, labels, matched, self.num_classes, targets, seeds)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskseg.ops.precision import full_precision
+
 _BUDGET = 16_000_000  # numbers of the enlarged heatmaps that are held at once
 
 
@@ -33,7 +35,7 @@ def locate(logits: Tensor, boxes: Tensor) -> Tensor:
     softmax (the enlarged map's value over the sum of the S x S map's, as detectron2 scores them), in [0, 1].
     """
     count, points, size = logits.shape[:3]
-    found = logits.new_zeros((count, points, 3))
+    found = boxes.new_zeros((count, points, 3))
     if not count or not points:
         return found
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
@@ -51,6 +53,7 @@ def locate(logits: Tensor, boxes: Tensor) -> Tensor:
     return found
 
 
+@full_precision
 def _locate(logits: Tensor, boxes: Tensor, sides: Tensor, pixels: Tensor, size: int) -> Tensor:
     width, height = int(pixels[:, 0].max()), int(pixels[:, 1].max())
     across, down = bicubic_weights(size, pixels[:, 0], width), bicubic_weights(size, pixels[:, 1], height)

@@ -7,6 +7,8 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
+from maskseg.ops.precision import full_precision
+
 
 def kernel(distance: Tensor, interpolation: str) -> Tensor:
     """The interpolation kernel at a distance in samples: `bilinear` (triangle) or `bicubic` (Keys, a = -0.75, as torch's)."""
@@ -21,6 +23,7 @@ def kernel(distance: Tensor, interpolation: str) -> Tensor:
     raise ValueError(f"interpolation must be bilinear or bicubic, not {interpolation!r}")
 
 
+@full_precision
 def resample(grids: Tensor, u: Tensor, v: Tensor, interpolation: str = "bilinear") -> Tensor:
     """Values of grids [n, S, S] at columns u [n, w] and rows v [n, h], in units of samples (sample 0 is at 0); zero outside. -> [n, h, w].
 

@@ -163,6 +163,21 @@ def test_points_without_names_are_left_out_with_a_warning(tmp_path: Path) -> Non
     assert not points[4].any()
 
 
+def test_points_that_are_left_out_are_left_out_of_a_validation_file_too(tmp_path: Path) -> None:
+    # Guards against: the training's categories have names for them, so they are used, unchecked
+    train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
+    row = {"id": 9, "image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "keypoints": [float("nan"), 2, 7] * 3}
+    content = dataset(row)
+    for category in content["categories"]:
+        category.pop("keypoints", None)
+        category.pop("skeleton", None)
+    file = read_coco(write(tmp_path / "b", content), categories=train.categories, check_images=False)
+    points = file.annotations(0).keypoints
+    assert points is not None
+    assert not points.any()
+    assert {a["num_keypoints"] for a in file.to_dict()["annotations"]} == {0}
+
+
 def test_validation_with_other_points_is_an_error(tmp_path: Path) -> None:
     train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
     path = write(tmp_path / "b", dataset(keypoints=["palm", "thumb", "tip"]))

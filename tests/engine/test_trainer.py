@@ -196,10 +196,17 @@ def test_skipped_images_are_counted_and_told(tmp_path: Path, capsys: pytest.Capt
     assert "2.png" in told or "4.png" in told
 
 
+def test_an_image_that_comes_again_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=12)  # five epochs
+    run.trainer.skip_bad = 2
+    run.go()
+    assert capsys.readouterr().out.count("warning: image passed over") == 2
+
+
 def test_too_many_skipped_images_stop_the_run(tmp_path: Path) -> None:
     run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=40)
-    run.trainer.skip_bad = 2
-    with pytest.raises(UserError, match=r"more than data\.skip_bad=2 images cannot be read, the last: .*[24]\.png"):
+    run.trainer.skip_bad = 1
+    with pytest.raises(UserError, match=r"more than data\.skip_bad=1 images cannot be read, the last: .*[24]\.png"):
         run.go()
     assert len(log(tmp_path / "run")) < 10
 
@@ -285,3 +292,24 @@ def test_pictures_that_cannot_be_made_do_not_end_a_training(scenes: Path, tmp_pa
     run.go(evaluate=Scripted(0.1, 0.2), report=report)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
     assert capsys.readouterr().out.count("could not be made (image 3 has gone)") == 2
+
+
+def test_a_best_checkpoint_of_another_branch_gets_a_name_of_its_own(scenes: Path, tmp_path: Path) -> None:
+    # Guards against: going back to an older checkpoint, a later and better best.pt is replaced by a worse one
+    Run(make_source(scenes), tmp_path, steps=4, evaluate_every=1, keep=9).go(evaluate=Scripted(0.1, 0.2, 0.3, 0.9))
+    back = Run(make_source(scenes), tmp_path, steps=3, evaluate_every=1, keep=9)
+    back.go(load_checkpoint(tmp_path / "step_0000002.pt"), Scripted(0.25))
+    assert load_checkpoint(tmp_path / "best_0000004.pt")["best"] == 0.9
+    assert (load_checkpoint(tmp_path / "best.pt")["step"], load_checkpoint(tmp_path / "best.pt")["best"]) == (3, 0.25)
+
+
+def test_going_on_in_a_new_folder_makes_a_best_there(scenes: Path, tmp_path: Path) -> None:
+    Run(make_source(scenes), tmp_path / "a", steps=2, evaluate_every=1).go(evaluate=Scripted(0.5, 0.4))
+    Run(make_source(scenes), tmp_path / "b", steps=3, evaluate_every=1).go(load_checkpoint(tmp_path / "a" / "last.pt"), Scripted(0.3))
+    assert load_checkpoint(tmp_path / "b" / "best.pt")["step"] == 3
+
+
+def test_weights_alone_cannot_be_resumed(scenes: Path, tmp_path: Path) -> None:
+    run = Run(make_source(scenes), tmp_path)
+    with pytest.raises(UserError, match=r"the checkpoint holds weights alone .* only started from by trainer\.init"):
+        run.trainer.fits(run.optimizer, {"model": run.model.state_dict(), "step": 0})

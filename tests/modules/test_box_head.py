@@ -41,7 +41,7 @@ def samples(make_targets: Callable[..., Targets], make_boxes: Callable[..., Tens
     boxes = torch.cat([make_boxes(10, *size, generator) for size in SIZES])
     labels, matched = torch.full((20,), K), torch.zeros(20, dtype=torch.int64)
     labels[:3], labels[10:13], labels[13:15], matched[10:13], matched[13:15] = 3, 1, 0, 1, 2
-    return Samples(boxes, torch.tensor([0] * 10 + [1] * 10), labels, matched, K, make_targets(TRUTH, SIZES))
+    return Samples(boxes, torch.tensor([0] * 10 + [1] * 10), labels, matched, K, make_targets(TRUTH, SIZES), torch.arange(2))
 
 
 def test_losses_equal_torchvision(features: dict[str, Tensor], samples: Samples) -> None:
@@ -134,7 +134,7 @@ def test_without_objects_the_graph_is_whole(
     head = classifier(class_agnostic=agnostic)
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     rows = torch.nonzero(samples.labels == K).squeeze(1)[: 0 if kind == "none" else 5]
-    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets)
+    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets, samples.seeds)
     losses = head.losses(leaves, few)
     assert all(torch.isfinite(v) for v in losses.values())
     assert losses["box_regression"].item() == 0

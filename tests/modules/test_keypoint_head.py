@@ -33,7 +33,7 @@ def samples(make_boxes: Callable[..., Tensor], generator: torch.Generator, count
     points[:, :, 2] = torch.randint(0, 3, (count, 5), generator=generator).float()
     image = torch.arange(count) % 2
     truth = Targets(boxes, label.clamp(max=2), image, torch.zeros(count, dtype=torch.bool), keypoints=points)
-    return Samples(boxes, image, label, torch.arange(count), 3, truth)
+    return Samples(boxes, image, label, torch.arange(count), 3, truth, torch.arange(2))
 
 
 def features(generator: torch.Generator) -> dict[str, Tensor]:
@@ -72,6 +72,8 @@ def test_a_cap_on_the_regions_of_an_image(head: KeypointHead, make_boxes: Callab
     assert torch.bincount(learnt.image_index).tolist() == [7, 7]
     assert set(learnt.labels.tolist()) <= {0, 2}
     assert torch.equal(head._learnt(drawn).boxes, learnt.boxes)
+    turned = Samples(drawn.boxes, 1 - drawn.image_index, drawn.labels, drawn.matched, 3, drawn.targets, drawn.seeds.flip(0))
+    assert torch.equal(head._learnt(turned).boxes, learnt.boxes)  # the place in the batch changes nothing
     head.max_regions = 0
     assert len(head._learnt(drawn)) == 40
 
@@ -112,4 +114,4 @@ def test_boxes_alone(head: KeypointHead, make_boxes: Callable[..., Tensor], gene
     drawn = samples(make_boxes, generator)
     bare = Targets(drawn.targets.boxes, drawn.targets.labels, drawn.targets.image_index, drawn.targets.crowd)
     with pytest.raises(UserError, match="needs keypoints, but the data has none"):
-        head.losses(features(generator), Samples(drawn.boxes, drawn.image_index, drawn.labels, drawn.matched, 3, bare))
+        head.losses(features(generator), Samples(drawn.boxes, drawn.image_index, drawn.labels, drawn.matched, 3, bare, drawn.seeds))

@@ -48,7 +48,7 @@ def samples(make_targets: Callable[..., Targets], generator: torch.Generator) ->
     image = torch.tensor([0] * 6 + [1] * 6)
     boxes, labels = shaken(targets.boxes[matched], image, generator), targets.labels[matched]
     labels[[0, 5, 6, 11]] = K
-    return Samples(boxes, image, labels, matched, K, targets)
+    return Samples(boxes, image, labels, matched, K, targets, torch.arange(9))
 
 
 def inside(points: NDArray[np.float64], polygon: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -210,7 +210,7 @@ def test_without_foreground_the_graph_is_whole(
     module = head(target_rule=rule, norm=norm).train(training)
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     rows = torch.tensor([0, 5])
-    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets)
+    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets, samples.seeds)
     loss = module.losses(leaves, few)["mask"]
     assert loss.item() == 0
     loss.backward()
@@ -246,6 +246,6 @@ def test_wrong_settings_are_named(features: dict[str, Tensor], samples: Samples,
     with pytest.raises(UserError, match="interpolation 'nearest'"):
         head(interpolation="nearest")
     boxes_only = make_targets(TRUTH, SIZES, masks=False)
-    without = Samples(samples.boxes, samples.image_index, samples.labels, samples.matched, K, boxes_only)
+    without = Samples(samples.boxes, samples.image_index, samples.labels, samples.matched, K, boxes_only, samples.seeds)
     with pytest.raises(UserError, match="ground truth masks, but the data has boxes only"):
         head().losses(features, without)

@@ -69,3 +69,15 @@ def test_nothing() -> None:
     assert locate(torch.zeros((0, 17, SIZE, SIZE)), torch.zeros((0, 4))).shape == (0, 17, 3)
     cell, valid = cells_of(torch.zeros((0, 17, 3)), torch.zeros((0, 4)), SIZE)
     assert cell.shape == valid.shape == (0, 17)
+
+
+def test_autocast_does_not_blur_the_places(generator: torch.Generator) -> None:
+    # Guards against: in bfloat16 the enlarged map has plateaus, and the best pixel is off by several
+    boxes = torch.tensor([[0.0, 0.0, 400.0, 200.0]]).repeat(5, 1)
+    peaks = torch.rand((5, 2), generator=generator) * 40 + 8
+    cells = torch.arange(SIZE) + 0.5
+    logits = -((cells[None] - peaks[:, :1])[:, None] ** 2 + (cells[None] - peaks[:, 1:])[:, :, None] ** 2)[:, None] / 50 + 12
+    exact = locate(logits, boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(locate(logits, boxes), exact)
+    assert (exact[:, 0, :2] - peaks * torch.tensor([400 / 56, 200 / 56])).abs().max() < 2
