@@ -121,7 +121,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     check = validation(config, source, "val", categories, group) if "val" in source.splits() else None
     folder, found = group.share(run_folder.choose(config, trainer) if group.main else None)
     resume = run_folder.read(found)
-    _start(model, optimizer, trainer, resume)
+    _start(model, optimizer, trainer, resume, config, say)
     _check_heads(cast(Any, model).heads.values(), source)
     _check_proposals(model, source)
     group.wait()  # until all have found everything in order, nothing is written
@@ -204,12 +204,18 @@ def _check_proposals(model: nn.Module, source: CocoSource) -> None:
         source.dataset(split)
 
 
-def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None) -> None:
+def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None, config: Any, say: Callable[..., None]) -> None:
     """Weights to start from. Raises UserError for a checkpoint that does not fit."""
     if resume is not None:
         load_weights(model, resume["model"], f"trainer.resume={trainer.resume}", hint="trainer.init with trainer.init_partial=true takes what fits")
         trainer.fits(optimizer, resume)
     elif trainer.init:
-        state = best_weights(load_checkpoint(checkpoint_path(Path(trainer.init))))
-        left = load_weights(model, state, f"trainer.init={trainer.init}", trainer.init_partial, "trainer.init_partial=true takes what fits")
-        print(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
+        checkpoint = load_checkpoint(checkpoint_path(Path(trainer.init)))
+        left = load_weights(
+            model, best_weights(checkpoint), f"trainer.init={trainer.init}", trainer.init_partial, "trainer.init_partial=true takes what fits"
+        )
+        say(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
+        other = configs.model_differences(config, str(checkpoint.get("config", "")))
+        if other:
+            more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+            say(f"warning: the weights were trained in another model: {', '.join(other[:5])}{more}", flush=True)

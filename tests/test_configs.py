@@ -393,3 +393,12 @@ def test_a_stage_that_is_swapped_takes_the_experiments_keys_for_it_along() -> No
     configs.build_model(config)
     with pytest.raises(UserError, match="anchors"):
         configs.compose("train", ["model/proposer=file", "model.proposer.anchors.offset=0.5"])
+
+
+def test_what_differs_between_a_checkpoints_model_and_this_one() -> None:
+    trained = configs.compose("train", ["model.pixel_std=[1.0,1.0,1.0]", *NO_WEIGHTS])
+    here = configs.compose("train", ["experiment=scenes_keypoint_r18", "model.heads.mask.threshold=0.4", *NO_WEIGHTS])
+    found = configs.model_differences(here, configs.to_yaml(trained))
+    assert found == ["model.heads.mask.threshold=0.5 (here 0.4)", "model.pixel_std=[1.0, 1.0, 1.0] (here [58.395, 57.12, 57.375])"]
+    assert configs.model_differences(here, configs.to_yaml(here)) == []
+    assert configs.model_differences(here, "") == []

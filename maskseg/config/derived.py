@@ -88,3 +88,25 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
             raise UserError(f"{override}: {' '.join(str(error).split())}") from error
         check_override(override, config, defaults)
     return config
+
+
+def model_differences(config: DictConfig, text: str) -> list[str]:
+    """Keys of the model that a checkpoint's config and this one both have with different values, as `key=theirs (here ours)`.
+
+    Weights of the same shapes fit all the same, and then find something else: another mean of the pixels, another stride.
+    """
+    try:
+        trained = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except OmegaConfBaseException:
+        return []
+    own = OmegaConf.to_container(config, resolve=True)
+    theirs, ours = (_flat(whole.get("model"), "model.") if isinstance(whole, dict) else {} for whole in (trained, own))
+    passing = ("weights", "num_classes", "ranges", "frozen_stages")  # what may differ without harm, or has another shape
+    keys = [k for k in theirs if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing]
+    return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {key: value for name, inner in node.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
