@@ -134,6 +134,7 @@ def test_jobs_on_this_machine(place: Path) -> None:
 
 
 @needs_extra
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs bash")
 def test_jobs_of_a_slurm_cluster(place: Path, slurm: Path) -> None:
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "hydra.launcher.timeout_min=600"]
@@ -175,6 +176,7 @@ def test_a_signal_ends_a_sweep(place: Path) -> None:
     assert not (place / "sweep" / "1").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_breaks_off_does_not_end_the_sweep(place: Path) -> None:
     make_scenes(place / "broken", num_train=8, num_val=4, size=128, num_workers=0)
     picture = sorted((place / "broken" / "images").glob("train_*"))[2]

@@ -95,7 +95,11 @@ def compare(checkpoint: Path, theirs: Any, images: list[Tensor], ids: bool) -> N
 
 LIMIT = "model.classifier.max_detections=30"
 SIZE = {"min_size": HEIGHT, "max_size": WIDTH}
-BUILDERS = ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]
+BUILDERS = [
+    "maskrcnn_resnet50_fpn",
+    pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
+    pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
