@@ -6,11 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 import maskseg
-from maskseg.run_folder import git_revision, record
+from maskseg.engine.checkpoint import save_checkpoint
+from maskseg.engine.trainer import Trainer
+from maskseg.errors import UserError
+from maskseg.run_folder import choose, git_revision, record
 
 
 def git(folder: Path, *words: str) -> str:
@@ -44,3 +49,18 @@ def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> 
     assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": True}
     (tmp_path / "inside").mkdir()
     assert git_revision(tmp_path / "inside") is None  # an installed package in somebody else's repository
+
+
+def test_another_run_is_not_written_over(tmp_path: Path) -> None:
+    # Guards against: trainer.resume=PATH with the run_dir of another run replaces that one's checkpoints
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "last.pt", {"step": 3, "model": {}})
+    config = SimpleNamespace(name="x", run_dir=str(tmp_path / "other"))
+    trainer = Trainer(1, device="cpu", resume=str(tmp_path / "one" / "last.pt"))
+    with pytest.raises(UserError, match="other already holds a run"):
+        choose(config, trainer)
+    config.run_dir = str(tmp_path / "new")
+    assert choose(config, trainer) == (tmp_path / "new", tmp_path / "one" / "last.pt")
+    config.run_dir = str(tmp_path / "one")
+    assert choose(config, trainer)[0] == tmp_path / "one"
