@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import maskseg
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
-from maskseg.run_folder import choose, git_revision, record
+from maskseg.run_folder import choose, git_revision, made_folder, record
 
 
 def git(folder: Path, *words: str) -> str:
@@ -64,3 +65,15 @@ def test_another_run_is_not_written_over(tmp_path: Path) -> None:
     assert choose(config, trainer) == (tmp_path / "new", tmp_path / "one" / "last.pt")
     config.run_dir = str(tmp_path / "one")
     assert choose(config, trainer)[0] == tmp_path / "one"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc refuses even root."""
+    with pytest.raises(UserError, match=r"run_dir=/proc/run: the folder cannot be made or written to"):
+        made_folder(Path("/proc/run"))
+    with pytest.raises(UserError, match=r"/proc/last\.pt: the checkpoint could not be written"):
+        save_checkpoint(Path("/proc/last.pt"), {"step": 1, "model": {}})
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is there, of somebody else's
+    with pytest.raises(UserError, match=r"cannot be made or written to \(not writable\)"):
+        made_folder(tmp_path)
