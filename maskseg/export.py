@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,11 +72,11 @@ def _plan(settings: dict[str, Any], categories: Categories) -> tuple[str, bool, 
     v2 = model["backbone"].get("norm") is not None and kind != "keypointrcnn"
     reference = [f"model=torchvision_{name}{'_v2' if v2 else ''}", "experiment=coco_r50_fpn_3x", "data=coco"]
     reference += [] if heads else ["~model/heads@model.heads.mask"]
-    own = dict(_flat(model))
+    own = configs.flat(model)
     trunk = own.get("backbone.trunk.name", "")
     wanted = configs.compose("train", [*reference, *([] if v2 else [f"model.backbone.trunk.name={trunk}"])])
     configs.set_categories(wanted, categories)
-    other = dict(_flat(yaml.safe_load(configs.to_yaml(wanted, resolve=True))["model"]))
+    other = configs.flat(yaml.safe_load(configs.to_yaml(wanted, resolve=True))["model"])
     different = {k: own.get(k) for k in {**other, **own} if not _alike(k, own.get(k), other.get(k))}
     keywords = {_KEYWORDS[k]: v for k, v in different.items() if k in _KEYWORDS}
     refused = [f"model.{k}={v} instead of {other.get(k)}" for k, v in different.items() if k not in _KEYWORDS]
@@ -91,14 +90,6 @@ def _plan(settings: dict[str, Any], categories: Categories) -> tuple[str, bool, 
         if key in keywords:
             keywords[key] = [round(float(v) / 255, 6) for v in cast(list[float], keywords[key])]
     return kind, v2, keywords | _sizes(settings["data"].get("test_transforms") or [])
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _alike(key: str, value: Any, other: Any) -> bool:

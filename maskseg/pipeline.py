@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from maskseg import config as configs
 from maskseg import run_folder
+from maskseg.data.loader import loader_error
 from maskseg.data.source import CocoSource
 from maskseg.engine.checkpoint import Checkpoint, best_weights, load_checkpoint, load_weights
 from maskseg.engine.distributed import Group, processes
@@ -145,7 +146,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     try:
         trainer.run(model, optimizer, scheduler, batches, run_dir, about, check, resume, group, report)
     except RuntimeError as error:
-        raise source.test_loader(source.splits()[0], 1, 1).explained(error) from error
+        raise loader_error(error, source.name("train"), source.timeout) from error
     if group.main:
         if check is not None and check.table:
             print(check.table, flush=True)
@@ -178,9 +179,12 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
 
     def batches(step: int) -> Iterable[Batch]:
         sizes = {"rank": group.rank, "world": group.world, "pieces": trainer.accumulate}
+        path = run_dir / "train_batch.png"
+        wanted = group.main and not path.exists()
         for batch in source.train_loader(config.total_batch, trainer.max_steps, config.seed, step, pin, **sizes):
-            if group.main and not (run_dir / "train_batch.png").exists():
-                _drawn(partial(save_batch, batch, source.categories, run_dir / "train_batch.png"))
+            if wanted:
+                _drawn(partial(save_batch, batch, source.categories, path))
+                wanted = False
             yield batch
 
     return batches

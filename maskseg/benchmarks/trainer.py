@@ -13,21 +13,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from maskseg import config as configs
+from maskseg.benchmarks.bare import BareStep, prepared
 from maskseg.benchmarks.measure import in_turn, ratio
 from maskseg.engine.checkpoint import Keeper
 from maskseg.engine.distributed import Group
 from maskseg.engine.logs import RunLog, peak_memory
-from maskseg.engine.precision import grad_scaler
-from maskseg.engine.state import State, averaged
 from maskseg.engine.stepper import Stepper
-from maskseg.engine.trainer import Trainer
-from maskseg.errors import UserError
-from maskseg.pipeline import open_data, validation
+from maskseg.pipeline import validation
 
-_DISTINCT = 8  # batches that are taken in turn, from memory: the loader is measured by itself
 _REPEATS = 5
 
 
@@ -67,35 +62,13 @@ class _Setup:
 
     def __init__(self, config: Any) -> None:
         self.config, self.steps = config, int(config.steps)
-        if self.steps < 1:
-            raise UserError("steps must be at least 1")
-        self.trainer: Trainer = configs.build(config.trainer)
-        self.source = open_data(config)
-        configs.set_categories(config, self.source.categories)
-        torch.manual_seed(config.seed)
-        self.model: nn.Module = self.trainer.place(configs.build_model(config, pretrained=False))
-        self.optimizer = self.trainer.optimizer(self.model, configs.build(config.optimizer), config.total_batch)
-        self.scheduler = configs.build(config.scheduler)(self.optimizer, max_steps=config.trainer.max_steps)
-        batches = list(self.source.train_loader(config.total_batch, _DISTINCT, config.seed))
+        self.trainer, self.source, self.model, batches = prepared(config)
         # The same batch for both, one after the other
         self.batches = (batch for batch in cycle(batches) for _ in range(2))
+        self.bare = BareStep(config, self.trainer, self.model, self.batches)
         about = {"config": configs.to_yaml(config), "categories": self.source.categories.to_dict()}
-        ema = averaged(self.model, self.trainer.ema) if self.trainer.ema else None
-        scaler = grad_scaler(self.trainer.device, self.trainer.precision)
-        self.state = State(self.model, self.optimizer, self.scheduler, scaler, ema, about, Group())
+        self.state = self.trainer.state(self.model, self.bare.optimizer, self.bare.scheduler, about, Group())
         self.take_step = Stepper(self.state, self.model, self.trainer.device, self.trainer.autocast, self.trainer.clip_norm)
-
-    def bare(self) -> None:
-        """What one would write in a notebook."""
-        self.model.train()
-        with self.trainer.autocast():
-            total = torch.stack(list(self.model(next(self.batches).to(self.trainer.device)).values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if self.trainer.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
-        self.optimizer.step()
-        self.scheduler.step()
 
     def step(self) -> None:
         """The trainer's own."""
@@ -111,7 +84,7 @@ class _Setup:
             log.progress(1, values, say=True)
 
         with contextlib.redirect_stdout(io.StringIO()):
-            seconds = _median(write)
+            seconds = self._median(write)
         log.close()
         return seconds
 
@@ -123,7 +96,7 @@ class _Setup:
             self.state.step += 1
             keeper.save(self.state.checkpoint())
 
-        return _median(save)
+        return self._median(save)
 
     def pictures(self, folder: Path) -> float:
         """Seconds to draw and write all pictures of an evaluation, beyond the evaluation itself."""
@@ -141,12 +114,6 @@ class _Setup:
             check.draw(batch, found)
         return sheets + time.perf_counter() - start
 
-
-def _median(thing: Callable[[], None]) -> float:
-    """Seconds, of a few calls after a first one."""
-    found = []
-    for _ in range(_REPEATS + 1):
-        start = time.perf_counter()
-        thing()
-        found.append(time.perf_counter() - start)
-    return median(found[1:])
+    def _median(self, thing: Callable[[], None]) -> float:
+        """Seconds, of a few calls after a first one."""
+        return median(in_turn({"": thing}, _REPEATS + 1, self.trainer.device)[""][1:])

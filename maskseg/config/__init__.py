@@ -2,7 +2,7 @@
 
 from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, build, build_model, check_targets, require, set_categories, to_yaml
 from maskseg.config.compose import compose, config_folder, experiments
-from maskseg.config.derived import from_checkpoint, hydra_settings, model_differences, sweep_points
+from maskseg.config.derived import flat, from_checkpoint, hydra_settings, model_differences, sweep_points
 
 __all__ = [
     "FROM_CHECKPOINT",
@@ -13,6 +13,7 @@ __all__ = [
     "compose",
     "config_folder",
     "experiments",
+    "flat",
     "from_checkpoint",
     "hydra_settings",
     "model_differences",

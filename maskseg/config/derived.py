@@ -100,13 +100,14 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
     except OmegaConfBaseException:
         return []
     own = OmegaConf.to_container(config, resolve=True)
-    theirs, ours = (_flat(whole.get("model"), "model.") if isinstance(whole, dict) else {} for whole in (trained, own))
+    theirs, ours = (flat(whole.get("model"), "model.") if isinstance(whole, dict) else {} for whole in (trained, own))
     passing = ("weights", "num_classes", "ranges", "frozen_stages")  # what may differ without harm, or has another shape
     keys = [k for k in theirs if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing]
     return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]
 
 
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested plain values -> dotted key -> value; lists are values."""
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
-    return {key: value for name, inner in node.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+    return {key: value for name, inner in node.items() for key, value in flat(inner, f"{prefix}{name}.").items()}

@@ -53,29 +53,33 @@ class BatchLoader:
             try:
                 batch = next(iterator, None)
             except RuntimeError as error:
-                raise self.explained(error, iterator) from error
+                raise loader_error(error, self.name, self.timeout, iterator) from error
             if batch is None:
                 return
             yield batch
 
-    def explained(self, error: RuntimeError, iterator: Any = None) -> Exception:
-        """What torch says of a loader process, in one line that names the data; any other error as it is. torch says it wherever the main process
-        happens to be, in the middle of a step for example."""
-        text = str(error)
-        workers = list(getattr(iterator, "_workers", []))
-        dead = [(i, w) for i, w in enumerate(workers) if w.exitcode]
-        if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
-            which = ", ".join(f"{i} (process {w.pid}, {_ending(w.exitcode)})" for i, w in dead) or text
-            hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
-            return UserError(f"{self.name}: loader worker {which} died; {hint}")
-        if "timed out" in text:
-            _end(iterator, workers)
-            waiting = getattr(iterator, "_task_info", {}).get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
-            return UserError(
-                f"{self.name}: loader worker {waiting} has given nothing for data.timeout={self.timeout:g} seconds; is the disk there? "
-                "data.num_workers=0 loads in the main process"
-            )
-        return error
+
+def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any = None) -> Exception:
+    """What torch says of a loader process, in one line that names the data; any other error as it is.
+
+    torch says it wherever the main process happens to be, in the middle of a step for example, where there is no `iterator` at hand. name: of the
+    data set; timeout: in seconds.
+    """
+    text = str(error)
+    workers = list(getattr(iterator, "_workers", []))
+    dead = [(i, w) for i, w in enumerate(workers) if w.exitcode]
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+        which = ", ".join(f"{i} (process {w.pid}, {_ending(w.exitcode)})" for i, w in dead) or text
+        hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
+        return UserError(f"{name}: loader worker {which} died; {hint}")
+    if "timed out" in text and iterator is not None:
+        _end(iterator, workers)
+        waiting = getattr(iterator, "_task_info", {}).get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
+        return UserError(
+            f"{name}: loader worker {waiting} has given nothing for data.timeout={timeout:g} seconds; is the disk there? "
+            "data.num_workers=0 loads in the main process"
+        )
+    return error
 
 
 def _end(iterator: Any, workers: Sequence[Any]) -> None:

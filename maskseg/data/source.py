@@ -95,6 +95,10 @@ class CocoSource:
         """The checked validation file, its classes in the order of the training file's (or of a checkpoint's). Raises UserError."""
         return self._read("val", self.known or (self.train.categories if self.json["train"] else None))
 
+    def name(self, split: str) -> str:
+        """What messages call a split: the key that names its file."""
+        return f"data.{split}_json={self.json[split]}"
+
     def file(self, split: str) -> CocoFile:
         """The checked file of a split. Raises UserError."""
         if split not in self.json:
@@ -174,8 +178,7 @@ class CocoSource:
         return self._loader(split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world])
 
     def _loader(self, split: str, dataset: CocoDataset, sampler: StepSampler | list[list[Item]], pin: bool = False) -> BatchLoader:
-        name = f"data.{split}_json={self.json[split]}"
-        return BatchLoader(name, dataset, sampler, partial(collate, divisor=self.divisor), self.num_workers, self.timeout, pin)
+        return BatchLoader(self.name(split), dataset, sampler, partial(collate, divisor=self.divisor), self.num_workers, self.timeout, pin)
 
     def picture(self, split: str, image_id: int) -> NDArray[np.uint8]:
         """uint8 RGB [H, W, 3]: an image of a split as its file has it."""

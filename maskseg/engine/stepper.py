@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -119,7 +120,7 @@ class Stepper:
 
 def _loss_problem(losses: dict[str, Tensor], batch: Batch) -> str:
     values = {name: float(value.detach()) for name, value in losses.items()}
-    wrong = [f"{name} = {value}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+    wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     return f"not finite: {', '.join(wrong) or 'the sum of the losses'}, from {_images(batch)}"
 
 

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from maskseg.engine.checkpoint import Checkpoint
 from maskseg.engine.distributed import Group
-from maskseg.engine.interrupts import Interrupts
 from maskseg.engine.loop import Evaluate, Run
 from maskseg.engine.optim import parameter_groups
 from maskseg.engine.precision import autocast, check_compiler, check_precision, grad_scaler, pick_device
@@ -59,11 +58,16 @@ class Trainer:
         init: str | None = None,
         init_partial: bool = False,
     ) -> None:
-        least = {"max_steps": 1, "reference_batch": 1, "accumulate": 1, "max_bad_steps": 1, "keep": 0, "patience": 0}
-        given = {"max_steps": max_steps, "reference_batch": reference_batch, "accumulate": accumulate}
-        for name, value in {**given, "max_bad_steps": max_bad_steps, "keep": keep, "patience": patience}.items():
-            if value < least[name]:
-                raise UserError(f"trainer.{name} must be at least {least[name]}, not {value}")
+        for name, value, least in (
+            ("max_steps", max_steps, 1),
+            ("reference_batch", reference_batch, 1),
+            ("accumulate", accumulate, 1),
+            ("max_bad_steps", max_bad_steps, 1),
+            ("keep", keep, 0),
+            ("patience", patience, 0),
+        ):
+            if value < least:
+                raise UserError(f"trainer.{name} must be at least {least}, not {value}")
         if not 0 <= ema < 1:
             raise UserError(f"trainer.ema must be at least 0 and below 1, not {ema}")
         check_precision(precision)
@@ -128,18 +132,21 @@ class Trainer:
 
         -> the metrics of the last evaluation. Raises Interrupted after a signal, when everything is saved; UserError where it cannot go on.
         """
-        group = group or Group()
-        ema = averaged(model, self.ema) if self.ema else None
-        state = State(model, optimizer, scheduler, grad_scaler(self.device, self.precision), ema, dict(about), group)
+        state = self.state(model, optimizer, scheduler, about, group or Group())
         if resume is not None:
             state.load(resume)
         run = Run(self, state, run_dir, evaluate, report)
         try:
-            with Interrupts() as run.interrupts:
+            with run.interrupts:
                 run.go(loader)
         finally:
             run.log.close()
         return state.metrics
+
+    def state(self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, about: Checkpoint, group: Group) -> State:
+        """The run at its beginning, with a loss scale and a moving average where they are asked for."""
+        ema = averaged(model, self.ema) if self.ema else None
+        return State(model, optimizer, scheduler, grad_scaler(self.device, self.precision), ema, dict(about), group)
 
     def wrapped(self, model: nn.Module, group: Group) -> nn.Module:
         """The model, or what averages its gradients over the processes."""
