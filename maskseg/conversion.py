@@ -58,6 +58,7 @@ def _import(source: str, weights: Path, output: Path, file: str | None, given: l
     categories, rows = classes.choose(number, keypoints, read_categories(Path(file)) if file else None)
     config = configs.compose("train", ["experiment=coco_r50_fpn_3x", *(PEOPLE if keypoints else []), *recognised, *given])
     config.name = output.stem
+    _resize_as(SOURCES[source].RESIZE, config)
     configs.set_categories(config, categories)
     model = configs.build_model(config, pretrained=False)
     converted = _converted(source, state, model, config, rows, number, str(weights))
@@ -68,6 +69,13 @@ def _import(source: str, weights: Path, output: Path, file: str | None, given: l
     print(f"{weights}: {len(converted)} tensors, {len(categories)} classes ({names})")
     print("as " + " ".join([*recognised, *given]))
     print(f"written to {output}")
+
+
+def _resize_as(method: str, config: Any) -> None:
+    """The pictures are resized as the other framework does it."""
+    for step in (*config.data.train_transforms, *config.data.test_transforms):
+        if step.get("_target_", "").endswith(".ResizeShortestEdge") and "method" not in step:
+            configs.put(step, "method", method)
 
 
 def _recognise(source: str, state: Mapping[str, Tensor], weights: Path, given: Sequence[str]) -> list[str]:

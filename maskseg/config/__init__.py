@@ -1,6 +1,6 @@
 """The one part that knows Hydra: YAML and command line -> config -> objects."""
 
-from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, build, build_model, check_targets, require, set_categories, to_yaml
+from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, build, build_model, check_targets, put, require, set_categories, to_yaml
 from maskseg.config.compose import compose, config_folder, experiments
 from maskseg.config.derived import flat, from_checkpoint, hydra_settings, model_differences, sweep_points
 
@@ -17,6 +17,7 @@ __all__ = [
     "from_checkpoint",
     "hydra_settings",
     "model_differences",
+    "put",
     "require",
     "set_categories",
     "sweep_points",

@@ -74,7 +74,12 @@ def _forget_weights(node: Any) -> None:
 def set_categories(config: DictConfig, categories: Categories) -> None:
     """Fills `data.num_classes` and `data.point_ranges`, to which the model's keys refer."""
     for key, value in {"num_classes": len(categories), "point_ranges": [list(r) for r in categories.point_ranges]}.items():
-        OmegaConf.update(config, f"data.{key}", value, force_add=True)
+        put(config, f"data.{key}", value)
+
+
+def put(config: DictConfig, key: str, value: Any) -> None:
+    """Sets a key, one that the config does not have yet too."""
+    OmegaConf.update(config, key, value, force_add=True)
 
 
 def require(config: DictConfig, *keys: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -37,18 +40,26 @@ class Flip:
 
 
 class ResizeShortestEdge:
-    """The shorter side becomes one of `sizes` (drawn), the longer at most `max_size`, in pixels (Faster R-CNN's custom)."""
+    """The shorter side becomes one of `sizes` (drawn), the longer at most `max_size`, in pixels (Faster R-CNN's custom).
 
-    def __init__(self, sizes: Sequence[int] = (800,), max_size: int = 1333) -> None:
+    method: `antialias` (torchvision's bilinear with antialiasing, the fastest), `pillow` (the same filter in Pillow's arithmetic, one grey level
+    off in one value of ten thousand: what detectron2's models saw), or `plain` (bilinear without antialiasing, sizes rounded down: what
+    torchvision's detection models saw).
+    """
+
+    def __init__(self, sizes: Sequence[int] = (800,), max_size: int = 1333, method: str = "antialias") -> None:
         if not sizes or min(sizes) < 1 or max_size < max(sizes):
             raise UserError(f"resize: sizes must be positive and at most max_size, got {list(sizes)} and {max_size}")
-        self.sizes, self.max_size = list(sizes), max_size
+        if method not in _RESIZES:
+            raise UserError(f"resize: method must be one of {', '.join(_RESIZES)}, not {method!r}")
+        self.sizes, self.max_size, self.method = list(sizes), max_size, method
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.size
         short = self.sizes[int(rng.integers(len(self.sizes)))]
         scale = min(short / min(height, width), self.max_size / max(height, width))
-        return _resize(sample, round(height * scale), round(width * scale))
+        whole = math.floor if self.method == "plain" else round
+        return _resize(sample, whole(height * scale), whole(width * scale), self.method)
 
 
 class ScaleJitterCrop:
@@ -106,9 +117,20 @@ class ColorJitter:
         return replace(sample, image=image)
 
 
-def _resize(sample: Sample, height: int, width: int) -> Sample:
+def _pillow(image: Tensor, height: int, width: int) -> Tensor:
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+_RESIZES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "antialias": lambda image, height, width: F.resize(image, [height, width], antialias=True),
+    "pillow": _pillow,
+    "plain": lambda image, height, width: F.resize(image.float(), [height, width], antialias=False).round().to(torch.uint8),
+}
+
+
+def _resize(sample: Sample, height: int, width: int, method: str = "antialias") -> Sample:
     height, width = max(height, 1), max(width, 1)
     if (height, width) == sample.size:
         return sample
-    image: Tensor = F.resize(sample.image, [height, width], antialias=True)
-    return sample.move(image, Geometry.resize(*sample.size, height, width))
+    return sample.move(_RESIZES[method](sample.image, height, width), Geometry.resize(*sample.size, height, width))

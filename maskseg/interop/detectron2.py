@@ -43,6 +43,7 @@ PAIRS: Pairs = (
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 _BUFFERS = re.compile(rf"pixel_mean|pixel_std|{re.escape(_ANCHORS)}\d+")
 FIRST_BACKGROUND = False
+RESIZE = "pillow"  # how its models resize (`data.transforms.ResizeShortestEdge`)
 
 
 def pairs(own: Iterable[str]) -> Pairs:  # noqa: ARG001 - as torchvision's

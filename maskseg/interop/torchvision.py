@@ -47,6 +47,7 @@ _OLD: Pairs = tuple(
     )
 )
 FIRST_BACKGROUND = True
+RESIZE = "plain"  # how its models resize (`data.transforms.ResizeShortestEdge`)
 EPS = 1e-5  # of the norms that torchvision's builders make
 
 

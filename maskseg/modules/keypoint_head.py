@@ -25,7 +25,8 @@ class KeypointHead(nn.Module):
 
     pooler gives [R, in_channels, S, S]; heatmaps are 4S x 4S. ranges: of each of the K classes, which of the points are its own, (first, past the
     last), equal for one without points (`Categories.point_ranges`); num_points: how many there are in all. max_regions: regions of an image that
-    are learnt from, at random (0: all of the foreground).
+    are learnt from, at random (0: all of the foreground). loss_weight: a factor of the loss, which begins at
+    log((4S)^2) and may outweigh the others.
     """
 
     adds = "keypoints"
@@ -39,13 +40,16 @@ class KeypointHead(nn.Module):
         layers: int = 8,
         norm: str | None = None,
         max_regions: int = 0,
+        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         ranges = ranges or ()
         self.num_points = max((int(stop) for _, stop in ranges), default=0)
         if not self.num_points:
             raise UserError("the keypoint head needs a category with keypoints: ~model/heads@model.heads.keypoint takes the head away")
-        self.pooler, self.max_regions = pooler, max_regions
+        if not loss_weight > 0:
+            raise UserError(f"keypoint head: loss_weight must be above 0, not {loss_weight}")
+        self.pooler, self.max_regions, self.loss_weight = pooler, max_regions, loss_weight
         self.convs = nn.Sequential(*(conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True) for i in range(layers)))
         self.deconv = nn.ConvTranspose2d(channels if layers else in_channels, self.num_points, 4, stride=2, padding=1)
         for module in self.modules():
@@ -75,7 +79,7 @@ class KeypointHead(nn.Module):
         cell, valid = cells_of(samples.targets.keypoints[own.matched], own.boxes, size)
         valid &= self.own[own.labels]
         summed = F.cross_entropy(logits[valid], cell[valid], reduction="sum") + 0.0 * logits.sum()
-        return {"keypoint": summed / mean_count(int(valid.sum()), logits)}
+        return {"keypoint": self.loss_weight * summed / mean_count(int(valid.sum()), logits)}
 
     def _learnt(self, samples: Samples) -> Samples:
         """Foreground of classes with points, at most `max_regions` an image: those with the smallest hash, as elsewhere."""

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskseg.data.sample import Sample
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, ResizeShortestEdge, ScaleJitterCrop, Transform
@@ -165,6 +167,38 @@ def test_every_size_of_the_list_is_drawn() -> None:
     found = [resize(make_sample(None), rng).size[0] for _ in range(90)]
     assert {size: found.count(size) > 15 for size in (20, 30, 40)} == {20: True, 30: True, 40: True}
     assert set(found) == {20, 30, 40}
+
+
+def noise(height: int, width: int) -> Sample:
+    """A picture of noise without objects."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    return Sample(image, torch.zeros(0, 4), nothing, nothing.bool(), None, 0, "", (height, width))
+
+
+@pytest.mark.parametrize("short", [37, 211])
+def test_pillow_resizes_as_pillow(short: int) -> None:
+    sample = noise(101, 150)
+    found = ResizeShortestEdge([short], 1000, "pillow")(sample, np.random.default_rng(0))
+    size = (round(150 * short / 101), short)
+    wanted = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
+    assert np.array_equal(found.image.permute(1, 2, 0).numpy(), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("short", [37, 211])
+def test_plain_resizes_as_torchvisions_detectors(short: int) -> None:
+    sample = noise(101, 150)
+    found = ResizeShortestEdge([short], 1000, "plain")(sample, np.random.default_rng(0))
+    theirs = GeneralizedRCNNTransform(short, 1000, [0.0] * 3, [1.0] * 3)([sample.image / 255])[0]
+    assert found.size == theirs.image_sizes[0]
+    wanted = theirs.tensors[0, :, : found.size[0], : found.size[1]] * 255
+    assert (found.image - wanted).abs().max() < 0.51
+    assert (ResizeShortestEdge([37], 1000)(sample, np.random.default_rng(0)).image[:, :37, :54] - wanted[:, :37, :54]).abs().max() > 10
+
+
+def test_a_resize_by_an_unknown_method_is_refused() -> None:
+    with pytest.raises(UserError, match="method must be one of antialias, pillow, plain, not 'nearest'"):
+        ResizeShortestEdge([10], 20, "nearest")
 
 
 @pytest.mark.parametrize(("sizes", "longest"), [((), 100), ((0,), 100), ((200,), 100), ((50, -1), 100)])
