@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from maskseg import cli, config
+from maskseg.benchmarks.report import chart, table
 from maskseg.benchmarks.train import train
 from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
@@ -35,9 +36,11 @@ def _benchmark(words: list[str]) -> None:
     if composed.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {composed.suite!r}")
     numbers = SUITES[composed.suite](composed)
-    print(json.dumps(numbers, indent=2))
+    print(table(numbers) if "cases" in numbers else json.dumps(numbers, indent=2))
     if composed.output:
         write_json(Path(composed.output), numbers)
+        if "cases" in numbers:
+            chart(numbers, Path(composed.output).with_suffix(".png"))
 
 
 if __name__ == "__main__":
