@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import sys
@@ -72,15 +73,13 @@ def _peak(thing: Callable[[], object], device: torch.device) -> float:
     """Megabytes that a call takes at its worst, beyond those held before it."""
     if device.type == "cuda":
         _wait(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         thing()
         _wait(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    try:
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark (Linux)
-    except OSError:
-        pass
     before = _resident("VmRSS")
     thing()
     return _resident("VmHWM") - before
