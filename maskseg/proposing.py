@@ -12,9 +12,10 @@ from tqdm import tqdm
 from maskseg import config as configs
 from maskseg.data.proposals import ImageProposals, write_proposals
 from maskseg.data.source import CocoSource
-from maskseg.engine.precision import autocast, pick_device
+from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import to_original
+from maskseg.modules.folding import for_inference
 from maskseg.ops import boxes as box_ops
 from maskseg.pipeline import open_data
 from maskseg.rcnn import GeneralizedRCNN
@@ -39,9 +40,9 @@ def propose(words: list[str]) -> None:
         raise UserError(f"output={output}: there is no folder {output.parent}")
     device = pick_device(config.trainer.device)
     recall = _Recall()
-    with autocast(device, config.trainer.precision):
-        found = _proposals(rcnn.to(device), source, config.split, config.evaluation.batch, device, recall)
-        count = write_proposals(output, found, f"{source.json[config.split]} by {path}")
+    rcnn = cast(GeneralizedRCNN, for_inference(rcnn.to(device), inference_dtype(config.trainer.precision)))
+    found = _proposals(rcnn, source, config.split, config.evaluation.batch, device, recall)
+    count = write_proposals(output, found, f"{source.json[config.split]} by {path}")
     print(f"{output}: {count} proposals of {recall.images} images ({output.stat().st_size / 1e6:.1f} MB); {recall.text()}")
 
 

@@ -43,10 +43,12 @@ class GeneralizedRCNN(nn.Module):
 
     def features(self, batch: Batch) -> Features:
         """Normalised pixels, the padding set to zero (the mean), through the backbone."""
-        images = (batch.images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        pixels = batch.images.contiguous(memory_format=torch.channels_last)
+        images = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         rows = torch.arange(images.shape[2], device=images.device)[:, None] < batch.sizes[:, 0, None, None]
         columns = torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
-        return cast(Backbone, self.backbone)(images * (rows & columns)[:, None])
+        images = images * (rows & columns)[:, None]
+        return cast(Backbone, self.backbone)(images)
 
     def forward(self, batch: Batch) -> Losses:
         """Every loss term, by name. The batch must have targets. Under `no_grad` these are validation losses."""

@@ -15,12 +15,13 @@ from maskseg import config as configs
 from maskseg.data.single import SingleImage
 from maskseg.engine.checkpoint import best_weights, load_checkpoint, load_weights
 from maskseg.engine.distributed import processes
-from maskseg.engine.precision import autocast, pick_device
+from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import detection_rows, write_results
 from maskseg.files import write_json
 from maskseg.inference.folder import image_files, overlay
 from maskseg.inference.predictor import Predictor
+from maskseg.modules.folding import for_inference
 from maskseg.pipeline import checkpoint_path, open_data, validation
 from maskseg.run_folder import made_folder
 from maskseg.structures import Categories
@@ -50,7 +51,8 @@ def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None
 
 def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
     transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
-    return Predictor(model, categories, SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device))
+    prepare, place = SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device)
+    return Predictor(for_inference(model.to(place), inference_dtype(config.trainer.precision)), categories, prepare, place)
 
 
 def checkpoint_word(words: list[str], tool: str) -> Path:
@@ -74,8 +76,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
         check = validation(config, source, config.split, categories, group)
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
-        with autocast(device, config.trainer.precision):
-            metrics = check(model.to(device), 0)
+        metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)
         if check.evaluator is not None:
             write_json(output / "metrics.json", {k: v if math.isfinite(v) else None for k, v in metrics.items()})
             write_json(output / "per_class.json", check.evaluator.per_class())

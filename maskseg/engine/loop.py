@@ -17,6 +17,7 @@ from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.state import State
 from maskseg.engine.stepper import Step, Stepper
 from maskseg.errors import Interrupted, UserError
+from maskseg.modules.folding import for_inference
 from maskseg.structures import Batch
 
 if TYPE_CHECKING:
@@ -161,9 +162,9 @@ class Run:
         self.group.share_buffers(state.evaluation_model())
         # A stream of its own: what an evaluation draws must not change the training that follows it.
         devices = [trainer.device] if trainer.device.type == "cuda" else []
-        with self.interrupts.at_once(), torch.random.fork_rng(devices=devices), trainer.autocast():
+        with self.interrupts.at_once(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
-            state.metrics = self.group.share(self.evaluate(state.evaluation_model(), state.step, self.log))
+            state.metrics = self.group.share(self.evaluate(for_inference(state.evaluation_model(), trainer.dtype), state.step, self.log))
         self.log.numbers(state.step, "val", state.metrics)
         state.evaluated = state.step
         value = state.metrics.get(trainer.best_metric)

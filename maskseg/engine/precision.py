@@ -38,6 +38,12 @@ def check_precision(name: str) -> None:
         raise UserError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
 
 
+def inference_dtype(name: str) -> torch.dtype | None:
+    """In which the weights are kept for inference; None for their own. Raises UserError."""
+    check_precision(name)
+    return PRECISIONS[name]
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context of `precision`: `bf16` and `fp16` compute convolutions and matrix products in it, the weights stay float32."""
     check_precision(precision)

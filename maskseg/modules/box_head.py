@@ -15,6 +15,8 @@ from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
 from maskseg.structures import Regions, Samples
 
+MANY = 256  # regions from which on a convolution costs less
+
 
 class FCTrunk(nn.Module):
     """3x3 convolutions (none in Mask R-CNN; torchvision's v2 models have 4 with BN), then fully connected layers, over pooled features."""
@@ -36,8 +38,8 @@ class FCTrunk(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        inputs = [(channels if convs else in_channels) * size * size] + [width] * (layers - 1)
-        linear = [nn.Linear(n, width) for n in inputs]
+        self.inputs = channels if convs else in_channels, size
+        linear = [nn.Linear(n, width) for n in [self.inputs[0] * size * size] + [width] * (layers - 1)]
         for layer in linear:
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
@@ -46,10 +48,20 @@ class FCTrunk(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, size, size] -> [R, width]."""
-        x: Tensor = self.convs(pooled).flatten(1)
-        for layer in self.layers:
+        x = F.relu(self._first(self.convs(pooled)))
+        for layer in list(self.layers)[1:]:
             x = F.relu(layer(x))
         return x
+
+    def _first(self, pooled: Tensor) -> Tensor:
+        """[R, C, size, size] -> [R, width]."""
+        layer = self.layers[0]
+        if isinstance(layer, nn.Conv2d):  # as `folding` makes it
+            return cast(Tensor, layer(pooled)).flatten(1)
+        if len(pooled) >= MANY and pooled.device.type == "cpu" and pooled.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+            # The same sum as a convolution: oneDNN's kernels are up to three times as fast as BLAS' on processors that are not Intel's.
+            return F.conv2d(pooled, cast(Tensor, layer.weight).view(-1, *pooled.shape[1:]), cast(Tensor, layer.bias)).flatten(1)
+        return cast(Tensor, layer(pooled.flatten(1)))
 
 
 class BoxClassifier(nn.Module):

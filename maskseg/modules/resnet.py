@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskseg.errors import UserError
 from maskseg.interfaces import Features, Level
+from maskseg.modules.conv_norm import merge_frozen
 from maskseg.modules.norms import norm_layer
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
@@ -47,6 +48,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
         if stride_in_1x1:
             self._stride_first(name)
+        merge_frozen(self)
         width = trunk.fc.in_features // 8
         # Every stage starts at pixel index 0: kernels and strides are odd and padded by half, so the centre stays at half a pixel.
         self.levels = {f"c{i}": Level(2**i, 0.5, width * 2 ** (i - 2)) for i in range(2, 6)}
@@ -90,7 +92,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """images: f32 [N, 3, H, W] -> four maps, finest first."""
-        x = self.stem(images)
+        x = self.stem(images.to(cast(Tensor, self.stem[0].weight).dtype))
         features = {}
         for name, layer in zip(self.levels, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
             x = features[name] = layer(x)

@@ -123,13 +123,15 @@ def test_the_average_is_evaluated_saved_used_and_resumed(scenes: Path, tmp_path:
     seen: list[dict[str, Tensor]] = []
 
     def evaluate(model: nn.Module, _: int, __: Any) -> dict[str, float]:
-        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        # A part without norms, which inference folds away
+        seen.append({k: v.clone() for k, v in model.state_dict().items() if k.startswith("proposer.")})
         return {"segm/AP": 0.5}
 
     whole = Run(make_source(scenes, RANDOM), tmp_path / "whole", ema=0.99)
     whole.go(evaluate=evaluate)
     checkpoint = load_checkpoint(tmp_path / "whole" / "last.pt")
-    assert_equal(best_weights(checkpoint), seen[0])
+    assert len(seen[0]) == 6
+    assert_equal({k: v for k, v in best_weights(checkpoint).items() if k in seen[0]}, seen[0])
     assert any(not torch.equal(v, checkpoint["model"][k]) for k, v in seen[0].items())
     first = Run(make_source(scenes, RANDOM), tmp_path / "cut", ema=0.99, checkpoint_every=2)
     with pytest.raises(Killed):
