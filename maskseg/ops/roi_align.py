@@ -1,12 +1,25 @@
-"""RoIAlign over the levels of a feature pyramid."""
+"""RoIAlign over the levels of a feature pyramid.
+
+Each bin of a region is a weighted sum of pixels. Where the channels of a pixel lie side by side (channels_last), that sum is what
+`embedding_bag` does: the map is the table, a pixel is a row, a bin is a bag. The gradient is the same the other way round: a pixel is a bag of bins.
+On a CPU this is several times faster than torchvision's kernel; on other devices torchvision's own is used.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from maskseg.ops import boxes as box_ops
+
+TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that embedding_bag has a fast kernel for
+MOST_POINTS = 2**26  # sample points in one direction of all bins together; no sensible box comes near
+PIECE = 2**22  # pixels that are looked at in one go, kept or not: bounds the memory
 
 
 def assign_levels(boxes: Tensor, lowest: int, highest: int, canonical_size: float = 224.0, canonical_level: int = 4) -> Tensor:
@@ -28,14 +41,181 @@ def roi_align_levels(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign (Mask R-CNN, section 3) of each box on its level.
+    """RoIAlign (Mask R-CNN, section 3) of each box on its level, with torchvision's rules at the border and for boxes that are empty.
 
-    features: L maps [N, C, H_l, W_l]; boxes: f32 [R, 4] in pixels; level: i64 [R] in 0..L-1. -> [R, C, size, size] of the features' type.
+    features: L maps [N, C, H_l, W_l]; boxes: f32 [R, 4] in pixels; level: i64 [R] in 0..L-1. -> [R, C, size, size] of the features' type, on a CPU
+    channels_last (and fastest where the features are). A sample point whose place is not a number, with which torchvision's kernel crashes, gives 0.
     """
+    if features[0].device.type != "cpu":
+        return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
+    order = torch.argsort(level, stable=True)
+    counts = torch.bincount(level, minlength=len(features)).tolist()
+    of_level = torch.tensor([(*feature.shape[2:], 1.0 / stride) for feature, stride in zip(features, strides, strict=True)], dtype=torch.float32)
+    height, width, scale = of_level[level[order]].unbind(1)
+    cells = boxes.detach().float()[order] * scale[:, None] - (0.5 if aligned else 0.0)
+    lookups = _lookups(cells, image_index[order], height, width, size, sampling_ratio, aligned)
+    if lookups is None:
+        return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
+    kept = features[0].dtype if features[0].dtype in TABLE_DTYPES else torch.float32
+    tables = [feature.to(kept).permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).contiguous() for feature in features]
+    sums = cast(Tensor, _LookUp.apply(lookups, order, counts, *tables))
+    return sums.view(len(boxes), size, size, features[0].shape[1]).permute(0, 3, 1, 2).to(features[0].dtype)
+
+
+def by_torchvision(
+    features: list[Tensor],
+    strides: list[int],
+    boxes: Tensor,
+    image_index: Tensor,
+    level: Tensor,
+    size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """`roi_align_levels` with torchvision's kernel, put together as in its MultiScaleRoIAlign: what other devices than a CPU take."""
     rois = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
     out = features[0].new_zeros((len(boxes), features[0].shape[1], size, size))
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         rows = torch.nonzero(level == i).squeeze(1)
         pooled = roi_align(feature.float(), rois[rows], (size, size), 1.0 / stride, sampling_ratio, aligned)
-        out = out.index_put((rows,), pooled.to(out.dtype))
+        out.index_put_((rows,), pooled.to(out.dtype))
     return out
+
+
+@dataclass(frozen=True)
+class _Lookups:
+    """Which pixels of its level each bin is the sum of: R regions of S*S bins, level by level, T pixels in all, bin by bin."""
+
+    sizes: Tensor  # i32 [R, S*S], how many pixels a bin has
+    pixels: Tensor  # i32 [T], rows of the level's table [N*H*W, C]
+    weights: Tensor  # f32 [T]
+
+    def split(self, counts: list[int]) -> list[_Lookups]:
+        """Those of each level, on which are `counts` regions."""
+        sizes = torch.split(self.sizes, counts)
+        lengths = [int(part.sum()) for part in sizes]
+        return [_Lookups(*level) for level in zip(sizes, torch.split(self.pixels, lengths), torch.split(self.weights, lengths), strict=True)]
+
+
+def _lookups(boxes: Tensor, image_index: Tensor, height: Tensor, width: Tensor, size: int, ratio: int, aligned: bool) -> _Lookups | None:
+    """The pixels and weights of every bin. boxes: f32 [R, 4] in cells of their map, which is f32 [R] height x width cells large.
+
+    None: too many sample points (torchvision's kernel, one box at a time, may still have the memory, or says so).
+
+    The bilinear weights of a point are a product of one in x and one in y, and so are the sums over the points of a bin. Neighbouring points share
+    pixels, whose weights are added up beforehand for each direction: about half of the 4 ratio^2 lookups of a bin are left.
+    """
+    across = _one_direction(boxes[:, 0], boxes[:, 2], width, size, ratio, aligned)
+    down = _one_direction(boxes[:, 1], boxes[:, 3], height, size, ratio, aligned)
+    if across is None or down is None:
+        return None
+    (all_x, all_weight_x), (all_y, all_weight_y) = across, down
+    first = image_index.int() * (height * width).int()
+    all_y = all_y * width.int()[:, None, None] + first[:, None, None]
+    each = max(1, PIECE // (size * size * all_x.shape[2] * all_y.shape[2]))
+    sizes, pixels, weights = [], [], []
+    for piece in range(0, max(len(boxes), 1), each):
+        p = slice(piece, piece + each)
+        x, weight_x = _trimmed(all_x[p], all_weight_x[p])
+        y, weight_y = _trimmed(all_y[p], all_weight_y[p])
+        read_x, read_y = weight_x != 0, weight_y != 0
+        # [R, bins in y, bins in x, pixels in y, pixels in x]
+        kept = (read_y[:, :, None, :, None] & read_x[:, None, :, None, :]).flatten().nonzero().squeeze(1)
+        sizes.append((read_y.sum(2, dtype=torch.int32)[:, :, None] * read_x.sum(2, dtype=torch.int32)[:, None]).flatten(1))
+        pixels.append((y[:, :, None, :, None] + x[:, None, :, None, :]).flatten().index_select(0, kept))
+        weights.append((weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]).flatten().index_select(0, kept))
+    return _Lookups(torch.cat(sizes), torch.cat(pixels), torch.cat(weights))
+
+
+def _one_direction(start: Tensor, end: Tensor, cells: Tensor, size: int, ratio: int, aligned: bool) -> tuple[Tensor, Tensor] | None:
+    """The cells that the bins of each region read in one direction, and with what weights. start, end: f32 [R], of the regions, in cells, of which
+    there are f32 `cells` [R].
+
+    -> i32 and f32 [R, size, E]: each cell once, the rest filled up with weights of 0. None: too many sample points. The operations on places are
+    torchvision's in its kernel's order, for a place a rounding beyond -1 or `cells` gives 0 where its neighbour gives a pixel.
+    """
+    length = end - start
+    if not aligned:
+        length = length.clamp(min=1.0)
+    grid = torch.full_like(length, ratio) if ratio > 0 else torch.ceil(length / size).nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
+    points = int(grid.max()) if len(grid) else 0
+    if 2 * points * size * len(grid) > MOST_POINTS:
+        return None
+    start, length, grid, cells = (t[:, None, None] for t in (start, length / size, grid, cells))
+    last = (cells - 1.0).clamp(min=0.0)
+    point = torch.arange(points) + 0.5
+    place = start + torch.arange(size, dtype=torch.float32)[:, None] * length + point * length / grid
+    inside = (place >= -1.0) & (place <= cells) & (point < grid) & (cells > 0.0)
+    place = torch.minimum(torch.where(inside, place, 0.0).clamp(min=0.0), last)
+    low = place.floor()
+    share = inside / grid.clamp(min=1.0)
+    weight = torch.cat([share * (1.0 - (place - low)), share * (place - low)], dim=2)
+    # Beyond the last cell is no other: it is read with a weight of 0.
+    return _merged(torch.cat([low, torch.minimum(low + 1.0, last)], dim=2).int(), weight)
+
+
+def _trimmed(cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """i32 and f32 [R, S, E] without the last of E that none of these regions uses."""
+    used = weight.sum((0, 1)).nonzero()
+    most = int(used[-1]) + 1 if len(used) else 0
+    return cell[..., :most], weight[..., :most]
+
+
+def _merged(cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds up the weights of equal cells of a bin. i32 and f32 [r, S, E] -> the same, with an E as small as the bin with the most cells needs."""
+    if weight.numel() == 0:
+        return cell.new_zeros((*cell.shape[:2], 1)), weight.new_zeros((*cell.shape[:2], 1))
+    cell, order = cell.sort(dim=2, stable=True)
+    slot = F.pad((cell[..., 1:] != cell[..., :-1]).cumsum(2), (1, 0))
+    most = int(slot[..., -1].max()) + 1
+    merged = weight.new_zeros((*cell.shape[:2], most)).scatter_add_(2, slot, weight.gather(2, order))
+    return cell.new_zeros(merged.shape).scatter_(2, slot, cell), merged
+
+
+class _LookUp(torch.autograd.Function):
+    """Sums of table rows: L tables [N*H_l*W_l, C] -> [R, S*S, C]. Its gradient has no gradient, as in torchvision.
+
+    order: i64 [R], the regions level by level, as the lookups are, on each level rising; counts: how many are on each. Every sum has a fixed order,
+    whatever the threads: the same input gives the same bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lookups: _Lookups, order: Tensor, counts: list[int], *tables: Tensor) -> Tensor:
+        ctx.lookups, ctx.order, ctx.counts, ctx.lengths = lookups, order, counts, [len(table) for table in tables]
+        levels, rows = lookups.split(counts), torch.split(order, counts)
+        # The level with the most regions writes to where the regions belong, the others' bins empty there; only the others' sums are copied.
+        most = counts.index(max(counts))
+        sizes = torch.zeros_like(lookups.sizes).index_copy_(0, rows[most], levels[most].sizes)
+        out = _weighted_sums(tables[most], levels[most].pixels, levels[most].weights, sizes).view(*sizes.shape, tables[0].shape[1])
+        for i, (level, table) in enumerate(zip(levels, tables, strict=True)):
+            if i != most and counts[i]:
+                out[rows[i]] = _weighted_sums(table, level.pixels, level.weights, level.sizes).view(-1, *out.shape[1:])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lookups, lengths = ctx.lookups, ctx.lengths
+        _, bins, channels = grad.shape
+        # All levels as one table: one sort costs less than one for each.
+        first = [sum(lengths[:i]) for i in range(len(lengths))]
+        pixels = torch.cat([level.pixels + start for level, start in zip(lookups.split(ctx.counts), first, strict=True)])
+        pixels, by_pixel = pixels.sort(stable=True)
+        bin_ = (ctx.order[:, None] * bins + torch.arange(bins)).flatten().int()
+        bin_ = bin_.repeat_interleave(lookups.sizes.flatten(), output_size=len(pixels)).index_select(0, by_pixel)
+        sizes = torch.bincount(pixels, minlength=sum(lengths))
+        grads = _weighted_sums(grad.reshape(-1, channels).contiguous(), bin_, lookups.weights.index_select(0, by_pixel), sizes)
+        return None, None, None, *torch.split(grads, lengths)
+
+
+def _weighted_sums(table: Tensor, rows: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
+    """[V, C], i32 [T], f32 [T] and how many of those each of the B sums takes -> [B, C] of the table's type, summed in float32."""
+    ends = F.pad(sizes.flatten().cumsum(0, dtype=torch.int32), (1, 0))
+    if len(rows) == 0:
+        return table.new_zeros((sizes.numel(), table.shape[1]))
+    if table.dtype != torch.float32:
+        # The weights have to have the table's type. What that rounds off is a second weight of the same row, which is at hand: costs little.
+        rounded = weights.to(table.dtype)
+        rest = (weights - rounded.float()).to(table.dtype)
+        rows, weights, ends = rows.repeat_interleave(2), torch.stack([rounded, rest], dim=1).flatten(), ends * 2
+    return F.embedding_bag(rows, table, ends, mode="sum", per_sample_weights=weights, include_last_offset=True)

@@ -49,7 +49,7 @@ def test_the_loss_is_torchvisions(head: KeypointHead, make_boxes: Callable[..., 
     assert logits.shape == (30, 5, 56, 56)
     # torchvision knows one class with all points: those of the other class are made invisible for it
     seen = [(points * torch.tensor([1, 1, 1, 0, 0])[:, None])[i : i + 1] for i in range(30)]
-    wanted = keypointrcnn_loss(logits, [b[None] for b in drawn.boxes], seen, [torch.tensor([0])] * 30)
+    wanted = keypointrcnn_loss(logits.contiguous(), [b[None] for b in drawn.boxes], seen, [torch.tensor([0])] * 30)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 

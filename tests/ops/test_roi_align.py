@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from maskseg.modules.pooling import MultiLevelRoIAlign
-from maskseg.ops.roi_align import assign_levels, roi_align_levels
+from maskseg.ops import roi_align as module
+from maskseg.ops.roi_align import assign_levels, by_torchvision, roi_align_levels
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 HEIGHT, WIDTH = 512, 704
+CLOSE = 5e-6  # the sums are those of torchvision, in another order
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_not_aligned_equals_torchvision_multi_scale(
     wanted = MultiScaleRoIAlign(list(STRIDES), size, sampling_ratio)(features, [boxes[image == 0], boxes[image == 1]], [(HEIGHT, WIDTH)] * 2)
     found = MultiLevelRoIAlign(STRIDES, size, sampling_ratio, aligned=False)(features, boxes, image)
     assert found.shape == (len(boxes), 8, size, size)
-    assert torch.equal(torch.cat([found[image == 0], found[image == 1]]), wanted)
+    torch.testing.assert_close(torch.cat([found[image == 0], found[image == 1]]), wanted, rtol=0, atol=CLOSE)
 
 
 def test_aligned_equals_torchvision_on_each_level(make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]) -> None:
@@ -48,7 +51,7 @@ def test_aligned_equals_torchvision_on_each_level(make_boxes: Callable[..., Tens
         rows = torch.nonzero(level == int(name[1])).squeeze(1)
         assert len(rows) > 0
         rois = torch.cat([image[rows, None].float(), boxes[rows]], dim=1)
-        assert torch.equal(found[rows], roi_align(features[name], rois, 7, 1 / stride, 2, aligned=True))
+        torch.testing.assert_close(found[rows], roi_align(features[name], rois, 7, 1 / stride, 2, aligned=True), rtol=0, atol=CLOSE)
 
 
 def test_aligned_by_default_reads_a_ramp_exactly() -> None:
@@ -96,3 +99,165 @@ def test_half_precision_features_do_not_round_the_boxes(generator: torch.Generat
     half = roi_align_levels([feature.half()], [4], boxes, image, level, 7, 2, True)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), exact, rtol=0, atol=5e-3)
+
+
+def odd_boxes(n: int, height: float, width: float, generator: torch.Generator) -> Tensor:
+    """Of every size, within and over the borders, besides those that the kernel has a rule of its own for."""
+    corner = torch.rand((n, 2), generator=generator) * torch.tensor([1.6 * width, 1.6 * height]) - torch.tensor([0.3 * width, 0.3 * height])
+    extent = torch.exp(torch.rand((n, 2), generator=generator) * 7 - 1)
+    special = [
+        [0.0, 0.0, width, height],
+        [-4.0, -4.0, width + 4.0, height + 4.0],  # points exactly at -1 and at H, which still count
+        [-8.0, -8.0, 0.0, 0.0],
+        [width, height, width + 16.0, height + 16.0],
+        [-1e4, 3.0, -9e3, 30.0],
+        [1e9, 1e9, 1.1e9, 1.1e9],
+        [12.0, 12.0, 12.0, 12.0],
+        [12.0, 12.0, 12.0, 40.0],
+        [40.0, 44.0, 8.0, 4.0],  # the wrong way round
+    ]
+    return torch.cat([torch.cat([corner, corner + extent], dim=1), torch.tensor(special)])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("shapes", "images", "channels", "size"),
+    [
+        ([(61, 83), (31, 42), (16, 21)], 2, 5, 7),
+        ([(37, 50)], 3, 16, 14),
+        ([(1, 1), (9, 1), (1, 7)], 1, 1, 3),
+        ([(20, 30), (10, 15)], 1, 256, 1),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_output_and_gradient_equal_torchvision(
+    shapes: list[tuple[int, int]],
+    images: int,
+    channels: int,
+    size: int,
+    ratio: int,
+    aligned: bool,
+    layout: torch.memory_format,
+    generator: torch.Generator,
+) -> None:
+    maps = [torch.randn((images, channels, h, w), generator=generator).contiguous(memory_format=layout) for h, w in shapes]
+    strides = [4 * 2**i for i in range(len(shapes))]
+    boxes = odd_boxes(60, 4.0 * shapes[0][0], 4.0 * shapes[0][1], generator)
+    if ratio == 0:
+        boxes = boxes[boxes.abs().amax(1) < 1e6]  # torchvision's kernel asks for too much memory
+    image = torch.randint(0, images, (len(boxes),), generator=generator)
+    level = torch.randint(0, len(shapes), (len(boxes),), generator=generator)
+    results = []
+    for function in (roi_align_levels, by_torchvision):
+        leaves = [m.clone().requires_grad_() for m in maps]
+        out = function(leaves, strides, boxes, image, level, size, ratio, aligned)
+        towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, towards)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_points_at_the_border_fall_on_the_same_side_as_torchvision(ratio: int, generator: torch.Generator) -> None:
+    """Beyond -1 and H a point gives 0, a rounding before it a whole pixel: the places must be the same to the last bit."""
+    feature = torch.ones((1, 1, 25, 25))
+    low = torch.rand((4000, 2), generator=generator) * 8 - 12
+    boxes = torch.cat([low, low + torch.rand((4000, 2), generator=generator) * 120], dim=1).mul(8).round().div(8)
+    args = ([4], boxes, torch.zeros(4000, dtype=torch.int64), torch.zeros(4000, dtype=torch.int64), 7, ratio, True)
+    torch.testing.assert_close(roi_align_levels([feature], *args), by_torchvision([feature], *args), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_box_that_is_not_finite_has_no_places_and_leaves_the_others(place: int, wrong: float, ratio: int, aligned: bool) -> None:
+    """torchvision's kernel reads outside of the map for most of these, and the process may crash."""
+    feature = torch.ones((1, 3, 20, 30), requires_grad=True)
+    boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, 40.0, 40.0]])
+    boxes[0, place] = wrong
+    zeros = torch.zeros(2, dtype=torch.int64)
+    out = roi_align_levels([feature], [4], boxes, zeros, zeros, 7, ratio, aligned)
+    # Not aligned, a box is at least one cell large: one that ends at -inf is that cell, in torchvision too.
+    assert bool(out[0].any()) == (place >= 2 and wrong == -math.inf and not aligned)
+    torch.testing.assert_close(out[1], torch.ones(3, 7, 7))
+    out.sum().backward()
+    assert feature.grad is not None
+    assert bool(feature.grad.isfinite().all())
+
+
+def test_adaptive_boxes_the_wrong_way_round_give_zeros() -> None:
+    """One side of negative length, with which torchvision's kernel fails for want of memory."""
+    feature, zeros = torch.ones((1, 3, 20, 30)), torch.zeros(1, dtype=torch.int64)
+    assert not roi_align_levels([feature], [4], torch.tensor([[40.0, 0.0, 0.0, 40.0]]), zeros, zeros, 7, 0, True).any()
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_pieces_and_torchvisions_kernel_change_nothing(
+    ratio: int, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes, image = boxes_of_all_levels(make_boxes, generator)
+    pool = MultiLevelRoIAlign(STRIDES, 7, ratio)
+    whole = pool(features, boxes, image)
+    monkeypatch.setattr(module, "PIECE", 10_000)
+    assert torch.equal(pool(features, boxes, image), whole)
+    monkeypatch.setattr(module, "MOST_POINTS", 10)
+    torch.testing.assert_close(pool(features, boxes, image), whole, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_are_summed_in_float32(
+    dtype: torch.dtype, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+) -> None:
+    boxes, image = boxes_of_all_levels(make_boxes, generator)
+    level = assign_levels(boxes, 2, 5) - 2
+    maps = [v.to(dtype) for v in features.values()]
+    towards = torch.randn((len(boxes), 8, 7, 7), generator=generator).to(dtype)
+    results = []
+    for function in (roi_align_levels, by_torchvision):
+        leaves = [m.clone().requires_grad_() for m in maps]
+        out = function(leaves, list(STRIDES.values()), boxes, image, level, 7, 2, True)
+        assert out.dtype == dtype
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, towards)])
+    one_rounding = 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps
+    for found, wanted in zip(*results, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, wanted, rtol=one_rounding, atol=2e-5)
+
+
+def test_autocast_changes_nothing(make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]) -> None:
+    boxes, image = boxes_of_all_levels(make_boxes, generator)
+    pool = MultiLevelRoIAlign(STRIDES, 7, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(features, boxes, image)
+    assert torch.equal(found, pool(features, boxes, image))
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_each_time_whatever_the_threads(
+    dtype: torch.dtype, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+) -> None:
+    boxes, image = boxes_of_all_levels(make_boxes, generator)
+    boxes, image = boxes.repeat(20, 1), image.repeat(20)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 4, 4, 3):
+            torch.set_num_threads(n)
+            leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in features.items()}
+            out = MultiLevelRoIAlign(STRIDES, 7, 2)(leaves, boxes, image)
+            towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+            results.append([out.detach(), *torch.autograd.grad(out, list(leaves.values()), towards)])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_a_level_without_cells_gives_zeros() -> None:
+    maps = [torch.ones((1, 2, 8, 8)), torch.ones((1, 2, 0, 4))]
+    boxes, zeros = torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(2, 1), torch.zeros(2, dtype=torch.int64)
+    out = roi_align_levels(maps, [4, 8], boxes, zeros, torch.tensor([0, 1]), 7, 2, True)
+    torch.testing.assert_close(out[0], torch.ones(2, 7, 7))
+    assert not out[1].any()
