@@ -7,7 +7,7 @@ where a picture or another library needs them, never to train.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskseg.geometry import Geometry
 from maskseg.ops import runs
-from maskseg.ops.paste import paste_crop, resample
+from maskseg.ops.paste import paste_counts, resample
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": str}, as in COCO's result files
 Floats = NDArray[np.float64]
@@ -50,10 +50,6 @@ class Masks(Protocol):
 
     def to_rle(self) -> list[Rle]:
         """Compressed RLE of each mask in its frame."""
-
-
-def _index(index: Tensor) -> NDArray[Any]:
-    return np.asarray(index.detach().cpu().numpy())
 
 
 def rle_to_bitmaps(rles: Sequence[Rle]) -> NDArray[np.bool_]:
@@ -104,8 +100,7 @@ class FileMasks:
     def from_file(cls, shapes: Sequence[Polygons | Runs], height: int, width: int) -> FileMasks:
         """The masks of one image, in its own frame."""
         n = len(shapes)
-        affine = np.tile(np.array([1.0, 0.0, 1.0, 0.0]), (n, 1))
-        return cls(shapes, affine, np.tile(np.array([height, width], dtype=np.int64), (n, 1)))
+        return cls(shapes, np.full((n, 4), (1.0, 0.0, 1.0, 0.0)), np.full((n, 2), (height, width), dtype=np.int64))
 
     @classmethod
     def cat(cls, masks: Sequence[FileMasks]) -> FileMasks:
@@ -118,7 +113,7 @@ class FileMasks:
         return len(self.shapes)
 
     def __getitem__(self, index: Tensor) -> FileMasks:
-        rows = _index(index)
+        rows = np.asarray(index.detach().cpu().numpy())
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         return FileMasks([self.shapes[i] for i in rows], self.affine[rows], self.frames[rows])
 
@@ -127,10 +122,9 @@ class FileMasks:
         return self
 
     def warp(self, geometry: Geometry) -> FileMasks:
-        sx, tx, sy, ty = self.affine.T
         g = geometry
-        affine = np.stack([sx * g.scale_x, tx * g.scale_x + g.shift_x, sy * g.scale_y, ty * g.scale_y + g.shift_y], axis=1)
-        return FileMasks(self.shapes, affine, np.tile(np.array([g.height, g.width], dtype=np.int64), (len(self), 1)))
+        affine = self.affine * (g.scale_x, g.scale_x, g.scale_y, g.scale_y) + (0.0, g.shift_x, 0.0, g.shift_y)
+        return FileMasks(self.shapes, affine, np.full((len(self), 2), (g.height, g.width), dtype=np.int64))
 
     def boxes(self) -> Tensor:
         out = np.zeros((len(self), 4))
@@ -166,8 +160,8 @@ class FileMasks:
         corners = boxes.detach().cpu().numpy().astype(np.float64)
         out = np.zeros((len(self), size, size), dtype=np.float32)
         is_run = np.array([isinstance(s, Runs) for s in self.shapes], dtype=bool)
-        for i in np.flatnonzero(~is_run):
-            out[i] = self._rasterise(int(i), corners[i], size)
+        if len(which := np.flatnonzero(~is_run)):
+            self._rasterise(which, corners[which], out)
         if len(which := np.flatnonzero(is_run)):
             samples = 2
             grid = (np.arange(size * samples) + 0.5) / (size * samples)
@@ -183,10 +177,24 @@ class FileMasks:
         assert isinstance(shape, Polygons)
         return [p * self.affine[i, 0::2] + self.affine[i, 1::2] for p in shape.parts]
 
-    def _rasterise(self, i: int, box: Floats, size: int) -> NDArray[np.uint8]:
-        scale = size / np.maximum(box[2:] - box[:2], 0.1)
-        parts = [((p - box[:2]) * scale).ravel() for p in self._moved(i)]
-        return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, size, size))))
+    def _rasterise(self, which: NDArray[np.int64], boxes: Floats, out: NDArray[np.float32]) -> None:
+        """Polygon masks `which` in the frames of their boxes f64 [n, 4] -> out[which], f32 [n, size, size], in one call of the library."""
+        size = out.shape[-1]
+        found = [s.parts for s in (self.shapes[i] for i in which) if isinstance(s, Polygons)]
+        parts = [part for own in found for part in own]
+        row = np.repeat(np.arange(len(which)), [len(own) for own in found])  # of each part
+        lengths = [len(part) for part in parts]
+        point = np.repeat(row, lengths)
+        affine, scale = self.affine[which], size / np.maximum(boxes[:, 2:] - boxes[:, :2], 0.1)
+        points = np.concatenate(parts) * affine[point, 0::2] + affine[point, 1::2]
+        flat = ((points - boxes[point, :2]) * scale[point]).ravel()
+        ends = (2 * np.cumsum(lengths)).tolist()
+        outlines = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        cells = coco_mask.decode(coco_mask.frPyObjects(outlines, size, size)).transpose(2, 0, 1)
+        first = np.diff(row, prepend=-1) > 0
+        out[which] = cells[first]
+        for i in np.flatnonzero(~first):
+            np.maximum(out[which[row[i]]], cells[i], out=out[which[row[i]]])
 
     def _sample(self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
         """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""
@@ -244,17 +252,14 @@ class SoftMasks:
     interpolation: str = "bilinear"
     threshold: float = 0.5
 
-    def _with(self, grids: Tensor, boxes: Tensor, frames: Tensor) -> SoftMasks:
-        return SoftMasks(grids, boxes, frames, self.paste_rule, self.interpolation, self.threshold)
-
     def __len__(self) -> int:
         return len(self.grids)
 
     def __getitem__(self, index: Tensor) -> SoftMasks:
-        return self._with(self.grids[index], self.grid_boxes[index], self.frames[index])
+        return replace(self, grids=self.grids[index], grid_boxes=self.grid_boxes[index], frames=self.frames[index])
 
     def to(self, device: torch.device | str) -> SoftMasks:
-        return self._with(self.grids.to(device), self.grid_boxes.to(device), self.frames.to(device))
+        return replace(self, grids=self.grids.to(device), grid_boxes=self.grid_boxes.to(device), frames=self.frames.to(device))
 
     def warp(self, geometry: Geometry) -> SoftMasks:
         g = geometry
@@ -264,7 +269,7 @@ class SoftMasks:
         corners = self.grid_boxes.view(-1, 2, 2) * scale + shift  # not clipped: the grid covers the whole box
         boxes = corners.sort(dim=1).values.view(-1, 4)
         frames = torch.tensor([[g.height, g.width]], device=self.frames.device).expand(len(self), 2)
-        return self._with(self.grids.flip(dims) if dims else self.grids, boxes, frames)
+        return replace(self, grids=self.grids.flip(dims) if dims else self.grids, grid_boxes=boxes, frames=frames)
 
     def boxes(self) -> Tensor:
         found = [coco_mask.toBbox(r) for r in self.to_rle()]
@@ -287,14 +292,8 @@ class SoftMasks:
         return resample(self.grids, grid[..., 0], grid[..., 1], self.interpolation).clamp(0, 1).to(boxes.device)
 
     def to_rle(self) -> list[Rle]:
-        """Each mask is pasted as a crop and encoded from the crop's runs: no full-size bitmap is made."""
-        here, rles, threads = self.to("cpu"), [], torch.get_num_threads()
-        torch.set_num_threads(1)  # the crops are small: threads would wait for each other, 100 times longer on a busy machine
-        try:
-            for grid, box, (height, width) in zip(here.grids.float(), here.grid_boxes, here.frames.tolist(), strict=True):
-                values, left, top = paste_crop(grid, box, height, width, self.paste_rule, self.interpolation)
-                crop = (values >= self.threshold).numpy()
-                rles.append(rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width))
-        finally:
-            torch.set_num_threads(threads)
-        return rles
+        """No bitmap is made: bilinear masks are encoded from where they cross the threshold, bicubic ones from the pixels of their crops."""
+        here = self.to("cpu")
+        rules = self.paste_rule, self.interpolation, self.threshold
+        texts = runs.strings_from_counts(*paste_counts(here.grids.detach(), here.grid_boxes.detach(), here.frames, *rules))
+        return [{"size": size, "counts": text} for size, text in zip(here.frames.tolist(), texts, strict=True)]

@@ -25,7 +25,7 @@ ACROSS = {("inference", "evaluation"), ("inference", "interop")}  # the only imp
 HOMES = {
     "hydra": {"tools", "config"},
     "omegaconf": {"tools", "config"},
-    "pycocotools": {"masks", "data", "evaluation"},
+    "pycocotools": {"masks", "data", "evaluation", "benchmarks"},
     "tensorboard": {"engine"},
     "torch.utils.tensorboard": {"engine"},
 }

@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from maskseg.geometry import Geometry
 from maskseg.masks import Masks, SoftMasks, rle_to_bitmaps
 from maskseg.ops.paste import kernel, paste_crop, resample
+from maskseg.ops.runs import counts_from_string
 
 Bitmaps = np.ndarray
 
@@ -82,6 +83,86 @@ def test_pasting_in_continuous_coordinates(seed: int, size: int) -> None:
     values = whole_image(grids, boxes, 50, 70)
     assert (values >= 0.5).any(dim=(1, 2)).sum() > 20
     compare(rle_to_bitmaps(found.to_rle()), values)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strings_are_those_of_full_canvases(seed: int) -> None:
+    """Byte for byte what torchvision's canvases and pycocotools give, unless a pixel lies at the threshold."""
+    grids, boxes, _ = soft_case(seed, height=130, width=170)
+    boxes = torch.cat([boxes[:, :2].clamp(min=0), boxes[:, 2:].minimum(torch.tensor([170.0, 130.0]))], dim=1)
+    seen = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    grids, boxes = grids[seen], boxes[seen]
+    found = SoftMasks(grids, boxes, torch.tensor([[130, 170]]).expand(len(boxes), 2), paste_rule="torchvision").to_rle()
+    values = paste_masks_in_image(grids[:, None], boxes, (130, 170))[:, 0]
+    clear = ((values - 0.5).abs() > 1e-5).all(dim=(1, 2))
+    assert clear.sum() > 30
+    for i in torch.nonzero(clear).ravel().tolist():
+        assert found[i] == {"size": [130, 170], "counts": encode((values[i] >= 0.5).numpy())["counts"].decode()}
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("rule", ["continuous", "torchvision"])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "hard", "steps"])
+def test_masks_are_their_crops(rule: str, interpolation: str, kind: str) -> None:
+    """Many masks in frames of different size against the pixels of each one's crop; boxes that are empty, upside down and outside too."""
+    rng = torch.Generator().manual_seed(0)
+    for size in (1, 2, 7, 28):
+        grids, boxes, _ = soft_case(size, size=size)
+        grids = {"smooth": grids, "noise": torch.rand(grids.shape, generator=rng), "hard": grids.round(), "steps": (grids * 8).round() / 8}[kind]
+        boxes[::13, 2:] = boxes[::13, :2]
+        boxes[1::13, 2:] -= 20
+        frames = torch.randint(1, 90, (len(grids), 2), generator=rng)
+        found = SoftMasks(grids, boxes, frames, rule, interpolation).to_rle()
+        for rle, grid, box, (height, width) in zip(found, grids, boxes, frames.tolist(), strict=True):
+            crop, left, top = paste_crop(grid, box, height, width, rule, interpolation)
+            values = torch.zeros(height, width)
+            values[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+            clear = ((values - 0.5).abs() > 1e-5).numpy()
+            assert rle["size"] == [height, width]
+            np.testing.assert_array_equal(rle_to_bitmaps([rle])[0][clear], (values.numpy() >= 0.5)[clear])
+
+
+@pytest.mark.parametrize("rule", ["continuous", "torchvision"])
+def test_many_columns_are_worked_on_in_parts(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids, boxes, frames = soft_case(1)
+    whole = SoftMasks(grids, boxes, frames, rule).to_rle()
+    monkeypatch.setattr("maskseg.ops.outlines._COLUMNS", 50)
+    assert SoftMasks(grids, boxes, frames, rule).to_rle() == whole
+
+
+@pytest.mark.parametrize("rule", ["continuous", "torchvision"])
+def test_masks_that_fill_touch_and_miss_the_frame(rule: str) -> None:
+    full, none = torch.ones(28, 28), torch.zeros(28, 28)
+    boxes = torch.tensor([[-50.0, -50, 90, 90], [-50, -50, 90, 90], [10, -50, 20, 90], [200, 200, 300, 300], [-9, 3, -5, 8]])
+    masks = SoftMasks(torch.stack([full, none, full, full, full]), boxes, torch.tensor([[30, 40]]).expand(5, 2), rule)
+    first, second, third, *others = rle_to_bitmaps(masks.to_rle())
+    assert first.all()
+    assert not second.any()
+    assert third[:, 10:20].all()  # from the bottom of a column to the top of the next
+    assert third.sum() == {"continuous": 300, "torchvision": 360}[rule]  # torchvision's box is rounded outwards
+    assert not np.any(others)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", ["continuous", "torchvision"])
+def test_numbers_that_are_not_finite(rule: str) -> None:
+    """What a model gives that has diverged: the rows' checks say so, nothing breaks before."""
+    grids, boxes, frames = soft_case(0, n=6)
+    boxes[0], boxes[1, 2], boxes[2, 0], boxes[3, 3] = float("nan"), float("inf"), -float("inf"), 1e30
+    grids[4, 3], grids[5] = float("nan"), float("inf")
+    for rle in SoftMasks(grids, boxes, frames, rule).to_rle():
+        assert rle["size"] == [50, 70]
+        assert counts_from_string(rle["counts"].encode()).sum() == 50 * 70
+
+
+def test_thresholds_of_zero_and_more_than_one() -> None:
+    grids, boxes, frames = soft_case(0)
+    grids = grids.clamp(min=0.01)
+    everything = rle_to_bitmaps(SoftMasks(grids, boxes, frames, threshold=0.0).to_rle())
+    values = whole_image(grids, boxes, 50, 70).numpy()
+    assert everything[values > 1e-5].all()
+    assert everything[values == 0].mean() < 1e-3  # those where the last value fades to nothing
+    assert not SoftMasks(grids, boxes, frames, threshold=1.1).area().any()
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])

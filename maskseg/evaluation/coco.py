@@ -11,7 +11,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,16 @@ THRESHOLDS, RECALLS = 10, 101  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:
 AREAS = {BBOX: ("", "s", "m", "l"), SEGM: ("", "s", "m", "l"), KEYPOINTS: ("", "m", "l")}  # object sizes; COCO names no small people's points
 KEYPOINT_LIMIT = 20  # detections of a class in an image, as COCO has it
 COCO_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089)
+BACKENDS = ("auto", "pycocotools", "faster")
 _AP50, _AP75 = 0, 5
+
+
+class _Backend(NamedTuple):
+    """What compares: the library's name, its class for a data set, its class for an evaluation."""
+
+    name: str
+    dataset: Any
+    evaluator: Any
 
 
 class CocoEvaluator:
@@ -45,16 +54,17 @@ class CocoEvaluator:
         categories: Categories,
         *,
         max_detections: int = 100,
-        backend: str = "pycocotools",
+        backend: str = "auto",
         iou_types: Sequence[str] = (BBOX, SEGM),
         oks_sigmas: Sequence[float] | None = None,
     ) -> None:
         """ground_truth: a checked COCO data set (every annotation has id, image_id, category_id, bbox, area, iscrowd, segmentation);
         it is not changed. categories: the classes that are evaluated, truth of others is ignored.
 
-        max_detections: the highest-scored detections of an image and class that count. backend: `pycocotools`, or `faster` for
-        faster-coco-eval (the same numbers in less time). oks_sigmas: how far off each point of a class may be, as a share of the object's
-        size (COCO's 17 for a class of 17 points, 1/P for one of P others; a class of another number of points than is given keeps these).
+        max_detections: the highest-scored detections of an image and class that count. backend: `pycocotools`, `faster` for faster-coco-eval (the
+        same numbers in less time), or `auto`: the latter where it is installed. oks_sigmas: how far off each point of a class may be, as a share of
+        the object's size (COCO's 17 for a class of 17 points, 1/P for one of P others; a class of another number of points than is given keeps
+        these).
         Raises UserError for an unknown or missing backend, an unknown IoU type, or truth without masks where masks are evaluated.
         """
         if max_detections < 1:
@@ -140,7 +150,8 @@ class CocoEvaluator:
 
     def table(self) -> str:
         """The numbers as text: IoU types side by side, then the AP of the classes. `-` where there is no truth."""
-        title = f"images: {len(self.image_ids)}, detections: {len(self.rows)}, evaluated: up to {self.limits[-1]} of a class in an image"
+        seen = f"images: {len(self.image_ids)}, detections: {len(self.rows)}"
+        title = f"{seen}, evaluated: up to {self.limits[-1]} of a class in an image, by {self._backend.name}"
         return f"{title}\n{metrics_table(self.compute(), self.per_class())}"
 
     def _check(self, row: Row, known: set[int], masks: bool) -> None:
@@ -185,14 +196,13 @@ class CocoEvaluator:
 
     def _one_class(self, kind: str, truths: list[Row], rows: list[Row], points: int) -> tuple[Floats, Floats]:
         """Precision [T, R, A, M] and recall [T, A, M] of one class."""
-        dataset_type, evaluator_type = self._backend
         # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
         ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
         images = [{"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]} for i in ids]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(dataset_type, images, truth_entries(kind, truths, self.images))
-            found = _dataset(dataset_type, images, row_entries(kind, rows))
-            evaluator = evaluator_type(truth, found, kind)
+            truth = _dataset(self._backend.dataset, images, truth_entries(kind, truths, self.images))
+            found = _dataset(self._backend.dataset, images, row_entries(kind, rows))
+            evaluator = self._backend.evaluator(truth, found, kind)
             evaluator.params.maxDets = self._limits(kind)
             if kind == KEYPOINTS:
                 evaluator.params.kpt_oks_sigmas = np.array(self.sigmas(points))
@@ -218,21 +228,22 @@ def check_backend(name: str) -> None:
     _load_backend(name)
 
 
-def _load_backend(name: str) -> tuple[Any, Any]:
-    """The data set class and the evaluator class of a backend."""
-    if name == "pycocotools":
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return COCO, COCOeval
-    if name == "faster":
+def _load_backend(name: str) -> _Backend:
+    if name not in BACKENDS:
+        raise UserError(f"the evaluation backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {name!r}")
+    if name != "pycocotools":
         try:
             from faster_coco_eval import COCO as FasterCOCO  # noqa: N811
             from faster_coco_eval import COCOeval_faster
+
+            return _Backend("faster-coco-eval", FasterCOCO, COCOeval_faster)
         except ImportError as error:
-            raise UserError("the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]") from error
-        return FasterCOCO, COCOeval_faster
-    raise UserError(f"the evaluation backend must be pycocotools or faster, not {name!r}")
+            if name == "faster":
+                raise UserError("the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]") from error
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return _Backend("pycocotools", COCO, COCOeval)
 
 
 def _require_masks(truths: list[Row]) -> None:

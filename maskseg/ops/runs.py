@@ -35,6 +35,26 @@ def counts_from_string(text: bytes) -> Ints:
     return values
 
 
+def strings_from_counts(counts: Ints, lengths: Ints) -> list[str]:
+    """Run lengths of n masks, one mask after the other, `lengths` [n] of each -> pycocotools' compressed string of each (see above)."""
+    first = np.cumsum(lengths) - lengths
+    values = counts.copy()
+    values[2:] -= counts[:-2]
+    head = (first[:, None] + np.arange(3))[np.arange(3) < lengths[:, None]]  # the first three are no differences
+    values[head] = counts[head]
+    # A number takes as many characters as it needs for its bits and one for the sign.
+    size = 1 + np.searchsorted(np.int64(16) << (5 * np.arange(10)), np.where(values < 0, ~values, values), side="right")
+    ends = np.cumsum(size)
+    text = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
+    for digit in range(int(size.max(initial=0))):
+        chosen = np.flatnonzero(size > digit)
+        more = size[chosen] > digit + 1
+        text[ends[chosen] - size[chosen] + digit] = ((values[chosen] >> (5 * digit)) & 31) + 32 * more + 48
+    letters = text.tobytes().decode("ascii")
+    stops = np.append(0, ends)[first + lengths].tolist()
+    return [letters[a:b] for a, b in zip([0, *stops], stops, strict=False)]
+
+
 def inside(ends: list[Ints], heights: Ints, widths: Ints, x: Ints, y: Ints) -> NDArray[np.bool_]:
     """Whether pixels (x, y), each i64 [n, points], lie in the n masks; False outside the masks' frames. -> bool [n, points]."""
     if not ends:

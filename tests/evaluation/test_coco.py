@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import sys
@@ -15,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
+from maskseg.evaluation.entries import row_entries
 from maskseg.evaluation.rows import detection_rows, to_original, write_results
 from maskseg.masks import SoftMasks, rle_to_bitmaps
 from maskseg.structures import Batch, Categories, Outputs, Regions
@@ -182,10 +184,11 @@ def test_arbitrary_category_ids_and_labels():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_pycocotools(seed):
+@pytest.mark.parametrize("backend", ["pycocotools", "auto"])
+def test_equals_pycocotools(seed, backend):
     truth, rows = random_scenes(seed)
     kept_truth, kept_rows = copy.deepcopy(truth), copy.deepcopy(rows)
-    evaluator = CocoEvaluator(truth, classes(7, 3, 90))
+    evaluator = CocoEvaluator(truth, classes(7, 3, 90), backend=backend)
     evaluator.add_rows(range(10, 22), rows)
     metrics = evaluator.compute()
     for kind in ("bbox", "segm"):
@@ -204,7 +207,7 @@ def test_faster_backend_is_equal(seed, max_detections):
     pytest.importorskip("faster_coco_eval")
     truth, rows = random_scenes(seed)
     options = {"ids": (7, 3, 90), "images": range(10, 22), "max_detections": max_detections}
-    slow, fast = evaluate(truth, rows, **options), evaluate(truth, rows, **options, backend="faster")
+    slow, fast = (evaluate(truth, rows, **options, backend=backend) for backend in ("pycocotools", "faster"))
     assert slow.keys() == fast.keys()
     np.testing.assert_allclose(list(fast.values()), list(slow.values()), rtol=0, atol=1e-12)
 
@@ -270,7 +273,7 @@ def test_other_user_errors(monkeypatch):
         evaluate(truth, [bare])
     with pytest.raises(UserError, match="image 9 is not in the ground truth"):
         evaluate(truth, [], images=(1, 9))
-    with pytest.raises(UserError, match="pycocotools or faster"):
+    with pytest.raises(UserError, match="auto, pycocotools or faster"):
         CocoEvaluator(truth, classes(1), backend="fastest")
     with pytest.raises(UserError, match="iou_types"):
         CocoEvaluator(truth, classes(1), iou_types=("semantic",))
@@ -281,6 +284,20 @@ def test_other_user_errors(monkeypatch):
         CocoEvaluator(truth, classes(1), backend="faster")
 
 
+def test_backend_that_is_there(monkeypatch):
+    truth = truth_of([])
+    if importlib.util.find_spec("faster_coco_eval"):
+        assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", by faster-coco-eval")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", by pycocotools")
+
+
+def test_more_masks_than_the_library_measures_at_once():
+    rows = [row(1, 1, 1, 1, 2 + i % 7, 3, 0.5) for i in range(300)]
+    areas = [entry["area"] for entry in row_entries("segm", rows)]
+    assert areas == [coco_mask.area(r["segmentation"]) for r in rows]
+
+
 def test_prints_nothing(capfd):
     evaluate(truth_of([(1, 1, 10, 10, 20, 20, 0)]), [row(1, 1, 10, 10, 20, 20, 0.5)])
     assert capfd.readouterr() == ("", "")
@@ -289,10 +306,11 @@ def test_prints_nothing(capfd):
 def test_table():
     ids = tuple(range(1, 31))
     truth = truth_of([(1, 4, 10, 10, 20, 20, 0)], ids)
-    evaluator = CocoEvaluator(truth, Categories(("a class with a rather long name", *(f"class {i}" for i in ids[1:])), ids))
+    categories = Categories(("a class with a rather long name", *(f"class {i}" for i in ids[1:])), ids)
+    evaluator = CocoEvaluator(truth, categories, backend="pycocotools")
     evaluator.add_rows([1], [row(1, 4, 10, 10, 20, 20, 0.5)])
     text = evaluator.table()
-    assert text.splitlines()[0] == "images: 1, detections: 1, evaluated: up to 100 of a class in an image"
+    assert text.splitlines()[0] == "images: 1, detections: 1, evaluated: up to 100 of a class in an image, by pycocotools"
     assert "AP50   IoU 0.50            1.000   1.000" in text
     assert "class 4                    1.000   1.000" in text
     assert "a class with a rather l…" in text

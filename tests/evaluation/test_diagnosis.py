@@ -254,7 +254,7 @@ def test_pr_curves_are_those_of_coco(iou, index):
     for kind, classes in curves.items():
         assert list(classes) == ["cat", "dog", "cow"]
         expected = coco_eval(truths, rows, kind, range(1, 7), categories.ids).eval["precision"][index, :, :, 0, -1]
-        np.testing.assert_array_equal(np.stack(list(classes.values()), axis=1), expected)
+        np.testing.assert_allclose(np.stack(list(classes.values()), axis=1), expected, rtol=0, atol=1e-12)
         assert (classes["cow"] == -1).all()
         assert classes["cat"].shape == (101,)
     if iou == 0.5:

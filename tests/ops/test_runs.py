@@ -28,6 +28,30 @@ def test_counts_from_large_runs() -> None:
         np.testing.assert_array_equal(runs.counts_from_string(rle["counts"]), counts)
 
 
+def test_strings_from_counts() -> None:
+    big = np.zeros((700, 900), dtype=bool)
+    big[100:650, 50:51] = True
+    big[3:5, 800:] = True
+    masks = [*random_masks(60), big, ~big, np.zeros((4, 5), dtype=bool), np.ones((4, 5), dtype=bool)]
+    counts = [counts_of(m) for m in masks]
+    texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
+    assert texts == [encode(m)["counts"].decode() for m in masks]
+    assert runs.strings_from_counts(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strings_of_any_counts(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = [(2 ** rng.uniform(0, 31, n)).astype(np.int64) - 1 for n in rng.integers(0, 12, 50)]
+    edges = 2 ** np.arange(4, 31)  # where a number takes one more character
+    counts += [np.stack([edges - 1, edges, edges + 1, np.zeros_like(edges)]).T.ravel()]
+    texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
+    for text, own in zip(texts, counts, strict=True):
+        np.testing.assert_array_equal(runs.counts_from_string(text.encode()), own)
+        if len(own) and own.max() < 2**28:  # pycocotools has room for six characters a number, and writes behind it
+            assert text == coco_mask.frPyObjects({"size": [1, int(own.sum())], "counts": own.tolist()}, 1, int(own.sum()))["counts"].decode()
+
+
 @pytest.mark.parametrize("text", [b"~", b"/", b"o", b"00o", b"oooooooooooo0", b"\xff"])
 def test_strings_that_are_no_counts(text: bytes) -> None:
     with pytest.raises(ValueError, match="compressed RLE"):
