@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from maskseg.data.pixels import put
 from maskseg.data.sample import Sample
 from maskseg.masks import FileMasks
 from maskseg.structures import Batch, Regions, Targets
@@ -14,9 +15,12 @@ from maskseg.structures import Batch, Regions, Targets
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     """Images padded with zeros at the right and the bottom to the largest, and to a multiple of `divisor`; targets made flat."""
     height, width = (-(-max(s.size[d] for s in samples) // divisor) * divisor for d in (0, 1))
-    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for canvas, sample in zip(images, samples, strict=True):
-        canvas[:, : sample.size[0], : sample.size[1]] = sample.image
+        bottom, right = sample.size
+        put(canvas[:, :bottom, :right], sample.image)
+        canvas[:, bottom:] = 0
+        canvas[:, :bottom, right:] = 0
     index = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor([len(s.boxes) for s in samples]))
     masks = None
     if all(s.masks is not None for s in samples):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from maskseg.data.coco import CocoFile
-from maskseg.data.images import MAX_PIXELS, load_image, safe_join
+from maskseg.data.images import MAX_PIXELS, load_pixels, safe_join
 from maskseg.data.proposals import ProposalFile
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
@@ -85,7 +85,7 @@ class CocoDataset(Dataset[Sample]):
 
     def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
         record, truth = self.file.images[index], self.file.annotations(index)
-        image = load_image(safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width))
+        image = load_pixels(safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width))
         shapes = [s for s in truth.shapes if s is not None]
         points = None if truth.keypoints is None else torch.as_tensor(truth.keypoints)
         masks = FileMasks.from_file(shapes, record.height, record.width) if len(shapes) == len(truth.shapes) else None

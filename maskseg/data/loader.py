@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from maskseg.data.parcel import Packed, Parcel
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
 _GRACE = 30  # seconds after SIGTERM until a loader process ends by itself
+_HEAP = 31 << 20  # bytes, just below glibc's highest threshold for memory of its own
 
 
 class BatchLoader:
@@ -36,10 +38,10 @@ class BatchLoader:
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=Packed(collate) if num_workers else collate,
             pin_memory=pin,
             timeout=timeout if num_workers else 0,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_begin,
             generator=torch.Generator(),  # its own: an iterator must not draw from the stream that a resume restores
         )
 
@@ -56,7 +58,7 @@ class BatchLoader:
                 raise loader_error(error, self.name, self.timeout, iterator) from error
             if batch is None:
                 return
-            yield batch
+            yield batch.open() if isinstance(batch, Parcel) else batch
 
 
 def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any = None) -> Exception:
@@ -91,8 +93,20 @@ def _end(iterator: Any, workers: Sequence[Any]) -> None:
         worker.kill()
 
 
-def _outlive_signals(_: int) -> None:
-    """Ctrl-C, and a cluster's SIGTERM, reach the loader processes too: they go on while the main process finishes its step, saves, and ends them."""
+def keep_pages() -> None:
+    """This process keeps up to 62 MB of the memory it frees, so that a picture needs no new pages from the kernel, a sixth of the time.
+
+    glibc keeps twice the largest block that was ever given back (up to its limit); elsewhere this does nothing.
+    """
+    torch.empty(_HEAP, dtype=torch.uint8)
+
+
+def _begin(_: int) -> None:
+    """What a loader process does first.
+
+    Ctrl-C, and a cluster's SIGTERM, reach the loader processes too: they go on while the main process finishes its step, saves, and ends them.
+    """
+    keep_pages()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,18 +44,19 @@ class Sample:
 
         An object that the new frame cuts gets the tight box of what is left of its mask, and goes where fewer than `min_pixels` are left.
         """
-        boxes = geometry.boxes(self.boxes)
-        cut = (boxes != geometry.boxes(self.boxes, cut=False)).any(dim=1)
+        boxes, cut = geometry.cut_boxes(self.boxes)
         masks = None if self.masks is None else self.masks.warp(geometry)
-        keep = ((boxes[:, 2:] - boxes[:, :2]) > 1e-3).all(dim=1)
-        if masks is not None and cut.any():
-            rows = torch.nonzero(cut).squeeze(1)
+        extent = boxes.numpy()[:, 2:] - boxes.numpy()[:, :2]
+        keep = (extent > 1e-3).all(axis=1)
+        if cut.any() and masks is not None:
+            rows = torch.from_numpy(np.flatnonzero(cut))
             boxes[rows] = masks[rows].boxes()
-            keep[rows] &= masks[rows].area() >= min_pixels
+            keep[cut] &= masks[rows].area().numpy() >= min_pixels
         elif cut.any():
-            keep &= ~cut | ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1) >= min_pixels)
+            keep &= ~cut | (extent.prod(axis=1) >= min_pixels)
         points, proposals = self._points(geometry), self._proposals(geometry)
-        return replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals).only(torch.nonzero(keep).squeeze(1))
+        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals)
+        return moved if keep.all() else moved.only(torch.from_numpy(np.flatnonzero(keep)))
 
     def _proposals(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
         """Those that are left within the frame."""

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from maskseg.data.pixels import flip, resize
 from maskseg.data.sample import Sample
 from maskseg.errors import UserError
 from maskseg.geometry import Geometry
@@ -33,9 +34,9 @@ class Flip:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         across, down = rng.random(2)
         if across < self.horizontal:
-            sample = sample.move(sample.image.flip(-1), Geometry.flip_x(*sample.size))
+            sample = sample.move(flip(sample.image, -1), Geometry.flip_x(*sample.size))
         if down < self.vertical:
-            sample = sample.move(sample.image.flip(-2), Geometry.flip_y(*sample.size))
+            sample = sample.move(flip(sample.image, -2), Geometry.flip_y(*sample.size))
         return sample
 
 
@@ -101,7 +102,7 @@ class ColorJitter:
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        image = sample.image
+        image = sample.image.contiguous()  # a mean over it must not depend on the layout
         around_one = (
             (F.adjust_brightness, self.brightness),
             (F.adjust_contrast, self.contrast),
@@ -123,9 +124,9 @@ def _pillow(image: Tensor, height: int, width: int) -> Tensor:
 
 
 _RESIZES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "antialias": lambda image, height, width: F.resize(image, [height, width], antialias=True),
+    "antialias": resize,
     "pillow": _pillow,
-    "plain": lambda image, height, width: F.resize(image.float(), [height, width], antialias=False).round().to(torch.uint8),
+    "plain": lambda image, height, width: F.resize(image.contiguous().float(), [height, width], antialias=False).round().to(torch.uint8),
 }
 
 
