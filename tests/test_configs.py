@@ -69,7 +69,7 @@ def test_every_experiment_builds(experiment: str) -> None:
 def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int, norm: str) -> None:
     model = configs.build_model(configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS]))
     assert model.backbone.trunk.frozen_stages == frozen  # type: ignore[union-attr]
-    assert norm in {type(m).__name__ for m in model.backbone.trunk.modules()}  # type: ignore[union-attr]
+    assert norm in {kind.__name__ for m in model.backbone.trunk.modules() for kind in type(m).__mro__}  # type: ignore[union-attr]
     assert model.classifier.max_detections == 100  # type: ignore[union-attr]
     shapes = {name: list(p.shape) for name, p in model.named_parameters() if name.startswith(("classifier.", "heads."))}
     assert [4, 1024] in shapes.values()  # three classes and background

@@ -7,22 +7,32 @@ import sys
 from pathlib import Path
 
 from maskseg import cli, config
+from maskseg.benchmarks.curve import curve
+from maskseg.benchmarks.data import data
+from maskseg.benchmarks.evaluate import evaluate
+from maskseg.benchmarks.inference import inference
+from maskseg.benchmarks.paste import paste
 from maskseg.benchmarks.report import chart, table
+from maskseg.benchmarks.roi_align import roi_align
 from maskseg.benchmarks.train import train
 from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {"train": train, "trainer": trainer}
+SUITES = {f.__name__: f for f in (curve, data, evaluate, inference, paste, roi_align, train, trainer)}
 USAGE = """
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
-suite (trainer, train), steps, output=FILE.json
+suite (trainer, train, paste, roi_align, evaluate, data), rounds, steps, output=FILE.json
 
   python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
   python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=50
   python tools/benchmark.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=2 model.backbone.trunk.weights=null steps=20
   python tools/benchmark.py trainer.device=cuda trainer.precision=bf16 output=overhead.json
   python tools/benchmark.py suite=train steps=30                       what proposals from a file spare a step
+  python tools/benchmark.py suite=paste                                soft masks to RLE, beside torchvision's and detectron2's way
+  python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's
+  python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools by hand
+  python tools/benchmark.py suite=data experiment=coco_r50_fpn_1x data.root=DIR    files to batches, beside torchvision's references
 """
 
 
@@ -39,7 +49,7 @@ def _benchmark(words: list[str]) -> None:
     print(table(numbers) if "cases" in numbers else json.dumps(numbers, indent=2))
     if composed.output:
         write_json(Path(composed.output), numbers)
-        if "cases" in numbers:
+        if numbers.get("cases"):
             chart(numbers, Path(composed.output).with_suffix(".png"))
 
 

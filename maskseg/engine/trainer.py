@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -19,6 +18,7 @@ from maskseg.engine.optim import parameter_groups
 from maskseg.engine.precision import PRECISIONS, autocast, check_compiler, check_precision, grad_scaler, pick_device
 from maskseg.engine.state import State, averaged
 from maskseg.errors import UserError
+from maskseg.modules.conv_norm import channels_last
 from maskseg.structures import Batch
 
 
@@ -107,9 +107,7 @@ class Trainer:
         """The model on the device, in the layout of the run."""
         model = model.to(self.device)
         if self.channels_last:
-            for parameter in model.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            channels_last(model)
         if self.compile:
             model.compile()
         return model

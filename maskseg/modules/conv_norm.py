@@ -73,6 +73,14 @@ def merge_frozen(module: nn.Module) -> None:
                 setattr(part, first, ConvWithFrozenNorm(conv, applied))
 
 
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module, the weights of its convolutions in the layout of the fastest kernels: [out, height, width, in] in memory."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
 def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return {name: getattr(conv, name) for name in names}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from maskseg.modules.box_head import FCTrunk
-from maskseg.modules.conv_norm import folded, pairs
+from maskseg.modules.conv_norm import channels_last, folded, pairs
 
 _LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.GroupNorm
 
@@ -32,9 +32,7 @@ def for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
     for module in copied.modules():
         if isinstance(module, _LAYERS):
             module.to(dtype or module.weight.dtype)
-            if module.weight.ndim == 4:
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return copied
+    return channels_last(copied)
 
 
 def _as_convolution(trunk: FCTrunk) -> nn.Conv2d:
