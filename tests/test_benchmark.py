@@ -10,10 +10,13 @@ import pytest
 import torch
 from made.runs import MASKS, SCENES, SMALL, call, finish, start
 
+from maskseg import config
+from maskseg.benchmarks import growth as suite_growth
 from maskseg.benchmarks.evaluate import by_hand, evaluate, simulated
+from maskseg.benchmarks.growth import growth, slope
 from maskseg.benchmarks.measure import in_turn, ratio
 from maskseg.benchmarks.paste import paste
-from maskseg.benchmarks.report import table
+from maskseg.benchmarks.report import chart, table
 from maskseg.benchmarks.roi_align import roi_align
 from maskseg.data.scenes import make_scenes
 
@@ -113,6 +116,30 @@ def test_the_suite_of_the_data(tmp_path: Path) -> None:
     assert numbers["cases"][3]["agreement"]["cells that differ"] < 0.1
     assert sum(key.startswith("images a second") for key in numbers["also"]) == 6
     assert "share of decode: " in said
+
+
+def test_slopes_of_the_upper_half() -> None:
+    values = (1, 2, 4, 8, 16)
+    assert slope(values, [9, 9, 3 * 4**1.5, 3 * 8**1.5, 3 * 16**1.5]) == pytest.approx(1.5)
+    assert slope((0, 1, 2, 4), [4, 4, 2, 1]) == pytest.approx(-1)
+    assert slope(values, [1, 1, 0, 0, 1]) is None
+
+
+@pytest.mark.slow
+def test_the_suite_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
+    few = {"SIZES": (64, 96), "DETECTIONS": (3, 9), "OBJECTS": (1, 60), "CLASSES": (1, 400), "WORKERS": (0, 1)}
+    for name, values in few.items():
+        monkeypatch.setattr(suite_growth, name, values)
+    words = ["trainer.device=cpu", "trunk=resnet18", "size=64", "rounds=1", f"data.root={tmp_path / 'scenes'}", "data.num_train=8", "data.num_val=4"]
+    numbers = growth(config.compose("benchmark", [*words, "data.size=128"]))
+    assert [tuple(p["value"] for p in axis["points"]) for axis in numbers["axes"]] == [*list(few.values())[:3], (1, 400), (1, 400), (0, 1)]
+    assert all(p["seconds"] > 0 for axis in numbers["axes"] for p in axis["points"])
+    assert numbers == json.loads(json.dumps(numbers))
+    told = table(numbers)
+    assert told.count("slope time ") == len(numbers["axes"]) == 6
+    chart(numbers, tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

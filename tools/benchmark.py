@@ -10,6 +10,7 @@ from maskseg import cli, config
 from maskseg.benchmarks.curve import curve
 from maskseg.benchmarks.data import data
 from maskseg.benchmarks.evaluate import evaluate
+from maskseg.benchmarks.growth import growth
 from maskseg.benchmarks.inference import inference
 from maskseg.benchmarks.paste import paste
 from maskseg.benchmarks.report import chart, table
@@ -19,10 +20,10 @@ from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {f.__name__: f for f in (curve, data, evaluate, inference, paste, roi_align, train, trainer)}
+SUITES = {f.__name__: f for f in (curve, data, evaluate, growth, inference, paste, roi_align, train, trainer)}
 USAGE = """
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
-suite (trainer, train, paste, roi_align, evaluate, data), rounds, steps, output=FILE.json
+suite (trainer, train, paste, roi_align, evaluate, data, growth), rounds, steps, output=FILE.json
 
   python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
   python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=50
@@ -33,6 +34,7 @@ suite (trainer, train, paste, roi_align, evaluate, data), rounds, steps, output=
   python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's
   python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools by hand
   python tools/benchmark.py suite=data experiment=coco_r50_fpn_1x data.root=DIR    files to batches, beside torchvision's references
+  python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3    time and memory against what there is more of (minutes on a CPU)
 """
 
 
@@ -46,10 +48,10 @@ def _benchmark(words: list[str]) -> None:
     if composed.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {composed.suite!r}")
     numbers = SUITES[composed.suite](composed)
-    print(table(numbers) if "cases" in numbers else json.dumps(numbers, indent=2))
+    print(table(numbers) if {"cases", "axes"} & set(numbers) else json.dumps(numbers, indent=2))
     if composed.output:
         write_json(Path(composed.output), numbers)
-        if numbers.get("cases"):
+        if numbers.get("cases") or numbers.get("axes"):
             chart(numbers, Path(composed.output).with_suffix(".png"))
 
 

@@ -12,10 +12,13 @@ from maskseg.interfaces import Features, Losses, Pooler
 from maskseg.modules.norms import conv
 from maskseg.ops import boxes as box_ops
 from maskseg.ops.losses import mean_count, smooth_l1_sum
-from maskseg.ops.nms import nms_per_group, top_per_group
+from maskseg.ops.nms import best, nms_per_group, top_per_group
 from maskseg.structures import Regions, Samples
 
 MANY = 256  # regions from which on a convolution costs less
+PAIR = 64  # (region, class) pairs whose deltas cost as much in one product as a pair costs by itself, with weights that are gathered for it
+AT_ONCE = 512  # pairs that are gathered together
+FIRST, MORE = 16, 8  # candidates a detection that suppression looks at first; how many times as many where they are not enough
 
 
 class FCTrunk(nn.Module):
@@ -101,31 +104,69 @@ class BoxClassifier(nn.Module):
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """-> class logits f32 [R, K + 1] (background last), deltas f32 [R, K or 1, 4]."""
         x = self.trunk(cast(Pooler, self.pooler)(features, boxes, image_index))
-        return self.scores(x).float(), self.deltas(x).float().unflatten(1, (-1, 4))
+        return self.scores(x).float(), self._all_deltas(x)
 
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`box_class` and `box_regression`."""
-        logits, deltas = self(features, samples.boxes, samples.image_index)
+        x = self.trunk(cast(Pooler, self.pooler)(features, samples.boxes, samples.image_index))
+        logits = self.scores(x).float()
         divisor = mean_count(len(samples), logits)
         foreground = torch.nonzero(samples.labels < self.num_classes).squeeze(1)
-        column = samples.labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
+        deltas = self._deltas(x, foreground, samples.labels[foreground])
         truth = samples.targets.boxes[samples.matched[foreground]]
         wanted = box_ops.encode(truth, samples.boxes[foreground], self.box_weights)
         return {
             "box_class": F.cross_entropy(logits, samples.labels, reduction="sum") / divisor,
-            "box_regression": smooth_l1_sum(deltas[foreground, column], wanted, self.beta) / divisor,
+            "box_regression": smooth_l1_sum(deltas, wanted, self.beta) / divisor,
         }
 
     def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:
-        """Every class of a region is a candidate with a box of its own."""
-        logits, deltas = self(features, proposals.boxes, proposals.image_index)
-        scores = logits.softmax(dim=1)[:, :-1]
+        """Every class of a region is a candidate with a box of its own.
+
+        With many classes and a low threshold there are a million of them, of which the best few thousand decide: a worse candidate suppresses no
+        better one. Where they leave an image short of detections, more are looked at, until the result is that of all.
+        """
+        x = self.trunk(cast(Pooler, self.pooler)(features, proposals.boxes, proposals.image_index))
+        scores = self.scores(x).float().softmax(dim=1)[:, :-1]
         row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
         score, image = scores[row, label], proposals.image_index[row]
-        chosen = deltas[row, label if deltas.shape[1] > 1 else torch.zeros_like(label)]
-        boxes = box_ops.clip(box_ops.decode(chosen, proposals.boxes[row], self.box_weights), sizes[image])
+        number = FIRST * max(1, self.max_detections) * len(sizes)
+        while True:
+            some = best(score, number)
+            found = self._detections(x, proposals, sizes, row[some], label[some], score[some])
+            if len(some) == len(score):
+                return found
+            kept, looked_at, all_ = (torch.bincount(i, minlength=len(sizes)) for i in (found.image_index, image[some], image))
+            if bool(((kept == self.max_detections) | (looked_at == all_)).all()):
+                return found
+            number *= MORE
+
+    def _detections(self, x: Tensor, proposals: Regions, sizes: Tensor, row: Tensor, label: Tensor, score: Tensor) -> Regions:
+        """Candidates (the proposal and the class of each, i64 [n], its score) -> those that are left, the best first within an image."""
+        image = proposals.image_index[row]
+        boxes = box_ops.clip(box_ops.decode(self._deltas(x, row, label), proposals.boxes[row], self.box_weights), sizes[image])
         sides = boxes[:, 2:] - boxes[:, :2]
         keep = torch.nonzero((sides > 0).all(1) & (sides >= self.min_size).all(1)).squeeze(1)
         keep = keep[nms_per_group(boxes[keep], score[keep], image[keep] * self.num_classes + label[keep], self.nms_threshold)]
         keep = keep[top_per_group(score[keep], image[keep], self.max_detections)]
         return Regions(boxes[keep], image[keep], score[keep], label[keep])
+
+    def _all_deltas(self, x: Tensor) -> Tensor:
+        """[R, width] -> f32 [R, K or 1, 4]."""
+        deltas: Tensor = self.deltas(x).float().unflatten(1, (-1, 4))
+        return deltas
+
+    def _deltas(self, x: Tensor, row: Tensor, label: Tensor) -> Tensor:
+        """Those of the classes `label` [n] of the rows `row` [n] of x [R, width] alone. -> f32 [n, 4]."""
+        classes = self.deltas.out_features // 4
+        if classes == 1:
+            return self._all_deltas(x)[row, 0]
+        if len(row) * PAIR >= len(x) * classes:
+            return self._all_deltas(x)[row, label]
+        weight, bias = self.deltas.weight.view(classes, -1), self.deltas.bias.view(classes, 4)
+        found = []
+        for rows, labels in zip(torch.split(row, AT_ONCE), torch.split(label, AT_ONCE), strict=True):
+            # An embedding, as its gradient is summed in a fixed order: that of an index is not, in several threads.
+            own, shift = F.embedding(labels, weight).view(len(labels), 4, x.shape[1]), F.embedding(labels, bias)[..., None]
+            found.append(torch.baddbmm(shift.to(x.dtype), own.to(x.dtype), x[rows, :, None]).squeeze(2))
+        return torch.cat(found).float()

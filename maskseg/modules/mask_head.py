@@ -62,11 +62,10 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor, labels: Tensor) -> Tensor:
         """-> logits of each region's own class, f32 [R, 2S, 2S]."""
-        x = self.convs(cast(Pooler, self.pooler)(features, boxes, image_index))
-        logits = self.predictor(F.relu(self.deconv(x)))
-        column = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
-        own: Tensor = logits[torch.arange(len(labels), device=labels.device), column]
-        return own.float()
+        x = F.relu(self.deconv(self.convs(cast(Pooler, self.pooler)(features, boxes, image_index))), inplace=True)
+        if self.predictor.out_channels == 1:
+            return cast(Tensor, self.predictor(x))[:, 0].float()
+        return own_channel(x, self.predictor.weight, cast(Tensor, self.predictor.bias), labels).float()
 
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`mask`: binary cross-entropy of foreground regions, the mean over their cells."""
@@ -85,6 +84,17 @@ class MaskHead(nn.Module):
         frames = sizes[detections.image_index]
         masks = SoftMasks(logits.sigmoid(), detections.boxes, frames, self.paste_rule, self.interpolation, self.threshold)
         return replace(detections, masks=masks)
+
+
+def own_channel(x: Tensor, weight: Tensor, bias: Tensor, channel: Tensor) -> Tensor:
+    """One output channel of a 1x1 convolution, another one of each row: x [R, C, S, S], weight [K, C, 1, 1], bias [K], channel i64 [R] ->
+    [R, S, S].
+
+    All K of each would be K times the work: of LVIS' 1203 classes, 300 regions would need a gigabyte.
+    """
+    # An embedding, as its gradient is summed in a fixed order: that of an index is not, in several threads.
+    own, shift = F.embedding(channel, weight.flatten(1)), F.embedding(channel, bias[:, None])
+    return torch.baddbmm(shift[:, None].to(x.dtype), own[:, None].to(x.dtype), x.flatten(2)).view(len(x), *x.shape[2:])
 
 
 def crop_targets(masks: Masks, matched: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -133,9 +133,7 @@ class RPN(nn.Module):
         num_images, num_anchors = logits.shape
         with torch.no_grad():
             truth = matching.pad_by_image(targets.boxes, targets.image_index, ~targets.crowd, num_images)
-            best, label = matching.label_by_iou(
-                box_ops.iou(truth.boxes, anchors), truth.valid, self.negative_iou, self.positive_iou, low_quality=True
-            )
+            best, label = matching.label_by_iou(truth, anchors, self.negative_iou, self.positive_iou, low_quality=True)
             if targets.crowd.any():
                 crowds = matching.pad_by_image(targets.boxes, targets.image_index, targets.crowd, num_images)
                 cover = box_ops.covered(anchors, crowds.boxes).max(dim=2).values

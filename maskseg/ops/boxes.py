@@ -19,16 +19,17 @@ def area(boxes: Tensor) -> Tensor:
 def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Common area of [..., n, 4] and [..., m, 4] -> [..., n, m]; leading dimensions broadcast."""
     a, b = first[..., :, None, :], second[..., None, :, :]
-    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
-    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
-    return width.clamp(min=0) * height.clamp(min=0)
+    # In place: of hundreds of objects with 200 000 anchors, new memory for each step would cost more than the arithmetic.
+    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    return width.mul_(height)
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of [..., n, 4] and [..., m, 4] -> [..., n, m]; 0 between two empty boxes."""
     inter = intersection(first, second)
-    union = area(first)[..., :, None] + area(second)[..., None, :] - inter
-    return torch.where(union > 0, inter / union, torch.zeros_like(inter))
+    union = (area(first)[..., :, None] + area(second)[..., None, :]).sub_(inter)
+    return inter.div_(union).masked_fill_(~(union > 0), 0.0)
 
 
 def covered(boxes: Tensor, others: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from maskseg.ops.matching import rank_in_group
+
+FEW = 1000  # boxes, up to which one call that shifts the groups apart costs less (on a CPU)
 
 
 def top_per_group(scores: Tensor, group: Tensor, most: int) -> Tensor:
@@ -22,4 +24,22 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
 
     One call for all images, levels and classes of a batch: give each its own group number.
     """
-    return torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold))
+    if boxes.is_cuda or len(boxes) <= FEW:
+        return torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold))
+    # Sorted by group once: the library searches all boxes for those of each group.
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort(group[order], stable=True)]
+    lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
+    kept = torch.ones(len(order), dtype=torch.bool)
+    for box, score, keep in zip(*(torch.split(t, lengths) for t in (boxes[order].double(), scores[order].double(), kept)), strict=True):
+        if len(box) > 1:
+            keep.zero_()[nms(box, score, threshold)] = True
+    order = order[kept]
+    return order[torch.argsort(scores[order], descending=True, stable=True)]
+
+
+def best(scores: Tensor, number: int) -> Tensor:
+    """Ascending indices of the `number` highest scores [n], and of those that tie with the last of them."""
+    if len(scores) <= number:
+        return torch.arange(len(scores), device=scores.device)
+    return torch.nonzero(scores >= scores.topk(number, sorted=False).values.min()).squeeze(1)

@@ -11,6 +11,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
+from maskseg.modules import box_head
 from maskseg.modules.box_head import BoxClassifier, FCTrunk
 from maskseg.modules.pooling import MultiLevelRoIAlign
 from maskseg.ops.boxes import encode
@@ -112,6 +113,42 @@ def test_class_agnostic_has_one_box_for_all_classes(
     ours, theirs = (h.predict(features, proposals, torch.tensor(SIZES)) for h in (head, wide))
     assert len(ours) > 50
     torch.testing.assert_close(ours.boxes, theirs.boxes)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_best_candidates_give_what_all_give(
+    monkeypatch: pytest.MonkeyPatch, features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator, size: int
+) -> None:
+    """One image of few proposals beside one of many; scores tie; there are more detections than first candidates, or fewer."""
+    head = classifier(max_detections=12, score_threshold=0.0, nms_threshold=0.3)
+    proposals = proposals_of(make_boxes, generator)[torch.tensor([*range(57, 60), *range(60, 120), *range(60, 90)]).sort().values]
+    with torch.no_grad():
+        wanted = head.predict(features, proposals, torch.tensor(SIZES))
+        looked_at: list[int] = []
+        detections = head._detections
+        monkeypatch.setattr(head, "_detections", lambda *args: looked_at.append(len(args[-1])) or detections(*args))
+        monkeypatch.setattr(box_head, "FIRST", size)
+        monkeypatch.setattr(box_head, "MORE", 2)
+        found = head.predict(features, proposals, torch.tensor(SIZES))
+    assert len(looked_at) > 1
+    assert looked_at[0] < 30 * size
+    assert torch.bincount(found.image_index).tolist() == [int((wanted.image_index == i).sum()) for i in range(2)]
+    for a, b in ((found.image_index, wanted.image_index), (found.labels, wanted.labels), (found.scores, wanted.scores)):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(found.boxes, wanted.boxes)
+
+
+def test_deltas_of_single_pairs_are_those_of_all(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    head = classifier()
+    x, row, label = torch.randn((20, 32), generator=generator), torch.arange(0, 20, 2), torch.randint(K, (10,), generator=generator)
+    sides, found, gradients = torch.randn((10, 4), generator=generator), [], []
+    for pair in (1000, 0):  # together, one by one
+        monkeypatch.setattr(box_head, "PAIR", pair)
+        monkeypatch.setattr(box_head, "AT_ONCE", 3)
+        found.append(head._deltas(x, row, label))
+        gradients.append(torch.autograd.grad((found[-1] * sides).sum(), (head.deltas.weight, head.deltas.bias)))
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)
 
 
 def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]) -> None:

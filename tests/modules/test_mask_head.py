@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_inference, project_m
 
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks, Polygons, Runs, SoftMasks, rle_to_bitmaps
-from maskseg.modules.mask_head import TARGET_RULES, MaskHead
+from maskseg.modules.mask_head import TARGET_RULES, MaskHead, own_channel
 from maskseg.modules.pooling import MultiLevelRoIAlign
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Regions, Samples, Targets
@@ -184,6 +184,19 @@ def test_each_region_gets_its_own_class(features: dict[str, Tensor], samples: Sa
     module.losses(features, samples)["mask"].backward()
     used = module.predictor.weight.grad.abs().sum(dim=(1, 2, 3)) > 0
     assert used.tolist() == [True] * (1 if agnostic else K)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_channel_is_that_of_the_convolution(generator: torch.Generator, layout: torch.memory_format) -> None:
+    predictor, channel = nn.Conv2d(16, 30, 1), torch.randint(30, (9,), generator=generator)
+    x = torch.randn((9, 16, 6, 6), generator=generator).contiguous(memory_format=layout)
+    sides, weights = torch.randn((9, 6, 6), generator=generator), (predictor.weight, predictor.bias)
+    found, wanted = own_channel(x, *weights, channel), predictor(x)[torch.arange(9), channel]
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad((out * sides).sum(), weights) for out in (found, wanted)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    assert own_channel(x[:0], *weights, channel[:0]).shape == (0, 6, 6)
 
 
 def test_predict_puts_grids_over_the_boxes(features: dict[str, Tensor], samples: Samples) -> None:

@@ -11,7 +11,7 @@ from torchvision.models.detection._utils import Matcher
 
 from maskseg.ops import boxes as box_ops
 from maskseg.ops.draws import random_keys
-from maskseg.ops.matching import IGNORED, NEGATIVE, POSITIVE, crowd_cover, draw, label_by_iou, pad_by_image, rank_in_group
+from maskseg.ops.matching import IGNORED, NEGATIVE, POSITIVE, PaddedTruth, crowd_cover, draw, label_by_iou, pad_by_image, rank_in_group
 
 KIND = {-1: NEGATIVE, -2: IGNORED}
 
@@ -60,7 +60,9 @@ def test_labels_equal_torchvision(
     counts = [3, 0, 7, 1]
     truth, image, boxes = truths_and_boxes(make_boxes, generator, counts, grid)
     padded = pad_by_image(truth, image, torch.ones(len(truth), dtype=torch.bool), len(counts))
-    best, label = label_by_iou(box_ops.iou(padded.boxes, boxes), padded.valid, low, high, low_quality)
+    best, label = label_by_iou(padded, boxes, low, high, low_quality)
+    for block in (1, 7 * 4 * 33):  # one box at a time, and so many that the last block is not full
+        assert all(torch.equal(a, b) for a, b in zip((best, label), label_by_iou(padded, boxes, low, high, low_quality, block), strict=True))
     assert (label[1] == NEGATIVE).all()
     for i in (0, 2, 3):
         iou = box_ops.iou(truth[image == i], boxes)
@@ -74,21 +76,26 @@ def test_labels_equal_torchvision(
             assert (ties > 1).any()
 
 
+def row_of(spans: list[tuple[float, float]]) -> Tensor:
+    """Boxes one pixel high, of which only the columns differ."""
+    return torch.tensor([(x0, 0.0, x1, 1.0) for x0, x1 in spans])
+
+
 def test_low_quality_literal() -> None:
-    # Truth 0 is met by boxes 0 and 1 alike, truth 1 by box 2 alone, truth 2 by none.
-    iou = torch.tensor([[[0.2, 0.2, 0.1, 0.0], [0.1, 0.0, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0]]])
-    valid = torch.ones((1, 3), dtype=torch.bool)
-    best, label = label_by_iou(iou, valid, 0.3, 0.7, low_quality=True)
+    # Truth 0 is met by boxes 0 and 1 alike (0.2), truth 1 by box 2 alone (0.4), truth 2 by none.
+    truth, boxes = row_of([(0, 10), (20, 30), (90, 99)]), row_of([(0, 2), (8, 10), (26, 30), (50, 60)])
+    padded = PaddedTruth(truth[None], torch.ones((1, 3), dtype=torch.bool), torch.arange(3)[None])
+    best, label = label_by_iou(padded, boxes, 0.3, 0.7, low_quality=True)
     assert label.tolist() == [[POSITIVE, POSITIVE, POSITIVE, NEGATIVE]]
     assert best[0, :3].tolist() == [0, 0, 1]
-    assert label_by_iou(iou, valid, 0.3, 0.7, low_quality=False)[1].tolist() == [[NEGATIVE, NEGATIVE, IGNORED, NEGATIVE]]
-    valid[0, 1] = False  # a slot of padding, whatever its overlaps
-    assert label_by_iou(iou, valid, 0.15, 0.7, low_quality=True)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
+    assert label_by_iou(padded, boxes, 0.3, 0.7, low_quality=False)[1].tolist() == [[NEGATIVE, NEGATIVE, IGNORED, NEGATIVE]]
+    padded.valid[0, 1] = False  # a slot of padding, whatever its overlaps
+    assert label_by_iou(padded, boxes, 0.15, 0.7, low_quality=True)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
 
 
 def test_thresholds_are_inclusive_upwards() -> None:
-    iou = torch.tensor([[[0.25, 0.5, 0.2499, 0.4999]]])
-    label = label_by_iou(iou, torch.ones((1, 1), dtype=torch.bool), 0.25, 0.5, low_quality=False)[1]
+    padded = PaddedTruth(row_of([(0, 10000)])[None], torch.ones((1, 1), dtype=torch.bool), torch.zeros((1, 1), dtype=torch.int64))
+    label = label_by_iou(padded, row_of([(0, 2500), (0, 5000), (0, 2499), (0, 4999)]), 0.25, 0.5, low_quality=False)[1]
     assert label.tolist() == [[IGNORED, POSITIVE, NEGATIVE, IGNORED]]
 
 

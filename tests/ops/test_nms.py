@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from maskseg.ops.nms import nms_per_group, top_per_group
+from maskseg.ops.nms import best, nms_per_group, top_per_group
 
 
 @pytest.mark.parametrize("count", [200, 3000])
@@ -33,6 +33,25 @@ def test_nms_does_not_depend_on_the_number_of_the_group(make_boxes: Callable[...
     first = nms_per_group(boxes, scores, torch.zeros(900, dtype=torch.int64), 0.5)
     last = nms_per_group(boxes, scores, torch.full((900,), 1279), 0.5)
     assert first.tolist() == last.tolist()
+
+
+def test_many_small_groups(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+    boxes = make_boxes(4000, 100, 100, generator, least=30)
+    scores, group = torch.rand(4000, generator=generator).mul(50).round() / 50, torch.randint(0, 1500, (4000,), generator=generator) * 7
+    assert set(torch.bincount(group // 7).tolist()) >= {0, 1, 2, 5}
+    kept = nms_per_group(boxes, scores, group, 0.4)
+    assert len(kept) < 4000
+    assert (scores[kept].diff() <= 0).all()
+    assert sorted(kept.tolist()) == sorted(torchvision.ops.boxes.batched_nms(boxes.double(), scores.double(), group, 0.4).tolist())
+
+
+def test_best_takes_ties_along() -> None:
+    scores = torch.tensor([0.5, 0.9, 0.2, 0.5, 0.5, 0.1])
+    assert best(scores, 1).tolist() == [1]
+    assert best(scores, 2).tolist() == [0, 1, 3, 4]
+    assert best(scores, 5).tolist() == [0, 1, 2, 3, 4]
+    assert best(scores, 9).tolist() == [0, 1, 2, 3, 4, 5]
+    assert best(scores[:0], 9).tolist() == []
 
 
 def test_nms_literal() -> None:
