@@ -149,6 +149,7 @@ def test_the_suite_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("steps=0", "steps must be at least 1"),
         ("step=3", "'steps'"),
         ("suite=train size=8", "size must be at least 32"),
+        ("suite=paste rounds=0", "rounds must be at least 1"),
         ("suite=inference batch=9", "batch=9, but the split val has only 4 images"),
     ],
 )

@@ -23,18 +23,18 @@ from maskseg.files import write_json
 SUITES = {f.__name__: f for f in (curve, data, evaluate, growth, inference, paste, roi_align, train, trainer)}
 USAGE = """
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
-suite (trainer, train, paste, roi_align, evaluate, data, growth), rounds, steps, output=FILE.json
+suite (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth), trunk, size, batch, rounds, steps, output=FILE.json
 
   python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
   python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=50
-  python tools/benchmark.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=2 model.backbone.trunk.weights=null steps=20
   python tools/benchmark.py trainer.device=cuda trainer.precision=bf16 output=overhead.json
-  python tools/benchmark.py suite=train steps=30                       what proposals from a file spare a step
+  python tools/benchmark.py suite=inference data=coco data.root=DIR    pictures to masks, beside torchvision's Mask R-CNN
+  python tools/benchmark.py suite=train data=coco data.root=DIR batch=2 size=320   a step, and one with proposals from a file
   python tools/benchmark.py suite=paste                                soft masks to RLE, beside torchvision's and detectron2's way
   python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's
   python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools by hand
-  python tools/benchmark.py suite=data experiment=coco_r50_fpn_1x data.root=DIR    files to batches, beside torchvision's references
-  python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3    time and memory against what there is more of (minutes on a CPU)
+  python tools/benchmark.py suite=data data=coco data.root=DIR         files to batches, beside torchvision's references
+  python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3   time and memory against what there is more of
 """
 
 

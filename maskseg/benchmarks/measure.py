@@ -17,11 +17,18 @@ import torch
 import torchvision
 from tqdm import tqdm
 
+from maskseg.errors import UserError
+
 Things = Mapping[str, Callable[[], object]]
 
 
 def in_turn(things: Things, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each thing in each of `rounds` rounds; every round runs all of them, every other round backwards."""
+    """Seconds of each thing in each of `rounds` rounds; every round runs all of them, every other round backwards.
+
+    Raises UserError without any round.
+    """
+    if rounds < 1:
+        raise UserError(f"rounds must be at least 1, not {rounds}")
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for k in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
         for name in list(things) if k % 2 == 0 else list(things)[::-1]:
