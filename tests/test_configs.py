@@ -272,6 +272,14 @@ def test_a_checkpoints_config_with_a_tools_keys() -> None:
     assert more.evaluation.max_detections == 300
 
 
+def test_a_checkpoint_from_before_a_key_was_there() -> None:
+    text = checkpoint_text("evaluation.batch=3")
+    lines = [line for line in text.splitlines() if line.strip().partition(":")[0] not in ("oks_sigmas", "precision")]
+    assert len(lines) == len(text.splitlines()) - 2
+    config = configs.from_checkpoint("\n".join(lines), ["trainer.precision=bf16"], "evaluate")
+    assert (config.evaluation.oks_sigmas, config.evaluation.batch, config.trainer.precision) == (None, 3, "bf16")
+
+
 def test_a_checkpoint_of_a_model_without_masks() -> None:
     words = ["experiment=coco_r50_fpn_1x", *(w for w in TINY if not w.startswith("model.heads"))]
     config = configs.compose("train", [*words, "~model/heads@model.heads.mask"])

@@ -65,6 +65,9 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
     except Exception as error:  # YAML's and OmegaConf's errors share no base
         raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     check_targets(trained, FROM_CHECKPOINT + TRUSTED)
+    present = compose("train", [])
+    for name in ("trainer", "evaluation"):  # keys that came after the training was begun
+        trained[name] = OmegaConf.merge(present[name], trained[name])
     chosen = [o for o in overrides if key_of(o) == "data"]
     if chosen:
         group = compose("data_only", chosen).data
