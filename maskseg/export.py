@@ -25,7 +25,7 @@ from maskseg.trained import trained_model
 _HARMLESS = re.compile(
     r"sampler\..*|.*num_classes|backbone\.trunk\.(weights|norm_eps|frozen_stages)|classifier\.beta"
     r"|proposer\.(train_limits\..*|positive_iou|negative_iou|num_samples|positive_fraction|beta|divide_by|crowd_overlap)"
-    r"|heads\.mask\.(target_rule|threshold)|heads\.keypoint\.(max_regions|ranges)"
+    r"|heads\.mask\.(target_rule|threshold)|heads\.keypoint\.(max_regions|ranges|loss_weight)"
 )
 _BATCH_NORMS = ("FrozenBN", "BN", "SyncBN")  # alike once they are trained
 # Keys that torchvision's builders take under a name of their own.

@@ -67,7 +67,10 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
     check_targets(trained, FROM_CHECKPOINT + TRUSTED)
     present = compose("train", [])
     for name in ("trainer", "evaluation"):  # keys that came after the training was begun
-        trained[name] = OmegaConf.merge(present[name], trained[name])
+        try:
+            trained[name] = OmegaConf.merge(present[name], trained[name])
+        except OmegaConfBaseException as error:
+            raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     chosen = [o for o in overrides if key_of(o) == "data"]
     if chosen:
         group = compose("data_only", chosen).data
@@ -104,7 +107,7 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
         return []
     own = OmegaConf.to_container(config, resolve=True)
     theirs, ours = (flat(whole.get("model"), "model.") if isinstance(whole, dict) else {} for whole in (trained, own))
-    passing = ("weights", "num_classes", "ranges", "frozen_stages")  # what may differ without harm, or has another shape
+    passing = ("weights", "num_classes", "ranges", "frozen_stages", "loss_weight")  # what may differ without harm, or has another shape
     keys = [k for k in theirs if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing]
     return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]
 

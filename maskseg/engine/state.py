@@ -85,9 +85,21 @@ class State:
         except KeyError as error:
             raise UserError(f"the checkpoint has no {error}: it cannot be resumed, only started from by trainer.init") from error
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Whether the kernel is fused is this run's choice, not the checkpoint's: the optimiser was built for it."""
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            if "fused" in group:
+                group["fused"] = own
+            for parameter in group["params"] if own else ():
+                count = self.optimizer.state.get(parameter, {}).get("step")
+                if isinstance(count, Tensor):  # a fused kernel counts on the device
+                    self.optimizer.state[parameter]["step"] = count.to(parameter.device)
+
     def _load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(deepcopy(checkpoint["optimizer"]))
+        self._load_optimizer(deepcopy(checkpoint["optimizer"]))
         self.scheduler.load_state_dict({**checkpoint["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
         if checkpoint["scaler"]:
             self.scaler.load_state_dict(checkpoint["scaler"])

@@ -66,7 +66,8 @@ class Stepper:
         finite = bool(torch.isfinite(step.grad_norm))
         if not finite and not self._overflow():
             return self._skip(step, _together(state.group.gather(self._gradient_problem(batches))))
-        state.scaler.step(state.optimizer)  # leaves out a step whose scaled gradients are not finite
+        if finite:  # not left to the scaler: a fused SGD that it stops at the first step keeps momenta that nobody has written
+            state.scaler.step(state.optimizer)
         state.scaler.update()
         self._schedule()
         if state.ema is not None and finite:

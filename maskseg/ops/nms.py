@@ -25,7 +25,8 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
     One call for all images, levels and classes of a batch: give each its own group number.
     """
     if boxes.is_cuda or len(boxes) <= FEW:
-        return torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold))
+        kept_rows = torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold)).sort().values
+        return kept_rows[torch.argsort(scores[kept_rows], descending=True, stable=True)]
     # Sorted by group once: the library searches all boxes for those of each group.
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
@@ -34,7 +35,7 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
     for box, score, keep in zip(*(torch.split(t, lengths) for t in (boxes[order].double(), scores[order].double(), kept)), strict=True):
         if len(box) > 1:
             keep.zero_()[nms(box, score, threshold)] = True
-    order = order[kept]
+    order = order[kept].sort().values  # of equal scores the first one comes first, here as above
     return order[torch.argsort(scores[order], descending=True, stable=True)]
 
 

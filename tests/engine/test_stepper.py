@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from made.training import RANDOM, Killed, Run, Scripted, assert_same_run, log, m
 from torch import Tensor, nn
 
 from maskseg.engine.checkpoint import best_weights, load_checkpoint, newest
-from maskseg.engine.state import averaged
+from maskseg.engine.distributed import Group
+from maskseg.engine.state import State, averaged
+from maskseg.engine.stepper import Stepper
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
@@ -223,3 +226,49 @@ def test_checkpoints_are_kept_by_number(scenes: Path, tmp_path: Path) -> None:
     found = newest(tmp_path)
     assert found is not None
     assert found[0].name == "step_0000004.pt"
+
+
+def test_a_fused_optimiser_is_not_run_on_an_overflow() -> None:
+    """Its first step would keep momenta that nobody has written."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    state = State(model, optimizer, scheduler, scaler, None, {}, Group())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    factors = iter([float("inf"), 1.0])
+
+    class Forward(nn.Module):
+        def forward(self, batch: Any) -> dict[str, Tensor]:
+            del batch
+            total = model(torch.ones(1, 3)).sum()
+            factor = next(factors)
+            if factor != 1.0:
+                total.register_hook(lambda gradient: gradient * factor)
+            return {"a": total}
+
+    stepper = Stepper(state, Forward(), torch.device("cpu"), nullcontext, 0.0)
+    batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([[2, 2]]), torch.tensor([[2, 2]]), [0], [""])
+    stepper([batch], lambda: False)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not optimizer.state
+    assert scaler.get_scale() == 2.0
+    stepper([batch], lambda: False)
+    assert not torch.equal(model.weight, before["weight"])
+    assert torch.allclose(optimizer.state[model.weight]["momentum_buffer"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("then", "now"), [(False, True), (True, False)])
+def test_the_kernel_of_the_optimiser_is_the_runs_own_choice(then: bool, now: bool) -> None:
+    model = nn.Linear(3, 2)
+    states = []
+    for fused in (then, now):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        states.append(State(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False), None, {}, Group()))
+    model(torch.ones(1, 3)).sum().backward()
+    states[0].optimizer.step()
+    states[1].load(states[0].checkpoint())
+    assert bool(states[1].optimizer.param_groups[0]["fused"]) == now
+    states[1].optimizer.step()
+    assert float(states[1].optimizer.state[model.weight]["step"]) == 2

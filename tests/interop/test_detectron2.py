@@ -153,7 +153,9 @@ def test_keypoints_are_detectron2s(reference: Path, shared_data: Path, converted
     assert overlap.min() > 0.99
     assert (found.scores[row] - torch.tensor(wanted["scores"])).abs().max() < 1e-4
     difference = found.keypoints[row] - torch.tensor(wanted["keypoints"])
-    assert difference[..., :2].norm(dim=2).max() < 0.01
+    apart = difference[..., :2].norm(dim=2)
+    assert apart.max() < 1
+    assert (apart < 0.01).float().mean() > 0.999  # a heatmap's two highest cells may change places
     assert difference[..., 2].abs().max() < 1e-3  # theirs are rounded to a thousandth
 
 
