@@ -69,8 +69,7 @@ def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> Tensor:
 
 def rle_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Rle:
     """Run lengths -> compressed RLE with a `str`, as JSON wants it."""
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode()}
+    return {"size": [height, width], "counts": runs.strings_from_counts(counts, np.array([len(counts)]))[0]}
 
 
 @dataclass(frozen=True)

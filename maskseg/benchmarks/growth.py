@@ -19,7 +19,6 @@ from maskseg import config as configs
 from maskseg.benchmarks.measure import case, machine
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
-from maskseg.evaluation.rows import to_original
 from maskseg.masks import FileMasks, Polygons
 from maskseg.modules.conv_norm import channels_last
 from maskseg.modules.folding import for_inference
@@ -160,9 +159,7 @@ def _predict(model: GeneralizedRCNN, batch: Batch, **settings: float) -> int:
     """A picture to detections with RLE; settings: of the classifier. -> how many there are."""
     for name, value in settings.items():
         setattr(model.classifier, name, value)
-    found = model.predict(batch).detections.to("cpu")
-    size = batch.sizes[0].tolist()
-    masks = to_original(found, 0, size, size).masks
+    masks = model.predict(batch).detections.masks
     return 0 if masks is None else len(masks.to_rle())
 
 

@@ -17,7 +17,6 @@ from torchvision.ops import box_iou
 from maskseg.benchmarks import peer
 from maskseg.benchmarks.measure import case, in_turn, machine
 from maskseg.engine.precision import autocast, pick_device
-from maskseg.evaluation.rows import to_original
 from maskseg.masks import SoftMasks
 from maskseg.modules.folding import for_inference
 from maskseg.ops.paste import paste_crop
@@ -63,11 +62,9 @@ def _fast(model: GeneralizedRCNN, device: torch.device, dtype: torch.dtype | Non
 
 
 def _finished(model: GeneralizedRCNN, batch: Batch) -> list[Any]:
-    """The detections of each image with RLE."""
-    detections = model.predict(batch).detections.to("cpu")
-    sizes = batch.sizes.tolist()
-    found = [to_original(detections, i, size, size) for i, size in enumerate(sizes)]
-    return [one.masks.to_rle() for one in found if one.masks is not None]
+    """The detections' masks as RLE in their images."""
+    masks = model.predict(batch).detections.masks
+    return [] if masks is None else masks.to_rle()
 
 
 def _unpasted(theirs: Any, images: list[Tensor], half: torch.device | None = None) -> Any:

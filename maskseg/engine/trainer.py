@@ -15,7 +15,7 @@ from maskseg.engine.checkpoint import Checkpoint
 from maskseg.engine.distributed import Group
 from maskseg.engine.loop import Evaluate, Run
 from maskseg.engine.optim import parameter_groups
-from maskseg.engine.precision import PRECISIONS, autocast, check_compiler, check_precision, grad_scaler, pick_device
+from maskseg.engine.precision import autocast, check_compiler, check_precision, grad_scaler, inference_dtype, pick_device
 from maskseg.engine.state import State, averaged
 from maskseg.errors import UserError
 from maskseg.modules.conv_norm import channels_last
@@ -72,7 +72,7 @@ class Trainer:
             raise UserError(f"trainer.ema must be at least 0 and below 1, not {ema}")
         check_precision(precision)
         self.max_steps, self.device, self.precision = max_steps, pick_device(device), precision
-        self.autocast, self.dtype = partial(autocast, self.device, precision), PRECISIONS[precision]
+        self.autocast, self.dtype = partial(autocast, self.device, precision), inference_dtype(precision)
         self.channels_last, self.compile, self.accumulate, self.clip_norm = channels_last, compile, accumulate, clip_norm
         self.log_every, self.checkpoint_every, self.evaluate_every = max(log_every, 1), checkpoint_every, evaluate_every
         self.best_metric, self.skip_bad, self.ema, self.keep = best_metric, 0, ema, keep
