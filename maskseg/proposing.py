@@ -40,7 +40,7 @@ def propose(words: list[str]) -> None:
         raise UserError(f"output={output}: there is no folder {output.parent}")
     device = pick_device(config.trainer.device)
     recall = _Recall()
-    rcnn = cast(GeneralizedRCNN, for_inference(rcnn.to(device), inference_dtype(config.trainer.precision)))
+    rcnn = for_inference(rcnn.to(device), inference_dtype(config.trainer.precision))
     found = _proposals(rcnn, source, config.split, config.evaluation.batch, device, recall)
     count = write_proposals(output, found, f"{source.json[config.split]} by {path}")
     print(f"{output}: {count} proposals of {recall.images} images ({output.stat().st_size / 1e6:.1f} MB); {recall.text()}")

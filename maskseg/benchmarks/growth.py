@@ -147,11 +147,11 @@ def _model(trunk: str, batch: Batch, classes: int) -> GeneralizedRCNN:
 
 
 def _fast(model: GeneralizedRCNN) -> GeneralizedRCNN:
-    return cast(GeneralizedRCNN, for_inference(model))
+    return for_inference(model)
 
 
 def _learning(model: GeneralizedRCNN) -> GeneralizedRCNN:
-    return cast(GeneralizedRCNN, channels_last(model).train())
+    return channels_last(model).train()
 
 
 @torch.no_grad()

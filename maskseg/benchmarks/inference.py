@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def inference(config: Any) -> dict[str, Any]:
 
 
 def _fast(model: GeneralizedRCNN, device: torch.device, dtype: torch.dtype | None) -> GeneralizedRCNN:
-    return cast(GeneralizedRCNN, for_inference(model.to(device), dtype))
+    return for_inference(model.to(device), dtype)
 
 
 def _finished(model: GeneralizedRCNN, batch: Batch) -> list[Any]:

@@ -30,7 +30,7 @@ def train(config: Any) -> dict[str, Any]:
     device = pick_device(config.trainer.device)
     batches = [batch.to(device) for batch in peer.batches(config, "train", _DISTINCT)]
     theirs, ours = peer.models(config.trunk, config.size)
-    theirs, ours = theirs.to(device).train(), cast(GeneralizedRCNN, channels_last(ours.to(device)).train())
+    theirs, ours = theirs.to(device).train(), channels_last(ours.to(device)).train()
     images = [peer.both(batch) for batch in batches]
     parts = ours.backbone, FileProposer(), ours.sampler, ours.classifier, dict(ours.heads)
     stored = [_with_proposals(ours, batch) for batch in batches]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+M = TypeVar("M", bound=nn.Module)
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -73,7 +74,7 @@ def merge_frozen(module: nn.Module) -> None:
                 setattr(part, first, ConvWithFrozenNorm(conv, applied))
 
 
-def channels_last(module: nn.Module) -> nn.Module:
+def channels_last(module: M) -> M:
     """The module, the weights of its convolutions in the layout of the fastest kernels: [out, height, width, in] in memory."""
     for parameter in module.parameters():
         if parameter.ndim == 4:

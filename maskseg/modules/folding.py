@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -11,10 +11,11 @@ from torch import nn
 from maskseg.modules.box_head import FCTrunk
 from maskseg.modules.conv_norm import channels_last, folded, pairs
 
+M = TypeVar("M", bound=nn.Module)
 _LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.GroupNorm
 
 
-def for_inference(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def for_inference(model: M, dtype: torch.dtype | None = None) -> M:
     """A copy in evaluation mode whose outputs equal the model's to rounding; the model stays as it is. The copy cannot be trained on.
 
     dtype: of convolutions and linear layers, and so of the features: bfloat16 and float16 round them (boxes, scores and masks are computed
