@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,16 @@ class Geometry:
     def crop(cls, left: int, top: int, height: int, width: int) -> Geometry:
         """The window of that size at (left, top)."""
         return cls(1.0, -float(left), 1.0, -float(top), height, width)
+
+    def sample(self, pixels: NDArray[Any], outside: int) -> NDArray[Any]:
+        """A map of numbers [H, W] in the new frame: of each pixel there, what lies at its centre here; `outside` beyond the map's border."""
+        row = np.floor((np.arange(self.height) + 0.5 - self.shift_y) / self.scale_y).astype(np.int64)
+        column = np.floor((np.arange(self.width) + 0.5 - self.shift_x) / self.scale_x).astype(np.int64)
+        rows, columns = (at.clip(0, side - 1) for at, side in zip((row, column), pixels.shape, strict=True))
+        moved: NDArray[Any] = pixels[rows[:, None], columns]
+        moved[rows != row] = outside
+        moved[:, columns != column] = outside
+        return moved
 
     @property
     def mirrors(self) -> bool:

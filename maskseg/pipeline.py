@@ -23,6 +23,7 @@ from maskseg.files import replacing
 from maskseg.inference.batches import save_batch
 from maskseg.inference.curves import plot_curves
 from maskseg.inference.validation import Processes, Validation
+from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
 
 
@@ -117,6 +118,8 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     trainer.skip_bad = config.data.skip_bad
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config))
+    if not isinstance(model, GeneralizedRCNN):
+        raise UserError("the model finds no objects: tools/fit_hash.py fits its hash layer, and model=mask_rcnn_hash trains one")
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     check = validation(config, source, "val", categories, group) if "val" in source.splits() else None

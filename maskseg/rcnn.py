@@ -13,14 +13,37 @@ from maskseg.interfaces import Backbone, Classifier, DenseHead, Features, Losses
 from maskseg.structures import Batch, Outputs, Regions, Targets
 
 
-class GeneralizedRCNN(nn.Module):
-    """Backbone -> proposer -> sampler -> classifier -> region heads (Mask R-CNN, section 3), and heads that see the whole image.
-
-    pixel_mean, pixel_std: of RGB in 0..255. Each stage is one of the Protocols in `interfaces`.
-    """
+class PixelModel(nn.Module):
+    """What every model begins with: pixels, normalised, through a backbone. pixel_mean, pixel_std: of RGB in 0..255."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
+
+    def __init__(self, backbone: nn.Module, pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    def features(self, batch: Batch) -> Features:
+        """Normalised pixels, the padding set to zero (the mean), through the backbone."""
+        pixels = batch.images.contiguous(memory_format=torch.channels_last)
+        images = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        rows = torch.arange(images.shape[2], device=images.device)[:, None] < batch.sizes[:, 0, None, None]
+        columns = torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
+        images = images * (rows & columns)[:, None]
+        return cast(Backbone, self.backbone)(images)
+
+    def compile(self, *args: Any, **keys: Any) -> None:
+        """Compiles what runs on whole maps, in place (`torch.compile`). The rest has as many rows as there are objects, which differs every step."""
+        self.backbone.compile(*args, **keys)
+
+
+class GeneralizedRCNN(PixelModel):
+    """Backbone -> proposer -> sampler -> classifier -> region heads (Mask R-CNN, section 3), and heads that see the whole image.
+
+    Each stage is one of the Protocols in `interfaces`.
+    """
 
     def __init__(
         self,
@@ -34,21 +57,10 @@ class GeneralizedRCNN(nn.Module):
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
-        super().__init__()
-        self.backbone, self.proposer, self.sampler, self.classifier = backbone, proposer, sampler, classifier
+        super().__init__(backbone, pixel_mean, pixel_std)
+        self.proposer, self.sampler, self.classifier = proposer, sampler, classifier
         self.heads, self.dense_heads = nn.ModuleDict(heads or {}), nn.ModuleDict(dense_heads or {})
         self.segmenter = segmenter
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
-
-    def features(self, batch: Batch) -> Features:
-        """Normalised pixels, the padding set to zero (the mean), through the backbone."""
-        pixels = batch.images.contiguous(memory_format=torch.channels_last)
-        images = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        rows = torch.arange(images.shape[2], device=images.device)[:, None] < batch.sizes[:, 0, None, None]
-        columns = torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
-        images = images * (rows & columns)[:, None]
-        return cast(Backbone, self.backbone)(images)
 
     def forward(self, batch: Batch) -> Losses:
         """Every loss term, by name. The batch must have targets. Under `no_grad` these are validation losses."""
@@ -95,10 +107,6 @@ class GeneralizedRCNN(nn.Module):
         semantic = {name: cast(DenseHead, head).predict(features, batch) for name, head in self.dense_heads.items()}
         segments = None if self.segmenter is None else cast(Segmenter, self.segmenter).predict(features, batch)
         return Outputs(detections, segments, semantic)
-
-    def compile(self, *args: Any, **keys: Any) -> None:
-        """Compiles what runs on whole maps, in place (`torch.compile`). The rest has as many rows as there are objects, which differs every step."""
-        self.backbone.compile(*args, **keys)
 
     def _dense(self) -> list[DenseHead | Segmenter]:
         found = [*self.dense_heads.values()] + ([] if self.segmenter is None else [self.segmenter])

@@ -206,7 +206,9 @@ class Batch:
     images: uint8 RGB [N, 3, H, W], padded at the right and the bottom; sizes: i64 [N, 2] (height, width) without the padding;
     original_sizes: i64 [N, 2] (height, width) of the files; image_ids: N ids of the data set (any integers);
     names: N file names, for messages and pictures; skipped: messages of unreadable images that others stand in for;
-    seeds: i64 [N], from which follows what a stage draws at random of each image (None: zeros); proposals: those of a file, where there is one.
+    seeds: i64 [N], from which follows what a stage draws at random of each image (None: zeros); proposals: those of a file, where there is one;
+    superpixels: i32 [N, H, W], numbered from 0 in each image, -1 in the padding, where the model asks for them; semantic: i16 [N, H, W], the
+    category id of each pixel, -1 where it has none, where the data has such maps.
     """
 
     images: Tensor
@@ -218,6 +220,8 @@ class Batch:
     skipped: list[str] = field(default_factory=list)
     seeds: Tensor | None = None
     proposals: Regions | None = None
+    superpixels: Tensor | None = None
+    semantic: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -227,23 +231,18 @@ class Batch:
         return torch.zeros(len(self), dtype=torch.int64, device=self.images.device) if self.seeds is None else self.seeds
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on `device`; the sizes too."""
+        """The batch on `device`; the sizes too. Maps of pixels that only the CPU looks at stay there."""
         free = torch.device(device).type != "cpu"
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=free),
-            sizes=self.sizes.to(device, non_blocking=free),
-            original_sizes=self.original_sizes.to(device, non_blocking=free),
-            targets=None if self.targets is None else self.targets.to(device),
-            seeds=None if self.seeds is None else self.seeds.to(device, non_blocking=free),
-            proposals=None if self.proposals is None else self.proposals.to(device),
-        )
+        here = (f.name for f in fields(self) if f.name not in ("superpixels", "semantic"))
+        tensors = {name: value.to(device, non_blocking=free) for name in here if isinstance(value := getattr(self, name), Tensor)}
+        parts = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), _TensorRows)}
+        changed: dict[str, Any] = {**tensors, **parts}
+        return replace(self, **changed)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
-        targets = None if self.targets is None else self.targets.pin_memory()
-        proposals = None if self.proposals is None else self.proposals.pin_memory()
-        return replace(self, images=self.images.pin_memory(), targets=targets, proposals=proposals)
+        parts: dict[str, Any] = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), _TensorRows)}
+        return replace(self, images=self.images.pin_memory(), **parts)
 
 
 @dataclass(frozen=True)

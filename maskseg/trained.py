@@ -17,18 +17,20 @@ from maskseg.engine.checkpoint import best_weights, load_checkpoint, load_weight
 from maskseg.engine.distributed import processes
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
-from maskseg.evaluation.rows import detection_rows, write_results
+from maskseg.evaluation.rows import detection_rows, segment_rows, write_results
 from maskseg.files import write_json
-from maskseg.inference.folder import image_files, overlay
-from maskseg.inference.predictor import Predictor
+from maskseg.inference.folder import image_files, overlay, segment_overlay
+from maskseg.inference.predictor import Predictor, original_segments
 from maskseg.modules.folding import for_inference
 from maskseg.pipeline import checkpoint_path, open_data, validation
+from maskseg.rcnn import GeneralizedRCNN
 from maskseg.run_folder import made_folder
 from maskseg.structures import Categories
 
 
-def trained_model(path: Path, overrides: list[str], own: str) -> tuple[nn.Module, Any, Categories]:
-    """The model of a checkpoint, its config with the tool's keys, and its classes. Raises UserError."""
+def trained_model(path: Path, overrides: list[str], own: str, under: Any = None) -> tuple[nn.Module, Any, Categories]:
+    """The model of a checkpoint, its config with the tool's keys, and its classes. under: parts that the model gets where it has none; their
+    weights are not the checkpoint's. Raises UserError."""
     path = checkpoint_path(path)
     checkpoint = load_checkpoint(path)
     try:
@@ -36,10 +38,15 @@ def trained_model(path: Path, overrides: list[str], own: str) -> tuple[nn.Module
         text = str(checkpoint["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the checkpoint lacks its config or categories ({error})") from error
-    config = configs.from_checkpoint(text, overrides, own)
+    config = configs.from_checkpoint(text, overrides, own, under)
     configs.check_targets(config.model, configs.FROM_CHECKPOINT)
     model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
-    load_weights(model, best_weights(checkpoint), str(path))
+    weights = best_weights(checkpoint)
+    if under is not None:
+        added = tuple(f"{name}." for name in under.model)
+        weights = {k: v for k, v in weights.items() if not k.startswith(added)}
+        weights |= {k: v for k, v in model.state_dict().items() if k.startswith(added)}
+    load_weights(model, weights, str(path))
     return model.eval(), config, categories
 
 
@@ -70,6 +77,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
     """
     model, config, categories = trained_model(checkpoint_word(words, "evaluate"), words, "evaluate")
     configs.require(config, "output")
+    if not isinstance(model, GeneralizedRCNN):
+        raise UserError("the checkpoint's model finds segments and no objects: experiment=... evaluates them (tools/evaluate.py --help)")
     device = pick_device(config.trainer.device)
     with processes(device) as group:
         source = open_data(config, categories, group)
@@ -90,7 +99,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
 
 def predict(words: list[str]) -> None:
     """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
-    names them) in `output`. Raises UserError."""
+    names them) in `output`; of a model that cuts images into segments also NAME_segments.png and segments.json (the same without classes;
+    the score is the share of the image). Raises UserError."""
     model, config, categories = trained_model(checkpoint_word(words, "predict"), words, "predict")
     configs.require(config, "input")
     predictor = _predictor(model, config, categories, config.trainer.device)
@@ -98,7 +108,7 @@ def predict(words: list[str]) -> None:
     output = made_folder(Path(config.output))
     files = [file.absolute() for file in files]
     top = Path(os.path.commonpath([file.parent for file in files]))
-    rows = []
+    rows, segments = [], []
     for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
         pixels = predictor.prepare.read(file)
         batch, outputs = predictor.outputs(pixels, i, file.name)
@@ -107,5 +117,11 @@ def predict(words: list[str]) -> None:
         picture = output / file.parent.relative_to(top) / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(overlay(pixels, found, categories, config.min_score)).save(picture)
+        own = original_segments(batch, outputs)
+        if own is not None:
+            segments += [{**row, "file_name": str(file)} for row in segment_rows(i, own)]
+            Image.fromarray(segment_overlay(pixels, own)).save(picture.with_name(f"{picture.stem}_segments.png"))
     write_results(output / "predictions.json", rows)
+    if segments:
+        write_results(output / "segments.json", segments)
     print(f"{len(files)} pictures, {sum(r['score'] >= config.min_score for r in rows)} objects with a score of {config.min_score} or more: {output}")

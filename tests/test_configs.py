@@ -14,6 +14,7 @@ from torch import nn
 
 from maskseg import cli
 from maskseg import config as configs
+from maskseg.data.bsds import BsdsSource
 from maskseg.data.source import CocoSource, ScenesSource
 from maskseg.data.transforms import Flip
 from maskseg.engine.trainer import Trainer
@@ -21,6 +22,7 @@ from maskseg.errors import UserError
 from maskseg.modules.mask_head import MaskHead
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
+from maskseg.variants.segmentation_net import SegmentationNet
 
 NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]", "trainer.device=cpu"]
 TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=16", "model.classifier.trunk.width=16"]
@@ -39,7 +41,18 @@ def make_batch() -> Batch:
     return Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""])
 
 
-@pytest.mark.parametrize("experiment", configs.experiments())
+def test_segments_alone_build_from_alexnet() -> None:
+    config = configs.compose("train", ["experiment=hash_bsds", "model.backbone.weights=null"])
+    model = configs.build_model(config)
+    assert config.name == "hash_bsds"
+    assert isinstance(model, SegmentationNet)
+    assert model.segmenter.at == model.backbone.levels["fc7"]
+    source = configs.build(config.data)
+    assert isinstance(source, BsdsSource)
+    assert source.split == "val"
+
+
+@pytest.mark.parametrize("experiment", [name for name in configs.experiments() if name != "hash_bsds"])
 def test_every_experiment_builds(experiment: str) -> None:
     config = configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS])
     assert config.name == experiment
@@ -147,7 +160,7 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
         ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are coco_keypoint_r50_fpn_3x, "),
         ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
-        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are coco, custom, nuclei, scenes)"),
+        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, custom, msrc, nuclei, scenes)"),
         ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
         ("+trainer.foo=3", "+trainer.foo=3: no such key 'trainer.foo'"),
         ("++trainer.foo=3", "++trainer.foo=3: no such key 'trainer.foo'"),
@@ -308,7 +321,7 @@ def test_a_checkpoint_on_other_data() -> None:
         ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
         ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
         ("model.classifier.score_threshold=high", "model.classifier.score_threshold='high': expected a number, such as 0.05"),
-        ("data=mine", "data has no 'mine' (there are coco, custom, nuclei, scenes)"),
+        ("data=mine", "data has no 'mine' (there are bsds, coco, custom, msrc, nuclei, scenes)"),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),

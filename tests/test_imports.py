@@ -12,12 +12,12 @@ MOST_LINES, MOST_TOOL_LINES, MOST_FUNCTION_LINES = 300, 60, 50
 
 # Lower rows never import higher ones. `load()`, the config and the command line join the parts of a model and may use all of them.
 ROWS = (
-    {"errors", "files", "geometry", "masks", "ops", "structures"},
+    {"errors", "files", "geometry", "masks", "ops", "segment_masks", "structures"},
     {"interfaces"},
     {"bottomup", "modules", "rcnn"},
     {"variants"},
     {"data", "engine", "evaluation", "inference", "interop"},
-    {"__init__", "benchmarks", "cli", "config", "conversion", "export", "pipeline", "proposing", "run_folder", "sweeps", "trained"},
+    {"__init__", "benchmarks", "cli", "config", "conversion", "export", "pipeline", "proposing", "run_folder", "segmenting", "sweeps", "trained"},
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
@@ -27,6 +27,8 @@ HOMES = {
     "omegaconf": {"tools", "config"},
     "pycocotools": {"masks", "data", "evaluation", "benchmarks"},
     "tensorboard": {"engine"},
+    "cv2": {"bottomup"},
+    "scipy": {"bottomup"},
     "torch.utils.tensorboard": {"engine"},
 }
 

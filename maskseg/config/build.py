@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import hydra
+import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from maskseg.errors import UserError
+from maskseg.interfaces import Backbone, Level
+from maskseg.modules.fpn import FPN
 from maskseg.structures import Categories
 
 # What a `_target_` may name. A config inside a checkpoint may have come with a downloaded file: it builds our own classes only.
@@ -57,9 +61,31 @@ def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
 def build_model(config: DictConfig, allowed: Sequence[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
     """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow."""
     model = config.copy().model
+    _read_level(model, allowed)
     if not pretrained:
         _forget_weights(model)
     return cast(nn.Module, build(model, allowed))
+
+
+def _read_level(model: DictConfig, allowed: Sequence[str]) -> None:
+    """Fills `at` of a segmenter: what the backbone says of the level that it reads. A pyramid hands on one of the trunk below it.
+
+    Raises UserError for a level that is not there.
+    """
+    segmenter = model.get("segmenter")
+    if segmenter is None or segmenter.get("at", "none") is not None:
+        return
+    bare = model.copy().backbone
+    _forget_weights(bare)
+    with torch.device("meta"):  # no weight is made
+        made = cast(Any, build(bare, allowed))
+    below = cast(Backbone, made.trunk).levels if isinstance(made, FPN) else {}
+    levels: dict[str, Level] = {**made.levels, **below}
+    if segmenter.level not in levels:
+        raise UserError(f"model.segmenter.level={segmenter.level}: the backbone has {', '.join(levels)}")
+    if segmenter.level not in made.levels:
+        put(model, "backbone.keep", [*made.keep, segmenter.level])
+    segmenter.at = {"_target_": f"{Level.__module__}.Level", **asdict(levels[segmenter.level])}
 
 
 def _forget_weights(node: Any) -> None:
@@ -80,6 +106,11 @@ def set_categories(config: DictConfig, categories: Categories) -> None:
 def put(config: DictConfig, key: str, value: Any) -> None:
     """Sets a key, one that the config does not have yet too."""
     OmegaConf.update(config, key, value, force_add=True)
+
+
+def only(config: DictConfig, pattern: DictConfig) -> DictConfig:
+    """The parts of a config that `pattern` has too, by the names of the first level."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key in pattern])
 
 
 def require(config: DictConfig, *keys: str) -> None:

@@ -6,7 +6,7 @@ import difflib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -67,9 +67,16 @@ def _forget_replaced(config: DictConfig, overrides: Sequence[str]) -> None:
         file = config_folder() / group / f"{choice}.yaml"
         node = OmegaConf.select(config, group.replace("/", ".")) if group.startswith("model/") and file.is_file() else None
         if isinstance(node, DictConfig):
+            own = cast(DictConfig, OmegaConf.load(file))
+            kept = set(own) | {_place(entry) for entry in own.get("defaults", [])}
             with open_dict(node):
-                for key in set(node) - set(OmegaConf.load(file)):
+                for key in set(node) - kept:
                     del node[key]
+
+
+def _place(entry: Any) -> str:
+    """Where an entry of a group's defaults list goes: `trunk` of `/model/trunk@trunk: resnet`."""
+    return str(next(iter(entry))).partition("@")[2] if isinstance(entry, DictConfig) else ""
 
 
 def _forget_removed(config: DictConfig, overrides: Sequence[str]) -> None:

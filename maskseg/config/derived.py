@@ -52,11 +52,11 @@ def hydra_settings(words: Sequence[str]) -> Any:
             raise UserError(" ".join(str(error).split("\nTo append")[0].split())) from error
 
 
-def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig:
+def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None) -> DictConfig:
     """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
 
-    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint.
-    Raises UserError.
+    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint. under:
+    keys that the checkpoint's config gets where it has none of that name. Raises UserError.
     """
     try:
         trained = cast(DictConfig, OmegaConf.create(text))
@@ -66,19 +66,20 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
         raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     check_targets(trained, FROM_CHECKPOINT + TRUSTED)
     present = compose("train", [])
-    for name in ("trainer", "evaluation"):  # keys that came after the training was begun
-        try:
-            trained[name] = OmegaConf.merge(present[name], trained[name])
+    common = OmegaConf.load(config_folder() / "data" / "_common.yaml") if "train_transforms" in trained.data else {}  # of data to train on
+    for name, defaults in {"trainer": present.trainer, "evaluation": present.evaluation, "data": common}.items():
+        try:  # keys that came after the training was begun
+            trained[name] = OmegaConf.merge(defaults, trained[name])
         except OmegaConfBaseException as error:
             raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     chosen = [o for o in overrides if key_of(o) == "data"]
     if chosen:
         group = compose("data_only", chosen).data
-        for key in ("num_classes", "point_ranges", "test_transforms"):
+        for key in {"num_classes", "point_ranges", "test_transforms"} & set(group):
             group[key] = trained.data.get(key)
         trained.data = group
     tool = compose(own, [])
-    config = cast(DictConfig, OmegaConf.merge(trained, tool))
+    config = cast(DictConfig, OmegaConf.merge(under or {}, trained, tool))
     OmegaConf.set_struct(config, True)
     defaults = config.copy()
     for override in (o for o in overrides if o not in chosen):
@@ -94,6 +95,13 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str) -> DictConfig
             raise UserError(f"{override}: {' '.join(str(error).split())}") from error
         check_override(override, config, defaults)
     return config
+
+
+def part(key: str, words: Sequence[str]) -> DictConfig:
+    """A config of one key alone, as `train` composes it with these words."""
+    nothing = OmegaConf.create()
+    OmegaConf.update(nothing, key, OmegaConf.select(compose("train", words), key), force_add=True)
+    return nothing
 
 
 def model_differences(config: DictConfig, text: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from maskseg.data.pixels import put
 from maskseg.data.sample import Sample
@@ -44,7 +45,20 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         [message for s in samples for message in s.skipped],
         torch.tensor([s.seed for s in samples]),
         _proposals(samples),
+        _maps([s.superpixels for s in samples], height, width),
+        _maps([s.semantic for s in samples], height, width),
     )
+
+
+def _maps(maps: Sequence[Tensor | None], height: int, width: int) -> Tensor | None:
+    """Maps of numbers [H, W] -> one tensor [N, height, width], padded with -1; None unless each image has one."""
+    found = [m for m in maps if m is not None]
+    if len(found) < len(maps):
+        return None
+    padded = torch.full((len(found), height, width), -1, dtype=found[0].dtype)
+    for canvas, own in zip(padded, found, strict=True):
+        canvas[: own.shape[0], : own.shape[1]] = own
+    return padded
 
 
 def _proposals(samples: Sequence[Sample]) -> Regions | None:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskseg.bottomup.superpixels import Superpixels
 from maskseg.data.coco import CocoFile
 from maskseg.data.images import MAX_PIXELS, load_pixels, safe_join
 from maskseg.data.proposals import ProposalFile
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
+from maskseg.data.semantic import SemanticMaps
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks
@@ -25,7 +28,8 @@ class CocoDataset(Dataset[Sample]):
     """Samples by (epoch, index, repetition): what the transforms draw is a function of the seed and these three alone.
 
     keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used. mirrored: which keypoint each
-    one is in a mirror (by their names if not given). proposals: a file of them (`data.proposals`), read with the images.
+    one is in a mirror (by their names if not given). proposals: a file of them (`data.proposals`), read with the images. semantic: maps of the
+    pixels' categories, read with the images. superpixels: image uint8 RGB [H, W, 3] -> label map i32 [H, W], called on what the transforms gave.
     skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
     them stops beyond that number. With 0 it raises UserError.
     """
@@ -42,9 +46,12 @@ class CocoDataset(Dataset[Sample]):
         max_images: int | None = None,
         mirrored: Sequence[int] = (),
         proposals: str | None = None,
+        semantic: SemanticMaps | None = None,
+        superpixels: Superpixels | None = None,
     ) -> None:
         self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
         self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
+        self.semantic, self.superpixels = semantic, superpixels
         self.mirrored = torch.tensor(mirrored or file.categories.mirrored(), dtype=torch.int64)
         with_objects = file.has_objects()
         self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
@@ -81,7 +88,11 @@ class CocoDataset(Dataset[Sample]):
             sample = transform(sample, rng)
         # Of the item, not of the stream after the transforms, which may change what they draw.
         seed = np.random.default_rng([self.seed, epoch, item[1], repetition, 1]).integers(2**62)
-        return replace(sample, seed=int(seed))
+        return replace(sample, seed=int(seed), superpixels=None if self.superpixels is None else self._superpixels(sample.image))
+
+    def _superpixels(self, image: Tensor) -> Tensor:
+        assert self.superpixels is not None
+        return torch.from_numpy(self.superpixels(np.ascontiguousarray(image.permute(1, 2, 0).numpy())))
 
     def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
         record, truth = self.file.images[index], self.file.annotations(index)
@@ -104,4 +115,5 @@ class CocoDataset(Dataset[Sample]):
                 keypoints=points,
                 proposals=None if self.proposals is None else self.proposals.of(record.id, record.height, record.width),
                 mirrored=None if points is None else self.mirrored,
+                semantic=None if self.semantic is None else self.semantic.of(record.file_name, record.height, record.width),
             )

@@ -18,7 +18,8 @@ class Sample:
     keypoints: f32 [G, P, 3] in its frame, None without any; mirrored: i64 [P], which point each is in a mirror;
     proposals: f32 [R, 4] and their scores f32 [R], of a file, None without one;
     image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
-    stands in for; seed: of what a model draws of it."""
+    stands in for; seed: of what a model draws of it; semantic: i16 [H, W], the category id of each pixel, -1 for none, where the data has such
+    maps; superpixels: i32 [H, W] of the image as it is after all moves, where they are asked for."""
 
     image: Tensor
     boxes: Tensor
@@ -33,6 +34,8 @@ class Sample:
     keypoints: Tensor | None = None
     mirrored: Tensor | None = None
     proposals: tuple[Tensor, Tensor] | None = None
+    semantic: Tensor | None = None
+    superpixels: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,7 +58,8 @@ class Sample:
         elif cut.any():
             keep &= ~cut | (extent.prod(axis=1) >= min_pixels)
         points, proposals = self._points(geometry), self._proposals(geometry)
-        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals)
+        semantic = None if self.semantic is None else torch.from_numpy(geometry.sample(self.semantic.numpy(), -1))
+        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals, semantic=semantic)
         return moved if keep.all() else moved.only(torch.from_numpy(np.flatnonzero(keep)))
 
     def _proposals(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:

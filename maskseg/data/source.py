@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskseg.bottomup.superpixels import Superpixels
 from maskseg.data.coco import CocoFile, read_coco
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
@@ -17,6 +18,7 @@ from maskseg.data.images import MAX_PIXELS, load_image, safe_join
 from maskseg.data.loader import BatchLoader
 from maskseg.data.samplers import Item, StepSampler, aspect_groups, repeat_factors
 from maskseg.data.scenes import make_scenes
+from maskseg.data.semantic import SemanticMaps
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.structures import Categories
@@ -29,7 +31,9 @@ class CocoSource:
     mirror, those named left and right if not given. num_workers: loader processes, which change nothing but
     the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
     images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
-    train_proposals, val_proposals: files of `data.proposals`. max_images: only the first so many of each split. Other keys: `CocoDataset`.
+    train_proposals, val_proposals: files of `data.proposals`. train_semantic, val_semantic: folders of semantic maps (`data.semantic`). superpixels:
+    what cuts the transformed images into superpixels, in the loader's processes. max_images: only the first so many of each split.
+    Other keys: `CocoDataset`.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class CocoSource:
         skip_bad: int = 0,
         train_proposals: str | None = None,
         val_proposals: str | None = None,
+        train_semantic: str | None = None,
+        val_semantic: str | None = None,
+        superpixels: Superpixels | None = None,
         max_images: int | None = None,
         group_by_aspect: bool = True,
         repeat_threshold: float = 0.0,
@@ -69,6 +76,7 @@ class CocoSource:
         self.root = root
         self.json = {"train": train_json, "val": val_json}
         self.proposals = {"train": train_proposals, "val": val_proposals}
+        self.semantic, self.superpixels = {"train": train_semantic, "val": val_semantic}, superpixels
         self.images = {"train": train_images or images, "val": val_images or images}
         self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
         self.point_ranges, self.flip_pairs = point_ranges, flip_pairs
@@ -132,8 +140,13 @@ class CocoSource:
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0
-        more = self.max_images, self.mirrored(), self.proposals[split]
+        more = self.max_images, self.mirrored(), self.proposals[split], self.semantic_maps(split), self.superpixels
         return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, *more)
+
+    def semantic_maps(self, split: str) -> SemanticMaps | None:
+        """Those of a split, where it has any. Raises UserError for a folder that is not there."""
+        folder = self.semantic[split]
+        return None if folder is None else SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels)
 
     def mirrored(self) -> list[int]:
         """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""

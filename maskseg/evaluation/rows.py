@@ -55,6 +55,14 @@ def detection_rows(batch: Batch, outputs: Outputs, categories: Categories, *, ma
     return rows
 
 
+def segment_rows(image_id: int, segments: Regions) -> list[Row]:
+    """The segments of one image, in its own frame, as rows without a class."""
+    assert segments.masks is not None
+    boxes = torch.cat([segments.boxes[:, :2], segments.boxes[:, 2:] - segments.boxes[:, :2]], dim=1).tolist()
+    columns = zip(boxes, segments.scores.tolist(), segments.masks.to_rle(), strict=True)
+    return [{"image_id": image_id, "bbox": box, "score": score, "segmentation": rle} for box, score, rle in columns]
+
+
 def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[Row]:
     assert found.labels is not None
     corners = found.boxes.double()

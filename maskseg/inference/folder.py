@@ -13,7 +13,9 @@ from torch import Tensor
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import Row
 from maskseg.inference.pictures import draw_detections
-from maskseg.structures import Categories
+from maskseg.inference.segment_pictures import draw_segments
+from maskseg.segment_masks import SegmentMasks
+from maskseg.structures import Categories, Regions
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
 
@@ -41,6 +43,12 @@ def overlay(pixels: Tensor, rows: Sequence[Row], categories: Categories, min_sco
     labels, scores = [label[row["category_id"]] for row in shown], [row["score"] for row in shown]
     points = _points(shown, labels, categories) if shown and categories.num_points else None
     return draw_detections(image, boxes, labels, scores, masks, categories.names, keypoints=points, lines=categories.lines)
+
+
+def segment_overlay(pixels: Tensor, segments: Regions) -> NDArray[np.uint8]:
+    """pixels: uint8 RGB [3, H, W]; segments: of superpixels, in its frame -> the picture with them, uint8 [H', W', 3]."""
+    assert isinstance(segments.masks, SegmentMasks)
+    return draw_segments(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), segments.masks.label_maps()[0])
 
 
 def _points(rows: Sequence[Row], labels: Sequence[int], categories: Categories) -> NDArray[np.float64]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from maskseg.evaluation.rows import to_original
 from maskseg.masks import rle_to_bitmaps
 from maskseg.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch, Categories, Outputs
+from maskseg.segment_masks import SegmentMasks
+from maskseg.structures import Batch, Categories, Outputs, Regions
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Prediction:
     """What was found in an image, in its own pixels, best first.
 
     boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D class names; keypoints: of a model that has them,
-    f32 [D, P, 3], x, y, score, zeros for points that the class does not have.
+    f32 [D, P, 3], x, y, score, zeros for points that the class does not have; segments: of a model that cuts images into them, i32 [H, W], the
+    number of each pixel's segment, the largest ones first.
     """
 
     boxes: Tensor
@@ -28,6 +30,7 @@ class Prediction:
     masks: Tensor
     names: list[str]
     keypoints: Tensor | None = None
+    segments: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -39,6 +42,13 @@ class Prepare(Protocol):
     def read(self, image: Any) -> Tensor: ...
 
     def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch: ...
+
+
+def original_segments(batch: Batch, outputs: Outputs) -> Regions | None:
+    """The segments of a batch of one in the pixels of the image's file, None of a model that makes none."""
+    if outputs.segments is None:
+        return None
+    return to_original(outputs.segments.to("cpu"), 0, batch.sizes[0].tolist(), batch.original_sizes[0].tolist())
 
 
 class Predictor:
@@ -57,7 +67,10 @@ class Predictor:
         masks = torch.zeros((len(found), *original), dtype=torch.bool)
         if found.masks is not None and len(found):
             masks = torch.from_numpy(rle_to_bitmaps(found.masks.to_rle()))
-        return Prediction(found.boxes, found.scores, labels, masks, [self.categories.names[i] for i in labels.tolist()], found.keypoints)
+        segments = original_segments(batch, outputs)
+        cut = None if segments is None else torch.from_numpy(cast(SegmentMasks, segments.masks).label_maps()[0])
+        names = [self.categories.names[i] for i in labels.tolist()]
+        return Prediction(found.boxes, found.scores, labels, masks, names, found.keypoints, cut)
 
     def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
         """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""

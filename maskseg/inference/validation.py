@@ -20,11 +20,15 @@ from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.rows import Row, detection_rows, to_original
+from maskseg.evaluation.segmentation_iou import SegmentationIoU
 from maskseg.inference.batches import draw_batch
 from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst_images
 from maskseg.inference.pictures import Picture, draw_detections, mosaic, side_by_side
+from maskseg.inference.segment_pictures import draw_segments
 from maskseg.rcnn import GeneralizedRCNN
+from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Categories, Outputs
+from maskseg.variants.hash_loss import MIN_STUFF, region_map
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,35 @@ class Processes:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one batch gave: its images, their result rows, each loss times the number of images."""
+    """What one batch gave: its images, their result rows, each loss times the number of images, what `SegmentationIoU` keeps of its segments."""
 
     image_ids: list[int]
     rows: list[Row]
     losses: dict[str, float]
+    segments: list[list[float]]
+
+
+def label_maps(outputs: Outputs) -> list[NDArray[Any]]:
+    """The segments of each image of the batch, without its padding, as a label map i32 [H, W]: the number of the row that covers a pixel."""
+    assert outputs.segments is not None
+    assert isinstance(outputs.segments.masks, SegmentMasks)
+    return list(outputs.segments.masks.label_maps())
+
+
+def _segments(batch: Batch, outputs: Outputs) -> list[list[float]]:
+    found = SegmentationIoU()
+    for i, segments in enumerate([] if outputs.segments is None else label_maps(outputs)):
+        found.add(segments, [region_map(batch, i, MIN_STUFF)])
+    return found.state()
 
 
 class Validation:
     """batches: this process' share of the images, each once, with its truth; truth: all of it as a COCO data set (`CocoFile.to_dict`);
     min_score: of the detections that are drawn and diagnosed; picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
 
-    Called with a model, gives `bbox/AP` ... `segm/AR100` and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients); the
-    batches of several processes are put together in the order that one would have, so that the numbers are the same; where rank is not 0
-    there are none.
+    Called with a model, gives `bbox/AP` ... `segm/AR100`, of one that cuts images into segments `segmentation_iou/segments` ..., and, with truth,
+    `loss` and `loss/<term>` (in evaluation mode, without gradients); the batches of several processes are put together in the order that one
+    would have, so that the numbers are the same; where rank is not 0 there are none.
 
     After a call: `table` (text), `evaluator` (rows, per-class AP), `drawn` (pictures: truth | prediction).
     """
@@ -75,6 +94,7 @@ class Validation:
         self.processes, self.oks_sigmas = processes or Processes(), oks_sigmas
         self.table = ""
         self.drawn: list[Picture] = []
+        self.drawn_segments: list[Picture] = []
         self._sheets: dict[str, Picture] | None = None
         self.evaluator: CocoEvaluator | None = None
 
@@ -85,12 +105,12 @@ class Validation:
         adds = {getattr(head, "adds", "") for head in rcnn.heads.values()}
         kinds = [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]
         device = next(model.parameters()).device
-        self.drawn, self._sheets = [], None
+        self.drawn, self.drawn_segments, self._sheets = [], [], None
         parts = []
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
             losses, outputs = rcnn.validate(batch.to(device))
             rows = detection_rows(batch, outputs, self.categories, masks=SEGM in kinds)
-            parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}))
+            parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}, _segments(batch, outputs)))
             if self.processes.rank == 0:
                 self.draw(batch, outputs)
         shares = self.processes.gather(parts)
@@ -107,14 +127,16 @@ class Validation:
         keys: dict[str, Any] = {"max_detections": self.max_detections, "backend": self.backend, "oks_sigmas": self.oks_sigmas}
         self.evaluator = CocoEvaluator(self.truth(), self.categories, iou_types=kinds, **keys)
         sums: dict[str, float] = defaultdict(float)
-        images = 0
+        images, segments = 0, SegmentationIoU()
         for row in zip_longest(*shares):
             for part in (p for p in row if p is not None):
                 self.evaluator.add_rows(part.image_ids, part.rows)
                 images += len(part.image_ids)
+                segments.merge(part.segments)
                 for name, value in part.losses.items():
                     sums[name] += value
         metrics = {**self.evaluator.compute(), "loss": sum(sums.values()) / images}
+        metrics |= {f"segmentation_iou/{name}": value for name, value in segments.compute().items()} if segments.state() else {}
         self.table = self.evaluator.table()
         return metrics | {f"loss/{name}": value / images for name, value in sums.items()}
 
@@ -145,15 +167,19 @@ class Validation:
             points: dict[str, Any] = {"keypoints": found.keypoints, "lines": self.categories.lines}
             right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names, **points)
             self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
+            if outputs.segments is not None:
+                truth, segments = (draw_segments(image, m) for m in (region_map(batch, i, MIN_STUFF), label_maps(outputs)[i]))
+                self.drawn_segments.append(side_by_side(truth, segments, (f"{batch.names[i]}: true segments", "segments by codes")))
 
     def sheets(self) -> dict[str, Picture]:
-        """The pictures of the last call by name: `validation` (truth | prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the
-        most errors and why."""
+        """The pictures of the last call by name: `validation` (truth | prediction), `segments` of a model that makes them, `pr_curves`, `confusion`,
+        and `worst`, the 20 images with the most errors and why."""
         if self._sheets is None and self.evaluator is not None:
             evaluator = self.evaluator
             ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
             found = diagnosis.diagnose(evaluator.truths, evaluator.rows, self.categories, image_ids=ids, score=self.min_score)
             self._sheets = {"validation": mosaic(self.drawn, columns=2)} if self.drawn else {}
+            self._sheets |= {"segments": mosaic(self.drawn_segments, columns=2)} if self.drawn_segments else {}
             self._sheets["pr_curves"] = draw_pr_curves(evaluator.pr_curves())
             self._sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, self.categories), self.categories.names)
             if self.picture is not None:

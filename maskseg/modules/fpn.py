@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskseg.errors import UserError
 from maskseg.interfaces import Backbone, Features, Level
 from maskseg.modules.norms import conv
 
 
 class FPN(nn.Module):
-    """A trunk's {c2 .. c5} -> {p2 .. p6}, all with `channels` (FPN, section 3); p6 is p5 at every second cell."""
+    """A trunk's {c2 .. c5} -> {p2 .. p6}, all with `channels` (FPN, section 3); p6 is p5 at every second cell.
 
-    def __init__(self, trunk: nn.Module, channels: int = 256, norm: str | None = None) -> None:
+    keep: levels of the trunk that are handed on behind the pyramid, for stages that read them.
+    """
+
+    def __init__(self, trunk: nn.Module, channels: int = 256, norm: str | None = None, keep: Sequence[str] = ()) -> None:
         super().__init__()
         self.trunk = trunk
         levels = cast(Backbone, trunk).levels
@@ -28,10 +33,15 @@ class FPN(nn.Module):
         self.levels = {f"p{k[1:]}": Level(v.stride, v.centre, channels) for k, v in levels.items()}
         last = list(self.levels.values())[-1]
         self.levels["p6"] = Level(last.stride * 2, last.centre, channels)
+        self.keep = list(keep)
+        if unknown := [name for name in self.keep if name not in levels]:
+            raise UserError(f"fpn: keep names {', '.join(unknown)}, the trunk has {', '.join(levels)}")
+        self.levels |= {name: levels[name] for name in self.keep}
 
     def forward(self, images: Tensor) -> Features:
-        """images: f32 [N, 3, H, W] -> five maps, finest first."""
-        maps = list(cast(Backbone, self.trunk)(images).values())
+        """images: f32 [N, 3, H, W] -> five maps, finest first, and those of `keep`."""
+        own = cast(Backbone, self.trunk)(images)
+        maps = list(own.values())
         merged: dict[str, Tensor] = {}
         above: Tensor | None = None
         for name, map_ in reversed(list(zip(self.lateral, maps, strict=True))):
@@ -41,4 +51,4 @@ class FPN(nn.Module):
             merged[name] = above = here
         features = {name: layer(merged[name]) for name, layer in self.output.items()}
         features["p6"] = F.max_pool2d(list(features.values())[-1], kernel_size=1, stride=2)
-        return features
+        return features | {name: own[name] for name in self.keep}

@@ -1,0 +1,1 @@
+"""From pixels to segments without a network."""

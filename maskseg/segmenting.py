@@ -1,0 +1,168 @@
+"""Hash layers fitted to a backbone, and segments evaluated: what tools/fit_hash.py and tools/evaluate.py experiment=... do."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from maskseg import config as configs
+from maskseg.data.coco_segments import CocoSegments
+from maskseg.data.segmented import SegmentedSource
+from maskseg.data.single import SingleImage
+from maskseg.data.source import CocoSource
+from maskseg.engine.checkpoint import save_checkpoint
+from maskseg.engine.logs import RunLog
+from maskseg.engine.precision import inference_dtype, pick_device
+from maskseg.errors import UserError
+from maskseg.files import replacing, write_json
+from maskseg.inference.segment_pictures import plot_segmentation_iou, segment_panel
+from maskseg.inference.segment_study import SegmentStudy, flat, look, table
+from maskseg.modules.folding import for_inference
+from maskseg.rcnn import PixelModel
+from maskseg.run_folder import made_folder
+from maskseg.structures import Categories
+from maskseg.trained import trained_model
+from maskseg.variants.hash_segmenter import HashSegmenter
+from maskseg.variants.itq import ITQ, Fit
+
+Labels = NDArray[np.int32]
+
+
+def fit(words: list[str]) -> None:
+    """What `tools/fit_hash.py` does: a backbone with a hash layer learnt from a data set, as a checkpoint. Raises UserError."""
+    path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
+    if path:
+        groups = [w for w in words if w.startswith("model/")]
+        segmenter = configs.part("model.segmenter", ["model=mask_rcnn_hash", *groups])
+        model, config, categories = trained_model(Path(path), [w for w in words if w not in groups], "fit_hash", segmenter)
+    else:
+        config, categories = configs.compose("fit_backbone", words), Categories((), ())
+        model = _new_model(config)
+    configs.require(config, "output")
+    source = _source(config)
+    source.names(config.split)
+    output = made_folder(Path(config.output))
+    if (output / "last.pt").exists():
+        raise UserError(f"output={output} already holds a checkpoint: choose another folder")
+    model.to(pick_device(config.trainer.device)).eval()
+    result = _fit(model, source, config.split, config)
+    log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
+    for step, error in enumerate(result.errors, start=1):
+        log.numbers(step, "train", {"quantisation_error": error})
+    log.numbers(len(result.errors), "val", result.numbers())
+    log.close()
+    _save(output / "last.pt", model, config, categories, result)
+    print("  ".join(f"{name} {value:.4g}" for name, value in result.numbers().items()))
+    print(f"written to {output}: last.pt, metrics.jsonl, tensorboard")
+
+
+def evaluate(words: list[str]) -> None:
+    """What `tools/evaluate.py experiment=...` does. Raises UserError before anything is written where checkpoint, data or keys are wrong."""
+    config = configs.compose("segments", words)
+    configs.require(config, "output")
+    source = _source(config)
+    names = source.names(config.split)
+    if config.checkpoint:
+        model, of_model, _ = trained_model(Path(config.checkpoint), [], "fit_hash")
+    else:
+        source.names("train")
+        model, of_model = _new_model(config), config
+    _segmenter(model)
+    output = made_folder(Path(config.output))
+    model.to(pick_device(config.trainer.device)).eval()
+    if not config.checkpoint:
+        _save(output / "hash.pt", model, config, Categories((), ()), _fit(model, source, "train", config))
+    shown = for_inference(model, inference_dtype(config.trainer.precision))
+    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), _prepare(of_model), list(config.sweep), list(config.scales), config.base)
+    for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
+        pixels, truths = source.image(config.split, index), source.truths(config.split, index)
+        made = study.add(pixels, truths)
+        if index < config.pictures:
+            superpixels, segments = made[config.sweep[-1]]
+            _draw(output / f"{Path(name).stem}.png", study, pixels, superpixels, segments, truths[0] if truths else None)
+    _write(output, study)
+    print(f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures")
+
+
+def _write(output: Path, study: SegmentStudy) -> None:
+    numbers = study.numbers()
+    write_json(output / "metrics.json", flat(numbers))
+    text = table(numbers, study.base)
+    with replacing(output / "table.txt", "the table") as file:
+        file.write(f"{text}\n".encode())
+    count = {value: values["num_segments"] for value, values in numbers["superpixels"].items()}
+    rows = {method: [(count[value], values["segments"]) for value, values in of.items()] for method, of in numbers.items()}
+    plot_segmentation_iou(rows, output / "segmentation_iou.png")
+    print(text)
+
+
+def _draw(path: Path, study: SegmentStudy, pixels: Tensor, superpixels: Labels, segments: Labels, truth: NDArray[Any] | None) -> None:
+    image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    seen = study.seen(pixels)
+    codes = study.segmenter.of_pixels(seen.codes, seen.frame)
+    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(path)
+
+
+def _source(config: Any) -> SegmentedSource:
+    """The data set with maps of segments that `config.data` names. Raises UserError."""
+    source = configs.build(config.data)
+    if isinstance(source, CocoSource):
+        source = CocoSegments(source)
+    source.prepare()
+    return cast(SegmentedSource, source)
+
+
+def _new_model(config: Any) -> nn.Module:
+    """The experiment's model. Of one with classes there are none: it finds segments alone. Raises UserError."""
+    if "segmenter" not in config.model:
+        raise UserError("the experiment's model has no segmenter; model=hash_net has one, and checkpoint=... names a trained model")
+    if "classifier" in config.model:
+        raise UserError("the experiment's model has to be trained first: name it with checkpoint=...")
+    torch.manual_seed(config.seed)
+    return configs.build_model(config)
+
+
+def _segmenter(model: nn.Module) -> HashSegmenter:
+    segmenter = getattr(model, "segmenter", None)
+    if not isinstance(segmenter, HashSegmenter):
+        raise UserError("the checkpoint's model has no hash layer: tools/fit_hash.py checkpoint=... makes one with it")
+    return segmenter
+
+
+def _prepare(config: Any) -> SingleImage:
+    transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
+    return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
+
+
+@torch.no_grad()
+def _fit(model: nn.Module, source: SegmentedSource, split: str, config: Any) -> Fit:
+    """Learns the segmenter's layer from the features of a split's images, in place."""
+    segmenter, prepare = _segmenter(model), _prepare(config)
+    fast = cast(PixelModel, for_inference(model))
+    fitter = ITQ(segmenter.layer, config.fit.kept, config.fit.iterations, config.seed)
+    device = next(model.parameters()).device
+    names = source.names(split)[: config.fit.max_images]
+    for index in tqdm(range(len(names)), desc="reading features", disable=None):
+        features = look(fast, _segmenter(fast), prepare(source.image(split, index)).to(device)).features
+        fitter.update(features.flatten(1).T)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fitter.fit()
+    for warning in told:
+        print(f"warning: {warning.message}", flush=True)
+    assert fitter.result is not None
+    return fitter.result
+
+
+def _save(path: Path, model: nn.Module, config: Any, categories: Categories, result: Fit) -> None:
+    text = configs.to_yaml(configs.only(config, configs.compose("train", [])))  # what a training saves, without the tool's keys
+    about = {"config": text, "categories": categories.to_dict()}
+    save_checkpoint(path, {**about, "model": model.state_dict(), "step": 0, "metrics": result.numbers()})

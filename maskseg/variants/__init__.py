@@ -1,0 +1,1 @@
+"""Other stages for the same slots; the core never imports these."""
