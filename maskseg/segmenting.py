@@ -23,7 +23,7 @@ from maskseg.engine.logs import RunLog
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.files import replacing, write_json
-from maskseg.inference.segment_pictures import plot_segmentation_iou, segment_panel
+from maskseg.inference.segment_pictures import panel, plot_segmentation_iou, segment_panel, step_pictures
 from maskseg.inference.segment_study import SegmentStudy, flat, look, table
 from maskseg.modules.folding import for_inference
 from maskseg.rcnn import PixelModel
@@ -86,8 +86,7 @@ def evaluate(words: list[str]) -> None:
         pixels, truths = source.image(config.split, index), source.truths(config.split, index)
         made = study.add(pixels, truths)
         if index < config.pictures:
-            superpixels, segments = made[config.sweep[-1]]
-            _draw(output / f"{Path(name).stem}.png", study, pixels, superpixels, segments, truths[0] if truths else None)
+            _draw(output, Path(name).stem, study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
     _write(output, study)
     print(f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures")
 
@@ -104,11 +103,16 @@ def _write(output: Path, study: SegmentStudy) -> None:
     print(text)
 
 
-def _draw(path: Path, study: SegmentStudy, pixels: Tensor, superpixels: Labels, segments: Labels, truth: NDArray[Any] | None) -> None:
+def _draw(output: Path, name: str, study: SegmentStudy, pixels: Tensor, made: tuple[Labels, Labels], truth: NDArray[Any] | None) -> None:
+    """NAME.png: superpixels, bit planes, segments, truth; NAME_steps.png: what each step makes of the image."""
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    seen = study.seen(pixels)
+    seen, (superpixels, segments) = study.seen(pixels), made
     codes = study.segmenter.of_pixels(seen.codes, seen.frame)
-    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(path)
+    own = (study.segmenter.means(seen.codes, superpixels, seen.frame) > 0.5).cpu().numpy()
+    features = study.segmenter.cells_inside(seen.features, seen.frame).cpu().numpy()
+    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(output / f"{name}.png")
+    steps = step_pictures(image, features, codes.cpu().numpy(), superpixels, own, segments)
+    Image.fromarray(panel(steps, 4)).save(output / f"{name}_steps.png")
 
 
 def _source(config: Any) -> SegmentedSource:

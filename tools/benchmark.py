@@ -11,29 +11,29 @@ from maskseg.benchmarks.curve import curve
 from maskseg.benchmarks.data import data
 from maskseg.benchmarks.evaluate import evaluate
 from maskseg.benchmarks.growth import growth
+from maskseg.benchmarks.hash import hash
 from maskseg.benchmarks.inference import inference
 from maskseg.benchmarks.paste import paste
 from maskseg.benchmarks.report import chart, table
 from maskseg.benchmarks.roi_align import roi_align
+from maskseg.benchmarks.segmentation_iou import segmentation_iou
 from maskseg.benchmarks.train import train
 from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {f.__name__: f for f in (curve, data, evaluate, growth, inference, paste, roi_align, train, trainer)}
-USAGE = """
+SUITES = {f.__name__: f for f in (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth, hash, segmentation_iou)}
+USAGE = f"""
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
-suite (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth), trunk, size, batch, rounds, steps, output=FILE.json
+suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
 
   python tools/benchmark.py                                            what logs, checks, checkpoints and pictures cost a training
-  python tools/benchmark.py experiment=nuclei_r18 data.root=DIR steps=50
-  python tools/benchmark.py trainer.device=cuda trainer.precision=bf16 output=overhead.json
   python tools/benchmark.py suite=inference data=coco data.root=DIR    pictures to masks, beside torchvision's Mask R-CNN
   python tools/benchmark.py suite=train data=coco data.root=DIR batch=2 size=320   a step, and one with proposals from a file
-  python tools/benchmark.py suite=paste                                soft masks to RLE, beside torchvision's and detectron2's way
-  python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's
+  python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's; suite=paste: masks to RLE
   python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools by hand
   python tools/benchmark.py suite=data data=coco data.root=DIR         files to batches, beside torchvision's references
+  python tools/benchmark.py suite=hash                                 what hash codes and merged superpixels add; suite=segmentation_iou: the metric
   python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3   time and memory against what there is more of
 """
 
@@ -48,10 +48,11 @@ def _benchmark(words: list[str]) -> None:
     if composed.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {composed.suite!r}")
     numbers = SUITES[composed.suite](composed)
-    print(table(numbers) if {"cases", "axes"} & set(numbers) else json.dumps(numbers, indent=2))
+    drawn = numbers.get("cases") or numbers.get("axes")
+    print(table(numbers) if drawn is not None else json.dumps(numbers, indent=2))
     if composed.output:
         write_json(Path(composed.output), numbers)
-        if numbers.get("cases") or numbers.get("axes"):
+        if drawn:
             chart(numbers, Path(composed.output).with_suffix(".png"))
 
 

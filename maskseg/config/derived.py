@@ -66,7 +66,7 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
         raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
     check_targets(trained, FROM_CHECKPOINT + TRUSTED)
     present = compose("train", [])
-    common = OmegaConf.load(config_folder() / "data" / "_common.yaml") if "train_transforms" in trained.data else {}  # of data to train on
+    common: Any = OmegaConf.load(config_folder() / "data" / "_common.yaml") if "train_transforms" in trained.data else {}  # of data to train on
     for name, defaults in {"trainer": present.trainer, "evaluation": present.evaluation, "data": common}.items():
         try:  # keys that came after the training was begun
             trained[name] = OmegaConf.merge(defaults, trained[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,12 @@ class HashSegmenter(nn.Module):
         """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear, f32 [C, H, W]."""
         stride, centre = ((value / frame.scale[0], value / frame.scale[1]) for value in (self.at.stride, self.at.centre))
         return upsample(maps, frame.height, frame.width, stride, centre)
+
+    def cells_inside(self, maps: Tensor, frame: Frame) -> Tensor:
+        """Of maps of the level [C, h, w] the cells whose centre lies in the frame, without those of the padding."""
+        sides = (frame.height * frame.scale[0], frame.width * frame.scale[1])
+        down, across = (max(1, math.ceil((side - self.at.centre) / self.at.stride)) for side in sides)
+        return maps[:, :down, :across]
 
     def merged(self, codes: Tensor, labels: Labels) -> NDArray[np.int64]:
         """Soft codes f32 [S, b] of the superpixels -> which segment each belongs to, i64 [S]."""

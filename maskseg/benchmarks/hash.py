@@ -1,0 +1,75 @@
+"""Suite `hash`: what a hash layer and the merging of superpixels add to a backbone's forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskseg.benchmarks.measure import case, machine
+from maskseg.bottomup.superpixels import SLIC
+from maskseg.data.single import SingleImage
+from maskseg.modules.folding import for_inference
+from maskseg.modules.fpn import FPN
+from maskseg.modules.resnet import ResNet
+from maskseg.structures import Batch, Regions
+from maskseg.variants.hash_segmenter import HashSegmenter
+from maskseg.variants.itq import ITQ
+from maskseg.variants.segmentation_net import SegmentationNet
+
+SIZE = (321, 481)  # height and width of BSDS500's pictures
+
+
+@torch.no_grad()
+def hash(config: Any, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = (8, 32)) -> dict[str, Any]:
+    """One picture on the CPU: `trunk` with its pyramid alone, with the hash layer on c2 and the segments of superpixels that are given, and the
+    superpixels by themselves. Codes are fitted to the picture, so that superpixels do merge.
+
+    config: with `trunk` and `rounds`. -> the suite's cases; agreement: how many segments there are, and what hash and merge add, in percent.
+    """
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    pixels = _picture()
+    cases = []
+    for count in counts:
+        superpixels = SLIC(count)
+        batch = SingleImage()(pixels)
+        image = pixels.permute(1, 2, 0).contiguous().numpy()
+        labels = torch.full((1, *batch.images.shape[2:]), -1, dtype=torch.int32)
+        labels[0, : SIZE[0], : SIZE[1]] = torch.from_numpy(superpixels(image))
+        batch = replace(batch, superpixels=labels)
+        for length in bits:
+            net = _net(config.trunk, superpixels, length, batch)
+            things: dict[str, Callable[[], object]] = {
+                "backbone": partial(net.features, batch),
+                "backbone, hash and merge": partial(net.predict, batch),
+                "superpixels (SLIC)": partial(superpixels, image),
+            }
+            found = case(f"{config.trunk}-FPN, {SIZE[1]} x {SIZE[0]}, {count} superpixels, {length} bits", things, config.rounds, device)
+            segments = net.predict(batch).segments
+            assert isinstance(segments, Regions)
+            added = 100 * (1 / found["times_faster"]["backbone, hash and merge"] - 1)
+            found["agreement"] = {"segments": len(segments), "hash and merge add, percent": added}
+            cases.append(found)
+    return {"suite": "hash", "machine": machine(device), "cases": cases}
+
+
+def _picture() -> Tensor:
+    """uint8 RGB [3, 321, 481]: patches of colour and noise."""
+    patches = torch.rand((1, 3, 8, 12))
+    smooth = torch.nn.functional.interpolate(patches, size=SIZE, mode="bicubic")[0] + 0.05 * torch.randn((3, *SIZE))
+    return (smooth.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def _net(trunk: str, superpixels: SLIC, bits: int, batch: Batch) -> SegmentationNet:
+    backbone = FPN(ResNet(trunk), keep=["c2"])
+    segmenter = HashSegmenter("c2", backbone.levels["c2"], superpixels, bits)
+    net = SegmentationNet(backbone, segmenter).eval()
+    fitter = ITQ(segmenter.layer)
+    fitter.update(segmenter.layer.vectors(net.features(batch)["c2"]))
+    fitter.fit()
+    return for_inference(net)
