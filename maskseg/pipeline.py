@@ -29,7 +29,9 @@ from maskseg.structures import Batch, Categories
 
 def open_data(config: Any, known: Categories | None = None, group: Group | None = None) -> CocoSource:
     """The data set of `config.data`, read and checked: the classes are those of the data, or `known` ones (a checkpoint's)."""
-    source = cast(CocoSource, configs.build(config.data))
+    source = configs.build(config.data)
+    if not isinstance(source, CocoSource):
+        raise UserError("the data set is one for measures of segments: tools/fit_hash.py and tools/evaluate.py experiment=... read it")
     source.known = known
     group = group or Group()
     if group.local_main:

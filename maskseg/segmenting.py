@@ -24,7 +24,7 @@ from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.files import replacing, write_json
 from maskseg.inference.segment_pictures import panel, plot_segmentation_iou, segment_panel, step_pictures
-from maskseg.inference.segment_study import SegmentStudy, flat, look, table
+from maskseg.inference.segment_study import SegmentStudy, check_study, flat, look, table
 from maskseg.modules.folding import for_inference
 from maskseg.rcnn import PixelModel
 from maskseg.run_folder import made_folder
@@ -40,20 +40,19 @@ def fit(words: list[str]) -> None:
     """What `tools/fit_hash.py` does: a backbone with a hash layer learnt from a data set, as a checkpoint. Raises UserError."""
     path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
     if path:
-        groups = [w for w in words if w.startswith("model/")]
-        segmenter = configs.part("model.segmenter", ["model=mask_rcnn_hash", *groups])
-        model, config, categories = trained_model(Path(path), [w for w in words if w not in groups], "fit_hash", segmenter)
+        model, config, categories = trained_model(Path(path), words, "fit_hash", configs.part("model.segmenter", ["model=mask_rcnn_hash"]))
     else:
         config, categories = configs.compose("fit_backbone", words), Categories((), ())
         model = _new_model(config)
     configs.require(config, "output")
     source = _source(config)
     source.names(config.split)
+    fitter = _fitter(model, config)
     output = made_folder(Path(config.output))
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     model.to(pick_device(config.trainer.device)).eval()
-    result = _fit(model, source, config.split, config)
+    result = _fit(fitter, model, source, config.split, config)
     log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
     for step, error in enumerate(result.errors, start=1):
         log.numbers(step, "train", {"quantisation_error": error})
@@ -75,18 +74,19 @@ def evaluate(words: list[str]) -> None:
     else:
         source.names("train")
         model, of_model = _new_model(config), config
-    _segmenter(model)
+    check_study(config.sweep, config.scales, config.base)
+    fitter, dtype = _fitter(model, config), inference_dtype(config.trainer.precision)
     output = made_folder(Path(config.output))
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
-        _save(output / "hash.pt", model, config, Categories((), ()), _fit(model, source, "train", config))
-    shown = for_inference(model, inference_dtype(config.trainer.precision))
-    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), _prepare(of_model), list(config.sweep), list(config.scales), config.base)
+        _save(output / "hash.pt", model, config, Categories((), ()), _fit(fitter, model, source, "train", config))
+    shown = for_inference(model, dtype)
+    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), _prepare(of_model), config.sweep, config.scales, config.base)
     for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
         pixels, truths = source.image(config.split, index), source.truths(config.split, index)
         made = study.add(pixels, truths)
         if index < config.pictures:
-            _draw(output, Path(name).stem, study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
+            _draw(output, str(Path(name).with_suffix("")).replace("/", "_"), study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
     _write(output, study)
     print(f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures")
 
@@ -146,12 +146,15 @@ def _prepare(config: Any) -> SingleImage:
     return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
 
 
+def _fitter(model: nn.Module, config: Any) -> ITQ:
+    return ITQ(_segmenter(model).layer, config.fit.kept, config.fit.iterations, config.seed)
+
+
 @torch.no_grad()
-def _fit(model: nn.Module, source: SegmentedSource, split: str, config: Any) -> Fit:
+def _fit(fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, config: Any) -> Fit:
     """Learns the segmenter's layer from the features of a split's images, in place."""
-    segmenter, prepare = _segmenter(model), _prepare(config)
+    prepare = _prepare(config)
     fast = cast(PixelModel, for_inference(model))
-    fitter = ITQ(segmenter.layer, config.fit.kept, config.fit.iterations, config.seed)
     device = next(model.parameters()).device
     names = source.names(split)[: config.fit.max_images]
     for index in tqdm(range(len(names)), desc="reading features", disable=None):

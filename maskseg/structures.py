@@ -30,13 +30,14 @@ class Categories:
     """The classes of a data set: label k has the name `names[k]` and, in the files, the id `ids[k]`.
 
     keypoints: the names of the points of each class, () for one without; skeletons: of each class, the pairs of points, from 0, that a line
-    joins. Left out where no class has points.
+    joins. Left out where no class has points. num_stuff: the last so many classes are stuff: regions without instances.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     keypoints: tuple[tuple[str, ...], ...] = ()
     skeletons: tuple[tuple[tuple[int, int], ...], ...] = ()
+    num_stuff: int = 0
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
@@ -46,6 +47,21 @@ class Categories:
                 object.__setattr__(self, part, ((),) * len(self.names))
             if len(getattr(self, part)) != len(self.names):
                 raise ValueError(f"categories need {part} for each of {len(self.names)} classes, got {len(getattr(self, part))}")
+
+    @property
+    def num_things(self) -> int:
+        """How many classes, the first ones, have instances."""
+        return len(self.names) - self.num_stuff
+
+    def with_stuff(self, names: Sequence[str], ids: Sequence[int]) -> Categories:
+        """These classes and, behind them, stuff of other ids."""
+        none: tuple[tuple[()], ...] = ((),) * len(ids)
+        return Categories((*self.names, *names), (*self.ids, *ids), (*self.keypoints, *none), (*self.skeletons, *none), len(ids))
+
+    def things(self) -> Categories:
+        """Those with instances alone."""
+        n = self.num_things
+        return Categories(self.names[:n], self.ids[:n], self.keypoints[:n], self.skeletons[:n])
 
     @cached_property
     def point_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -91,14 +107,16 @@ class Categories:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and JSON."""
         points = {"keypoints": [list(p) for p in self.keypoints], "skeletons": [[list(e) for e in s] for s in self.skeletons]}
-        return {"names": list(self.names), "ids": list(self.ids), **(points if self.num_points else {})}
+        stuff = {"num_stuff": self.num_stuff} if self.num_stuff else {}
+        return {"names": list(self.names), "ids": list(self.ids), **(points if self.num_points else {}), **stuff}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Categories:
         """The inverse of `to_dict`."""
         points = tuple(tuple(str(n) for n in names) for names in values.get("keypoints", ()))
         skeletons = tuple(tuple((int(a), int(b)) for a, b in edges) for edges in values.get("skeletons", ()))
-        return cls(tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"]), points, skeletons)
+        names, ids = tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"])
+        return cls(names, ids, points, skeletons, int(values.get("num_stuff", 0)))
 
 
 class _TensorRows:
@@ -150,7 +168,7 @@ class Targets(_TensorRows):
 
 @dataclass(frozen=True)
 class Regions(_TensorRows):
-    """Regions of a batch, flat: proposals (boxes and scores) and detections (labels too, then what the heads add).
+    """Regions of a batch, flat: proposals (boxes and scores; segments have masks) and detections (labels too, then what the heads add).
 
     boxes: f32 [R, 4]; image_index: i64 [R], ascending; scores: f32 [R] in [0, 1], descending within an image;
     labels: i64 [R] in 0..K-1; masks: R masks; keypoints: f32 [R, P, 3], x, y, score.
@@ -173,7 +191,7 @@ class Samples:
 
     boxes: f32 [R, 4]; image_index: i64 [R]; labels: i64 [R] in 0..K (K is background);
     matched: i64 [R], the row of `targets` that a foreground region stands for (0 for background);
-    seeds: i64 [N], of the images (`Batch.draw_seeds`), for heads that draw among the regions.
+    seeds: i64 [N], of the images (`Batch.draw_seeds`), for heads that draw among the regions; masks: R masks, of regions that are segments.
     """
 
     boxes: Tensor
@@ -183,6 +201,7 @@ class Samples:
     num_classes: int
     targets: Targets
     seeds: Tensor
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -196,6 +215,7 @@ class Samples:
             image_index=self.image_index[keep],
             labels=self.labels[keep],
             matched=self.matched[keep],
+            masks=None if self.masks is None else self.masks[keep],
         )
 
 

@@ -83,6 +83,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     with processes(device) as group:
         source = open_data(config, categories, group)
         check = validation(config, source, config.split, categories, group)
+        source.semantic_maps(config.split)
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
         metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)

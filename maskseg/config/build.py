@@ -61,19 +61,18 @@ def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
 def build_model(config: DictConfig, allowed: Sequence[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
     """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow."""
     model = config.copy().model
-    _read_level(model, allowed)
+    _read_levels(model, allowed)
     if not pretrained:
         _forget_weights(model)
     return cast(nn.Module, build(model, allowed))
 
 
-def _read_level(model: DictConfig, allowed: Sequence[str]) -> None:
-    """Fills `at` of a segmenter: what the backbone says of the level that it reads. A pyramid hands on one of the trunk below it.
-
-    Raises UserError for a level that is not there.
-    """
-    segmenter = model.get("segmenter")
-    if segmenter is None or segmenter.get("at", "none") is not None:
+def _read_levels(model: DictConfig, allowed: Sequence[str]) -> None:
+    """Fills `at` of stages that have such a key: what the backbone says of the `level` or the `levels` that they read. A pyramid hands on those of
+    the trunk below it. Raises UserError for a level that is not there."""
+    found = {str(key): model[key] for key in model}
+    stages = {key: stage for key, stage in found.items() if isinstance(stage, DictConfig) and "at" in stage and stage.at is None}
+    if not stages:
         return
     bare = model.copy().backbone
     _forget_weights(bare)
@@ -81,11 +80,17 @@ def _read_level(model: DictConfig, allowed: Sequence[str]) -> None:
         made = cast(Any, build(bare, allowed))
     below = cast(Backbone, made.trunk).levels if isinstance(made, FPN) else {}
     levels: dict[str, Level] = {**made.levels, **below}
-    if segmenter.level not in levels:
-        raise UserError(f"model.segmenter.level={segmenter.level}: the backbone has {', '.join(levels)}")
-    if segmenter.level not in made.levels:
-        put(model, "backbone.keep", [*made.keep, segmenter.level])
-    segmenter.at = {"_target_": f"{Level.__module__}.Level", **asdict(levels[segmenter.level])}
+    kept = list(getattr(made, "keep", []))
+    for key, stage in stages.items():
+        names = list(stage.levels) if "levels" in stage else [stage.level]
+        if not names or not set(names) <= set(levels):
+            told = f"levels={names}" if "levels" in stage else f"level={stage.level}"
+            raise UserError(f"model.{key}.{told}: the backbone has {', '.join(levels)}")
+        kept += [name for name in names if name not in made.levels and name not in kept]
+        at = [{"_target_": f"{Level.__module__}.Level", **asdict(levels[name])} for name in names]
+        stage.at = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
+    if kept != list(getattr(made, "keep", [])):
+        put(model, "backbone.keep", kept)
 
 
 def _forget_weights(node: Any) -> None:
@@ -98,8 +103,9 @@ def _forget_weights(node: Any) -> None:
 
 
 def set_categories(config: DictConfig, categories: Categories) -> None:
-    """Fills `data.num_classes` and `data.point_ranges`, to which the model's keys refer."""
-    for key, value in {"num_classes": len(categories), "point_ranges": [list(r) for r in categories.point_ranges]}.items():
+    """Fills `data.num_classes`, `num_things` and `point_ranges`, to which the model's keys refer."""
+    ranges = [list(r) for r in categories.point_ranges]
+    for key, value in {"num_classes": len(categories), "num_things": categories.num_things, "point_ranges": ranges}.items():
         put(config, f"data.{key}", value)
 
 

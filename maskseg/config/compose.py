@@ -27,7 +27,7 @@ def config_folder() -> Path:
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     """`configs/<name>.yaml` with the command line's overrides. Raises UserError, with the nearest right key, for one that does not fit."""
     for override in overrides:
-        _check_choice(override)
+        check_choice(override)
     with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
         try:
             config = hydra.compose(name, list(overrides))
@@ -42,7 +42,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def _check_choice(override: str) -> None:
+def check_choice(override: str) -> None:
     """Raises UserError for a group's choice that is not there (an optional group's would be passed over in silence), or no word of Hydra's."""
     key, equals, value = override.partition("=")
     if not equals and not override.startswith("~"):
@@ -65,18 +65,26 @@ def _forget_replaced(config: DictConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         group, _, choice = override.partition("=")
         file = config_folder() / group / f"{choice}.yaml"
-        node = OmegaConf.select(config, group.replace("/", ".")) if group.startswith("model/") and file.is_file() else None
+        of_model = f"{group}/".startswith("model/") and file.is_file()
+        node = OmegaConf.select(config, group.replace("/", ".")) if of_model else None
         if isinstance(node, DictConfig):
-            own = cast(DictConfig, OmegaConf.load(file))
-            kept = set(own) | {_place(entry) for entry in own.get("defaults", [])}
+            kept = _keys_of_file(file)
             with open_dict(node):
                 for key in set(node) - kept:
                     del node[key]
 
 
-def _place(entry: Any) -> str:
-    """Where an entry of a group's defaults list goes: `trunk` of `/model/trunk@trunk: resnet`."""
-    return str(next(iter(entry))).partition("@")[2] if isinstance(entry, DictConfig) else ""
+def _keys_of_file(file: Path) -> set[Any]:
+    """The keys that a group's file gives: its own, those of the files that it builds on, and the places of the groups that it chooses."""
+    own = cast(DictConfig, OmegaConf.load(file))
+    keys = set(own)
+    for entry in own.get("defaults", []):
+        if isinstance(entry, DictConfig):  # `trunk` of `/model/trunk@trunk: resnet`, `backbone` of `backbone: fpn`
+            name, _, place = str(next(iter(entry))).partition("@")
+            keys.add((place or name).removeprefix("/").split(".")[0])
+        elif entry != "_self_":
+            keys |= _keys_of_file(file.parent / f"{entry}.yaml")
+    return keys
 
 
 def _forget_removed(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, check_targets
-from maskseg.config.compose import check_override, compose, config_folder, key_of, keys_of, nearest
+from maskseg.config.compose import check_choice, check_override, compose, config_folder, key_of, keys_of, nearest
 from maskseg.errors import UserError
 
 
@@ -55,8 +55,9 @@ def hydra_settings(words: Sequence[str]) -> Any:
 def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None) -> DictConfig:
     """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
 
-    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint. under:
-    keys that the checkpoint's config gets where it has none of that name. Raises UserError.
+    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint;
+    `group@place=NAME` puts a group's choice in a place. under: keys that the checkpoint's config gets where it has none of that name.
+    Raises UserError.
     """
     try:
         trained = cast(DictConfig, OmegaConf.create(text))
@@ -80,9 +81,11 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
         trained.data = group
     tool = compose(own, [])
     config = cast(DictConfig, OmegaConf.merge(under or {}, trained, tool))
+    placed = [o for o in overrides if "@" in o.partition("=")[0]]
+    _place_groups(config, placed)
     OmegaConf.set_struct(config, True)
     defaults = config.copy()
-    for override in (o for o in overrides if o not in chosen):
+    for override in (o for o in overrides if o not in (*chosen, *placed)):
         key, equals, _ = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
@@ -95,6 +98,17 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
             raise UserError(f"{override}: {' '.join(str(error).split())}") from error
         check_override(override, config, defaults)
     return config
+
+
+def _place_groups(config: DictConfig, words: Sequence[str]) -> None:
+    """`group@place=NAME` instead of what is in that place. Raises UserError where there is no such group or place."""
+    for word in words:
+        check_choice(word)
+        group, _, place = word.partition("=")[0].partition("@")
+        file = config_folder() / group / f"{word.partition('=')[2]}.yaml"
+        if not file.is_file() or OmegaConf.select(config, place) is None:
+            raise UserError(f"{word}: there is no such group, or no {place} in the checkpoint's config")
+        OmegaConf.update(config, place, OmegaConf.load(file), merge=False)
 
 
 def part(key: str, words: Sequence[str]) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from maskseg.data.pixels import put
 from maskseg.data.sample import Sample
 from maskseg.masks import FileMasks
 from maskseg.structures import Batch, Regions, Targets
+from maskseg.variants.segment_proposer import segment_regions, together
 
 
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
@@ -62,8 +64,18 @@ def _maps(maps: Sequence[Tensor | None], height: int, width: int) -> Tensor | No
 
 
 def _proposals(samples: Sequence[Sample]) -> Regions | None:
+    if all(s.segments is not None for s in samples):
+        return together([_segments(sample, i) for i, sample in enumerate(samples)])
     found = [s.proposals for s in samples if s.proposals is not None]
     if len(found) < len(samples):
         return None
     index = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(scores) for _, scores in found]))
     return Regions(torch.cat([boxes for boxes, _ in found]), index, torch.cat([scores for _, scores in found]))
+
+
+def _segments(sample: Sample, index: int) -> Regions:
+    """Those that have pixels in the frame."""
+    assert sample.segments is not None
+    regions = replace(segment_regions(sample.segments, index), labels=sample.drawn)
+    boxes = regions.boxes
+    return regions[torch.nonzero(boxes[:, 2] > boxes[:, 0]).squeeze(1)]

@@ -14,10 +14,13 @@ from torch.utils.data import Dataset
 
 from maskseg.bottomup.superpixels import Superpixels
 from maskseg.data.coco import CocoFile
+from maskseg.data.drawn_segments import draw_segments
 from maskseg.data.images import MAX_PIXELS, load_pixels, safe_join
 from maskseg.data.proposals import ProposalFile
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
+from maskseg.data.segment_sampling import SegmentSampler
+from maskseg.data.segment_store import SegmentStore
 from maskseg.data.semantic import SemanticMaps
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
@@ -30,6 +33,8 @@ class CocoDataset(Dataset[Sample]):
     keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used. mirrored: which keypoint each
     one is in a mirror (by their names if not given). proposals: a file of them (`data.proposals`), read with the images. semantic: maps of the
     pixels' categories, read with the images. superpixels: image uint8 RGB [H, W, 3] -> label map i32 [H, W], called on what the transforms gave.
+    segments: a store of proposals with masks; draw: which of them are learnt from (`data.segment_sampling`), of what the transforms gave.
+    drawn_only: the others are left out.
     skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
     them stops beyond that number. With 0 it raises UserError.
     """
@@ -48,10 +53,14 @@ class CocoDataset(Dataset[Sample]):
         proposals: str | None = None,
         semantic: SemanticMaps | None = None,
         superpixels: Superpixels | None = None,
+        segments: SegmentStore | None = None,
+        draw: SegmentSampler | None = None,
+        drawn_only: bool = True,
     ) -> None:
         self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
         self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
         self.semantic, self.superpixels = semantic, superpixels
+        self.segments, self.draw, self.drawn_only = segments, draw, drawn_only
         self.mirrored = torch.tensor(mirrored or file.categories.mirrored(), dtype=torch.int64)
         with_objects = file.has_objects()
         self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
@@ -86,6 +95,8 @@ class CocoDataset(Dataset[Sample]):
                 index = int(rng.integers(len(self)))
         for transform in self.transforms:
             sample = transform(sample, rng)
+        if self.draw is not None and sample.segments is not None:
+            sample = draw_segments(sample, self.draw, rng, self.drawn_only)
         # Of the item, not of the stream after the transforms, which may change what they draw.
         seed = np.random.default_rng([self.seed, epoch, item[1], repetition, 1]).integers(2**62)
         return replace(sample, seed=int(seed), superpixels=None if self.superpixels is None else self._superpixels(sample.image))
@@ -116,4 +127,5 @@ class CocoDataset(Dataset[Sample]):
                 proposals=None if self.proposals is None else self.proposals.of(record.id, record.height, record.width),
                 mirrored=None if points is None else self.mirrored,
                 semantic=None if self.semantic is None else self.semantic.of(record.file_name, record.height, record.width),
+                segments=None if self.segments is None else self.segments.of(record.id, record.height, record.width),
             )

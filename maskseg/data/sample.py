@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskseg.bottomup.proposals import SegmentProposals
 from maskseg.geometry import Geometry
 from maskseg.masks import FileMasks
 
@@ -19,7 +20,8 @@ class Sample:
     proposals: f32 [R, 4] and their scores f32 [R], of a file, None without one;
     image_id, name: of the data set; original_size: (height, width) of the file; skipped: messages of unreadable images that this one
     stands in for; seed: of what a model draws of it; semantic: i16 [H, W], the category id of each pixel, -1 for none, where the data has such
-    maps; superpixels: i32 [H, W] of the image as it is after all moves, where they are asked for."""
+    maps; superpixels: i32 [H, W] of the image as it is after all moves, where they are asked for; segments: proposals with masks, of a store;
+    drawn: i64 [R], what each of them is learnt as, -1 for not at all, where they were drawn from."""
 
     image: Tensor
     boxes: Tensor
@@ -36,6 +38,8 @@ class Sample:
     proposals: tuple[Tensor, Tensor] | None = None
     semantic: Tensor | None = None
     superpixels: Tensor | None = None
+    segments: SegmentProposals | None = None
+    drawn: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,7 +63,8 @@ class Sample:
             keep &= ~cut | (extent.prod(axis=1) >= min_pixels)
         points, proposals = self._points(geometry), self._proposals(geometry)
         semantic = None if self.semantic is None else torch.from_numpy(geometry.sample(self.semantic.numpy(), -1))
-        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals, semantic=semantic)
+        segments = None if self.segments is None else replace(self.segments, labels=geometry.sample(self.segments.labels, -1))
+        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals, semantic=semantic, segments=segments)
         return moved if keep.all() else moved.only(torch.from_numpy(np.flatnonzero(keep)))
 
     def _proposals(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,14 +20,14 @@ _MODES = {"L": 255, "P": 255, "I;16": 65535}  # the value that stands for no cat
 class SemanticMaps:
     """The maps of a folder: that of `a/b.jpg` is `a/b.png` there. Raises UserError where there is no such folder."""
 
-    def __init__(self, folder: Path | str, key: str, max_pixels: int = MAX_PIXELS) -> None:
-        """key: what messages call the folder."""
-        self.folder, self.max_pixels = Path(folder), max_pixels
+    def __init__(self, folder: Path | str, key: str, max_pixels: int = MAX_PIXELS, ids: Sequence[int] | None = None) -> None:
+        """key: what messages call the folder; ids: of label 0, 1 ..., where the maps are to have labels instead of ids."""
+        self.folder, self.max_pixels, self.ids = Path(folder), max_pixels, ids
         if not self.folder.is_dir():
             raise UserError(f"{key}={folder}: no such folder of semantic maps")
 
     def of(self, file_name: str, height: int, width: int) -> Tensor:
-        """The map of an image: i16 [height, width], -1 where a pixel has no category. Raises UserError."""
+        """The map of an image: i16 [height, width], -1 where a pixel has no category, or one that has no label. Raises UserError."""
         path = safe_join(self.folder, str(PurePosixPath(file_name).with_suffix(".png")))
         try:
             with Image.open(path, formats=("PNG",)) as image:
@@ -41,4 +43,9 @@ class SemanticMaps:
         ids[ids == none] = -1
         if ids.max() > np.iinfo(np.int16).max:
             raise UserError(f"{path}: category id {ids.max()} of the semantic map is above {np.iinfo(np.int16).max}")
-        return torch.from_numpy(ids.astype(np.int16))
+        return torch.from_numpy((ids if self.ids is None else self._labels(ids)).astype(np.int16))
+
+    def _labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        label = np.full(max(int(ids.max()), *(self.ids or [0])) + 2, -1, dtype=np.int64)  # the last one: id -1
+        label[list(self.ids or ())] = np.arange(len(self.ids or ()))
+        return label[ids]

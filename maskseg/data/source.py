@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,19 @@ from maskseg.data.images import MAX_PIXELS, load_image, safe_join
 from maskseg.data.loader import BatchLoader
 from maskseg.data.samplers import Item, StepSampler, aspect_groups, repeat_factors
 from maskseg.data.scenes import make_scenes
+from maskseg.data.segment_sampling import SegmentSampler
+from maskseg.data.segment_store import SegmentStore
 from maskseg.data.semantic import SemanticMaps
+from maskseg.data.stuff import with_stuff
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.structures import Categories
+
+
+def _check_numbers(least: Mapping[str, int], **values: int | None) -> None:
+    for name, value in values.items():
+        if not (value is None and name == "max_images") and (type(value) is not int or value < least[name]):
+            raise UserError(f"data.{name} must be a whole number of at least {least[name]}, not {value!r}")
 
 
 class CocoSource:
@@ -32,7 +41,9 @@ class CocoSource:
     the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
     images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
     train_proposals, val_proposals: files of `data.proposals`. train_semantic, val_semantic: folders of semantic maps (`data.semantic`). superpixels:
-    what cuts the transformed images into superpixels, in the loader's processes. max_images: only the first so many of each split.
+    what cuts the transformed images into superpixels, in the loader's processes. train_segments, val_segments: stores of segment proposals
+    (`data.segment_store`); segment_sampler: (num_things, num_classes) -> what draws from them. stuff_json: a file that names classes of stuff,
+    which are then classes behind the things', and semantic maps hold labels. max_images: only the first so many of each split.
     Other keys: `CocoDataset`.
     """
 
@@ -57,6 +68,11 @@ class CocoSource:
         train_semantic: str | None = None,
         val_semantic: str | None = None,
         superpixels: Superpixels | None = None,
+        train_segments: str | None = None,
+        val_segments: str | None = None,
+        segment_sampler: Callable[..., SegmentSampler] | None = None,
+        stuff_json: str | None = None,
+        num_things: int | None = None,
         max_images: int | None = None,
         group_by_aspect: bool = True,
         repeat_threshold: float = 0.0,
@@ -65,17 +81,13 @@ class CocoSource:
         divisor: int = 32,
         root: str | None = None,
     ) -> None:
-        for name, value, least in (
-            ("max_images", max_images, 1),
-            ("skip_bad", skip_bad, 0),
-            ("num_workers", num_workers, 0),
-            ("divisor", divisor, 1),
-        ):
-            if not (value is None and name == "max_images") and (type(value) is not int or value < least):
-                raise UserError(f"data.{name} must be a whole number of at least {least}, not {value!r}")
+        least = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
+        _check_numbers(least, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
         self.root = root
         self.json = {"train": train_json, "val": val_json}
         self.proposals = {"train": train_proposals, "val": val_proposals}
+        self.segments, self.segment_sampler = {"train": train_segments, "val": val_segments}, segment_sampler
+        self.stuff_json, self.num_things = stuff_json, num_things
         self.semantic, self.superpixels = {"train": train_semantic, "val": val_semantic}, superpixels
         self.images = {"train": train_images or images, "val": val_images or images}
         self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
@@ -121,6 +133,8 @@ class CocoSource:
         file = self.train if self.json["train"] else self.val
         if self.num_classes is not None and self.num_classes != len(file.categories):
             raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
+        if self.stuff_json is not None:
+            return with_stuff(file.categories, Path(self.stuff_json))
         ranges = [list(r) for r in file.categories.point_ranges]
         if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
             raise UserError(f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read")
@@ -141,12 +155,22 @@ class CocoSource:
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0
         more = self.max_images, self.mirrored(), self.proposals[split], self.semantic_maps(split), self.superpixels
-        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, *more)
+        draw = None if self.segment_sampler is None else self.segment_sampler(self.categories.num_things, len(self.categories))
+        segments = self.segment_store(split)
+        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, *more, segments, draw)
+
+    def segment_store(self, split: str) -> SegmentStore | None:
+        """The store of a split's segments, where one is named. Raises UserError for one that is not whole."""
+        folder, file = self.segments[split], self.file(split)
+        kept = zip(file.images, file.has_objects(), strict=True)
+        used = [i for i, some in kept if self.keep_empty or split == "val" or bool(some)][: self.max_images]
+        return None if folder is None else SegmentStore(folder, [(i.id, i.height, i.width) for i in used])
 
     def semantic_maps(self, split: str) -> SemanticMaps | None:
         """Those of a split, where it has any. Raises UserError for a folder that is not there."""
         folder = self.semantic[split]
-        return None if folder is None else SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels)
+        ids = None if self.stuff_json is None else self.categories.ids
+        return None if folder is None else SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels, ids)
 
     def mirrored(self) -> list[int]:
         """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""
@@ -187,6 +211,7 @@ class CocoSource:
         """The (first `most`) images of a split once, in the file's order, with the test transforms; of its batches those of process `rank`."""
         dataset = self.dataset(split)
         dataset.transforms, dataset.skip_bad = self.transforms["val"], 0  # no image may stand in for one that is tested
+        dataset.drawn_only = False
         items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
         return self._loader(split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world])
 

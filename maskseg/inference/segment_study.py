@@ -45,6 +45,12 @@ def look(model: PixelModel, segmenter: HashSegmenter, batch: Batch) -> Seen:
     return Seen(vectors, segmenter.layer(features)[0], Frame(height, width, (scale[0], scale[1])))
 
 
+def check_study(sweep: Sequence[int], scales: Sequence[float], base: str) -> None:
+    """Raises UserError for arguments of a `SegmentStudy` that it cannot use."""
+    if base not in BASES or not sweep or not scales or min(sweep) < 1:
+        raise UserError(f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of positive numbers")
+
+
 class SegmentStudy:
     """Segmentation IoU of each method for several numbers of superpixels.
 
@@ -57,8 +63,7 @@ class SegmentStudy:
     def __init__(
         self, model: PixelModel, segmenter: HashSegmenter, prepare: Prepare, sweep: Sequence[int], scales: Sequence[float], base: str = "slic"
     ) -> None:
-        if base not in BASES or not sweep or not scales or min(sweep) < 1:
-            raise UserError(f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of positive numbers")
+        check_study(sweep, scales, base)
         self.model, self.segmenter, self.prepare = model, segmenter, prepare
         self.sweep, self.scales, self.base = list(sweep), list(scales), base
         self.scores = {(method, value): SegmentationIoU() for method in METHODS for value in self.sweep}

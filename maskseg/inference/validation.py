@@ -20,15 +20,12 @@ from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.rows import Row, detection_rows, to_original
-from maskseg.evaluation.segmentation_iou import SegmentationIoU
 from maskseg.inference.batches import draw_batch
 from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst_images
+from maskseg.inference.map_scores import MapPart, MapScores
 from maskseg.inference.pictures import Picture, draw_detections, mosaic, side_by_side
-from maskseg.inference.segment_pictures import draw_segments
 from maskseg.rcnn import GeneralizedRCNN
-from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Categories, Outputs
-from maskseg.variants.hash_loss import MIN_STUFF, region_map
 
 
 @dataclass(frozen=True)
@@ -41,33 +38,19 @@ class Processes:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one batch gave: its images, their result rows, each loss times the number of images, what `SegmentationIoU` keeps of its segments."""
+    """What one batch gave: its images, their result rows, each loss times the number of images, scores of maps of pixels."""
 
     image_ids: list[int]
     rows: list[Row]
     losses: dict[str, float]
-    segments: list[list[float]]
-
-
-def label_maps(outputs: Outputs) -> list[NDArray[Any]]:
-    """The segments of each image of the batch, without its padding, as a label map i32 [H, W]: the number of the row that covers a pixel."""
-    assert outputs.segments is not None
-    assert isinstance(outputs.segments.masks, SegmentMasks)
-    return list(outputs.segments.masks.label_maps())
-
-
-def _segments(batch: Batch, outputs: Outputs) -> list[list[float]]:
-    found = SegmentationIoU()
-    for i, segments in enumerate([] if outputs.segments is None else label_maps(outputs)):
-        found.add(segments, [region_map(batch, i, MIN_STUFF)])
-    return found.state()
+    maps: MapPart
 
 
 class Validation:
     """batches: this process' share of the images, each once, with its truth; truth: all of it as a COCO data set (`CocoFile.to_dict`);
     min_score: of the detections that are drawn and diagnosed; picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
 
-    Called with a model, gives `bbox/AP` ... `segm/AR100`, of one that cuts images into segments `segmentation_iou/segments` ..., and, with truth,
+    Called with a model, gives `bbox/AP` ... `segm/AR100`, of one that says something of every pixel what `MapScores.metrics` says, and, with truth,
     `loss` and `loss/<term>` (in evaluation mode, without gradients); the batches of several processes are put together in the order that one
     would have, so that the numbers are the same; where rank is not 0 there are none.
 
@@ -94,7 +77,7 @@ class Validation:
         self.processes, self.oks_sigmas = processes or Processes(), oks_sigmas
         self.table = ""
         self.drawn: list[Picture] = []
-        self.drawn_segments: list[Picture] = []
+        self.maps = MapScores(categories)
         self._sheets: dict[str, Picture] | None = None
         self.evaluator: CocoEvaluator | None = None
 
@@ -102,15 +85,15 @@ class Validation:
         """log: a `RunLog`, for TensorBoard's pictures and curves, or None."""
         model.eval()
         rcnn = cast(GeneralizedRCNN, model)
-        adds = {getattr(head, "adds", "") for head in rcnn.heads.values()}
+        adds = {getattr(head, "adds", "") for head in (rcnn.classifier, *rcnn.heads.values())}
         kinds = [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]
         device = next(model.parameters()).device
-        self.drawn, self.drawn_segments, self._sheets = [], [], None
+        self.drawn, self.maps, self._sheets = [], MapScores(self.categories), None
         parts = []
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
             losses, outputs = rcnn.validate(batch.to(device))
             rows = detection_rows(batch, outputs, self.categories, masks=SEGM in kinds)
-            parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}, _segments(batch, outputs)))
+            parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}, self.maps.part(batch, outputs)))
             if self.processes.rank == 0:
                 self.draw(batch, outputs)
         shares = self.processes.gather(parts)
@@ -125,19 +108,18 @@ class Validation:
     def _together(self, shares: list[list[_Part]], kinds: list[str]) -> dict[str, float]:
         """Batch b was worked on by process b % world: the order of one process, in which equal scores count and losses are summed."""
         keys: dict[str, Any] = {"max_detections": self.max_detections, "backend": self.backend, "oks_sigmas": self.oks_sigmas}
-        self.evaluator = CocoEvaluator(self.truth(), self.categories, iou_types=kinds, **keys)
+        self.evaluator = CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys)
         sums: dict[str, float] = defaultdict(float)
-        images, segments = 0, SegmentationIoU()
+        images = 0
         for row in zip_longest(*shares):
             for part in (p for p in row if p is not None):
                 self.evaluator.add_rows(part.image_ids, part.rows)
                 images += len(part.image_ids)
-                segments.merge(part.segments)
+                self.maps.merge(part.maps)
                 for name, value in part.losses.items():
                     sums[name] += value
-        metrics = {**self.evaluator.compute(), "loss": sum(sums.values()) / images}
-        metrics |= {f"segmentation_iou/{name}": value for name, value in segments.compute().items()} if segments.state() else {}
-        self.table = self.evaluator.table()
+        metrics = {**self.evaluator.compute(), **self.maps.metrics(), "loss": sum(sums.values()) / images}
+        self.table = "\n\n".join(text for text in (self.evaluator.table(), self.maps.table()) if text)
         return metrics | {f"loss/{name}": value / images for name, value in sums.items()}
 
     def _show(self, log: Any, step: int) -> None:
@@ -167,23 +149,22 @@ class Validation:
             points: dict[str, Any] = {"keypoints": found.keypoints, "lines": self.categories.lines}
             right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names, **points)
             self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
-            if outputs.segments is not None:
-                truth, segments = (draw_segments(image, m) for m in (region_map(batch, i, MIN_STUFF), label_maps(outputs)[i]))
-                self.drawn_segments.append(side_by_side(truth, segments, (f"{batch.names[i]}: true segments", "segments by codes")))
+            self.maps.draw(batch, outputs, i, image)
 
     def sheets(self) -> dict[str, Picture]:
-        """The pictures of the last call by name: `validation` (truth | prediction), `segments` of a model that makes them, `pr_curves`, `confusion`,
+        """The pictures of the last call by name: `validation` (truth | prediction), those of `MapScores`, `pr_curves`, `confusion`,
         and `worst`, the 20 images with the most errors and why."""
         if self._sheets is None and self.evaluator is not None:
             evaluator = self.evaluator
             ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
-            found = diagnosis.diagnose(evaluator.truths, evaluator.rows, self.categories, image_ids=ids, score=self.min_score)
+            things = self.categories.things()
+            found = diagnosis.diagnose(evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score)
             self._sheets = {"validation": mosaic(self.drawn, columns=2)} if self.drawn else {}
-            self._sheets |= {"segments": mosaic(self.drawn_segments, columns=2)} if self.drawn_segments else {}
+            self._sheets |= self.maps.sheets()
             self._sheets["pr_curves"] = draw_pr_curves(evaluator.pr_curves())
-            self._sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, self.categories), self.categories.names)
+            self._sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, things), things.names)
             if self.picture is not None:
-                self._sheets["worst"] = draw_worst_images(diagnosis.worst(found), self.categories, self.picture, file_names=names)
+                self._sheets["worst"] = draw_worst_images(diagnosis.worst(found), things, self.picture, file_names=names)
         return self._sheets or {}
 
     def save(self, folder: Path) -> list[str]:

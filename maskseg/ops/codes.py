@@ -60,7 +60,7 @@ def statistics(bits: Tensor) -> dict[str, float]:
     pairs = length * (length - 1)
     return {
         "balance": float(torch.minimum(share, 1 - share).mean()),
-        "entropy": float(-(chance * chance.log2()).sum().clamp(max=0)),
+        "entropy": float((chance * -chance.log2()).sum()),
         "correlation": float((related.sum() - related.diagonal().sum()) / pairs) if pairs else 0.0,
         "codes": float(len(counts)),
     }

@@ -82,6 +82,30 @@ def by_torchvision(
     return out
 
 
+def masked_roi_align(
+    feature: Tensor, stride: int, boxes: Tensor, image_index: Tensor, masks: Tensor, size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """RoIAlign of the map times a mask of each region's own: roi_align(feature * masks[r]) for box r, without R products.
+
+    feature: [N, C, h, w]; masks: f32 [R, h, w] over the cells of the region's image. Other arguments as in `roi_align_levels`, on one level. Each
+    lookup of a cell is weighted by the mask there. -> [R, C, size, size]. Raises ValueError for boxes with too many sample points.
+    """
+    device, count = feature.device, len(boxes)
+    height, width = torch.tensor(feature.shape[2:], dtype=torch.float32).expand(count, 2).unbind(1)
+    cells = boxes.detach().cpu().float() / stride - (0.5 if aligned else 0.0)
+    first = image_index.cpu()
+    lookups = _lookups(cells, first, height, width, size, sampling_ratio, aligned)
+    if lookups is None:
+        raise ValueError("boxes are too large for their map")
+    region = torch.arange(count).repeat_interleave(lookups.sizes.sum(dim=1))
+    cell = lookups.pixels.long() - first[region] * masks[0].numel() if count else lookups.pixels.long()
+    weights = lookups.weights * masks.cpu().flatten(1)[region, cell]
+    own = _Lookups(lookups.sizes.to(device), lookups.pixels.to(device), weights.to(device))
+    table = feature.to(feature.dtype if feature.dtype in TABLE_DTYPES else torch.float32).permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+    sums = cast(Tensor, _LookUp.apply(own, torch.arange(count, device=device), [count], table.contiguous()))
+    return sums.view(count, size, size, feature.shape[1]).permute(0, 3, 1, 2).to(feature.dtype)
+
+
 @dataclass(frozen=True)
 class _Lookups:
     """Which pixels of its level each bin is the sum of: R regions of S*S bins, level by level, T pixels in all, bin by bin."""

@@ -44,8 +44,6 @@ class HashSegmenter(nn.Module):
     (`sigmoid`) or bits with the gradient of soft codes (`straight_through`).
     """
 
-    needs = "superpixels"  # of the data pipeline
-
     def __init__(
         self,
         level: str,

@@ -13,7 +13,7 @@ from maskseg.ops.codes import statistics
 from maskseg.variants.hashing import HashLayer
 
 _PIECE = 8192  # vectors at a time
-_RANK = 1e-10  # of the largest variance: a direction with less holds rounding alone
+_RANK, _ROUNDING = 1e-10, 1e-13  # of the largest variance, and of the vectors' mean square: a direction with less holds rounding alone
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ITQ:
         self.generator = torch.Generator().manual_seed(seed)
         self.count = 0
         self.sum, self.outer = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, channels, dtype=torch.float64)
-        self.sample, self.keys = torch.zeros(0, channels), torch.zeros(0, dtype=torch.float64)
+        self.pieces, self.keys, self.held = [torch.zeros(0, channels)], [torch.zeros(0, dtype=torch.float64)], 0
         self.result: Fit | None = None
 
     def update(self, vectors: Tensor) -> None:
@@ -64,21 +64,26 @@ class ITQ:
 
     def _keep(self, piece: Tensor) -> None:
         """An even draw of all that has come so far: those with the smallest of random keys."""
-        self.sample = torch.cat([self.sample, piece])
-        self.keys = torch.cat([self.keys, torch.rand(len(piece), generator=self.generator, dtype=torch.float64)])
-        if len(self.keys) > 2 * self.kept:
-            self._cut()
+        self.pieces.append(piece)
+        self.keys.append(torch.rand(len(piece), generator=self.generator, dtype=torch.float64))
+        self.held += len(piece)
+        if self.held > 2 * self.kept:
+            _ = self.sample
 
-    def _cut(self) -> None:
-        if len(self.keys) > self.kept:
-            first = self.keys.argsort()[: self.kept].sort().values
-            self.sample, self.keys = self.sample[first], self.keys[first]
+    @property
+    def sample(self) -> Tensor:
+        """The vectors that are kept, f32 [n, C], in the order in which they came."""
+        sample, keys = torch.cat(self.pieces), torch.cat(self.keys)
+        if len(keys) > self.kept:
+            first = keys.argsort()[: self.kept].sort().values
+            sample, keys = sample[first], keys[first]
+        self.pieces, self.keys, self.held = [sample], [keys], len(keys)
+        return sample
 
     def fit(self) -> None:
         """Writes the weights into the layer. Raises UserError where no vector has come."""
         if not self.count:
             raise UserError("itq: there is no feature vector to learn from")
-        self._cut()
         mean = self.sum / self.count
         covariance = self.outer / self.count - mean[:, None] * mean
         self.result = solve(self.sample, mean, covariance, self.layer.bits, self.iterations, self.generator, self.count)
@@ -87,7 +92,7 @@ class ITQ:
 
 def solve(sample: Tensor, mean: Tensor, covariance: Tensor, bits: int, iterations: int, generator: torch.Generator, count: int) -> Fit:
     """PCA of the covariance [C, C] to `bits` directions, then the rotation that quantises the sample [n, C] best. count: of all vectors."""
-    directions, rank = _principal(covariance, bits)
+    directions, rank = _principal(covariance, bits, float(covariance.trace() + mean @ mean))
     if count < bits or rank < bits:
         why = f"{count} feature vectors" if count < bits else f"feature vectors that span {rank} directions"
         warnings.warn(f"itq: {bits} bits from {why}; some bits repeat what others say (fewer bits say as much)", stacklevel=3)
@@ -101,11 +106,12 @@ def solve(sample: Tensor, mean: Tensor, covariance: Tensor, bits: int, iteration
     return Fit(weight, bias, errors, sample @ weight.T + bias > 0)
 
 
-def _principal(covariance: Tensor, bits: int) -> tuple[Tensor, int]:
-    """The directions of the largest variance, f64 [C, bits], and how many of them have any; missing ones are zeros."""
+def _principal(covariance: Tensor, bits: int, power: float) -> tuple[Tensor, int]:
+    """The directions of the largest variance, f64 [C, bits], and how many of them have any; missing ones are zeros.
+    power: the vectors' mean square."""
     variance, directions = torch.linalg.eigh(covariance)
     variance, directions = variance.flip(0)[:bits], directions.flip(1)[:, :bits]
-    there = variance > _RANK * variance[0].clamp(min=torch.finfo(torch.float64).tiny)
+    there = variance > max(_RANK * float(variance[0]), _ROUNDING * power)
     wanted = torch.zeros(len(covariance), bits, dtype=torch.float64)
     wanted[:, : len(variance)] = directions * there
     return wanted, int(there.sum())

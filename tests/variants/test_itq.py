@@ -16,11 +16,14 @@ from maskseg.variants.hashing import HashLayer
 from maskseg.variants.itq import ITQ, Fit, rotate
 
 
-def correlated(count: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Vectors of variances that fall, in directions of no channel, around a mean that is not zero."""
+def correlated(count: int, channels: int, generator: torch.Generator, clusters: bool = False) -> Tensor:
+    """Vectors of variances that fall, in directions of no channel, around a mean that is not zero; normal, or in two clusters along each."""
     spread = torch.exp(-torch.arange(channels) / (channels / 8))
     turn = torch.linalg.qr(torch.randn((channels, channels), generator=generator))[0]
-    return torch.randn((count, channels), generator=generator) * spread @ turn + torch.randn(channels, generator=generator)
+    values = torch.randn((count, channels), generator=generator)
+    if clusters:
+        values = torch.where(values > 0, 1.0, -1.0) + 0.3 * torch.randn((count, channels), generator=generator)
+    return values * spread @ turn + torch.randn(channels, generator=generator)
 
 
 def fitted(vectors: Tensor, bits: int, normalise: bool = False, seed: int = 0, **keys: int) -> tuple[HashLayer, Fit]:
@@ -37,22 +40,48 @@ def error(values: np.ndarray) -> float:
     return float(((np.where(values > 0, 1, -1) - values) ** 2).sum(axis=1).mean())
 
 
+def own_values(layer: HashLayer, fit: Fit, vectors: Tensor) -> np.ndarray:
+    """V R of each vector, of the vectors' own length."""
+    logits = layer.logits(vectors[:, :, None, None])[:, :, 0, 0] / fit.weight.norm(dim=1).mean()
+    return logits.detach().double().numpy()
+
+
 @pytest.mark.parametrize("bits", [8, 32])
 def test_quantises_as_well_as_faiss(bits: int, generator: torch.Generator) -> None:
     faiss = pytest.importorskip("faiss")
+    theirs, clusters = (faiss.ITQTransform(256, bits, True) for _ in range(2))
     vectors = correlated(10_000, 256, generator)
     unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)  # what faiss learns from
-    theirs = faiss.ITQTransform(256, bits, True)
     theirs.train(vectors.numpy())
-    projected = theirs.pca_then_itq.apply(unit.numpy())
-    layer, fit = fitted(unit, bits)
-    own = layer.logits(unit[:, :, None, None])[:, :, 0, 0] / fit.weight.norm(dim=1).mean()
-    own_values = own.detach().double().numpy()
-    assert error(own_values) == pytest.approx(error(projected), rel=0.02)
-    # The part that a rotation changes: most of the error is |sgn(v)|^2 of short vectors.
-    assert np.abs(own_values).sum(axis=1).mean() == pytest.approx(np.abs(projected).sum(axis=1).mean(), rel=0.02)
-    random = np.linalg.qr(np.random.default_rng(0).normal(size=(bits, bits)))[0]
-    assert np.abs(own_values).sum() > 1.005 * np.abs(own_values @ random).sum()
+    assert error(own_values(*fitted(unit, bits), unit)) == pytest.approx(error(theirs.pca_then_itq.apply(unit.numpy())), rel=0.02)
+    # Any rotation of such vectors is as good as another. Of vectors in clusters one is much better, and no worse than what faiss finds.
+    vectors = correlated(10_000, 256, generator, clusters=True)
+    unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)
+    clusters.train(vectors.numpy())
+    assert error(own_values(*fitted(unit, bits), unit)) < 1.02 * error(clusters.pca_then_itq.apply(unit.numpy()))
+
+
+def by_the_paper(projected: np.ndarray, rng: np.random.Generator, iterations: int = 50) -> np.ndarray:
+    """V R by section 2.2: B = sgn(VR), then, with the decomposition S W S'^T of B^T V, R = S' S^T."""
+    rotation = np.linalg.qr(rng.normal(size=(projected.shape[1],) * 2))[0]
+    for _ in range(iterations):
+        one, _, other = np.linalg.svd(np.sign(projected @ rotation).T @ projected)
+        rotation = other.T @ one.T
+    return projected @ rotation
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_quantises_as_well_as_the_papers_steps(bits: int, generator: torch.Generator) -> None:
+    vectors = correlated(5000, 64, generator, clusters=True)
+    exact = vectors.double().numpy()
+    projected = (exact - exact.mean(axis=0)) @ np.linalg.svd(exact - exact.mean(axis=0), full_matrices=False)[2][:bits].T
+    projected /= projected.std()
+    # What a start leads to differs: the best of a few of each.
+    wanted = min(error(by_the_paper(projected, np.random.default_rng(seed))) for seed in range(8))
+    found = min(fitted(vectors, bits, seed=seed)[1].errors[-1] for seed in range(8))
+    assert found == pytest.approx(wanted, rel=0.02)
+    turned = projected @ np.linalg.qr(np.random.default_rng(0).normal(size=(bits, bits)))[0]
+    assert found < 0.75 * error(turned)
 
 
 @pytest.mark.parametrize("bits", [1, 8, 24])
@@ -182,7 +211,7 @@ def weak(generator: torch.Generator) -> dict[str, tuple[Tensor, int, str]]:
         "flat": (flat, 8, "8 bits from feature vectors that span 2 directions"),
         "flat, far away": (flat + 50, 8, "8 bits from feature vectors that span 2 directions"),
         "zeros": (torch.zeros((30, 16)), 8, "8 bits from feature vectors that span 0 directions"),
-        "constant": (constant, 8, "8 bits from feature vectors that span"),
+        "constant": (constant, 2, "2 bits from feature vectors that span 0 directions"),
         "more bits than channels": (torch.randn((300, 16), generator=generator), 40, "40 bits from feature vectors that span 16 directions"),
     }
 

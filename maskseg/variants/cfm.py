@@ -1,0 +1,169 @@
+"""Convolutional feature masking (Dai, He, Sun, "Convolutional Feature Masking for Joint Object and Stuff Segmentation", CVPR 2015): segments mask the
+feature map, and what is left is pooled and classified. The convolutions never see a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import log2
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskseg.errors import UserError
+from maskseg.interfaces import Features, Level, Losses
+from maskseg.masks import Masks
+from maskseg.ops.losses import mean_count
+from maskseg.ops.projection import project_superpixels
+from maskseg.ops.roi_align import assign_levels, masked_roi_align, roi_align_levels
+from maskseg.segment_masks import SegmentMasks
+from maskseg.structures import Regions, Samples
+from maskseg.variants.segment_nms import nms_of_masks
+
+DESIGNS, PATHS = ("full_map", "pool_first"), ("segment", "box")
+FINE = 4  # samples a bin and direction, of a mask that is scaled to the bins of its box
+
+
+class CFMClassifier(nn.Module):
+    """Segments -> things and stuff, by softmax over K classes and background: a `Classifier`.
+
+    levels: those that are read, finest first; at: what the backbone says of them, by name. With several, a segment is read from that of its box's
+    size (canonical_size pixels go to stride 16). Spatial pyramid pooling: RoIAlign of the box to `size` x `size` bins, then the largest of 1, 4,
+    9 ... of them, for each of `pyramid`.
+
+    design `full_map` (section 3.3a): the mask is projected to the cells of the map (statistic, threshold: `ops.projection`), masked cells are
+    pooled and go through fully connected layers; beside them the box's cells, through layers of their own. `pool_first` (3.3b): the box's bins of
+    the pyramid levels `masked` are masked after pooling, one path of layers sees all. paths: which of `segment` and `box` there are (full_map).
+
+    Inference: classes with a score above `score_threshold` -> of segments of a class that overlap by more than `nms_threshold` mask IoU the best
+    -> the best `max_detections` of an image.
+    """
+
+    adds = "masks"
+
+    def __init__(
+        self,
+        levels: Sequence[str],
+        at: Mapping[str, Level],
+        num_classes: int,
+        design: str = "full_map",
+        paths: Sequence[str] = PATHS,
+        size: int = 6,
+        pyramid: Sequence[int] = (6, 3, 2, 1),
+        masked: Sequence[int] = (6,),
+        statistic: str = "mean",
+        threshold: float = 0.5,
+        sampling_ratio: int = 2,
+        canonical_size: float = 224.0,
+        width: int = 1024,
+        layers: int = 2,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+        max_detections: int = 100,
+    ) -> None:
+        super().__init__()
+        if design not in DESIGNS or not paths or not set(paths) <= set(PATHS) or (design == "pool_first" and "segment" not in paths):
+            raise UserError(f"cfm: design must be one of {DESIGNS} and paths some of {PATHS}, pool_first with segment, not {design!r}, {list(paths)}")
+        if not pyramid or any(s < 1 or size % s for s in pyramid) or not set(masked) <= set(pyramid):
+            raise UserError(f"cfm: each of pyramid divides size={size}, and masked are some of them, not {list(pyramid)} and {list(masked)}")
+        self.at, self.num_classes, self.design, self.paths = (
+            {name: at[name] for name in levels},
+            num_classes,
+            design,
+            [p for p in PATHS if p in paths],
+        )
+        self.size, self.pyramid, self.masked = size, list(pyramid), list(masked)
+        self.statistic, self.threshold, self.sampling_ratio, self.canonical_size = statistic, threshold, sampling_ratio, canonical_size
+        channels = {level.channels for level in self.at.values()}
+        if len(channels) != 1:
+            raise UserError(f"cfm: the levels {', '.join(self.at)} must have the same number of channels, not {sorted(channels)}")
+        inputs = channels.pop() * sum(s * s for s in self.pyramid)
+        kinds = self.paths if design == "full_map" else ["both"]
+        self.layers = nn.ModuleDict({kind: _connected(inputs, width, layers) for kind in kinds})
+        self.scores = nn.Linear(width * len(kinds), num_classes + 1)
+        nn.init.normal_(self.scores.weight, std=0.01)
+        nn.init.zeros_(self.scores.bias)
+        self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
+
+    def forward(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> Tensor:
+        """-> class logits f32 [R, K + 1], background last."""
+        return cast(Tensor, self.scores(self.vectors(features, boxes, image_index, masks))).float()
+
+    def vectors(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> Tensor:
+        """What the last layer sees of each segment, [R, width or 2 width]."""
+        level = self._assign(boxes)
+        if self.design == "pool_first":
+            bins = self._pooled(features, boxes, image_index, level)
+            fine = masks.crop_resize(boxes, FINE * self.size)[:, None]
+            parts = []
+            for side in self.pyramid:
+                part = F.adaptive_max_pool2d(bins, side)
+                inside = (F.adaptive_avg_pool2d(fine, side) > self.threshold).to(part) if side in self.masked else 1.0
+                parts.append((part * inside).flatten(1))
+            return cast(Tensor, self.layers["both"](torch.cat(parts, dim=1)))
+        found = []
+        for path in self.paths:
+            own = self._pooled(features, boxes, image_index, level, masks if path == "segment" else None)
+            parts = [F.adaptive_max_pool2d(own, side).flatten(1) for side in self.pyramid]
+            found.append(self.layers[path](torch.cat(parts, dim=1)))
+        return torch.cat(found, dim=1)
+
+    def _assign(self, boxes: Tensor) -> Tensor:
+        """The level of each box, i64 [R], counted from the finest one."""
+        strides = [level.stride for level in self.at.values()]
+        lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
+        return assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
+
+    def _pooled(self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor, masks: Masks | None = None) -> Tensor:
+        """RoIAlign of the maps, or of the masked maps: [R, C, size, size]."""
+        maps, strides = [features[name] for name in self.at], [level.stride for level in self.at.values()]
+        if masks is None:
+            return roi_align_levels(maps, strides, boxes, image_index, level, self.size, self.sampling_ratio, True)
+        out = maps[0].new_zeros((len(boxes), maps[0].shape[1], self.size, self.size))
+        for i, (feature, at) in enumerate(zip(maps, self.at.values(), strict=True)):
+            rows = torch.nonzero(level == i).squeeze(1)
+            if len(rows):
+                cells = self.projected(masks[rows], (feature.shape[2], feature.shape[3]), at)
+                part = masked_roi_align(feature, at.stride, boxes[rows], image_index[rows], cells, self.size, self.sampling_ratio, True)
+                out = out.index_copy(0, rows, part.to(out.dtype))
+        return out
+
+    def projected(self, masks: Masks, shape: tuple[int, int], at: Level) -> Tensor:
+        """Masks on the cells of a map of `shape`, f32 [R, h, w] of 0 and 1."""
+        if not isinstance(masks, SegmentMasks):
+            raise UserError("cfm: segments are masks of superpixels")
+        out = torch.zeros((len(masks), *shape))
+        for image, labels in enumerate(masks.maps):
+            rows = torch.nonzero(masks.map_index == image).squeeze(1)
+            if len(rows):
+                number = torch.from_numpy(labels)
+                members = masks.members[rows]
+                out[rows] = project_superpixels(number, members, shape, at.stride, at.centre, self.statistic, self.threshold)
+        return out
+
+    def losses(self, features: Features, samples: Samples) -> Losses:
+        """`segment_class`: cross-entropy, the mean over the segments."""
+        assert samples.masks is not None
+        logits = self(features, samples.boxes, samples.image_index, samples.masks)
+        return {"segment_class": F.cross_entropy(logits, samples.labels, reduction="sum") / mean_count(len(samples), logits)}
+
+    def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature
+        """-> things and stuff with masks, by image and descending score."""
+        assert proposals.masks is not None
+        scores = self(features, proposals.boxes, proposals.image_index, proposals.masks).softmax(dim=1)[:, :-1]
+        row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
+        found = replace(proposals[row], scores=scores[row, label], labels=label)
+        return found[nms_of_masks(found, self.nms_threshold, self.max_detections)]
+
+
+def _connected(inputs: int, width: int, layers: int) -> nn.Sequential:
+    """Fully connected layers with ReLU."""
+    found: list[nn.Module] = []
+    for n in [inputs, *[width] * (layers - 1)]:
+        linear = nn.Linear(n, width)
+        nn.init.kaiming_uniform_(linear.weight, a=1)
+        nn.init.zeros_(linear.bias)
+        found += [linear, nn.ReLU(inplace=True)]
+    return nn.Sequential(*found)

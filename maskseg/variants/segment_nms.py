@@ -1,0 +1,66 @@
+"""Which of overlapping segments stay, and how those that stay become one map."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskseg.segment_masks import SegmentMasks
+from maskseg.structures import Regions
+
+MOST = 300  # candidates of a class in an image, the best, of which some may stay
+
+
+def nms_of_masks(found: Regions, threshold: float, most: int) -> Tensor:
+    """Non-maximum suppression by mask IoU within a class: rows, by image and descending score, i64 [n], at most `most` of an image.
+
+    found: with labels, and masks of superpixels.
+    """
+    assert found.labels is not None
+    assert found.masks is not None
+    order = torch.argsort(found.scores, descending=True, stable=True).cpu()
+    group = found.image_index.cpu() * (int(found.labels.max()) + 1 if len(found) else 1) + found.labels.cpu()
+    order = order[torch.argsort(group[order], stable=True)]
+    lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
+    kept = [rows[:MOST][_kept(found.masks[rows[:MOST]].iou(found.masks[rows[:MOST]]), threshold)] for rows in torch.split(order, lengths)]
+    rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept])
+    rows = rows[torch.argsort(found.scores.cpu()[rows], descending=True, stable=True)]
+    image = found.image_index.cpu()[rows]
+    rows = rows[torch.argsort(image, stable=True)]
+    image = found.image_index.cpu()[rows]
+    first = torch.searchsorted(image, image)
+    return rows[torch.arange(len(rows)) - first < most].to(found.scores.device)
+
+
+def _kept(iou: Tensor, threshold: float) -> Tensor:
+    """Rows [n] of a group by descending score that no better one which stays overlaps by more; iou: f32 [n, n]."""
+    over = (iou > threshold).numpy()
+    free = np.ones(len(over), dtype=bool)
+    for i in range(len(over)):
+        if free[i]:
+            free[i + 1 :] &= ~over[i, i + 1 :]
+    return torch.from_numpy(np.flatnonzero(free))
+
+
+def pasted(found: Regions, sizes: Tensor, height: int, width: int) -> Tensor:
+    """One map of labels an image, i64 [N, height, width]: segments in order of score, each where no better one is; -1 where there is none.
+
+    found: with labels, and masks of superpixels, image i of the batch having map i; sizes: i64 [N, 2], of the images without padding.
+    """
+    assert isinstance(found.masks, SegmentMasks)
+    assert found.labels is not None
+    out = torch.full((len(sizes), height, width), -1, dtype=torch.int64)
+    labels, scores = found.labels.cpu().numpy(), found.scores.cpu()
+    for image, (tall, wide) in enumerate(sizes.tolist()):
+        rows = torch.nonzero(found.image_index.cpu() == image).squeeze(1)
+        rows = rows[scores[rows].argsort(descending=True, stable=True)]
+        if not len(rows):
+            continue
+        superpixels = found.masks.maps[int(found.masks.map_index[rows[0]])]
+        of = np.full(found.masks.members.shape[1] + 1, -1, dtype=np.int64)  # the last one: pixels of no superpixel
+        for row in rows.tolist():
+            own = found.masks.members[row].numpy()
+            of[:-1][own & (of[:-1] < 0)] = labels[row]
+        out[image, :tall, :wide] = torch.from_numpy(of[superpixels[:tall, :wide]])
+    return out
