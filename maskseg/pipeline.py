@@ -24,6 +24,7 @@ from maskseg.inference.batches import save_batch
 from maskseg.inference.curves import plot_curves
 from maskseg.inference.validation import Processes, Validation
 from maskseg.rcnn import GeneralizedRCNN
+from maskseg.segment_making import prepare_segments
 from maskseg.structures import Batch, Categories
 
 
@@ -130,6 +131,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     _start(model, optimizer, trainer, resume, config, say)
     _check_heads(cast(Any, model).heads.values(), source)
     _check_proposals(model, source)
+    prepare_segments(model, source, source.splits(), config, group)
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
     say(f"run folder: {run_dir}", flush=True)

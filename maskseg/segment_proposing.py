@@ -1,27 +1,24 @@
-"""Segment proposals of a data set in a folder, as `tools/propose.py` makes them without a checkpoint, and a training where they are missing."""
+"""Segment proposals of a data set in a folder, as `tools/propose.py` makes them without a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.bottomup.proposals import SegmentProposals, best_ious
 from maskseg.bottomup.superpixels import connected
-from maskseg.data.checks import ImageRecord
 from maskseg.data.coco import CocoFile
 from maskseg.data.segment_rles import RleFile, from_runs
-from maskseg.data.segment_store import ImageJob, SegmentStore, check_settings, missing, store_settings, write_store
-from maskseg.data.source import CocoSource
+from maskseg.data.segment_store import SegmentStore, write_store
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks, rle_to_bitmaps
 from maskseg.pipeline import open_data
+from maskseg.segment_making import jobs_of, records_of, settings_of, sizes_of
 from maskseg.variants.hash_loss import MIN_STUFF
 
 Bools = NDArray[np.bool_]
@@ -36,47 +33,24 @@ def propose(words: list[str]) -> None:
     if config.workers < 0:
         raise UserError(f"workers must be at least 0, not {config.workers}")
     source, output, split = open_data(config), Path(config.output), config.split
-    if not isinstance(source, CocoSource):
-        raise UserError("segments are proposed for data sets to train on, of COCO JSON: data=custom, coco, nuclei or scenes")
     file = source.file(split)
     source.keep_empty = True  # training may keep images without objects, or not
-    records, recall = _records(source, split), SegmentRecall()
+    records, recall = records_of(source, split), SegmentRecall()
     if config.input is None:
-        settings = _settings(source, split, config.method)
-        written = write_store(output, _jobs(source, split, records), configs.build(config.method), settings, config.workers)
+        settings = settings_of(source, split, config.method)
+        written = write_store(output, jobs_of(source, split, records), configs.build(config.method), settings, config.workers)
     else:
         most, path = config.method.max_proposals, Path(config.input)
-        settings = _settings(source, split) | {"input": str(path.resolve()), "max_proposals": most}
+        settings = settings_of(source, split) | {"input": str(path.resolve()), "max_proposals": most}
         rles = RleFile(path, records, file.images, most, source.max_pixels)
         written = write_store(output, rles, from_runs, settings, config.workers)
-    maps, store = source.semantic_maps(split), SegmentStore(output, _sizes(records))
+    maps, store = source.semantic_maps(split), SegmentStore(output, sizes_of(records))
     for record in tqdm(records, desc="recall", disable=None):
         semantic = None if maps is None else maps.of(record.file_name, record.height, record.width).numpy()
         found = store.of(record.id, record.height, record.width)
         recall.add(found, thing_masks(file, file.index_of[record.id]), stuff_masks(semantic, file.categories.ids))
     took = f" ({written.made} made now, {written.seconds:.2f} s of a CPU an image)" if written.made else " (all were there)"
     print(f"{output}: segments of {len(records)} images{took}\n{recall.text()}")
-
-
-def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> None:
-    """Makes the segments of a split that are missing in the folder, one process a CPU; says nothing where there are all of them.
-
-    method: the config of what makes them. A folder that came of a file of masks is taken as it is, if it is whole. Raises UserError for one of other
-    settings or another data set.
-    """
-    folder, records = Path(folder), _records(source, split)
-    found = store_settings(folder) or {}
-    if "input" in found:
-        check_settings(folder, _settings(source, split) | {key: found.get(key) for key in ("input", "max_proposals")})
-        SegmentStore(folder, _sizes(records))
-        return
-    settings = _settings(source, split, method)
-    check_settings(folder, settings)
-    lacking = set(missing(folder, (record.id for record in records))[0])
-    if lacking:
-        print(f"{folder}: making the segments of {len(lacking)} images, once for all trainings", flush=True)
-        jobs = _jobs(source, split, [record for record in records if record.id in lacking])
-        write_store(folder, jobs, configs.build(method), settings, 0)
 
 
 class SegmentRecall:
@@ -124,25 +98,3 @@ def stuff_masks(semantic: NDArray[np.int16] | None, things: Sequence[int]) -> Bo
     _, first, sizes = np.unique(pieces, return_index=True, return_counts=True)
     wanted = np.flatnonzero((sizes >= MIN_STUFF) & (stuff.ravel()[first] >= 0))
     return np.asarray(pieces == wanted[:, None, None])
-
-
-def _records(source: CocoSource, split: str) -> list[ImageRecord]:
-    """The images that a data set of the split has."""
-    file = source.file(split)
-    kept = [source.keep_empty or split == "val" or bool(some) for some in file.has_objects()]
-    return [record for record, keep in zip(file.images, kept, strict=True) if keep][: source.max_images]
-
-
-def _sizes(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:
-    return [(record.id, record.height, record.width) for record in records]
-
-
-def _jobs(source: CocoSource, split: str, records: Sequence[ImageRecord]) -> list[ImageJob]:
-    folder = source.images[split] or ""
-    return [ImageJob(r.id, r.height, r.width, folder, r.file_name, source.max_pixels) for r in records]
-
-
-def _settings(source: CocoSource, split: str, method: Any = None) -> dict[str, Any]:
-    """What the results follow from, flat: the data set and the keys of the method."""
-    keys = {} if method is None else configs.flat(yaml.safe_load(configs.to_yaml(method, resolve=True)), "method.")
-    return {"data": str(Path(source.json[split] or "").resolve()), **keys}

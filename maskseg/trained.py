@@ -19,12 +19,13 @@ from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import detection_rows, segment_rows, write_results
 from maskseg.files import write_json
-from maskseg.inference.folder import image_files, overlay, segment_overlay
-from maskseg.inference.predictor import Predictor, original_segments
+from maskseg.inference.folder import class_pictures, image_files, overlay, segment_overlay
+from maskseg.inference.predictor import Predictor, original_classes, original_segments
 from maskseg.modules.folding import for_inference
 from maskseg.pipeline import checkpoint_path, open_data, validation
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.run_folder import made_folder
+from maskseg.segment_making import prepare_segments
 from maskseg.structures import Categories
 
 
@@ -84,6 +85,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
         source = open_data(config, categories, group)
         check = validation(config, source, config.split, categories, group)
         source.semantic_maps(config.split)
+        prepare_segments(model, source, [config.split], config, group)
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
         metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)
@@ -101,7 +103,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
 def predict(words: list[str]) -> None:
     """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
     names them) in `output`; of a model that cuts images into segments also NAME_segments.png and segments.json (the same without classes;
-    the score is the share of the image). Raises UserError."""
+    the score is the share of the image), of one that labels pixels NAME_classes.png (with a legend) and NAME_ids.png (category ids, 65535 for none).
+    Raises UserError."""
     model, config, categories = trained_model(checkpoint_word(words, "predict"), words, "predict")
     configs.require(config, "input")
     predictor = _predictor(model, config, categories, config.trainer.device)
@@ -122,6 +125,11 @@ def predict(words: list[str]) -> None:
         if own is not None:
             segments += [{**row, "file_name": str(file)} for row in segment_rows(i, own)]
             Image.fromarray(segment_overlay(pixels, own)).save(picture.with_name(f"{picture.stem}_segments.png"))
+        classes = original_classes(batch, outputs)
+        if classes is not None:
+            drawn, ids = class_pictures(pixels, classes, categories)
+            Image.fromarray(drawn).save(picture.with_name(f"{picture.stem}_classes.png"))
+            Image.fromarray(ids).save(picture.with_name(f"{picture.stem}_ids.png"))
     write_results(output / "predictions.json", rows)
     if segments:
         write_results(output / "segments.json", segments)

@@ -17,7 +17,22 @@ ROWS = (
     {"bottomup", "modules", "rcnn"},
     {"variants"},
     {"data", "engine", "evaluation", "inference", "interop"},
-    {"__init__", "benchmarks", "cli", "config", "conversion", "export", "pipeline", "proposing", "run_folder", "segmenting", "sweeps", "trained"},
+    {
+        "__init__",
+        "benchmarks",
+        "cli",
+        "config",
+        "conversion",
+        "export",
+        "pipeline",
+        "proposing",
+        "run_folder",
+        "segment_making",
+        "segment_proposing",
+        "segmenting",
+        "sweeps",
+        "trained",
+    },
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}

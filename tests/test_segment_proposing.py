@@ -18,8 +18,9 @@ from maskseg.data.segment_store import SegmentStore
 from maskseg.data.source import CocoSource
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks
+from maskseg.segment_making import ensure
 from maskseg.segment_masks import SegmentMasks
-from maskseg.segment_proposing import SegmentRecall, ensure, propose, stuff_masks, thing_masks
+from maskseg.segment_proposing import SegmentRecall, propose, stuff_masks, thing_masks
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_only_the_images_that_a_training_has(home: Path, tmp_path: Path, words: 
         (["output=x", "method.scales=[]"], "scales must be above 0"),
         (["output=x", "input=no.json"], r"no\.json: cannot be read"),
         (["output=x", "method.sgima=1"], "did you mean 'method.sigma'"),
-        (["output=x", "data=bsds"], "segments are proposed for data sets to train on"),
+        (["output=x", "data=bsds"], "the data set is one for measures of segments"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: list[str], more: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:

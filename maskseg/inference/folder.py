@@ -14,6 +14,7 @@ from maskseg.errors import UserError
 from maskseg.evaluation.rows import Row
 from maskseg.inference.pictures import draw_detections
 from maskseg.inference.segment_pictures import draw_segments
+from maskseg.inference.semantic_pictures import draw_semantic
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Categories, Regions
 
@@ -49,6 +50,13 @@ def segment_overlay(pixels: Tensor, segments: Regions) -> NDArray[np.uint8]:
     """pixels: uint8 RGB [3, H, W]; segments: of superpixels, in its frame -> the picture with them, uint8 [H', W', 3]."""
     assert isinstance(segments.masks, SegmentMasks)
     return draw_segments(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), segments.masks.label_maps()[0])
+
+
+def class_pictures(pixels: Tensor, classes: Tensor, categories: Categories) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """pixels: uint8 RGB [3, H, W]; classes: labels i64 [H, W], -1 for none -> the picture with them and a legend, and the category ids [H, W]."""
+    ids = np.array([*categories.ids, 65535], dtype=np.uint16)  # -1 is the last one
+    labels = classes.numpy()
+    return draw_semantic(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), labels, categories.names), ids[labels]
 
 
 def _points(rows: Sequence[Row], labels: Sequence[int], categories: Categories) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskseg.evaluation.rows import to_original
+from maskseg.geometry import Geometry
 from maskseg.masks import rle_to_bitmaps
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.segment_masks import SegmentMasks
@@ -21,7 +22,7 @@ class Prediction:
 
     boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D class names; keypoints: of a model that has them,
     f32 [D, P, 3], x, y, score, zeros for points that the class does not have; segments: of a model that cuts images into them, i32 [H, W], the
-    number of each pixel's segment, the largest ones first.
+    number of each pixel's segment, the largest ones first; classes: of a model that labels pixels, i64 [H, W], -1 for none.
     """
 
     boxes: Tensor
@@ -31,6 +32,7 @@ class Prediction:
     names: list[str]
     keypoints: Tensor | None = None
     segments: Tensor | None = None
+    classes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -49,6 +51,15 @@ def original_segments(batch: Batch, outputs: Outputs) -> Regions | None:
     if outputs.segments is None:
         return None
     return to_original(outputs.segments.to("cpu"), 0, batch.sizes[0].tolist(), batch.original_sizes[0].tolist())
+
+
+def original_classes(batch: Batch, outputs: Outputs) -> Tensor | None:
+    """The label of each pixel of the image's file, i64 [H, W], of a batch of one; None of a model that labels none."""
+    if "classes" not in outputs.semantic:
+        return None
+    (height, width), original = batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
+    labels = outputs.semantic["classes"][0, :height, :width].cpu().numpy()
+    return torch.from_numpy(Geometry.resize(height, width, *original).sample(labels, -1))
 
 
 class Predictor:
@@ -70,7 +81,7 @@ class Predictor:
         segments = original_segments(batch, outputs)
         cut = None if segments is None else torch.from_numpy(cast(SegmentMasks, segments.masks).label_maps()[0])
         names = [self.categories.names[i] for i in labels.tolist()]
-        return Prediction(found.boxes, found.scores, labels, masks, names, found.keypoints, cut)
+        return Prediction(found.boxes, found.scores, labels, masks, names, found.keypoints, cut, original_classes(batch, outputs))
 
     def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
         """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""
