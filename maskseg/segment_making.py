@@ -18,10 +18,13 @@ from maskseg.errors import UserError
 
 
 def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str], config: Any, group: Group) -> None:
-    """Makes what is missing of the segments that the model takes, in one process of each machine. Raises UserError where no folder is named."""
+    """Makes what is missing of the segments that the model takes, in one process of each machine. Raises UserError where no folder is named, or
+    the data lacks something else."""
     proposer = getattr(model, "proposer", None)
     if getattr(proposer, "needs", None) != "segments":
         return
+    if source.segment_sampler is None:
+        raise UserError("nothing says which segments are learnt from: data.segment_sampler is not set")
     for split in splits:
         folder = source.segments[split]
         if folder is None:
@@ -29,7 +32,7 @@ def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str]
         if group.local_main:
             ensure(source, split, folder, config.model.proposer.method)
         group.wait()
-        source.segment_store(split)
+        source.dataset(split)  # what it needs is there
 
 
 def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> None:

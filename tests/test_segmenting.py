@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import io
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made.runs import MASKS, ROOT, SCENES, SMALL, call, lines
+from made.runs import MASKS, SCENES, SMALL, call, lines
+from made.tools import assert_refused, done, said
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,39 +28,11 @@ from maskseg.structures import Categories
 
 pytest.importorskip("cv2")
 COUNT = "model.segmenter.superpixels.count=30"
-HASH = ["experiment=scenes_hash_r18", *SMALL, *MASKS, *SCENES, COUNT]
+HASH = ["experiment=scenes_hash_r18", *SMALL, *MASKS, *SCENES, "model.segmenter.superpixels.k=100.0"]
 STUDY = ["experiment=scenes_hash_r18", *SCENES, "trainer.device=cpu", "pictures=1", "data.max_images=1", "scales=[20,100,400]"]
 FILES = ["metrics.json", "segmentation_iou.png", "table.txt"]
 BSDS = ["experiment=hash_bsds", "data.root=bsds", "trainer.device=cpu"]
 TINY_NET = ["model/backbone=resnet", "model.backbone.name=resnet18", "model.backbone.weights=null", "model.segmenter.level=c4"]
-
-
-class Said:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def __repr__(self) -> str:
-        return f"exit code {self.code}\n{self.out}\n{self.err}"
-
-
-def said(tool: str, *words: str) -> Said:
-    """What a tool says and ends with, in this process."""
-    spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = module.main(list(words))
-    return Said(code, out.getvalue(), err.getvalue())
-
-
-def done(tool: str, *words: str) -> str:
-    """A run to a good end. -> what it printed."""
-    found = said(tool, *words)
-    assert found.code == 0, found
-    return found.out
 
 
 def make_checkpoint(path: Path, words: list[str], categories: Categories) -> None:
@@ -118,16 +89,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(home)
     return home
-
-
-def assert_refused(found: Said, *parts: str) -> None:
-    """Exit code 2 and one clear line."""
-    assert found.code == 2, found
-    told = found.err.strip().splitlines()
-    assert told[-1].startswith("error: "), found
-    assert "Traceback" not in found.err
-    for part in parts:
-        assert part in told[-1], found
 
 
 def test_fit_hash_writes_a_model_with_a_hash_layer(home: Path) -> None:

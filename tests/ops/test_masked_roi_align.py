@@ -1,0 +1,50 @@
+"""RoIAlign of masked maps: equal to torchvision's kernel on the product of the map and each region's mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from maskseg.ops.roi_align import masked_roi_align
+
+
+def by_products(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
+    one = torch.zeros(1, 1)
+    found = [
+        roi_align(feature[i][None] * mask, torch.cat([one, box[None]], dim=1), (size, size), 1 / stride, ratio, aligned)
+        for i, box, mask in zip(image.tolist(), boxes, masks, strict=True)
+    ]
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(("size", "ratio", "aligned"), [(6, 2, True), (3, 1, False), (1, 0, True)])
+def test_output_and_gradient_equal_those_of_the_products(size: int, ratio: int, aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(size)
+    feature = torch.randn((2, 5, 14, 17), generator=generator).requires_grad_()
+    boxes = torch.rand((20, 4), generator=generator) * 80
+    boxes[:, 2:] += boxes[:, :2] + 1
+    image = torch.randint(0, 2, (20,), generator=generator)
+    masks = (torch.rand((20, 14, 17), generator=generator) > 0.4).float()
+    out = masked_roi_align(feature, 8, boxes, image, masks, size, ratio, aligned)
+    expected = by_products(feature, 8, boxes, image, masks, size, ratio, aligned)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    towards = torch.randn(out.shape, generator=generator)
+    (gradient,), (wanted,) = torch.autograd.grad(out, feature, towards), torch.autograd.grad(expected, feature, towards)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing() -> None:
+    feature, boxes = torch.randn(1, 3, 8, 8), torch.tensor([[2.0, 3.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0]])
+    image, masks = torch.zeros(2, dtype=torch.int64), torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    out = masked_roi_align(feature, 8, boxes, image, masks, 4, 2, True)
+    torch.testing.assert_close(out[:1], roi_align(feature, [boxes[:1]], (4, 4), 1 / 8, 2, True), atol=1e-5, rtol=1e-5)
+    assert not out[1].any()
+
+
+def test_no_region() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    out = masked_roi_align(torch.randn(1, 3, 8, 8, requires_grad=True), 8, torch.zeros(0, 4), none, torch.zeros(0, 8, 8), 6, 2, True)
+    assert out.shape == (0, 3, 6, 6)
+    out.sum().backward()
