@@ -122,7 +122,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config))
     if not isinstance(model, GeneralizedRCNN):
-        raise UserError("the model finds no objects: tools/fit_hash.py fits its hash layer, and model=mask_rcnn_hash trains one")
+        raise UserError("the model finds no objects: tools/fit_hash.py fits its hash layer, and experiment=scenes_hash_r18 trains one")
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     check = validation(config, source, "val", categories, group) if "val" in source.splits() else None

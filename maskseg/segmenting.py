@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -46,13 +47,14 @@ def fit(words: list[str]) -> None:
         model = _new_model(config)
     configs.require(config, "output")
     source = _source(config)
-    source.names(config.split)
+    split = _split(source, config.fit.split)
+    source.names(split)
     fitter = _fitter(model, config)
     output = made_folder(Path(config.output))
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     model.to(pick_device(config.trainer.device)).eval()
-    result = _fit(fitter, model, source, config.split, config)
+    result = _fit(fitter, model, source, split, config)
     log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
     for step, error in enumerate(result.errors, start=1):
         log.numbers(step, "train", {"quantisation_error": error})
@@ -70,25 +72,33 @@ def evaluate(words: list[str]) -> None:
     source = _source(config)
     names = source.names(config.split)
     if config.checkpoint:
-        model, of_model, _ = trained_model(Path(config.checkpoint), [], "fit_hash")
+        model, of_model, _ = trained_model(Path(config.checkpoint), [w for w in words if w.startswith("model.")], "fit_hash")
     else:
-        source.names("train")
+        source.names(_split(source, config.fit.split))
         model, of_model = _new_model(config), config
     check_study(config.sweep, config.scales, config.base)
+    _check_truth(source, config.split)
     fitter, dtype = _fitter(model, config), inference_dtype(config.trainer.precision)
     output = made_folder(Path(config.output))
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
-        _save(output / "hash.pt", model, config, Categories((), ()), _fit(fitter, model, source, "train", config))
+        _save(output / "hash.pt", model, config, Categories((), ()), _fit(fitter, model, source, _split(source, config.fit.split), config))
     shown = for_inference(model, dtype)
     study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), _prepare(of_model), config.sweep, config.scales, config.base)
     for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
         pixels, truths = source.image(config.split, index), source.truths(config.split, index)
         made = study.add(pixels, truths)
         if index < config.pictures:
-            _draw(output, str(Path(name).with_suffix("")).replace("/", "_"), study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
+            _draw(output, f"{index + 1:03d}_{Path(name).stem}", study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
     _write(output, study)
     print(f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures")
+
+
+def _check_truth(source: SegmentedSource, split: str) -> None:
+    """Raises UserError where some truth cannot be read, or none has a labelled pixel."""
+    found = [any((truth >= 0).any() for truth in source.truths(split, index)) for index in range(len(source.names(split)))]
+    if not any(found):
+        raise UserError(f"split={split}: no image has a labelled pixel to compare with")
 
 
 def _write(output: Path, study: SegmentStudy) -> None:
@@ -115,8 +125,15 @@ def _draw(output: Path, name: str, study: SegmentStudy, pixels: Tensor, made: tu
     Image.fromarray(panel(steps, 4)).save(output / f"{name}_steps.png")
 
 
+def _split(source: SegmentedSource, named: str) -> str:
+    """The split that codes are learnt from: the named one; of data without splits all of it."""
+    return "all" if named == "train" and source.splits() == ["all"] else named
+
+
 def _source(config: Any) -> SegmentedSource:
-    """The data set with maps of segments that `config.data` names. Raises UserError."""
+    """The data set with maps of segments that `config.data` names. Raises UserError, also for several processes: there is nothing to share out."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this runs in one process: start it with python, not with torchrun")
     source = configs.build(config.data)
     if isinstance(source, CocoSource):
         source = CocoSegments(source)
@@ -158,8 +175,8 @@ def _fit(fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, con
     device = next(model.parameters()).device
     names = source.names(split)[: config.fit.max_images]
     for index in tqdm(range(len(names)), desc="reading features", disable=None):
-        features = look(fast, _segmenter(fast), prepare(source.image(split, index)).to(device)).features
-        fitter.update(features.flatten(1).T)
+        seen = look(fast, _segmenter(fast), prepare(source.image(split, index)).to(device))
+        fitter.update(_segmenter(fast).cells_inside(seen.features, seen.frame).flatten(1).T)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         fitter.fit()

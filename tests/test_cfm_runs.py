@@ -48,12 +48,14 @@ def test_a_training_makes_its_segments_and_scores_pixels(at_home: Path) -> None:
     assert {"semantic.png", "semantic_confusion.png", "best.pt"} <= {path.name for path in (at_home / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_and_makes_nothing_twice(at_home: Path) -> None:
     text = done("train", *TRAIN, *FOLDERS, "trainer.max_steps=3", "trainer.resume=run", "trainer.evaluate_every=0")
     assert "making the segments" not in text
     assert [line["step"] for line in lines(at_home / "run")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_evaluation_and_prediction(at_home: Path) -> None:
     done("evaluate", "checkpoint=run", "output=evaluation", "trainer.device=cpu", "pictures=1")
     metrics = json.loads((at_home / "evaluation" / "metrics.json").read_text())
@@ -71,6 +73,7 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
     assert np.array_equal(names[found.classes.numpy()], ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -88,6 +91,7 @@ def test_what_is_refused(words: list[str], part: str) -> None:
     assert not Path("other").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named_and_made_again_where_it_was_deleted(at_home: Path) -> None:
     file = at_home / "segments_train" / "3.npz"
     whole = file.read_bytes()

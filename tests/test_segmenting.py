@@ -150,7 +150,7 @@ def test_a_hash_layer_changes_no_detection(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_the_study_of_a_checkpoint(tmp_path: Path, words: list[str], values: list[int]) -> None:
     text = done("evaluate", *STUDY, "checkpoint=hash", f"output={tmp_path / 'out'}", *words)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*FILES, "val_000001.png", "val_000001_steps.png"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*FILES, "001_val_000001.png", "001_val_000001_steps.png"])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for method in METHODS:
         for value in values:
@@ -162,7 +162,7 @@ def test_the_study_of_a_checkpoint(tmp_path: Path, words: list[str], values: lis
     table = (tmp_path / "out" / "table.txt").read_text()
     assert table in text
     assert len(table.splitlines()) == 1 + len(METHODS) * len(values)
-    for name in ("segmentation_iou.png", "val_000001.png", "val_000001_steps.png"):
+    for name in ("segmentation_iou.png", "001_val_000001.png", "001_val_000001_steps.png"):
         assert min(Image.open(tmp_path / "out" / name).size) > 100
 
 
@@ -217,7 +217,7 @@ def test_a_network_without_classes(at_home: Path, tmp_path: Path) -> None:
     text = done("evaluate", *BSDS, *TINY_NET, f"output={tmp_path / 'out'}", "sweep=[12]", "scales=[100]", "pictures=1")
     assert "2 images" in text
     found = {p.name for p in (tmp_path / "out").iterdir()}
-    assert found == {*FILES, "hash.pt", "0.png", "0_steps.png"}
+    assert found == {*FILES, "hash.pt", "001_0.png", "001_0_steps.png"}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["segmentation_iou/hash/12"] > 0.1
     words = [f"checkpoint={tmp_path / 'out/hash.pt'}", "trainer.device=cpu"]
     done("predict", *words, f"input={at_home / 'bsds/images/val/1.jpg'}", f"output={tmp_path / 'drawn'}")
@@ -289,13 +289,16 @@ NO = "OUT"  # a folder that must not appear
         ("evaluate", [*STUDY, "checkpoint=plain.pt", f"output={NO}"], "no hash layer: tools/fit_hash.py"),
         ("evaluate", [*STUDY, "checkpoint=hash", f"output={NO}", "base=kmeans"], "base must be slic or egs"),
         pytest.param(
-            "evaluate", [*STUDY, "checkpoint=hash", f"output={NO}", "sweep=[]"], "sweep and scales lists of positive numbers", marks=pytest.mark.slow
+            "evaluate",
+            [*STUDY, "checkpoint=hash", f"output={NO}", "sweep=[]"],
+            "sweep and scales lists of different, positive numbers",
+            marks=pytest.mark.slow,
         ),
         pytest.param("evaluate", [*STUDY, "checkpoint=hash", f"output={NO}", "split=test"], "split=test", marks=pytest.mark.slow),
         pytest.param("evaluate", [*STUDY, "checkpoint=hash"], "output=... is missing", marks=pytest.mark.slow),
         ("evaluate", [*STUDY, f"output={NO}"], "has to be trained first"),
         ("evaluate", ["experiment=scenes_r18", *SCENES, f"output={NO}"], "no segmenter"),
-        ("evaluate", [*BSDS, "data.split=test", "checkpoint=hash", f"output={NO}"], "data.split=test: "),
+        ("evaluate", [*BSDS, "data.split=test", "checkpoint=hash", f"output={NO}"], "split=test: "),
         ("evaluate", ["checkpoint=hash", f"output={NO}", "data.val_semantic=absent"], "data.val_semantic=absent: no such folder"),
         ("train", ["model=hash_net", *TINY_NET, *SCENES, "run_dir=OUT"], "the model finds no objects: tools/fit_hash.py"),
         ("train", ["experiment=hash_bsds", "data=scenes", *TINY_NET, *SCENES, "run_dir=OUT"], "the model finds no objects: tools/fit_hash.py"),
@@ -320,7 +323,7 @@ def test_training_learns_the_codes_along(tmp_path: Path, tested: bool) -> None:
         assert line["loss/hash_together"] > 0
         assert line["loss/hash_apart"] >= 0
     weight = load_checkpoint(tmp_path / "run" / "last.pt")["model"]["segmenter.layer.conv.weight"]
-    assert weight.shape == (8, 64, 1, 1)
+    assert weight.shape == (12, 32, 1, 1)
     if tested:
         (values,) = lines(tmp_path / "run", "val")
         assert 0 < values["segmentation_iou/segments"] < 1

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, check_targets
+from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, check_targets, put
 from maskseg.config.compose import check_choice, check_override, compose, config_folder, key_of, keys_of, nearest
 from maskseg.errors import UserError
 
@@ -76,8 +76,8 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
     chosen = [o for o in overrides if key_of(o) == "data"]
     if chosen:
         group = compose("data_only", chosen).data
-        for key in {"num_classes", "point_ranges", "test_transforms"} & set(group):
-            group[key] = trained.data.get(key)
+        for key in ("num_classes", "num_things", "point_ranges", "test_transforms"):
+            put(group, key, trained.data.get(key))
         trained.data = group
     tool = compose(own, [])
     config = cast(DictConfig, OmegaConf.merge(under or {}, trained, tool))
@@ -108,7 +108,10 @@ def _place_groups(config: DictConfig, words: Sequence[str]) -> None:
         file = config_folder() / group / f"{word.partition('=')[2]}.yaml"
         if not file.is_file() or OmegaConf.select(config, place) is None:
             raise UserError(f"{word}: there is no such group, or no {place} in the checkpoint's config")
-        OmegaConf.update(config, place, OmegaConf.load(file), merge=False)
+        chosen = OmegaConf.load(file)
+        if "defaults" in chosen:
+            raise UserError(f"{word}: a group that is made of others can only be chosen for a new model")
+        OmegaConf.update(config, place, chosen, merge=False)
 
 
 def part(key: str, words: Sequence[str]) -> DictConfig:

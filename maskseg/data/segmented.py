@@ -37,8 +37,8 @@ class SegmentedSource(Protocol):
 class SegmentedFiles(ABC):
     """What data sets of the user's own files have in common.
 
-    split: the one that is asked for where none is named; max_images: only the first so many of each split; test_transforms, divisor, num_classes:
-    for a network that looks at the images (see `data.source`), unused here.
+    split: the one that is asked for where none is named; max_images: only the first so many of each split; test_transforms, divisor and the
+    numbers of classes and points: for a network that looks at the images (see `data.source`), unused here.
     """
 
     def __init__(
@@ -50,12 +50,15 @@ class SegmentedFiles(ABC):
         test_transforms: Sequence[Any] = (),
         divisor: int = 32,
         num_classes: int | None = None,
+        num_things: int | None = None,
+        point_ranges: Sequence[Sequence[int]] | None = None,
     ) -> None:
         for name, value in (("max_pixels", max_pixels), ("max_images", max_images), ("divisor", divisor)):
             if not (value is None and name == "max_images") and (type(value) is not int or value < 1):
                 raise UserError(f"data.{name} must be a whole number of at least 1, not {value!r}")
         self.root, self.split, self.max_pixels, self.max_images = root, split, max_pixels, max_images
         self.test_transforms, self.divisor, self.num_classes = list(test_transforms), divisor, num_classes
+        self.num_things, self.point_ranges = num_things, point_ranges
         self._names: dict[str, list[str]] = {}
 
     def prepare(self) -> None:  # noqa: B027 - a subclass may have something to make
@@ -81,7 +84,7 @@ class SegmentedFiles(ABC):
         """The images of a split, sorted. Raises UserError for a split that there is not, without an image, or with one that has no truth."""
         if split not in self._names:
             if split not in self.splits():
-                raise UserError(f"data.split={split}: {self.root} has {', '.join(self.splits())}")
+                raise UserError(f"split={split}: {self.root} has {', '.join(self.splits())}")
             names = self._list(split)[: self.max_images]
             missing = [path for path in (self._files(split, name)[1] for name in names) if not path.is_file()]
             if missing:

@@ -89,14 +89,19 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path |
         line(len(names) - 0.5, color="#555555", linewidth=1)
     axis.set_xlabel("prediction (background: missed)", fontsize=10)
     axis.set_ylabel("truth (background: false)", fontsize=10)
-    if numbered:
+    label_shares(figure, axis, shown, shares if numbered else None, side, "share of the truth row")
+    return _finished(rendered(figure), path)
+
+
+def label_shares(figure: Any, axis: Any, shown: Any, shares: Any | None, side: float, told: str) -> None:
+    """Numbers in the cells of a matrix of shares (masked, None for no numbers) that matplotlib shows, and a bar of its shades; side: inches."""
+    if shares is not None:
         for (row, column), share in np.ndenumerate(shares.filled(0)):
             if share >= 0.005:
                 axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8.5, color="white" if share > 0.4 else "black")
     bar = figure.colorbar(shown, ax=axis, shrink=min(1.0, 4 / side), aspect=25)
-    bar.set_label("share of the truth row", fontsize=9)
+    bar.set_label(told, fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    return _finished(rendered(figure), path)
 
 
 def draw_worst(image: Picture, diagnosis: ImageDiagnosis, categories: Categories, file_name: str = "") -> Picture:

@@ -45,10 +45,12 @@ def look(model: PixelModel, segmenter: HashSegmenter, batch: Batch) -> Seen:
     return Seen(vectors, segmenter.layer(features)[0], Frame(height, width, (scale[0], scale[1])))
 
 
-def check_study(sweep: Sequence[int], scales: Sequence[float], base: str) -> None:
+def check_study(sweep: Sequence[float], scales: Sequence[float], base: str) -> None:
     """Raises UserError for arguments of a `SegmentStudy` that it cannot use."""
-    if base not in BASES or not sweep or not scales or min(sweep) < 1:
-        raise UserError(f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of positive numbers")
+    whole = all(type(value) is int or (base == "egs" and type(value) is float) for value in sweep)
+    numbers = whole and all(type(value) in (int, float) for value in scales) and min([*sweep, *scales], default=0) > 0
+    if base not in BASES or not sweep or not scales or not numbers or len(set(sweep)) < len(sweep):
+        raise UserError(f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of different, positive numbers (of slic whole ones)")
 
 
 class SegmentStudy:
@@ -125,7 +127,7 @@ def flat(numbers: dict[str, dict[int, dict[str, float]]]) -> dict[str, float]:
         for value, values in rows.items():
             key = f"segmentation_iou/{method}/{value}"
             found[key] = values["segments"]
-            found |= {f"{key}/{name}": values[name] for name in (*VALUES[1:], "num_segments")}
+            found |= {f"{key}/{name}": values[name] for name in (*VALUES[1:], "num_segments", "images_counted")}
     return found
 
 

@@ -100,13 +100,7 @@ def draw_semantic_confusion(matrix: NDArray[np.int64], names: Sequence[str], pat
     _grid(axis, rows, columns)
     axis.set_xlabel("prediction", fontsize=10)
     axis.set_ylabel("truth (share of all pixels)", fontsize=10)
-    if numbered:
-        for (row, column), share in np.ndenumerate(shares.filled(0)):
-            if share >= 0.005:
-                axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8.5, color="white" if share > 0.4 else "black")
-    bar = figure.colorbar(shown, ax=axis, shrink=min(1.0, 4 / side), aspect=25)
-    bar.set_label("share of the true class", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+    diagnosis_pictures.label_shares(figure, axis, shown, shares if numbered else None, side, "share of the true class")
     return diagnosis_pictures._finished(rendered(figure), path)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maskseg.bottomup.merging import merge
+from maskseg.bottomup.opencv import opencv, scipy
 from maskseg.bottomup.superpixels import Superpixels, neighbours
 from maskseg.errors import UserError
 from maskseg.interfaces import Features, Level, Losses
@@ -22,6 +23,8 @@ from maskseg.variants.hash_loss import agreement, contrast, region_map, shares
 from maskseg.variants.hashing import HashLayer
 
 Labels = NDArray[np.int32]
+BLOCK = 128  # channels that are upsampled at a time
+ROUNDING = 1e-3  # of a cell: scales are ratios of whole numbers
 SCOPES, RELAXATIONS = ("neighbours", "anywhere"), ("sigmoid", "straight_through")
 
 
@@ -58,6 +61,7 @@ class HashSegmenter(nn.Module):
         relaxation: str = "sigmoid",
     ) -> None:
         super().__init__()
+        opencv(), scipy("sparse")  # told now, not at the first image
         if scope not in SCOPES or relaxation not in RELAXATIONS:
             raise UserError(
                 f"segmenter: scope must be {' or '.join(SCOPES)} and relaxation {' or '.join(RELAXATIONS)}, not {scope!r}, {relaxation!r}"
@@ -93,18 +97,20 @@ class HashSegmenter(nn.Module):
 
     def means(self, maps: Tensor, labels: Labels, frame: Frame) -> Tensor:
         """Maps of the level [C, h, w] of one image, its superpixels [H, W] in `frame` -> the mean over each, f32 [S, C]."""
-        numbers = torch.from_numpy(labels.astype(np.int64)).to(maps.device)
-        return segment_means(self.of_pixels(maps, frame).flatten(1), numbers.flatten(), int(labels.max()) + 1)
+        numbers, count = torch.from_numpy(labels.astype(np.int64)).to(maps.device).flatten(), int(labels.max()) + 1
+        parts = torch.split(maps, BLOCK)
+        return torch.cat([segment_means(self.of_pixels(part, frame).flatten(1), numbers, count) for part in parts], dim=1)
 
     def of_pixels(self, maps: Tensor, frame: Frame) -> Tensor:
-        """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear, f32 [C, H, W]."""
+        """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear between the cells inside it, f32 [C, H, W]."""
+        maps = self.cells_inside(maps, frame)
         stride, centre = ((value / frame.scale[0], value / frame.scale[1]) for value in (self.at.stride, self.at.centre))
         return upsample(maps, frame.height, frame.width, stride, centre)
 
     def cells_inside(self, maps: Tensor, frame: Frame) -> Tensor:
         """Of maps of the level [C, h, w] the cells whose centre lies in the frame, without those of the padding."""
         sides = (frame.height * frame.scale[0], frame.width * frame.scale[1])
-        down, across = (max(1, math.ceil((side - self.at.centre) / self.at.stride)) for side in sides)
+        down, across = (max(1, math.ceil((side - self.at.centre) / self.at.stride - ROUNDING)) for side in sides)
         return maps[:, :down, :across]
 
     def merged(self, codes: Tensor, labels: Labels) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ class HashLayer(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, C, h, w] -> Wx + b, [N, bits, h, w]."""
-        x = F.normalize(features, dim=1) if self.normalise else features
+        x = F.normalize(features.float(), dim=1) if self.normalise else features
         return cast(Tensor, self.conv(x.to(self.conv.weight.dtype)))
 
     def codes(self, features: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class ITQ:
         self.pieces.append(piece)
         self.keys.append(torch.rand(len(piece), generator=self.generator, dtype=torch.float64))
         self.held += len(piece)
-        if self.held > 2 * self.kept:
+        if self.held > self.kept + max(self.kept // 4, _PIECE):
             _ = self.sample
 
     @property
@@ -96,7 +96,7 @@ def solve(sample: Tensor, mean: Tensor, covariance: Tensor, bits: int, iteration
     if count < bits or rank < bits:
         why = f"{count} feature vectors" if count < bits else f"feature vectors that span {rank} directions"
         warnings.warn(f"itq: {bits} bits from {why}; some bits repeat what others say (fewer bits say as much)", stacklevel=3)
-    projected = (sample.double() - mean) @ directions
+    projected = torch.cat([(piece.double() - mean) @ directions for piece in torch.split(sample, _PIECE)])
     deviation = projected.pow(2).mean().sqrt()
     scale = 1 / float(deviation) if float(deviation) > 0 else 1.0
     rotation, errors = rotate(projected * scale, iterations, generator)

@@ -110,6 +110,7 @@ def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, int, int, 
         assert arrays["shape"].tolist() == [shape[0], shape[1], shape[3], shape[2]]
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(tmp_path: Path) -> None:
     jobs = pictures(tmp_path, 5)
     write_store(tmp_path / "one", jobs, METHOD, KEYS, 1)

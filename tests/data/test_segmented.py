@@ -95,7 +95,7 @@ def test_bsds_folders_that_do_not_fit(root: Path) -> None:
         BsdsSource(str(root / "none")).splits()
     with pytest.raises(UserError, match="not found there"):
         BsdsSource(str(root / "images")).names("val")
-    with pytest.raises(UserError, match=r"data.split=train: .* has val, test"):
+    with pytest.raises(UserError, match=r"^split=train: .* has val, test"):
         BsdsSource(str(root)).names("train")
     (root / "images/train").mkdir()
     with pytest.raises(UserError, match=r"images/train: no file \*.jpg"):
@@ -260,7 +260,7 @@ def test_msrc_lists(tmp_path: Path) -> None:
     assert source.splits() == ["all", "train", "test"]
     assert [source.names(split) for split in source.splits()] == [["1_1_s", "1_2_s", "1_3_s"], ["1_1_s", "1_3_s"], ["1_2_s"]]
     assert source.truths("test", 0)[0].tolist() == [[-1] * 4] * 4
-    with pytest.raises(UserError, match=r"data.split=val: .* has all, train, test"):
+    with pytest.raises(UserError, match=r"^split=val: .* has all, train, test"):
         source.names("val")
     for text, what in (
         ("1_1_s.bmp\n../x.bmp\n", r"Validation.txt: line 2 names '../x', which is no image of"),
@@ -291,7 +291,9 @@ def test_msrc_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_image(tmp_path / "1_1_s.bmp", COLOURS)
     write_image(tmp_path / "1_1_s_GT.bmp", COLOURS)
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
-    assert told(MsrcSource(str(tmp_path)), "all") == "MSRC's maps need SciPy: pip install maskseg[classic]"
+    said = told(MsrcSource(str(tmp_path)), "all")
+    assert said.startswith("this needs SciPy")
+    assert said.endswith("pip install maskseg[classic]")
 
 
 @pytest.mark.parametrize("keys", [{"max_images": 0}, {"max_pixels": 0}, {"divisor": 0}, {"max_images": 1.5}, {"max_pixels": None}])
