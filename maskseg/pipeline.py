@@ -131,6 +131,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     _start(model, optimizer, trainer, resume, config, say)
     _check_heads(cast(Any, model).heads.values(), source)
     _check_proposals(model, source)
+    _check_codes(model, trainer)
     prepare_segments(model, source, source.splits(), config, group)
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
@@ -213,6 +214,15 @@ def _check_proposals(model: nn.Module, source: CocoSource) -> None:
         if source.proposals[split] is None:
             raise UserError(f"the model takes its proposals from files: data.{split}_proposals is not set (tools/propose.py makes them)")
         source.dataset(split)
+
+
+def _check_codes(model: nn.Module, trainer: Trainer) -> None:
+    """Raises UserError for a hash layer that nobody has fitted and nothing will teach."""
+    weight = getattr(getattr(model, "segmenter", None), "loss_weight", None)
+    if weight == 0 and not trainer.init and not trainer.resume:
+        raise UserError(
+            "model.segmenter.loss_weight is 0 and no trainer.init brings a fitted layer (tools/fit_hash.py): its codes would be noise"
+        )
 
 
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None, config: Any, say: Callable[..., None]) -> None:

@@ -334,6 +334,24 @@ def test_training_learns_the_codes_along(tmp_path: Path, tested: bool) -> None:
 
 
 @pytest.mark.slow
+def test_a_fitted_layer_is_taught_further(at_home: Path, tmp_path: Path) -> None:
+    fitted = ["model.segmenter.level=c2", "model.segmenter.bits=8", "trainer.init=hash", "data.val_json=null", "trainer.max_steps=2"]
+    text = done("train", *HASH, *fitted, f"run_dir={tmp_path / 'run'}")
+    assert "started from hash" in text
+    assert "do not fit" not in text
+    name = "segmenter.layer.conv.weight"
+    before, after = (load_checkpoint(path)["model"][name] for path in (at_home / "hash" / "last.pt", tmp_path / "run" / "last.pt"))
+    assert 0 < float((after - before).abs().max()) < 0.1
+
+
+@pytest.mark.usefixtures("at_home")
+def test_codes_that_nothing_teaches_are_refused(tmp_path: Path) -> None:
+    found = said("train", *HASH, "model.segmenter.loss_weight=0.0", f"run_dir={tmp_path / 'run'}")
+    assert_refused(found, "model.segmenter.loss_weight is 0", "tools/fit_hash.py")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_workers_and_resuming_change_nothing(tmp_path: Path) -> None:
     words = [*HASH, "data.val_json=null", "trainer.max_steps=4"]

@@ -8,7 +8,8 @@ from maskseg import cli, segmenting, trained
 
 USAGE = """
 COCO evaluation of a checkpoint, on the data it was validated with or on other data.
-Writes metrics.json, per_class.json, detections.json and validation.png.
+Writes metrics.json, per_class.json, detections.json, validation.png and other pictures; of models that cut images into segments or label pixels
+also segmentation_iou/... and semantic/... .
 
   python tools/evaluate.py checkpoint=runs/scenes_r18/TIME output=DIR
   python tools/evaluate.py checkpoint=best.pt output=DIR split=train evaluation.max_images=500

@@ -7,7 +7,8 @@ import sys
 from maskseg import cli, trained
 
 USAGE = """
-Draws what a model finds in pictures, and writes it as COCO results (predictions.json).
+Draws what a model finds in pictures, and writes it as COCO results (predictions.json); of models that cut pictures into segments or label pixels
+also those (NAME_segments.png, segments.json; NAME_classes.png, NAME_ids.png).
 
   python tools/predict.py checkpoint=runs/scenes_r18/TIME input=photo.jpg output=DIR
   python tools/predict.py checkpoint=best.pt input=FOLDER output=DIR

@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from maskseg.bottomup.proposals import SegmentProposals
+from maskseg.bottomup.superpixels import SLIC
 from maskseg.errors import UserError
 from maskseg.interfaces import Features, Level
 from maskseg.ops.projection import project
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Regions, Samples, Targets
 from maskseg.variants.cfm import CFMClassifier
+from maskseg.variants.hash_segmenter import HashSegmenter
 from maskseg.variants.segment_proposer import DrawnSegments, SegmentProposer, segment_regions, together
 
 CHANNELS = 6
@@ -182,3 +184,19 @@ def test_what_was_drawn_is_learnt_from() -> None:
     torch.testing.assert_close(samples.masks.boxes(), samples.boxes)
     with pytest.raises(UserError, match=r"data\.segment_sampler is not set"):
         DrawnSegments(3)(given, TARGETS, NONE)
+
+
+def test_segments_by_codes_are_proposals_like_others() -> None:
+    pytest.importorskip("cv2")
+    torch.manual_seed(2)
+    segmenter = HashSegmenter("p2", LEVELS["p2"], SLIC(30), bits=4).eval()
+    batch = make_batch(None)
+    batch.images[:] = F.interpolate(torch.rand(2, 3, 4, 4) * 255, size=(64, 64)).to(torch.uint8)
+    features = maps(2)
+    with torch.no_grad():
+        segments = segmenter.predict(features, batch)
+        found = classifier(score_threshold=0.0, nms_threshold=0.99, max_detections=1000).eval().predict(features, segments, batch.sizes)
+    assert len(segments) >= 4
+    assert len(found) == 3 * len(segments)
+    assert found.masks is not None
+    assert float(found.masks.area().sum()) == 3 * float((batch.sizes.prod(dim=1)).sum())
