@@ -220,9 +220,7 @@ def _check_codes(model: nn.Module, trainer: Trainer) -> None:
     """Raises UserError for a hash layer that nobody has fitted and nothing will teach."""
     weight = getattr(getattr(model, "segmenter", None), "loss_weight", None)
     if weight == 0 and not trainer.init and not trainer.resume:
-        raise UserError(
-            "model.segmenter.loss_weight is 0 and no trainer.init brings a fitted layer (tools/fit_hash.py): its codes would be noise"
-        )
+        raise UserError("model.segmenter.loss_weight is 0 and no trainer.init brings a fitted layer (tools/fit_hash.py): its codes would be noise")
 
 
 def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Checkpoint | None, config: Any, say: Callable[..., None]) -> None:

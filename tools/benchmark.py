@@ -14,6 +14,7 @@ from maskseg.benchmarks.growth import growth
 from maskseg.benchmarks.hash import hash
 from maskseg.benchmarks.inference import inference
 from maskseg.benchmarks.paste import paste
+from maskseg.benchmarks.projection import projection
 from maskseg.benchmarks.report import chart, table
 from maskseg.benchmarks.roi_align import roi_align
 from maskseg.benchmarks.segmentation_iou import segmentation_iou
@@ -22,7 +23,7 @@ from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {f.__name__: f for f in (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth, hash, segmentation_iou)}
+SUITES = {f.__name__: f for f in (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth, hash, segmentation_iou, projection)}
 USAGE = f"""
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
 suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
@@ -31,9 +32,8 @@ suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
   python tools/benchmark.py suite=inference data=coco data.root=DIR    pictures to masks, beside torchvision's Mask R-CNN
   python tools/benchmark.py suite=train data=coco data.root=DIR batch=2 size=320   a step, and one with proposals from a file
   python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's; suite=paste: masks to RLE
-  python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools by hand
+  python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools; hash, segmentation_iou, projection: segments
   python tools/benchmark.py suite=data data=coco data.root=DIR         files to batches, beside torchvision's references
-  python tools/benchmark.py suite=hash                                 what hash codes and merged superpixels add; suite=segmentation_iou: the metric
   python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3   time and memory against what there is more of
 """
 
