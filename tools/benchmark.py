@@ -32,7 +32,7 @@ suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
   python tools/benchmark.py suite=inference data=coco data.root=DIR    pictures to masks, beside torchvision's Mask R-CNN
   python tools/benchmark.py suite=train data=coco data.root=DIR batch=2 size=320   a step, and one with proposals from a file
   python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's; suite=paste: masks to RLE
-  python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools; hash, segmentation_iou, projection: segments
+  python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools; hash, projection ...: segments
   python tools/benchmark.py suite=data data=coco data.root=DIR         files to batches, beside torchvision's references
   python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3   time and memory against what there is more of
 """
