@@ -123,6 +123,7 @@ def test_a_study_on_disk_goes_on(place: Path) -> None:
     assert "Using an existing study" in said
 
 
+@pytest.mark.slow
 @needs_extra
 def test_jobs_on_this_machine(place: Path) -> None:
     code, said = sweep(place, *OPTUNA, "hydra.sweeper.n_jobs=2", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")

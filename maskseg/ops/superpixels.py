@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from maskseg.ops.precision import full_precision
 
@@ -24,8 +25,30 @@ def upsample(maps: Tensor, height: int, width: int, stride: tuple[float, float],
 
 
 @full_precision
-def segment_means(values: Tensor, numbers: Tensor, count: int) -> Tensor:
-    """values: f32 [C, P]; numbers: i64 [P], which of `count` segments each pixel is in, -1 for none -> the mean of each segment, f32 [count, C]
-    (zeros for one without pixels)."""
-    sums = values.new_zeros(count + 1, len(values)).index_add(0, numbers + 1, values.T)[1:]
-    return sums / torch.bincount(numbers + 1, minlength=count + 1)[1:, None].clamp(min=1)
+def segment_means(maps: Tensor, labels: Tensor, count: int, stride: tuple[float, float], centre: tuple[float, float]) -> Tensor:
+    """The mean of `upsample(maps, ...)` over each of `count` segments, which is not made for it. maps: [C, h, w]; labels: i64 [H, W], the segment of
+    each pixel, -1 for none. -> f32 [count, C], zeros for a segment without pixels.
+
+    A row of pixels is a mixture of two rows of cells, and the sum over a run of pixels is a difference of two sums from the row's beginning. A
+    segment is a bag of such sums at the ends of its runs, far fewer than its pixels.
+    """
+    width = labels.shape[1]
+    across = cell_weights(width, maps.shape[2], stride[1], centre[1], maps)
+    sums = maps.float().flatten(0, 1) @ F.pad(across.cumsum(dim=0), (0, 0, 1, 0)).T  # [C * h, W + 1], of the pixels before each
+    table = sums.view(len(maps), -1).T.contiguous()
+    starts = F.pad(labels[:, 1:] != labels[:, :-1], (1, 0), value=True)
+    row, start = torch.nonzero(starts, as_tuple=True)
+    end = torch.where(start.roll(-1) == 0, width, start.roll(-1))
+    number = labels[row, start]
+    order = torch.argsort(number, stable=True)[int((number < 0).sum()) :]
+    row, start, end, number = row[order], start[order], end[order], number[order]
+    at = ((row + 0.5 - centre[0]) / stride[0]).clamp(0, maps.shape[1] - 1)
+    above, share = at.long(), at - at.floor()
+    below = (above + 1).clamp(max=maps.shape[1] - 1)
+    lookups = torch.stack([above * (width + 1) + end, below * (width + 1) + end, above * (width + 1) + start, below * (width + 1) + start], dim=1)
+    weights = torch.stack([1 - share, share, share - 1, -share], dim=1)
+    runs = torch.bincount(number, minlength=count)
+    first = 4 * (runs.cumsum(0) - runs)
+    total = F.embedding_bag(lookups.flatten(), table, first, mode="sum", per_sample_weights=weights.flatten())
+    pixels = torch.zeros(count, device=maps.device).index_add(0, number, (end - start).float())
+    return total / pixels[:, None].clamp(min=1)

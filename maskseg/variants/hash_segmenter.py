@@ -23,7 +23,7 @@ from maskseg.variants.hash_loss import agreement, contrast, region_map, shares
 from maskseg.variants.hashing import HashLayer
 
 Labels = NDArray[np.int32]
-BLOCK = 128  # channels that are upsampled at a time
+BLOCK = 128  # channels that are averaged at a time
 ROUNDING = 1e-3  # of a cell: scales are ratios of whole numbers
 SCOPES, RELAXATIONS = ("neighbours", "anywhere"), ("sigmoid", "straight_through")
 
@@ -97,15 +97,18 @@ class HashSegmenter(nn.Module):
 
     def means(self, maps: Tensor, labels: Labels, frame: Frame) -> Tensor:
         """Maps of the level [C, h, w] of one image, its superpixels [H, W] in `frame` -> the mean over each, f32 [S, C]."""
-        numbers, count = torch.from_numpy(labels.astype(np.int64)).to(maps.device).flatten(), int(labels.max()) + 1
-        parts = torch.split(maps, BLOCK)
-        return torch.cat([segment_means(self.of_pixels(part, frame).flatten(1), numbers, count) for part in parts], dim=1)
+        numbers, count = torch.from_numpy(labels.astype(np.int64)).to(maps.device), int(labels.max()) + 1
+        parts = torch.split(self.cells_inside(maps, frame), BLOCK)
+        return torch.cat([segment_means(part, numbers, count, *self._grid(frame)) for part in parts], dim=1)
 
     def of_pixels(self, maps: Tensor, frame: Frame) -> Tensor:
         """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear between the cells inside it, f32 [C, H, W]."""
-        maps = self.cells_inside(maps, frame)
-        stride, centre = ((value / frame.scale[0], value / frame.scale[1]) for value in (self.at.stride, self.at.centre))
-        return upsample(maps, frame.height, frame.width, stride, centre)
+        return upsample(self.cells_inside(maps, frame), frame.height, frame.width, *self._grid(frame))
+
+    def _grid(self, frame: Frame) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Stride and first centre of the cells, (down, across), in the frame's pixels."""
+        down, across = frame.scale
+        return (self.at.stride / down, self.at.stride / across), (self.at.centre / down, self.at.centre / across)
 
     def cells_inside(self, maps: Tensor, frame: Frame) -> Tensor:
         """Of maps of the level [C, h, w] the cells whose centre lies in the frame, without those of the padding."""

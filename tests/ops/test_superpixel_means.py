@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,35 +65,40 @@ def test_upsample_is_not_rounded_by_autocast(generator: torch.Generator) -> None
     assert upsample(maps.bfloat16(), 20, 16, (4, 4), (0.5, 0.5)).dtype == torch.float32
 
 
-def test_means_by_numpy(generator: torch.Generator) -> None:
-    values, numbers = torch.randn((3, 400), generator=generator), torch.randint(-1, 12, (400,), generator=generator)
-    numbers[numbers == 5] = 6  # a number that no pixel has
-    found = segment_means(values, numbers, 14)
+@pytest.mark.parametrize(
+    ("cells", "size", "stride", "centre"),
+    [
+        ((9, 13), (35, 51), (4.0, 4.0), (0.5, 0.5)),
+        ((4, 3), (13, 17), (3.2, 5.5), (0.4, 0.7)),
+        ((2, 2), (20, 3), (16.0, 16.0), (15.5, 15.5)),
+        ((1, 1), (1, 1), (4.0, 4.0), (0.5, 0.5)),
+    ],
+)
+def test_means_and_gradients_are_those_of_the_pixels(
+    cells: tuple[int, int], size: tuple[int, int], stride: tuple[float, float], centre: tuple[float, float], generator: torch.Generator
+) -> None:
+    maps = torch.randn((3, *cells), generator=generator).requires_grad_()
+    coarse = torch.randint(-1, 12, (size[0] // 3 + 1, size[1] // 3 + 1), generator=generator)
+    labels = coarse.repeat_interleave(3, 0).repeat_interleave(3, 1)[: size[0], : size[1]].contiguous()
+    labels[labels == 5] = 6  # a number that no pixel has
+    found = segment_means(maps, labels, 14, stride, centre)
     assert found.shape == (14, 3)
-    for number in range(14):
-        inside = (numbers == number).numpy()
-        wanted = values.numpy()[:, inside].mean(axis=1) if inside.any() else np.zeros(3)
-        np.testing.assert_allclose(found[number], wanted, atol=1e-6)
-    assert (numbers == -1).any()
+    pixels = upsample(maps, *size, stride, centre)
+    zero = torch.zeros(3)
+    wanted = torch.stack([pixels[:, labels == k].mean(dim=1) if (labels == k).any() else zero for k in range(14)])
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+    towards = torch.randn((14, 3), generator=generator)
+    if wanted.requires_grad and (labels >= 0).any():
+        (ours,), (theirs,) = torch.autograd.grad(found, maps, towards), torch.autograd.grad(wanted, maps, towards)
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
 
 
-def test_means_of_nothing() -> None:
-    assert segment_means(torch.zeros(2, 0), torch.zeros(0, dtype=torch.int64), 3).tolist() == [[0.0, 0.0]] * 3
-    assert segment_means(torch.ones(2, 4), torch.full((4,), -1), 1).tolist() == [[0.0, 0.0]]
+def test_means_of_no_pixel_are_zeros() -> None:
+    nowhere = torch.full((4, 6), -1)
+    assert segment_means(torch.ones(2, 2, 3), nowhere, 3, (2, 2), (1, 1)).tolist() == [[0.0, 0.0]] * 3
 
 
-def test_gradients(generator: torch.Generator) -> None:
-    numbers, chosen = torch.randint(-1, 5, (12 * 8,), generator=generator), torch.randn((5, 2), generator=generator)
-    maps = torch.randn((2, 3, 2), generator=generator)
-
-    def ours(x: Tensor) -> Tensor:
-        return (segment_means(upsample(x, 12, 8, (4, 4), (2, 2)).flatten(1), numbers, 5) * chosen).sum()
-
-    def theirs(x: Tensor) -> Tensor:
-        pixels = F.interpolate(x[None], size=(12, 8), mode="bilinear", align_corners=False)[0].flatten(1)
-        inside = F.one_hot(numbers + 1, 6)[:, 1:].float()
-        return ((pixels @ inside / inside.sum(dim=0)).T * chosen).sum()
-
-    gradients = [torch.autograd.grad(function(x), x)[0] for function in (ours, theirs) for x in [maps.clone().requires_grad_()]]
-    assert gradients[0].abs().max() > 0.01
-    torch.testing.assert_close(gradients[0], gradients[1])
+def test_means_of_single_pixels_are_the_pixels(generator: torch.Generator) -> None:
+    maps = torch.randn((2, 3, 4), generator=generator)
+    found = segment_means(maps, torch.arange(60).view(6, 10), 60, (2, 2.5), (1, 1.25))
+    torch.testing.assert_close(found.T.reshape(2, 6, 10), upsample(maps, 6, 10, (2, 2.5), (1, 1.25)), atol=2e-6, rtol=1e-5)
