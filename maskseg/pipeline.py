@@ -129,9 +129,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     folder, found = group.share(run_folder.choose(config, trainer) if group.main else None)
     resume = run_folder.read(found)
     _start(model, optimizer, trainer, resume, config, say)
-    _check_heads(cast(Any, model).heads.values(), source)
-    _check_proposals(model, source)
-    _check_codes(model, trainer)
+    _check(model, source, trainer)
     prepare_segments(model, source, source.splits(), config, group)
     group.wait()  # until all have found everything in order, nothing is written
     run_dir = run_folder.made_folder(folder)
@@ -196,6 +194,13 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
             yield batch
 
     return batches
+
+
+def _check(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
+    """Raises UserError where a part of the model has nothing to learn from."""
+    _check_heads(cast(Any, model).heads.values(), source)
+    _check_proposals(model, source)
+    _check_codes(model, trainer)
 
 
 def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
