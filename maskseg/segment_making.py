@@ -41,7 +41,7 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> N
     method: the config of what makes them. A folder that came of a file of masks is taken as it is, if it is whole. Raises UserError for one of other
     settings or another data set.
     """
-    folder, records = Path(folder), records_of(source, split)
+    folder, records = Path(folder), source.records(split)
     found = store_settings(folder) or {}
     if "input" in found:
         check_settings(folder, settings_of(source, split) | {key: found.get(key) for key in ("input", "max_proposals")})
@@ -54,13 +54,6 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> N
         print(f"{folder}: making the segments of {len(lacking)} images, once for all trainings", flush=True)
         jobs = jobs_of(source, split, [record for record in records if record.id in lacking])
         write_store(folder, jobs, configs.build(method), settings, 0)
-
-
-def records_of(source: CocoSource, split: str) -> list[ImageRecord]:
-    """The images that a data set of the split has."""
-    file = source.file(split)
-    kept = [source.keep_empty or split == "val" or bool(some) for some in file.has_objects()]
-    return [record for record, keep in zip(file.images, kept, strict=True) if keep][: source.max_images]
 
 
 def sizes_of(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:

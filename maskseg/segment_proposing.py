@@ -18,7 +18,7 @@ from maskseg.data.segment_store import SegmentStore, write_store
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks, rle_to_bitmaps
 from maskseg.pipeline import open_data
-from maskseg.segment_making import jobs_of, records_of, settings_of, sizes_of
+from maskseg.segment_making import jobs_of, settings_of, sizes_of
 from maskseg.variants.hash_loss import MIN_STUFF
 
 Bools = NDArray[np.bool_]
@@ -35,7 +35,7 @@ def propose(words: list[str]) -> None:
     source, output, split = open_data(config), Path(config.output), config.split
     file = source.file(split)
     source.keep_empty = True  # training may keep images without objects, or not
-    records, recall = records_of(source, split), SegmentRecall()
+    records, recall = source.records(split), SegmentRecall()
     if config.input is None:
         settings = settings_of(source, split, config.method)
         written = write_store(output, jobs_of(source, split, records), configs.build(config.method), settings, config.workers)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from maskseg import config as configs
 from maskseg.data.coco_segments import CocoSegments
 from maskseg.data.segmented import SegmentedSource
-from maskseg.data.single import SingleImage
 from maskseg.data.source import CocoSource
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.engine.logs import RunLog
@@ -30,7 +29,7 @@ from maskseg.modules.folding import for_inference
 from maskseg.rcnn import PixelModel
 from maskseg.run_folder import made_folder
 from maskseg.structures import Categories
-from maskseg.trained import trained_model
+from maskseg.trained import single_image, trained_model
 from maskseg.variants.hash_segmenter import HashSegmenter
 from maskseg.variants.itq import ITQ, Fit
 
@@ -84,7 +83,7 @@ def evaluate(words: list[str]) -> None:
     if not config.checkpoint:
         _save(output / "hash.pt", model, config, Categories((), ()), _fit(fitter, model, source, _split(source, config.fit.split), config))
     shown = for_inference(model, dtype)
-    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), _prepare(of_model), config.sweep, config.scales, config.base)
+    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), single_image(of_model), config.sweep, config.scales, config.base)
     for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
         pixels, truths = source.image(config.split, index), source.truths(config.split, index)
         made = study.add(pixels, truths)
@@ -158,11 +157,6 @@ def _segmenter(model: nn.Module) -> HashSegmenter:
     return segmenter
 
 
-def _prepare(config: Any) -> SingleImage:
-    transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
-    return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
-
-
 def _fitter(model: nn.Module, config: Any) -> ITQ:
     return ITQ(_segmenter(model).layer, config.fit.kept, config.fit.iterations, config.seed)
 
@@ -170,7 +164,7 @@ def _fitter(model: nn.Module, config: Any) -> ITQ:
 @torch.no_grad()
 def _fit(fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, config: Any) -> Fit:
     """Learns the segmenter's layer from the features of a split's images, in place."""
-    prepare = _prepare(config)
+    prepare = single_image(config)
     fast = cast(PixelModel, for_inference(model))
     device = next(model.parameters()).device
     names = source.names(split)[: config.fit.max_images]

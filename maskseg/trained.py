@@ -57,9 +57,14 @@ def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None
     return _predictor(model, config, categories, device)
 
 
-def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
+def single_image(config: Any) -> SingleImage:
+    """What makes a batch of one picture as the evaluation would. Raises UserError."""
     transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
-    prepare, place = SingleImage(transforms, config.data.divisor, config.data.max_pixels), pick_device(device)
+    return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
+
+
+def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
+    prepare, place = single_image(config), pick_device(device)
     return Predictor(for_inference(model.to(place), inference_dtype(config.trainer.precision)), categories, prepare, place)
 
 

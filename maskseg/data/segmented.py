@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskseg.data.images import MAX_PIXELS, image_size, load_image
+from maskseg.data.source import check_numbers
 from maskseg.errors import UserError
 
 SegmentMap = NDArray[np.int32]  # [H, W], the number of each pixel's segment, -1 where it is unlabelled
@@ -53,9 +54,7 @@ class SegmentedFiles(ABC):
         num_things: int | None = None,
         point_ranges: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        for name, value in (("max_pixels", max_pixels), ("max_images", max_images), ("divisor", divisor)):
-            if not (value is None and name == "max_images") and (type(value) is not int or value < 1):
-                raise UserError(f"data.{name} must be a whole number of at least 1, not {value!r}")
+        check_numbers({"max_pixels": 1, "max_images": 1, "divisor": 1}, max_pixels=max_pixels, max_images=max_images, divisor=divisor)
         self.root, self.split, self.max_pixels, self.max_images = root, split, max_pixels, max_images
         self.test_transforms, self.divisor, self.num_classes = list(test_transforms), divisor, num_classes
         self.num_things, self.point_ranges = num_things, point_ranges

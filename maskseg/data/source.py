@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.bottomup.superpixels import Superpixels
-from maskseg.data.coco import CocoFile, read_coco
+from maskseg.data.coco import CocoFile, ImageRecord, read_coco
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
 from maskseg.data.images import MAX_PIXELS, load_image, safe_join
@@ -27,7 +27,8 @@ from maskseg.errors import UserError
 from maskseg.structures import Categories
 
 
-def _check_numbers(least: Mapping[str, int], **values: int | None) -> None:
+def check_numbers(least: Mapping[str, int], **values: int | None) -> None:
+    """Raises UserError for a key of the data whose value is no whole number, or below its least one; max_images may be None."""
     for name, value in values.items():
         if not (value is None and name == "max_images") and (type(value) is not int or value < least[name]):
             raise UserError(f"data.{name} must be a whole number of at least {least[name]}, not {value!r}")
@@ -82,7 +83,7 @@ class CocoSource:
         root: str | None = None,
     ) -> None:
         least = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
-        _check_numbers(least, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
+        check_numbers(least, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
         self.root = root
         self.json = {"train": train_json, "val": val_json}
         self.proposals = {"train": train_proposals, "val": val_proposals}
@@ -161,10 +162,14 @@ class CocoSource:
 
     def segment_store(self, split: str) -> SegmentStore | None:
         """The store of a split's segments, where one is named. Raises UserError for one that is not whole."""
-        folder, file = self.segments[split], self.file(split)
+        folder = self.segments[split]
+        return None if folder is None else SegmentStore(folder, [(i.id, i.height, i.width) for i in self.records(split)])
+
+    def records(self, split: str) -> list[ImageRecord]:
+        """The images that a data set of the split has."""
+        file = self.file(split)
         kept = zip(file.images, file.has_objects(), strict=True)
-        used = [i for i, some in kept if self.keep_empty or split == "val" or bool(some)][: self.max_images]
-        return None if folder is None else SegmentStore(folder, [(i.id, i.height, i.width) for i in used])
+        return [record for record, some in kept if self.keep_empty or split == "val" or bool(some)][: self.max_images]
 
     def semantic_maps(self, split: str) -> SemanticMaps | None:
         """Those of a split, where it has any. Raises UserError for a folder that is not there."""
