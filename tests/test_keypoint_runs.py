@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made.runs import MASKS, SMALL, call
+from made.runs import MASKS, SMALL
+from made.tools import done
 from PIL import Image
 
 HEAD = ["+model/heads@model.heads.keypoint=keypoint", "model.heads.keypoint.channels=16", "model.heads.keypoint.layers=1"]
@@ -39,16 +40,17 @@ def write(folder: Path, points: dict[str, int], size: int = 96) -> None:
 
 
 @pytest.mark.parametrize("points", [{"hand": 5}, pytest.param({"fish": 23, "hand": 5}, marks=pytest.mark.slow)])
-def test_a_skeleton_of_ones_own(tmp_path: Path, points: dict[str, int]) -> None:
+def test_a_skeleton_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, points: dict[str, int]) -> None:
     write(tmp_path, points)
+    monkeypatch.chdir(tmp_path)
     data = ["data=custom", "data.train_json=own.json", "data.val_json=own.json", "data.images=images", "data.num_workers=0"]
     data += [f"data.{split}_transforms=[]" for split in ("train", "test")]
-    call(["experiment=scenes_r18", *data, *SMALL, *MASKS, *HEAD, "trainer.max_steps=2", "run_dir=run"], tmp_path)
-    call(["checkpoint=run", "output=out", *data, "trainer.device=cpu"], tmp_path, tool="evaluate")
+    done("train", "experiment=scenes_r18", *data, *SMALL, *MASKS, *HEAD, "trainer.max_steps=2", "run_dir=run")
+    done("evaluate", "checkpoint=run", "output=out", *data, "trainer.device=cpu")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"bbox/AP", "segm/AP", "keypoints/AP"} <= metrics.keys()
     words = ["checkpoint=run", "input=images", "output=drawn", "min_score=0.0", "model.classifier.score_threshold=0.0", "trainer.device=cpu"]
-    call(words, tmp_path, tool="predict")
+    done("predict", *words)
     rows = json.loads((tmp_path / "drawn" / "predictions.json").read_text())
     wanted = {3 + 4 * k: 3 * count for k, count in enumerate(points.values())}
     assert {row["category_id"]: len(row["keypoints"]) for row in rows} == wanted

@@ -59,7 +59,7 @@ def place(home: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, place: Path, workers: int) -> None:
     """SIGKILL in the middle of an epoch (4 steps) and between two checkpoints."""
     words = [*RUN, "run_dir=run", f"data.num_workers={workers}", "trainer.resume=auto"]
@@ -178,6 +178,7 @@ def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
             assert two[name] == pytest.approx(one[name], rel=1e-5), (one["step"], name)
 
 
+@pytest.mark.slow
 def test_two_machines(place: Path, whole_two: Path) -> None:
     """Two torchruns that meet at an address, each with one process, as on two machines that share a disk."""
     with socket.socket() as free:

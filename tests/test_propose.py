@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
-from made.runs import MASKS, SCENES, SMALL, call, finish, lines, start
+from made.runs import MASKS, SCENES, SMALL, lines
+from made.tools import assert_refused, done, said
 
 from maskseg.data.scenes import make_scenes
 
@@ -15,24 +17,28 @@ from maskseg.data.scenes import make_scenes
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("propose")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    call([*SMALL, *MASKS, *SCENES, "trainer.max_steps=2", "run_dir=run"], folder)
-    for split in ("train", "val"):
-        said = call(["checkpoint=run", f"output={split}.proposals", f"split={split}", "data.root=scenes"], folder, tool="propose")
-        assert re.search(
-            rf"{split}\.proposals: \d+ proposals of {8 if split == 'train' else 4} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5", said
-        )
+    with contextlib.chdir(folder):
+        done("train", *SMALL, *MASKS, *SCENES, "trainer.max_steps=2", "run_dir=run")
+        for split in ("train", "val"):
+            told = done("propose", "checkpoint=run", f"output={split}.proposals", f"split={split}", "data.root=scenes")
+            count = 8 if split == "train" else 4
+            assert re.search(rf"{split}\.proposals: \d+ proposals of {count} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5", told)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
 
 
 def test_training_from_a_file(home: Path) -> None:
     files = ["data.train_proposals=train.proposals", "data.val_proposals=val.proposals"]
-    call([*SMALL, *SCENES, "model/proposer=file", *files, "run_dir=fast"], home)
+    done("train", *SMALL, *SCENES, *MASKS, "model/proposer=file", *files, "run_dir=fast")
     found = lines(home / "fast")
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     assert not any(key.startswith("loss/rpn") for key in found[0])
     assert "loss/mask" in found[0]
-    said = call(["checkpoint=fast", "output=evaluated"], home, tool="evaluate")
-    assert "AP50" in said
+    assert "AP50" in done("evaluate", "checkpoint=fast", "output=evaluated")
 
 
 @pytest.mark.parametrize(
@@ -47,8 +53,6 @@ def test_training_from_a_file(home: Path) -> None:
 )
 def test_what_is_refused(home: Path, tool: str, words: list[str], told: str) -> None:
     extra = [*SMALL, *SCENES] if tool == "train" else []
-    code, said = finish(start([*extra, *words], home, tool=tool), home)
-    assert code == 2, said
-    assert told in said.strip().splitlines()[-1]
+    assert_refused(said(tool, *extra, *words), told)
     assert not (home / "no").exists()
     assert not (home / "a.proposals").exists()
