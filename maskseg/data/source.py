@@ -20,11 +20,13 @@ from maskseg.data.samplers import Item, StepSampler, aspect_groups, repeat_facto
 from maskseg.data.scenes import make_scenes
 from maskseg.data.segment_sampling import SegmentSampler
 from maskseg.data.segment_store import SegmentStore
-from maskseg.data.semantic import SemanticMaps
+from maskseg.data.semantic import SemanticMaps, encoding_of
 from maskseg.data.stuff import with_stuff
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.structures import Categories
+
+_LEAST = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
 
 
 def check_numbers(least: Mapping[str, int], **values: int | None) -> None:
@@ -44,7 +46,8 @@ class CocoSource:
     train_proposals, val_proposals: files of `data.proposals`. train_semantic, val_semantic: folders of semantic maps (`data.semantic`). superpixels:
     what cuts the transformed images into superpixels, in the loader's processes. train_segments, val_segments: stores of segment proposals
     (`data.segment_store`); segment_sampler: (num_things, num_classes) -> what draws from them. stuff_json: a file that names classes of stuff,
-    which are then classes behind the things', and semantic maps hold labels. max_images: only the first so many of each split.
+    which are then classes behind the things', and semantic maps hold labels; semantic_encoding: how the files' values stand for category ids, one
+    of `data.semantic.ENCODINGS`. max_images: only the first so many of each split.
     Other keys: `CocoDataset`.
     """
 
@@ -81,10 +84,10 @@ class CocoSource:
         timeout: float = 120.0,
         divisor: int = 32,
         root: str | None = None,
+        semantic_encoding: str = "ids",
     ) -> None:
-        least = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
-        check_numbers(least, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
-        self.root = root
+        check_numbers(_LEAST, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
+        self.root, self.encoding = root, encoding_of(semantic_encoding)
         self.json = {"train": train_json, "val": val_json}
         self.proposals = {"train": train_proposals, "val": val_proposals}
         self.segments, self.segment_sampler = {"train": train_segments, "val": val_segments}, segment_sampler
@@ -135,7 +138,7 @@ class CocoSource:
         if self.num_classes is not None and self.num_classes != len(file.categories):
             raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
         if self.stuff_json is not None:
-            return with_stuff(file.categories, Path(self.stuff_json))
+            return with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff)
         ranges = [list(r) for r in file.categories.point_ranges]
         if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
             raise UserError(f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read")
@@ -175,7 +178,10 @@ class CocoSource:
         """Those of a split, where it has any. Raises UserError for a folder that is not there."""
         folder = self.semantic[split]
         ids = None if self.stuff_json is None else self.categories.ids
-        return None if folder is None else SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels, ids)
+        return None if folder is None else self._maps(split, folder, ids)
+
+    def _maps(self, split: str, folder: str, ids: Sequence[int] | None) -> SemanticMaps:
+        return SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels, ids, self.encoding)
 
     def mirrored(self) -> list[int]:
         """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""
