@@ -45,10 +45,11 @@ def propose(words: list[str]) -> None:
         rles = RleFile(path, records, file.images, most, source.max_pixels)
         written = write_store(output, rles, from_runs, settings, config.workers)
     maps, store = source.semantic_maps(split), SegmentStore(output, sizes_of(records))
+    things = range(source.categories.num_things) if source.stuff_json else file.categories.ids  # maps have labels, or ids
     for record in tqdm(records, desc="recall", disable=None):
         semantic = None if maps is None else maps.of(record.file_name, record.height, record.width).numpy()
         found = store.of(record.id, record.height, record.width)
-        recall.add(found, thing_masks(file, file.index_of[record.id]), stuff_masks(semantic, file.categories.ids))
+        recall.add(found, thing_masks(file, file.index_of[record.id]), stuff_masks(semantic, things))
     took = f" ({written.made} made now, {written.seconds:.2f} s of a CPU an image)" if written.made else " (all were there)"
     print(f"{output}: segments of {len(records)} images{took}\n{recall.text()}")
 
@@ -90,7 +91,8 @@ def thing_masks(file: CocoFile, index: int) -> Bools:
 
 
 def stuff_masks(semantic: NDArray[np.int16] | None, things: Sequence[int]) -> Bools:
-    """The connected pieces of stuff of a map of category ids [H, W] (-1: none), bool [n, H, W]: of ids that are no things', without specks."""
+    """The connected pieces of stuff of a map of category ids or labels [H, W] (-1: none), bool [n, H, W]: of those that are no things', without
+    specks."""
     if semantic is None:
         return np.zeros((0, 0, 0), dtype=bool)
     stuff = np.where(np.isin(semantic, things), -1, semantic)
