@@ -9,8 +9,48 @@ import torch
 
 from maskseg.bottomup.proposals import SegmentProposals
 from maskseg.data.sample import Sample
-from maskseg.data.segment_sampling import IGNORED, SegmentSampler, SegmentTruth, with_truth
+from maskseg.data.segment_sampling import IGNORED, Ints, SegmentSampler, SegmentTruth, with_truth
+from maskseg.errors import UserError
 from maskseg.masks import rle_to_bitmaps
+
+
+class FixedSegments(SegmentSampler):
+    """What a classifier that is fitted once (SVM) learns from, the same at each call but for the draw of negatives.
+
+    Positives: the things' own masks alone (rows of `with_truth`), and of stuff all that pursuit takes without a draw. Negatives: `negatives` at most,
+    of those whose best IoU with things and whose purity for all stuff are below `negative_below`. What is neither is left out: R-CNN's rule. `like`
+    says what stuff and crowds are.
+    """
+
+    def __init__(self, like: SegmentSampler, negatives: int, negative_below: float) -> None:
+        most = min(like.positive_iou, like.min_purity)
+        if negatives < 1 or not 0 < negative_below <= most:
+            told = f"{negatives} and {negative_below}"
+            raise UserError(
+                f"fit.negatives must be at least 1, fit.negative_below above 0 and at most {most} (where segments are positive), not {told}"
+            )
+        super().__init__(
+            like.num_things,
+            like.num_classes,
+            negatives,
+            positive_iou=like.positive_iou,
+            negative_iou=(0.0, negative_below),
+            min_purity=like.min_purity,
+            max_negative_purity=negative_below,
+            overlap=like.overlap,
+            crowd_overlap=like.crowd_overlap,
+        )
+
+    def __call__(self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """-> rows i64 [n], ascending, and their labels i64 [n] in 0..K."""
+        matches = self.match(proposals, truth)
+        labels, first = self.labels(matches), len(proposals)
+        things = np.flatnonzero(~truth.crowd & truth.masks.any(axis=(1, 2)))
+        negatives = np.flatnonzero(labels == self.num_classes)
+        if len(negatives) > self.num_samples:
+            negatives = rng.choice(negatives, self.num_samples, replace=False)
+        rows = np.sort(np.concatenate([negatives, self.stuff(proposals, matches), first + things]))
+        return rows, np.concatenate([labels, truth.labels])[rows]
 
 
 def draw_segments(sample: Sample, draw: SegmentSampler, rng: np.random.Generator, only: bool) -> Sample:
