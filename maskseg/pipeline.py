@@ -26,6 +26,7 @@ from maskseg.inference.validation import Processes, Validation
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.segment_making import prepare_segments
 from maskseg.structures import Batch, Categories
+from maskseg.variants.image_classifier import ImageClassifier
 
 
 def open_data(config: Any, known: Categories | None = None, group: Group | None = None) -> CocoSource:
@@ -121,7 +122,7 @@ def _train(config: Any, trainer: Trainer, group: Group) -> Path:
     trainer.skip_bad = config.data.skip_bad
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config))
-    if not isinstance(model, GeneralizedRCNN):
+    if not isinstance(model, GeneralizedRCNN | ImageClassifier):
         raise UserError("the model finds no objects: tools/fit_hash.py fits its hash layer, and experiment=scenes_hash_r18 trains one")
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
@@ -198,7 +199,7 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
 
 def _check(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
     """Raises UserError where a part of the model has nothing to learn from."""
-    _check_heads(cast(Any, model).heads.values(), source)
+    _check_heads(getattr(model, "heads", {}).values(), source)
     _check_proposals(model, source)
     _check_codes(model, trainer)
 
@@ -214,7 +215,7 @@ def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
 
 def _check_proposals(model: nn.Module, source: CocoSource) -> None:
     """Raises UserError where proposals are to come from files and there are none, or of another data set."""
-    needed = getattr(model.proposer, "needs", None) == "proposals"
+    needed = getattr(getattr(model, "proposer", None), "needs", None) == "proposals"
     for split in source.splits() if needed else ():
         if source.proposals[split] is None:
             raise UserError(f"the model takes its proposals from files: data.{split}_proposals is not set (tools/propose.py makes them)")

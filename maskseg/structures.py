@@ -270,9 +270,12 @@ class Outputs:
     """What a model predicts for a batch; a model fills what it has.
 
     detections: instances in the frame of the padded batch; segments: class-agnostic segments of a segmenter;
-    semantic: per-pixel maps of dense heads by name, each [N, K, H, W].
+    semantic: per-pixel maps of dense heads by name, each [N, K, H, W]; image_scores: f32 [N, K] in [0, 1], of a classifier of images: is the class
+    there; image_maps: f32 [N, K, h, w], where (`variants.cam`), at the cells of the classifier's `level`.
     """
 
     detections: Regions
     segments: Regions | None = None
     semantic: dict[str, Tensor] = field(default_factory=dict)
+    image_scores: Tensor | None = None
+    image_maps: Tensor | None = None

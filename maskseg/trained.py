@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.rows import detection_rows, segment_rows, write_results
 from maskseg.files import write_json
+from maskseg.inference.cam_pictures import cam_overlay, score_row
 from maskseg.inference.folder import class_pictures, image_files, overlay, segment_overlay
 from maskseg.inference.predictor import Predictor, original_classes, original_segments
 from maskseg.modules.folding import for_inference
@@ -27,6 +28,7 @@ from maskseg.rcnn import GeneralizedRCNN
 from maskseg.run_folder import made_folder
 from maskseg.segment_making import prepare_segments
 from maskseg.structures import Categories
+from maskseg.variants.image_classifier import ImageClassifier
 
 
 def trained_model(path: Path, overrides: list[str], own: str, under: Any = None) -> tuple[nn.Module, Any, Categories]:
@@ -83,7 +85,7 @@ def evaluate(words: list[str]) -> dict[str, float]:
     """
     model, config, categories = trained_model(checkpoint_word(words, "evaluate"), words, "evaluate")
     configs.require(config, "output")
-    if not isinstance(model, GeneralizedRCNN):
+    if not isinstance(model, GeneralizedRCNN | ImageClassifier):
         raise UserError("the checkpoint's model finds segments and no objects: experiment=... evaluates them (tools/evaluate.py --help)")
     device = pick_device(config.trainer.device)
     with processes(device) as group:
@@ -94,13 +96,14 @@ def evaluate(words: list[str]) -> dict[str, float]:
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
         metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)
-        if check.evaluator is not None:
+        if group.main:
             write_json(output / "metrics.json", {k: v if math.isfinite(v) else None for k, v in metrics.items()})
-            write_json(output / "per_class.json", check.evaluator.per_class())
-            write_results(output / "detections.json", check.evaluator.rows)
-            pictures = check.save(output)
+            write_json(output / "per_class.json", check.per_class())
+            if check.evaluator is not None:
+                write_results(output / "detections.json", check.evaluator.rows)
+            pictures = [*(["detections.json"] if check.evaluator is not None else []), *check.save(output)]
             print(check.table)
-            print(f"written to {output}: metrics.json, per_class.json, detections.json, {', '.join(pictures)}")
+            print(f"written to {output}: metrics.json, per_class.json, {', '.join(pictures)}")
         group.wait()
     return metrics
 
@@ -108,8 +111,8 @@ def evaluate(words: list[str]) -> dict[str, float]:
 def predict(words: list[str]) -> None:
     """What `tools/predict.py` does: an overlay a picture and predictions.json (COCO results; `image_id` counts the pictures from 1 and `file_name`
     names them) in `output`; of a model that cuts images into segments also NAME_segments.png and segments.json (the same without classes;
-    the score is the share of the image), of one that labels pixels NAME_classes.png (with a legend) and NAME_ids.png (category ids, 65535 for none).
-    Raises UserError."""
+    the score is the share of the image), of one that labels pixels NAME_classes.png (with a legend) and NAME_ids.png (category ids, 65535 for none),
+    of a classifier of images NAME_cam.png and image_scores.json instead. Raises UserError."""
     model, config, categories = trained_model(checkpoint_word(words, "predict"), words, "predict")
     configs.require(config, "input")
     predictor = _predictor(model, config, categories, config.trainer.device)
@@ -117,14 +120,19 @@ def predict(words: list[str]) -> None:
     output = made_folder(Path(config.output))
     files = [file.absolute() for file in files]
     top = Path(os.path.commonpath([file.parent for file in files]))
-    rows, segments = [], []
+    rows, segments, classified = [], [], []
     for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
         pixels = predictor.prepare.read(file)
         batch, outputs = predictor.outputs(pixels, i, file.name)
-        found = detection_rows(batch, outputs, categories)
-        rows += [{**row, "file_name": str(file)} for row in found]
         picture = output / file.parent.relative_to(top) / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
+        if outputs.image_scores is not None:
+            classified.append({"image_id": i, "file_name": str(file), **score_row(outputs, 0, categories)})
+            level = cast(ImageClassifier, predictor.model).level
+            Image.fromarray(cam_overlay(pixels, batch, outputs, level, categories)).save(picture.with_name(f"{picture.stem}_cam.png"))
+            continue
+        found = detection_rows(batch, outputs, categories)
+        rows += [{**row, "file_name": str(file)} for row in found]
         Image.fromarray(overlay(pixels, found, categories, config.min_score)).save(picture)
         own = original_segments(batch, outputs)
         if own is not None:
@@ -135,6 +143,10 @@ def predict(words: list[str]) -> None:
             drawn, ids = class_pictures(pixels, classes, categories)
             Image.fromarray(drawn).save(picture.with_name(f"{picture.stem}_classes.png"))
             Image.fromarray(ids).save(picture.with_name(f"{picture.stem}_ids.png"))
+    if classified:
+        write_json(output / "image_scores.json", classified)
+        print(f"{len(files)} pictures, their classes and where these are seen (NAME_cam.png): {output}")
+        return
     write_results(output / "predictions.json", rows)
     if segments:
         write_results(output / "segments.json", segments)

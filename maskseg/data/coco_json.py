@@ -1,6 +1,9 @@
 """A COCO JSON file -> lists of images and categories, and the annotations as columns.
 
 Annotations are packed while the JSON is parsed: the tree of Python objects that COCO's own file would make (several gigabytes) never exists.
+
+An image may name the classes that it shows without saying where, `category_ids: [3, 17]` beside its `file_name`. Each that has no annotation there
+becomes a crowd over the whole image: its class is there, and no region of the image is surely background.
 """
 
 from __future__ import annotations
@@ -103,6 +106,7 @@ def read_json(path: Path, max_pixels: int, report: Report) -> RawCoco | None:
         report.error("not a COCO data set", *(f"it has no list '{key}'" for key in lacking))
         return None
     rows = _rows(tree["annotations"], report)
+    rows = np.concatenate([rows, _label_images(tree["images"], tree["categories"], columns, report)])
     return RawCoco(tree["images"], tree["categories"], columns.columns(rows))
 
 
@@ -112,6 +116,30 @@ def _rows(annotations: list[Any], report: Report) -> Ints:
             told = f"annotation {entry.get('id')} has no image_id" if isinstance(entry, dict) and "image_id" not in entry else f"{entry!r}"
             report.error("entry of 'annotations' that is no annotation", told[:80])
     return np.array([entry for entry in annotations if type(entry) is _Row], dtype=np.int64)
+
+
+def _label_images(images: list[Any], categories: list[Any], columns: _Packer, report: Report) -> Ints:
+    """Packs the crowds of images that name their classes. -> their rows, i64 [L]."""
+    labelled = [image for image in images if isinstance(image, dict) and image.get("category_ids")]
+    if not labelled:
+        return np.zeros(0, dtype=np.int64)
+    known = {integer(c.get("id")) for c in categories if isinstance(c, dict)}
+    shown = set(zip(columns.image_ids, columns.category_ids, strict=True))
+    number, rows = max(0, max(columns.ids, default=0)), []
+    for image in labelled:
+        own, name = image["category_ids"], f"image {image.get('id')!s:.40}"
+        ids = [integer(i) for i in own] if isinstance(own, list) else [None]
+        if None in ids or not set(ids) <= known:
+            report.error("category_ids of an image that are not ids of categories", f"{name}: {own!r}"[:120])
+            continue
+        place, height, width = (integer(image.get(key)) for key in ("id", "height", "width"))
+        if place is None or not height or not width:
+            continue  # which the checks tell
+        for category in sorted({i for i in ids if i is not None and (place, i) not in shown}):
+            number += 1
+            values = {"id": number, "image_id": place, "category_id": category, "bbox": [0, 0, width, height], "iscrowd": 1}
+            rows.append(columns.pack(values))
+    return np.array(rows, dtype=np.int64)
 
 
 class _Packer:

@@ -50,11 +50,11 @@ class Validation:
     """batches: this process' share of the images, each once, with its truth; truth: all of it as a COCO data set (`CocoFile.to_dict`);
     min_score: of the detections that are drawn and diagnosed; picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
 
-    Called with a model, gives `bbox/AP` ... `segm/AR100`, of one that says something of every pixel what `MapScores.metrics` says, and, with truth,
-    `loss` and `loss/<term>` (in evaluation mode, without gradients); the batches of several processes are put together in the order that one
-    would have, so that the numbers are the same; where rank is not 0 there are none.
+    Called with a model, gives `bbox/AP` ... `segm/AR100` of one that finds objects, of one that says something of every pixel or of the image what
+    `MapScores.metrics` says, and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients); the batches of several processes
+    are put together in the order that one would have, so that the numbers are the same; where rank is not 0 there are none.
 
-    After a call: `table` (text), `evaluator` (rows, per-class AP), `drawn` (pictures: truth | prediction).
+    After a call: `table` (text), `evaluator` (rows, per-class AP; None of a model that finds no objects), `drawn` (pictures: truth | prediction).
     """
 
     def __init__(
@@ -85,10 +85,9 @@ class Validation:
         """log: a `RunLog`, for TensorBoard's pictures and curves, or None."""
         model.eval()
         rcnn = cast(GeneralizedRCNN, model)
-        adds = {getattr(head, "adds", "") for head in (rcnn.classifier, *rcnn.heads.values())}
-        kinds = [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]
-        device = next(model.parameters()).device
-        self.drawn, self.maps, self._sheets = [], MapScores(self.categories), None
+        device, kinds = next(model.parameters()).device, _kinds(model)
+        self.drawn, self.maps, self._sheets = [], MapScores(self.categories, getattr(model, "level", None)), None
+        self.evaluator = None
         parts = []
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
             losses, outputs = rcnn.validate(batch.to(device))
@@ -108,28 +107,29 @@ class Validation:
     def _together(self, shares: list[list[_Part]], kinds: list[str]) -> dict[str, float]:
         """Batch b was worked on by process b % world: the order of one process, in which equal scores count and losses are summed."""
         keys: dict[str, Any] = {"max_detections": self.max_detections, "backend": self.backend, "oks_sigmas": self.oks_sigmas}
-        self.evaluator = CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys)
+        evaluator = CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys) if kinds else None
         sums: dict[str, float] = defaultdict(float)
         images = 0
         for row in zip_longest(*shares):
             for part in (p for p in row if p is not None):
-                self.evaluator.add_rows(part.image_ids, part.rows)
+                if evaluator is not None:
+                    evaluator.add_rows(part.image_ids, part.rows)
                 images += len(part.image_ids)
                 self.maps.merge(part.maps)
                 for name, value in part.losses.items():
                     sums[name] += value
-        metrics = {**self.evaluator.compute(), **self.maps.metrics(), "loss": sum(sums.values()) / images}
-        self.table = "\n\n".join(text for text in (self.evaluator.table(), self.maps.table()) if text)
+        self.evaluator, found = evaluator, {} if evaluator is None else evaluator.compute()
+        metrics = {**found, **self.maps.metrics(), "loss": sum(sums.values()) / images}
+        self.table = "\n\n".join(text for text in ("" if evaluator is None else evaluator.table(), self.maps.table()) if text)
         return metrics | {f"loss/{name}": value / images for name, value in sums.items()}
 
     def _show(self, log: Any, step: int) -> None:
-        assert self.evaluator is not None
         try:
             for name, sheet in self.sheets().items():
                 log.picture(name, sheet, step)
         except (OSError, UserError) as error:  # an image that has gone since is not worth a training
             log.say(f"warning: the pictures of step {step} could not be made ({error})")
-        for kind, curves in self.evaluator.pr_curves().items():
+        for kind, curves in (self.evaluator.pr_curves() if self.evaluator is not None else {}).items():
             for name, precision in curves.items():
                 if precision.min() >= 0:
                     log.pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
@@ -152,23 +152,39 @@ class Validation:
             self.maps.draw(batch, outputs, i, image)
 
     def sheets(self) -> dict[str, Picture]:
-        """The pictures of the last call by name: `validation` (truth | prediction), those of `MapScores`, `pr_curves`, `confusion`,
-        and `worst`, the 20 images with the most errors and why."""
-        if self._sheets is None and self.evaluator is not None:
-            evaluator = self.evaluator
-            ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
-            things = self.categories.things()
-            found = diagnosis.diagnose(evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score)
-            self._sheets = {"validation": mosaic(self.drawn, columns=2)} if self.drawn else {}
-            self._sheets |= self.maps.sheets()
-            self._sheets["pr_curves"] = draw_pr_curves(evaluator.pr_curves())
-            self._sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, things), things.names)
-            if self.picture is not None:
-                self._sheets["worst"] = draw_worst_images(diagnosis.worst(found), things, self.picture, file_names=names)
-        return self._sheets or {}
+        """The pictures of the last call by name: those of `MapScores` and, of a model that finds objects, `validation` (truth | prediction),
+        `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors and why."""
+        if self._sheets is None:
+            objects = {} if self.evaluator is None else self._diagnosed(self.evaluator)
+            drawn = {"validation": mosaic(self.drawn, columns=2)} if self.drawn and self.evaluator is not None else {}
+            self._sheets = drawn | self.maps.sheets() | objects
+        return self._sheets
+
+    def _diagnosed(self, evaluator: CocoEvaluator) -> dict[str, Picture]:
+        ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
+        things = self.categories.things()
+        found = diagnosis.diagnose(evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score)
+        sheets = {"pr_curves": draw_pr_curves(evaluator.pr_curves())}
+        sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, things), things.names)
+        if self.picture is not None:
+            sheets["worst"] = draw_worst_images(diagnosis.worst(found), things, self.picture, file_names=names)
+        return sheets
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """AP of each class by what was evaluated and name, as `CocoEvaluator.per_class`."""
+        return ({} if self.evaluator is None else self.evaluator.per_class()) | self.maps.per_class()
 
     def save(self, folder: Path) -> list[str]:
         """Writes the pictures of the last call into a folder. -> their names."""
         for name, sheet in self.sheets().items():
             Image.fromarray(sheet).save(folder / f"{name}.png")
         return [f"{name}.png" for name in self.sheets()]
+
+
+def _kinds(model: nn.Module) -> list[str]:
+    """What is to be compared of the objects that the model finds; nothing of one that finds none."""
+    classifier = getattr(model, "classifier", None)
+    if classifier is None:
+        return []
+    adds = {getattr(head, "adds", "") for head in (classifier, *cast(GeneralizedRCNN, model).heads.values())}
+    return [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]

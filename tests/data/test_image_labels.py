@@ -1,0 +1,63 @@
+"""Images that name their classes and not where these are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made.coco_files import cleaned, dataset, errors
+
+WHOLE = [0, 0, 30, 20]
+
+
+def labelled(ids: Any, *annotations: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The second image names classes, of a cat (id 4) and a dog (id 9)."""
+    content = dataset(*annotations)
+    content["images"][1] |= {"category_ids": ids, **changes}
+    content["categories"].append({"id": 9, "name": "dog"})
+    return content
+
+
+def test_a_label_is_a_crowd_over_the_whole_image(tmp_path: Path) -> None:
+    file, warnings = cleaned(tmp_path, labelled([9, 4, 9]))
+    truth = file.annotations(1)
+    assert truth.labels.tolist() == [0, 1]
+    assert truth.crowd.tolist() == [True, True]
+    assert truth.boxes.tolist() == [WHOLE, WHOLE]
+    assert truth.ids.tolist() == [2, 3]
+    assert truth.shapes == (None, None)
+    assert warnings == {}
+    assert file.labels(1) == []
+    assert file.has_objects().tolist() == [True, False]
+    assert len(file.annotations(0)) == 1
+
+
+def test_a_class_that_has_an_annotation_there_needs_no_label(tmp_path: Path) -> None:
+    truth = cleaned(tmp_path, labelled([9, 4], {"bbox": [1, 1, 5, 5]}))[0].annotations(1)
+    assert truth.labels.tolist() == [0, 1]
+    assert truth.crowd.tolist() == [False, True]
+    assert truth.ids.tolist() == [10, 11]
+
+
+def test_labels_alone(tmp_path: Path) -> None:
+    content = labelled([9])
+    content["annotations"] = []
+    file, warnings = cleaned(tmp_path, content)
+    assert [file.annotations(i).labels.tolist() for i in (0, 1)] == [[], [1]]
+    assert warnings == {"only crowds": 1}
+
+
+@pytest.mark.parametrize("ids", [[], None])
+def test_no_labels(tmp_path: Path, ids: Any) -> None:
+    assert len(cleaned(tmp_path, labelled(ids))[0].annotations(1)) == 0
+
+
+@pytest.mark.parametrize("ids", [[99], ["x"], "abc", 7, [None], [4, 1.5], {"a": 1}])
+def test_labels_that_are_none_are_named(tmp_path: Path, ids: Any) -> None:
+    assert errors(tmp_path, labelled(ids)) == {"category_ids of an image that are not ids of categories": 1}
+
+
+def test_an_image_without_a_size_or_an_id_is_told_once(tmp_path: Path) -> None:
+    assert errors(tmp_path, labelled([4], height=0)) == {"image size that is not two positive integers": 1}
+    assert errors(tmp_path, labelled([4], id=None)) == {"image without an integer id": 1}
