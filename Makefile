@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help venv venv-dev train test lint types clean
+.PHONY: help venv venv-dev train test test-browser lint types clean
 
 help:
 	@echo "make train      set up, then train the embedded default (ARGS='key=value ...' for more)"
 	@echo "make test       set up with the test tools, then lint, types, tests"
+	@echo "make test-browser  the review page in Chromium, which is installed where it is missing and one may"
 	@echo "make venv       set up only; VENV=$(VENV), PYTHON=$(PYTHON)"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
@@ -22,7 +23,11 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,fast,sweep,classic]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,fast,sweep,classic,demo]"
+	touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
 	touch $@
 
 venv: $(VENV)/.installed
@@ -40,7 +45,15 @@ types: venv-dev
 	$(BIN)/mypy
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser" $(ARGS)
+
+# The driver brings no browser: it drives the system's.
+test-browser: $(VENV)/.installed-browser
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	    else echo "make test-browser needs Chromium: install the package chromium, or Google Chrome" >&2; exit 1; fi; fi
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -17,5 +17,5 @@ setup(
     version=version[1],
     packages=[*find_packages(include=["maskseg", "maskseg.*"]), *configs, "maskseg.tools"],
     package_dir={"maskseg.configs": "configs", "maskseg.tools": "tools"},
-    package_data={"": ["*.yaml", "py.typed", "*.json", "*.csv"]},
+    package_data={"": ["*.yaml", "py.typed", "*.json", "*.csv"], "maskseg.inference": [f"review_page/*.{kind}" for kind in ("html", "js", "css")]},
 )

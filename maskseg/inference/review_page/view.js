@@ -1,0 +1,182 @@
+// The picture, its mask, the box, and what is painted. Boxes and strokes are in pixels of the image.
+
+const FOREGROUND = "#00ff00"; // as the server reads them
+const BACKGROUND = "#ff0000";
+const MASK = "#19a7ff";
+
+export class View {
+  constructor(canvas, changed) {
+    Object.assign(this, { canvas, changed, tool: null, brush: 12, zoomed: false, overlay: true, image: null });
+    this.reset();
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    canvas.addEventListener("pointerdown", (event) => this.begin(event));
+    canvas.addEventListener("pointermove", (event) => this.go(event));
+    canvas.addEventListener("pointerup", () => this.end());
+    canvas.addEventListener("pointercancel", () => this.end());
+    canvas.addEventListener("pointerleave", () => this.draw());
+  }
+
+  // What was drawn is dropped.
+  reset() {
+    this.drawn = []; // strokes and boxes in order: { tool, size, points, box, cut }
+    this.active = null;
+    this.layer = null; // the strokes in the image's size; one layer, so that they do not add up where they cross
+  }
+
+  // image, mask: bitmaps of the image's size (null while there is none); box: [x1, y1, x2, y2] or null.
+  show({ image, mask, box, height, width }, keep = false) {
+    if (!keep) this.reset();
+    Object.assign(this, { image, box, height, width, mask: mask && tinted(mask) });
+    this.draw();
+  }
+
+  // The box to cut: the last one that was drawn, or the annotation's own.
+  chosenBox() {
+    return this.drawn.findLast((step) => step.tool === "box")?.box ?? this.box;
+  }
+
+  // Whether something was drawn since the last cut.
+  pending() {
+    return this.drawn.length > 0 && !this.drawn.at(-1).cut;
+  }
+
+  takeBack() {
+    if (!this.pending()) return false;
+    this.drawn.pop();
+    this.layer = null;
+    for (const { tool, size, points } of this.drawn) if (tool !== "box") this.paint(tool, size, points);
+    this.draw();
+    return true;
+  }
+
+  // The mask was cut with all that is drawn: it stays, to paint on, but is not taken back any more.
+  settle() {
+    for (const step of this.drawn) step.cut = true;
+  }
+
+  // The strokes as a PNG of the image's size, on black.
+  strokes() {
+    const canvas = blank(this.width, this.height);
+    const to = canvas.getContext("2d");
+    to.fillRect(0, 0, this.width, this.height);
+    if (this.layer) to.drawImage(this.layer, 0, 0);
+    return new Promise((done) => canvas.toBlob(done, "image/png"));
+  }
+
+  // Scale and offset from the image to the canvas: all of it, or the box with as much again around it.
+  fit() {
+    const box = this.zoomed && this.box;
+    const [x1, y1, x2, y2] = box ? grown(box, 0.5) : [0, 0, this.width, this.height];
+    const scale = Math.min(this.canvas.width / (x2 - x1), this.canvas.height / (y2 - y1));
+    return [scale, this.canvas.width / 2 - (scale * (x1 + x2)) / 2, this.canvas.height / 2 - (scale * (y1 + y2)) / 2];
+  }
+
+  point(event) {
+    const ratio = this.canvas.width / this.canvas.clientWidth;
+    const [scale, dx, dy] = this.fit();
+    return [(event.offsetX * ratio - dx) / scale, (event.offsetY * ratio - dy) / scale];
+  }
+
+  begin(event) {
+    if (!this.tool || !this.width || event.button !== 0) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.active = { tool: this.tool, size: this.brush, points: [this.point(event)], box: null, cut: false };
+    this.drawn.push(this.active);
+    this.go(event);
+  }
+
+  go(event) {
+    if (!this.tool || !this.width) return;
+    const at = this.point(event);
+    if (this.active?.tool === "box") {
+      const [[x, y]] = this.active.points;
+      this.active.box = [Math.min(x, at[0]), Math.min(y, at[1]), Math.max(x, at[0]), Math.max(y, at[1])];
+    } else if (this.active) {
+      this.active.points.push(at);
+      this.paint(this.active.tool, this.active.size, this.active.points.slice(-2));
+    }
+    this.draw(at);
+  }
+
+  end() {
+    const box = this.active?.box;
+    if (this.active?.tool === "box" && !(box && box[2] - box[0] >= 1 && box[3] - box[1] >= 1)) this.drawn.pop(); // a click is no box
+    this.active = null;
+    this.draw();
+    this.changed();
+  }
+
+  paint(tool, size, points) {
+    this.layer ??= blank(this.width, this.height);
+    const to = this.layer.getContext("2d");
+    to.lineCap = to.lineJoin = "round";
+    to.strokeStyle = tool === "foreground" ? FOREGROUND : BACKGROUND;
+    to.lineWidth = size;
+    to.beginPath();
+    to.moveTo(...points[0]);
+    for (const point of points) to.lineTo(...point);
+    to.stroke();
+  }
+
+  draw(cursor = null) {
+    const { canvas } = this;
+    const ratio = window.devicePixelRatio;
+    const to = canvas.getContext("2d");
+    canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)); // clears it, too
+    canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
+    if (!this.width) return;
+    const [scale, dx, dy] = this.fit();
+    to.setTransform(scale, 0, 0, scale, dx, dy);
+    to.imageSmoothingEnabled = scale < 2;
+    const layers = [[this.image, 1], [this.overlay ? this.mask : null, 0.5], [this.layer, 0.65]];
+    for (const [layer, alpha] of layers) {
+      to.globalAlpha = alpha;
+      if (layer) to.drawImage(layer, 0, 0, this.width, this.height);
+    }
+    to.globalAlpha = 1;
+    const box = this.chosenBox();
+    if (box) this.outline(to, box, scale / ratio);
+    if (cursor && this.tool !== "box") this.ring(to, cursor, scale / ratio);
+  }
+
+  // Black under yellow dashes: seen on any picture.
+  outline(to, [x1, y1, x2, y2], scale) {
+    for (const [colour, dashes] of [["#000", []], ["#ffd60a", [6 / scale, 4 / scale]]]) {
+      to.setLineDash(dashes);
+      to.lineWidth = 2 / scale;
+      to.strokeStyle = colour;
+      to.strokeRect(x1, y1, x2 - x1, y2 - y1);
+    }
+    to.setLineDash([]);
+  }
+
+  ring(to, [x, y], scale) {
+    to.beginPath();
+    to.arc(x, y, this.brush / 2, 0, 2 * Math.PI);
+    to.lineWidth = 1.5 / scale;
+    to.strokeStyle = this.tool === "foreground" ? FOREGROUND : BACKGROUND;
+    to.stroke();
+  }
+}
+
+function blank(width, height) {
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width, height });
+  return canvas;
+}
+
+function grown([x1, y1, x2, y2], share) {
+  const dx = (x2 - x1) * share;
+  const dy = (y2 - y1) * share;
+  return [x1 - dx, y1 - dy, x2 + dx, y2 + dy];
+}
+
+function tinted(mask) {
+  const canvas = blank(mask.width, mask.height);
+  const to = canvas.getContext("2d");
+  to.drawImage(mask, 0, 0);
+  to.globalCompositeOperation = "source-in";
+  to.fillStyle = MASK;
+  to.fillRect(0, 0, mask.width, mask.height);
+  return canvas;
+}

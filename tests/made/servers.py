@@ -1,0 +1,48 @@
+"""Tools that serve a page, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from made.runs import ROOT
+
+
+class Server:
+    """address: of its page; process: the tool."""
+
+    def __init__(self, process: subprocess.Popen[str], said: Path) -> None:
+        self.process, self.said = process, said
+        end = time.monotonic() + 120
+        while not (found := re.search(r"http://\S+", said.read_text())):
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.05)
+        self.address = found[0]
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """-> the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@contextmanager
+def served(tool: str, *words: str, cwd: Path) -> Iterator[Server]:
+    """A tool that serves at a free port, ended at the end."""
+    said = cwd / "said.txt"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *words, "port=0"]
+    with said.open("w") as output:
+        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield Server(process, said)
+    finally:
+        process.kill()
+        process.wait()
