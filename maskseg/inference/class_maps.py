@@ -1,0 +1,72 @@
+"""Class activation maps of a data set's classes, image by image, for GrabCut's seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from maskseg.variants.cam import ActivationModel, at_pixels, translated
+
+STRIDE = 32  # networks see images whose sides are multiples of it
+
+
+class Maps(Protocol):
+    """Where an image shows classes."""
+
+    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> tuple[list[float], NDArray[np.float32]]:
+        """image: uint8 RGB [H, W, 3]; labels: n classes. -> their scores in [0, 1], their maps of any numbers f32 [n, H, W]."""
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """The maps of a classifier, which is built in each process that asks for one.
+
+    build: -> the classifier, in evaluation mode; equal ones (a frozen dataclass) build it once; members: for each class of the data set, the
+    classifier's classes that it is the union of; side: pixels of the image's longer side as the network sees it; device: as torch names it. It
+    computes with one thread: the results must not hang on their number.
+    """
+
+    build: Callable[[], ActivationModel]
+    members: tuple[tuple[int, ...], ...]
+    side: int = 448
+    device: str = "cpu"
+
+    @torch.no_grad()
+    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> tuple[list[float], NDArray[np.float32]]:
+        height, width = image.shape[:2]
+        if not labels:
+            return [], np.zeros((0, height, width), dtype=np.float32)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            model, seen = built(self.build, self.device), seen_size(height, width, self.side)
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
+            pixels = F.interpolate(pixels.float(), seen, mode="bilinear", antialias=True)
+            logits, maps = model.activation(model.normalised(pixels))
+            _, own, scores = translated(logits, maps, model.probabilities(logits), [self.members[label] for label in labels])
+            large = at_pixels(own[0].float().cpu(), model.level, seen, (height, width))
+            return scores[0].tolist(), np.asarray(large.numpy(), dtype=np.float32)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def seen_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """An image's size as the network sees it, about in its own shape: multiples of STRIDE, at least one."""
+    scale = side / max(height, width) / STRIDE
+    return max(1, round(height * scale)) * STRIDE, max(1, round(width * scale)) * STRIDE
+
+
+@cache
+def built(build: Callable[[], ActivationModel], device: str) -> ActivationModel:
+    """The classifier on a device, once in a process."""
+    model = build()
+    if isinstance(model, torch.nn.Module):
+        model.to(device)
+    return model
