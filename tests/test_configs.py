@@ -22,6 +22,8 @@ from maskseg.errors import UserError
 from maskseg.modules.mask_head import MaskHead
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
+from maskseg.variants.cfm_net import CFMNet
+from maskseg.variants.image_classifier import ImageClassifier
 from maskseg.variants.segmentation_net import SegmentationNet
 
 NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]", "trainer.device=cpu"]
@@ -52,13 +54,22 @@ def test_segments_alone_build_from_alexnet() -> None:
     assert source.split == "val"
 
 
-@pytest.mark.parametrize("experiment", [name for name in configs.experiments() if name != "hash_bsds"])
+NO_RESNET = ("hash_bsds", "voc_cfm_vgg16")  # with tests of their own
+
+
+@pytest.mark.parametrize("experiment", [name for name in configs.experiments() if name not in NO_RESNET])
 def test_every_experiment_builds(experiment: str) -> None:
-    config = configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS])
+    without = ["model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"] if experiment.startswith("classify") else NO_WEIGHTS
+    config = configs.compose("train", [f"experiment={experiment}", *without])
     assert config.name == experiment
     model = configs.build_model(config)
-    assert isinstance(model, GeneralizedRCNN)
-    assert experiment == "scenes_cfm" or isinstance(model.heads["mask"], MaskHead)
+    if experiment.startswith("classify"):
+        assert isinstance(model, ImageClassifier)
+    elif "cfm" in experiment:
+        assert isinstance(model, CFMNet)
+    else:
+        assert isinstance(model, GeneralizedRCNN)
+        assert isinstance(model.heads["mask"], MaskHead)
     trainer = configs.build(config.trainer)
     assert isinstance(trainer, Trainer)
     assert trainer.max_steps == config.trainer.max_steps
@@ -158,9 +169,9 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("data.keep_empty=1", "data.keep_empty=1: expected true or false"),
         ("data.train_transforms=x", "data.train_transforms='x': expected a list"),
         ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
-        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are coco_keypoint_r50_fpn_3x, "),
+        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are classify_coco_r50, "),
         ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
-        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, custom, msrc, nuclei, scenes)"),
+        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, coco_panoptic, coco_stuff, custom, "),
         ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
         ("+trainer.foo=3", "+trainer.foo=3: no such key 'trainer.foo'"),
         ("++trainer.foo=3", "++trainer.foo=3: no such key 'trainer.foo'"),
@@ -321,7 +332,7 @@ def test_a_checkpoint_on_other_data() -> None:
         ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
         ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
         ("model.classifier.score_threshold=high", "model.classifier.score_threshold='high': expected a number, such as 0.05"),
-        ("data=mine", "data has no 'mine' (there are bsds, coco, custom, msrc, nuclei, scenes)"),
+        ("data=mine", "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, voc)"),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),

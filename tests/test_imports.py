@@ -19,6 +19,8 @@ ROWS = (
     {"data", "engine", "evaluation", "inference", "interop"},
     {
         "__init__",
+        "annotating",
+        "annotation_study",
         "benchmarks",
         "cli",
         "config",
@@ -26,10 +28,12 @@ ROWS = (
         "export",
         "pipeline",
         "proposing",
+        "reviewing",
         "run_folder",
         "segment_making",
         "segment_proposing",
         "segmenting",
+        "svm_fitting",
         "sweeps",
         "trained",
     },
@@ -44,6 +48,8 @@ HOMES = {
     "tensorboard": {"engine"},
     "cv2": {"bottomup"},
     "scipy": {"bottomup"},
+    "fastapi": {"inference"},
+    "uvicorn": {"reviewing"},
     "torch.utils.tensorboard": {"engine"},
 }
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from maskseg import cli, config
-from maskseg.benchmarks.curve import curve
-from maskseg.benchmarks.data import data
-from maskseg.benchmarks.evaluate import evaluate
-from maskseg.benchmarks.growth import growth
-from maskseg.benchmarks.hash import hash
-from maskseg.benchmarks.inference import inference
-from maskseg.benchmarks.paste import paste
-from maskseg.benchmarks.projection import projection
 from maskseg.benchmarks.report import chart, table
-from maskseg.benchmarks.roi_align import roi_align
-from maskseg.benchmarks.segmentation_iou import segmentation_iou
-from maskseg.benchmarks.train import train
-from maskseg.benchmarks.trainer import trainer
 from maskseg.errors import UserError
 from maskseg.files import write_json
 
-SUITES = {f.__name__: f for f in (trainer, inference, train, curve, roi_align, paste, evaluate, data, growth, hash, segmentation_iou, projection)}
+SUITES = ("trainer", "inference", "train", "curve", "roi_align", "paste", "evaluate", "data", "growth", "hash", "segmentation_iou", "projection")
+SUITES += ("cfm", "boundary", "annotate")  # each is a function of that name in the module of that name
 USAGE = f"""
 Measures what is compared in turn in one process, many times, and prints medians and ratios. The keys are those of tools/train.py, and:
 suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
@@ -34,6 +24,9 @@ suite ({", ".join(SUITES)}), trunk, size, batch, rounds, steps, output=FILE.json
   python tools/benchmark.py suite=roi_align                            RoIAlign on the CPU, beside torchvision's; suite=paste: masks to RLE
   python tools/benchmark.py suite=evaluate                             COCO's numbers, beside pycocotools; hash, projection ...: segments
   python tools/benchmark.py suite=data data=coco data.root=DIR         files to batches, beside torchvision's references
+  python tools/benchmark.py suite=cfm data=coco data.root=DIR          masks on features beside the backbone, and beside a pass for each segment
+  python tools/benchmark.py suite=boundary experiment=scenes_cfm trainer.init=RUN output=DIR/boundary.json   what masked pixels change; pictures
+  python tools/benchmark.py suite=annotate data=coco data.root=DIR     masks from boxes, beside GrabCut on the whole image
   python tools/benchmark.py suite=growth trunk=resnet18 size=512 rounds=3   time and memory against what there is more of
 """
 
@@ -47,7 +40,7 @@ def _benchmark(words: list[str]) -> None:
     composed = config.compose("benchmark", words)
     if composed.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {composed.suite!r}")
-    numbers = SUITES[composed.suite](composed)
+    numbers = getattr(import_module(f"maskseg.benchmarks.{composed.suite}"), composed.suite)(composed)
     drawn = numbers.get("cases") or numbers.get("axes")
     print(table(numbers) if drawn is not None else json.dumps(numbers, indent=2))
     if composed.output:

@@ -89,6 +89,70 @@ def _along(values: Tensor, dim: int, axis: _Axis, statistic: str) -> Tensor:
     return out.index_add_(dim, axis.cell, picked)
 
 
+@dataclass(frozen=True)
+class SuperpixelCells:
+    """Which superpixels the cells of a map look at, and with what weight: what projects any set of them, at all cells or at some.
+
+    first: i64 [h * w + 1], where in `number` i64 [n] and `weight` f64 [n] the superpixels of each cell begin; total: f64 [h * w], the weight of all
+    its pixels, also of those of no superpixel; shape: (h, w). The pixels are looked at once, sets of superpixels are sums over these lists.
+    """
+
+    first: Tensor
+    number: Tensor
+    weight: Tensor
+    total: Tensor
+    shape: tuple[int, int]
+    statistic: str
+    threshold: float | None
+
+    @classmethod
+    def of(
+        cls, labels: Tensor, shape: tuple[int, int], stride: float, centre: float, statistic: str = "mean", threshold: float | None = 0.5
+    ) -> SuperpixelCells:
+        """labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none (a pixel of its cell that no mask has); others as in `project`."""
+        down = _axis(labels.shape[0], shape[0], stride, centre, statistic, labels.device)
+        across = _axis(labels.shape[1], shape[1], stride, centre, statistic, labels.device)
+        seen = labels if statistic in ("mean", "max") else labels[down.pixel][:, across.pixel]
+        number = seen.long() + 1
+        most = int(number.max()) + 1 if number.numel() else 1
+        key = ((down.cell * shape[1])[:, None] + across.cell) * most + number
+        key, weight = _summed(key.flatten(), (down.weight[:, None] * across.weight).flatten())
+        key, order = key.sort()  # a few runs of pixels a cell; a dense table of cells and superpixels would take ten times as long
+        key, weight = _summed(key, weight[order])
+        known = torch.nonzero(key % most).squeeze(1)
+        key, weight = key[known], weight[known]
+        first = F.pad(torch.bincount(key // most, minlength=shape[0] * shape[1]).cumsum(0), (1, 0))
+        return cls(first, key % most - 1, weight, (down.total[:, None] * across.total).flatten(), shape, statistic, threshold)
+
+    def maps(self, members: Tensor) -> Tensor:
+        """Of masks, bool [R, S], the superpixels of each: f32 [R, h, w]."""
+        found = []
+        for part in torch.split(members, max(1, BLOCK // max(len(self.total), 1))):
+            sums = F.embedding_bag(
+                self.number, part.T.contiguous().double(), self.first, mode="sum", per_sample_weights=self.weight, include_last_offset=True
+            )
+            found.append(self._values(sums, self.total[:, None]).T)
+        return torch.cat(found).view(len(members), *self.shape)
+
+    def at(self, members: Tensor, mask: Tensor, cell: Tensor) -> Tensor:
+        """The values of `maps` at T places, f32 [T], without the rest; mask: i64 [T] in 0..R-1; cell: i64 [T], row by row."""
+        each = (self.first[1:] - self.first[:-1])[cell]
+        place = torch.arange(len(cell), device=cell.device).repeat_interleave(each)
+        entry = torch.arange(len(place), device=cell.device) + (self.first[cell] - (each.cumsum(0) - each)).index_select(0, place)
+        there = members.flatten().index_select(0, mask.index_select(0, place) * members.shape[1] + self.number.index_select(0, entry))
+        sums = self.total.new_zeros(len(cell)).index_add_(0, place, self.weight.index_select(0, entry) * there)
+        return self._values(sums, self.total[cell])
+
+    def _values(self, sums: Tensor, total: Tensor) -> Tensor:
+        return _cut((sums > 0).double() if self.statistic == "max" else _quotient(sums, total), self.threshold)
+
+
+def _summed(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of equal keys, i64 [n], as one each, with the sum of their weights, f64 [n]."""
+    key, run = torch.unique_consecutive(key, return_inverse=True)
+    return key, weight.new_zeros(len(key)).index_add_(0, run, weight)
+
+
 def project_superpixels(
     labels: Tensor,
     members: Tensor,
@@ -100,29 +164,10 @@ def project_superpixels(
 ) -> Tensor:
     """Sets of superpixels on the cells of a map of `shape` (h, w): exactly what `project` gives of their bitmaps, which are not made.
 
-    labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none (a pixel of its cell that no mask has); members: bool [R, S], the
-    superpixels of each mask; stride: at least 1. -> f32 [R, h, w].
-
-    The pixels of each superpixel in each cell are counted once; the masks' sums are the product of `members` and these counts.
+    labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none; members: bool [R, S], the superpixels of each mask; stride: at least 1.
+    -> f32 [R, h, w].
     """
-    down = _axis(labels.shape[0], shape[0], stride, centre, statistic, labels.device)
-    across = _axis(labels.shape[1], shape[1], stride, centre, statistic, labels.device)
-    cells, known = shape[0] * shape[1], members.shape[1]
-    cell = down.cell[:, None] * shape[1] + across.cell
-    number = labels[down.pixel][:, across.pixel].long() + 1  # -1 falls into a column that is left out
-    weight = down.weight[:, None] * across.weight
-    counts = weight.new_zeros(cells * (known + 1)).index_add_(0, (cell * (known + 1) + number).flatten(), weight.flatten())
-    # A cell has pixels of a few superpixels only: as a product with a dense table this would take ten times as long.
-    counts = counts.view(cells, known + 1)[:, 1:]
-    row, column = torch.nonzero(counts, as_tuple=True)
-    first = torch.searchsorted(row, torch.arange(cells, device=row.device))
-    total = (down.total[:, None] * across.total).flatten()
-    found = []
-    for part in torch.split(members, max(1, BLOCK // max(cells, 1))):
-        sums = F.embedding_bag(column, part.T.contiguous().double(), first, mode="sum", per_sample_weights=counts[row, column])
-        values = (sums > 0).double() if statistic == "max" else _quotient(sums, total[:, None])
-        found.append(_cut(values, threshold).T)
-    return torch.cat(found).view(len(members), *shape)
+    return SuperpixelCells.of(labels, shape, stride, centre, statistic, threshold).maps(members)
 
 
 def _quotient(sums: Tensor, total: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ On a CPU this is several times faster than torchvision's kernel; on other device
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from maskseg.ops import boxes as box_ops
 
 TABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that embedding_bag has a fast kernel for
 MOST_POINTS = 2**26  # sample points in one direction of all bins together; no sensible box comes near
+AtCells = Callable[[int, Tensor, Tensor], Tensor]
 PIECE = 2**22  # pixels that are looked at in one go, kept or not: bounds the memory
 
 
@@ -46,20 +48,10 @@ def roi_align_levels(
     features: L maps [N, C, H_l, W_l]; boxes: f32 [R, 4] in pixels; level: i64 [R] in 0..L-1. -> [R, C, size, size] of the features' type, on a CPU
     channels_last (and fastest where the features are). A sample point whose place is not a number, with which torchvision's kernel crashes, gives 0.
     """
-    if features[0].device.type != "cpu":
-        return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
-    order = torch.argsort(level, stable=True)
-    counts = torch.bincount(level, minlength=len(features)).tolist()
-    of_level = torch.tensor([(*feature.shape[2:], 1.0 / stride) for feature, stride in zip(features, strides, strict=True)], dtype=torch.float32)
-    height, width, scale = of_level[level[order]].unbind(1)
-    cells = boxes.detach().float()[order] * scale[:, None] - (0.5 if aligned else 0.0)
-    lookups = _lookups(cells, image_index[order], height, width, size, sampling_ratio, aligned)
-    if lookups is None:
-        return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
-    kept = features[0].dtype if features[0].dtype in TABLE_DTYPES else torch.float32
-    tables = [feature.to(kept).permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).contiguous() for feature in features]
-    sums = cast(Tensor, _LookUp.apply(lookups, order, counts, *tables))
-    return sums.view(len(boxes), size, size, features[0].shape[1]).permute(0, 3, 1, 2).to(features[0].dtype)
+    found = None
+    if features[0].device.type == "cpu":
+        found = _by_lookups(features, strides, boxes, image_index, level, None, size, sampling_ratio, aligned)
+    return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned) if found is None else found
 
 
 def by_torchvision(
@@ -83,27 +75,60 @@ def by_torchvision(
 
 
 def masked_roi_align(
-    feature: Tensor, stride: int, boxes: Tensor, image_index: Tensor, masks: Tensor, size: int, sampling_ratio: int, aligned: bool
+    features: list[Tensor],
+    strides: list[int],
+    boxes: Tensor,
+    image_index: Tensor,
+    level: Tensor,
+    masks: AtCells,
+    size: int,
+    sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
-    """RoIAlign of the map times a mask of each region's own: roi_align(feature * masks[r]) for box r, without R products.
+    """RoIAlign of the maps times a mask of each region's own: roi_align(feature * mask[r]) for box r, without R products.
 
-    feature: [N, C, h, w]; masks: f32 [R, h, w] over the cells of the region's image. Other arguments as in `roi_align_levels`, on one level. Each
-    lookup of a cell is weighted by the mask there. -> [R, C, size, size]. Raises ValueError for boxes with too many sample points.
+    masks: level, regions i64 [T] on it and cells i64 [T] of their maps, row by row -> the masks there, f32 [T]; asked for the cells that are looked
+    up alone, a small part of them, whose weights they become a factor of. All is on the CPU. Other arguments as in `roi_align_levels`.
+    -> [R, C, size, size]. Raises ValueError for boxes with too many sample points.
     """
-    device, count = feature.device, len(boxes)
-    height, width = torch.tensor(feature.shape[2:], dtype=torch.float32).expand(count, 2).unbind(1)
-    cells = boxes.detach().cpu().float() / stride - (0.5 if aligned else 0.0)
-    first = image_index.cpu()
-    lookups = _lookups(cells, first, height, width, size, sampling_ratio, aligned)
-    if lookups is None:
+    found = _by_lookups(features, strides, boxes, image_index, level, masks, size, sampling_ratio, aligned)
+    if found is None:
         raise ValueError("boxes are too large for their map")
-    region = torch.arange(count).repeat_interleave(lookups.sizes.sum(dim=1))
-    cell = lookups.pixels.long() - first[region] * masks[0].numel() if count else lookups.pixels.long()
-    weights = lookups.weights * masks.cpu().flatten(1)[region, cell]
-    own = _Lookups(lookups.sizes.to(device), lookups.pixels.to(device), weights.to(device))
-    table = feature.to(feature.dtype if feature.dtype in TABLE_DTYPES else torch.float32).permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
-    sums = cast(Tensor, _LookUp.apply(own, torch.arange(count, device=device), [count], table.contiguous()))
-    return sums.view(count, size, size, feature.shape[1]).permute(0, 3, 1, 2).to(feature.dtype)
+    return found
+
+
+def _by_lookups(
+    features: list[Tensor],
+    strides: list[int],
+    boxes: Tensor,
+    image_index: Tensor,
+    level: Tensor,
+    masks: AtCells | None,
+    size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor | None:
+    """Both of the above as sums of pixels; None for boxes with too many sample points."""
+    device, level, image = features[0].device, level.cpu(), image_index.cpu()
+    order = torch.argsort(level, stable=True)
+    counts = torch.bincount(level, minlength=len(features)).tolist()
+    of_level = torch.tensor([(*feature.shape[2:], 1.0 / stride) for feature, stride in zip(features, strides, strict=True)], dtype=torch.float32)
+    height, width, scale = of_level[level[order]].unbind(1)
+    cells = boxes.detach().cpu().float()[order] * scale[:, None] - (0.5 if aligned else 0.0)
+    lookups = _lookups(cells, image[order], height, width, size, sampling_ratio, aligned)
+    if lookups is None:
+        return None
+    if masks is not None:
+        first, weights = image * (height * width).long()[order.argsort()], []
+        for i, (part, rows) in enumerate(zip(lookups.split(counts), torch.split(order, counts), strict=True)):
+            region = rows.repeat_interleave(part.sizes.sum(dim=1))
+            weights.append(part.weights * masks(i, region, part.pixels - first[region]))
+        lookups = replace(lookups, weights=torch.cat(weights))
+    lookups = _Lookups(*(getattr(lookups, f.name).to(device) for f in fields(_Lookups)))
+    kept = features[0].dtype if features[0].dtype in TABLE_DTYPES else torch.float32
+    tables = [feature.to(kept).permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).contiguous() for feature in features]
+    sums = cast(Tensor, _LookUp.apply(lookups, order.to(device), counts, *tables))
+    return sums.view(len(boxes), size, size, features[0].shape[1]).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -225,7 +250,7 @@ class _LookUp(torch.autograd.Function):
         first = [sum(lengths[:i]) for i in range(len(lengths))]
         pixels = torch.cat([level.pixels + start for level, start in zip(lookups.split(ctx.counts), first, strict=True)])
         pixels, by_pixel = pixels.sort(stable=True)
-        bin_ = (ctx.order[:, None] * bins + torch.arange(bins)).flatten().int()
+        bin_ = (ctx.order[:, None] * bins + torch.arange(bins, device=grad.device)).flatten().int()
         bin_ = bin_.repeat_interleave(lookups.sizes.flatten(), output_size=len(pixels)).index_select(0, by_pixel)
         sizes = torch.bincount(pixels, minlength=sum(lengths))
         grads = _weighted_sums(grad.reshape(-1, channels).contiguous(), bin_, lookups.weights.index_select(0, by_pixel), sizes)

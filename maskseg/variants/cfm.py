@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log2
 from typing import cast
 
@@ -16,13 +17,16 @@ from maskseg.errors import UserError
 from maskseg.interfaces import Features, Level, Losses
 from maskseg.masks import Masks
 from maskseg.ops.losses import mean_count
-from maskseg.ops.projection import project_superpixels
-from maskseg.ops.roi_align import assign_levels, masked_roi_align, roi_align_levels
+from maskseg.ops.projection import SuperpixelCells, project_superpixels
+from maskseg.ops.pyramid import MANY, flattened, pooled_pyramid
+from maskseg.ops.roi_align import AtCells, assign_levels, masked_roi_align, roi_align_levels
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Regions, Samples
+from maskseg.variants.cfm_layers import connected_paths
 from maskseg.variants.segment_nms import nms_of_masks
 
 DESIGNS, PATHS = ("full_map", "pool_first"), ("segment", "box")
+BLOCK = 2**23 - 2**20  # inputs of the layers that are worked on together: under the 32 MB from which on memory is handed out anew
 FINE = 4  # samples a bin and direction, of a mask that is scaled to the bins of its box
 
 
@@ -36,6 +40,7 @@ class CFMClassifier(nn.Module):
     design `full_map` (section 3.3a): the mask is projected to the cells of the map (statistic, threshold: `ops.projection`), masked cells are
     pooled and go through fully connected layers; beside them the box's cells, through layers of their own. `pool_first` (3.3b): the box's bins of
     the pyramid levels `masked` are masked after pooling, one path of layers sees all. paths: which of `segment` and `box` there are (full_map).
+    width, layers, dropout, weights (VGG-16's): of the fully connected layers of each path, see `connected_paths`.
 
     Inference: classes with a score above `score_threshold` -> of segments of a class that overlap by more than `nms_threshold` mask IoU the best
     -> the best `max_detections` of an image.
@@ -59,6 +64,8 @@ class CFMClassifier(nn.Module):
         canonical_size: float = 224.0,
         width: int = 1024,
         layers: int = 2,
+        dropout: float = 0.0,
+        weights: str | None = None,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         max_detections: int = 100,
@@ -79,9 +86,9 @@ class CFMClassifier(nn.Module):
         channels = {level.channels for level in self.at.values()}
         if len(channels) != 1:
             raise UserError(f"cfm: the levels {', '.join(self.at)} must have the same number of channels, not {sorted(channels)}")
-        inputs = channels.pop() * sum(s * s for s in self.pyramid)
         kinds = self.paths if design == "full_map" else ["both"]
-        self.layers = nn.ModuleDict({kind: _connected(inputs, width, layers) for kind in kinds})
+        self.inputs = max(channels) * sum(side * side for side in self.pyramid)
+        self.layers = connected_paths(kinds, channels.pop(), self.pyramid, width, layers, dropout, weights)
         self.scores = nn.Linear(width * len(kinds), num_classes + 1)
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.zeros_(self.scores.bias)
@@ -93,21 +100,28 @@ class CFMClassifier(nn.Module):
 
     def vectors(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> Tensor:
         """What the last layer sees of each segment, [R, width or 2 width]."""
+        inside = self._inside(features, masks) if self.design == "full_map" and "segment" in self.paths else None
+        # A few hundred segments at a time: thousands of vectors at once are memory that the system has to hand out anew each time.
+        count = len(boxes)
+        blocks = torch.arange(count).tensor_split(max(1, min(-(-count * self.inputs // BLOCK), count // MANY)))  # none too small to be fast
+        return torch.cat([self._block(features, boxes[rows], image_index[rows], masks[rows], inside, rows) for rows in blocks])
+
+    def _block(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks, inside: AtCells | None, rows: Tensor) -> Tensor:
+        """`vectors` of some segments, `rows` of those that `inside` knows."""
         level = self._assign(boxes)
         if self.design == "pool_first":
             bins = self._pooled(features, boxes, image_index, level)
             fine = masks.crop_resize(boxes, FINE * self.size)[:, None]
             parts = []
-            for side in self.pyramid:
-                part = F.adaptive_max_pool2d(bins, side)
-                inside = (F.adaptive_avg_pool2d(fine, side) > self.threshold).to(part) if side in self.masked else 1.0
-                parts.append((part * inside).flatten(1))
-            return cast(Tensor, self.layers["both"](torch.cat(parts, dim=1)))
+            for side, part in zip(self.pyramid, pooled_pyramid(bins, self.pyramid), strict=True):
+                own = (F.adaptive_avg_pool2d(fine, side) > self.threshold).to(part) if side in self.masked else None
+                parts.append(part if own is None else part * own)
+            return cast(Tensor, self.layers["both"](flattened(parts)))
         found = []
         for path in self.paths:
-            own = self._pooled(features, boxes, image_index, level, masks if path == "segment" else None)
-            parts = [F.adaptive_max_pool2d(own, side).flatten(1) for side in self.pyramid]
-            found.append(self.layers[path](torch.cat(parts, dim=1)))
+            masked = None if path == "box" or inside is None else partial(_of_rows, inside, rows)
+            own = self._pooled(features, boxes, image_index, level, masked)
+            found.append(self.layers[path](flattened(pooled_pyramid(own, self.pyramid))))
         return torch.cat(found, dim=1)
 
     def _assign(self, boxes: Tensor) -> Tensor:
@@ -116,19 +130,32 @@ class CFMClassifier(nn.Module):
         lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
         return assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
 
-    def _pooled(self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor, masks: Masks | None = None) -> Tensor:
+    def _pooled(self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor, inside: AtCells | None = None) -> Tensor:
         """RoIAlign of the maps, or of the masked maps: [R, C, size, size]."""
         maps, strides = [features[name] for name in self.at], [level.stride for level in self.at.values()]
-        if masks is None:
+        # To RoIAlign cell i lies at (i + 0.5) * stride, which is not where a trunk says that it looks.
+        boxes = boxes + boxes.new_tensor([0.5 * at.stride - at.centre for at in self.at.values()])[level, None]
+        if inside is None:
             return roi_align_levels(maps, strides, boxes, image_index, level, self.size, self.sampling_ratio, True)
-        out = maps[0].new_zeros((len(boxes), maps[0].shape[1], self.size, self.size))
-        for i, (feature, at) in enumerate(zip(maps, self.at.values(), strict=True)):
-            rows = torch.nonzero(level == i).squeeze(1)
-            if len(rows):
-                cells = self.projected(masks[rows], (feature.shape[2], feature.shape[3]), at)
-                part = masked_roi_align(feature, at.stride, boxes[rows], image_index[rows], cells, self.size, self.sampling_ratio, True)
-                out = out.index_copy(0, rows, part.to(out.dtype))
-        return out
+        return masked_roi_align(maps, strides, boxes, image_index, level, inside, self.size, self.sampling_ratio, True)
+
+    def _inside(self, features: Features, masks: Masks) -> AtCells:
+        """What says where the masks are on the cells of each level: the values of `projected` at some places of them."""
+        if not isinstance(masks, SegmentMasks):
+            raise UserError("cfm: segments are masks of superpixels")
+        labels, rule = [torch.from_numpy(labels) for labels in masks.maps], (self.statistic, self.threshold)
+        shapes = [(features[name].shape[2], features[name].shape[3]) for name in self.at]
+        places = list(zip(shapes, self.at.values(), strict=True))
+        cells = [[SuperpixelCells.of(own, shape, at.stride, at.centre, *rule) for own in labels] for shape, at in places]
+
+        def at_cells(level: int, mask: Tensor, cell: Tensor) -> Tensor:
+            out = torch.zeros(len(mask))
+            for image, own in enumerate(cells[level]):
+                here = torch.nonzero(masks.map_index[mask] == image).squeeze(1)
+                out[here] = own.at(masks.members, mask[here], cell[here])
+            return out
+
+        return at_cells
 
     def projected(self, masks: Masks, shape: tuple[int, int], at: Level) -> Tensor:
         """Masks on the cells of a map of `shape`, f32 [R, h, w] of 0 and 1."""
@@ -149,21 +176,19 @@ class CFMClassifier(nn.Module):
         logits = self(features, samples.boxes, samples.image_index, samples.masks)
         return {"segment_class": F.cross_entropy(logits, samples.labels, reduction="sum") / mean_count(len(samples), logits)}
 
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """Logits -> f32 [R, K] from 0 to 1."""
+        return logits.softmax(dim=1)[:, :-1]
+
     def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature
         """-> things and stuff with masks, by image and descending score."""
         assert proposals.masks is not None
-        scores = self(features, proposals.boxes, proposals.image_index, proposals.masks).softmax(dim=1)[:, :-1]
+        scores = self.class_scores(self(features, proposals.boxes, proposals.image_index, proposals.masks))
         row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
         found = replace(proposals[row], scores=scores[row, label], labels=label)
         return found[nms_of_masks(found, self.nms_threshold, self.max_detections)]
 
 
-def _connected(inputs: int, width: int, layers: int) -> nn.Sequential:
-    """Fully connected layers with ReLU."""
-    found: list[nn.Module] = []
-    for n in [inputs, *[width] * (layers - 1)]:
-        linear = nn.Linear(n, width)
-        nn.init.kaiming_uniform_(linear.weight, a=1)
-        nn.init.zeros_(linear.bias)
-        found += [linear, nn.ReLU(inplace=True)]
-    return nn.Sequential(*found)
+def _of_rows(inside: AtCells, rows: Tensor, level: int, mask: Tensor, cell: Tensor) -> Tensor:
+    """`inside` of masks that are numbered within `rows`."""
+    return inside(level, rows[mask], cell)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskseg.segment_masks import SegmentMasks
+from maskseg.segment_masks import Labels, SegmentMasks
 from maskseg.structures import Regions
 
 MOST = 300  # candidates of a class in an image, the best, of which some may stay
@@ -18,12 +18,16 @@ def nms_of_masks(found: Regions, threshold: float, most: int) -> Tensor:
     found: with labels, and masks of superpixels.
     """
     assert found.labels is not None
-    assert found.masks is not None
     order = torch.argsort(found.scores, descending=True, stable=True).cpu()
     group = found.image_index.cpu() * (int(found.labels.max()) + 1 if len(found) else 1) + found.labels.cpu()
     order = order[torch.argsort(group[order], stable=True)]
     lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
-    kept = [rows[:MOST][_kept(found.masks[rows[:MOST]].iou(found.masks[rows[:MOST]]), threshold)] for rows in torch.split(order, lengths)]
+    assert isinstance(found.masks, SegmentMasks)
+    sizes = [_pixels(labels, found.masks.members.shape[1]) for labels in found.masks.maps]
+    kept = []
+    for rows in torch.split(order, lengths):
+        best = rows[:MOST]
+        kept.append(best[_kept(_iou(found.masks.members[best], sizes[int(found.masks.map_index[best[0]])]), threshold)])
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept])
     rows = rows[torch.argsort(found.scores.cpu()[rows], descending=True, stable=True)]
     image = found.image_index.cpu()[rows]
@@ -31,6 +35,20 @@ def nms_of_masks(found: Regions, threshold: float, most: int) -> Tensor:
     image = found.image_index.cpu()[rows]
     first = torch.searchsorted(image, image)
     return rows[torch.arange(len(rows)) - first < most].to(found.scores.device)
+
+
+def _pixels(labels: Labels, count: int) -> Tensor:
+    """Pixels of each of `count` superpixels, f64."""
+    return torch.from_numpy(np.bincount(labels.ravel() + 1, minlength=count + 1)[1:]).double()
+
+
+def _iou(members: Tensor, pixels: Tensor) -> Tensor:
+    """What `SegmentMasks.iou` gives of masks bool [n, S] of one map among themselves, f32 [n, n], from the pixels of its superpixels, f64 [S]: the
+    map, which is the same for all classes, is looked at once."""
+    table = members.double()
+    common = (table * pixels) @ table.T
+    areas = common.diagonal()
+    return (common / (areas[:, None] + areas - common).clamp(min=1)).float()
 
 
 def _kept(iou: Tensor, threshold: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from maskseg.ops.roi_align import masked_roi_align
+from maskseg.ops import roi_align as module
 
 
 def by_products(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
@@ -17,6 +17,12 @@ def by_products(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, mask
         for i, box, mask in zip(image.tolist(), boxes, masks, strict=True)
     ]
     return torch.cat(found)
+
+
+def masked_roi_align(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
+    """On one level, of masks [R, h, w]."""
+    inside = lambda _, region, cell: masks.flatten(1)[region, cell]  # noqa: E731
+    return module.masked_roi_align([feature], [stride], boxes, image, torch.zeros_like(image), inside, size, ratio, aligned)
 
 
 @pytest.mark.parametrize(("size", "ratio", "aligned"), [(6, 2, True), (3, 1, False), (1, 0, True)])
@@ -48,3 +54,31 @@ def test_no_region() -> None:
     out = masked_roi_align(torch.randn(1, 3, 8, 8, requires_grad=True), 8, torch.zeros(0, 4), none, torch.zeros(0, 8, 8), 6, 2, True)
     assert out.shape == (0, 3, 6, 6)
     out.sum().backward()
+
+
+def test_levels_and_images_are_read_where_they_are() -> None:
+    generator = torch.Generator().manual_seed(1)
+    strides, shapes = [8, 16, 32], [(12, 16), (6, 8), (3, 4)]
+    maps = [torch.randn((2, 3, *shape), generator=generator).requires_grad_() for shape in shapes]
+    boxes = torch.rand((40, 4), generator=generator) * 60
+    boxes[:, 2:] += boxes[:, :2] + 1
+    image, level = torch.randint(0, 2, (40,), generator=generator), torch.randint(0, 2, (40,), generator=generator) * 2  # none on the second
+    masks = [(torch.rand((40, *shape), generator=generator) > 0.4).float() for shape in shapes]
+    asked = []
+
+    def inside(i: int, region: Tensor, cell: Tensor) -> Tensor:
+        asked.append((i, set(region.tolist())))
+        return masks[i].flatten(1)[region, cell]
+
+    found = module.masked_roi_align(maps, strides, boxes, image, level, inside, 4, 2, True)
+    assert asked == [(i, set(torch.nonzero(level == i).flatten().tolist())) for i in range(3)]
+    wanted = torch.empty_like(found)
+    for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
+        rows = torch.nonzero(level == i).squeeze(1)
+        if len(rows):
+            wanted[rows] = by_products(feature, stride, boxes[rows], image[rows], masks[i][rows], 4, 2, True)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    towards = torch.randn(found.shape, generator=generator)
+    used = [maps[0], maps[2]]
+    for one, other in zip(torch.autograd.grad(found, used, towards), torch.autograd.grad(wanted, used, towards), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

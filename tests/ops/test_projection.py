@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from maskseg.benchmarks.projection import projection, proposed
 from maskseg.benchmarks.report import table
 from maskseg.ops import projection as module
-from maskseg.ops.projection import STATISTICS, cell_of_pixels, project, project_superpixels
+from maskseg.ops.projection import STATISTICS, SuperpixelCells, cell_of_pixels, project, project_superpixels
 
 PLACES = [(stride, centre) for stride in (4, 8, 16, 32) for centre in dict.fromkeys((0.5, stride / 2, 15.5))]
 SHAPES = {4: (10, 14), 8: (6, 7), 16: (3, 4), 32: (3, 2)}  # for 37 x 53 pixels: with cells behind the image, one short, or as many as there are
@@ -183,3 +183,14 @@ def test_the_suite_runs_beside_bitmaps() -> None:
     assert [list(one["seconds"]) for one in numbers["cases"]] == [["bitmaps, projected", "bitmaps, avg_pool2d", "maskseg"]] * 2
     assert all(one["agreement"] == {"cells that differ": 0} for one in numbers["cases"])
     assert "12 proposals, 20 superpixels, 96 x 64, stride 8" in table(numbers)
+
+
+@pytest.mark.parametrize("threshold", [0.5, None])
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_some_cells_alone_are_those_of_the_whole_maps(statistic: str, threshold: float | None, generator: torch.Generator) -> None:
+    labels, members = proposed(40, 25, 61, 83, generator)
+    labels[labels == 7] = -1
+    cells = SuperpixelCells.of(labels.int(), (9, 11), 8, 0.5, statistic, threshold)
+    mask, cell = torch.randint(0, 40, (500,), generator=generator), torch.randint(0, 99, (500,), generator=generator)
+    assert torch.equal(cells.at(members, mask, cell), cells.maps(members).flatten(1)[mask, cell])
+    assert cells.at(members, mask[:0], cell[:0]).shape == (0,)

@@ -59,7 +59,7 @@ def test_masked_pooling_is_that_of_the_masked_map(level: str) -> None:
     cells = project(bitmaps(found), (feature.shape[2], feature.shape[3]), at.stride, at.centre)
     assert isinstance(found.masks, SegmentMasks)
     assert torch.equal(model.projected(found.masks, (feature.shape[2], feature.shape[3]), at), cells)
-    boxes = torch.cat([torch.zeros(len(found), 1), found.boxes], dim=1)
+    boxes = torch.cat([torch.zeros(len(found), 1), found.boxes + 0.5 * at.stride - at.centre], dim=1)  # RoIAlign knows no centres
     pooled = torch.cat([roi_align(feature * c, b[None], (6, 6), 1 / at.stride, 2, True) for c, b in zip(cells, boxes, strict=True)])
     wanted = model.layers["segment"](torch.cat([F.adaptive_max_pool2d(pooled, s).flatten(1) for s in (6, 3, 2, 1)], dim=1))
     torch.testing.assert_close(model.vectors(features, found.boxes, found.image_index, found.masks), wanted, atol=1e-5, rtol=1e-5)

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from made.runs import SCENES, lines
+from made.runs import lines
 from made.tools import done
 from torch import Tensor, nn
 
 from maskseg import config as configs
+from maskseg import segment_making
 from maskseg.bottomup.proposals import SegmentProposals
 from maskseg.data.scenes import make_scenes
+from maskseg.data.segment_store import write_store
+from maskseg.data.voc import VocSource
 from maskseg.errors import UserError
 from maskseg.evaluation.semantic import SemanticConfusion
 from maskseg.interfaces import Level
@@ -36,7 +39,8 @@ from maskseg.variants.vgg import VGG16
 
 NONE = torch.zeros(0, dtype=torch.int64)
 ON_SCENES = ["experiment=voc_cfm_vgg16", "data=scenes", "data.stuff_json=${data.train_json}", "data.val_semantic=${data.root}/stuff"]
-ON_SCENES += ["model.backbone.weights=null", "model.classifier.width=16"]
+NUMBERS = ["data.num_classes=5", "data.num_things=4"]
+TINY = [*ON_SCENES, "model.backbone.weights=null", "model.classifier.width=16"]
 
 
 def segments(count: int, side: int = 64, seed: int = 0, image: int = 0) -> Regions:
@@ -60,24 +64,27 @@ def filled(shapes: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("design", ["full_map", "pool_first"])
-def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path, design: str) -> None:
-    """With the config's bins, fc7 of the segment that is all of a 224 x 224 image is that of the whole network, on each path."""
+def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -> None:
+    """With the config's bins, fc7 of the segment that is all of a 224 x 224 image is that of the whole network, on each path of either design."""
     with torch.device("meta"):
         theirs = torchvision.models.vgg16(weights=None).eval()
     theirs.classifier = theirs.classifier[:6]  # up to fc7's ReLU and dropout
     saved = filled({name: value.shape for name, value in theirs.state_dict().items()})
     theirs.load_state_dict(saved, assign=True)
     torch.save(saved, tmp_path / "vgg16.pth")
-    words = ["model=cfm_vgg16", f"model.backbone.weights={tmp_path / 'vgg16.pth'}", f"model.classifier.design={design}"]
-    model = configs.build_model(configs.compose("train", [*words, "data.num_classes=3", "data.num_things=2"])).eval()
-    assert isinstance(model, CFMNet)
+    words = [*ON_SCENES, *NUMBERS, f"model.backbone.weights={tmp_path / 'vgg16.pth'}"]
+    model = configs.build_model(configs.compose("train", words)).eval()
+    classifier = model.classifier
+    assert isinstance(classifier, CFMClassifier)
     image, whole = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)), segments(1, 224)
     wanted = theirs(image)
     assert wanted.std() > 0.1
     assert whole.masks is not None
-    found = model.classifier.vectors(model.backbone(image), whole.boxes, whole.image_index, whole.masks)  # type: ignore[operator]
-    assert found.shape == (1, 4096 * (2 if design == "full_map" else 1))
+    rest = model.backbone(image), whole.boxes, whole.image_index, whole.masks  # type: ignore[operator]
+    found = classifier.vectors(*rest)
+    classifier.design, classifier.layers["both"] = "pool_first", classifier.layers["box"]
+    found = torch.cat([found, classifier.vectors(*rest)], dim=1)
+    assert found.shape == (1, 3 * 4096)
     for part in found.split(4096, dim=1):
         torch.testing.assert_close(part, wanted, rtol=1e-3, atol=1e-4 * float(wanted.max()))
 
@@ -238,36 +245,45 @@ def test_a_label_that_no_class_has_is_refused(label: int) -> None:
 
 
 def test_the_experiment_builds() -> None:
-    config = configs.compose("train", [*ON_SCENES, "data.num_classes=5", "data.num_things=4"])
-    model = configs.build_model(config)
+    model = configs.build_model(configs.compose("train", [*TINY, *NUMBERS]))
     assert isinstance(model, CFMNet)
     assert (model.num_things, model.unclaimed) == (4, 4)
     assert list(model.classifier.at.items()) == [("conv5", Level(16, 8.0, 512))]  # type: ignore[union-attr, operator]
     assert all(layers.dropout == 0.5 for layers in model.classifier.layers.values())  # type: ignore[union-attr, operator]
-    assert not any(p.requires_grad for name in ("conv1", "conv2") for p in model.backbone.stages[name].parameters())  # type: ignore[union-attr, index]
-    source = configs.build(config.data)
+    assert isinstance(model.backbone, VGG16)
+    assert not any(p.requires_grad for name in ("conv1", "conv2") for p in model.backbone.stages[name].parameters())
+
+
+def test_its_data_are_things_and_a_background_that_is_not_learnt() -> None:
+    source = configs.build(configs.compose("train", ["experiment=voc_cfm_vgg16"]).data)
+    assert isinstance(source, VocSource)
     assert source.transforms["train"][0].sizes == source.transforms["val"][0].sizes == [600]
-    sampler = source.segment_sampler(4, 5)
+    assert source.semantic["train"] is None
+    assert source.semantic["val"] is not None
+    assert source.stuff_json is not None
+    sampler = source.segment_sampler(20, 21)  # type: ignore[misc]
     assert (sampler.thing_fraction, sampler.stuff_fraction) == (0.25, 0.0)
 
 
 def test_a_checkpoints_model_reads_no_weights() -> None:
-    words = [*ON_SCENES, "model.classifier.weights=absent.pth", "data.num_classes=5", "data.num_things=4"]
-    config = configs.compose("train", words)
+    config = configs.compose("train", [*TINY, *NUMBERS, "model.classifier.weights=absent.pth"])
     with pytest.raises(UserError, match=r"cfm: weights are those of VGG-16"):
         configs.build_model(config)
     assert isinstance(configs.build_model(config, pretrained=False), CFMNet)
 
 
 @pytest.mark.slow
-def test_the_experiment_trains(tmp_path: Path) -> None:
+def test_the_experiment_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cv2")
-    make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    words = [*ON_SCENES, *SCENES, "total_batch=4", "trainer.accumulate=2", "trainer.max_steps=2", "trainer.device=cpu", "trainer.log_every=1"]
-    words += ["data.num_workers=0", "data.train_transforms=[]", "data.test_transforms=[]", "run_dir=run"]
+    monkeypatch.setattr(segment_making, "write_store", lambda *given: write_store(*given[:-1], 1))  # processes of its own would take longest
+    make_scenes(tmp_path / "scenes", num_train=4, num_val=2, size=128, num_workers=0)
+    words = [*TINY, "data.root=scenes", "data.num_train=4", "data.num_val=2", "data.size=128", "data.num_workers=0", "trainer.device=cpu"]
+    words += ["data.train_transforms=[]", "data.test_transforms=[]", "total_batch=4", "trainer.max_steps=2", "trainer.log_every=1", "run_dir=run"]
+    words += [f"model.proposer.method.{key}" for key in ("color_spaces=[lab]", "scales=[40.0]", "max_proposals=60")]
     with contextlib.chdir(tmp_path):
         done("train", *words)
+        assert all("loss/segment_class" in line for line in lines(tmp_path / "run"))
         (found,) = lines(tmp_path / "run", "val")
         assert {"semantic/mIoU", "segm/AP"} <= set(found)
-        assert len(lines(tmp_path / "run")) == 2
         done("evaluate", "checkpoint=run", "output=evaluation", "trainer.device=cpu")
+        assert (tmp_path / "evaluation" / "metrics.json").is_file()

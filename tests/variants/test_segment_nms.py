@@ -7,7 +7,7 @@ import torch
 
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Regions
-from maskseg.variants.segment_nms import nms_of_masks, pasted
+from maskseg.variants.segment_nms import _iou, _pixels, nms_of_masks, pasted
 
 STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(3, axis=0)  # ten superpixels of 3 x 2 pixels side by side
 
@@ -62,3 +62,11 @@ def test_pixels_of_no_superpixel_stay_without_a_class() -> None:
     (own,) = pasted(found, torch.tensor([[3, 20]]), 3, 20)
     assert own[0, 0] == -1
     assert (own.flatten()[1:] == 3).all()
+
+
+def test_the_iou_is_that_of_the_masks() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(-1, 12, (20, 30)).astype(np.int32)
+    members = torch.from_numpy(generator.random((9, 15)) < 0.3)  # superpixels 12 to 14 have no pixel
+    masks = SegmentMasks.of_image(labels, members)
+    assert torch.equal(_iou(members, _pixels(labels, 15)), masks.iou(masks))

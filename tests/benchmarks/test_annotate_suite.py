@@ -1,0 +1,26 @@
+"""The suite of annotation runs and says what its table needs; no time is judged here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskseg import config as configs
+from maskseg.benchmarks.annotate import annotate
+from maskseg.benchmarks.report import table
+from maskseg.data.scenes import make_scenes
+
+pytest.importorskip("cv2")
+
+
+def test_the_suite(tmp_path: Path) -> None:
+    home = tmp_path / "scenes"
+    make_scenes(home, num_train=1, num_val=2, size=128, num_workers=0)
+    data = ["data=custom", f"data.val_json={home / 'val.json'}", f"data.images={home / 'images'}"]
+    found = annotate(configs.compose("benchmark", [*data, "rounds=1"]), count=2)
+    (only,) = found["cases"]
+    assert only["name"].startswith("2 objects of ")
+    assert set(only["seconds"]) == {"whole image", "maskseg"}
+    assert all(value > 0.6 for value in only["agreement"].values())
+    assert "2 objects" in table(found)
