@@ -202,6 +202,9 @@ def _check(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
     _check_heads(getattr(model, "heads", {}).values(), source)
     _check_proposals(model, source)
     _check_codes(model, trainer)
+    fitted_by = getattr(getattr(model, "classifier", None), "fitted_by", None)
+    if fitted_by is not None:
+        raise UserError(f"model.classifier is not trained by gradients: train a model with another one, then {fitted_by} checkpoint=... fits it")
 
 
 def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:

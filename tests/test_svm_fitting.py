@@ -195,4 +195,5 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_they_are_not_trained() -> None:
     words = [*WORDS, "model/classifier=cfm_svm", "trainer.max_steps=1", "trainer.evaluate_every=0", "data.val_json=null", "total_batch=1"]
-    assert_refused(said("train", *words, "run_dir=trained"), "SVMs are not trained by gradients", "tools/fit_svm.py checkpoint=...")
+    assert_refused(said("train", *words, "run_dir=trained"), "model.classifier is not trained by gradients", "tools/fit_svm.py checkpoint=...")
+    assert not Path("trained").exists()

@@ -122,7 +122,7 @@ def grabcut(
     return Cut(instead, "the cut filled the image") if mask.all() else Cut(mask)
 
 
-def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools, definite_background: Bools, iterations: int = 1) -> Bools:
+def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools, definite_background: Bools, iterations: int = 1) -> Cut:
     """The mask of the object in a box (None: anywhere), mended by painted strokes: what is painted is as it is painted; background where twice.
 
     Its middle is taken for foreground, unless some of it is painted as background. Where foreground is painted outside, the box is widened to as far
@@ -138,7 +138,8 @@ def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools,
     codes = seeds(prior, 0, CORNERS, 1 if (definite_background & (prior >= CORE)).any() else CORE, wide)
     codes[painted], codes[definite_background] = FOREGROUND, BACKGROUND
     ellipse = ellipse_mask(box, height, width)
-    return (grabcut(image, codes, iterations, instead=ellipse).mask | painted) & ~definite_background
+    found = grabcut(image, codes, iterations, instead=ellipse)
+    return Cut((found.mask | painted) & ~definite_background, found.fallback)
 
 
 def _cut(image: Image, codes: Codes, iterations: int, side: int) -> Bools:

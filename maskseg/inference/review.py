@@ -23,13 +23,14 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from maskseg.bottomup.grabcut import Cut
 from maskseg.errors import UserError
 from maskseg.inference.review_guards import Bools, OwnPageOnly, Uploads, read_strokes
 from maskseg.inference.review_state import Annotation, ReviewFile, review_of
 from maskseg.masks import Rle, rle_from_counts, rle_to_bitmaps
 
 Box = Sequence[float]  # xyxy, pixels
-Recut = Callable[[NDArray[np.uint8], Box | None, Bools, Bools], Bools]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
+Recut = Callable[[NDArray[np.uint8], Box | None, Bools, Bools], Cut]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
 Found = dict[str, Any]
 PAGE = {"": "index.html", "app.js": "app.js", "view.js": "view.js", "list.js": "list.js", "style.css": "style.css"}
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
@@ -165,14 +166,14 @@ class Routes:
         height, width = self.pictures.size(annotation["image_id"])
         foreground, background = read_strokes(data, height, width)
         chosen = _posted_box(box, height, width) if box else _box(annotation)
-        mask = self.recut(self.pictures.pixels(annotation["image_id"]), chosen, foreground, background)
-        if not mask.any():
+        cut = self.recut(self.pictures.pixels(annotation["image_id"]), chosen, foreground, background)
+        if not cut.mask.any():
             raise HTTPException(422, "nothing would be left of the mask; paint foreground, or reject it")
-        rle, tight = _encoded(mask)
-        self.file.redraw(number, rle, tight, float(mask.sum()))
-        return self._state(number)
+        rle, tight = _encoded(cut.mask)
+        self.file.redraw(number, rle, tight, float(cut.mask.sum()))
+        return self._state(number, cut.fallback)
 
-    def _state(self, number: int) -> Response:
+    def _state(self, number: int, fallback: str = "") -> Response:
         annotation = self.file.annotation(number)
         height, width = self.pictures.size(annotation["image_id"])
         score = annotation.get("score")
@@ -186,6 +187,7 @@ class Routes:
             "review": review_of(annotation),
             "undoable": self.file.undoable(),
             "trouble": self.file.trouble,
+            "fallback": fallback,
         }
         return JSONResponse(found)
 

@@ -24,6 +24,8 @@ class CFMSvm(CFMClassifier):
     probability. Other keys: `CFMClassifier`.
     """
 
+    fitted_by = "tools/fit_svm.py"  # and not trained by gradients
+
     def __init__(self, levels: Sequence[str], at: Mapping[str, Level], num_classes: int, score_threshold: float = 0.27, **keys: Any) -> None:
         super().__init__(levels, at, num_classes, score_threshold=score_threshold, **keys)
         self.scores = nn.Linear(self.scores.in_features, num_classes)

@@ -178,22 +178,22 @@ def test_strokes_mend_a_mask() -> None:
     first, second = disc(100, 160, 50, 50, 20), disc(100, 160, 50, 100, 15)
     image, none = scene(first | second), np.zeros((100, 160), dtype=bool)
     box = (30, 30, 70, 70)
-    assert iou(recut(image, box, none, none), first) > 0.9
+    assert iou(recut(image, box, none, none).mask, first) > 0.9
     add, away = disc(100, 160, 50, 100, 5), disc(100, 160, 50, 50, 18)
-    assert iou(recut(image, box, add, none), first | second) > 0.9
-    found = recut(image, box, add, away)
+    assert iou(recut(image, box, add, none).mask, first | second) > 0.9
+    found = recut(image, box, add, away).mask
     assert not found[away].any()
     assert found[add].all()
     assert iou(found, second) > 0.7
-    twice = recut(image, box, first, first)
+    twice = recut(image, box, first, first).mask
     assert not twice[first].any()  # background where twice
-    assert np.array_equal(recut(image, None, add, none), recut(image, (0, 0, 160, 100), add, none))
+    assert np.array_equal(recut(image, None, add, none).mask, recut(image, (0, 0, 160, 100), add, none).mask)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 30, 20), (500, 0, 510, 9), (0.2, 0.2, 0.3, 0.3), (-9, -9, 99, 99)])
 def test_strokes_without_an_object(box: tuple[float, ...]) -> None:
     none, every = np.zeros((20, 30), dtype=bool), np.ones((20, 30), dtype=bool)
     image = np.full((20, 30, 3), 9, dtype=np.uint8)
-    assert recut(image, box, every, none).all()
-    assert not recut(image, box, none, every).any()
-    assert recut(image, box, none, none).any() == box_mask(box, 20, 30).any()
+    assert recut(image, box, every, none).mask.all()
+    assert not recut(image, box, none, every).mask.any()
+    assert recut(image, box, none, none).mask.any() == box_mask(box, 20, 30).any()

@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 pytest.importorskip("fastapi", reason="needs the extra demo")
 from fastapi.testclient import TestClient
 
-from maskseg.bottomup.grabcut import recut
+from maskseg.bottomup.grabcut import Cut, recut
 from maskseg.data.coco import read_coco
 from maskseg.inference.review import review_app
 from maskseg.inference.review_guards import Uploads
@@ -45,15 +45,15 @@ class Page:
 
     def __init__(self, path: Path, cut: Any = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.path, self.result = path, disc(6)
+        self.path, self.result, self.fallback = path, disc(6), ""
         self.file = ReviewFile(path, delay=1e6)
         self.pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 30_000)
         app = review_app(self.file, self.pictures, cut or self.cut, "127.0.0.1", Uploads(100_000, 2))
         self.client = TestClient(app, base_url="http://127.0.0.1:8000")
 
-    def cut(self, *arguments: Any) -> np.ndarray:
+    def cut(self, *arguments: Any) -> Cut:
         self.calls.append(arguments)
-        return self.result
+        return Cut(self.result, self.fallback)
 
     def held(self) -> dict[int, dict[str, Any]]:
         """The annotations of the file, once the page was opened."""
@@ -105,7 +105,7 @@ def test_the_file_is_true_when_the_page_is_opened(page: Page) -> None:
 
 
 def test_one_annotation(page: Page) -> None:
-    common = {"height": HEIGHT, "width": WIDTH, "review": "open", "undoable": 0, "trouble": ""}
+    common = {"height": HEIGHT, "width": WIDTH, "review": "open", "undoable": 0, "trouble": "", "fallback": ""}
     assert page.client.get("/api/annotations/2").json() == {"id": 2, "image_id": 3, "box": [5, 10, 7, 30], "score": 0.25, **common}
     assert page.client.get("/api/annotations/5").json() == {"id": 5, "image_id": 7, "box": [20.5, 10, 40.5, 30], "score": None, **common}
 
@@ -215,6 +215,12 @@ def test_masks_that_are_full_or_noise(page: Page) -> None:
         page.result = mask
         page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
         np.testing.assert_array_equal(coco_mask.decode(page.held()[1]["segmentation"]), mask)
+
+
+def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
+    assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == ""
+    page.fallback = "no background seeds"
+    assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == "no background seeds"
 
 
 def test_an_empty_cut_changes_nothing(page: Page) -> None:

@@ -57,6 +57,7 @@ function note(state) {
   undoable = state.undoable;
   const score = state.score === null ? "" : `, score ${state.score.toFixed(2)}`;
   find("about").textContent = `${item.category} in ${item.image}, annotation ${item.id}${score}: ${item.review}`;
+  if (state.fallback) say(`GrabCut found no object here (${state.fallback}): the mask is the ellipse in the box and what is painted`);
   if (state.trouble) say(`Saved in the journal, but: ${state.trouble}`);
   const done = list.items.filter((each) => each.review !== "open").length;
   find("count").textContent = `${done} of ${list.items.length} reviewed, ${list.shown.length} shown`;
