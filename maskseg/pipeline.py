@@ -199,7 +199,7 @@ def _batches(config: Any, source: CocoSource, trainer: Trainer, group: Group, ru
 
 def _check(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
     """Raises UserError where a part of the model has nothing to learn from."""
-    _check_heads(getattr(model, "heads", {}).values(), source)
+    _check_heads([getattr(model, "classifier", None), *getattr(model, "heads", {}).values()], source)
     _check_proposals(model, source)
     _check_codes(model, trainer)
     fitted_by = getattr(getattr(model, "classifier", None), "fitted_by", None)
@@ -211,7 +211,7 @@ def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
     """Raises UserError where a head has nothing to learn from."""
     adds, path = {getattr(head, "adds", "") for head in heads}, source.train.path
     if "masks" in adds and not source.train.has_masks():
-        raise UserError(f"{path}: not every object has a mask, which the mask head needs; ~model/heads@model.heads.mask takes it away")
+        raise UserError(f"{path}: not every object has a mask, which the model needs; ~model/heads@model.heads.mask takes a mask head away")
     if "keypoints" in adds and not source.train.has_keypoints():
         raise UserError(f"{path}: no object has a visible keypoint, which the keypoint head needs; ~model/heads@model.heads.keypoint takes it away")
 

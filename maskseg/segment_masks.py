@@ -71,8 +71,9 @@ class SegmentMasks:
 
     def warp(self, geometry: Geometry) -> SegmentMasks:
         """Each pixel of the new frame is that of the old one in which its centre lies: exact for flips and crops. The maps are sampled anew,
-        so a resize loses what is smaller than a pixel of the new frame."""
-        return replace(self, maps=tuple(geometry.sample(labels, -1) for labels in self.maps))
+        so a resize loses what is smaller than a pixel of the new frame. Maps of which no mask is left are not looked at: all -1."""
+        used, none = set(self.map_index.tolist()), np.broadcast_to(np.int32(-1), (geometry.height, geometry.width))
+        return replace(self, maps=tuple(geometry.sample(labels, -1) if i in used else none for i, labels in enumerate(self.maps)))
 
     def area(self) -> Tensor:
         return self._areas().float()

@@ -54,7 +54,7 @@ def test_segments_alone_build_from_alexnet() -> None:
     assert source.split == "val"
 
 
-NO_RESNET = ("hash_bsds", "voc_cfm_vgg16")  # with tests of their own
+NO_RESNET = ("hash_bsds", "voc_cfm_vgg16", "context_cfm_vgg16")  # with tests of their own
 
 
 @pytest.mark.parametrize("experiment", [name for name in configs.experiments() if name not in NO_RESNET])

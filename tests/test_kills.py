@@ -75,6 +75,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, place: Path, workers: int
     assert_same_runs(whole, place / "run")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_evaluation(evaluated: Path, place: Path) -> None:
     # Guards against: the evaluation of that step, and its best.pt, are never made
     words = [*EVALUATED, "run_dir=run", "trainer.resume=auto"]
@@ -192,6 +193,7 @@ def test_two_machines(place: Path, whole_two: Path) -> None:
     assert_same_runs(whole_two, place / "run")
 
 
+@pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_of_one(evaluated: Path, place: Path) -> None:
     """Every number and every row, bit for bit."""
     for ranks, output in ((1, "one"), (2, "two")):

@@ -95,6 +95,7 @@ def test_each_value_of_a_grid(place: Path) -> None:
     assert {p.name for p in place.iterdir()} == {"scenes", "runs", "said.txt"}
 
 
+@pytest.mark.slow
 @needs_extra
 def test_optuna_searches(place: Path) -> None:
     code, said = sweep(place, *OPTUNA, "optimizer.weight_decay=choice(0.0, 0.1)", "hydra.sweep.dir=sweep", "hydra.sweeper.sampler.seed=3")

@@ -133,14 +133,14 @@ def _parts(net: CFMNet, features: dict[str, Tensor], segments: Regions, batch: B
     scores = model.class_scores(model(features, segments.boxes, segments.image_index, segments.masks))
     row, label = torch.nonzero(scores > model.score_threshold).unbind(1)
     candidates = replace(segments[row], scores=scores[row, label], labels=label)
-    kept = candidates[nms_of_masks(candidates, model.nms_threshold, model.max_detections)]
+    kept = candidates[nms_of_masks(candidates, model.nms_threshold)]
     vectors = flattened(pooled_pyramid(bins, model.pyramid))
     things: dict[str, Callable[[], object]] = {"pooling of boxes": boxed}
     things |= {"projection and masked pooling": masked} if model.design == "full_map" else {}
     things |= {
         "pyramid of a path": lambda: flattened(pooled_pyramid(bins, model.pyramid)),
         f"connected layers of a path (of {len(model.layers)})": partial(model.layers[kind], vectors),
-        f"NMS of {len(candidates)} candidates": partial(nms_of_masks, candidates, model.nms_threshold, model.max_detections),
+        f"NMS of {len(candidates)} candidates": partial(nms_of_masks, candidates, model.nms_threshold),
         "pasting": partial(pasted, kept, batch.sizes, *batch.images.shape[2:]),
     }
     return {label: median(values) for label, values in in_turn(things, rounds, torch.device("cpu")).items()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from math import log2
 from typing import cast
 
@@ -42,8 +43,8 @@ class CFMClassifier(nn.Module):
     the pyramid levels `masked` are masked after pooling, one path of layers sees all. paths: which of `segment` and `box` there are (full_map).
     width, layers, dropout, weights (VGG-16's): of the fully connected layers of each path, see `connected_paths`.
 
-    Inference: classes with a score above `score_threshold` -> of segments of a class that overlap by more than `nms_threshold` mask IoU the best
-    -> the best `max_detections` of an image.
+    Inference: classes with a score above `score_threshold` -> of segments of a class that overlap by more than `nms_threshold` mask IoU the best.
+    max_detections: so many things of an image are detections (`CFMNet`).
     """
 
     adds = "masks"
@@ -83,6 +84,9 @@ class CFMClassifier(nn.Module):
         )
         self.size, self.pyramid, self.masked = size, list(pyramid), list(masked)
         self.statistic, self.threshold, self.sampling_ratio, self.canonical_size = statistic, threshold, sampling_ratio, canonical_size
+        strides = [level.stride for level in self.at.values()]
+        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+            raise UserError(f"cfm: each of levels has twice the stride of the one before, not {', '.join(self.at)} of strides {strides}")
         channels = {level.channels for level in self.at.values()}
         if len(channels) != 1:
             raise UserError(f"cfm: the levels {', '.join(self.at)} must have the same number of channels, not {sorted(channels)}")
@@ -181,12 +185,12 @@ class CFMClassifier(nn.Module):
         return logits.softmax(dim=1)[:, :-1]
 
     def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature
-        """-> things and stuff with masks, by image and descending score."""
+        """-> things and stuff with masks, by image and descending score, as many as there are: the map is pasted from all of them."""
         assert proposals.masks is not None
         scores = self.class_scores(self(features, proposals.boxes, proposals.image_index, proposals.masks))
         row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
         found = replace(proposals[row], scores=scores[row, label], labels=label)
-        return found[nms_of_masks(found, self.nms_threshold, self.max_detections)]
+        return found[nms_of_masks(found, self.nms_threshold)]
 
 
 def _of_rows(inside: AtCells, rows: Tensor, level: int, mask: Tensor, cell: Tensor) -> Tensor:

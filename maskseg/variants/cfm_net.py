@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from maskseg.errors import UserError
 from maskseg.interfaces import Classifier, Features
+from maskseg.ops.nms import top_per_group
 from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Outputs, Regions
 from maskseg.variants.segment_nms import pasted
@@ -14,7 +15,7 @@ from maskseg.variants.segment_nms import pasted
 class CFMNet(GeneralizedRCNN):
     """`GeneralizedRCNN` whose proposer gives segments and whose classifier knows things and stuff; no region heads: the segments are the masks.
 
-    num_things: the first so many classes have instances, which are the detections; the rest is stuff. Outputs.semantic["classes"]: the label of
+    num_things: the first so many classes have instances, the best of which are the detections; the rest is stuff. Outputs.semantic["classes"]: the label of
     each pixel, i64 [N, H, W], of those that no segment claims `unclaimed` (VOC's background is a class of its maps), -1 for none and outside.
     """
 
@@ -33,4 +34,6 @@ class CFMNet(GeneralizedRCNN):
         for classes, (tall, wide) in zip(semantic, batch.sizes.tolist(), strict=True):
             own = classes[:tall, :wide]
             own[own < 0] = self.unclaimed
-        return Outputs(found[found.labels < self.num_things], semantic={"classes": semantic})
+        things = found[found.labels < self.num_things]
+        best = top_per_group(things.scores, things.image_index, cast(Any, self.classifier).max_detections)
+        return Outputs(things[best], semantic={"classes": semantic})

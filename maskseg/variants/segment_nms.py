@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskseg.ops.nms import top_per_group
 from maskseg.segment_masks import Labels, SegmentMasks
 from maskseg.structures import Regions
 
 MOST = 300  # candidates of a class in an image, the best, of which some may stay
 
 
-def nms_of_masks(found: Regions, threshold: float, most: int) -> Tensor:
-    """Non-maximum suppression by mask IoU within a class: rows, by image and descending score, i64 [n], at most `most` of an image.
+def nms_of_masks(found: Regions, threshold: float) -> Tensor:
+    """Non-maximum suppression by mask IoU within a class: rows, by image and descending score, i64 [n].
 
     found: with labels, and masks of superpixels.
     """
@@ -28,13 +29,8 @@ def nms_of_masks(found: Regions, threshold: float, most: int) -> Tensor:
     for rows in torch.split(order, lengths):
         best = rows[:MOST]
         kept.append(best[_kept(_iou(found.masks.members[best], sizes[int(found.masks.map_index[best[0]])]), threshold)])
-    rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept])
-    rows = rows[torch.argsort(found.scores.cpu()[rows], descending=True, stable=True)]
-    image = found.image_index.cpu()[rows]
-    rows = rows[torch.argsort(image, stable=True)]
-    image = found.image_index.cpu()[rows]
-    first = torch.searchsorted(image, image)
-    return rows[torch.arange(len(rows)) - first < most].to(found.scores.device)
+    rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept]).to(found.scores.device)
+    return rows[top_per_group(found.scores[rows], found.image_index[rows], len(rows))]
 
 
 def _pixels(labels: Labels, count: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -19,6 +19,7 @@ from maskseg.ops.projection import project
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Regions, Samples, Targets
 from maskseg.variants.cfm import CFMClassifier
+from maskseg.variants.cfm_net import CFMNet
 from maskseg.variants.hash_segmenter import HashSegmenter
 from maskseg.variants.segment_proposer import DrawnSegments, SegmentProposer, segment_regions, together
 
@@ -124,7 +125,7 @@ def test_detections_are_of_things_and_stuff_with_the_segments_as_masks() -> None
     detections = model.predict(maps(2), found, torch.tensor([[64, 64], [64, 64]]))
     assert detections.labels is not None
     assert isinstance(detections.masks, SegmentMasks)
-    assert detections.image_index.bincount().tolist() == [5, 5]
+    assert detections.image_index.bincount().tolist() == [27, 18]  # each segment for each class: `max_detections` is of things alone, in CFMNet
     assert ((detections.labels >= 0) & (detections.labels < 3)).all()
     for i in range(2):
         own = detections.scores[detections.image_index == i]
@@ -200,3 +201,22 @@ def test_segments_by_codes_are_proposals_like_others() -> None:
     assert len(found) == 3 * len(segments)
     assert found.masks is not None
     assert float(found.masks.area().sum()) == 3 * float((batch.sizes.prod(dim=1)).sum())
+
+
+@pytest.mark.parametrize("levels", [["p3", "p2"], ["p2", "p4"]])
+def test_levels_follow_each_other(levels: list[str]) -> None:
+    at = LEVELS | {"p4": Level(16, 0.5, CHANNELS)}
+    with pytest.raises(UserError, match="each of levels has twice the stride of the one before"):
+        CFMClassifier(levels, at, 3)
+
+
+def test_the_map_is_made_of_more_segments_than_there_are_detections() -> None:
+    labels = (np.arange(64)[:, None] // 8 * 8 + np.arange(64) // 8).astype(np.int32)
+    proposals = together([segment_regions(SegmentProposals(labels, np.eye(64, dtype=bool)))])  # 64 squares that do not overlap
+    part = classifier(max_detections=5, score_threshold=0.0, nms_threshold=0.9)
+    model = CFMNet(2, backbone=nn.Identity(), proposer=nn.Identity(), sampler=DrawnSegments(3), classifier=part)
+    sizes = torch.tensor([[64, 64]])
+    with torch.no_grad():
+        found = model._outputs(maps(), proposals, Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""]))
+    assert len(found.detections) == 5
+    assert (found.semantic["classes"] >= 0).all()

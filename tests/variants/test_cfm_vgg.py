@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from maskseg import config as configs
 from maskseg import segment_making
 from maskseg.bottomup.proposals import SegmentProposals
+from maskseg.data.pascal_context import PascalContextSource
 from maskseg.data.scenes import make_scenes
 from maskseg.data.segment_store import write_store
 from maskseg.data.voc import VocSource
@@ -263,6 +264,17 @@ def test_its_data_are_things_and_a_background_that_is_not_learnt() -> None:
     assert source.stuff_json is not None
     sampler = source.segment_sampler(20, 21)  # type: ignore[misc]
     assert (sampler.thing_fraction, sampler.stuff_fraction) == (0.25, 0.0)
+
+
+def test_the_experiment_with_stuff() -> None:
+    config = configs.compose("train", ["experiment=context_cfm_vgg16", *NUMBERS, "model.backbone.weights=null"])
+    model = configs.build_model(config)
+    assert isinstance(model, CFMNet)
+    assert model.unclaimed == -1
+    source = configs.build(config.data)
+    assert isinstance(source, PascalContextSource)
+    assert source.semantic["train"] is not None
+    assert source.segment_sampler(20, 59).stuff_fraction == 0.25  # type: ignore[misc]
 
 
 def test_a_checkpoints_model_reads_no_weights() -> None:

@@ -24,14 +24,13 @@ def segments(ranges: list[tuple[int, int]], scores: list[float], labels: list[in
 def test_the_best_of_overlapping_segments_of_a_class_stays() -> None:
     found = segments([(0, 4), (1, 5), (0, 4), (6, 9), (3, 8)], [0.6, 0.9, 0.8, 0.3, 0.5], [0, 0, 1, 0, 0])
     # 0 and 1 share three of five superpixels; the third is of another class; 4 shares two of seven with 1 and of six with 3
-    assert nms_of_masks(found, 0.3, 100).tolist() == [1, 2, 4]
-    assert nms_of_masks(found, 0.5, 100).tolist() == [1, 2, 4, 3]
-    assert nms_of_masks(found, 0.7, 100).tolist() == [1, 2, 0, 4, 3]
-    assert nms_of_masks(found, 0.7, 2).tolist() == [1, 2]
+    assert nms_of_masks(found, 0.3).tolist() == [1, 2, 4]
+    assert nms_of_masks(found, 0.5).tolist() == [1, 2, 4, 3]
+    assert nms_of_masks(found, 0.7).tolist() == [1, 2, 0, 4, 3]
 
 
 def test_none() -> None:
-    assert nms_of_masks(segments([], [], []), 0.3, 100).tolist() == []
+    assert nms_of_masks(segments([], [], []), 0.3).tolist() == []
 
 
 def test_images_do_not_meet() -> None:
@@ -39,7 +38,7 @@ def test_images_do_not_meet() -> None:
     masks = SegmentMasks.cat([m for m in (first.masks, second.masks) if isinstance(m, SegmentMasks)])
     labels = torch.zeros(3, dtype=torch.int64)
     both = Regions(masks.boxes(), torch.tensor([0, 1, 1]), torch.cat([first.scores, second.scores]), labels, masks)
-    assert nms_of_masks(both, 0.3, 100).tolist() == [0, 2, 1]
+    assert nms_of_masks(both, 0.3).tolist() == [0, 2, 1]
     maps = pasted(both, torch.tensor([[3, 20], [3, 20]]), 4, 24)
     assert maps.shape == (2, 4, 24)
     assert (maps[0, :3, :8] == 0).all()
