@@ -16,7 +16,7 @@ class CFMNet(GeneralizedRCNN):
     """`GeneralizedRCNN` whose proposer gives segments and whose classifier knows things and stuff; no region heads: the segments are the masks.
 
     num_things: the first so many classes have instances, the best of which are the detections; the rest is stuff. Outputs.semantic["classes"]: the
-    label of each pixel, i64 [N, H, W], of those that no segment claims `unclaimed` (VOC's background is a class of its maps), -1 for none and outside.
+    label of each pixel, i64 [N, H, W], where no segment is `unclaimed` (VOC's background is a class of the maps), -1 for none and outside.
     """
 
     def __init__(self, num_things: int, unclaimed: int = -1, **stages: Any) -> None:
