@@ -5,16 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +21,8 @@ from tqdm import tqdm
 
 from maskseg.bottomup.proposals import SegmentProposals
 from maskseg.data.images import MAX_PIXELS, load_image, safe_join
-from maskseg.data.scenes import _hidden_main
-from maskseg.errors import Interrupted, UserError
+from maskseg.data.workers import differences, pooled, terminable
+from maskseg.errors import UserError
 from maskseg.files import replacing, write_json
 
 FORMAT = "maskseg segments 1"
@@ -125,10 +120,9 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises UserError, which names the keys, where the segments of the folder were made with other settings (flat, plain values)."""
-    own, found = _with_format(settings), store_settings(folder)
-    differ = [] if found is None else [key for key in sorted({*own, *found}) if own.get(key) != found.get(key)]
-    if differ and found is not None:
-        told = "; ".join(f"{key}={found.get(key)!r} there, {own.get(key)!r} here" for key in differ)
+    found = store_settings(folder)
+    told = "" if found is None else differences(found, _with_format(settings))
+    if told:
         raise UserError(f"{folder} holds segments made otherwise ({told}): choose another folder or delete this one")
 
 
@@ -148,9 +142,9 @@ def write_store(folder: Path, jobs: Jobs, method: Callable[[Any], SegmentProposa
         write_json(folder / SETTINGS, _with_format(settings))
     make = partial(_make, folder=folder, method=method)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    results = (make(job) for job in jobs) if workers < 2 else _pooled(make, jobs, workers)
+    results = (make(job) for job in jobs) if workers < 2 else pooled(make, jobs, workers)
     try:
-        with _terminable(), closing(results), tqdm(results, total=len(jobs), desc="segments", disable=None) as bar:
+        with terminable(), closing(results), tqdm(results, total=len(jobs), desc="segments", disable=None) as bar:
             taken = [seconds for seconds in bar if seconds is not None]
     finally:
         with suppress(OSError):  # another process may still write there
@@ -234,67 +228,3 @@ def _write(path: Path, found: SegmentProposals) -> None:
         np.savez_compressed(file, shape=shape, labels=found.labels.astype(kind), members=np.packbits(found.members, axis=1))
     with suppress(FileNotFoundError):  # another process has made the same and moved it
         unfinished.replace(path)
-
-
-def _pooled(make: Callable[[Job], float | None], jobs: Jobs, workers: int) -> Generator[float | None, None, None]:
-    """The results as they come. Few jobs are under way at a time, so that they may be large; when it is closed, those are finished."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
-    pending: set[Future[float | None]] = set()
-    try:
-        with _hidden_main(), _one_thread():
-            for job in jobs:
-                pending.add(pool.submit(make, job))
-                if len(pending) >= 4 * workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-    except BrokenProcessPool as error:
-        raise UserError("a worker process has died, perhaps for want of memory: fewer workers take less; the next run goes on") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """A worker leaves signals to the process that started it, and ends with it, however that ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that are started here compute with one thread each: there is one a CPU."""
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ.update({} if value is None else {name: value})
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises Interrupted, so that workers and files are left in order."""
-
-    def stop(number: int, _: object) -> None:
-        raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
