@@ -14,6 +14,8 @@ from maskseg.errors import Interrupted, UserError
 # costs nothing where all cores are free. See docs/decisions/0003-threads.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# NumPy's products have threads of their own, in each of the loader's processes as many as there are cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _OTHERS_FIRST = 3.0  # seconds
