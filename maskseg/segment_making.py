@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from maskseg.data.segment_store import ImageJob, SegmentStore, check_settings, m
 from maskseg.data.source import CocoSource
 from maskseg.engine.distributed import Group
 from maskseg.errors import UserError
+
+BEAT = 60.0  # seconds after which processes that wait hear that others are still at work
 
 
 def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str], config: Any, group: Group) -> None:
@@ -29,10 +35,31 @@ def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str]
         folder = source.segments[split]
         if folder is None:
             raise UserError(f"the model takes segments from a folder: data.{split}_segments is not set (what is missing there is made)")
-        if group.local_main:
-            ensure(source, split, folder, config.model.proposer.method)
-        group.wait()
+        once_a_machine(group, partial(ensure, source, split, folder, config.model.proposer.method))
         source.dataset(split)  # what it needs is there
+
+
+def once_a_machine(group: Group, make: Callable[[], None], beat: float = BEAT) -> None:
+    """Calls `make` in one process of each machine. The others wait as long as it takes, which may be longer than a message may: in a thread of
+    its own, each of those that work says every `beat` seconds that it still does. After an error in `make` nobody is told."""
+    if group.world == 1:
+        make()
+        return
+    done = threading.Event()
+
+    def tell() -> None:
+        while group.any(not done.wait(beat))[0]:
+            pass
+
+    if not group.local_main:
+        done.set()
+        tell()
+        return
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    make()
+    done.set()
+    teller.join()
 
 
 def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> None:
@@ -68,6 +95,9 @@ def jobs_of(source: CocoSource, split: str, records: Sequence[ImageRecord]) -> l
 
 
 def settings_of(source: CocoSource, split: str, method: Any = None) -> dict[str, Any]:
-    """What the results follow from, flat: the data set and the keys of the method."""
+    """What the results follow from, flat: the file of the data set, how many images it has and a hash of what it says of them, and the keys of the
+    method."""
     keys = {} if method is None else configs.flat(yaml.safe_load(configs.to_yaml(method, resolve=True)), "method.")
-    return {"data": str(Path(source.json[split] or "").resolve()), **keys}
+    file = source.file(split)
+    rows = sorted((r.id, r.height, r.width, r.file_name) for r in file.images)
+    return {"data": file.path.name, "images": f"{len(rows)}, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}", **keys}

@@ -45,7 +45,7 @@ def propose(words: list[str]) -> None:
         rles = RleFile(path, records, file.images, most, source.max_pixels)
         written = write_store(output, rles, from_runs, settings, config.workers)
     maps, store = source.semantic_maps(split), SegmentStore(output, sizes_of(records))
-    things = range(source.categories.num_things) if source.stuff_json else file.categories.ids  # maps have labels, or ids
+    things = range(source.categories.num_things) if source.labelled else file.categories.ids  # maps have labels, or ids
     for record in tqdm(records, desc="recall", disable=None):
         semantic = None if maps is None else maps.of(record.file_name, record.height, record.width).numpy()
         found = store.of(record.id, record.height, record.width)

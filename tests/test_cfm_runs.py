@@ -61,6 +61,9 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
     metrics = json.loads((at_home / "evaluation" / "metrics.json").read_text())
     assert 0 <= metrics["semantic/mIoU"] <= 1
     rows = json.loads((at_home / "evaluation" / "detections.json").read_text())
+    other = ["data=custom", "data.val_json=scenes/val.json", "data.images=scenes/images", "data.val_segments=segments_val", "data.num_workers=0"]
+    done("evaluate", "checkpoint=run", "output=elsewhere", "trainer.device=cpu", "pictures=0", *other)
+    assert json.loads((at_home / "elsewhere" / "metrics.json").read_text())["segm/AP"] == metrics["segm/AP"]
     assert {row["category_id"] for row in rows} <= set(THINGS.values())
     done("predict", "checkpoint=run", "input=scenes/images/val_000001.jpg", "output=predicted", "trainer.device=cpu")
     ids = np.asarray(Image.open(at_home / "predicted" / "val_000001.jpg_ids.png"))

@@ -116,6 +116,23 @@ def test_the_debug_modes() -> None:
     assert source.transforms["train"] == source.transforms["val"] == []
 
 
+@pytest.mark.parametrize(
+    "words", [["experiment=scenes_cfm"], ["experiment=coco_cfm_r50_fpn", "data=coco_panoptic"], ["data=coco_stuff", "data.train_proposals=x"]]
+)
+def test_overfitting_tests_with_all_that_it_trains_on(words: list[str]) -> None:
+    # Guards against: the validation of the same images looks for their segments, maps or proposals among those of the validation images
+    source = configs.build(configs.compose("train", [*words, "debug=overfit"]).data)
+    for parts in (source.json, source.images, source.proposals, source.semantic, source.segments, getattr(source, "panoptic", {})):
+        assert parts.get("val") == parts.get("train")
+    assert source.semantic["val"] is not None
+
+
+def test_segments_are_found_alike_by_both_tools() -> None:
+    alone, within = configs.compose("propose_segments", []), configs.compose("train", ["experiment=scenes_cfm"])
+    assert alone.method == within.model.proposer.method
+    assert configs.compose("train", ["experiment=scenes_cfm", "model.proposer.method.sigma=0.8"]).model.proposer.method.sigma == 0.8
+
+
 def targets(node: Any, path: str = "") -> Iterator[str]:
     """The paths of all nodes that become an object."""
     if isinstance(node, DictConfig):
@@ -323,6 +340,19 @@ def test_a_checkpoint_on_other_data() -> None:
     own = configs.build(configs.from_checkpoint(text, ["data.root=elsewhere"], "evaluate").data)
     assert isinstance(own, ScenesSource)
     assert own.json["val"] == "elsewhere/val.json"
+
+
+def test_a_model_of_segments_on_other_data() -> None:
+    # Guards against: what says how segments are drawn stays behind, and the data cannot be used
+    config = configs.compose("train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7", *NO_WEIGHTS])
+    configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
+    text, words = configs.to_yaml(config), ["data=custom", "data.val_json=v.json", "data.images=pics", "data.val_segments=s"]
+    source = configs.build(configs.from_checkpoint(text, words, "evaluate").data)
+    assert (source.segments["val"], source.semantic["val"], source.segment_sampler(2, 3).num_samples) == ("s", None, 7)
+    other = configs.build(configs.from_checkpoint(text, [*words, "data.segment_sampler.num_samples=9"], "evaluate").data)
+    assert other.segment_sampler(2, 3).num_samples == 9
+    assert isinstance(configs.build(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data), BsdsSource)
+    assert configs.build(configs.from_checkpoint(checkpoint_text(), words, "evaluate").data).segment_sampler is None
 
 
 @pytest.mark.parametrize(

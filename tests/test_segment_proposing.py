@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from maskseg.bottomup.proposals import HierarchicalGrouping, SegmentProposals
 from maskseg.data.scenes import make_scenes
 from maskseg.data.segment_store import SegmentStore
 from maskseg.data.source import CocoSource
+from maskseg.engine.distributed import Group
 from maskseg.errors import UserError
 from maskseg.masks import FileMasks
-from maskseg.segment_making import ensure
+from maskseg.segment_making import ensure, once_a_machine
 from maskseg.segment_masks import SegmentMasks
 from maskseg.segment_proposing import SegmentRecall, propose, stuff_masks, thing_masks
 
@@ -81,7 +84,7 @@ def test_a_file_of_masks(tmp_path: Path, words: list[str], capsys: pytest.Captur
     # A training takes them, whatever its method, if they are whole and of its data.
     _, config = composed(words)
     ensure(composed(words)[0], "val", store, config.method)
-    with pytest.raises(UserError, match=r"data='.*val\.json' there, '.*train\.json' here"):
+    with pytest.raises(UserError, match=r"\(images='2, [0-9a-f]{16}' there, '3, [0-9a-f]{16}' here\)"):
         ensure(composed(words)[0], "train", store, config.method)
     (store / f"{file.images[1].id}.npz").unlink()
     with pytest.raises(UserError, match=r"has no segments of image 2 \(1 of 2 images are missing\)"):
@@ -107,6 +110,70 @@ def test_a_training_makes_what_is_missing(tmp_path: Path, words: list[str], caps
     assert "all were there" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"method\.sigma=0\.5 there, 0\.8 here"):
         ensure(source, "train", tmp_path / "store", composed([*words, "method.sigma=0.8"])[1].method)
+
+
+def test_a_data_set_that_was_moved(home: Path, tmp_path: Path, words: list[str], monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its segments serve wherever it lies, part of its images too; those of other images do not."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    source, config = composed(words)
+    ensure(source, "train", tmp_path / "store", config.method)
+    shutil.copytree(home / "scenes", tmp_path / "moved")
+    (tmp_path / "moved" / "train.json").rename(tmp_path / "moved" / "renamed.json")
+    moved = [*words, f"data.train_json={tmp_path / 'moved' / 'renamed.json'}", f"data.images={tmp_path / 'moved' / 'images'}"]
+    capsys.readouterr()
+    for more in ([], ["data.max_images=2"], ["data.keep_empty=false"]):
+        ensure(composed([*moved, *more])[0], "train", tmp_path / "store", config.method)
+    assert capsys.readouterr().out == ""
+    settings = tmp_path / "store" / "settings.json"
+    old = {key: value for key, value in json.loads(settings.read_text()).items() if key != "images"}
+    settings.write_text(json.dumps(old | {"data": "/elsewhere/renamed.json"}))
+    ensure(composed(moved)[0], "train", tmp_path / "store", config.method)
+    with pytest.raises(UserError, match=r"data='renamed\.json' there, 'train\.json' here"):
+        ensure(source, "train", tmp_path / "store", config.method)
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", 77), ("height", 120), ("width", 120), ("file_name", "other.png")])
+def test_segments_of_other_images_are_refused(home: Path, tmp_path: Path, words: list[str], monkeypatch: Any, key: str, value: object) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    data = json.loads((home / "scenes" / "train.json").read_text())
+    data["annotations"] = []
+    data["images"][2][key] = value
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    other, config = composed([*words, f"data.train_json={tmp_path / 'train.json'}", "data.check_images=false", "data.max_images=1"])
+    ensure(other, "train", tmp_path / "store", config.method)
+    with pytest.raises(UserError, match=r"holds segments made otherwise \(images="):
+        ensure(composed(words)[0], "train", tmp_path / "store", config.method)
+
+
+def test_processes_wait_as_long_as_the_work_takes() -> None:
+    """Of two processes, threads here, one makes what both need; the other hears from it all the while, so that no message takes long."""
+    barrier, flags, heard, said = threading.Barrier(2), [False, False], threading.Semaphore(0), list[str]()
+
+    class Together(Group):
+        def any(self, *own: bool) -> tuple[bool, ...]:
+            flags[self.rank] = own[0]
+            barrier.wait(20)
+            found = any(flags)
+            barrier.wait(20)
+            if self.rank == 1:
+                heard.release()
+            return (found,)
+
+    def make() -> None:
+        said.extend("told" for _ in range(3) if heard.acquire(timeout=20))
+        said.append("made")
+
+    def other() -> None:
+        once_a_machine(Together(1, 2, local_rank=1), lambda: said.append("made twice"), 0.01)
+        said.append("goes on")
+
+    waiting = threading.Thread(target=other, daemon=True)
+    waiting.start()
+    once_a_machine(Together(0, 2), make, 0.01)
+    waiting.join(20)
+    assert said == ["told", "told", "told", "made", "goes on"]
+    once_a_machine(Group(), lambda: said.append("alone"))
+    assert said[-1] == "alone"
 
 
 def test_only_the_images_that_a_training_has(home: Path, tmp_path: Path, words: list[str], monkeypatch: Any) -> None:

@@ -55,7 +55,7 @@ def hydra_settings(words: Sequence[str]) -> Any:
 def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None) -> DictConfig:
     """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
 
-    `data=NAME` takes that data group instead of the training's, with the number of classes and the test transforms of the checkpoint;
+    `data=NAME` takes that data group instead of the training's, with the checkpoint's number of classes, test transforms and draw of segments;
     `group@place=NAME` puts a group's choice in a place. under: keys that the checkpoint's config gets where it has none of that name.
     Raises UserError.
     """
@@ -78,6 +78,8 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
         group = compose("data_only", chosen).data
         for key in ("num_classes", "num_things", "point_ranges", "test_transforms"):
             put(group, key, trained.data.get(key))
+        if "segment_sampler" in group:
+            group.segment_sampler = trained.data.get("segment_sampler")
         trained.data = group
     tool = compose(own, [])
     config = cast(DictConfig, OmegaConf.merge(under or {}, trained, tool))

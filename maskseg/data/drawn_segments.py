@@ -49,7 +49,7 @@ class FixedSegments(SegmentSampler):
         negatives = np.flatnonzero(labels == self.num_classes)
         if len(negatives) > self.num_samples:
             negatives = rng.choice(negatives, self.num_samples, replace=False)
-        rows = np.sort(np.concatenate([negatives, self.stuff(proposals, matches), first + things]))
+        rows = np.sort(np.concatenate([negatives, self.stuff(proposals, matches, labels), first + things]))
         return rows, np.concatenate([labels, truth.labels])[rows]
 
 

@@ -22,7 +22,7 @@ from maskseg.data.coco import CocoFile
 from maskseg.data.coco_json import integer
 from maskseg.data.images import check_name, safe_join
 from maskseg.data.report import Report
-from maskseg.data.semantic import SemanticMaps, check_header
+from maskseg.data.semantic import HIGHEST, SemanticMaps, check_header
 from maskseg.data.source import CocoSource
 from maskseg.errors import UserError
 from maskseg.structures import Categories
@@ -47,14 +47,16 @@ class PanopticSource(CocoSource):
     """COCO files of things with panoptic files, from which the semantic maps come.
 
     train_panoptic, val_panoptic: the JSON of each split; train_semantic, val_semantic: the folders of its PNGs (id = R + 256 G + 65536 B, 0 for
-    none). Crowds are unlabelled, as panoptic quality leaves them out and the embedded data does: their outlines are coarse. Each JSON is
-    checked whole when its split is read, the PNGs' headers with the images'; a colour without a segment is found when its map is read.
+    none); for a validation with the training's own images and maps, `train_panoptic` counts. Crowds are unlabelled, as panoptic quality leaves
+    them out and the embedded data does: their outlines are coarse. Each JSON is checked whole when its split is read, the PNGs' headers with the
+    images'; a colour without a segment is found when its map is read.
     Other keys: `CocoSource`.
     """
 
     def __init__(self, train_panoptic: str | None = None, val_panoptic: str | None = None, **keys: Any) -> None:
         super().__init__(**keys)
-        self.panoptic = {"train": train_panoptic, "val": val_panoptic}
+        same = all(of["val"] == of["train"] for of in (self.json, self.semantic))
+        self.panoptic = {"train": train_panoptic, "val": train_panoptic if same else val_panoptic}
         self._found: dict[str, PanopticSegments] = {}
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
@@ -83,6 +85,8 @@ class PanopticMaps(SemanticMaps):
         if ids is not None:
             labels = {number: label for label, number in enumerate(ids)}
             number = np.array([labels.get(i, -1) for i in number.tolist()], dtype=np.int64)
+        elif number.max(initial=0) > HIGHEST:
+            raise UserError(f"{key}={folder}: category id {number.max()} of the panoptic maps is above {HIGHEST}")
         self._classes = number.astype(np.int16)
 
     def of(self, file_name: str, height: int, width: int) -> Tensor:

@@ -85,14 +85,17 @@ def segment_areas(labels: NDArray[np.int32], members: Bools) -> Floats:
     return np.asarray(members @ _pixels(labels, members.shape[1]))
 
 
-def thing_ious(labels: NDArray[np.int32], members: Bools, masks: Bools) -> Floats:
-    """IoU of each proposal with each mask, bool [G, H, W] -> f64 [R, G]; 0 where neither has a pixel."""
+def thing_ious(labels: NDArray[np.int32], members: Bools, areas: Floats, masks: Bools) -> Floats:
+    """IoU of each proposal, of `areas` f64 [R], with each mask, bool [G, H, W] -> f64 [R, G]; 0 where neither has a pixel."""
     common = mask_overlaps(labels, members, masks)
-    return _iou(common, segment_areas(labels, members)[:, None], np.count_nonzero(masks, axis=(1, 2)))
+    return _iou(common, areas[:, None], np.count_nonzero(masks, axis=(1, 2)))
 
 
-def stuff_purity(labels: NDArray[np.int32], members: Bools, semantic: NDArray[np.integer], num_things: int, num_classes: int) -> Floats:
-    """IoU of each proposal with what its bounding box holds of each class of stuff, T..K-1 in the map `semantic` [H, W]. -> f64 [R, K - T].
+def stuff_purity(
+    labels: NDArray[np.int32], members: Bools, areas: Floats, semantic: NDArray[np.integer], num_things: int, num_classes: int
+) -> Floats:
+    """IoU of each proposal, of `areas` f64 [R], with what its bounding box holds of each class of stuff, T..K-1 in the map `semantic` [H, W].
+    -> f64 [R, K - T].
 
     Stuff is wherever it is, in no instances: only what lies beside a proposal tells whether the proposal is as large as it should be.
     """
@@ -104,13 +107,12 @@ def stuff_purity(labels: NDArray[np.int32], members: Bools, semantic: NDArray[np
         sums = np.zeros((labels.shape[0] + 1, labels.shape[1] + 1), dtype=np.int32)  # an image has less than 2**31 pixels
         np.cumsum(np.cumsum(stuff == kind, axis=1, dtype=np.int32), axis=0, out=sums[1:, 1:])
         held[:, kind] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    return _iou(common, segment_areas(labels, members)[:, None], held)
+    return _iou(common, areas[:, None], held)
 
 
-def proposal_overlaps(labels: NDArray[np.int32], members: Bools) -> Overlaps:
-    """IoU of one proposal with all of them, on demand."""
+def proposal_overlaps(labels: NDArray[np.int32], members: Bools, areas: Floats) -> Overlaps:
+    """IoU of one proposal with all of them, on demand; areas: f64 [R]."""
     table, pixels = members.astype(np.float64), _pixels(labels, members.shape[1])
-    areas = table @ pixels
     return lambda row: _iou(table @ (table[row] * pixels), areas, areas[row])
 
 
@@ -143,14 +145,15 @@ def match_segments(proposals: SegmentProposals, truth: SegmentTruth, num_things:
         raise ValueError(f"the semantic map has the label {semantic.max()}, there are {num_classes} classes")
     if len(truth.labels) and not (truth.labels.min() >= 0 and truth.labels.max() < num_things):
         raise ValueError(f"things have labels {truth.labels.min()}..{truth.labels.max()}, there are {num_things} classes of things")
-    areas, ious = segment_areas(labels, members), thing_ious(labels, members, truth.masks)
+    areas = segment_areas(labels, members)
+    ious = thing_ious(labels, members, areas, truth.masks)
     ious[:, truth.crowd] = 0
     share = np.zeros(len(members))
     if truth.crowd.any():
         crowds = np.where(truth.masks[truth.crowd].any(axis=0), 0, -1)
         share = mask_overlaps(labels, members, crowds, 1)[:, 0] / np.maximum(areas, 1)
     none = np.zeros((len(members), num_classes - num_things))
-    purity = none if semantic is None else stuff_purity(labels, members, semantic, num_things, num_classes)
+    purity = none if semantic is None else stuff_purity(labels, members, areas, semantic, num_things, num_classes)
     return SegmentMatches(areas, ious, truth.labels, bool(truth.masks[~truth.crowd].any()), purity, share)
 
 
@@ -241,12 +244,12 @@ class SegmentSampler:
         With `append_truth`, rows from R on are those of `with_truth(proposals, truth.masks)`.
         """
         matches = self.match(proposals, truth)
-        labels = self.labels(matches)
+        fitting = self.labels(matches)
         own = ~truth.crowd & truth.masks.any(axis=(1, 2)) & self.append_truth
-        labels = np.concatenate([labels, np.where(own, truth.labels, IGNORED)])
+        labels = np.concatenate([fitting, np.where(own, truth.labels, IGNORED)])
         things = np.flatnonzero((labels >= 0) & (labels < self.num_things))
         things = _drawn(things, int(self.num_samples * self.thing_fraction), rng)
-        stuff = _drawn(self.stuff(proposals, matches, rng), int(self.num_samples * self.stuff_fraction), rng)
+        stuff = _drawn(self.stuff(proposals, matches, fitting, rng), int(self.num_samples * self.stuff_fraction), rng)
         negatives = _drawn(np.flatnonzero(labels == self.num_classes), self.num_samples - len(things) - len(stuff), rng)
         rows = np.sort(np.concatenate([things, stuff, negatives]))
         return rows, labels[rows]
@@ -264,14 +267,16 @@ class SegmentSampler:
         negative &= (matches.purity.max(axis=1, initial=0) < self.max_negative_purity) & (matches.crowd_share <= self.crowd_overlap)
         return np.where((labels == self.num_classes) & ~negative, IGNORED, labels)
 
-    def stuff(self, proposals: SegmentProposals, matches: SegmentMatches, rng: np.random.Generator | None = None) -> Ints:
-        """The positives of all classes of stuff, class by class, i64 [n].
+    def stuff(self, proposals: SegmentProposals, matches: SegmentMatches, labels: Ints, rng: np.random.Generator | None = None) -> Ints:
+        """The positives of all classes of stuff, class by class, i64 [n]; labels: what `labels` says of the matches.
 
         Without `rng` pursuit takes the largest, whatever the rule: always the same ones, for classifiers that are fitted once (SVM).
         """
-        labels, overlaps = self.labels(matches), proposal_overlaps(proposals.labels, proposals.members)
-        out = [np.zeros(0, dtype=np.int64)]
-        for label in np.unique(labels[(labels >= self.num_things) & (labels < self.num_classes)]).tolist():
+        present = np.unique(labels[(labels >= self.num_things) & (labels < self.num_classes)])
+        if not len(present):
+            return np.zeros(0, dtype=np.int64)
+        overlaps, out = proposal_overlaps(proposals.labels, proposals.members, matches.areas), list[Ints]()
+        for label in present.tolist():
             candidates = np.flatnonzero(labels == label)
             purity = np.where(labels == label, matches.purity[:, label - self.num_things], 0)
             taken = pursuit(purity, matches.areas, overlaps, self.min_purity, self.overlap, rng)

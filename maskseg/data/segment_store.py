@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -77,6 +78,10 @@ class Written:
     seconds: float
 
 
+class UnreadableError(UserError):
+    """A file of segments that the system does not let one read: it may be whole, so it is not made again."""
+
+
 class SegmentStore:
     """The folder that `write_store` made, for readers. It holds a path alone, so that each process of a loader may have one.
 
@@ -111,7 +116,9 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
         if folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
             raise UserError(f"{folder} exists and is no folder of segments (it has no {SETTINGS}): choose another one") from None
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise UserError(f"{path}: not the settings of a folder of segments ({error}): choose another folder or delete this one") from error
     if not isinstance(found, dict) or not str(found.get("format")).startswith(FORMAT.rpartition(" ")[0]):
         raise UserError(f"{path}: not the settings of a folder of segments: choose another folder")
@@ -119,9 +126,18 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError, which names the keys, where the segments of the folder were made with other settings (flat, plain values)."""
-    found = store_settings(folder)
-    told = "" if found is None else differences(found, _with_format(settings))
+    """Raises UserError, which names the keys, where the segments of the folder were made with other settings (flat, plain values).
+
+    Where there is a key `images`, which says what the data set's images are, `data`, the name of its file, does not count: a data set may be moved.
+    Folders that have no such key have a path as `data`, of which the name counts; sizes are checked where segments are read.
+    """
+    found, own = store_settings(folder), _with_format(settings)
+    if found is not None and "images" in own:
+        if "images" in found:
+            found["data"] = own.get("data")
+        else:
+            found |= {"images": own["images"], "data": Path(str(found.get("data"))).name}
+    told = "" if found is None else differences(found, own)
     if told:
         raise UserError(f"{folder} holds segments made otherwise ({told}): choose another folder or delete this one")
 
@@ -172,6 +188,8 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
     except FileNotFoundError as error:
         raise UserError(f"{path}: there are no segments of this image; {MAKES} them") from error
     except Exception as error:  # zip files raise almost anything on damaged data
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: it says that it goes on where no file can
+            raise UnreadableError(f"{path}: the segments cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: the segments are damaged ({error}); {mend}") from error
     return SegmentProposals(labels, members.view(bool))
 
@@ -203,9 +221,13 @@ def _with_format(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _make(job: Job, *, folder: Path, method: Callable[[Any], SegmentProposals]) -> float | None:
     """-> the seconds of a CPU that it took, None where there was nothing to do. Runs in a worker."""
     path = _path(folder, job.image_id)
-    with suppress(UserError):
+    try:
         read_segments(path, job.height, job.width)
         return None
+    except UnreadableError:
+        raise
+    except UserError:  # not there, damaged, or of another size
+        pass
     start = time.process_time()
     found = method(job.load())
     seconds = time.process_time() - start
@@ -221,10 +243,19 @@ def _write(path: Path, found: SegmentProposals) -> None:
         raise UserError(f"{path}: {count} segments of {superpixels} superpixels are too many; method.max_proposals takes the best of them")
     kind = "<u2" if superpixels <= 2**16 else "<i4"
     shape = np.array([*found.labels.shape, count, superpixels], dtype="<i8")
+    labels, members = found.labels.astype(kind), np.packbits(found.members, axis=1)
     # Beside the others, the search for what killed runs left would go through all names of the folder, for each file.
     unfinished = path.parent / UNFINISHED / path.name
-    unfinished.parent.mkdir(exist_ok=True)
-    with replacing(unfinished, "the segments") as file:
-        np.savez_compressed(file, shape=shape, labels=found.labels.astype(kind), members=np.packbits(found.members, axis=1))
-    with suppress(FileNotFoundError):  # another process has made the same and moved it
-        unfinished.replace(path)
+    for last in (False, True):
+        try:
+            unfinished.parent.mkdir(exist_ok=True)
+            with replacing(unfinished, "the segments") as file:
+                np.savez_compressed(file, shape=shape, labels=labels, members=members)
+            with suppress(FileNotFoundError):  # another process has made the same and moved it
+                unfinished.replace(path)
+            return
+        except OSError as error:
+            raise UserError(f"{path}: the segments could not be written ({error.strerror}); the next run goes on") from error
+        except UserError as error:  # another machine that was done may remove the folder before there is a file in it
+            if last or not isinstance(error.__cause__, FileNotFoundError):
+                raise

@@ -18,7 +18,7 @@ from maskseg.errors import UserError
 
 _MODES = ("L", "P", "I;16")
 _TOPS = (255, 65535)  # the highest values of 8 and 16 bits
-_HIGHEST = int(np.iinfo(np.int16).max)
+HIGHEST = int(np.iinfo(np.int16).max)
 _WRONG = -2  # in a table: no value of the encoding
 
 
@@ -43,7 +43,7 @@ class Encoding:
 
 _COCO_STUFF = range(92, 183)
 ENCODINGS = {
-    "ids": Encoding(range(_HIGHEST + 1)),
+    "ids": Encoding(range(HIGHEST + 1)),
     "stuffthing": Encoding(range(182), (255,), 1, _COCO_STUFF),  # COCO-stuff's maps of things and stuff
     "pixelmaps": Encoding(_COCO_STUFF, (0, 183), 0, _COCO_STUFF),  # its maps of stuff alone; 183 is any thing
     "voc": Encoding(range(21), (255,)),  # 0 is background, 255 void
@@ -79,7 +79,7 @@ class SemanticMaps:
         if found.min(initial=0) == _WRONG:
             wrong = int(values[found == _WRONG].max())
             if self.encoding == ENCODINGS["ids"]:
-                raise UserError(f"{path}: category id {wrong} of the semantic map is above {_HIGHEST}")
+                raise UserError(f"{path}: category id {wrong} of the semantic map is above {HIGHEST}")
             raise UserError(f"{path}: {wrong} is no value of such a semantic map ({self.encoding.told()})")
         return torch.from_numpy(found)
 

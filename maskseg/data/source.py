@@ -46,8 +46,8 @@ class CocoSource:
     train_proposals, val_proposals: files of `data.proposals`. train_semantic, val_semantic: folders of semantic maps (`data.semantic`). superpixels:
     what cuts the transformed images into superpixels, in the loader's processes. train_segments, val_segments: stores of segment proposals
     (`data.segment_store`); segment_sampler: (num_things, num_classes) -> what draws from them. stuff_json: a file that names classes of stuff,
-    which are then classes behind the things', and semantic maps hold labels; semantic_encoding: how the files' values stand for category ids, one
-    of `data.semantic.ENCODINGS`. max_images: only the first so many of each split.
+    which are then classes behind the things'; with it or a segment_sampler, semantic maps hold labels; semantic_encoding: how the files' values
+    stand for category ids, one of `data.semantic.ENCODINGS`. max_images: only the first so many of each split.
     Other keys: `CocoDataset`.
     """
 
@@ -88,8 +88,7 @@ class CocoSource:
     ) -> None:
         check_numbers(_LEAST, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
         self.root, self.encoding = root, encoding_of(semantic_encoding)
-        self.json = {"train": train_json, "val": val_json}
-        self.proposals = {"train": train_proposals, "val": val_proposals}
+        self.json, self.proposals = {"train": train_json, "val": val_json}, {"train": train_proposals, "val": val_proposals}
         self.segments, self.segment_sampler = {"train": train_segments, "val": val_segments}, segment_sampler
         self.stuff_json, self.num_things = stuff_json, num_things
         self.semantic, self.superpixels = {"train": train_semantic, "val": val_semantic}, superpixels
@@ -101,6 +100,7 @@ class CocoSource:
         self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
         self.num_workers, self.timeout, self.divisor = num_workers, timeout, divisor
         self.known: Categories | None = None
+        self._with_stuff: tuple[Categories, Categories] | None = None  # the things, and what `stuff_json` made of them
 
     def prepare(self) -> None:
         """Makes what can be made before the files are read; nothing for files of the user's own."""
@@ -138,7 +138,9 @@ class CocoSource:
         if self.num_classes is not None and self.num_classes != len(file.categories):
             raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
         if self.stuff_json is not None:
-            return with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff)
+            if self._with_stuff is None or self._with_stuff[0] is not file.categories:
+                self._with_stuff = file.categories, with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff)
+            return self._with_stuff[1]
         ranges = [list(r) for r in file.categories.point_ranges]
         if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
             raise UserError(f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read")
@@ -174,10 +176,15 @@ class CocoSource:
         kept = zip(file.images, file.has_objects(), strict=True)
         return [record for record, some in kept if self.keep_empty or split == "val" or bool(some)][: self.max_images]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether semantic maps have labels, not category ids: where stuff has labels, and where segments are drawn, which may be things alone."""
+        return self.stuff_json is not None or self.segment_sampler is not None
+
     def semantic_maps(self, split: str) -> SemanticMaps | None:
         """Those of a split, where it has any. Raises UserError for a folder that is not there."""
         folder = self.semantic[split]
-        ids = None if self.stuff_json is None else self.categories.ids
+        ids = self.categories.ids if self.labelled else None
         return None if folder is None else self._maps(split, folder, ids)
 
     def _maps(self, split: str, folder: str, ids: Sequence[int] | None) -> SemanticMaps:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from made.coco_files import SQUARE, dataset, write
 
 from maskseg.data.annotated_json import check_output, class_annotations, object_annotations, write_annotations
-from maskseg.data.annotation_jobs import AnnotationJob, annotation_jobs, bitmap_rle, work_through
+from maskseg.data.annotation_jobs import AnnotationJob, annotation_jobs, file_mark, work_through
 from maskseg.data.coco import CocoFile, read_coco
 from maskseg.errors import UserError
-from maskseg.masks import rle_to_bitmaps
 
 JOBS = [AnnotationJob(number, 5, 6, "", f"{number}.png") for number in (7, 3, 9)]
 
@@ -40,20 +38,32 @@ def test_objects_and_classes(tmp_path: Path) -> None:
     assert (first.root, first.max_pixels, first.file_name, [w.id for w in first.wanted]) == ("root", 100, "1.png", [1])
     assert [w.box for w in second.wanted] == [(1, 2, 6, 8), (20, 2, 30, 8)]  # no crowd, none outside the image
     assert all(w.truth is None for w in second.wanted)
-    with_truth = annotation_jobs(file, "", 100, "object", truth=True)
+    with_truth = list(annotation_jobs(file, "", 100, "object", truth=True))
     assert [[w.id for w in job.wanted] for job in with_truth] == [[1], [12]]
     mask = with_truth[0].wanted[0].true_mask()
     assert mask is not None
     assert (mask.shape, mask.sum()) == ((20, 30), 60)
-    by_class = annotation_jobs(file, "", 100, "class", truth=False, most=1)
+    by_class = list(annotation_jobs(file, "", 100, "class", truth=False, most=1))
     assert [[(w.id, w.label, w.box) for w in job.wanted] for job in by_class] == [[(0, 0, None)]]
     assert [len(job.wanted) for job in annotation_jobs(file, "", 100, "class", truth=True)] == [1, 0]  # of the second image a mask is lacking
 
 
-def test_a_bitmap_comes_back() -> None:
-    mask = np.random.default_rng(0).random((11, 7)) < 0.5
-    assert np.array_equal(rle_to_bitmaps([bitmap_rle(mask)])[0], mask)
-    assert not rle_to_bitmaps([bitmap_rle(np.zeros((3, 4), dtype=bool))])[0].any()
+def test_jobs_are_made_as_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, asked = read(tmp_path), []
+    monkeypatch.setattr(file, "annotations", lambda index: asked.append(index) or CocoFile.annotations(file, index))
+    assert next(annotation_jobs(file, "", 100, "object", truth=True)).image_id == 1
+    assert asked == [0]
+
+
+def test_a_mark_changes_with_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    first = file_mark(path)
+    assert file_mark(path) == first
+    path.write_bytes(b"two")
+    assert file_mark(path) != first
+    with pytest.raises(UserError, match="b: cannot be read"):
+        file_mark(tmp_path / "b")
 
 
 @pytest.mark.parametrize("cut", [1, 5])
@@ -90,6 +100,7 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     assert {key: content[key] for key in ("info", "images", "categories")} == {key: before[key] for key in ("info", "images", "categories")}
     rows = {a["id"]: a for a in content["annotations"]}
     assert rows[12] == {**before["annotations"][3], "iscrowd": 0, **{k: row[k] for k in ("segmentation", "area", "mask_by")}}
+    assert [a["id"] for a in content["annotations"]] == [1, 14, 11, 12, 13]
     assert rows[1] == before["annotations"][0]
     assert rows[13] == before["annotations"][4]  # outside its image
     assert len(rows) == 5
@@ -101,11 +112,42 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     assert classes == [{"id": 1, "image_id": 2, "category_id": 4, "iscrowd": 0, "segmentation": [], "area": 3, "bbox": [0, 0, 1, 3]}]
 
 
+def test_annotations_without_an_id_or_with_0_are_kept_whole(tmp_path: Path) -> None:
+    box = {"bbox": [1, 2, 5, 6], "note": "mine"}
+    content = dataset({**box, "id": 0}, {**box, "id": None, "review": "accepted"}, {**box, "bbox": [40, 2, 5, 6]}, {**box, "image_id": 1})
+    for entry in (content["annotations"][3], content["annotations"][4]):
+        del entry["id"]
+    content["annotations"][1]["review"] = content["annotations"][4]["review"] = "rejected"
+    file = read_coco(write(tmp_path, content))
+    numbers = [file.annotations(index).ids.tolist() for index in (0, 1)]
+    assert numbers == [[1, 5], [2, 3]]  # 4 lies outside its image
+    made = {number: {"id": number, "label": 0, "bbox": [0, 0, 1, 1], "segmentation": [], "mask_by": {"at": number}} for number in (2, 3)}
+    found = object_annotations(file, made)["annotations"]
+    assert [(a["id"], a["note"], a.get("mask_by"), a.get("review")) for a in found[1:]] == [
+        (0, "mine", {"at": 2}, None),
+        (3, "mine", {"at": 3}, None),  # what was decided on the old mask is gone
+        (6, "mine", None, None),
+        (5, "mine", None, "rejected"),
+    ]
+    assert [a["bbox"] for a in found[1:]] == [a["bbox"] for a in content["annotations"][1:]]
+
+
+def test_crowds_that_image_labels_stand_for_are_not_written(tmp_path: Path) -> None:
+    content = dataset({"bbox": [1, 2, 5, 6]})
+    content["categories"].append({"id": 5, "name": "dog"})
+    content["images"][0]["category_ids"] = [5]
+    file = read_coco(write(tmp_path, content))
+    assert file.annotations(0).crowd.tolist() == [False, True]
+    found = object_annotations(file, {})
+    assert [a["id"] for a in found["annotations"]] == [1, 10]
+    assert found["images"] == content["images"]
+
+
 def test_outputs_that_would_destroy_something(tmp_path: Path) -> None:
     file = read(tmp_path)
     (tmp_path / "link.json").symlink_to(file.path)
     for name in (file.path, tmp_path / "link.json", tmp_path / "x" / ".." / file.path.name):
-        with pytest.raises(UserError, match=r"is the file that is read|is there already"):
+        with pytest.raises(UserError, match="is a file that is read"):
             check_output(name, [None, str(file.path)])
     (tmp_path / "done.json").write_text("{}")
     with pytest.raises(UserError, match="is there already"):

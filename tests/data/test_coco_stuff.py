@@ -15,6 +15,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from maskseg import config as configs
+from maskseg.bottomup.proposals import SegmentProposals
+from maskseg.data import source as sources
+from maskseg.data.segment_store import ImageJob, write_store
 from maskseg.data.semantic import ENCODINGS, SemanticMaps
 from maskseg.data.source import CocoSource
 from maskseg.data.stuff import read_labels, with_stuff
@@ -181,3 +184,39 @@ def test_through_the_tool(root: Path) -> None:
     assert "2 classes, 1 images" in done("check_data", "data=coco_stuff", f"data.root={root}")
     (root / "annotations" / "stuff_val2017.json").unlink()
     assert_refused(said("check_data", "data=coco_stuff", f"data.root={root}"), "data.stuff_json=", "cannot be read")
+
+
+def test_segments_of_things_alone(root: Path) -> None:
+    """Maps that stay set have labels then, and the pixels of what is no thing are unlabelled."""
+    job = ImageJob(7, HEIGHT, WIDTH, str(root / "train2017"), "000000000007.jpg")
+    found = SegmentProposals((truth() == 18).astype(np.int32), np.eye(2, dtype=bool))
+    write_store(root / "segments", [job], lambda _: found, {}, 1)
+    words = ["experiment=coco_cfm_r50_fpn", "data.stuff_json=null", f"data.train_segments={root / 'segments'}"]
+    data = source(root, *words, "data.train_transforms=[]", "data.val_segments=null")
+    assert data.categories.ids == IDS[:2]
+    sample = data.dataset("train")[0, 0, 0]
+    assert sample.semantic is not None
+    assert np.array_equal(sample.semantic.numpy(), np.where(truth() == 18, 1, -1))
+    assert sample.drawn is not None
+    assert sorted(sample.drawn.tolist()) == [1, 1]  # the dog, as a proposal and as the truth; what is around it is too near to it
+    whole = source(root, *words[:1], "data.val_segments=null", "data.stuff_json=null", "data.segment_sampler=null").semantic_maps("val")
+    assert whole is not None
+    assert np.array_equal(whole.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), truth())  # for models that are told of no classes
+
+
+def test_the_file_of_stuff_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counting(things: Categories, path: Path, within: range | None) -> Categories:
+        read.append(path)
+        return with_stuff(things, path, within)
+
+    monkeypatch.setattr(sources, "with_stuff", counting)
+    data = source(root)
+    data.dataset("train")
+    data.dataset("val")
+    assert len(read) == 1
+    data.known = Categories(("dog",), (18,))
+    assert data.categories.ids == (18,)
+    data.known, data.json["train"] = None, None  # the classes are then those of the validation file
+    assert data.categories.ids == IDS

@@ -95,6 +95,26 @@ def test_without_classes_of_stuff_maps_have_ids(root: Path) -> None:
     assert np.array_equal(found, np.array([*IDS, -1])[labels()])
 
 
+def test_ids_that_a_map_cannot_hold_are_refused(root: Path) -> None:
+    for split in ("train2017", "val2017"):
+        path = root / "annotations" / f"panoptic_{split}.json"
+        path.write_text(path.read_text().replace("193", "40000"))
+    assert source(root).categories.ids[-1] == 40000
+    maps = source(root).semantic_maps("train")  # they have labels
+    assert maps is not None
+    assert np.array_equal(maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), labels())
+    with pytest.raises(UserError, match=r"data\.train_semantic=.*panoptic_train2017: category id 40000 of the panoptic maps is above 32767"):
+        source(root, "data.stuff_json=null").semantic_maps("train")
+
+
+def test_a_validation_with_the_trainings_own_images(root: Path) -> None:
+    data = source(root, "debug=overfit", "data.test_transforms=[]")
+    (root / "annotations" / "panoptic_val2017.json").unlink()
+    data.stuff_json = None
+    assert len(data.val) == 2
+    assert data.semantic_maps("val") is not None
+
+
 def test_without_maps_the_panoptic_files_are_not_needed(root: Path) -> None:
     words = ["data.train_semantic=null", "data.val_semantic=null", "data.train_panoptic=absent.json"]
     data = source(root, *words)

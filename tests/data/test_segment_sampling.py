@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maskseg.bottomup.proposals import SegmentProposals
+from maskseg.data import segment_sampling
 from maskseg.data.segment_sampling import (
     IGNORED,
     SegmentSampler,
@@ -81,7 +82,7 @@ def pursue(proposals: SegmentProposals, purity: list[float] | None = None, seed:
     scores = np.ones(len(proposals)) if purity is None else np.array(purity)
     areas = segment_areas(proposals.labels, proposals.members)
     rng = None if seed is None else np.random.default_rng(seed)
-    return pursuit(scores, areas, proposal_overlaps(proposals.labels, proposals.members), rng=rng, **keys).tolist()
+    return pursuit(scores, areas, proposal_overlaps(proposals.labels, proposals.members, areas), rng=rng, **keys).tolist()
 
 
 def draw(sampler: SegmentSampler, proposals: SegmentProposals, truth: SegmentTruth, seed: int = 0) -> list[tuple[int, int]]:
@@ -97,13 +98,14 @@ def test_overlaps_equal_bitmaps(size: tuple[int, int]) -> None:
     proposals, truth = random_image(*size)
     labels, members, bitmaps = proposals.labels, proposals.members, bitmaps_of(proposals)
     assert truth.semantic is not None
-    assert segment_areas(labels, members).tolist() == bitmaps.sum(axis=(1, 2)).tolist()
+    areas = segment_areas(labels, members)
+    assert areas.tolist() == bitmaps.sum(axis=(1, 2)).tolist()
     assert mask_overlaps(labels, members, truth.masks).tolist() == [[(b & m).sum() for m in truth.masks] for b in bitmaps]
     for found, count in ((mask_overlaps(labels, members, truth.semantic, 9), 9), (mask_overlaps(labels, members, truth.semantic, 2), 2)):
         assert found.tolist() == [[(b & (truth.semantic == k)).sum() for k in range(count)] for b in bitmaps]
     assert mask_overlaps(labels, members, truth.semantic).shape == (len(members), truth.semantic.max() + 1)
-    assert thing_ious(labels, members, truth.masks).tolist() == [[iou(b, m) for m in truth.masks] for b in bitmaps]
-    overlaps = proposal_overlaps(labels, members)
+    assert thing_ious(labels, members, areas, truth.masks).tolist() == [[iou(b, m) for m in truth.masks] for b in bitmaps]
+    overlaps = proposal_overlaps(labels, members, areas)
     for row in (0, 7, -1, -2):
         assert overlaps(row).tolist() == [iou(bitmaps[row], b) for b in bitmaps]
 
@@ -112,7 +114,8 @@ def test_overlaps_equal_bitmaps(size: tuple[int, int]) -> None:
 def test_purity_equals_bitmaps(size: tuple[int, int]) -> None:
     proposals, truth = random_image(*size)
     assert truth.semantic is not None
-    found = stuff_purity(proposals.labels, proposals.members, truth.semantic, THINGS, CLASSES)
+    areas = segment_areas(proposals.labels, proposals.members)
+    found = stuff_purity(proposals.labels, proposals.members, areas, truth.semantic, THINGS, CLASSES)
     for row, bitmap in enumerate(bitmaps_of(proposals)):
         frame = np.zeros_like(bitmap)
         if bitmap.any():
@@ -128,7 +131,7 @@ def test_purity_literal() -> None:
     members = np.zeros((3, 18), dtype=bool)
     members[0, [0, 6, 12, 13]] = True
     members[1, 2:6] = True
-    assert stuff_purity(labels, members, semantic, 3, 5).tolist() == [[4 / 6, 0], [0.5, 0], [0, 0]]
+    assert stuff_purity(labels, members, np.array([4.0, 4.0, 0.0]), semantic, 3, 5).tolist() == [[4 / 6, 0], [0.5, 0], [0, 0]]
 
 
 def test_regions_of_another_size_are_refused() -> None:
@@ -192,7 +195,7 @@ def test_stochastic_pursuit_draws_by_area() -> None:
 def test_stochastic_pursuit_drops_what_overlaps() -> None:
     proposals = strips((0, 30), (0, 20), (10, 30), (60, 90), (0, 12))
     runs = [pursue(proposals, seed=seed) for seed in range(200)]
-    overlaps = proposal_overlaps(proposals.labels, proposals.members)
+    overlaps = proposal_overlaps(proposals.labels, proposals.members, segment_areas(proposals.labels, proposals.members))
     assert all(overlaps(a)[b] <= 0.2 for run in runs for a in run for b in run if a != b)
     assert all(3 in run for run in runs)
     assert len({tuple(run) for run in runs}) > 4
@@ -235,7 +238,8 @@ def test_keys_of_stuff() -> None:
         assert sampler.labels(sampler.match(proposals, truth)).tolist() == [label, 4, 4, IGNORED]
     for keys, taken in (({}, [1]), ({"overlap": 0.5}, [1, 2]), ({"min_purity": 0.5}, [3])):
         sampler = SegmentSampler(THINGS, CLASSES, **keys)
-        assert sampler.stuff(proposals, sampler.match(proposals, truth)).tolist() == taken
+        matches = sampler.match(proposals, truth)
+        assert sampler.stuff(proposals, matches, sampler.labels(matches)).tolist() == taken
 
 
 def test_a_thing_is_no_stuff() -> None:
@@ -381,7 +385,29 @@ def test_stuff_without_a_generator_is_the_same_for_both_rules() -> None:
     truth = truth_of([], [(0, 55, 3), (60, 100, 6)])
     for rule in ("pursuit", "random"):
         sampler = SegmentSampler(THINGS, CLASSES, stuff_rule=rule)
-        assert sampler.stuff(proposals, sampler.match(proposals, truth)).tolist() == [0, 1, 3]
+        matches = sampler.match(proposals, truth)
+        assert sampler.stuff(proposals, matches, sampler.labels(matches)).tolist() == [0, 1, 3]
+
+
+def test_a_draw_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = dict.fromkeys(("segment_areas", "proposal_labels", "proposal_overlaps"), 0)
+
+    def counting(name: str) -> Callable[..., Any]:
+        function = getattr(segment_sampling, name)
+
+        def called(*given: Any) -> Any:
+            counted[name] += 1
+            return function(*given)
+
+        return called
+
+    for name in counted:
+        monkeypatch.setattr(segment_sampling, name, counting(name))
+    proposals = strips((0, 10), (10, 20), (40, 50))
+    draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(0, 10, 1)], [(40, 60, 3)]))
+    assert counted == {"segment_areas": 1, "proposal_labels": 1, "proposal_overlaps": 1}
+    draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(0, 10, 1)]))  # without stuff, nothing is pursued
+    assert counted == {"segment_areas": 2, "proposal_labels": 2, "proposal_overlaps": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -26,6 +26,7 @@ from made.runs import ROOT, alive, children
 from PIL import Image
 
 from maskseg.bottomup.proposals import HierarchicalGrouping, SegmentProposals
+from maskseg.data import segment_store
 from maskseg.data.segment_store import MAX_ENTRIES, ImageJob, SegmentStore, check_settings, missing, read_segments, write_store
 from maskseg.errors import UserError
 
@@ -181,6 +182,63 @@ def test_damaged_files_are_named(stored: tuple[Path, SegmentProposals]) -> None:
         read_segments(path, 10, 12)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_files_that_cannot_be_read_are_not_made_again(stored: tuple[Path, SegmentProposals], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    path, found = stored
+    whole = path.read_bytes()
+
+    def refused(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(segment_store.zipfile, "ZipFile", refused)
+    for call in (lambda: read_segments(path, 10, 12), lambda: write_store(path.parent, [Made(1, found)], itself, KEYS, 1)):
+        with pytest.raises(UserError, match=rf"1\.npz: the segments cannot be read \({os.strerror(number)}\)"):
+            call()
+    assert path.read_bytes() == whole
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UserError, match=rf"settings\.json: cannot be read \({os.strerror(number)}\)"):
+        check_settings(path.parent, KEYS)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "replace"])
+def test_folders_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(2)]
+    write_store(store, given[:1], itself, KEYS, 1)
+    before, original = (store / "0.npz").read_bytes(), getattr(Path, call)
+
+    def refused(path: Path, *given: Any, **keys: Any) -> Any:
+        if path.parts[-2:] in ((store.name, "unfinished"), ("unfinished", "1.npz")):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return original(path, *given, **keys)
+
+    monkeypatch.setattr(Path, call, refused)
+    with pytest.raises(UserError, match=r"store/1\.npz: the segments could not be written \(Read-only file system\)"):
+        write_store(store, given, itself, KEYS, 1)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in store.glob("*.npz")} == {"0.npz": before}
+    assert write_store(store, given, itself, KEYS, 1).made == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_another_machine_that_is_done_removes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    store, given, left = tmp_path / "store", Made(1, proposals(6, 7, 5, 3)), [0] * times
+    original = segment_store.replacing
+
+    def late(path: Path, what: str) -> Any:
+        if left:
+            left.pop()
+            path.parent.rmdir()
+        return original(path, what)
+
+    monkeypatch.setattr(segment_store, "replacing", late)
+    if times == 1:
+        assert write_store(store, [given], itself, KEYS, 1).made == 1
+        assert same(read_segments(store / "1.npz", 6, 7), given.found)
+    else:
+        with pytest.raises(UserError, match=r"1\.npz: the segments could not be written \(No such file"):
+            write_store(store, [given], itself, KEYS, 1)
+
+
 def test_another_images_size(stored: tuple[Path, SegmentProposals]) -> None:
     with pytest.raises(UserError, match=r"1\.npz: these are segments of an image of 10 x 12 \(height x width\), not 12 x 10; delete it"):
         read_segments(stored[0], 12, 10)
@@ -272,6 +330,21 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     (store / "settings.json").write_text(json.dumps({**KEYS, "format": "maskseg segments 0"}))
     with pytest.raises(UserError, match=r"format='maskseg segments 0' there"):
         check_settings(store, KEYS)
+
+
+def test_what_the_images_are_counts_not_where_they_lie(tmp_path: Path) -> None:
+    own = {"data": "train.json", "images": "2, abc", "method.sigma": 0.5}
+    write_store(tmp_path, [], itself, own, 1)
+    check_settings(tmp_path, own | {"data": "renamed.json"})
+    with pytest.raises(UserError, match=r"\(images='2, abc' there, '2, abd' here\)"):
+        check_settings(tmp_path, own | {"images": "2, abd"})
+    # A folder without that key: the name of the file counts.
+    (tmp_path / "settings.json").write_text(json.dumps({"format": "maskseg segments 1", "data": "/x/train.json", "method.sigma": 0.5}))
+    check_settings(tmp_path, own)
+    with pytest.raises(UserError, match=r"\(data='train\.json' there, 'val\.json' here\)"):
+        check_settings(tmp_path, own | {"data": "val.json"})
+    with pytest.raises(UserError, match=r"\(method\.sigma=0\.5 there, 0\.8 here\)"):
+        check_settings(tmp_path, own | {"method.sigma": 0.8})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"format": "something else"}'])
