@@ -72,6 +72,12 @@ def rle_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Rle:
     return {"size": [height, width], "counts": runs.strings_from_counts(counts, np.array([len(counts)]))[0]}
 
 
+def encoded(mask: NDArray[np.bool_]) -> tuple[Rle, list[int]]:
+    """bool [height, width] -> compressed RLE, and the tight box x, y, width, height; zeros for an empty mask."""
+    rle = rle_from_counts(runs.counts_from_crop(mask, 0, 0, *mask.shape), *mask.shape)
+    return rle, coco_mask.toBbox(rle).astype(int).tolist()
+
+
 @dataclass(frozen=True)
 class Polygons:
     """One instance as polygons, each f64 [points, 2] (x, y); their union is the mask."""
@@ -128,17 +134,14 @@ class FileMasks:
     def boxes(self) -> Tensor:
         out = np.zeros((len(self), 4))
         for i, shape in enumerate(self.shapes):
-            height, width = self.frames[i]
-            if isinstance(shape, Polygons):
-                points = np.concatenate(self._moved(i))
-                low, high = points.min(axis=0), points.max(axis=0)
-                if (low < 0).any() or high[0] > width or high[1] > height:  # cut by the frame: ask the pixels
-                    x, y, w, h = coco_mask.toBbox(self._rle(i))
-                    out[i] = x, y, x + w, y + h
-                else:
-                    out[i] = *low, *high
-            else:
+            if isinstance(shape, Runs):
                 out[i] = self._clipped_spans(i)[0]
+                continue
+            points = np.concatenate(self._moved(i))
+            out[i] = *points.min(axis=0), *points.max(axis=0)
+            if (out[i] < 0).any() or (out[i, 2:] > self.frames[i, ::-1]).any():  # cut by the frame: ask the pixels
+                x, y, w, h = coco_mask.toBbox(self._rle(i))
+                out[i] = x, y, x + w, y + h
         return torch.from_numpy(out.astype(np.float32))
 
     def area(self) -> Tensor:
@@ -162,9 +165,8 @@ class FileMasks:
         if len(which := np.flatnonzero(~is_run)):
             self._rasterise(which, corners[which], out)
         if len(which := np.flatnonzero(is_run)):
-            samples = 2
+            samples, b = 2, corners[which]
             grid = (np.arange(size * samples) + 0.5) / (size * samples)
-            b = corners[which]
             x = b[:, :1] + grid * (b[:, 2:3] - b[:, :1])
             y = b[:, 1:2] + grid * (b[:, 3:4] - b[:, 1:2])
             hits = self._sample(which, x, y).reshape(len(which), size, samples, size, samples)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from maskseg import config as configs
 from maskseg.bottomup.grabcut import recut
 from maskseg.bottomup.opencv import opencv
+from maskseg.data.annotated_json import check_output
 from maskseg.data.coco import CocoFile, read_coco
 from maskseg.data.images import load_image, safe_join
-from maskseg.data.segmentations import Packer, SegmentationError
+from maskseg.data.segmentations import Packer, SegmentationError, clip_polygon
 from maskseg.errors import UserError
 from maskseg.inference.review_state import ReviewFile
-from maskseg.masks import FileMasks, Polygons, Rle, Runs
+from maskseg.masks import FileMasks, Polygons, Rle
 
 INSTALL = "pip install maskseg[demo]"
 LEAVE = 5  # seconds that requests under way are waited for at the end
@@ -41,26 +42,20 @@ class CocoPictures:
         return np.ascontiguousarray(load_image(path, self.max_pixels, self.size(image_id)).permute(1, 2, 0).numpy())
 
     def mask(self, annotation: dict[str, Any]) -> Rle | None:
-        """Run lengths are the annotation's, which may have changed since the file was read; polygons are the file's, cut at the image's border."""
-        size = self.size(annotation["image_id"])
-        shape = self._runs(annotation) if isinstance(annotation.get("segmentation"), dict) else self._polygons(annotation)
+        """That of the annotation as it is now, which may have changed since the file was read; polygons are cut at the image's border."""
+        size, packer = self.size(annotation["image_id"]), Packer(self.max_pixels)
+        try:
+            packer.add(annotation.get("segmentation"))
+            shape = packer.packed().shape(0)
+        except SegmentationError as error:
+            raise UserError(f"annotation {annotation['id']}: {error.kind}: {error.detail}") from error
+        if isinstance(shape, Polygons):
+            parts = tuple(part for part in (clip_polygon(part, *size) for part in shape.parts) if len(part))
+            shape = Polygons(parts) if parts else None
         return None if shape is None else FileMasks.from_file([shape], *size).to_rle()[0]
 
     def categories(self) -> dict[int, str]:
         return dict(zip(self.coco.categories.ids, self.coco.categories.names, strict=True))
-
-    def _runs(self, annotation: dict[str, Any]) -> Polygons | Runs | None:
-        packer = Packer(self.max_pixels)
-        try:
-            packer.add(annotation["segmentation"])
-            return packer.packed().shape(0)
-        except SegmentationError as error:
-            raise UserError(f"annotation {annotation['id']}: {error.kind}: {error.detail}") from error
-
-    def _polygons(self, annotation: dict[str, Any]) -> Polygons | Runs | None:
-        found = self.coco.annotations(self.coco.index_of[annotation["image_id"]])
-        rows = np.flatnonzero(found.ids == annotation["id"])  # none of an annotation that was left out as it holds no object
-        return found.shapes[rows[0]] if len(rows) else None
 
 
 def review(words: list[str]) -> None:
@@ -133,8 +128,7 @@ def _say(file: ReviewFile, host: str) -> None:
 
 
 def _export(source: Path, output: Path, target: Path) -> None:
-    if target.exists() and any(path.exists() and target.samefile(path) for path in (source, output)):
-        raise UserError(f"export={target}: a file of its own is needed")
+    check_output(target, (source, output), "export=")
     file = ReviewFile(source, output)
     try:
         counts = file.export(target)

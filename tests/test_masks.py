@@ -9,7 +9,7 @@ from made.bitmaps import counts_of, encode, random_masks, runs_of
 from pycocotools import mask as coco_mask
 
 from maskseg.geometry import Geometry
-from maskseg.masks import FileMasks, Masks, Polygons, Runs, rle_from_counts, rle_to_bitmaps
+from maskseg.masks import FileMasks, Masks, Polygons, Runs, encoded, rle_from_counts, rle_to_bitmaps
 from maskseg.ops import runs
 
 Bitmaps = np.ndarray
@@ -31,6 +31,21 @@ def test_rle_round_trip() -> None:
     assert [r["counts"].encode() for r in rles] == [encode(m)["counts"] for m in masks]
     np.testing.assert_array_equal(rle_to_bitmaps(rles), np.array(masks))
     assert rle_to_bitmaps([]).shape == (0, 0, 0)
+
+
+def test_a_bitmap_and_its_tight_box() -> None:
+    corners = [np.zeros((11, 7), dtype=bool) for _ in range(4)]
+    for mask, (row, column) in zip(corners, [(0, 0), (10, 6), (10, 0), (3, 5)], strict=True):
+        mask[row, column] = True
+    bars = [np.zeros((11, 7), dtype=bool) for _ in range(2)]
+    bars[0][:, 2:4], bars[1][-1, 1], bars[1][0, 2] = True, True, True  # runs that go on from column to column
+    for mask in (*random_masks(20, 11, 7), *corners, *bars, np.ones((11, 7), dtype=bool)):
+        rle, (x, y, width, height) = encoded(mask)
+        np.testing.assert_array_equal(rle_to_bitmaps([rle])[0], mask)
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            assert [x, y, x + width, y + height] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert encoded(np.zeros((3, 4), dtype=bool)) == ({"size": [3, 4], "counts": encode(np.zeros((3, 4)))["counts"].decode()}, [0, 0, 0, 0])
 
 
 # Masks as run lengths

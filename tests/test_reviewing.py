@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 from maskseg.data.coco import read_coco
 from maskseg.errors import UserError
 from maskseg.inference.review_state import ReviewFile
+from maskseg.masks import rle_to_bitmaps
 from maskseg.reviewing import CocoPictures
 
 
@@ -32,9 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def accept(address: str, number: int) -> None:
-    headers = {"content-type": "application/json"}
-    body = json.dumps({"decision": "accepted"}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{address}/api/annotations/{number}/decision", body, headers), timeout=30) as answer:
+    with urllib.request.urlopen(f"{address}/api/annotations/{number}/decision?decision=accepted", b"", timeout=30) as answer:
         assert answer.status == 200
 
 
@@ -75,8 +74,13 @@ def test_export(path: Path) -> None:
     assert f"written to {clean}: 1 accepted, 0 edited, 2 open; left out: 1 rejected" in out
     assert [a["id"] for a in json.loads(clean.read_text())["annotations"]] == [1, 5, 9]
     path.with_name("same.json").symlink_to(path)
+    before = path.read_bytes(), clean.read_bytes()
     for own in (path, path.with_name("same.json")):
-        assert_refused(said("review", f"file={path}", f"export={own}"), "a file of its own is needed")
+        assert_refused(said("review", f"file={path}", f"export={own}"), f"export={own} is a file that is read: choose another name")
+    out = path.with_name("out.json")
+    assert_refused(said("review", f"file={path}", f"output={out}", f"export={out}"), "is a file that is read")
+    assert_refused(said("review", f"file={path}", f"export={clean}"), f"{clean} is there already")
+    assert (path.read_bytes(), clean.read_bytes()) == before
 
 
 def test_export_of_an_output(path: Path) -> None:
@@ -145,3 +149,17 @@ def test_run_lengths_that_changed_since_the_file_was_read_are_checked(path: Path
     for bad in ({"size": [40, 60], "counts": [5]}, {"size": [400, 600], "counts": [240_000]}, {"size": [40, 60], "counts": "\x7f"}, {}):
         with pytest.raises(UserError, match="annotation 1: RLE"):
             pictures.mask(annotation | {"segmentation": bad})
+
+
+def test_polygons_are_the_annotations_own_cut_at_the_border(path: Path) -> None:
+    """Of an annotation with id 0 too, which is numbered anew when a file is read."""
+    tree = proposals()
+    tree["annotations"][0] |= {"id": 0, "segmentation": [[-5.0, 3.0, 4.0, 3.0, 4.0, 9.0, -5.0, 9.0], [1.0, 1.0]]}
+    path.write_text(json.dumps(tree))
+    pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
+    found = pictures.mask(tree["annotations"][0])
+    assert found is not None
+    assert rle_to_bitmaps([found])[0].sum() == 4 * 6
+    assert rle_to_bitmaps([found])[0][3:9, :4].all()
+    for nothing in ([[-5.0, 3.0, -2.0, 3.0, -2.0, 9.0]], [[1.0, 1.0, 2.0, 2.0]], [], None):
+        assert pictures.mask(tree["annotations"][0] | {"segmentation": nothing}) is None

@@ -105,8 +105,9 @@ def grabcut(
     """The foreground of an image by its seeds.
 
     Only what is not surely background is looked at, with a margin of that share of its sides, scaled so that the longer side has `side` pixels
-    (0: as it is). Where there is no foreground or no background to learn from, where nothing is left (or less than a quarter of `instead`), or all of
-    the image, the mask is `instead` (None: what the seeds say, sure or not). whole: no crop and no scaling.
+    (0: as it is); seeds that are sure stay as they are at any scale. Where there is no foreground or no background to learn from, where nothing is
+    left (or less than a quarter of `instead`), or all of the image, the mask is `instead` (None: what the seeds say, sure or not). whole: no crop and
+    no scaling.
     """
     hopeful = (codes & 1).astype(bool)  # of OpenCV's numbers, those of foreground are odd
     instead = hopeful if instead is None else instead
@@ -117,6 +118,7 @@ def grabcut(
         return Cut(instead, "no background seeds")
     mask = np.zeros_like(hopeful)
     mask[area] = _cut(np.ascontiguousarray(image[area]), codes[area], iterations, 0 if whole else side)
+    mask = (mask & (codes != BACKGROUND)) | (codes == FOREGROUND)  # a crop that was scaled has lost the borders of its seeds
     if mask.sum() < max(COLLAPSED * instead.sum(), 1):
         return Cut(instead, "the cut collapsed")
     return Cut(instead, "the cut filled the image") if mask.all() else Cut(mask)
@@ -138,8 +140,7 @@ def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools,
     codes = seeds(prior, 0, CORNERS, 1 if (definite_background & (prior >= CORE)).any() else CORE, wide)
     codes[painted], codes[definite_background] = FOREGROUND, BACKGROUND
     ellipse = ellipse_mask(box, height, width)
-    found = grabcut(image, codes, iterations, instead=ellipse)
-    return Cut((found.mask | painted) & ~definite_background, found.fallback)
+    return grabcut(image, codes, iterations, instead=(ellipse | painted) & ~definite_background)
 
 
 def _cut(image: Image, codes: Codes, iterations: int, side: int) -> Bools:

@@ -97,13 +97,11 @@ class Technique:
         return asdict(self)
 
     def map(self, box: Sequence[float] | None, scores: NDArray[np.floating] | None, height: int, width: int) -> Map | None:
-        """What is digitised, in [0, 1]; None for techniques without."""
+        """What is digitised, in [0, 1]; None for techniques without, and where they have no scores to look at."""
         if self.name == "gcellipse":
             return ellipse_map(_whole(box, height, width), height, width)
-        if not self.needs_map:
+        if not self.needs_map or scores is None:
             return None
-        if scores is None:
-            raise ValueError(f"technique {self.name} needs a map")
         return normalised(scores, height, width, box if self.normalise == "box" else None)
 
     def codes(self, box: Sequence[float] | None, values: Map | None, height: int, width: int) -> Codes | None:
@@ -116,7 +114,8 @@ class Technique:
     def __call__(self, image: Image, box: Sequence[float] | None, scores: NDArray[np.floating] | None = None) -> Cut:
         """The mask of the object in the box, or of a class in the image (box None), by the class' map of any numbers [h, w].
 
-        Where GrabCut finds none, it is the box's ellipse; without a box, the map from its threshold on; of a constant map, it is empty.
+        Where GrabCut finds none, it is the box's ellipse; without a box, the map from its threshold on. Where a map is needed and there is none, or a
+        constant one, it is the box's ellipse; without a box, it is empty.
         """
         height, width = image.shape[:2]
         around, values = _whole(box, height, width), self.map(box, scores, height, width)
@@ -127,14 +126,15 @@ class Technique:
             return Cut(box_mask(around, height, width))
         if self.name == "ellipse":
             return Cut(ellipse)
-        mapped = None if values is None else values >= (self.threshold or 0)
-        if box is not None and mapped is not None:
-            mapped &= box_mask(box, height, width)
-        if self.needs_map and mapped is not None and not mapped.any():
-            return Cut(ellipse if box is not None else mapped, "the map is constant")
-        if self.name == "cam":
-            return Cut(_known(mapped))
-        instead: Bools = ellipse if box is not None or mapped is None or not self.needs_map else mapped
+        instead = ellipse
+        if self.needs_map:
+            inside = box_mask(around, height, width)
+            if values is None or not values[inside].any():
+                return Cut(np.zeros_like(ellipse) if box is None else ellipse, "no class map" if values is None else "the map is constant")
+            mapped: Bools = (values >= _known(self.threshold)) & inside
+            if self.name == "cam":
+                return Cut(mapped) if mapped.any() else Cut(ellipse, "nothing in the box reaches the threshold")
+            instead = mapped if box is None else ellipse
         return grabcut(image, _known(self.codes(box, values, height, width)), self.iterations, self.margin, self.side, instead)
 
 
@@ -142,9 +142,9 @@ def _whole(box: Sequence[float] | None, height: int, width: int) -> Sequence[flo
     return (0, 0, width, height) if box is None else box
 
 
-def _known(array: NDArray[Any] | None) -> NDArray[Any]:
-    assert array is not None
-    return array
+def _known(value: Any) -> Any:
+    assert value is not None
+    return value
 
 
 def limits(name: str) -> tuple[float, float]:

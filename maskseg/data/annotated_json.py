@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,37 @@ from maskseg.files import replacing
 Row = Mapping[str, Any]  # segmentation, area, bbox and mask_by of an annotation
 
 
-def check_output(output: Path, inputs: Iterable[str | None]) -> None:
+def check_output(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
     """Raises UserError for an output that is one of the inputs, or is there already: somebody may have worked on it."""
-    for path in inputs:
-        if path and Path(path).resolve() == output.resolve():
-            raise UserError(f"output={output} is the file that is read: choose another name")
+    check_not_read(output, inputs, what)
     if output.exists():
         raise UserError(f"{output} is there already: choose another name or delete it")
 
 
+def check_not_read(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
+    """Raises UserError for an output that is one of the inputs. what: stands before its name in the message."""
+    for path in inputs:
+        if path and Path(path).resolve() == output.resolve():
+            raise UserError(f"{what}{output} is a file that is read: choose another name")
+
+
 def object_annotations(file: CocoFile, made: Mapping[int, Row]) -> dict[str, Any]:
-    """The file's own content, unknown fields too, with the masks of objects by annotation id. Annotations without a new one stay as they are."""
-    tree, clean = _tree(file), file.to_dict()
-    known = {row["id"]: row for row in clean["annotations"]}
+    """The file's own content, unknown fields too, with the masks of objects by annotation id as `CocoFile` has it.
+
+    Annotations without a new mask stay as they are; the box is the one that was drawn, not that of the mask; whatever has no id gets one.
+    """
+    tree = _tree(file)
+    entries = tree["annotations"]
+    known = dict(zip(file._kept.rows.tolist(), file.to_dict()["annotations"], strict=True))  # by place in the file; made-up crowds are beyond its end
+    numbers = [row["id"] for row in known.values()] + [entry["id"] for entry in entries if entry.get("id") is not None]
+    free = count(max(numbers, default=0) + 1)
     rows = []
-    for entry in tree["annotations"]:
-        number: Any = entry.get("id") if isinstance(entry, dict) else None
-        if number in known and number != 0:
-            row = known.pop(number)
-            rows.append({**row, **entry, **_without_box(made.get(number, {}))})
-        elif number not in (None, 0):
-            rows.append(entry)
-    rows += [{**row, **_without_box(made.get(row["id"], {}))} for row in known.values()]  # those that had no id
+    for place, entry in enumerate(entries):
+        row = known.get(place, {})
+        new = made.get(row.get("id", 0), {})  # 0: of none
+        old = {key: value for key, value in entry.items() if key != "review" or not new}  # a decision was on the mask that was there
+        number = entry["id"] if entry.get("id") is not None else row["id"] if row else next(free)
+        rows.append({**row, **old, "id": number, **{key: value for key, value in new.items() if key not in ("id", "label", "bbox")}})
     return {**tree, "annotations": rows}
 
 
@@ -62,8 +72,3 @@ def _tree(file: CocoFile) -> dict[str, Any]:
         return dict(json.loads(file.path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise UserError(f"{file.path}: cannot be read any more ({error})") from error
-
-
-def _without_box(row: Row) -> dict[str, Any]:
-    """The object's box is the one that was drawn, not that of the mask."""
-    return {key: value for key, value in row.items() if key not in ("bbox", "label")}

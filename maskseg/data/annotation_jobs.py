@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from maskseg.data.coco import CocoFile
-from maskseg.data.segment_store import ImageJob, _pooled, _terminable
+from maskseg.data.segment_store import ImageJob
+from maskseg.data.workers import differences, pooled, terminable
 from maskseg.errors import UserError
-from maskseg.masks import FileMasks, Rle, rle_from_counts, rle_to_bitmaps
-from maskseg.ops.runs import counts_from_crop
+from maskseg.masks import FileMasks, Rle, encoded, rle_to_bitmaps
 
 FORMAT = "maskseg annotations 1"
 BY = ("object", "class")
@@ -53,13 +53,12 @@ class AnnotationJob(ImageJob):
     wanted: tuple[Wanted, ...] = ()
 
 
-def annotation_jobs(file: CocoFile, root: str, max_pixels: int, by: str, truth: bool, most: int | None = None) -> list[AnnotationJob]:
-    """The jobs of the (first `most`) images of a file, images without any too; crowds are no objects, but show their class.
+def annotation_jobs(file: CocoFile, root: str, max_pixels: int, by: str, truth: bool, most: int | None = None) -> Iterator[AnnotationJob]:
+    """The jobs of the (first `most`) images of a file, one after the other, images without any too; crowds are no objects, but show their class.
 
     by: `object`, each by its box, or `class`, each class of an image once; truth: with the masks of the file; objects without one, and classes of an
     image whose objects do not all have one, are then left out.
     """
-    jobs = []
     for index, record in enumerate(file.images[:most]):
         found = file.annotations(index)
         rles: list[Rle | None] = [None] * len(found)
@@ -75,8 +74,7 @@ def annotation_jobs(file: CocoFile, root: str, max_pixels: int, by: str, truth: 
         else:
             wanted = [Wanted(0, label, None, _union(rles, found.labels == label)) for label in sorted(set(found.labels.tolist()))]
         wanted = [one for one in wanted if one.truth is not None or not truth]
-        jobs.append(AnnotationJob(record.id, record.height, record.width, root, record.file_name, max_pixels, tuple(wanted)))
-    return jobs
+        yield AnnotationJob(record.id, record.height, record.width, root, record.file_name, max_pixels, tuple(wanted))
 
 
 def _union(rles: Sequence[Rle | None], rows: NDArray[np.bool_]) -> Rle | None:
@@ -84,18 +82,14 @@ def _union(rles: Sequence[Rle | None], rows: NDArray[np.bool_]) -> Rle | None:
     own = [rle for rle, here in zip(rles, rows.tolist(), strict=True) if here]
     if any(rle is None for rle in own):
         return None
-    return bitmap_rle(np.asarray(rle_to_bitmaps(cast("list[Rle]", own)).any(axis=0)))
+    return encoded(np.asarray(rle_to_bitmaps(cast("list[Rle]", own)).any(axis=0)))[0]
 
 
-def bitmap_rle(mask: NDArray[np.bool_]) -> Rle:
-    """A mask [H, W] as compressed RLE."""
-    return rle_from_counts(counts_from_crop(mask, 0, 0, *mask.shape), *mask.shape)
-
-
-def file_mark(path: str) -> str:
+def file_mark(path: Path) -> str:
     """What changes with a file's content. Raises UserError where it cannot be read."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -113,9 +107,9 @@ def work_through(
     left = [job for job in jobs if job.image_id not in results]
     workers = min(workers or os.cpu_count() or 1, len(left))
     make = partial(_make, work=work)
-    made = (make(job) for job in left) if workers < 2 else cast(Any, _pooled)(make, left, workers)
+    made = (make(job) for job in left) if workers < 2 else pooled(make, left, workers)
     try:
-        with journal.open("a", encoding="utf-8") as lines, _terminable(), closing(made):
+        with journal.open("a", encoding="utf-8") as lines, terminable(), closing(made):
             for number, result in tqdm(made, total=len(jobs), initial=len(jobs) - len(left), desc=what, disable=None):
                 lines.write(json.dumps([number, result], allow_nan=False) + "\n")
                 lines.flush()
@@ -157,7 +151,5 @@ def _begin(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
 def _check(journal: Path, found: Any, own: Mapping[str, Any]) -> None:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{journal}: not the journal of an unfinished run: choose another output")
-    differ = [key for key in sorted({*own, *found}) if own.get(key) != found.get(key)]
-    if differ:
-        told = "; ".join(f"{key}={found.get(key)!r} there, {own.get(key)!r} here" for key in differ)
+    if told := differences(found, own):
         raise UserError(f"{journal}: an unfinished run was made otherwise ({told}): delete it or choose another output")

@@ -25,6 +25,7 @@ COLUMNS = {
     "object_IoU": "mean over objects",
     "class_object_IoU": "mean over classes of their objects' mean",
 }
+ANY_SIZE = "any_object_IoU"  # the mean over objects, small ones too; what techniques are chosen by, and no column
 _HEADS = ("mIoU", "fwIoU", "mAcc", "objects", "by class")
 _CELL = 10  # characters of a number
 
@@ -40,23 +41,26 @@ def agreement(proposed: Bools, truth: Bools) -> Counts:
 class AnnotationScores:
     """Collects the counts of masks one by one, then gives the means.
 
-    num_classes: K; min_area: objects of fewer true pixels count in the pooled measures alone.
+    num_classes: K; min_area: objects of fewer true pixels count in the pooled measures, and in the mean over objects of any size, alone.
     """
 
     def __init__(self, num_classes: int, min_area: float = SMALL) -> None:
         self.min_area = min_area
         self.pooled: NDArray[np.int64] = np.zeros((num_classes, 4), dtype=np.int64)
         self.sums: NDArray[np.float64] = np.zeros((num_classes, 2))  # of the objects' IoU, and how many
+        self.every: NDArray[np.float64] = np.zeros(2)  # the same over objects of any class and size
 
     def add(self, label: int, counts: Sequence[int]) -> None:
         """One mask of class 0..K-1 and its TP, FP, FN, TN."""
         self.pooled[label] += np.asarray(counts, dtype=np.int64)
         true, either = counts[0] + counts[2], sum(counts[:3])
+        if true:
+            self.every += (counts[0] / either, 1)
         if true >= self.min_area and either:
             self.sums[label] += (counts[0] / either, 1)
 
     def compute(self) -> dict[str, float]:
-        """The means by the names of COLUMNS, over the classes that have a pixel in some mask; -1 where there is nothing to average."""
+        """The means by the names of COLUMNS, over the classes that have a pixel in some mask, and ANY_SIZE; -1 where there is nothing to average."""
         iou, accuracy = self._classes()
         seen, true = iou >= 0, self.pooled[:, 0] + self.pooled[:, 2]
         there = self.sums[:, 1] > 0
@@ -67,6 +71,7 @@ class AnnotationScores:
             "mean_accuracy": _mean(accuracy[seen]),
             "object_IoU": float(self.sums[:, 0].sum() / self.sums[:, 1].sum()) if there.any() else -1.0,
             "class_object_IoU": _mean(means),
+            ANY_SIZE: float(self.every[0] / self.every[1]) if self.every[1] else -1.0,
         }
 
     def per_class(self) -> list[dict[str, float]]:

@@ -12,16 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from maskseg.variants.cam import ActivationModel, at_pixels, translated
+from maskseg.variants.cam import ActivationModel, CAMModel, at_pixels, translated
 
 STRIDE = 32  # networks see images whose sides are multiples of it
+
+
+ClassMap = tuple[float, NDArray[np.float32]]  # a score in [0, 1] and a map of any numbers [H, W]
 
 
 class Maps(Protocol):
     """Where an image shows classes."""
 
-    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> tuple[list[float], NDArray[np.float32]]:
-        """image: uint8 RGB [H, W, 3]; labels: n classes. -> their scores in [0, 1], their maps of any numbers f32 [n, H, W]."""
+    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> list[ClassMap | None]:
+        """image: uint8 RGB [H, W, 3]; labels: n classes. -> n scores and maps, None for a class that has none."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class ClassMaps:
     """The maps of a classifier, which is built in each process that asks for one.
 
     build: -> the classifier, in evaluation mode; equal ones (a frozen dataclass) build it once; members: for each class of the data set, the
-    classifier's classes that it is the union of; side: pixels of the image's longer side as the network sees it; device: as torch names it. It
-    computes with one thread: the results must not hang on their number.
+    classifier's classes that it is the union of, none of a class that it does not know; side: pixels of the image's longer side as the network sees
+    it; device: as torch names it. It computes with one thread: the results must not hang on their number.
     """
 
     build: Callable[[], ActivationModel]
@@ -39,10 +42,11 @@ class ClassMaps:
     device: str = "cpu"
 
     @torch.no_grad()
-    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> tuple[list[float], NDArray[np.float32]]:
+    def __call__(self, image: NDArray[np.uint8], labels: Sequence[int]) -> list[ClassMap | None]:
         height, width = image.shape[:2]
-        if not labels:
-            return [], np.zeros((0, height, width), dtype=np.float32)
+        known = [label for label in labels if self.members[label]]
+        if not known:
+            return [None] * len(labels)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -50,11 +54,24 @@ class ClassMaps:
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
             pixels = F.interpolate(pixels.float(), seen, mode="bilinear", antialias=True)
             logits, maps = model.activation(model.normalised(pixels))
-            _, own, scores = translated(logits, maps, model.probabilities(logits), [self.members[label] for label in labels])
+            _, own, scores = translated(logits, maps, model.probabilities(logits), [self.members[label] for label in known])
             large = at_pixels(own[0].float().cpu(), model.level, seen, (height, width))
-            return scores[0].tolist(), np.asarray(large.numpy(), dtype=np.float32)
+            found = dict(zip(known, zip(scores[0].tolist(), np.asarray(large.numpy(), dtype=np.float32), strict=True), strict=True))
+            return [found.get(label) for label in labels]
         finally:
             torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Builds torchvision's classifier of a name. weights: as `CAMModel` takes them; mark: what changes with the content of a file of weights."""
+
+    name: str
+    weights: str
+    mark: str = ""
+
+    def __call__(self) -> CAMModel:
+        return CAMModel(self.name, self.weights)
 
 
 def seen_size(height: int, width: int, side: int) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -27,7 +26,7 @@ from maskseg.bottomup.grabcut import Cut
 from maskseg.errors import UserError
 from maskseg.inference.review_guards import Bools, OwnPageOnly, Uploads, read_strokes
 from maskseg.inference.review_state import Annotation, ReviewFile, review_of
-from maskseg.masks import Rle, rle_from_counts, rle_to_bitmaps
+from maskseg.masks import Rle, encoded, rle_to_bitmaps
 
 Box = Sequence[float]  # xyxy, pixels
 Recut = Callable[[NDArray[np.uint8], Box | None, Bools, Bools], Cut]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
@@ -53,12 +52,6 @@ class Pictures(Protocol):
 
     def categories(self) -> dict[int, str]:
         """Names by id."""
-
-
-class Decision(BaseModel):
-    """What is posted."""
-
-    decision: Literal["accepted", "rejected"]
 
 
 def review_app(file: ReviewFile, pictures: Pictures, recut: Recut, host: str, uploads: Uploads) -> FastAPI:
@@ -143,9 +136,9 @@ class Routes:
         picture.save(data, "PNG", bits=1, transparency=0)
         return Response(data.getvalue(), media_type="image/png")
 
-    def decide(self, number: int, posted: Decision) -> Response:
-        """Accepts or rejects."""
-        self.file.decide(number, posted.decision)
+    def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> Response:
+        """Accepts or rejects; no body is read."""
+        self.file.decide(number, decision)
         return self._state(number)
 
     async def cut(self, number: int, request: Request, box: str = "") -> Response:
@@ -169,25 +162,25 @@ class Routes:
         cut = self.recut(self.pictures.pixels(annotation["image_id"]), chosen, foreground, background)
         if not cut.mask.any():
             raise HTTPException(422, "nothing would be left of the mask; paint foreground, or reject it")
-        rle, tight = _encoded(cut.mask)
-        self.file.redraw(number, rle, tight, float(cut.mask.sum()))
-        return self._state(number, cut.fallback)
+        self.file.redraw(number, *encoded(cut.mask), int(cut.mask.sum()), cut.fallback)
+        return self._state(number)
 
-    def _state(self, number: int, fallback: str = "") -> Response:
+    def _state(self, number: int) -> Response:
         annotation = self.file.annotation(number)
         height, width = self.pictures.size(annotation["image_id"])
-        score = annotation.get("score")
+        made = annotation["mask_by"] if isinstance(annotation.get("mask_by"), dict) else {}
+        score, fallback = made.get("score", annotation.get("score")), made.get("fallback")
         found = {
             "id": number,
             "image_id": annotation["image_id"],
             "height": height,
             "width": width,
             "box": _box(annotation),
-            "score": score if isinstance(score, int | float) and math.isfinite(score) else None,
+            "score": score if _is_number(score) else None,
             "review": review_of(annotation),
             "undoable": self.file.undoable(),
             "trouble": self.file.trouble,
-            "fallback": fallback,
+            "fallback": fallback if isinstance(fallback, str) else "",
         }
         return JSONResponse(found)
 
@@ -207,10 +200,14 @@ async def _told(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _box(annotation: Annotation) -> list[float] | None:
     """xyxy; None where the annotation has no box that is one."""
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return None
     x, y, width, height = box
     return [x, y, x + width, y + height] if width > 0 and height > 0 else None
@@ -228,12 +225,3 @@ def _posted_box(text: str, height: int, width: int) -> list[float]:
     if box[0] >= box[2] or box[1] >= box[3]:
         raise HTTPException(422, "the box has no part of the image in it")
     return box
-
-
-def _encoded(mask: Bools) -> tuple[Rle, list[float]]:
-    """bool [H, W] with some pixel set -> RLE, and the tight box x, y, width, height."""
-    flat = mask.T.ravel()  # COCO's run lengths go down the columns, and begin with what is not set
-    counts = np.diff(np.flatnonzero(np.diff(flat, prepend=False)), prepend=0, append=flat.size)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = float(columns[0]), float(rows[0])
-    return rle_from_counts(counts, *mask.shape), [x, y, float(columns[-1]) + 1 - x, float(rows[-1]) + 1 - y]

@@ -6,8 +6,8 @@ it lacks, when a page is opened, and at the end. A journal that a killed process
 ever lost, and the file is true but for the last moments.
 
 A decision is the annotation's own field "review": "accepted", "rejected", or "edited" for one whose mask was made anew (segmentation as
-compressed RLE, bbox and area with it). Annotations that have none of these are open. All other fields, and whatever else the file holds, stay
-as they are; rejected annotations stay too, so that they can be taken back. Undo reaches back to when the file was opened.
+compressed RLE, bbox, area and mask_by with it). Annotations that have none of these are open. All other fields, and whatever else the file
+holds, stay as they are; rejected annotations stay too, so that they can be taken back. Undo reaches back to when the file was opened.
 """
 
 from __future__ import annotations
@@ -105,9 +105,10 @@ class ReviewFile:
 
         self._change(number, change)
 
-    def redraw(self, number: int, mask: Rle, box: list[float], area: float) -> None:
-        """A new mask; box: x, y, width, height of the mask, area: its pixels. Raises as `decide` does."""
-        self._change(number, lambda annotation: annotation.update(segmentation=mask, bbox=box, area=area, review="edited"))
+    def redraw(self, number: int, mask: Rle, box: list[int], area: int, fallback: str = "") -> None:
+        """A new mask; box: x, y, width, height of the mask, area: its pixels, fallback: why it is not GrabCut's. Raises as `decide` does."""
+        made = {"technique": "review"} | ({"fallback": fallback} if fallback else {})
+        self._change(number, lambda annotation: annotation.update(segmentation=mask, bbox=box, area=area, mask_by=made, review="edited"))
 
     def undo(self) -> int | None:
         """Takes the last decision back. -> the id of its annotation, which is exactly as it was before; None where there is none."""

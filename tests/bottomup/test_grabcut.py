@@ -134,6 +134,23 @@ def test_sure_seeds_stay() -> None:
     assert found[8:12, 8:12].all()
 
 
+@pytest.mark.parametrize("size", [(700, 620), (90, 77)])
+def test_a_crop_that_is_scaled_keeps_its_sure_seeds(size: tuple[int, int]) -> None:
+    """The object reaches a little beyond its box; a pixel in it is background, a column of pixels through it and beyond foreground."""
+    height, width = size
+    radius, middle = 0.2 * height, (0.45 * height, 0.5 * width)
+    box = tuple(middle[1 - axis] + sign * 0.95 * radius for sign in (-1, 1) for axis in (0, 1))
+    image = scene(disc(height, width, *middle, radius))
+    codes = np.where(box_mask(box, height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND))
+    codes[int(0.5 * height), int(0.55 * width)], codes[:, int(0.5 * width)] = BACKGROUND, FOREGROUND
+    for side in (0, 64, 192):
+        found = grabcut(image, codes, side=side)
+        assert found.fallback == ""
+        assert iou(found.mask, disc(height, width, *middle, radius)) > 0.8
+        assert not found.mask[codes == BACKGROUND].any()
+        assert found.mask[codes == FOREGROUND].all()
+
+
 @pytest.mark.parametrize(
     ("code", "why"),
     [(BACKGROUND, "no foreground"), (MAYBE_BACKGROUND, "no foreground"), (FOREGROUND, "no background"), (MAYBE_FOREGROUND, "no back")],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import BinaryJaccardIndex
 
-from maskseg.evaluation.annotation import COLUMNS, AnnotationScores, agreement, annotation_table, class_lines
+from maskseg.evaluation.annotation import ANY_SIZE, COLUMNS, AnnotationScores, agreement, annotation_table, class_lines
 
 
 def test_counts() -> None:
@@ -33,6 +33,7 @@ def test_the_means_by_hand() -> None:
     assert found["frequency_weighted_IoU"] == pytest.approx((10 * iou[0] + 30 * iou[1]) / 40)
     assert found["object_IoU"] == pytest.approx((0.6 + 1 + 0) / 3)
     assert found["class_object_IoU"] == pytest.approx((0.6 + 0.5) / 2)
+    assert found[ANY_SIZE] == pytest.approx((0.6 + 0.5 + 1 + 0) / 4)
     first, none, third = scores.per_class()
     assert first == pytest.approx({"label": 0, "iou": iou[0], "accuracy": accuracy[0], "object_iou": 0.6, "objects": 1, "true_pixels": 10})
     assert none == {"label": 1, "iou": -1, "accuracy": -1, "object_iou": -1, "objects": 0, "true_pixels": 0}
@@ -44,7 +45,7 @@ def test_nothing_and_nothing_true() -> None:
     scores = AnnotationScores(1)
     scores.add(0, (0, 9, 0, 91))
     found = scores.compute()
-    assert (found["mIoU"], found["frequency_weighted_IoU"], found["object_IoU"]) == (0, -1, -1)
+    assert (found["mIoU"], found["frequency_weighted_IoU"], found["object_IoU"], found[ANY_SIZE]) == (0, -1, -1, -1)
     assert np.isfinite(list(found.values())).all()
 
 

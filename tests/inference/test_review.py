@@ -84,7 +84,7 @@ def test_the_page_and_its_parts(page: Page) -> None:
 
 
 def test_items_lie_by_image(page: Page) -> None:
-    page.client.post("/api/annotations/9/decision", json={"decision": "rejected"})
+    page.client.post("/api/annotations/9/decision?decision=rejected")
     found = page.client.get("/api/items").json()
     assert found == {
         "file": "masks.json",
@@ -99,7 +99,7 @@ def test_items_lie_by_image(page: Page) -> None:
 
 
 def test_the_file_is_true_when_the_page_is_opened(page: Page) -> None:
-    page.client.post("/api/annotations/1/decision", json={"decision": "accepted"})
+    page.client.post("/api/annotations/1/decision?decision=accepted")
     assert json.loads(page.path.read_text()) == proposals()
     assert page.held()[1] == {**proposals()["annotations"][0], "review": "accepted"}
 
@@ -128,8 +128,8 @@ def test_masks_of_polygons_and_run_lengths(page: Page) -> None:
 
 
 def test_decisions_and_undo(page: Page) -> None:
-    assert page.client.post("/api/annotations/1/decision", json={"decision": "accepted"}).json()["review"] == "accepted"
-    assert page.client.post("/api/annotations/2/decision", json={"decision": "rejected"}).json()["undoable"] == 2
+    assert page.client.post("/api/annotations/1/decision?decision=accepted").json()["review"] == "accepted"
+    assert page.client.post("/api/annotations/2/decision?decision=rejected").json()["undoable"] == 2
     undone = page.client.post("/api/undo").json()
     assert (undone["id"], undone["review"], undone["undoable"]) == (2, "open", 1)
     assert {k: v.get("review") for k, v in page.held().items()} == {1: "accepted", 2: None, 5: None, 9: None}
@@ -138,11 +138,11 @@ def test_decisions_and_undo(page: Page) -> None:
     assert (refused.status_code, refused.json()) == (409, {"error": "there is nothing to take back"})
 
 
-@pytest.mark.parametrize("body", [{"decision": "edited"}, {"decision": 1}, {}, [], "accepted"])
-def test_other_decisions_are_refused(page: Page, body: Any) -> None:
-    answer = page.client.post("/api/annotations/1/decision", json=body)
+@pytest.mark.parametrize("query", ["?decision=edited", "?decision=1", "?decision=", "", "?accepted"])
+def test_other_decisions_are_refused(page: Page, query: str) -> None:
+    answer = page.client.post(f"/api/annotations/1/decision{query}", json={"decision": "accepted"})
     assert answer.status_code == 422
-    assert "decision" in answer.json()["error"] or "valid" in answer.json()["error"]
+    assert "decision" in answer.json()["error"]
     assert page.file.undoable() == 0
 
 
@@ -160,7 +160,7 @@ def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
     np.testing.assert_array_equal(coco_mask.decode(rle), page.result)
     before = proposals()["annotations"][0]
     del before["segmentation"]
-    assert held == {**before, "bbox": [24, 14, 12, 12], "area": float(page.result.sum()), "review": "edited"}
+    assert held == {**before, "bbox": [24, 14, 12, 12], "area": page.result.sum(), "mask_by": {"technique": "review"}, "review": "edited"}
     assert list(coco_mask.toBbox(rle)) == held["bbox"]
     np.testing.assert_array_equal(pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255)
     assert answer.json()["box"] == [24, 14, 36, 26]
@@ -168,7 +168,7 @@ def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
 
 def test_an_edited_mask_that_is_rejected_stays_edited_and_undo_brings_polygons_back(page: Page) -> None:
     page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
-    page.client.post("/api/annotations/1/decision", json={"decision": "rejected"})
+    page.client.post("/api/annotations/1/decision?decision=rejected")
     np.testing.assert_array_equal(pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255)
     for _ in range(2):
         page.client.post("/api/undo")
@@ -221,6 +221,32 @@ def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
     assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == ""
     page.fallback = "no background seeds"
     assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == "no background seeds"
+    assert page.client.get("/api/annotations/1").json()["fallback"] == "no background seeds"
+    assert page.held()[1]["mask_by"] == {"technique": "review", "fallback": "no background seeds"}
+
+
+@pytest.mark.parametrize(
+    ("made", "score", "fallback"),
+    [
+        ({"technique": "cam", "score": 0.75, "fallback": "the map is constant"}, 0.75, "the map is constant"),
+        ({"technique": "box"}, 0.25, ""),
+        ({"score": "high", "fallback": 3}, None, ""),
+        ({"score": True, "fallback": ["x"]}, None, ""),
+        (["score"], 0.25, ""),
+    ],
+)
+def test_what_made_the_mask_is_told(tmp_path: Path, made: Any, score: float | None, fallback: str) -> None:
+    path, tree = write_proposals(tmp_path), proposals()
+    tree["annotations"][1]["mask_by"] = made
+    path.write_text(json.dumps(tree))
+    page = Page(path)
+    found = page.client.get("/api/annotations/2").json()
+    assert (found["score"], found["fallback"]) == (score, fallback)
+    page.client.post("/api/annotations/2/cut", content=strokes(), headers=PNG)
+    assert page.held()[2]["mask_by"] == {"technique": "review"}
+    page.client.post("/api/undo")
+    assert page.held()[2]["mask_by"] == made
+    page.file.close()
 
 
 def test_an_empty_cut_changes_nothing(page: Page) -> None:
@@ -244,7 +270,7 @@ def test_unknown_ids(page: Page) -> None:
     for path in ("/api/annotations/77", "/api/annotations/77/mask", "/api/images/77"):
         answer = page.client.get(path)
         assert (answer.status_code, answer.json()) == (404, {"error": "there is no id 77"})
-    assert page.client.post("/api/annotations/77/decision", json={"decision": "accepted"}).status_code == 404
+    assert page.client.post("/api/annotations/77/decision?decision=accepted").status_code == 404
     assert page.client.post("/api/annotations/77/cut", content=strokes(), headers=PNG).status_code == 404
     for path in ("/api/images/7.png", "/api/images/..%2f7.png", "/api/annotations/x"):
         assert page.client.get(path).status_code in (404, 422)
@@ -274,7 +300,7 @@ def test_files_outside_the_folder_and_bad_ones_are_refused(tmp_path: Path, name:
         assert told in answer.json()["error"]
     assert page.calls == []
     assert page.client.get("/api/images/3").status_code == 200
-    assert page.client.post("/api/annotations/1/decision", json={"decision": "rejected"}).status_code == 200
+    assert page.client.post("/api/annotations/1/decision?decision=rejected").status_code == 200
     page.file.close()
 
 
@@ -295,11 +321,11 @@ def test_the_file_is_closed_with_the_application(tmp_path: Path) -> None:
     path = write_proposals(tmp_path)
     page = Page(path)
     with page.client as client:
-        client.post("/api/annotations/1/decision", json={"decision": "accepted"})
+        client.post("/api/annotations/1/decision?decision=accepted")
     assert json.loads(path.read_text())["annotations"][0]["review"] == "accepted"
     assert not path.with_name("masks.json.journal").exists()
 
 
 def test_trouble_with_the_file_is_told(page: Page) -> None:
     page.file.trouble = "disk full"
-    assert page.client.post("/api/annotations/1/decision", json={"decision": "accepted"}).json()["trouble"] == "disk full"
+    assert page.client.post("/api/annotations/1/decision?decision=accepted").json()["trouble"] == "disk full"

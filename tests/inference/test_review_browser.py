@@ -145,7 +145,8 @@ def _review(desk: Desk) -> None:
     edited, changed = held["annotations"][2], expected["annotations"][2]
     mask = coco_mask.decode(edited["segmentation"]).astype(bool)
     assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
-    changed |= {"segmentation": edited["segmentation"], "bbox": list(coco_mask.toBbox(edited["segmentation"])), "area": float(mask.sum())}
+    changed |= {"segmentation": edited["segmentation"], "bbox": list(coco_mask.toBbox(edited["segmentation"])), "area": mask.sum()}
+    changed["mask_by"] = {"technique": "review"}
     for annotation, review in zip(expected["annotations"], ("accepted", "rejected", "edited"), strict=False):
         annotation["review"] = review
     assert held == expected
@@ -225,6 +226,50 @@ def test_keys_that_are_pressed_fast_wait_for_each_other(desk: Desk) -> None:
     desk.page.reload()
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
     assert [a["review"] for a in desk.held()["annotations"]] == ["accepted", "accepted", "rejected", "rejected"]
+
+
+def test_a_key_that_is_held_decides_once(desk: Desk) -> None:
+    for _ in range(3):  # from the second one on as the keyboard repeats it
+        desk.page.keyboard.down("r")
+    desk.page.keyboard.up("r")
+    desk.about("annotation 5: open")
+    for _ in range(3):
+        desk.page.keyboard.down("ArrowRight")
+    desk.page.keyboard.up("ArrowRight")
+    desk.about("annotation 9: open")
+    assert desk.marks() == ["rejected", "open", "open", "open"]
+
+
+def test_a_button_is_not_pressed_again_by_the_space_bar(desk: Desk) -> None:
+    desk.page.get_by_role("button", name="Accept").click()
+    desk.about("annotation 5: open")
+    desk.keys(" ", " ")
+    desk.keys("ArrowRight")
+    desk.about("annotation 2")
+    assert desk.marks() == ["accepted", "open", "open", "open"]
+
+
+def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
+    path, tree = write_proposals(tmp_path), proposals()
+    tree["annotations"][0]["mask_by"] = {"technique": "cam", "score": 0.5, "fallback": "no class map"}
+    path.write_text(json.dumps(tree))
+    with served_here(path) as address:
+        desk = Desk(browser, address, path)
+        desk.about("annotation 1, score 0.50: open")
+        desk.page.get_by_role("alert").filter(has_text="No object was found here (no class map)").wait_for()
+        desk.keys("ArrowRight")
+        desk.about("annotation 5")
+        assert desk.page.get_by_role("alert").inner_text() == ""
+        desk.page.close()
+
+
+def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
+    desk.page.route("**/api/annotations/5", lambda route: route.fulfill(status=500, json={"error": "no such luck"}))
+    desk.keys("ArrowRight")
+    desk.page.get_by_role("alert").filter(has_text="no such luck").wait_for()
+    desk.keys("r", "ArrowRight")
+    desk.about("annotation 2")
+    assert desk.marks() == ["open"] * 4
 
 
 def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(browser: Any, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra demo")
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
+from maskseg.bottomup.grabcut import Cut
 from maskseg.data.coco import read_coco
 from maskseg.inference.review import review_app
 from maskseg.inference.review_guards import Uploads, read_strokes
@@ -29,7 +30,7 @@ CUT = "/api/annotations/1/cut"
 MOST = 1_000_000
 
 
-def make(folder: Path, host: str = "127.0.0.1", cut: Any = lambda *_: disc(5), uploads: Uploads | None = None) -> FastAPI:
+def make(folder: Path, host: str = "127.0.0.1", cut: Any = lambda *_: Cut(disc(5)), uploads: Uploads | None = None) -> FastAPI:
     path = write_proposals(folder)
     pictures = CocoPictures(read_coco(path, check_images=False), folder, 10_000)
     return review_app(ReviewFile(path, delay=1e6), pictures, cut, host, uploads or Uploads(MOST, 4))
@@ -63,7 +64,7 @@ def client(tmp_path: Path) -> TestClient:
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "localhost", "LOCALHOST:1"])
 def test_own_names(client: TestClient, host: str) -> None:
     assert client.get("/api/items", headers={"host": host}).status_code == 200
-    assert client.post("/api/annotations/1/decision", json={"decision": "accepted"}, headers={"host": host, "origin": f"http://{host}"}).is_success
+    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"host": host, "origin": f"http://{host}"}).is_success
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_other_names_are_refused(client: TestClient, host: str) -> None:
     "origin", ["http://evil.example", "http://127.0.0.1:8001", "http://localhost:8000", "null", "http://[", "http://127.0.0.1:8000.evil"]
 )
 def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
-    assert client.post("/api/annotations/1/decision", json={"decision": "accepted"}, headers={"origin": origin}).status_code == 403
+    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"origin": origin}).status_code == 403
     assert client.post("/api/undo", headers={"origin": origin}).status_code == 403
     assert client.get("/api/items").json()["undoable"] == 0
 
@@ -142,7 +143,7 @@ def test_a_stated_length_over_the_limit_is_refused_unread(client: TestClient) ->
     assert client.post(CUT, content=black() + bytes(MOST), headers={"content-type": "image/png"}).status_code == 413
 
 
-def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str]) -> tuple[int, int]:
+def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = CUT, query: bytes = b"") -> tuple[int, int]:
     """Sends a body in pieces, as a server would hand it on. -> the status, and how many pieces were read before it came."""
     status, read = 0, 0
 
@@ -156,9 +157,14 @@ def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str]) -> tuple[int
         status = message.get("status", status)
 
     raw = [(k.encode(), v.encode()) for k, v in {"host": "127.0.0.1", "content-type": "image/png", **headers}.items()]
-    scope = {"type": "http", "method": "POST", "path": CUT, "raw_path": CUT.encode(), "query_string": b"", "headers": raw, "http_version": "1.1"}
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": query, "headers": raw, "http_version": "1.1"}
     asyncio.run(app({**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}, receive, send))
     return status, read
+
+
+@pytest.mark.parametrize(("path", "query", "status"), [("/api/annotations/1/decision", b"decision=accepted", 200), ("/api/undo", b"", 409)])
+def test_decisions_read_no_body(tmp_path: Path, path: str, query: bytes, status: int) -> None:
+    assert ask(make(tmp_path), [bytes(100_000)] * 600, {"content-type": "application/json"}, path, query) == (status, 0)
 
 
 def test_sixty_megabytes_are_refused_while_they_arrive(tmp_path: Path) -> None:
@@ -193,10 +199,10 @@ def test_twenty_at_once(tmp_path: Path) -> None:
     """Four are cut, the others are told to try again at once; later there is room again."""
     started, go = threading.Semaphore(0), threading.Event()
 
-    def cut(*_: Any) -> np.ndarray:
+    def cut(*_: Any) -> Cut:
         started.release()
         assert go.wait(60)
-        return disc(5)
+        return Cut(disc(5))
 
     client = TestClient(make(tmp_path, cut=cut), base_url="http://127.0.0.1:8000")
     statuses: list[int] = []

@@ -45,14 +45,14 @@ def expected(changes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-EDITED = {"segmentation": NEW, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 9.0, "review": "edited"}
+EDITED = {"segmentation": NEW, "bbox": [1, 2, 3, 4], "area": 9, "mask_by": {"technique": "review"}, "review": "edited"}
 AFTER = {1: {"review": "accepted"}, 2: {"review": "rejected"}, 5: EDITED}
 
 
 def decide(file: ReviewFile) -> None:
     file.decide(1, "accepted")
     file.decide(2, "rejected")
-    file.redraw(5, NEW, [1.0, 2.0, 3.0, 4.0], 9.0)
+    file.redraw(5, NEW, [1, 2, 3, 4], 9)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_kill_after_any_decision_loses_none(path: Path, tmp_path: Path) -> Non
     steps: list[Callable[[], Any]] = [
         lambda: file.decide(1, "accepted"),
         lambda: file.decide(2, "rejected"),
-        lambda: file.redraw(5, NEW, [1.0, 2.0, 3.0, 4.0], 9.0),
+        lambda: file.redraw(5, NEW, [1, 2, 3, 4], 9),
         file.undo,
     ]
     results = [{1: AFTER[1]}, {1: AFTER[1], 2: AFTER[2]}, AFTER, {1: AFTER[1], 2: AFTER[2]}]

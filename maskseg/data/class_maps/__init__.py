@@ -27,12 +27,12 @@ def class_members(data_set: str) -> dict[str, list[int]]:
 
 
 def members_of(names: Sequence[str]) -> list[list[int]]:
-    """The same for classes of VOC or COCO by name, in order. Raises UserError, which lists them, for names that have no member in ImageNet."""
+    """The same for classes of VOC or COCO by name, in order; [] for a name that has no member in ImageNet. Raises UserError where none has one."""
     known = class_members("coco") | class_members("voc")
-    without = [name for name in names if not known.get(name)]
-    if without:
-        raise UserError(f"ImageNet has no class for {', '.join(without)}: leave these out, or train a classifier (experiment=classify_coco_r50)")
-    return [known[name] for name in names]
+    found = [known.get(name, []) for name in names]
+    if names and not any(found):
+        raise UserError(f"ImageNet has no class for {', '.join(names)}: train a classifier (experiment=classify_coco_r50)")
+    return found
 
 
 @cache

@@ -38,14 +38,17 @@ async function open(id) {
   if (id === null) return;
   list.select(id);
   const { imageId } = list.item(id);
+  shown = null; // nothing is decided on what is not in sight
   say("");
   const [state, image, bitmap] = await Promise.allSettled([told(`annotations/${id}`), picture(imageId), mask(id)]);
   const failed = [state, image, bitmap].find((part) => part.status === "rejected");
+  if (state.status === "fulfilled") {
+    shown = state.value;
+    view.show({ ...shown, image: image.value ?? null, mask: bitmap.value ?? null });
+    note(shown);
+  }
   if (failed) say(failed.reason.message);
-  if (state.status === "rejected") return;
-  shown = state.value;
-  view.show({ ...shown, image: image.value ?? null, mask: bitmap.value ?? null });
-  note(shown);
+  if (!shown) return;
   const ahead = list.beside(1);
   if (ahead !== null) picture(list.item(ahead).imageId).catch(() => {});
 }
@@ -57,7 +60,7 @@ function note(state) {
   undoable = state.undoable;
   const score = state.score === null ? "" : `, score ${state.score.toFixed(2)}`;
   find("about").textContent = `${item.category} in ${item.image}, annotation ${item.id}${score}: ${item.review}`;
-  if (state.fallback) say(`GrabCut found no object here (${state.fallback}): the mask is the ellipse in the box and what is painted`);
+  if (state.fallback) say(`No object was found here (${state.fallback}): the ellipse in the box stands in, or the map; painted strokes are kept`);
   if (state.trouble) say(`Saved in the journal, but: ${state.trouble}`);
   const done = list.items.filter((each) => each.review !== "open").length;
   find("count").textContent = `${done} of ${list.items.length} reviewed, ${list.shown.length} shown`;
@@ -68,8 +71,7 @@ function note(state) {
 
 async function decide(decision) {
   if (!shown) return;
-  const headers = { "Content-Type": "application/json" };
-  note(await told(`annotations/${shown.id}/decision`, { method: "POST", headers, body: JSON.stringify({ decision }) }));
+  note(await told(`annotations/${shown.id}/decision?decision=${decision}`, { method: "POST" }));
   await open(list.beside(1, "open") ?? list.beside(1));
 }
 
@@ -137,6 +139,8 @@ const KEYS = {
   arrowleft: "previous", arrowup: "previous", arrowright: "next", arrowdown: "next", "[": "smaller", "]": "larger",
 };
 
+const ONCE = new Set(["accept", "reject", "run", "undo"]); // not again and again while the key is held
+
 function buttons() {
   for (const tool of ["box", "foreground", "background"]) find(tool).setAttribute("aria-pressed", String(view.tool === tool));
   find("zoom").setAttribute("aria-pressed", String(view.zoomed));
@@ -157,7 +161,12 @@ function act(action) {
 }
 
 function listen() {
-  for (const name of Object.keys(actions)) find(name)?.addEventListener("click", () => act(actions[name]));
+  for (const name of Object.keys(actions)) {
+    find(name)?.addEventListener("click", (event) => {
+      event.currentTarget.blur(); // or the space bar would press it again
+      act(actions[name]);
+    });
+  }
   find("size").addEventListener("input", (event) => resize(Number(event.target.value)));
   find("filter").addEventListener("change", (event) => {
     event.target.blur(); // letters are shortcuts again
@@ -173,7 +182,7 @@ function listen() {
     const press = event.key === "Enter" && event.target.matches("button");
     if (!name || field || press || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    act(actions[name]);
+    if (!(event.repeat && ONCE.has(name))) act(actions[name]);
   });
 }
 
