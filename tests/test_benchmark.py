@@ -55,6 +55,7 @@ def test_roi_align_beside_torchvisions() -> None:
         assert max(one["agreement"].values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_trainers_suite(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     said = call([*SMALL, *MASKS, *SCENES, "steps=3", "trainer.ema=0.9", "output=out.json"], tmp_path, tool="benchmark")
@@ -105,6 +106,7 @@ def test_curves_from_equal_weights(tmp_path: Path) -> None:
     assert also["loss of steps 1-1, maskseg"] == pytest.approx(also["loss of steps 1-1, torchvision"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_suite_of_the_data(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     said = call([*SCENES, "suite=data", "data.num_workers=1", "data.max_images=4", "rounds=1", "output=out.json"], tmp_path, tool="benchmark")

@@ -107,7 +107,7 @@ def test_two_processes_killed_and_resumed(whole_two: Path, place: Path) -> None:
     assert_same_runs(whole_two, place / "run")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_saves_first(whole: Path, place: Path, number: int, code: int) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto", "data.num_workers=2"]
     process = start(words, place)

@@ -168,6 +168,7 @@ def test_a_preempted_job_goes_on(place: Path, slurm: Path) -> None:
     assert list(trials(place / "sweep")) == ["0"]
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep(place: Path) -> None:
     process = start(["--multirun", *TINY, "trainer.max_steps=200", "seed=0,1", "hydra.sweep.dir=sweep"], place, tool="sweep")
     wait_for_step(place / "sweep" / "0", 1, process)

@@ -41,6 +41,7 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: 
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 1
 
 
+@pytest.mark.slow
 def test_pieces_and_processes_together(scenes: Path, tmp_path: Path) -> None:
     said = call([str(scenes), str(tmp_path / "run"), "accumulate"], tmp_path, ranks=2, tool=RANKS)
     assert "equal weights" in said

@@ -135,7 +135,7 @@ def categories(tmp_path: Path) -> str:
     return f"categories={path}"
 
 
-@pytest.mark.parametrize("eps", [1e-5, 0.0])
+@pytest.mark.parametrize("eps", [pytest.param(1e-5, marks=pytest.mark.slow), 0.0])
 def test_classes_and_norms_of_ones_own(tmp_path: Path, images: list[Tensor], categories: str, eps: float) -> None:
     theirs = small(num_classes=4, **SIZE, box_detections_per_img=30)
     overwrite_eps(theirs, eps)
