@@ -149,7 +149,7 @@ class SegmentMasks:
         """Pixels of each mask, f64 [n], exact."""
         out, size = torch.zeros(len(self), dtype=torch.float64), self.members.shape[1]
         for rows, labels, _ in self._by_map():
-            pixels = _pixels(labels, size)
+            pixels = superpixel_areas(labels, size)
             for some in _blocks(rows, size):
                 out[some] = self.members[some].double() @ pixels
         return out
@@ -181,7 +181,7 @@ def _look_up(labels: Labels, x: NDArray[np.floating], y: NDArray[np.floating]) -
     return np.pad(labels, ((0, 1), (0, 1)), constant_values=-1)[row[:, :, None], column[:, None, :]]
 
 
-def _pixels(labels: Labels, size: int) -> Tensor:
+def superpixel_areas(labels: Labels, size: int) -> Tensor:
     """Pixels of each superpixel, f64 [size]. As float64, sums of them are exact, and no autocast or lower precision of products touches them."""
     return torch.from_numpy(np.bincount(labels.ravel() + 1, minlength=size + 1)[1:]).double()
 
@@ -201,7 +201,7 @@ def _cover_of_segments(labels: Labels, size: int, other: SegmentMasks) -> Tensor
         table = torch.from_numpy(members).double().T
         if theirs is labels:
             shared = min(size, len(table))  # a map has no superpixel beyond either's S
-            out[:shared, columns] = _pixels(labels, shared)[:, None] * table[:shared]
+            out[:shared, columns] = superpixel_areas(labels, shared)[:, None] * table[:shared]
         elif theirs.shape == labels.shape:
             pairs = (labels + 1).astype(np.int64) * (len(table) + 1) + (theirs + 1)
             common = np.bincount(pairs.ravel(), minlength=(size + 1) * (len(table) + 1)).reshape(size + 1, -1)[1:, 1:]

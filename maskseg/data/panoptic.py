@@ -22,7 +22,7 @@ from maskseg.data.coco import CocoFile
 from maskseg.data.coco_json import integer
 from maskseg.data.images import check_name, safe_join
 from maskseg.data.report import Report
-from maskseg.data.semantic import HIGHEST, SemanticMaps, check_header
+from maskseg.data.semantic import HIGHEST, SemanticMaps, check_header, read_png
 from maskseg.data.source import CocoSource
 from maskseg.errors import UserError
 from maskseg.structures import Categories
@@ -106,16 +106,7 @@ class PanopticMaps(SemanticMaps):
 
 def _colours(path: Path, height: int, width: int, max_pixels: int) -> NDArray[np.uint8]:
     """[height, width, 3]. Raises UserError."""
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            check_header(image, path, height, width, max_pixels, _WHAT)
-            if image.mode != "RGB":
-                raise UserError(f"{path}: a {_WHAT} says ids with three bytes of colour, this one is of mode {image.mode}")
-            return np.array(image)
-    except UserError:
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise UserError(f"{path}: the {_WHAT} cannot be read ({error})") from error
+    return read_png(path, height, width, max_pixels, _WHAT, ("RGB",), "says ids with three bytes of colour")
 
 
 def read_panoptic(path: Path, images: Sequence[ImageRecord], folder: Path, check_headers: bool, max_pixels: int) -> PanopticSegments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -102,11 +102,16 @@ class SemanticMaps:
 
 def read_values(path: Path, height: int, width: int, max_pixels: int, what: str = "semantic map") -> NDArray[Any]:
     """The values of a one-channel PNG, uint8 or uint16 [height, width], the indices of one with a palette. Raises UserError."""
+    return read_png(path, height, width, max_pixels, what, _MODES, "has one channel of category ids")
+
+
+def read_png(path: Path, height: int, width: int, max_pixels: int, what: str, modes: Collection[str], told: str) -> NDArray[Any]:
+    """The values of a PNG of one of Pillow's `modes`; told: what others lack. Raises UserError."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             check_header(image, path, height, width, max_pixels, what)
-            if image.mode not in _MODES:
-                raise UserError(f"{path}: a {what} has one channel of category ids, this one is of mode {image.mode}")
+            if image.mode not in modes:
+                raise UserError(f"{path}: a {what} {told}, this one is of mode {image.mode}")
             return np.array(image)
     except UserError:
         raise

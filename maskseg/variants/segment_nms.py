@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskseg.ops.nms import top_per_group
-from maskseg.segment_masks import Labels, SegmentMasks
+from maskseg.segment_masks import SegmentMasks, superpixel_areas
 from maskseg.structures import Regions
 
 MOST = 300  # candidates of a class in an image, the best, of which some may stay
@@ -24,18 +24,13 @@ def nms_of_masks(found: Regions, threshold: float) -> Tensor:
     order = order[torch.argsort(group[order], stable=True)]
     lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
     assert isinstance(found.masks, SegmentMasks)
-    sizes = [_pixels(labels, found.masks.members.shape[1]) for labels in found.masks.maps]
+    sizes = [superpixel_areas(labels, found.masks.members.shape[1]) for labels in found.masks.maps]
     kept = []
     for rows in torch.split(order, lengths):
         best = rows[:MOST]
         kept.append(best[_kept(_iou(found.masks.members[best], sizes[int(found.masks.map_index[best[0]])]), threshold)])
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept]).to(found.scores.device)
     return rows[top_per_group(found.scores[rows], found.image_index[rows], len(rows))]
-
-
-def _pixels(labels: Labels, count: int) -> Tensor:
-    """Pixels of each of `count` superpixels, f64."""
-    return torch.from_numpy(np.bincount(labels.ravel() + 1, minlength=count + 1)[1:]).double()
 
 
 def _iou(members: Tensor, pixels: Tensor) -> Tensor:

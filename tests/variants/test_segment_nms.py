@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from maskseg.segment_masks import SegmentMasks
+from maskseg.segment_masks import SegmentMasks, superpixel_areas
 from maskseg.structures import Regions
-from maskseg.variants.segment_nms import _iou, _pixels, nms_of_masks, pasted
+from maskseg.variants.segment_nms import _iou, nms_of_masks, pasted
 
 STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(3, axis=0)  # ten superpixels of 3 x 2 pixels side by side
 
@@ -68,4 +68,4 @@ def test_the_iou_is_that_of_the_masks() -> None:
     labels = generator.integers(-1, 12, (20, 30)).astype(np.int32)
     members = torch.from_numpy(generator.random((9, 15)) < 0.3)  # superpixels 12 to 14 have no pixel
     masks = SegmentMasks.of_image(labels, members)
-    assert torch.equal(_iou(members, _pixels(labels, 15)), masks.iou(masks))
+    assert torch.equal(_iou(members, superpixel_areas(labels, 15)), masks.iou(masks))
