@@ -21,7 +21,7 @@ from maskseg.data.single import SingleImage
 from maskseg.modules.folding import for_inference
 from maskseg.modules.fpn import FPN
 from maskseg.modules.resnet import ResNet
-from maskseg.ops.pyramid import flattened, pooled_pyramid
+from maskseg.ops.pyramid import pooled_pyramid
 from maskseg.pipeline import open_data
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Regions
@@ -125,21 +125,23 @@ def _parts(net: CFMNet, features: dict[str, Tensor], segments: Regions, batch: B
     level = model._assign(segments.boxes)
     boxed = partial(model._pooled, features, segments.boxes, segments.image_index, level)
 
-    def masked() -> Tensor:
+    def masked() -> list[Tensor]:
         assert segments.masks is not None
-        return boxed(model._inside(features, segments.masks))
+        rest = segments.image_index, level, model._inside(features, segments.masks)
+        return model._masked(features, segments.boxes, *rest, torch.arange(len(segments)))
 
     bins, kind = boxed(), next(iter(model.layers))
     scores = model.class_scores(model(features, segments.boxes, segments.image_index, segments.masks))
     row, label = torch.nonzero(scores > model.score_threshold).unbind(1)
     candidates = replace(segments[row], scores=scores[row, label], labels=label)
     kept = candidates[nms_of_masks(candidates, model.nms_threshold)]
-    vectors = flattened(pooled_pyramid(bins, model.pyramid))
+    pooled = pooled_pyramid(bins, model.pyramid)
     things: dict[str, Callable[[], object]] = {"pooling of boxes": boxed}
-    things |= {"projection and masked pooling": masked} if model.design == "full_map" else {}
+    if model.design == "full_map":
+        things = {"projection, pooling of boxes and masks": masked}
     things |= {
-        "pyramid of a path": lambda: flattened(pooled_pyramid(bins, model.pyramid)),
-        f"connected layers of a path (of {len(model.layers)})": partial(model.layers[kind], vectors),
+        "pyramid of a path": partial(pooled_pyramid, bins, model.pyramid),
+        f"connected layers of a path (of {len(model.layers)})": partial(model.layers[kind], pooled),
         f"NMS of {len(candidates)} candidates": partial(nms_of_masks, candidates, model.nms_threshold),
         "pasting": partial(pasted, kept, batch.sizes, *batch.images.shape[2:]),
     }

@@ -10,6 +10,7 @@ from torch import nn
 
 from maskseg.modules.box_head import FCTrunk
 from maskseg.modules.conv_norm import channels_last, folded, pairs
+from maskseg.modules.pyramid import FoldedPyramidLinear, PyramidLinear
 
 M = TypeVar("M", bound=nn.Module)
 _LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.GroupNorm
@@ -30,6 +31,9 @@ def for_inference(model: M, dtype: torch.dtype | None = None) -> M:
                 setattr(module, second, nn.Identity())
         if isinstance(module, FCTrunk):
             module.layers[0] = _as_convolution(module)
+        for name, child in module.named_children():
+            if isinstance(child, PyramidLinear):
+                setattr(module, name, FoldedPyramidLinear(child))
     for module in copied.modules():
         if isinstance(module, _LAYERS):
             module.to(dtype or module.weight.dtype)

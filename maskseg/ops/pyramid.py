@@ -9,12 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MANY, LONG = 256, 1024  # rows and inputs from which on a convolution costs less than a product of matrices
-CHANNELS = 32  # of such a convolution: windows of fewer than 28 cells take up to ten times as long
+FEWEST_CELLS = 28  # of such a convolution's window: with fewer it takes up to ten times as long
+CHANNELS = 32  # of such a convolution
 
 
 def pooled_pyramid(bins: Tensor, sides: Sequence[int]) -> list[Tensor]:
     """[R, C, S, S] -> the largest bin of each of side x side equal squares, [R, C, side, side] for each of `sides`, which divide S; channels_last."""
-    return [_largest(bins, bins.shape[2] // side) for side in sides]
+    found = {bins.shape[2]: bins}
+    for side in sorted(sides, reverse=True):  # each from the smallest that there is and that it divides
+        larger = min(known for known in found if known % side == 0)
+        found[side] = _largest(found[larger], larger // side)
+    return [found[side] for side in sides]
 
 
 def _largest(bins: Tensor, step: int) -> Tensor:
@@ -39,7 +44,7 @@ def flattened(parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def wide_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear, [R, inputs] -> [R, width], fast on a CPU for many rows and thousands of inputs.
 
     The same sum as a convolution whose window is all of an image, as which the inputs are read where they lie: oneDNN's kernels are two to three

@@ -48,10 +48,11 @@ def roi_align_levels(
     features: L maps [N, C, H_l, W_l]; boxes: f32 [R, 4] in pixels; level: i64 [R] in 0..L-1. -> [R, C, size, size] of the features' type, on a CPU
     channels_last (and fastest where the features are). A sample point whose place is not a number, with which torchvision's kernel crashes, gives 0.
     """
-    found = None
     if features[0].device.type == "cpu":
-        found = _by_lookups(features, strides, boxes, image_index, level, None, size, sampling_ratio, aligned)
-    return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned) if found is None else found
+        found = _all_lookups(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
+        if found is not None:
+            return _summed(features, *found[:3], size)
+    return by_torchvision(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
 
 
 def by_torchvision(
@@ -84,51 +85,63 @@ def masked_roi_align(
     size: int,
     sampling_ratio: int,
     aligned: bool,
-) -> Tensor:
+    whole: Tensor | None = None,
+) -> list[Tensor]:
     """RoIAlign of the maps times a mask of each region's own: roi_align(feature * mask[r]) for box r, without R products.
 
     masks: level, regions i64 [T] on it and cells i64 [T] of their maps, row by row -> the masks there, f32 [T]; asked for the cells that are looked
     up alone, a small part of them, whose weights they become a factor of. All is on the CPU. Other arguments as in `roi_align_levels`.
-    -> [R, C, size, size]. Raises ValueError for boxes with too many sample points.
+    -> [R, C, size, size]. whole: i64 [n], ascending: regions of which behind it what `roi_align_levels` gives is wanted too, [n, C, size, size], for
+    which the cells are not looked for again. Raises ValueError for boxes with too many sample points.
     """
-    found = _by_lookups(features, strides, boxes, image_index, level, masks, size, sampling_ratio, aligned)
+    found = _all_lookups(features, strides, boxes, image_index, level, size, sampling_ratio, aligned)
     if found is None:
         raise ValueError("boxes are too large for their map")
-    return found
+    lookups, order, counts, first = found
+    weights = []
+    for i, (part, rows) in enumerate(zip(lookups.split(counts), torch.split(order, counts), strict=True)):
+        region = rows.repeat_interleave(part.sizes.sum(dim=1))
+        weights.append(part.weights * masks(i, region, part.pixels - first[region]))
+    out = [_summed(features, replace(lookups, weights=torch.cat(weights)), order, counts, size)]
+    if whole is not None and features[0].device.type == "cpu":
+        out.append(_summed(features, *_of_regions(lookups, order, counts, whole), size))
+    elif whole is not None:
+        out.append(by_torchvision(features, strides, boxes[whole], image_index[whole], level[whole], size, sampling_ratio, aligned))
+    return out
 
 
-def _by_lookups(
-    features: list[Tensor],
-    strides: list[int],
-    boxes: Tensor,
-    image_index: Tensor,
-    level: Tensor,
-    masks: AtCells | None,
-    size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor | None:
-    """Both of the above as sums of pixels; None for boxes with too many sample points."""
-    device, level, image = features[0].device, level.cpu(), image_index.cpu()
+def _of_regions(lookups: _Lookups, order: Tensor, counts: list[int], rows: Tensor) -> tuple[_Lookups, Tensor, list[int]]:
+    """Those of some regions, i64 [n] ascending, numbered anew."""
+    number = torch.full((len(order),), -1).index_copy_(0, rows, torch.arange(len(rows)))[order]
+    here = number >= 0
+    entries = here.repeat_interleave(lookups.sizes.sum(dim=1))
+    kept = _Lookups(lookups.sizes[here], lookups.pixels[entries], lookups.weights[entries])
+    return kept, number[here], [int(part.sum()) for part in torch.split(here, counts)]
+
+
+def _all_lookups(
+    features: list[Tensor], strides: list[int], boxes: Tensor, image_index: Tensor, level: Tensor, size: int, sampling_ratio: int, aligned: bool
+) -> tuple[_Lookups, Tensor, list[int], Tensor] | None:
+    """-> lookups, the regions level by level i64 [R], how many are on each, and the first pixel of each region's image on its level's map i64 [R],
+    all on the CPU; None for boxes with too many sample points."""
+    level, image = level.cpu(), image_index.cpu()
     order = torch.argsort(level, stable=True)
     counts = torch.bincount(level, minlength=len(features)).tolist()
     of_level = torch.tensor([(*feature.shape[2:], 1.0 / stride) for feature, stride in zip(features, strides, strict=True)], dtype=torch.float32)
     height, width, scale = of_level[level[order]].unbind(1)
     cells = boxes.detach().cpu().float()[order] * scale[:, None] - (0.5 if aligned else 0.0)
     lookups = _lookups(cells, image[order], height, width, size, sampling_ratio, aligned)
-    if lookups is None:
-        return None
-    if masks is not None:
-        first, weights = image * (height * width).long()[order.argsort()], []
-        for i, (part, rows) in enumerate(zip(lookups.split(counts), torch.split(order, counts), strict=True)):
-            region = rows.repeat_interleave(part.sizes.sum(dim=1))
-            weights.append(part.weights * masks(i, region, part.pixels - first[region]))
-        lookups = replace(lookups, weights=torch.cat(weights))
+    return None if lookups is None else (lookups, order, counts, image * (height * width).long()[order.argsort()])
+
+
+def _summed(features: list[Tensor], lookups: _Lookups, order: Tensor, counts: list[int], size: int) -> Tensor:
+    """[R, C, size, size] on the features' device, as sums of pixels."""
+    device, channels = features[0].device, features[0].shape[1]
     lookups = _Lookups(*(getattr(lookups, f.name).to(device) for f in fields(_Lookups)))
     kept = features[0].dtype if features[0].dtype in TABLE_DTYPES else torch.float32
-    tables = [feature.to(kept).permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).contiguous() for feature in features]
+    tables = [feature.to(kept).permute(0, 2, 3, 1).reshape(-1, channels).contiguous() for feature in features]
     sums = cast(Tensor, _LookUp.apply(lookups, order.to(device), counts, *tables))
-    return sums.view(len(boxes), size, size, features[0].shape[1]).permute(0, 3, 1, 2).to(features[0].dtype)
+    return sums.view(len(order), size, size, channels).permute(0, 3, 1, 2).to(features[0].dtype)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from maskseg.interfaces import Features, Level, Losses
 from maskseg.masks import Masks
 from maskseg.ops.losses import mean_count
 from maskseg.ops.projection import SuperpixelCells, project_superpixels
-from maskseg.ops.pyramid import MANY, flattened, pooled_pyramid
+from maskseg.ops.pyramid import MANY, pooled_pyramid
 from maskseg.ops.roi_align import AtCells, assign_levels, masked_roi_align, roi_align_levels
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Regions, Samples
@@ -63,7 +63,7 @@ class CFMClassifier(nn.Module):
         threshold: float = 0.5,
         sampling_ratio: int = 2,
         canonical_size: float = 224.0,
-        width: int = 1024,
+        width: int = 512,
         layers: int = 2,
         dropout: float = 0.0,
         weights: str | None = None,
@@ -100,15 +100,25 @@ class CFMClassifier(nn.Module):
 
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> Tensor:
         """-> class logits f32 [R, K + 1], background last."""
-        return cast(Tensor, self.scores(self.vectors(features, boxes, image_index, masks))).float()
+        vectors, order = self._vectors(features, boxes, image_index, masks)
+        return cast(Tensor, self.scores(vectors)).float()[order]
 
     def vectors(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> Tensor:
         """What the last layer sees of each segment, [R, width or 2 width]."""
+        vectors, order = self._vectors(features, boxes, image_index, masks)
+        return vectors[order]
+
+    def _vectors(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """`vectors` in some order, and where each segment's is, i64 [R]: for inference, those of equal boxes are side by side."""
         inside = self._inside(features, masks) if self.design == "full_map" and "segment" in self.paths else None
+        count, order = len(boxes), torch.arange(len(boxes), device=boxes.device)
+        if not self.training:
+            places = torch.cat([self._assign(boxes)[:, None], image_index[:, None], boxes], dim=1)
+            order = torch.unique(places, dim=0, return_inverse=True)[1].argsort()
         # A few hundred segments at a time: thousands of vectors at once are memory that the system has to hand out anew each time.
-        count = len(boxes)
-        blocks = torch.arange(count).tensor_split(max(1, min(-(-count * self.inputs // BLOCK), count // MANY)))  # none too small to be fast
-        return torch.cat([self._block(features, boxes[rows], image_index[rows], masks[rows], inside, rows) for rows in blocks])
+        blocks = order.tensor_split(max(1, min(-(-count * self.inputs // BLOCK), count // MANY)))  # none too small to be fast
+        found = [self._block(features, boxes[rows], image_index[rows], masks[rows], inside, rows) for rows in blocks]
+        return torch.cat(found), order.argsort()
 
     def _block(self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks, inside: AtCells | None, rows: Tensor) -> Tensor:
         """`vectors` of some segments, `rows` of those that `inside` knows."""
@@ -120,13 +130,20 @@ class CFMClassifier(nn.Module):
             for side, part in zip(self.pyramid, pooled_pyramid(bins, self.pyramid), strict=True):
                 own = (F.adaptive_avg_pool2d(fine, side) > self.threshold).to(part) if side in self.masked else None
                 parts.append(part if own is None else part * own)
-            return cast(Tensor, self.layers["both"](flattened(parts)))
-        found = []
-        for path in self.paths:
-            masked = None if path == "box" or inside is None else partial(_of_rows, inside, rows)
-            own = self._pooled(features, boxes, image_index, level, masked)
-            found.append(self.layers[path](flattened(pooled_pyramid(own, self.pyramid))))
-        return torch.cat(found, dim=1)
+            return cast(Tensor, self.layers["both"](parts))
+        new = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+        if not self.training:  # where dropout draws for each segment
+            new[1:] = (boxes[1:] != boxes[:-1]).any(dim=1) | (image_index[1:] != image_index[:-1])
+        first = torch.nonzero(new).squeeze(1)
+        if inside is None:
+            both = [self._pooled(features, boxes[first], image_index[first], level[first])]
+        else:
+            wanted = first if "box" in self.paths else None
+            both = self._masked(features, boxes, image_index, level, partial(_of_rows, inside, rows), wanted)
+        found = {path: self.layers[path](pooled_pyramid(own, self.pyramid)) for path, own in zip(self.paths, both, strict=True)}
+        if "box" in found:
+            found["box"] = found["box"][new.cumsum(0) - 1]
+        return torch.cat(list(found.values()), dim=1)
 
     def _assign(self, boxes: Tensor) -> Tensor:
         """The level of each box, i64 [R], counted from the finest one."""
@@ -134,14 +151,22 @@ class CFMClassifier(nn.Module):
         lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
         return assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
 
-    def _pooled(self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor, inside: AtCells | None = None) -> Tensor:
-        """RoIAlign of the maps, or of the masked maps: [R, C, size, size]."""
-        maps, strides = [features[name] for name in self.at], [level.stride for level in self.at.values()]
-        # To RoIAlign cell i lies at (i + 0.5) * stride, which is not where a trunk says that it looks.
-        boxes = boxes + boxes.new_tensor([0.5 * at.stride - at.centre for at in self.at.values()])[level, None]
-        if inside is None:
-            return roi_align_levels(maps, strides, boxes, image_index, level, self.size, self.sampling_ratio, True)
-        return masked_roi_align(maps, strides, boxes, image_index, level, inside, self.size, self.sampling_ratio, True)
+    def _pooled(self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor) -> Tensor:
+        """RoIAlign of the maps, [R, C, size, size]."""
+        maps, strides = [features[name] for name in self.at], [at.stride for at in self.at.values()]
+        return roi_align_levels(maps, strides, self._placed(boxes, level), image_index, level, self.size, self.sampling_ratio, True)
+
+    def _masked(
+        self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor, inside: AtCells, whole: Tensor | None = None
+    ) -> list[Tensor]:
+        """RoIAlign of the masked maps and, of the regions `whole`, of the maps."""
+        maps, strides = [features[name] for name in self.at], [at.stride for at in self.at.values()]
+        boxes = self._placed(boxes, level)
+        return masked_roi_align(maps, strides, boxes, image_index, level, inside, self.size, self.sampling_ratio, True, whole)
+
+    def _placed(self, boxes: Tensor, level: Tensor) -> Tensor:
+        """To RoIAlign cell i lies at (i + 0.5) * stride, which is not where a trunk says that it looks."""
+        return boxes + boxes.new_tensor([0.5 * at.stride - at.centre for at in self.at.values()])[level, None]
 
     def _inside(self, features: Features, masks: Masks) -> AtCells:
         """What says where the masks are on the cells of each level: the values of `projected` at some places of them."""
@@ -153,6 +178,8 @@ class CFMClassifier(nn.Module):
         cells = [[SuperpixelCells.of(own, shape, at.stride, at.centre, *rule) for own in labels] for shape, at in places]
 
         def at_cells(level: int, mask: Tensor, cell: Tensor) -> Tensor:
+            if len(cells[level]) == 1:
+                return cells[level][0].at(masks.members, mask, cell)
             out = torch.zeros(len(mask))
             for image, own in enumerate(cells[level]):
                 here = torch.nonzero(masks.map_index[mask] == image).squeeze(1)

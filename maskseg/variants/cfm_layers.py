@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.errors import UserError
+from maskseg.modules.pyramid import PyramidLinear
 from maskseg.ops.pyramid import wide_linear
 from maskseg.variants.vgg import fc_state
 
@@ -17,19 +18,21 @@ VGG16 = (512, 7, 4096, 2)  # channels of conv5, the side to which regions of it 
 
 
 class Connected(nn.Sequential):
-    """Linear layers [R, inputs] -> [R, width], each followed by ReLU and, in training, by dropout of that probability."""
+    """Linear layers, the first of which takes the parts of a pyramid of C channels (`PyramidLinear`), to [R, width]; each is followed by ReLU and,
+    in training, by dropout of that probability."""
 
-    def __init__(self, inputs: int, width: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
-        for n in [inputs, *[width] * (layers - 1)]:
-            linear = nn.Linear(n, width)
+        for linear in [PyramidLinear(channels, pyramid, width), *(nn.Linear(width, width) for _ in range(layers - 1))]:
             nn.init.kaiming_uniform_(linear.weight, a=1)
             nn.init.zeros_(linear.bias)
             self.extend([linear, nn.ReLU(inplace=True)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self:
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        first, *others = self
+        x = cast(Tensor, first(parts))
+        for layer in others:
             x = wide_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
             if isinstance(layer, nn.ReLU) and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
@@ -39,7 +42,7 @@ class Connected(nn.Sequential):
 def connected_paths(
     kinds: Sequence[str], channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float, weights: str | None
 ) -> nn.ModuleDict:
-    """`Connected` layers for each kind of path, over C channels pooled to each of `pyramid` bins a side: [R, C * 7 * 7 + C * 3 * 3 + ...].
+    """`Connected` layers for each kind of path, over C channels pooled to each of `pyramid` bins a side.
 
     weights: of torchvision's VGG-16, a name or a file, of which every path gets a copy of fc6 and fc7. They need a pyramid that begins with 7, for
     which fc6 was trained. Its columns for further levels are zero: a path then begins as VGG-16's classifier, to which noise from inputs that
@@ -47,8 +50,7 @@ def connected_paths(
     """
     if not (layers >= 1 and width >= 1 and 0 <= dropout < 1):
         raise UserError(f"cfm: width and layers are at least 1 and dropout is in [0, 1), not {width}, {layers} and {dropout}")
-    inputs = channels * sum(side * side for side in pyramid)
-    paths = nn.ModuleDict({kind: Connected(inputs, width, layers, dropout) for kind in kinds})
+    paths = nn.ModuleDict({kind: Connected(channels, pyramid, width, layers, dropout) for kind in kinds})
     if weights is not None:
         if (channels, pyramid[0], width, layers) != VGG16:
             told = f"{channels}, {pyramid[0]}, {width} and {layers}"

@@ -11,6 +11,7 @@ from maskseg.segment_masks import SegmentMasks, superpixel_areas
 from maskseg.structures import Regions
 
 MOST = 300  # candidates of a class in an image, the best, of which some may stay
+EXACT = 2**24  # whole numbers up to here are exact as float32
 
 
 def nms_of_masks(found: Regions, threshold: float) -> Tensor:
@@ -36,8 +37,8 @@ def nms_of_masks(found: Regions, threshold: float) -> Tensor:
 def _iou(members: Tensor, pixels: Tensor) -> Tensor:
     """What `SegmentMasks.iou` gives of masks bool [n, S] of one map among themselves, f32 [n, n], from the pixels of its superpixels, f64 [S]: the
     map, which is the same for all classes, is looked at once."""
-    table = members.double()
-    common = (table * pixels) @ table.T
+    table = members.to(torch.float32 if pixels.sum() <= EXACT else torch.float64)
+    common = ((table * pixels.to(table.dtype)) @ table.T).double()
     areas = common.diagonal()
     return (common / (areas[:, None] + areas - common).clamp(min=1)).float()
 
@@ -46,7 +47,7 @@ def _kept(iou: Tensor, threshold: float) -> Tensor:
     """Rows [n] of a group by descending score that no better one which stays overlaps by more; iou: f32 [n, n]."""
     over = (iou > threshold).numpy()
     free = np.ones(len(over), dtype=bool)
-    for i in range(len(over)):
+    for i in np.flatnonzero(np.triu(over, 1).any(axis=1)):
         if free[i]:
             free[i + 1 :] &= ~over[i, i + 1 :]
     return torch.from_numpy(np.flatnonzero(free))

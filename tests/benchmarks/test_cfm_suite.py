@@ -65,7 +65,7 @@ def test_a_round_of_cfm() -> None:
         scaled = one["agreement"]["12 segments by themselves, s (scaled)"]
         assert scaled == pytest.approx(6 * one["seconds"]["2 segments by themselves"])
         assert 1 <= one["agreement"]["segments found"] <= 100  # a segment may be several
-    assert sum("projection and masked pooling" in key for key in numbers["also"]) == 2
+    assert sum("projection, pooling of boxes and masks" in key for key in numbers["also"]) == 2
     assert "CFM after it over backbone" in table(numbers)
 
 

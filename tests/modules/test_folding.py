@@ -8,12 +8,14 @@ import pytest
 import torch
 from made.training import make_model
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg.modules.box_head import MANY, FCTrunk
 from maskseg.modules.conv_norm import AppliedNorm, ConvWithFrozenNorm, folded, merge_frozen, pairs
 from maskseg.modules.folding import for_inference
 from maskseg.modules.norms import norm_layer
+from maskseg.modules.pyramid import FoldedPyramidLinear, PyramidLinear
 from maskseg.modules.resnet import ResNet
 
 
@@ -96,6 +98,22 @@ def test_the_first_linear_layer_as_a_convolution(regions: int, convs: int) -> No
     assert torch.allclose(trunk(x), wanted, atol=1e-5)
     assert torch.allclose(for_inference(trunk)(x), wanted, atol=1e-5)
     assert torch.allclose(for_inference(trunk)(x.to(memory_format=torch.channels_last)), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("regions", [0, 3, MANY])
+@pytest.mark.parametrize("sides", [(6, 3, 2, 1), (6,), (2, 1), (7, 6)])
+def test_a_layer_behind_pooled_pyramids(sides: tuple[int, ...], regions: int) -> None:
+    torch.manual_seed(0)
+    layer = PyramidLinear(5, sides, 16)
+    parts = [torch.randn(regions, 5, side, side) for side in sides]
+    wanted = F.linear(torch.cat([part.flatten(1) for part in parts], dim=1), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(parts), wanted, atol=1e-5, rtol=1e-4)
+    fast = for_inference(nn.Sequential(layer))
+    assert isinstance(fast[0], FoldedPyramidLinear)
+    torch.testing.assert_close(fast(parts), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(fast([part.to(memory_format=torch.channels_last) for part in parts]), wanted, atol=1e-5, rtol=1e-4)
+    half = for_inference(nn.Sequential(layer), torch.bfloat16)
+    assert half([part.bfloat16() for part in parts]).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -22,7 +22,7 @@ def by_products(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, mask
 def masked_roi_align(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
     """On one level, of masks [R, h, w]."""
     inside = lambda _, region, cell: masks.flatten(1)[region, cell]  # noqa: E731
-    return module.masked_roi_align([feature], [stride], boxes, image, torch.zeros_like(image), inside, size, ratio, aligned)
+    return module.masked_roi_align([feature], [stride], boxes, image, torch.zeros_like(image), inside, size, ratio, aligned)[0]
 
 
 @pytest.mark.parametrize(("size", "ratio", "aligned"), [(6, 2, True), (3, 1, False), (1, 0, True)])
@@ -70,7 +70,8 @@ def test_levels_and_images_are_read_where_they_are() -> None:
         asked.append((i, set(region.tolist())))
         return masks[i].flatten(1)[region, cell]
 
-    found = module.masked_roi_align(maps, strides, boxes, image, level, inside, 4, 2, True)
+    found, whole = module.masked_roi_align(maps, strides, boxes, image, level, inside, 4, 2, True, whole=torch.arange(1, 40, 3))
+    assert torch.equal(whole, module.roi_align_levels(maps, strides, boxes, image, level, 4, 2, True)[1::3])
     assert asked == [(i, set(torch.nonzero(level == i).flatten().tolist())) for i in range(3)]
     wanted = torch.empty_like(found)
     for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):

@@ -185,12 +185,12 @@ def test_the_suite_runs_beside_bitmaps() -> None:
     assert "12 proposals, 20 superpixels, 96 x 64, stride 8" in table(numbers)
 
 
-@pytest.mark.parametrize("threshold", [0.5, None])
+@pytest.mark.parametrize("threshold", [0.5, 0.2, 0.8, 1.0, -0.1, None])
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_some_cells_alone_are_those_of_the_whole_maps(statistic: str, threshold: float | None, generator: torch.Generator) -> None:
     labels, members = proposed(40, 25, 61, 83, generator)
     labels[labels == 7] = -1
     cells = SuperpixelCells.of(labels.int(), (9, 11), 8, 0.5, statistic, threshold)
-    mask, cell = torch.randint(0, 40, (500,), generator=generator), torch.randint(0, 99, (500,), generator=generator)
+    mask, cell = torch.randint(0, 40, (4000,), generator=generator), torch.randint(0, 99, (4000,), generator=generator)
     assert torch.equal(cells.at(members, mask, cell), cells.maps(members).flatten(1)[mask, cell])
     assert cells.at(members, mask[:0], cell[:0]).shape == (0,)

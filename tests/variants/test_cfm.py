@@ -18,6 +18,7 @@ from maskseg.interfaces import Features, Level
 from maskseg.ops.projection import project
 from maskseg.segment_masks import SegmentMasks
 from maskseg.structures import Batch, Regions, Samples, Targets
+from maskseg.variants import cfm
 from maskseg.variants.cfm import CFMClassifier
 from maskseg.variants.cfm_net import CFMNet
 from maskseg.variants.hash_segmenter import HashSegmenter
@@ -62,8 +63,28 @@ def test_masked_pooling_is_that_of_the_masked_map(level: str) -> None:
     assert torch.equal(model.projected(found.masks, (feature.shape[2], feature.shape[3]), at), cells)
     boxes = torch.cat([torch.zeros(len(found), 1), found.boxes + 0.5 * at.stride - at.centre], dim=1)  # RoIAlign knows no centres
     pooled = torch.cat([roi_align(feature * c, b[None], (6, 6), 1 / at.stride, 2, True) for c, b in zip(cells, boxes, strict=True)])
-    wanted = model.layers["segment"](torch.cat([F.adaptive_max_pool2d(pooled, s).flatten(1) for s in (6, 3, 2, 1)], dim=1))
+    wanted = model.layers["segment"]([F.adaptive_max_pool2d(pooled, s) for s in (6, 3, 2, 1)])
     torch.testing.assert_close(model.vectors(features, found.boxes, found.image_index, found.masks), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("paths", [["segment", "box"], ["box"], ["segment"]])
+def test_equal_boxes_are_looked_at_once(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = together([regions(300, image=0), regions(300, image=1)])  # many sets of squares reach all four borders
+    assert found.masks is not None
+    distinct = len(torch.unique(torch.cat([found.image_index[:, None], found.boxes], dim=1), dim=0))
+    assert distinct < 400
+    features, model, rows = maps(2), classifier(paths=paths), list[tuple[str, int]]()
+    for path in paths:
+        model.layers[path].register_forward_pre_hook(lambda _, given, path=path: rows.append((path, len(given[0][0]))))
+    monkeypatch.setattr(cfm, "BLOCK", 2**17)  # several blocks
+    each, once = (model.train(training).vectors(features, found.boxes, found.image_index, found.masks) for training in (True, False))
+    torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-5)
+    assert len(rows) > 2 * len(paths)
+    seen = {path: sum(count for of, count in rows if of == path) for path in paths}
+    if "box" in paths:  # equal boxes are apart only where a block ends
+        assert 600 + distinct <= seen["box"] <= 600 + distinct + len(rows)
+    if "segment" in paths:
+        assert seen["segment"] == 1200
 
 
 def test_segments_are_read_from_the_level_of_their_box() -> None:

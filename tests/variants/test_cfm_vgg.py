@@ -29,6 +29,7 @@ from maskseg.evaluation.semantic import SemanticConfusion
 from maskseg.interfaces import Level
 from maskseg.modules.fpn import FPN
 from maskseg.modules.resnet import ResNet
+from maskseg.ops.pyramid import flattened
 from maskseg.structures import Batch, Regions, Targets
 from maskseg.variants import cfm_layers
 from maskseg.variants.alexnet import AlexNet
@@ -102,8 +103,8 @@ def small_vgg(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
 def test_further_levels_begin_at_zero_and_learn(small_vgg: dict[str, Tensor]) -> None:
     paths = connected_paths(["segment", "box"], 3, [7, 2, 1], 8, 2, 0.0, "vgg16.pth")
-    x = torch.rand(4, 3 * (49 + 4 + 1))
-    wanted = (x[:, : 3 * 49] @ small_vgg["layers.0.weight"].T + small_vgg["layers.0.bias"]).relu()
+    x = [torch.rand(4, 3, side, side) for side in (7, 2, 1)]
+    wanted = (x[0].flatten(1) @ small_vgg["layers.0.weight"].T + small_vgg["layers.0.bias"]).relu()
     wanted = (wanted @ small_vgg["layers.1.weight"].T + small_vgg["layers.1.bias"]).relu()
     for path in paths.values():
         found = path(x)
@@ -131,14 +132,15 @@ def test_numbers_that_make_no_layers_are_refused(width: int, layers: int, dropou
 
 def test_dropout_is_for_training_and_changes_no_names() -> None:
     torch.manual_seed(0)
-    layers, x = Connected(50, 400, 2, dropout=0.5), torch.rand(20, 50)
-    other = Connected(50, 400, 2)
+    layers, x = Connected(2, [5], 400, 2, dropout=0.5), [torch.rand(20, 2, 5, 5)]
+    other = Connected(2, [5], 400, 2)
     other.load_state_dict(layers.state_dict())
     torch.testing.assert_close(layers.eval()(x), other(x))
     first = layers[1](layers[0](x))  # with dropout behind the last layer alone: what it keeps is doubled
-    alone = Connected(400, 400, 1, dropout=0.5)
+    first = first[:, :, None, None]
+    alone = Connected(400, [1], 400, 1, dropout=0.5)
     alone.load_state_dict({name: layers.state_dict()[f"2.{name[2:]}"] for name in alone.state_dict()})
-    wanted, found = alone.eval()(first), alone.train()(first)
+    wanted, found = alone.eval()([first]), alone.train()([first])
     kept = found != 0
     torch.testing.assert_close(found[kept], 2 * wanted[kept])
     assert 0.4 < float((wanted[~kept] != 0).sum() / (wanted != 0).sum()) < 0.6
@@ -146,6 +148,13 @@ def test_dropout_is_for_training_and_changes_no_names() -> None:
     dropped = layers.train()(x)  # behind both layers: not the same as behind the last one, where it keeps
     kept = dropped != 0
     assert not torch.allclose(dropped[kept], 2 * other(x)[kept], rtol=0.01)
+
+
+class Flattened(nn.Module):
+    """In place of layers: what they get."""
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return flattened(parts)
 
 
 @lru_cache
@@ -163,7 +172,7 @@ def test_regions_are_pooled_from_where_the_trunk_looks(name: str) -> None:
     place = at.centre + at.stride * torch.arange(16.0)
     features = {"x": torch.stack([place.expand(16, 16), place[:, None].expand(16, 16)])[None]}
     model = CFMClassifier(["x"], {"x": at}, num_classes=2, size=4, pyramid=[4], masked=[4], width=1)
-    model.layers = nn.ModuleDict({path: nn.Identity() for path in ("segment", "box")})
+    model.layers = nn.ModuleDict({path: Flattened() for path in ("segment", "box")})
     whole = segments(1, 256)
     assert whole.masks is not None
     box = torch.tensor([[64.0, 80.0, 184.0, 144.0]])
