@@ -19,7 +19,7 @@ from maskseg.data.coco import CocoFile
 from maskseg.data.source import CocoSource
 from maskseg.errors import UserError
 from maskseg.inference.annotation_pictures import Example, contact_sheet, save_whole
-from maskseg.inference.class_maps import ClassMaps, Maps, Published, built
+from maskseg.inference.class_maps import STRIDE, ClassMaps, Maps, Published, Side, built
 from maskseg.pipeline import checkpoint_path, open_data
 from maskseg.trained import trained_model
 from maskseg.variants.cam import CAMModel
@@ -173,7 +173,8 @@ class _Run:
         if without:
             print(f"warning: the classifier does not know {', '.join(without)}: these have no class activation maps", flush=True)
             self._told.update(without)
-        return ClassMaps(build, tuple(tuple(every.get(label, ())) for label in range(len(names))), config.map_side, config.device)
+        side = build.side() if config.map_side is None else config.map_side
+        return ClassMaps(build, tuple(tuple(every.get(label, ())) for label in range(len(names))), side, config.device)
 
     def _journal(self, part: str, split: str) -> tuple[Path, dict[str, Any], int]:
         """Its file, the settings that its results follow from, and the number of processes."""
@@ -212,9 +213,11 @@ def _check(config: Any) -> None:
     for key, known in (("by", BY), ("segmentation", ("rle", "polygons")), ("split", ("train", "val"))):
         if config[key] not in known:
             raise UserError(f"{key} must be {' or '.join(known)}, not {config[key]!r}")
-    for key, least in (("workers", 0), ("pictures", 0), ("tune_images", 1), ("map_side", 32)):
+    for key, least in (("workers", 0), ("pictures", 0), ("tune_images", 1)):
         if config[key] < least:
             raise UserError(f"{key} must be at least {least}, not {config[key]}")
+    if config.map_side is not None and (type(config.map_side) is not int or config.map_side < STRIDE):
+        raise UserError(f"map_side must be a whole number of at least {STRIDE}, or null, not {config.map_side!r}")
     thresholds = list(config.thresholds)
     if not thresholds or not all(_is_number(value) and 0 < value < 1 for value in thresholds):
         raise UserError(f"thresholds must be numbers between 0 and 1, not {thresholds}")
@@ -250,6 +253,13 @@ class _Trained:
     def __call__(self) -> ImageClassifier:
         return _classifier(self)[0]
 
+    def side(self) -> Side:
+        """As its tests saw images."""
+        for step in _classifier(self)[2].data.test_transforms:
+            if str(step._target_).endswith(".ResizeShortestEdge"):
+                return int(step.sizes[0]), int(step.max_size)
+        return None
+
     def members(self, names: Sequence[str]) -> list[list[int]]:
         """Its class of each name, [] where it has none. Raises UserError where it has none of them."""
         known = _classifier(self)[1]
@@ -259,12 +269,12 @@ class _Trained:
 
 
 @cache
-def _classifier(build: _Trained) -> tuple[ImageClassifier, list[str]]:
-    """The model and the names of its classes, read once in a process. Raises UserError for a checkpoint of something else."""
-    model, _, categories = trained_model(Path(build.path), [], "predict")
+def _classifier(build: _Trained) -> tuple[ImageClassifier, list[str], Any]:
+    """The model, the names of its classes and its config, read once in a process. Raises UserError for a checkpoint of something else."""
+    model, config, categories = trained_model(Path(build.path), [], "predict")
     if not isinstance(model, ImageClassifier):
         raise UserError(f"checkpoint={build.path} is no classifier of images: tools/train.py experiment=classify_scenes trains one")
-    return model, list(categories.names)
+    return model, list(categories.names), config
 
 
 def _class_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from made.runs import ROOT
 from made.tools import assert_refused, done, said
+from omegaconf import OmegaConf
 from PIL import Image
 
 from maskseg import annotating
@@ -286,6 +287,18 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(home: Path, tmp
     )
 
 
+@pytest.mark.parametrize(("transforms", "side"), [([], None), ([{"sizes": [448], "max_size": 746}], (448, 746))])
+def test_a_trained_classifier_sees_images_as_its_tests_did(
+    transforms: list[dict[str, Any]], side: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [{"_target_": "maskseg.data.transforms.ResizeShortestEdge", **keys} for keys in transforms]
+    backbone = ResNet("resnet18", norm="GN")
+    model = ImageClassifier(backbone, ImageClassHead(2, ("c5",), backbone.levels, 16, 1, "GN")).eval()
+    config = OmegaConf.create({"data": {"test_transforms": steps}})
+    monkeypatch.setattr(annotating, "trained_model", lambda *_: (model, config, Categories(("star", "disc"), (1, 2))))
+    assert annotating._Trained(str(tmp_path), str(side)).side() == side
+
+
 def test_a_stopped_run_goes_on_with_the_same_files_alone(home: Path, tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of one that was stopped before its end is of its own weights and images."""
 
@@ -322,7 +335,7 @@ def test_a_stopped_run_goes_on_with_the_same_files_alone(home: Path, tmp_path: P
         (["thresholds=[]"], "thresholds must be numbers between 0 and 1"),
         (["thresholds=0.5"], "expected a list"),
         (["iterations=1.5"], "expected a whole number"),
-        (["map_side=wide"], "expected a whole number"),
+        (["map_side=wide"], "map_side must be a whole number"),
         (["checkpoint=none.pt"], "none.pt: cannot be read"),
         (["by=pixel"], "by must be object or class"),
         (["segmentation=png"], "segmentation must be"),

@@ -17,6 +17,7 @@ from maskseg.variants.cam import ActivationModel, CAMModel, at_pixels, translate
 STRIDE = 32  # networks see images whose sides are multiples of it
 
 
+Side = int | tuple[int, int] | None
 ClassMap = tuple[float, NDArray[np.float32]]  # a score in [0, 1] and a map of any numbers [H, W]
 
 
@@ -32,13 +33,13 @@ class ClassMaps:
     """The maps of a classifier, which is built in each process that asks for one.
 
     build: -> the classifier, in evaluation mode; equal ones (a frozen dataclass) build it once; members: for each class of the data set, the
-    classifier's classes that it is the union of, none of a class that it does not know; side: pixels of the image's longer side as the network sees
-    it; device: as torch names it. It computes with one thread: the results must not hang on their number.
+    classifier's classes that it is the union of, none of a class that it does not know; side: how large the network sees images, see `seen_size`;
+    device: as torch names it. It computes with one thread: the results must not hang on their number.
     """
 
     build: Callable[[], ActivationModel]
     members: tuple[tuple[int, ...], ...]
-    side: int = 448
+    side: Side = 448
     device: str = "cpu"
 
     @torch.no_grad()
@@ -73,11 +74,22 @@ class Published:
     def __call__(self) -> CAMModel:
         return CAMModel(self.name, self.weights)
 
+    def side(self) -> Side:
+        """A larger one than the 224 pixels of the training: maps get finer, and objects are smaller in these images than in ImageNet's."""
+        return 448
 
-def seen_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """An image's size as the network sees it, about in its own shape: multiples of STRIDE, at least one."""
-    scale = side / max(height, width) / STRIDE
-    return max(1, round(height * scale)) * STRIDE, max(1, round(width * scale)) * STRIDE
+
+def seen_size(height: int, width: int, side: Side) -> tuple[int, int]:
+    """An image's size as the network sees it, about in its own shape: multiples of STRIDE, at least one.
+
+    side: pixels of the longer side; or of the shorter one, and at most of the longer; None: as it is.
+    """
+    scale = 1.0
+    if isinstance(side, int):
+        scale = side / max(height, width)
+    elif side is not None:
+        scale = min(side[0] / min(height, width), side[1] / max(height, width))
+    return max(1, round(height * scale / STRIDE)) * STRIDE, max(1, round(width * scale / STRIDE)) * STRIDE
 
 
 @cache
