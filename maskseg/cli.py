@@ -17,12 +17,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # NumPy's products have threads of their own, in each of the loader's processes as many as there are cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-KEPT = {"M_MMAP_THRESHOLD": (-3, 2**28), "M_TRIM_THRESHOLD": (-1, 2**30)}  # of glibc's malloc.h, in bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def keep_memory() -> bool:
-    """Lets glibc's malloc keep what is freed, at most 1 GiB at the heap's end and no block from 256 MiB on, for the next step, which needs as much.
-    -> whether that holds: not where malloc is another one or was set up by the environment. See docs/decisions/0014-memory-is-kept.md.
+    """Lets glibc's malloc keep what is freed, at most 1 GiB at the heap's end and no block from 256 MiB on (32 MiB in an old glibc), for the next
+    step, which needs as much. -> whether that holds: not where there is another C library or malloc was set up by the environment. See
+    docs/decisions/0014-memory-is-kept.md.
     """
     if "GLIBC_TUNABLES" in os.environ or any(key.startswith("MALLOC_") for key in os.environ):
         return False
@@ -30,7 +31,8 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no such function, or Windows
         return False
-    return all(mallopt(option, size) == 1 for option, size in KEPT.values())
+    blocks = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (2**28, 2**25))
+    return blocks and mallopt(M_TRIM_THRESHOLD, 2**30) == 1
 
 
 keep_memory()

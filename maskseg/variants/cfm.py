@@ -139,7 +139,7 @@ class CFMClassifier(nn.Module):
             both = [self._pooled(features, boxes[first], image_index[first], level[first])]
         else:
             wanted = first if "box" in self.paths else None
-            both = self._masked(features, boxes, image_index, level, partial(_of_rows, inside, rows), wanted)
+            both = self._masked(features, boxes, image_index, level, partial(_of_rows, inside, rows.cpu()), wanted)
         found = {path: self.layers[path](pooled_pyramid(own, self.pyramid)) for path, own in zip(self.paths, both, strict=True)}
         if "box" in found:
             found["box"] = found["box"][new.cumsum(0) - 1]

@@ -24,7 +24,8 @@ class Connected(nn.Sequential):
     def __init__(self, channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = dropout
-        for linear in [PyramidLinear(channels, pyramid, width), *(nn.Linear(width, width) for _ in range(layers - 1))]:
+        for number in range(layers):
+            linear = nn.Linear(width, width) if number else PyramidLinear(channels, pyramid, width)
             nn.init.kaiming_uniform_(linear.weight, a=1)
             nn.init.zeros_(linear.bias)
             self.extend([linear, nn.ReLU(inplace=True)])

@@ -38,7 +38,8 @@ def _iou(members: Tensor, pixels: Tensor) -> Tensor:
     """What `SegmentMasks.iou` gives of masks bool [n, S] of one map among themselves, f32 [n, n], from the pixels of its superpixels, f64 [S]: the
     map, which is the same for all classes, is looked at once."""
     table = members.to(torch.float32 if pixels.sum() <= EXACT else torch.float64)
-    common = ((table * pixels.to(table.dtype)) @ table.T).double()
+    with torch.autocast("cpu", enabled=False):
+        common = ((table * pixels.to(table.dtype)) @ table.T).double()
     areas = common.diagonal()
     return (common / (areas[:, None] + areas - common).clamp(min=1)).float()
 

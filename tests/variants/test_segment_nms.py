@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from maskseg.segment_masks import SegmentMasks, superpixel_areas
 from maskseg.structures import Regions
+from maskseg.variants import segment_nms
 from maskseg.variants.segment_nms import _iou, nms_of_masks, pasted
 
 STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(3, axis=0)  # ten superpixels of 3 x 2 pixels side by side
@@ -63,9 +65,13 @@ def test_pixels_of_no_superpixel_stay_without_a_class() -> None:
     assert (own.flatten()[1:] == 3).all()
 
 
-def test_the_iou_is_that_of_the_masks() -> None:
+@pytest.mark.parametrize("exact", [0, 2**24])
+def test_the_iou_is_that_of_the_masks(exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_nms, "EXACT", exact)
     generator = np.random.default_rng(0)
     labels = generator.integers(-1, 12, (20, 30)).astype(np.int32)
     members = torch.from_numpy(generator.random((9, 15)) < 0.3)  # superpixels 12 to 14 have no pixel
     masks = SegmentMasks.of_image(labels, members)
-    assert torch.equal(_iou(members, superpixel_areas(labels, 15)), masks.iou(masks))
+    for lower in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            assert torch.equal(_iou(members, superpixel_areas(labels, 15)), masks.iou(masks))
