@@ -73,7 +73,7 @@ class Scene:
 def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     """One picture of size x size pixels: stuff, then things from back to front, then light and noise."""
     image, stuff = draw.background(size, rng)
-    margin = int(0.4 * size) + 30  # room for what stands out of the picture: pixels whose owner is -2
+    margin = max(int(0.4 * size) + 30, 110)  # room for what stands out of the picture, as half a crowd: pixels whose owner is -2
     canvas = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     owner, things = np.pad(np.full((size, size), -1, np.int16), margin, constant_values=-2), list[Placed]()
     light = rng.uniform(0, 2 * np.pi)  # the direction that shadows fall in

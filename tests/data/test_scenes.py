@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from maskseg.data import scenes
+from maskseg.data import scenes_draw as draw
 from maskseg.data.scenes import JOINTS, STUFF, THINGS, UNLABELLED, filled_box_ap, make_scenes
 
 NUM_TRAIN, NUM_VAL = 160, 50
@@ -181,3 +182,15 @@ def test_other_sizes(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "new" / "train.json").read_text())
     assert all((image["width"], image["height"]) == (128, 128) for image in rows["images"])
     assert all(max(row["bbox"][2:]) <= 75 for row in rows["annotations"] if not row["iscrowd"])
+
+
+def test_the_largest_crowd_has_room_in_the_smallest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(_: np.random.Generator) -> draw.Shape:
+        level = np.ones((200, 200), np.float32)  # 4 x 4 figures of 36 pixels take 195
+        level[60:140, 60:140] = -1
+        return draw.Shape("figure", level, np.ones_like(level), np.zeros((0, 2), np.float32), crowd=True)
+
+    monkeypatch.setattr(draw, "crowd", largest)
+    monkeypatch.setattr(scenes, "CROWDED", 1.0)
+    found = [scenes.draw_scene(np.random.default_rng(seed), 128) for seed in range(12)]
+    assert sum(thing.crowd for scene in found for thing in scene.things) >= 8
