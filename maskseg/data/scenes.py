@@ -70,17 +70,16 @@ class Scene:
     things: list[Placed]
 
 
-def draw_scene(rng: np.random.Generator, size: int, max_things: int | None = None) -> Scene:
-    """One picture of size x size pixels: stuff, then things from back to front, then light and noise. max_things: so many at most, and no crowds."""
+def draw_scene(rng: np.random.Generator, size: int) -> Scene:
+    """One picture of size x size pixels: stuff, then things from back to front, then light and noise."""
     image, stuff = draw.background(size, rng)
     margin = max(int(0.4 * size) + 30, 110)  # room for what stands out of the picture, as half a crowd: pixels whose owner is -2
     canvas = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     owner, things = np.pad(np.full((size, size), -1, np.int16), margin, constant_values=-2), list[Placed]()
     light = rng.uniform(0, 2 * np.pi)  # the direction that shadows fall in
     if rng.random() >= EMPTY:
-        count = 2 + min(int(rng.geometric(0.22)) - 1, 10)
-        shapes = [draw.random_shape(size, rng) for _ in range(count if max_things is None else min(count, max_things))]
-        if rng.random() < CROWDED / (1 - EMPTY) and max_things is None:
+        shapes = [draw.random_shape(size, rng) for _ in range(2 + min(int(rng.geometric(0.22)) - 1, 10))]
+        if rng.random() < CROWDED / (1 - EMPTY):
             shapes.insert(0, draw.crowd(rng))
         for shape in shapes:
             window = _place(shape, owner, things, margin, rng)
@@ -160,10 +159,10 @@ def _keypoints(thing: Placed, mask: NDArray[np.bool_]) -> tuple[list[int], int]:
     return rows.ravel().tolist(), int(inside.sum())
 
 
-def _write_picture(split_and_index: tuple[str, int], *, root: Path, size: int, seed: int, max_things: int | None) -> list[dict[str, Any]]:
+def _write_picture(split_and_index: tuple[str, int], *, root: Path, size: int, seed: int) -> list[dict[str, Any]]:
     """Draws one picture into the folders of root; returns its annotations, without ids. Runs in a worker."""
     split, index = split_and_index
-    scene = draw_scene(np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])), size, max_things)
+    scene = draw_scene(np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])), size)
     name = f"{split}_{index:06d}"
     Image.fromarray(scene.image).save(root / "images" / f"{name}.jpg", quality=95)
     of_thing = [UNLABELLED if thing.crowd else THINGS[thing.name] for thing in scene.things]
@@ -227,22 +226,20 @@ def make_scenes(
     num_val: int = 150,
     size: int = 256,
     seed: int = 0,
-    max_things: int | None = None,
     num_workers: int | None = None,
 ) -> None:
     """Writes the data set to the folder root, or returns at once if it is there already.
 
     Makes {train,val}.json, images/train_000001.jpg ..., stuff/train_000001.png ... (category id of each pixel, 255 in
-    crowds) and scenes.json (the arguments). max_things: in a picture at most, and no crowds. A picture depends on (seed,
-    split, index), size and max_things only: neither on num_workers (None: one a CPU; 0 or 1: this process) nor on
-    num_train. root appears whole, by a rename at the end; in a distributed run one process makes it and the others wait.
+    crowds) and scenes.json (the arguments). A picture depends on (seed, split, index) and size only: neither on
+    num_workers (None: one a CPU; 0 or 1: this process) nor on num_train. root appears whole, by a rename at the end;
+    in a distributed run one process makes it and the others wait.
 
     Raises ValueError if root holds anything else, or if an argument is out of range.
     """
     arguments = {"version": VERSION, "num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
-    arguments |= {} if max_things is None else {"max_things": max_things}
-    if min(num_train, num_val, seed, max_things or 0) < 0 or size < 128:
-        raise ValueError(f"want num_train, num_val, seed, max_things >= 0 and size >= 128, got {arguments}")
+    if min(num_train, num_val, seed) < 0 or size < 128:
+        raise ValueError(f"want num_train, num_val, seed >= 0 and size >= 128, got {arguments}")
     root = Path(root).expanduser().absolute()
     if _already_made(root, arguments):
         return
@@ -251,7 +248,7 @@ def make_scenes(
     for folder in ("images", "stuff"):
         (work / folder).mkdir(parents=True)
     jobs = [(split, 1 + i) for split, count in zip(SPLITS, (num_train, num_val), strict=True) for i in range(count)]
-    write = partial(_write_picture, root=work, size=size, seed=seed, max_things=max_things)
+    write = partial(_write_picture, root=work, size=size, seed=seed)
     workers = min((os.cpu_count() or 1) if num_workers is None else num_workers, len(jobs) // 16)
     if workers < 2:
         rows = [write(job) for job in jobs]

@@ -245,20 +245,11 @@ class CocoSource:
 
 
 class ScenesSource(CocoSource):
-    """The embedded data set: made under `root` where it is missing, see `make_scenes`. Other keys: `CocoSource`."""
+    """The embedded data set: made under `root` where it is missing. Other keys: `CocoSource`."""
 
-    def __init__(
-        self,
-        root: str,
-        num_train: int = 1500,
-        num_val: int = 150,
-        size: int = 256,
-        scenes_seed: int = 0,
-        max_things: int | None = None,
-        **keys: Any,
-    ) -> None:
+    def __init__(self, root: str, num_train: int = 1500, num_val: int = 150, size: int = 256, scenes_seed: int = 0, **keys: Any) -> None:
         super().__init__(root=root, **keys)
-        self.arguments: dict[str, Any] = {"num_train": num_train, "num_val": num_val, "size": size, "seed": scenes_seed, "max_things": max_things}
+        self.arguments: dict[str, int] = {"num_train": num_train, "num_val": num_val, "size": size, "seed": scenes_seed}
 
     def prepare(self) -> None:
         """Writes the pictures (seconds) unless they are there. Raises UserError for a folder that holds something else."""

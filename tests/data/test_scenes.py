@@ -194,15 +194,3 @@ def test_the_largest_crowd_has_room_in_the_smallest_picture(monkeypatch: pytest.
     monkeypatch.setattr(scenes, "CROWDED", 1.0)
     found = [scenes.draw_scene(np.random.default_rng(seed), 128) for seed in range(12)]
     assert sum(thing.crowd for scene in found for thing in scene.things) >= 8
-
-
-def test_pictures_of_one_thing_each(tmp_path: Path) -> None:
-    make_scenes(tmp_path / "one", num_train=60, num_val=0, size=128, max_things=1, num_workers=0)
-    rows = json.loads((tmp_path / "one" / "train.json").read_text())["annotations"]
-    assert not any(row["iscrowd"] for row in rows)
-    shown = [row["image_id"] for row in rows]
-    assert len(set(shown)) == len(shown) >= 50  # a few pictures are empty
-    assert len({row["category_id"] for row in rows}) == len(THINGS)
-    make_scenes(tmp_path / "one", num_train=60, num_val=0, size=128, max_things=1)  # is there
-    with pytest.raises(ValueError, match="holds scenes made with"):
-        make_scenes(tmp_path / "one", num_train=60, num_val=0, size=128)
