@@ -138,21 +138,14 @@ def supported() -> list[str]:
 
 
 @full_precision
-def weighted(features: Tensor, weight: Tensor, bias: Tensor, cells: Tensor | None = None, sharpness: float = 0.0) -> tuple[Tensor, Tensor]:
+def weighted(features: Tensor, weight: Tensor, bias: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """features: [N, C, h, w]; weight: [K, C]; bias: [K]; cells: bool [N, h, w], those that count, None for all.
-    -> logits f32 [N, K], maps f32 [N, K, h, w], zero where cells do not count; a map's mean over the others plus the bias is the logit.
-
-    sharpness: r of a smooth maximum instead of the mean, log(mean(exp(r M))) / r (Pinheiro and Collobert 2015, equation 1): from the mean at 0 to the
-    largest value.
-    """
+    -> logits f32 [N, K], maps f32 [N, K, h, w], zero where cells do not count; a map's mean over the others plus the bias is the logit."""
     maps = F.conv2d(features.float(), weight.float()[:, :, None, None])
-    maps = maps if cells is None else maps * cells[:, None]
-    count = maps.shape[2] * maps.shape[3] if cells is None else cells.sum(dim=(1, 2))[:, None]
-    if not sharpness:
-        return maps.sum(dim=(2, 3)) / count + bias.float(), maps
-    scaled = sharpness * maps
-    scaled = scaled if cells is None else scaled.masked_fill(~cells[:, None], -torch.inf)
-    return (scaled.logsumexp(dim=(2, 3)) - torch.as_tensor(count).log()) / sharpness + bias.float(), maps
+    if cells is None:
+        return maps.mean(dim=(2, 3)) + bias.float(), maps
+    maps = maps * cells[:, None]
+    return maps.sum(dim=(2, 3)) / cells.sum(dim=(1, 2))[:, None] + bias.float(), maps
 
 
 def at_pixels(maps: Tensor, level: Level, seen: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -20,27 +20,16 @@ from maskseg.variants.segmentation_net import _nothing
 
 
 class ImageClassHead(nn.Module):
-    """Features -> logits and maps of K classes: convolutions, a linear layer, the mean over the image's cells.
+    """Features -> logits and maps of K classes: convolutions, the mean over the image's cells, a linear layer.
 
     levels: those that are read, finest first; at: what the backbone says of them, by name. Several are brought to `channels` by 1x1 convolutions,
     laid over each other at the finest one's cells and added. layers: 3x3 convolutions of `channels` behind that, with `norm` and ReLU; 0 for none.
-    sharpness: of the mean, see `cam.weighted`; above 0 what is small in the image is learnt sooner.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        levels: Sequence[str],
-        at: Mapping[str, Level],
-        channels: int = 256,
-        layers: int = 2,
-        norm: str | None = None,
-        sharpness: float = 0.0,
+        self, num_classes: int, levels: Sequence[str], at: Mapping[str, Level], channels: int = 256, layers: int = 2, norm: str | None = None
     ) -> None:
         super().__init__()
-        if not 0 <= sharpness < float("inf"):
-            raise UserError(f"image classes: sharpness must be a number from 0, not {sharpness}")
-        self.sharpness = sharpness
         self.at = {name: at[name] for name in levels}
         strides = [level.stride for level in self.at.values()]
         if not levels or list(self.at) != list(levels) or strides != sorted(set(strides)):
@@ -85,7 +74,7 @@ class ImageClassHead(nn.Module):
 
     def scores(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and maps of what `forward` gives, see `cam.weighted`."""
-        return weighted(x, self.classifier.weight, self.classifier.bias, cells, self.sharpness)
+        return weighted(x, self.classifier.weight, self.classifier.bias, cells)
 
 
 class ImageClassifier(PixelModel):
@@ -127,7 +116,8 @@ class ImageClassifier(PixelModel):
 
     @torch.no_grad()
     def activation(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: f32 [N, 3, H, W], normalised, without padding. -> logits f32 [N, K], maps f32 [N, K, h, w], as `cam.weighted` gives them."""
+        """images: f32 [N, 3, H, W], normalised, without padding. -> logits f32 [N, K], maps f32 [N, K, h, w]; a map's mean plus the class' bias is
+        the logit."""
         return self.head.scores(self.head(cast(Backbone, self.backbone)(images)), None)
 
     def normalised(self, pixels: Tensor) -> Tensor:

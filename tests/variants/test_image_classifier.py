@@ -59,10 +59,8 @@ def test_activation_of_images_without_padding(make_batch: Callable[..., Batch]) 
     torch.testing.assert_close(maps.mean(dim=(2, 3)) + model.head.classifier.bias, logits)
 
 
-@pytest.mark.parametrize("sharpness", [0.0, 3.0])
-def test_the_mean_is_that_of_the_images_cells(sharpness: float, generator: torch.Generator) -> None:
+def test_the_mean_is_that_of_the_images_cells(generator: torch.Generator) -> None:
     head = make_classifier(("c5",), 0).head
-    head.sharpness = sharpness
     x, sizes = torch.randn((2, 512, 4, 5), generator=generator), torch.tensor([[128, 160], [33, 64]])
     logits, maps = head.scores(x, head.cells(sizes, 4, 5))
     changed = x.clone()
@@ -71,25 +69,6 @@ def test_the_mean_is_that_of_the_images_cells(sharpness: float, generator: torch
     torch.testing.assert_close(head.scores(changed, head.cells(sizes, 4, 5)), (logits, maps))
     alone, _ = head.scores(x[1:, :, :2, :2], None)
     torch.testing.assert_close(logits[1:], alone)
-
-
-def test_a_score_from_the_mean_to_the_largest_value(generator: torch.Generator) -> None:
-    head = make_classifier(("c5",), 0).head
-    x, bias = torch.randn((2, 512, 4, 5), generator=generator, requires_grad=True), head.classifier.bias
-    plain, maps = head.scores(x, None)
-    for sharpness, wanted in ((1e-5, plain), (1.0, maps.exp().mean(dim=(2, 3)).log() + bias), (1e3, maps.amax(dim=(2, 3)) + bias)):
-        head.sharpness = sharpness
-        logits, same = head.scores(x.double(), None)
-        torch.testing.assert_close(logits, wanted, atol=0.05, rtol=0.01)
-        assert torch.equal(same, maps)
-    (gradient,) = torch.autograd.grad(logits[0, 0], x)  # a smooth maximum's goes to the cell that has it
-    assert torch.equal(gradient[0].abs().sum(dim=0) > 1e-4, maps[0, 0] == maps[0, 0].max())
-
-
-@pytest.mark.parametrize("sharpness", [-1.0, float("inf"), float("nan")])
-def test_a_sharpness_that_is_none_is_refused(sharpness: float) -> None:
-    with pytest.raises(UserError, match="sharpness must be a number from 0"):
-        ImageClassHead(3, ["c5"], {"c5": Level(32, 16.0, 8)}, sharpness=sharpness)
 
 
 @pytest.mark.parametrize(
