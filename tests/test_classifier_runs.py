@@ -116,18 +116,21 @@ def test_the_checkpoint_is_a_classifier_with_maps(at_home: Path) -> None:
     model, _, categories = trained_model(at_home / "run", [], "predict")
     assert isinstance(model, ImageClassifier)
     logits, maps = model.activation(torch.randn(1, 3, 64, 96))
-    assert maps.shape == (1, len(categories), 4, 6)
+    assert maps.shape == (1, len(categories), 8, 12)
     torch.testing.assert_close(maps.mean(dim=(2, 3)) + model.head.classifier.bias, logits)
 
 
-@pytest.mark.parametrize(("name", "trunk", "images"), [("classify_scenes", "resnet18", 8), ("classify_coco_r50", "resnet50", 32)])
-def test_the_experiments_build(name: str, trunk: str, images: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "trunk", "images", "finest"), [("classify_scenes", "resnet18", 16, "c3"), ("classify_coco_r50", "resnet50", 32, "c4")]
+)
+def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) -> None:
     words = [f"experiment={name}", "model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"]
     config = configs.compose("train", words)
     assert (config.name, config.model.backbone.name, config.total_batch) == (name, trunk, images)
     model = configs.build_model(config)
     assert isinstance(model, ImageClassifier)
-    assert model.level == model.backbone.levels["c4"]
+    assert model.level == model.backbone.levels[finest]
+    assert set(model.head.at) >= {list(model.backbone.levels)[-1]}  # several processes wait for the gradients of all layers
     assert model.head.classifier.out_features == 3
     trainer = configs.build(config.trainer)
     assert trainer.best_metric == "classification/mAP"
@@ -140,5 +143,5 @@ def test_the_experiments_build(name: str, trunk: str, images: int) -> None:
 
 def test_a_level_that_is_not_there_is_refused() -> None:
     config = configs.compose("train", ["experiment=classify_scenes", "model.head.levels=[c4,p5]"])
-    with pytest.raises(UserError, match=r"model\.head\.levels=\['c4', 'p5'\]: the backbone has c2, c3, c4, c5"):
+    with pytest.raises(UserError, match=r"model\.head\.levels=\['c4', 'p5'\]: the backbone has c2, c3"):
         configs.build_model(config)

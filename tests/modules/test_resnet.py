@@ -281,3 +281,19 @@ def test_a_failed_download_is_told_in_one_line(tmp_path: Path, hub: Path, monkey
         pretrained_state("resnet18", "IMAGENET1K_V1")
     assert gone in one_line(error)
     assert list(hub.iterdir()) == []
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_is_behind_the_last_level_is_not_built(first: bool, tmp_path: Path) -> None:
+    torch.save(torchvision_trunk("resnet50").state_dict(), tmp_path / "weights.pth")
+    keys: dict[str, Any] = {"weights": str(tmp_path / "weights.pth"), "norm": "BN", "stride_in_1x1": first, "frozen_stages": 5}
+    whole, part = ResNet("resnet50", **keys).eval(), ResNet("resnet50", **keys, last_level="c3").eval()
+    assert part.levels == {name: whole.levels[name] for name in ("c2", "c3")}
+    images = torch.randn(1, 3, 64, 96)
+    found, wanted = part(images), whole(images)
+    assert list(found) == ["c2", "c3"]
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert not any(name.startswith(("layer3", "layer4")) for name in part.state_dict())
+    assert not any(p.requires_grad for p in part.parameters())
+    with pytest.raises(UserError, match="last_level must be one of c2, c3, c4, c5, not 'p3'"):
+        ResNet("resnet50", last_level="p3")
