@@ -362,7 +362,7 @@ def test_a_model_of_segments_on_other_data() -> None:
         ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
         ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
         ("model.classifier.score_threshold=high", "model.classifier.score_threshold='high': expected a number, such as 0.05"),
-        ("data=mine", "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, scenes_small"),
+        ("data=mine", "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, "),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),
