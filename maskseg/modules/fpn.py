@@ -14,7 +14,7 @@ from maskseg.modules.norms import conv
 
 
 class FPN(nn.Module):
-    """A trunk's {c2 .. c5} -> {p2 .. p6}, all with `channels` (FPN, section 3); p6 is p5 at every second cell.
+    """A trunk's {c2 .. c5} -> {p2 .. p6}, all with `channels` (FPN, section 3); p6 is p5 at every second cell. Of a trunk that ends sooner the same.
 
     keep: levels of the trunk that are handed on behind the pyramid, for stages that read them.
     """
@@ -31,15 +31,16 @@ class FPN(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.levels = {f"p{k[1:]}": Level(v.stride, v.centre, channels) for k, v in levels.items()}
-        last = list(self.levels.values())[-1]
-        self.levels["p6"] = Level(last.stride * 2, last.centre, channels)
+        name, last = list(self.levels.items())[-1]
+        self.coarsest = f"p{int(name[1:]) + 1}"
+        self.levels[self.coarsest] = Level(last.stride * 2, last.centre, channels)
         self.keep = list(keep)
         if unknown := [name for name in self.keep if name not in levels]:
             raise UserError(f"fpn: keep names {', '.join(unknown)}, the trunk has {', '.join(levels)}")
         self.levels |= {name: levels[name] for name in self.keep}
 
     def forward(self, images: Tensor) -> Features:
-        """images: f32 [N, 3, H, W] -> five maps, finest first, and those of `keep`."""
+        """images: f32 [N, 3, H, W] -> the maps of the pyramid, finest first, and those of `keep`."""
         own = cast(Backbone, self.trunk)(images)
         maps = list(own.values())
         merged: dict[str, Tensor] = {}
@@ -50,5 +51,5 @@ class FPN(nn.Module):
                 here = here + F.interpolate(above, size=here.shape[-2:], mode="nearest")
             merged[name] = above = here
         features = {name: layer(merged[name]) for name, layer in self.output.items()}
-        features["p6"] = F.max_pool2d(list(features.values())[-1], kernel_size=1, stride=2)
+        features[self.coarsest] = F.max_pool2d(list(features.values())[-1], kernel_size=1, stride=2)
         return features | {name: own[name] for name in self.keep}

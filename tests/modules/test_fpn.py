@@ -64,3 +64,11 @@ def test_norm_replaces_the_bias() -> None:
     assert sum(isinstance(m, nn.GroupNorm) and m.num_groups == 32 for m in with_norm.modules()) == 8
     assert all(m.bias is None for m in with_norm.modules() if isinstance(m, nn.Conv2d))
     assert all(m.bias is not None for m in without.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_a_pyramid_over_a_trunk_that_ends_sooner() -> None:
+    fpn = FPN(ResNet("resnet18", last_level="c4"), channels=8).eval()
+    features = fpn(torch.zeros((1, 3, 64, 96)))
+    assert list(features) == list(fpn.levels) == ["p2", "p3", "p4", "p5"]
+    for level, map_ in zip(fpn.levels.values(), features.values(), strict=True):
+        assert map_.shape == (1, 8, 64 // level.stride, 96 // level.stride)
