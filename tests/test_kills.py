@@ -95,6 +95,7 @@ def load_step(path: Path) -> int:
     return int(load_checkpoint(path)["step"])
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(whole_two: Path, place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
     process = start(words, place, ranks=2)
@@ -136,6 +137,7 @@ def test_ctrl_c_twice_leaves_at_once(place: Path) -> None:
     assert code in (130, -signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun(place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
     process = start(words, place, ranks=2)

@@ -77,6 +77,7 @@ def refused(*words: str) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 def test_each_value_of_a_grid(place: Path) -> None:
     words = [*SMALL, *SCENES, "trainer.max_steps=1", "optimizer.lr=1e-3,2e-3", "~model/heads@model.heads.mask", "trainer.best_metric=bbox/AP"]
     code, said = finish(start(["--multirun", *words], place, tool="sweep"), place)

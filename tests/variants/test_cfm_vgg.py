@@ -65,6 +65,7 @@ def filled(shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -> None:
     """With the config's bins, fc7 of the segment that is all of a 224 x 224 image is that of the whole network, on each path of either design."""
