@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from made.runs import MASKS, SCENES, SMALL, call, finish, start
+from made.runs import MASKS, SCENES, SMALL, call
+from made.tools import assert_refused, said
 
 from maskseg import config
 from maskseg.benchmarks import growth as suite_growth
@@ -156,8 +157,7 @@ def test_the_suite_of_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("suite=inference batch=9", "batch=9, but the split val has only 4 images"),
     ],
 )
-def test_what_makes_no_sense(tmp_path: Path, word: str, told: str) -> None:
+def test_what_makes_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, told: str) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    code, said = finish(start([*SMALL, *SCENES, *word.split()], tmp_path, tool="benchmark"), tmp_path)
-    assert code == 2
-    assert told in said.strip().splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    assert_refused(said("benchmark", *SMALL, *SCENES, *word.split()), told)

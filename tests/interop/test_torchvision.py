@@ -155,6 +155,7 @@ def test_classes_and_norms_of_ones_own(tmp_path: Path, images: list[Tensor], cat
             assert (one["boxes"] - other["boxes"]).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 def test_whole_photographs_are_resized_as_torchvision_does(tmp_path: Path, shared_data: Path, images: list[Tensor], categories: str) -> None:
     theirs = small(num_classes=4, min_size=300, max_size=400, box_detections_per_img=30)
     centre(theirs, images[0].float() / 255)
