@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from maskseg.data.report import Report
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
 from maskseg.export import export
+from maskseg.files import parse_json
 from maskseg.interop import classes, detectron2, torchvision
 from maskseg.interop.names import Pairs, fit, told, translate
 from maskseg.interop.published import norm_eps
@@ -124,7 +124,7 @@ def read_categories(path: Path) -> Categories:
     """The classes of a COCO file, whatever else it holds. Raises UserError."""
     report = Report(str(path))
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["categories"]
+        entries = parse_json(path.read_text(encoding="utf-8"))["categories"]
         found = file_categories(list(entries), report)
     except OSError as error:
         raise UserError(f"categories={path}: cannot be read ({error.strerror or error})") from error

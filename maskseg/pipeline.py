@@ -29,17 +29,30 @@ from maskseg.structures import Batch, Categories
 from maskseg.variants.image_classifier import ImageClassifier
 
 
-def open_data(config: Any, known: Categories | None = None, group: Group | None = None) -> CocoSource:
-    """The data set of `config.data`, read and checked: the classes are those of the data, or `known` ones (a checkpoint's)."""
+def open_data(config: Any, known: Categories | None = None, group: Group | None = None, may_make: bool = True) -> CocoSource:
+    """The data set of `config.data`, read and checked: the classes are those of the data, or `known` ones (a checkpoint's).
+
+    may_make: whether files of a data set that has to be made first are written. Not where a checkpoint's config says where: whoever made
+    the checkpoint would choose what is written on this machine.
+    """
     source = configs.build(config.data)
     if not isinstance(source, CocoSource):
         raise UserError("the data set is one for measures of segments: tools/fit_hash.py and tools/evaluate.py experiment=... read it")
     source.known = known
     group = group or Group()
-    if group.local_main:
+    if group.local_main and may_make:
         source.prepare()  # on a disk that the processes of a machine share
+    if not may_make:
+        check_made(source)
     group.wait()
     return source
+
+
+def check_made(source: CocoSource) -> None:
+    """Raises UserError for a file of the data set that is not there."""
+    for split in source.splits():
+        if not Path(str(source.json[split])).is_file():
+            raise UserError(f"{source.name(split)}: there is no such file; data=NAME names the data set, and makes one that can be made")
 
 
 def describe(source: CocoSource) -> str:

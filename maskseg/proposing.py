@@ -33,7 +33,7 @@ def propose(words: list[str]) -> None:
     rcnn = cast(GeneralizedRCNN, model)
     if getattr(rcnn.proposer, "needs", None) == "proposals":
         raise UserError(f"checkpoint={path}: the model has no proposer of its own, it takes proposals from a file")
-    source = open_data(config, categories)
+    source = open_data(config, categories, may_make=configs.names_data(words))
     source.file(config.split)
     source.keep_empty, output = True, Path(config.output)  # training may keep images without objects, or not
     if not output.parent.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -18,7 +17,7 @@ import maskseg
 from maskseg.engine.checkpoint import Checkpoint, load_checkpoint, newest, numbered
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
-from maskseg.files import write_json
+from maskseg.files import parse_json, write_json
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "hydra-core", "pillow", "faster-coco-eval")
 
@@ -86,7 +85,7 @@ def record(run_dir: Path, device: torch.device, world: int, step: int) -> None:
     """`environment.json`: for each time the run was started, the command, the versions, the git revision and the machine."""
     path = run_dir / "environment.json"
     try:
-        starts = json.loads(path.read_text()) if path.exists() else []
+        starts = parse_json(path.read_text()) if path.exists() else []
     except ValueError:
         starts = []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -23,9 +23,15 @@ from maskseg.errors import UserError
 BEAT = 60.0  # seconds after which processes that wait hear that others are still at work
 
 
-def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str], config: Any, group: Group) -> None:
+def prepare_segments(
+    model: nn.Module, source: CocoSource, splits: Sequence[str], config: Any, group: Group, words: Sequence[str] | None = None
+) -> None:
     """Makes what is missing of the segments that the model takes, in one process of each machine. Raises UserError where no folder is named, or
-    the data lacks something else."""
+    the data lacks something else.
+
+    words: the command line, where the config is a checkpoint's. What is missing is then made only in a folder that the command line names, or
+    below the working directory: whoever made the checkpoint does not choose what is written elsewhere.
+    """
     proposer = getattr(model, "proposer", None)
     if getattr(proposer, "needs", None) != "segments":
         return
@@ -35,7 +41,8 @@ def prepare_segments(model: nn.Module, source: CocoSource, splits: Sequence[str]
         folder = source.segments[split]
         if folder is None:
             raise UserError(f"the model takes segments from a folder: data.{split}_segments is not set (what is missing there is made)")
-        once_a_machine(group, partial(ensure, source, split, folder, config.model.proposer.method))
+        may_make = words is None or configs.names_data(words, f"data.{split}_segments") or Path(folder).resolve().is_relative_to(Path.cwd())
+        once_a_machine(group, partial(ensure, source, split, folder, config.model.proposer.method, may_make))
         source.dataset(split)  # what it needs is there
 
 
@@ -62,7 +69,7 @@ def once_a_machine(group: Group, make: Callable[[], None], beat: float = BEAT) -
     teller.join()
 
 
-def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> None:
+def ensure(source: CocoSource, split: str, folder: Path | str, method: Any, may_make: bool = True) -> None:
     """Makes the segments of a split that are missing in the folder, one process a CPU; says nothing where there are all of them.
 
     method: the config of what makes them. A folder that came of a file of masks is taken as it is, if it is whole. Raises UserError for one of other
@@ -77,6 +84,10 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any) -> N
     settings = settings_of(source, split, method)
     check_settings(folder, settings)
     lacking = set(missing(folder, (record.id for record in records))[0])
+    if lacking and not may_make:
+        raise UserError(
+            f"data.{split}_segments={folder} lacks the segments of {len(lacking)} images: name the folder on the command line to make them"
+        )
     if lacking:
         print(f"{folder}: making the segments of {len(lacking)} images, once for all trainings", flush=True)
         jobs = jobs_of(source, split, [record for record in records if record.id in lacking])

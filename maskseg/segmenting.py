@@ -26,6 +26,7 @@ from maskseg.files import replacing, write_json
 from maskseg.inference.segment_pictures import panel, plot_segmentation_iou, segment_panel, step_pictures
 from maskseg.inference.segment_study import SegmentStudy, check_study, flat, look, table
 from maskseg.modules.folding import for_inference
+from maskseg.pipeline import check_made
 from maskseg.rcnn import PixelModel
 from maskseg.run_folder import made_folder
 from maskseg.structures import Categories
@@ -45,7 +46,7 @@ def fit(words: list[str]) -> None:
         config, categories = configs.compose("fit_backbone", words), Categories((), ())
         model = _new_model(config)
     configs.require(config, "output")
-    source = _source(config)
+    source = _source(config, not path or configs.names_data(words))
     split = _split(source, config.fit.split)
     source.names(split)
     fitter = _fitter(model, config)
@@ -129,14 +130,18 @@ def _split(source: SegmentedSource, named: str) -> str:
     return "all" if named == "train" and source.splits() == ["all"] else named
 
 
-def _source(config: Any) -> SegmentedSource:
-    """The data set with maps of segments that `config.data` names. Raises UserError, also for several processes: there is nothing to share out."""
+def _source(config: Any, may_make: bool = True) -> SegmentedSource:
+    """The data set with maps of segments that `config.data` names. Raises UserError, also for several processes: there is nothing to share out.
+    may_make: as in `open_data`."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this runs in one process: start it with python, not with torchrun")
     source = configs.build(config.data)
     if isinstance(source, CocoSource):
+        if not may_make:
+            check_made(source)
         source = CocoSegments(source)
-    source.prepare()
+    if may_make:
+        source.prepare()
     return cast(SegmentedSource, source)
 
 

@@ -58,12 +58,12 @@ def fit(words: list[str]) -> None:
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     model = _with_svm(trained, config, words)
     fitter = _fitter(model, config, categories)
-    source = open_data(config, categories)
+    source = open_data(config, categories, may_make=configs.names_data(words))
     if not isinstance(source.segment_sampler, partial):
         raise UserError("nothing says which segments are stuff and which are crowds: data.segment_sampler is not set")
     draw = FixedSegments(source.segment_sampler(categories.num_things, len(categories)), config.fit.negatives, config.fit.negative_below)
     source.file("train")
-    prepare_segments(model, source, ["train"], config, Group())
+    prepare_segments(model, source, ["train"], config, Group(), words)
     loaders = [_loader(source, draw, config, mirrored) for mirrored in ([False, True] if config.fit.flip else [False])]
     made_folder(output)
     result = _fit(fitter, model.to(pick_device(config.trainer.device)), loaders, source.skip_bad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ import torch
 from maskseg import config as configs
 from maskseg import pipeline
 from maskseg.errors import Interrupted, UserError
-from maskseg.files import write_json
+from maskseg.files import parse_json, write_json
 
 FAILED = -1.0  # what a training is worth that broke off. NaN would end an Optuna sweep, and no AP is lower.
 RESULT = "trial.json"
@@ -94,7 +93,7 @@ def trial(words: Sequence[str], folder: Path) -> float:
 
 def objective(folder: Path, metric: str) -> float:
     """The highest value of a metric in a run's evaluations. Raises UserError where there is none."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [parse_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     known = {key: None for line in lines if line["kind"] == "val" for key in line}
     values = [float(line[metric]) for line in lines if line["kind"] == "val" and metric in line]
     if not values:
@@ -105,7 +104,7 @@ def objective(folder: Path, metric: str) -> float:
 
 def report(folder: Path, keys: set[str]) -> int:
     """Prints the trials there are, the best first, with the values of `keys`; writes the same to `results.txt`. -> how many were completed."""
-    found: list[tuple[Path, Any]] = [(path.parent, json.loads(path.read_text())) for path in folder.glob(f"*/{RESULT}")]
+    found: list[tuple[Path, Any]] = [(path.parent, parse_json(path.read_text())) for path in folder.glob(f"*/{RESULT}")]
     if not found:
         return 0
     found.sort(key=lambda pair: (bool(pair[1]["problem"]), -pair[1]["value"], int(pair[0].name)))

@@ -39,10 +39,9 @@ def trained_model(path: Path, overrides: list[str], own: str, under: Any = None)
     try:
         categories = Categories.from_dict(checkpoint["categories"])
         text = str(checkpoint["config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks its config or categories ({error})") from error
     config = configs.from_checkpoint(text, overrides, own, under)
-    configs.check_targets(config.model, configs.FROM_CHECKPOINT)
     model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
     weights = best_weights(checkpoint)
     if under is not None:
@@ -84,15 +83,16 @@ def evaluate(words: list[str]) -> dict[str, float]:
     Under torchrun the images are shared out. Raises UserError before anything is written where checkpoint, data or keys are wrong.
     """
     model, config, categories = trained_model(checkpoint_word(words, "evaluate"), words, "evaluate")
+    own_data = configs.names_data(words)
     configs.require(config, "output")
     if not isinstance(model, GeneralizedRCNN | ImageClassifier):
         raise UserError("the checkpoint's model finds segments and no objects: experiment=... evaluates them (tools/evaluate.py --help)")
     device = pick_device(config.trainer.device)
     with processes(device) as group:
-        source = open_data(config, categories, group)
+        source = open_data(config, categories, group, own_data)
         check = validation(config, source, config.split, categories, group)
         source.semantic_maps(config.split)
-        prepare_segments(model, source, [config.split], config, group)
+        prepare_segments(model, source, [config.split], config, group, words)
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
         metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)

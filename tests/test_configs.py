@@ -262,9 +262,9 @@ def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
     # Guards against: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;
     # os.system is only stopped by a list inside Hydra. The object itself must come from the package, not only its name.
     with pytest.raises(UserError, match="is refused"):
-        configs.check_targets({"_target_": target}, configs.FROM_CHECKPOINT)
+        configs.check_targets({"_target_": target})
     with pytest.raises(UserError, match="is refused"):
-        configs.check_targets({"_target_": target.replace("maskseg.", "torch.optim.", 1)}, configs.FROM_CHECKPOINT)
+        configs.build({"_target_": target.replace("maskseg.", "torch.optim.", 1)})
 
 
 def test_constructors_that_refuse_say_so_in_one_line() -> None:

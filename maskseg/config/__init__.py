@@ -1,22 +1,26 @@
 """The one part that knows Hydra: YAML and command line -> config -> objects."""
 
-from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, build, build_model, check_targets, only, put, require, set_categories, to_yaml
+from maskseg.config.build import build, build_model, only, put, require, set_categories, to_yaml
 from maskseg.config.compose import compose, config_folder, experiments
-from maskseg.config.derived import flat, from_checkpoint, hydra_settings, model_differences, part, sweep_points
+from maskseg.config.derived import flat, from_checkpoint, hydra_settings, model_differences, names_data, part, sweep_points
+from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
 
 __all__ = [
     "FROM_CHECKPOINT",
     "TRUSTED",
     "build",
     "build_model",
+    "check_closed",
     "check_targets",
     "compose",
     "config_folder",
+    "construct",
     "experiments",
     "flat",
     "from_checkpoint",
     "hydra_settings",
     "model_differences",
+    "names_data",
     "only",
     "part",
     "put",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -13,41 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
 from maskseg.errors import UserError
 from maskseg.interfaces import Backbone, Level
 from maskseg.modules.fpn import FPN
 from maskseg.structures import Categories
 
-# What a `_target_` may name. A config inside a checkpoint may have come with a downloaded file: it builds our own classes only.
-TRUSTED = ("maskseg.", "torch.optim.")
-FROM_CHECKPOINT = ("maskseg.",)
 
-
-def check_targets(config: Any, allowed: Sequence[str]) -> None:
-    """Raises UserError where a `_target_` names something outside `allowed`."""
-    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if isinstance(plain, dict):
-        target = plain.get("_target_")
-        if target is not None and not (isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target):
-            raise UserError(f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}")
-        if target is not None and not _own(target, allowed):
-            raise UserError(f"config: _target_ {target!r} is refused; it only passes through the package")
-    for value in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
-        check_targets(value, allowed)
-
-
-def _own(target: str, allowed: Sequence[str]) -> bool:
-    """Whether what the name leads to is defined where the name says, and not something that a module there has imported."""
-    try:
-        found = hydra.utils.get_object(target)
-    except Exception:  # said again, and better, by the one who builds it
-        return True
-    return str(getattr(found, "__module__", "")).startswith(tuple(allowed)) and callable(found)
-
-
-def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
-    """The object that a config with `_target_` describes. Raises UserError for what its constructor refuses."""
-    check_targets(config, allowed)
+def build(config: Any, allowed: Collection[str] = TRUSTED, **values: Any) -> Any:
+    """The object that a config with `_target_` describes. allowed: `TRUSTED` for the user's own config, `FROM_CHECKPOINT` for that of a
+    file. Raises UserError for what is refused, also by a constructor."""
+    if allowed is FROM_CHECKPOINT:
+        return construct(_resolved(config) if OmegaConf.is_config(config) else config)
+    check_targets(config)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **values)
     except (HydraException, OmegaConfBaseException) as error:
@@ -58,23 +37,32 @@ def build(config: Any, allowed: Sequence[str] = TRUSTED, **values: Any) -> Any:
         raise UserError(f"config: {text} (in {config.get('_target_', 'a group without _target_')})") from error
 
 
-def build_model(config: DictConfig, allowed: Sequence[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
-    """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow."""
-    model = config.copy().model
+def build_model(config: DictConfig, allowed: Collection[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
+    """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow. With `allowed=FROM_CHECKPOINT` none does."""
+    model = _resolved(config.model)
+    if allowed is FROM_CHECKPOINT:
+        check_closed(model, place="model")  # all of it, before the backbone is built to be asked for its levels
     _read_levels(model, allowed)
-    if not pretrained:
+    if not pretrained or allowed is FROM_CHECKPOINT:
         _forget_weights(model)
     return cast(nn.Module, build(model, allowed))
 
 
-def _read_levels(model: DictConfig, allowed: Sequence[str]) -> None:
+def _resolved(config: Any) -> Any:
+    """Plain values, with those that interpolations stand for. Raises UserError."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {str(error).splitlines()[0]}") from error
+
+
+def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
     """Fills `at` of stages that have such a key: what the backbone says of the `level` or the `levels` that they read. A pyramid hands on those of
     the trunk below it. Raises UserError for a level that is not there."""
-    found = {str(key): model[key] for key in model}
-    stages = {key: stage for key, stage in found.items() if isinstance(stage, DictConfig) and "at" in stage and stage.at is None}
+    stages = {key: stage for key, stage in model.items() if isinstance(stage, dict) and "at" in stage and stage["at"] is None}
     if not stages:
         return
-    bare = model.copy().backbone
+    bare = deepcopy(model["backbone"])
     _forget_weights(bare)
     with torch.device("meta"):  # no weight is made
         made = cast(Any, build(bare, allowed))
@@ -82,24 +70,28 @@ def _read_levels(model: DictConfig, allowed: Sequence[str]) -> None:
     levels: dict[str, Level] = {**made.levels, **below}
     kept = list(getattr(made, "keep", []))
     for key, stage in stages.items():
-        names = list(stage.levels) if "levels" in stage else [stage.level]
+        names = list(stage["levels"]) if "levels" in stage else [stage["level"]]
         if not names or not set(names) <= set(levels):
-            told = f"levels={names}" if "levels" in stage else f"level={stage.level}"
+            told = f"levels={names}" if "levels" in stage else f"level={stage['level']}"
             raise UserError(f"model.{key}.{told}: the backbone has {', '.join(levels)}")
         kept += [name for name in names if name not in made.levels and name not in kept]
         at = [{"_target_": f"{Level.__module__}.Level", **asdict(levels[name])} for name in names]
-        stage.at = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
+        stage["at"] = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
     if kept != list(getattr(made, "keep", [])):
-        put(model, "backbone.keep", kept)
+        model["backbone"]["keep"] = kept
 
 
 def _forget_weights(node: Any) -> None:
-    if isinstance(node, DictConfig):
-        for key in map(str, node):
+    """Sets each key `weights` to None, in place."""
+    if isinstance(node, list):
+        for value in node:
+            _forget_weights(value)
+    elif isinstance(node, dict):
+        for key, value in node.items():
             if key == "weights":
                 node[key] = None
-            elif not OmegaConf.is_interpolation(node, key):
-                _forget_weights(node[key])
+            else:
+                _forget_weights(value)
 
 
 def set_categories(config: DictConfig, categories: Categories) -> None:

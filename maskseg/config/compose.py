@@ -115,6 +115,11 @@ def check_override(override: str, config: DictConfig, defaults: DictConfig) -> N
     if override.startswith("+"):
         raise UserError(f"{override}: {nearest(key, defaults)}")
     old, new = OmegaConf.select(defaults, key), OmegaConf.select(config, key)
+    check_kind(key, old, new)
+
+
+def check_kind(key: str, old: Any, new: Any) -> None:
+    """Raises UserError where a key's new value has not the type of its default, `old`. Null as a default takes anything."""
     may_be_null = key.endswith("max_images")
     if not (new is None and may_be_null) and not _same_kind(old, new):
         raise UserError(f"{key}={new!r}: expected {_kind(old)}, such as {old!r}")
@@ -129,7 +134,7 @@ def _same_kind(old: Any, new: Any) -> bool:
         return isinstance(old, bool) and isinstance(new, bool)
     if isinstance(old, int | float) and isinstance(new, int | float):
         return not (isinstance(old, int) and isinstance(new, float)) or new == int(new)
-    if isinstance(old, DictConfig | ListConfig) or isinstance(new, DictConfig | ListConfig):
+    if isinstance(old, DictConfig | ListConfig | dict | list) or isinstance(new, DictConfig | ListConfig | dict | list):
         return type(old) is type(new)
     return isinstance(old, str) or isinstance(new, str) is isinstance(old, str)
 
@@ -137,7 +142,7 @@ def _same_kind(old: Any, new: Any) -> bool:
 def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
-    names = ((int, "a whole number"), (float, "a number"), (ListConfig, "a list"), (DictConfig, "a group of keys"))
+    names = ((int, "a whole number"), (float, "a number"), ((ListConfig, list), "a list"), ((DictConfig, dict), "a group of keys"))
     return next((name for kind, name in names if isinstance(value, kind)), "text")
 
 

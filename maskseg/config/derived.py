@@ -12,7 +12,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskseg.config.build import FROM_CHECKPOINT, TRUSTED, check_targets, put
+from maskseg.config.build import put
+from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import check_choice, check_override, compose, config_folder, key_of, keys_of, nearest
 from maskseg.errors import UserError
 
@@ -59,20 +60,7 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
     `group@place=NAME` puts a group's choice in a place. under: keys that the checkpoint's config gets where it has none of that name.
     Raises UserError.
     """
-    try:
-        trained = cast(DictConfig, OmegaConf.create(text))
-        if not all(isinstance(trained[k], DictConfig) for k in ("model", "data", "trainer", "evaluation")):
-            raise TypeError("a part of it is no group of keys")
-    except Exception as error:  # YAML's and OmegaConf's errors share no base
-        raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
-    check_targets(trained, FROM_CHECKPOINT + TRUSTED)
-    present = compose("train", [])
-    common: Any = OmegaConf.load(config_folder() / "data" / "_common.yaml") if "train_transforms" in trained.data else {}  # of data to train on
-    for name, defaults in {"trainer": present.trainer, "evaluation": present.evaluation, "data": common}.items():
-        try:  # keys that came after the training was begun
-            trained[name] = OmegaConf.merge(defaults, trained[name])
-        except OmegaConfBaseException as error:
-            raise UserError(f"the checkpoint's config cannot be used ({' '.join(str(error).split())})") from error
+    trained = read_checkpoint_config(text)
     chosen = [o for o in overrides if key_of(o) == "data"]
     if chosen:
         group = compose("data_only", chosen).data
@@ -102,6 +90,11 @@ def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictCo
     return config
 
 
+def names_data(overrides: Sequence[str], key: str = "data") -> bool:
+    """Whether the command line names the data set (or a part of it, `key`), so that the checkpoint's config does not."""
+    return any(key_of(override) in ("data", key) for override in overrides)
+
+
 def _place_groups(config: DictConfig, words: Sequence[str]) -> None:
     """`group@place=NAME` instead of what is in that place. Raises UserError where there is no such group or place."""
     for word in words:
@@ -129,11 +122,10 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
     Weights of the same shapes fit all the same, and then find something else: another mean of the pixels, another stride.
     """
     try:
-        trained = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    except OmegaConfBaseException:
+        trained = read_checkpoint_config(text)
+    except UserError:
         return []
-    own = OmegaConf.to_container(config, resolve=True)
-    theirs, ours = (flat(whole.get("model"), "model.") if isinstance(whole, dict) else {} for whole in (trained, own))
+    theirs, ours = (flat(OmegaConf.to_container(whole.model, resolve=True), "model.") for whole in (trained, config))
     passing = ("weights", "num_classes", "ranges", "frozen_stages", "loss_weight")  # what may differ without harm, or has another shape
     keys = [k for k in theirs if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing]
     return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]

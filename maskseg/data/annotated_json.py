@@ -10,7 +10,7 @@ from typing import Any
 
 from maskseg.data.coco import CocoFile
 from maskseg.errors import UserError
-from maskseg.files import replacing
+from maskseg.files import parse_json, replacing
 
 Row = Mapping[str, Any]  # segmentation, area, bbox and mask_by of an annotation
 
@@ -69,6 +69,6 @@ def write_annotations(output: Path, content: Mapping[str, Any]) -> None:
 
 def _tree(file: CocoFile) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.path.read_text(encoding="utf-8-sig")))
+        return dict(parse_json(file.path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise UserError(f"{file.path}: cannot be read any more ({error})") from error

@@ -23,6 +23,7 @@ from maskseg.data.coco import CocoFile
 from maskseg.data.segment_store import ImageJob
 from maskseg.data.workers import differences, pooled, terminable
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 from maskseg.masks import FileMasks, Rle, encoded, rle_to_bitmaps
 
 FORMAT = "maskseg annotations 1"
@@ -133,7 +134,7 @@ def _begin(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
         lines, whole = [], 0
         for line in text.split(b"\n")[:-1]:
             try:
-                lines.append(json.loads(line))
+                lines.append(parse_json(line))
             except ValueError:
                 break
             whole += len(line) + 1

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from maskseg.data.report import Report
 from maskseg.data.segmentations import Packer, SegmentationError, Segmentations
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 from maskseg.ops.runs import Ints
 
 MISSING = -(2**63)  # an id that is not given
@@ -90,7 +91,7 @@ def read_json(path: Path, max_pixels: int, report: Report) -> RawCoco | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        tree = json.loads(text, object_hook=columns.pack)
+        tree = parse_json(text, object_hook=columns.pack)
     except json.JSONDecodeError as error:
         where = f"; it ends after {len(text)} characters"
         report.error("not JSON: the file is cut short or damaged", f"{error}{where}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from maskseg.data.report import Report
 from maskseg.data.semantic import HIGHEST, SemanticMaps, check_header, read_png
 from maskseg.data.source import CocoSource
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 from maskseg.structures import Categories
 
 _LISTS = ("annotations", "categories")
@@ -131,7 +131,7 @@ def read_panoptic(path: Path, images: Sequence[ImageRecord], folder: Path, check
 def _content(path: Path, report: Report) -> tuple[list[Any], set[int]]:
     """The annotations and the ids of the categories. Raises UserError where the file cannot be opened."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

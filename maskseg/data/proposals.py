@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskseg.errors import UserError
 from maskseg.files import replacing
+from maskseg.files.torch_files import read_torch
 
 FORMAT = "maskseg proposals 1"
 _STEPS = 65535  # of a coordinate over the side of its image, and of a score over 1: 0.02 pixels of 1333
@@ -68,10 +69,7 @@ class ProposalFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{path}: no such file of proposals; tools/propose.py makes one")
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises almost anything on damaged data
-            raise UserError(f"{path}: not a file of proposals, or damaged ({str(error).splitlines()[0]})") from error
+        content = read_torch(self.path, "a file of proposals", "; tools/propose.py makes it again", mmap=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path}: not a file of proposals ({FORMAT})")
         self.about = str(content["about"])

@@ -30,6 +30,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskseg.data import scenes_draw as draw
+from maskseg.files import parse_json
 
 # Category ids have gaps on purpose, as COCO's have: code that takes an id for a label fails here first.
 THINGS = {"disc": 1, "box": 2, "triangle": 4, "star": 5, "ring": 7, "crescent": 9, "cross": 10, "figure": 13}
@@ -209,7 +210,7 @@ def _already_made(root: Path, arguments: dict[str, int]) -> bool:
         return False
     advice = "delete the folder or choose another data.root"
     try:
-        found = json.loads((root / "scenes.json").read_text())
+        found = parse_json((root / "scenes.json").read_text())
     except (OSError, ValueError):
         raise ValueError(f"{root} exists and is no finished scenes data set: {advice}") from None
     if found != arguments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from maskseg.data.coco_json import integer
 from maskseg.data.images import MAX_PIXELS
 from maskseg.data.segmentations import MIN_COORDINATES, NONE, RLE, Packer, SegmentationError, clip_polygon
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 from maskseg.masks import FileMasks, Polygons
 from maskseg.ops import runs
 from maskseg.ops.runs import Ints
@@ -76,7 +76,7 @@ class RleFile:
     def _read(self) -> None:
         """Entries are packed while the JSON is parsed: as Python objects they would take many times the file."""
         try:
-            tree = json.loads(self.path.read_text(encoding="utf-8-sig"), object_hook=self._pack)
+            tree = parse_json(self.path.read_text(encoding="utf-8-sig"), object_hook=self._pack)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:

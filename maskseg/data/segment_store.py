@@ -24,7 +24,7 @@ from maskseg.bottomup.proposals import SegmentProposals
 from maskseg.data.images import MAX_PIXELS, load_image, safe_join
 from maskseg.data.workers import differences, pooled, terminable
 from maskseg.errors import UserError
-from maskseg.files import replacing, write_json
+from maskseg.files import parse_json, replacing, write_json
 
 FORMAT = "maskseg segments 1"
 SETTINGS, UNFINISHED = "settings.json", "unfinished"
@@ -111,7 +111,7 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
     """What the segments of a folder were made with; None where it is empty or not there. Raises UserError for a folder of something else."""
     path = folder / SETTINGS
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
             raise UserError(f"{folder} exists and is no folder of segments (it has no {SETTINGS}): choose another one") from None

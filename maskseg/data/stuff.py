@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from maskseg.data.categories import file_categories
 from maskseg.data.report import Report
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 from maskseg.structures import Categories
 
 
@@ -33,7 +33,7 @@ def _entries(path: Path) -> list[Any]:
     if path.suffix == ".txt":
         return [{"id": number, "name": name} for number, name in read_labels(path, "data.stuff_json").items() if number]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         entries = list(content.get("stuff_categories") or content["categories"])
     except OSError as error:
         raise UserError(f"data.stuff_json={path}: cannot be read ({error.strerror or error})") from error

@@ -1,14 +1,13 @@
 """Checkpoints: plain data, written whole or not at all, checked when they are read.
 
-A checkpoint is a dictionary of state dicts, plain Python values, the config as a YAML string, categories and metrics. It is read with
-`torch.load(weights_only=True)`, never otherwise: a file that somebody else made cannot run code.
+A checkpoint is a dictionary of state dicts, plain Python values, the config as a YAML string, categories and metrics. It is read by
+`read_torch`, never otherwise: a file that somebody else made cannot run code. What its config may build: `maskseg.config.trust`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from torch import Tensor, nn
 
 from maskseg.errors import UserError
 from maskseg.files import remove_left, replacing
+from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
+MAX_PLACE = 1000  # characters of a value's place in a checkpoint
 Checkpoint = dict[str, Any]
 
 
@@ -33,15 +34,21 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, **checkpoint}, file)
 
 
-def _check_plain(value: object, where: str) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_plain(inner, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            _check_plain(inner, f"{where}[{i}]")
-    elif not (isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)):
-        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+def _check_plain(checkpoint: object, name: str) -> None:
+    """Raises TypeError for a value that is no plain data. What is there twice is checked once: shared lists can be nested without end."""
+    pending: list[tuple[object, str]] = [(checkpoint, name)]
+    seen: set[int] = set()
+    while pending:
+        value, where = pending.pop()
+        if len(where) > MAX_PLACE:
+            raise TypeError(f"{where[:50]}... is nested too deeply")
+        if isinstance(value, Mapping | list | tuple):
+            if id(value) not in seen:
+                seen.add(id(value))
+                items = value.items() if isinstance(value, Mapping) else enumerate(value)
+                pending += [(inner, f"{where}.{key}" if isinstance(value, Mapping) else f"{where}[{key}]") for key, inner in items]
+        elif not (isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)):
+            raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -49,21 +56,13 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            # torch reads an entry that is marked as a folder as whatever lies in memory
-            damaged = damaged or next((i.filename for i in archive.infolist() if i.external_attr), None)
-    except Exception as error:  # zipfile raises almost anything on damaged data
-        raise UserError(f"{path}: not a checkpoint, or cut short ({error})") from error
-    if damaged:
-        raise UserError(f"{path}: damaged, the checksum of {damaged} is wrong; use another checkpoint of the run")
-    try:
-        checkpoint: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: refused, it holds more than tensors and plain values ({str(error).splitlines()[0]})") from error
+    checkpoint: Checkpoint = read_torch(path, "a checkpoint", "; use another checkpoint of the run")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a maskseg checkpoint of format {FORMAT}")
+    try:
+        _check_plain(checkpoint, "it")
+    except TypeError as error:
+        raise UserError(f"{path}: refused, {error}") from error
     return checkpoint
 
 

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from maskseg.errors import UserError
-from maskseg.files import replacing
+from maskseg.files import parse_json, replacing
 
 _SHOWN = 2000  # pixels of the longer side of a picture in TensorBoard
 
@@ -121,7 +121,7 @@ def _keep_until(path: Path, step: int, evaluated: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["step"] <= (evaluated if entry["kind"] == "val" else step):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):

@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from maskseg.errors import UserError
+from maskseg.files import parse_yaml
 from maskseg.inference.curves import COLOURS, Line, Series, panels_figure, read_metrics, rendered, save_picture, validation_loss
 
 _AP = re.compile(r"[^/]+/AP(\d+|[sml])?")
@@ -160,8 +159,8 @@ def _config(path: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is no config: it holds no keys")

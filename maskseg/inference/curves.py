@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 
 Series = dict[int, float]  # step -> value
 Line = tuple[str, Series, str, bool]  # name, values, colour, dashed
@@ -82,7 +82,7 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
     found: dict[str, dict[str, Series]] = {"train": {}, "val": {}}
     for line in text.splitlines():
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError:
             continue  # the last line of a run that was killed
         if not isinstance(values, dict) or values.get("kind") not in found or not isinstance(values.get("step"), int):

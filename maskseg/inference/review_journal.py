@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from io import FileIO
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskseg.errors import UserError
+from maskseg.files import parse_json
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +40,7 @@ class Journal:
 
     def _entry(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if isinstance(entry, dict) and isinstance(entry.get("id"), int):
                 return entry
         except ValueError:

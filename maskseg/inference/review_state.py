@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from maskseg.errors import UserError
-from maskseg.files import replacing
+from maskseg.files import parse_json, replacing
 from maskseg.inference.review_journal import Journal
 from maskseg.masks import Rle
 
@@ -94,7 +94,7 @@ class ReviewFile:
     def annotation(self, number: int) -> Annotation:
         """The annotation as it is now. Raises KeyError for an id that is not there."""
         with self._lock:
-            return dict(json.loads(self._texts[self._index[number]]))
+            return dict(parse_json(self._texts[self._index[number]]))
 
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> None:
         """Accepting an edited annotation leaves it edited. Raises KeyError; UserError where it cannot be saved, and nothing has changed then."""
@@ -176,7 +176,7 @@ class ReviewFile:
     def _set(self, number: int, text: str) -> None:
         index = self._index[number]
         self._texts[index] = text
-        self._rows[index] = _row(self.path, json.loads(text))
+        self._rows[index] = _row(self.path, parse_json(text))
 
     def _fold_late(self) -> None:
         with self._lock:
@@ -202,7 +202,7 @@ def review_of(annotation: Annotation) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -1,13 +1,11 @@
-"""Pickles of numpy arrays, read without running what a pickle may ask for.
+"""Pickles of numpy arrays, read without running what a pickle may ask for (`maskseg.files.pickles`).
 
-A pickle is a program: it names functions and calls them. Here the names lead to the makers below and to nothing else, and none of numpy's own code
-sees what the file says of an array before it was checked.
+None of numpy's own code sees what the file says of an array before it was checked.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,23 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
+from maskseg.files.pickles import Budget, Maker, encode_latin1, make_dict, read_pickle
 
 KINDS = {f"{kind}{size}" for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items() for size in sizes}
-
-
-class _Maker:
-    """A function that a pickle may call, and do nothing else with."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *values: Any) -> Any:
-        return self.function(*values)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a function is given a state")
 
 
 class _DType:
@@ -39,20 +23,23 @@ class _DType:
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.code, self.order = str(code).lstrip("<>=|"), str(code)[:1] if str(code)[:1] in "<>" else "="
-        if self.code not in KINDS:
-            raise pickle.UnpicklingError(f"an array of type {str(code)!r}")
+    def __init__(self, code: Any) -> None:
+        if not isinstance(code, str) or code.lstrip("<>=|") not in KINDS:
+            raise pickle.UnpicklingError(f"an array of type {str(code)[:50]!r}")
+        self.code = code.lstrip("<>=|")
+        self.order = code[0] if code[0] in "<>" else "="
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, _: Budget, state: Any) -> None:
+        """The byte order."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
-    def array(self, data: Any) -> NDArray[Any]:
+    def array(self, budget: Budget, data: Any) -> NDArray[Any]:
         """The numbers in bytes (Python 2's pickles hold them as latin-1 text), in the machine's order."""
-        data = data.encode("latin1") if isinstance(data, str) else data
-        if not isinstance(data, bytes | bytearray):
+        if not isinstance(data, str | bytes | bytearray):
             raise pickle.UnpicklingError("an array without bytes")
+        budget.spend(len(data))
+        data = data.encode("latin1") if isinstance(data, str) else data
         return np.frombuffer(data, np.dtype(f"{self.order}{self.code}")).astype(self.code)
 
 
@@ -64,61 +51,56 @@ class Array:
     def __init__(self, value: NDArray[Any] | None = None) -> None:
         self.value = value
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, budget: Budget, state: Any) -> None:
+        """Shape, type, order and bytes."""
         _, shape, dtype, columns_first, data = state
-        self.value = _shaped(dtype, data, shape, "F" if columns_first else "C")
+        self.value = _shaped(budget, dtype, data, shape, "F" if columns_first else "C")
 
 
-def _shaped(dtype: Any, data: Any, shape: Any, order: Any) -> NDArray[Any]:
+def _shaped(budget: Budget, dtype: Any, data: Any, shape: Any, order: Any) -> NDArray[Any]:
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array without a type or a shape")
-    return dtype.array(data).reshape(shape, order=order)
+    return dtype.array(budget, data).reshape(shape, order=order)
 
 
-def _latin1(text: str, encoding: str = "") -> bytes:
-    """How Python 3 writes bytes in the protocols of Python 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoded as {encoding!r}")
-    return text.encode("latin1")
+def _make_array(_: Budget, *__: Any) -> Array:
+    return Array()
 
 
-def _no_bytes() -> bytes:
-    """How it writes none of them."""
-    return b""
+def _make_dtype(_: Budget, code: Any, *__: Any) -> _DType:
+    return _DType(code)
 
 
-MAKERS = {
-    "numpy.ndarray": _Maker(lambda *_: Array()),
-    "numpy.dtype": _Maker(_DType),
-    "multiarray._reconstruct": _Maker(lambda *_: Array()),
-    "multiarray.scalar": _Maker(lambda dtype, data: dtype.array(data)[0].item()),
-    "numeric._frombuffer": _Maker(lambda data, dtype, shape, order: Array(_shaped(dtype, data, shape, order))),
-    "_codecs.encode": _Maker(_latin1),
-    "__builtin__.bytes": _Maker(_no_bytes),
-    "collections.OrderedDict": _Maker(dict),
+def _make_scalar(budget: Budget, dtype: Any, data: Any) -> Any:
+    return _shaped(budget, dtype, data, (1,), "C")[0].item()
+
+
+def _make_from_buffer(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    return Array(_shaped(budget, dtype, data, shape, order))
+
+
+_OF_NUMPY: dict[str, Maker] = {
+    "multiarray._reconstruct": _make_array,
+    "multiarray.scalar": _make_scalar,
+    "numeric._frombuffer": _make_from_buffer,
 }
-
-
-class _Unpickler(pickle.Unpickler):
-    """Names lead to `MAKERS` alone."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The maker of that name."""
-        short = f"{module}.{name}"
-        for core in ("numpy.core.", "numpy._core."):
-            short = short.removeprefix(core)
-        if short not in MAKERS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return MAKERS[short]
+MAKERS: dict[str, Maker | None] = {
+    "numpy.ndarray": _make_array,
+    "numpy.dtype": _make_dtype,
+    **{f"{core}.{name}": maker for core in ("numpy.core", "numpy._core") for name, maker in _OF_NUMPY.items()},
+    "_codecs.encode": encode_latin1,
+    "__builtin__.bytes": lambda _: b"",  # how Python 3 writes no bytes in the protocols of Python 2
+    "collections.OrderedDict": make_dict,
+}
 
 
 def load(file: IO[bytes], path: Path) -> Any:
     """What the pickle holds: plain values and containers, and an `Array` for each array. Python 2's too.
 
-    Raises UserError for a file that is damaged or asks for anything else, which is then not run.
+    Raises UserError for a file that is damaged or asks for anything else, which is then not run. Memory and time follow the file's size.
     """
     try:
-        return _Unpickler(file, encoding="latin1").load()
+        return read_pickle(file, MAKERS)
     except Exception as error:  # a damaged pickle raises almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: refused, a pickle that is damaged or holds more than numbers and plain containers ({reason})") from error

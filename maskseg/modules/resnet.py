@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from maskseg.errors import UserError
+from maskseg.files.torch_files import read_torch
 from maskseg.interfaces import Features, Level
 from maskseg.modules.conv_norm import merge_frozen
 from maskseg.modules.norms import norm_layer
@@ -110,10 +110,7 @@ class ResNet(nn.Module):
 def pretrained_state(name: str, weights: str) -> dict[str, Any]:
     """The state dict of torchvision's trunk `name`, from a file or by the weights' name. Raises UserError where there is neither."""
     if Path(weights).is_file():
-        try:
-            state: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{weights}: not a file of weights that can be loaded safely ({type(error).__name__})") from error
+        state: dict[str, Any] = read_torch(Path(weights), "a file of weights")
         if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
             raise UserError(f"{weights}: not a state dict of weights but a {type(state).__name__}")
         return state

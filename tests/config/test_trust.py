@@ -1,0 +1,451 @@
+"""A checkpoint runs no code: what its config may name is a closed set, checked before anything is built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import shutil
+import socket
+import subprocess
+import sys
+import types
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from made.runs import ROOT
+from made.tools import assert_refused, said
+from made.watch import watched
+from omegaconf import OmegaConf
+from torch import nn
+
+import maskseg
+from maskseg import config as configs
+from maskseg.engine.checkpoint import save_checkpoint
+from maskseg.errors import UserError
+from maskseg.structures import Categories
+
+CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
+TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=8", "model.classifier.trunk.width=8", "model.heads.mask.channels=8"]
+TINY += ["model.heads.mask.layers=1", "model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]"]
+PLAIN = ("GraphSegments", "SLIC", "HierarchicalGrouping", "Level", "DrawnSegments", "RegionSampler")  # neither modules nor transforms
+NEVER = ("config", "files", "engine", "interop", "cli", "pipeline", "trained", "sweeps", "conversion", "export", "run_folder", "benchmarks")
+
+
+@lru_cache
+def modules() -> list[types.ModuleType]:
+    """Every module of the package."""
+    return [importlib.import_module(m.name) for m in pkgutil.walk_packages(maskseg.__path__, "maskseg.") if not m.name.startswith("maskseg.tools")]
+
+
+@lru_cache
+def names() -> list[str]:
+    """Every name in the package that leads to something that can be called: its own, and what its modules have imported."""
+    return sorted({f"{module.__name__}.{name}" for module in modules() for name, value in vars(module).items() if callable(value)})
+
+
+@lru_cache
+def trained_text(*words: str) -> str:
+    """The config of a checkpoint of a small Mask R-CNN."""
+    config = configs.compose("train", [*TINY, *words])
+    configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
+    return configs.to_yaml(config)
+
+
+def loaded(*words: str) -> Any:
+    """The same as plain values."""
+    return yaml.load(trained_text(*words), Loader=yaml.CSafeLoader)
+
+
+def dumped(config: Any) -> str:
+    return str(yaml.dump(config, Dumper=yaml.CSafeDumper))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(UserError) as raised, watched() as events:
+        configs.from_checkpoint(text, [], "predict")
+    assert "\n" not in str(raised.value)
+    assert events == []
+    return str(raised.value)
+
+
+def with_value(key: str, value: Any, *words: str) -> str:
+    """The text with a value at a key, which need not be there."""
+    config = loaded(*words)
+    *parents, last = key.split(".")
+    node = config
+    for part in parents:
+        node = node.setdefault(part, {})
+        assert isinstance(node, dict)
+    node[last] = value
+    return dumped(config)
+
+
+def test_no_name_of_the_package_but_the_listed_can_be_built() -> None:
+    assert len(names()) > 3000
+    assert set(names()) > configs.FROM_CHECKPOINT
+    for name in names():
+        if name not in configs.FROM_CHECKPOINT:
+            for config in ({"_target_": name}, {"a": [{"b": {"_target_": name}}]}):
+                with pytest.raises(UserError, match="is refused"):
+                    configs.check_closed(config)
+                with pytest.raises(UserError, match="is refused"):
+                    configs.construct(config)
+
+
+def test_the_listed_are_classes_of_parts_of_models_and_transforms() -> None:
+    modules()
+    for name in configs.FROM_CHECKPOINT:
+        module, _, short = name.rpartition(".")
+        found = getattr(sys.modules[module], short)
+        assert inspect.isclass(found)
+        assert (found.__module__, found.__qualname__) == (module, short)
+        assert module.split(".")[1] not in NEVER
+        assert "data" not in module.split(".") or module == "maskseg.data.transforms"
+        assert issubclass(found, nn.Module) or module == "maskseg.data.transforms" or short in PLAIN, name
+
+
+def test_what_the_installed_models_name_is_listed() -> None:
+    """Guards against: a new part of a model that a checkpoint cannot bring back."""
+    for file in (ROOT / "configs" / "model").rglob("*.yaml"):
+        text = file.read_text()
+        for target in (line.split("_target_:")[1].split()[0].strip(",}") for line in text.splitlines() if "_target_:" in line):
+            assert target in configs.FROM_CHECKPOINT, f"{file}: {target}"
+    transforms = importlib.import_module("maskseg.data.transforms")
+    for name, found in vars(transforms).items():
+        if inspect.isclass(found) and found.__module__ == transforms.__name__ and name != "Transform":
+            assert f"{transforms.__name__}.{name}" in configs.FROM_CHECKPOINT
+
+
+@pytest.mark.parametrize("experiment", configs.experiments())
+def test_the_config_of_every_experiment_is_that_of_a_checkpoint(experiment: str) -> None:
+    config = configs.compose("train", [f"experiment={experiment}"])
+    configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
+    trained = configs.from_checkpoint(configs.to_yaml(config), [], "predict")
+    for key in ("model", "data", "trainer", "evaluation", "optimizer", "scheduler", "seed", "total_batch"):
+        assert OmegaConf.to_container(trained, resolve=True)[key] == OmegaConf.to_container(config, resolve=True)[key]  # type: ignore[index,call-overload]
+
+
+FOREIGN = [
+    "os.system",
+    "builtins.exec",
+    "subprocess.run",
+    "torch.load",
+    "torch.hub.load",
+    "torch.nn.Linear",
+    "hydra.utils.instantiate",
+    "pathlib.Path.touch",
+]
+OWN = ["maskseg.config.build", "maskseg.config.compose", "maskseg.config.build.build", "maskseg.files.replacing", "maskseg.load", "maskseg.cli.run"]
+OWN += ["maskseg.data.source.CocoSource", "maskseg.engine.trainer.Trainer", "maskseg.modules.resnet.pretrained_state", "maskseg.rcnn.nn.Linear"]
+OWN += ["maskseg.data.scenes.make_scenes", "maskseg.modules.fpn.FPN.__init__", "maskseg..modules.fpn.FPN", "maskseg.modules.fpn", "FPN", ""]
+
+
+@pytest.mark.parametrize("target", [*FOREIGN, *OWN, 3, None, ["os.system"], {"a": "os.system"}, "${name}"])
+@pytest.mark.parametrize("key", ["model", "model.backbone", "model.backbone.trunk.x", "data.test_transforms", "data.superpixels"])
+def test_other_targets_are_refused_wherever_they_are(key: str, target: Any) -> None:
+    value: Any = {"_target_": target, "x": 1}
+    refusal(with_value(key, [value] if key.endswith("transforms") else value))
+
+
+@pytest.mark.parametrize("key", ["data", "trainer", "optimizer", "scheduler", "evaluation", "data.segment_sampler"])
+def test_a_group_is_one_of_the_installed(key: str) -> None:
+    for target in ("os.system", "maskseg.config.build", "maskseg.modules.fpn.FPN", 3):
+        assert "is refused" in refusal(with_value(key, {"_target_": target}))
+
+
+@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_", "_mode_", "_new_"])
+@pytest.mark.parametrize("place", ["model", "model.backbone.trunk", "model.classifier.pooler", "data", "optimizer"])
+def test_hydras_other_keys_are_refused(place: str, key: str) -> None:
+    if (place, key) != ("optimizer", "_partial_"):
+        assert "refused" in refusal(with_value(f"{place}.{key}", ["x"])) or "no such key" in refusal(with_value(f"{place}.{key}", ["x"]))
+
+
+RESOLVERS = [
+    "${oc.env:HOME}",
+    "${oc.env:HOME,x}",
+    "x${oc.env:HOME}",
+    "${oc.decode:'1'}",
+    "${oc.create:{_target_:os.system}}",
+    "${oc.dict.keys:model}",
+]
+RESOLVERS += ["${oc.select:name}", "${oc.select:model.segmenter.superpixels,null} ", "${hydra:runtime.cwd}", "${now:%Y}", "${a.${name}}", "\\${name}"]
+RESOLVERS += ["${oc.env:${name}}", "${.name}", "${..name}", "${data[root]}", "${", "${name"]
+
+
+@pytest.mark.parametrize("text", RESOLVERS)
+@pytest.mark.parametrize(
+    "key", ["model.backbone.trunk.name", "model.pixel_mean", "data.root", "data.superpixels", "trainer.precision", "optimizer.lr"]
+)
+def test_every_resolver_is_refused(key: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/a/secret")
+    config = loaded()
+    node = config
+    for part in key.split(".")[:-1]:
+        node = node[part]
+    node[key.split(".")[-1]] = text
+    told = refusal(dumped(config))
+    assert "secret" not in told
+
+
+def test_a_resolver_does_not_run_where_a_training_starts_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "a secret")
+    text = trained_text().replace("name: resnet18", "name: ${oc.env:SECRET}")
+    assert "oc.env" in text
+    assert configs.model_differences(configs.compose("train", TINY), text) == []
+
+
+def test_what_hides_behind_a_reference_is_checked_too() -> None:
+    config = loaded()
+    config["data"]["train_transforms"] = [{"_target_": "maskseg.data.transforms.Flip"}]
+    config["model"]["backbone"] = "${data.train_transforms.0}"
+    assert "backbone.channels' not found" in refusal(dumped(config))
+    config["model"] = {"_target_": "maskseg.variants.segmentation_net.SegmentationNet", "backbone": "${data.train_transforms.0}", "segmenter": None}
+    with watched() as events:
+        assert build_all(dumped(config)) == ""  # a transform as a backbone: no model, and no code
+    assert events == []
+    config["hidden"] = {"_target_": "maskseg.config.build"}
+    config["model"]["backbone"] = "${hidden}"
+    assert "is refused" in refusal(dumped(config))
+    config["hidden"] = "os.system"
+    config["model"]["backbone"] = {"_target_": "${hidden}"}
+    assert "_target_ '${hidden}' is refused" in refusal(dumped(config))
+    config["hidden"], config["name"] = "x", "$"
+    config["model"]["backbone"] = {"_target_": "maskseg.modules.fpn.FPN", "norm": "${name}{oc.env:HOME}"}
+    assert "refused" in refusal(dumped(config))
+
+
+def test_references_that_expand_without_end() -> None:
+    config = loaded()
+    for i in range(1, 40):
+        config["model"][f"k{i}"] = f"${{model.k{i - 1}}}" * 2
+    config["model"]["k0"] = "x" * 10
+    assert "too often" in refusal(dumped(config))
+    for i in range(1, 40):
+        config["model"][f"k{i}"] = [f"${{model.k{i - 1}}}"] * 2
+    assert "too often" in refusal(dumped(config))
+    for i in range(1, 400):
+        config["model"][f"k{i}"] = f"${{model.k{i - 1}}}"
+    assert "chain" in refusal(dumped(config))
+    for i in range(1, 400):
+        config["model"].pop(f"k{i}")
+    config["model"]["k0"] = "${model.k0}"
+    assert "chain" in refusal(dumped(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("model.backbone.channels", "many", "model.backbone.channels='many': expected a whole number, such as 256"),
+        ("model.proposer.nms_threshold", [1], "model.proposer.nms_threshold=[1]: expected a number"),
+        ("model.classifier.class_agnostic", 1, "expected true or false"),
+        ("model.classifier.nothing", 1, "BoxClassifier has no key 'nothing'"),
+        ("model.backbone.self", 1, "FPN has no key 'self'"),
+        ("data.num_workers", "two", "data.num_workers='two': expected a whole number"),
+        ("data.nothing", 1, "no such key 'data.nothing'"),
+        ("trainer.command", "true", "no such key 'trainer.command'"),
+        ("evaluation.batch", "x", "evaluation.batch='x': expected a whole number"),
+        ("optimizer.lr", "x", "optimizer.lr='x': expected a number"),
+        ("seed", "x", "seed='x': expected a whole number"),
+        ("data.test_transforms", [{"_target_": "maskseg.data.transforms.Flip", "horizontal": "x"}], "horizontal='x': expected a number"),
+    ],
+)
+def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: str) -> None:
+    assert told in refusal(with_value(key, value))
+
+
+def test_keys_of_a_tool_are_never_a_checkpoints() -> None:
+    # Guards against: `output: ???` of the tool leaves the checkpoint's own `output` in place, so that the file says where to write
+    text = with_value("output", "/etc") + "input: /etc\nmin_score: 2.0\nfit: {split: x}\n"
+    for tool, keys in {"evaluate": ["output", "checkpoint"], "predict": ["input"], "fit_svm": ["output"]}.items():
+        config = configs.from_checkpoint(text, [], tool)
+        assert all(OmegaConf.is_missing(config, key) for key in keys)
+    config = configs.from_checkpoint(text, [], "predict")
+    assert config.output == "predictions"
+    assert config.min_score == 0.5
+    assert "fit" not in config
+
+
+def test_no_weights_are_read_or_downloaded() -> None:
+    for word in ("IMAGENET1K_V1", "/etc/passwd"):
+        config = configs.from_checkpoint(with_value("model.backbone.trunk.weights", word), [], "predict")
+        with watched() as events:
+            configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=True)
+        assert events == []
+
+
+def test_the_trap_sees_what_it_should(tmp_path: Path) -> None:
+    with watched() as events:
+        (tmp_path / "a").write_text("x")
+        (tmp_path / "a").read_text()
+        subprocess.run(["true"], check=True)
+        os.system("true")
+        socket.socket().close()
+        shutil.rmtree(tmp_path)
+    assert {event.split()[0] for event in events} >= {"open", "subprocess.Popen", "os.system", "socket.__new__", "shutil.rmtree"}
+    assert sum(event.startswith("open ") for event in events) == 1
+
+
+def pool() -> list[str]:
+    return [*FOREIGN, *OWN, *sorted(configs.FROM_CHECKPOINT), *names()[:: max(len(names()) // 300, 1)]]
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 64),
+    st.floats(-10, 10),
+    st.sampled_from(
+        ["touch RAN", "RAN", "resnet18", "BN", "p3", "http://127.0.0.1:1/x", *RESOLVERS, "${data.root}", "${model.backbone}", "${model}"]
+    ),
+    st.text(max_size=8),
+)
+HYDRAS = "_target_ _partial_ _args_ _recursive_ _convert_"
+PARAMETERS = (
+    "config name overrides allowed path file command args function root output weights trunk backbone proposer heads levels level at channels method"
+)
+KEYS = st.sampled_from(f"{HYDRAS} {PARAMETERS} superpixels".split())
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> Any:
+    """A value of any shape: a call of a random name as often as not."""
+    inner = st.recursive(SCALARS, lambda more: st.lists(more, max_size=3) | st.dictionaries(KEYS, more, max_size=3), max_leaves=6)
+    if draw(st.booleans()):
+        return draw(inner)
+    target = draw(st.sampled_from(pool()))
+    return {"_target_": target, **draw(st.dictionaries(KEYS, inner, max_size=4))}
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths to all values of nested containers."""
+    items = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+@st.composite
+def changed_configs(draw: st.DrawFn) -> str:
+    """A checkpoint's config in which one to three values are others, or new."""
+    config = loaded()
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(places(config)))
+        key = draw(KEYS) if draw(st.booleans()) else None
+        node = config
+        for part in path[:-1]:
+            node = node[part]
+        inside = node[path[-1]] if path else node
+        if key is not None and isinstance(inside, dict):
+            inside[key] = draw(nodes())
+        elif path:
+            node[path[-1]] = draw(nodes())
+    return dumped(config)
+
+
+def build_all(text: str) -> str:
+    """What every tool does with a checkpoint's config. -> why it was refused, empty if it was not."""
+    try:
+        config = configs.from_checkpoint(text, [], "predict")
+        configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
+        for transform in config.data.test_transforms:
+            configs.build(transform, configs.FROM_CHECKPOINT)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(changed_configs())
+@example(trained_text("model/proposer=file"))
+def test_configs_of_random_targets_start_and_write_nothing(text: str) -> None:
+    modules()
+    with watched() as events:
+        told = build_all(text)
+    assert events == []
+    assert "\n" not in told
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(changed_configs())
+def test_configs_of_many_random_targets_start_and_write_nothing(text: str) -> None:
+    modules()
+    with watched() as events:
+        told = build_all(text)
+    assert events == []
+    assert "\n" not in told
+
+
+EVIL = {
+    "_target_": "maskseg.config.build",
+    "allowed": ["torch.", "maskseg."],
+    "config": {
+        "_target_": "maskseg.config.compose",
+        "name": "data_only",
+        "overrides": ["data.train_transforms=[{_target_:torch.utils.collect_env.run,command:'touch RAN'}]"],
+    },
+}
+CALLS = {
+    "predict": ["checkpoint=evil.pt", "input=x.jpg", "output=o"],
+    "evaluate": ["checkpoint=evil.pt", "output=o"],
+    "propose": ["checkpoint=evil.pt", "output=o"],
+    "fit_hash": ["checkpoint=evil.pt", "output=o"],
+    "fit_svm": ["checkpoint=evil.pt", "output=o"],
+    "convert": ["source=maskseg", "weights=evil.pt", "output=o.pth"],
+}
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with evil.pt: plain data whose config would run a shell command."""
+    monkeypatch.chdir(tmp_path)
+    data = {"test_transforms": [], "divisor": 32, "max_pixels": 1000000}
+    config = yaml.safe_dump({"model": EVIL, "data": data, "trainer": {"precision": "fp32"}, "evaluation": {}})
+    about = {"categories": {"names": ["a"], "ids": [1]}, "config": config, "step": 0, "metrics": {}}
+    save_checkpoint(tmp_path / "evil.pt", {"model": {}, **about})
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "config.yaml").write_text(config)
+    (tmp_path / "evil" / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 1.0}\n')
+    shutil.copy(tmp_path / "evil.pt", tmp_path / "evil" / "last.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("tool", CALLS)
+def test_every_tool_refuses_a_checkpoint_that_would_run_code(tool: str, evil: Path) -> None:
+    assert_refused(said(tool, *CALLS[tool]), "_target_ 'maskseg.config.build' is refused")
+    assert sorted(p.name for p in evil.iterdir()) == ["evil", "evil.pt"]
+
+
+def test_so_does_the_call_from_python(evil: Path) -> None:
+    for path in (evil / "evil.pt", evil / "evil"):
+        with pytest.raises(UserError, match="is refused"), watched() as events:
+            maskseg.load(path)
+        assert events == []
+
+
+def test_a_training_that_starts_from_it_and_a_comparison_run_nothing(evil: Path) -> None:
+    small = ["debug=smoke", "data.num_train=4", "data.num_val=2", "data.size=128", "data.num_workers=0", "trainer.device=cpu"]
+    for word in ("trainer.init=evil.pt", "trainer.resume=evil", "trainer.resume=evil.pt"):
+        assert_refused(said("train", *small, word), "evil" if word.startswith("trainer.init") else "")
+    with watched() as events:
+        assert said("compare", "evil", "evil").code == 0
+    assert not any("touch" in event for event in events)
+    assert not (evil / "RAN").exists()
+
+
+@pytest.mark.skipif(not CASE.is_dir(), reason="../shared/cases is absent")
+def test_the_strangers_file(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, CASE / "make_evil.py"], cwd=tmp_path, check=True, env=env)
+    assert torch.load(tmp_path / "evil.pt", weights_only=True)["format"] == 1  # torch finds nothing wrong with it
+    words = ["checkpoint=evil.pt", "input=x.jpg", "output=o"]
+    run = subprocess.run([sys.executable, ROOT / "tools" / "predict.py", *words], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert run.returncode == 2
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["evil.pt"]
