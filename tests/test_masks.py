@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from made.bitmaps import counts_of, encode, random_masks, runs_of
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from maskseg.data.scenes import make_scenes
+from maskseg.data.source import CocoSource
 from maskseg.geometry import Geometry
-from maskseg.masks import FileMasks, Masks, Polygons, Runs, encoded, rle_from_counts, rle_to_bitmaps
+from maskseg.masks import FileMasks, Masks, Polygons, Runs, SoftMasks, encoded, rle_from_counts, rle_to_bitmaps
 from maskseg.ops import runs
 
 Bitmaps = np.ndarray
@@ -105,10 +113,94 @@ def test_crops_of_runs_on_a_grid() -> None:
     boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]]).expand(len(masks), 4)
     np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes, 16), np.array(masks, dtype=np.float32))
     np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes + 4, 16), np.pad(masks, ((0, 0), (0, 4), (0, 4)))[:, 4:, 4:])
-    coarse = np.array(masks).reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4)) >= 0.5
-    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes, 8), coarse)
-    flipped = file_masks(masks).warp(Geometry.flip_x(16, 16)).crop_resize(boxes, 8)
-    np.testing.assert_array_equal(flipped, coarse[:, :, ::-1])
+    share = np.array(masks).reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4))
+    found, halves = file_masks(masks).crop_resize(boxes, 8).numpy(), share == 0.5
+    np.testing.assert_array_equal(found[~halves], share[~halves] > 0.5)
+    assert found[halves].mean() == pytest.approx(0.5, abs=0.05)
+    for flip, mirrored in ((Geometry.flip_x(16, 16), found[:, :, ::-1]), (Geometry.flip_y(16, 16), found[:, ::-1])):
+        np.testing.assert_array_equal(file_masks(masks).warp(flip).crop_resize(boxes, 8), mirrored)
+
+
+def shares(mask: Bitmaps, box: np.ndarray, size: int) -> np.ndarray:
+    """The share of each cell of a box that a mask covers, from a table of sums over its pixels."""
+    height, width = mask.shape
+    table = np.zeros((height + 1, width + 1))
+    table[1:, 1:] = mask.cumsum(axis=0).cumsum(axis=1)
+
+    def weights(ends: np.ndarray, length: int) -> np.ndarray:
+        places = ends.clip(0, length)
+        low = np.minimum(places.astype(int), length - 1)
+        out = np.zeros((len(ends), length + 1))
+        np.add.at(out, (np.arange(len(ends)), low), 1 - (places - low))
+        np.add.at(out, (np.arange(len(ends)), low + 1), places - low)
+        return out
+
+    steps = np.arange(size + 1) / size
+    x, y = (box[i] + steps * (box[i + 2] - box[i]) for i in (0, 1))
+    sums = weights(y, height) @ table @ weights(x, width).T
+    return np.diff(np.diff(sums, axis=0), axis=1) * size**2 / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+@pytest.mark.parametrize("size", [1, 7, 14, 28])
+def test_run_lengths_are_cut_at_exact_half_cover(size: int) -> None:
+    rng = np.random.default_rng(size)
+    masks = random_masks(40, 37, 53)
+    boxes = np.sort(rng.uniform(-12, 65, (len(masks), 2, 2)), axis=1).reshape(-1, 4)
+    boxes[:, 2:] += 0.5
+    wanted = np.array([shares(m, box, size) for m, box in zip(masks, boxes, strict=True)])
+    sizes = np.full(len(masks), 37), np.full(len(masks), 53)
+    found = runs.cover([runs_of(m).ends for m in masks], *sizes, boxes, size)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    cut = file_masks(masks).crop_resize(torch.from_numpy(boxes), size).numpy()
+    sure = np.abs(wanted - 0.5) > 1e-4
+    np.testing.assert_array_equal(cut[sure], wanted[sure] > 0.5)
+
+
+def test_large_shapes_are_cut_as_if_exactly() -> None:
+    y, x = np.mgrid[:600, :800]
+    masks = [((x - 400) / a) ** 2 + ((y - 300) / b) ** 2 < 1 for a, b in ((390, 280), (120, 290), (350, 40))]
+    boxes = np.array([[8.3, 15.2, 801.7, 590.4], [270.1, 3.3, 530.9, 600.5], [40.0, 250.0, 760.0, 350.0]])
+    wanted = np.array([shares(m, box, 28) for m, box in zip(masks, boxes, strict=True)]) >= 0.5
+    cut = file_masks(masks).crop_resize(torch.from_numpy(boxes), 28).numpy()
+    assert (cut != wanted).mean() < 5e-3
+    assert abs(cut.mean() - wanted.mean()) < 5e-4
+
+
+def test_cells_of_moved_run_lengths() -> None:
+    """A target does not depend on where an image was moved to, if its box was moved alike."""
+    masks = random_masks(30, 37, 53)
+    found = file_masks(masks)
+    boxes = torch.from_numpy(np.sort(np.random.default_rng(0).uniform(0, 37, (len(masks), 2, 2)), axis=1).reshape(-1, 4))
+    wanted = found.crop_resize(boxes, 14).numpy()
+    for geometry in (Geometry.resize(37, 53, 91, 100), Geometry.crop(3, 5, 20, 30), Geometry.flip_x(37, 53), Geometry.flip_y(37, 53)):
+        cut = found.warp(geometry).crop_resize(geometry.boxes(boxes, cut=False), 14).numpy()
+        mirrored = wanted[:, :: -1 if geometry.scale_y < 0 else 1, :: -1 if geometry.scale_x < 0 else 1]
+        assert (cut != mirrored).mean() < 1e-3
+
+
+def test_perfect_targets_give_nearly_perfect_masks(tmp_path: Path) -> None:
+    """The truth's own targets, pasted back, against the truth. detectron2's bitmap rule gives 0.957, a sample at the centre 0.949."""
+    make_scenes(tmp_path / "scenes", num_train=0, num_val=80, num_workers=0)
+    file = CocoSource(val_json=str(tmp_path / "scenes" / "val.json"), images=str(tmp_path / "scenes" / "images")).val
+    rows, area = [], 0.0
+    for index, record in enumerate(file.images):
+        truth = file.annotations(index)
+        keep = torch.from_numpy(np.flatnonzero(~truth.crowd))
+        masks = FileMasks.from_file(truth.shapes, record.height, record.width)[keep]
+        boxes = torch.from_numpy(truth.boxes)[keep].float()
+        pasted = SoftMasks(masks.crop_resize(boxes, 28), boxes, torch.tensor([[record.height, record.width]]).expand(len(boxes), 2))
+        labels = [file.categories.ids[k] for k in truth.labels[keep.numpy()]]
+        area += float((pasted.area() / masks.area() - 1).sum())
+        rows += [{"image_id": record.id, "category_id": k, "score": 1.0, "segmentation": r} for k, r in zip(labels, pasted.to_rle(), strict=True)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO(str(tmp_path / "scenes" / "val.json"))
+        evaluator = COCOeval(known, known.loadRes(rows), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    assert len(rows) > 300
+    assert evaluator.stats[0] >= 0.955
+    assert abs(area / len(rows)) < 0.005  # of the area of an object
 
 
 # Masks as polygons
@@ -175,7 +267,9 @@ def test_polygons_and_runs_give_like_targets() -> None:
     sampled = FileMasks.from_file([Runs(np.cumsum(runs.counts_from_string(r["counts"].encode())), 640, 800) for r in big], 640, 800)
     boxes = exact.boxes()
     a, b = exact.crop_resize(boxes, 28), sampled.crop_resize(boxes * 8, 28)
-    assert (a != b).float().mean() < 0.04
+    # Just as large. Where they differ, pycocotools has rounded a polygon's outline to a fifth of a cell, as in detectron2.
+    assert abs((b.mean() - a.mean()) / a.mean()) < 0.002
+    assert (a != b).float().mean() < 0.01
 
 
 def test_aligned_targets_are_exact() -> None:

@@ -59,8 +59,8 @@ class ResizeShortestEdge:
         height, width = sample.size
         short = self.sizes[int(rng.integers(len(self.sizes)))]
         scale = min(short / min(height, width), self.max_size / max(height, width))
-        whole = math.floor if self.method == "plain" else round
-        return _resize(sample, whole(height * scale), whole(width * scale), self.method)
+        up = 0.0 if self.method == "plain" else 0.5  # halves are rounded up, as in detectron2 and mmdetection
+        return _resize(sample, math.floor(height * scale + up), math.floor(width * scale + up), self.method)
 
 
 class ScaleJitterCrop:

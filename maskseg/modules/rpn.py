@@ -110,19 +110,20 @@ class RPN(nn.Module):
     def select(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Regions:
         """Top-k of each level -> decode -> clip -> NMS within level and image -> best of each image."""
         limits = self.train_limits if self.training else self.test_limits
-        boxes_, scores_, level_ = [], [], []
+        boxes_, scores_, level_, finite_ = [], [], [], []
         for i, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             best, index = logit.topk(min(limits.per_level, logit.shape[1]), dim=1)
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
             boxes_.append(box_ops.decode(chosen, anchor[index], WEIGHTS))
             scores_.append(best.sigmoid())
+            finite_.append(torch.isfinite(best))  # of the logit: the sigmoid of an infinite one is 0 or 1
             level_.append(torch.full_like(index, i))
-        boxes, scores, level = torch.cat(boxes_, 1), torch.cat(scores_, 1), torch.cat(level_, 1)
+        boxes, scores, level, finite = torch.cat(boxes_, 1), torch.cat(scores_, 1), torch.cat(level_, 1), torch.cat(finite_, 1)
         num_images, per_image = scores.shape
         image = torch.arange(num_images, device=boxes.device).repeat_interleave(per_image)
         boxes, scores, level = box_ops.clip(boxes.reshape(-1, 4), sizes[image]), scores.ravel(), level.ravel()
         sides = boxes[:, 2:] - boxes[:, :2]
-        keep = (sides > 0).all(1) & (sides >= self.min_size).all(1) & torch.isfinite(boxes).all(1) & torch.isfinite(scores)
+        keep = (sides > 0).all(1) & (sides >= self.min_size).all(1) & torch.isfinite(boxes).all(1) & finite.ravel()
         boxes, scores, level, image = boxes[keep], scores[keep], level[keep], image[keep]
         kept = nms_per_group(boxes, scores, image * len(anchors) + level, self.nms_threshold)
         kept = kept[top_per_group(scores[kept], image[kept], limits.per_image)]

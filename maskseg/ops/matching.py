@@ -57,6 +57,9 @@ def label_by_iou(truth: PaddedTruth, boxes: Tensor, low: float, high: float, low
     tie) are positive too. block: as many overlaps are held at a time, which changes nothing else; 0: what is fastest.
     -> best i64 [N, B], label i64 [N, B].
     """
+    if not len(boxes):
+        nothing = torch.zeros((len(truth.valid), 0), dtype=torch.int64, device=boxes.device)
+        return nothing, nothing.clone()
     block = block or (BLOCK_CUDA if boxes.is_cuda else BLOCK)
     # All at once, 400 truths and the 270 000 anchors of a picture of 1333 x 800 would need 2 GB. What is too much to hold is computed twice.
     parts = torch.split(boxes, max(1, block // truth.valid.numel()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from maskseg.ops.matching import rank_in_group
 
@@ -24,8 +24,13 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
 
     One call for all images, levels and classes of a batch: give each its own group number.
     """
+    if not len(boxes):
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     if boxes.is_cuda or len(boxes) <= FEW:
-        kept_rows = torch.as_tensor(batched_nms(boxes.double(), scores.double(), group, threshold)).sort().values
+        # Groups lie side by side, a whole number of pixels apart. (torchvision's shift by the largest coordinate lets them overlap where
+        # coordinates are negative.)
+        extent = (boxes.max() - boxes.min()).double().ceil() + 1
+        kept_rows = torch.as_tensor(nms(boxes.double() + (group * extent)[:, None], scores.double(), threshold)).sort().values
         return kept_rows[torch.argsort(scores[kept_rows], descending=True, stable=True)]
     # Sorted by group once: the library searches all boxes for those of each group.
     order = torch.argsort(scores, descending=True, stable=True)

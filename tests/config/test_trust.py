@@ -35,7 +35,15 @@ from maskseg.structures import Categories
 CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
 TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=8", "model.classifier.trunk.width=8", "model.heads.mask.channels=8"]
 TINY += ["model.heads.mask.layers=1", "model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]"]
-PLAIN = ("GraphSegments", "SLIC", "HierarchicalGrouping", "Level", "DrawnSegments", "RegionSampler")  # neither modules nor transforms
+PLAIN = (
+    "GraphSegments",
+    "SLIC",
+    "HierarchicalGrouping",
+    "Level",
+    "DrawnSegments",
+    "RegionSampler",
+    "AnchorGenerator",
+)  # neither modules nor transforms
 NEVER = ("config", "files", "engine", "interop", "cli", "pipeline", "trained", "sweeps", "conversion", "export", "run_folder", "benchmarks")
 
 

@@ -35,6 +35,20 @@ def test_nms_does_not_depend_on_the_number_of_the_group(make_boxes: Callable[...
     assert first.tolist() == last.tolist()
 
 
+@pytest.mark.parametrize("count", [40, 1200])
+def test_groups_stay_apart_wherever_the_boxes_are(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int) -> None:
+    """Guards against: shifted by the largest coordinate, groups of boxes at negative coordinates lie over each other."""
+    for trial in range(50):
+        shift = torch.tensor([-300.0, -40.0, 1e4, -1e5])[trial % 4]
+        boxes = make_boxes(count, 100, 100, generator, least=20) + shift
+        scores, group = torch.rand(count, generator=generator), torch.randint(0, 8, (count,), generator=generator)
+        kept = nms_per_group(boxes, scores, group, 0.5)
+        for g in range(8):
+            rows = torch.nonzero(group == g).squeeze(1)
+            wanted = rows[torchvision.ops.nms(boxes[rows].double(), scores[rows].double(), 0.5)]
+            assert kept[group[kept] == g].tolist() == wanted.tolist()
+
+
 def test_many_small_groups(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
     boxes = make_boxes(4000, 100, 100, generator, least=30)
     scores, group = torch.rand(4000, generator=generator).mul(50).round() / 50, torch.randint(0, 1500, (4000,), generator=generator) * 7
