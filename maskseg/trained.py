@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.data.single import SingleImage
+from maskseg.data.source import check_numbers
 from maskseg.engine.checkpoint import best_weights, load_checkpoint, load_weights
 from maskseg.engine.distributed import processes
 from maskseg.engine.precision import inference_dtype, pick_device
@@ -60,6 +61,7 @@ def load_predictor(path: Path, device: str = "auto", overrides: list[str] | None
 
 def single_image(config: Any) -> SingleImage:
     """What makes a batch of one picture as the evaluation would. Raises UserError."""
+    check_numbers({"divisor": 1, "max_pixels": 1}, divisor=config.data.divisor, max_pixels=config.data.max_pixels)
     transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
     return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
 

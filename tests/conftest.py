@@ -31,6 +31,12 @@ STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 CHANNELS = 32
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """torch starts with a random seed: each test, and what is made for it, begins with the same one."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository; the test is skipped where there is none."""

@@ -264,7 +264,7 @@ def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
     with pytest.raises(UserError, match="is refused"):
         configs.check_targets({"_target_": target})
     with pytest.raises(UserError, match="is refused"):
-        configs.build({"_target_": target.replace("maskseg.", "torch.optim.", 1)})
+        configs.check_closed({"_target_": target.replace("maskseg.", "torch.optim.", 1)})
 
 
 def test_constructors_that_refuse_say_so_in_one_line() -> None:

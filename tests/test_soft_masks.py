@@ -261,3 +261,15 @@ def test_kernels_sum_to_one() -> None:
         kernel(torch.zeros(1), "nearest")
     with pytest.raises(ValueError, match="continuous or torchvision"):
         paste_crop(torch.zeros(2, 2), torch.tensor([0.0, 0.0, 2.0, 2.0]), 4, 4, "other", "bilinear")
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("threshold", [0.5, 0.25])
+def test_a_value_at_the_threshold_is_inside(threshold: float, interpolation: str) -> None:
+    grids, boxes = torch.full((1, 28, 28), threshold), torch.tensor([[10.0, 12.0, 38.0, 40.0]])
+    masks = SoftMasks(grids, boxes, torch.tensor([[60, 50]]), interpolation=interpolation, threshold=threshold)
+    bitmap = rle_to_bitmaps(masks.to_rle())[0]
+    assert bitmap[13:39, 11:37].all()
+    if interpolation == "bilinear":  # a pixel at the border is at the centre of a cell
+        assert bitmap.sum() == 28 * 28
+        assert bitmap[12:40, 10:38].all()

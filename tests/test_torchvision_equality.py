@@ -1,4 +1,7 @@
-"""With torchvision's weights and settings the model gives torchvision's detections, losses and gradients, on real images."""
+"""With torchvision's weights and settings the model gives torchvision's detections, losses and gradients, and learns what it learns.
+
+On pictures that are made here, and on photographs where they are at hand.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torchvision
+from made.detectors import centre, spread
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection import KeypointRCNN, MaskRCNN
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor, resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from maskseg import config as configs
 from maskseg.interop.torchvision import from_torchvision, our_name
 from maskseg.masks import FileMasks, Polygons, SoftMasks
 from maskseg.modules.anchors import AnchorGenerator
@@ -97,9 +107,50 @@ def models(request: pytest.FixtureRequest) -> tuple[GeneralizedRCNN, MaskRCNN]:
     return ours, theirs
 
 
+SHAPES = {WIDE: (480, 640), TALL: (640, 427)}
+
+
 def load(folder: Path, name: str) -> Tensor:
     with Image.open(folder / name) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def outlines(name: str) -> list[NDArray[np.float64]]:
+    """Seven shapes of many corners that lie in a made picture, some of them over each other, two cut off by its border. Each f64 [points, 2]."""
+    height, width = SHAPES[name]
+    rng = np.random.default_rng(height)
+    found = []
+    for i in range(7):
+        angle = np.sort(rng.uniform(0, 2 * np.pi, 14))
+        radius = rng.uniform(0.5, 1, 14) * rng.uniform(20, 150)
+        centre = rng.uniform(0.2, 0.8, 2) * (width, height) if i < 5 else np.array([width - 10.0, rng.uniform(0.3, 0.7) * height])
+        points = centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+        found.append(points.clip(0, (width, height)))
+    return found
+
+
+def make(name: str) -> Tensor:
+    """A picture of the photograph's size: clouds of colour at four scales, and shapes."""
+    height, width = SHAPES[name]
+    generator = torch.Generator().manual_seed(height)
+    pixels = torch.zeros(1, 3, height, width)
+    for cells in (4, 16, 64, 256):
+        noise = torch.randn((1, 3, cells, cells), generator=generator)
+        pixels += nn.functional.interpolate(noise, (height, width), mode="bilinear") * 40 / cells**0.25
+    picture = Image.fromarray((pixels[0] + 120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+    pen = ImageDraw.Draw(picture)
+    for i, points in enumerate(outlines(name)):
+        pen.polygon([tuple(p) for p in points.tolist()], fill=(40 + 30 * i, 220 - 25 * i, 90 + 20 * (i % 4)))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+@pytest.fixture(params=["made", "photographs"])
+def pictures(request: pytest.FixtureRequest) -> dict[str, Tensor]:
+    """Two pictures by name."""
+    if request.param == "made":
+        return {name: make(name) for name in SHAPES}
+    folder: Path = request.getfixturevalue("shared_data") / "coco_tiny" / "val2017"
+    return {name: load(folder, name) for name in SHAPES}
 
 
 def to_batch(images: list[Tensor], targets: Targets | None = None) -> Batch:
@@ -147,14 +198,30 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
     ],
     ids=["inexact-p6", "padded", "two-sizes"],
 )
-def test_detections_equal_torchvision(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path, names: list[str], padded: tuple[int, int]) -> None:
-    folder = shared_data / "coco_tiny" / "val2017"
-    images = [load(folder, n) for n in names]
+def test_detections_equal_torchvision(
+    models: tuple[GeneralizedRCNN, MaskRCNN], pictures: dict[str, Tensor], names: list[str], padded: tuple[int, int]
+) -> None:
+    images = [pictures[n] for n in names]
     assert to_batch(images).images.shape[-2:] == padded
     worst = compare(models, images)
     assert worst["box"] < 1e-2
     assert worst["score"] < 1e-4
     assert worst["mask"] < 1e-4
+
+
+Found = list[tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+def made_annotations(names: list[str]) -> Found:
+    """The same for the shapes of made pictures."""
+    found = []
+    for name in names:
+        rows = []
+        for i, points in enumerate(outlines(name)):
+            low, high = points.min(axis=0), points.max(axis=0)
+            rows.append({"bbox": [*low, *(high - low)], "label": (11 * i + len(found)) % K, "segmentation": [points.ravel().tolist()]})
+        found.append(({"height": SHAPES[name][0], "width": SHAPES[name][1]}, rows))
+    return found
 
 
 def annotations(shared_data: Path, names: list[str]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -194,11 +261,10 @@ TERMS = {
 }
 
 
-def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor], truth: Found) -> tuple[dict[str, float], dict[str, float]]:
     """Relative differences of each loss, and of each gradient, by its norm."""
     ours, theirs = models
-    images = [load(shared_data / "coco_tiny" / "val2017", n) for n in names]
-    targets, their_targets = both_targets(annotations(shared_data, names))
+    targets, their_targets = both_targets(truth)
     try:
         losses = ours.train()(to_batch(images, targets))
         wanted = theirs.train()([i.float() / 255 for i in images], their_targets)
@@ -219,11 +285,87 @@ def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path
 
 
 @pytest.mark.parametrize("models", SETTINGS[1:], indirect=True, ids=["resnet18"])
-def test_losses_and_gradients_equal_torchvision(models: tuple[GeneralizedRCNN, MaskRCNN], shared_data: Path) -> None:
+def test_losses_and_gradients_equal_torchvision(
+    models: tuple[GeneralizedRCNN, MaskRCNN], pictures: dict[str, Tensor], request: pytest.FixtureRequest
+) -> None:
     """Two images of different size, every anchor and region drawn on both sides."""
-    losses, gradients = compare_training(models, shared_data, [WIDE, TALL])
+    made = torch.equal(pictures[WIDE], make(WIDE))
+    truth = made_annotations([WIDE, TALL]) if made else annotations(request.getfixturevalue("shared_data"), [WIDE, TALL])
+    losses, gradients = compare_training(models, [pictures[WIDE], pictures[TALL]], truth)
     assert max(losses.values()) < 1e-4
     assert max(gradients.values()) < 1e-3
+
+
+def test_three_steps_of_training_equal_torchvision() -> None:
+    """The losses of each step, and how far the weights have come."""
+    ours, theirs = our_model("resnet18", 1e-5), torchvision_model("resnet18", 1e-5)
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    start = {n: p.detach().clone() for n, p in ours.named_parameters()}
+    targets, their_targets = both_targets(made_annotations([TALL]))
+    image = make(TALL)
+    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-3, 0.9) for m in (ours.train(), theirs.train())]
+    for _ in range(3):
+        losses, wanted = ours(to_batch([image], targets)), theirs([image.float() / 255], their_targets)
+        for name, theirs_ in TERMS.items():
+            assert losses[name].item() == pytest.approx(wanted[theirs_].item(), rel=1e-3), name
+        for optimizer, terms in zip(optimizers, (losses, wanted), strict=True):
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 5.0)
+            optimizer.step()
+    end = from_torchvision(theirs.state_dict())
+    moved = {n: (end[n] - p).norm().item() for n, p in start.items() if not torch.equal(end[n], p)}
+    assert len(moved) > 60
+    for name, distance in moved.items():
+        assert (ours.get_parameter(name) - end[name]).norm().item() < 0.01 * distance, name
+
+
+def by_config(model: str, *words: str) -> GeneralizedRCNN:
+    """A model of ours by the installed config that is meant for torchvision's weights."""
+    config = configs.compose("train", ["experiment=coco_r50_fpn_1x", f"model={model}", "model.backbone.trunk.name=resnet18", *words])
+    ranges = [[0, 17]] if "keypoint" in model else None
+    for key, value in {"num_classes": 1 if ranges else K, "point_ranges": ranges}.items():
+        configs.put(config, f"data.{key}", value)
+    built = configs.build_model(config, pretrained=False)
+    assert isinstance(built, GeneralizedRCNN)
+    return built.eval()
+
+
+def test_detections_of_the_second_version_equal_torchvision() -> None:
+    """maskrcnn_resnet50_fpn_v2's parts over a ResNet-18: norms everywhere, two convolutions in the RPN, four in the box head."""
+    torch.manual_seed(0)
+    body = torchvision.models.resnet18(norm_layer=nn.BatchNorm2d)
+    backbone = _resnet_fpn_extractor(body, 5, norm_layer=nn.BatchNorm2d)
+    box = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d)
+    mask = MaskRCNNHeads(256, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
+    head = TorchvisionHead(256, 3, conv_depth=2)
+    theirs = spread(MaskRCNN(backbone, K + 1, min_size=640, max_size=640, rpn_head=head, box_head=box, mask_head=mask))
+    image = make(TALL)
+    centre(theirs, image.float() / 255)
+    ours = by_config("torchvision_mask_rcnn_v2")
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    worst = compare((ours, theirs), [image])
+    assert worst["box"] < 1e-2
+    assert worst["score"] < 1e-4
+    assert worst["mask"] < 1e-4
+
+
+def test_keypoints_equal_torchvision() -> None:
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    theirs = spread(KeypointRCNN(backbone, 2, min_size=640, max_size=640, box_detections_per_img=20))
+    image = make(TALL)
+    centre(theirs, image.float() / 255)
+    ours = by_config("torchvision_keypoint_rcnn", "model.backbone.trunk.norm_eps=1e-5", "model.classifier.max_detections=20")
+    ours.load_state_dict(from_torchvision(theirs.state_dict()))
+    found = ours.predict(to_batch([image])).detections
+    with torch.no_grad():
+        (wanted,) = theirs([image.float() / 255])
+    assert len(found) == len(wanted["boxes"]) == 20
+    assert found.keypoints is not None
+    assert (found.boxes - wanted["boxes"]).abs().max() < 1e-2
+    assert (found.scores - wanted["scores"]).abs().max() < 1e-4
+    near = (found.keypoints[..., :2] - wanted["keypoints"][..., :2]).norm(dim=2) < 1e-2
+    assert near.float().mean() > 0.99  # a heatmap's two highest cells may change places
 
 
 def test_every_tensor_is_renamed_once(models: tuple[GeneralizedRCNN, MaskRCNN]) -> None:

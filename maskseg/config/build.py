@@ -62,17 +62,21 @@ def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
     stages = {key: stage for key, stage in model.items() if isinstance(stage, dict) and "at" in stage and stage["at"] is None}
     if not stages:
         return
+    if "backbone" not in model:
+        raise UserError(f"model: {', '.join(stages)} reads levels of a backbone, and there is none")
     bare = deepcopy(model["backbone"])
     _forget_weights(bare)
     with torch.device("meta"):  # no weight is made
         made = cast(Any, build(bare, allowed))
+    if not hasattr(made, "levels"):
+        raise UserError(f"model.backbone is none but a {type(made).__name__}")
     below = cast(Backbone, made.trunk).levels if isinstance(made, FPN) else {}
     levels: dict[str, Level] = {**made.levels, **below}
     kept = list(getattr(made, "keep", []))
     for key, stage in stages.items():
-        names = list(stage["levels"]) if "levels" in stage else [stage["level"]]
-        if not names or not set(names) <= set(levels):
-            told = f"levels={names}" if "levels" in stage else f"level={stage['level']}"
+        names = stage["levels"] if "levels" in stage else [stage.get("level")]
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) and n in levels for n in names):
+            told = f"levels={names}" if "levels" in stage else f"level={stage.get('level')}"
             raise UserError(f"model.{key}.{told}: the backbone has {', '.join(levels)}")
         kept += [name for name in names if name not in made.levels and name not in kept]
         at = [{"_target_": f"{Level.__module__}.Level", **asdict(levels[name])} for name in names]

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.compose import check_kind, config_folder, nearest
-from maskseg.config.trust import FROM_CHECKPOINT, check_closed, refusal, targets_of
+from maskseg.config.trust import FROM_CHECKPOINT, MODELS, TRANSFORMS, check_closed, refusal, targets_of
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 
@@ -44,27 +44,60 @@ def read_checkpoint_config(text: str) -> DictConfig:
     numbers = _yaml(config_folder() / "train.yaml")
     for key in (name for name in trained if name in numbers and name != "defaults"):
         check_kind(f"{_PREFIX}: {key}", numbers[key], trained[key])
+        check_closed(trained[key], place=key)
         kept[key] = trained[key]
     _check_references(trained["model"], "model")
     _check_size(kept)
-    config = OmegaConf.create(kept)
     try:
+        config = OmegaConf.create(kept)
         resolved = cast(Plain, OmegaConf.to_container(config, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{_PREFIX} cannot be used ({' '.join(str(error).split())})") from error
-    check_closed(resolved["model"], place="model")
-    check_closed({key: value for key, value in resolved["data"].items() if key not in ("_target_", _PARTIAL)}, place="data")
+    _check_resolved(resolved)
     return config
+
+
+def _check_resolved(resolved: Plain) -> None:
+    """Checks what references stand for: the closed set, and again the types."""
+    if not isinstance(resolved["model"], dict) or resolved["model"].get("_target_") not in MODELS:
+        raise UserError(f"{_PREFIX}: model is none ({', '.join(sorted(name.rpartition('.')[2] for name in MODELS))})")
+    check_closed(resolved["model"], place="model")
+    for group in (name for name in _GROUPS if name in resolved):
+        installed = _fitting_group(group, resolved[group])
+        for key, value in resolved[group].items():
+            if key[:1] != "_" and key != _PARTIAL:
+                check_closed(value, place=f"{group}.{key}")
+                if "${" not in str(installed[key]):
+                    check_kind(f"{_PREFIX}: {group}.{key}", installed[key], value)
+    for key in ("train_transforms", "test_transforms"):
+        for step in resolved["data"].get(key) or []:
+            if not isinstance(step, dict) or step.get("_target_") not in TRANSFORMS:
+                raise UserError(f"{_PREFIX}: data.{key} has {str(step)[:100]}, which is no transform")
 
 
 def _parse(text: str) -> Plain:
     try:
         trained = parse_yaml(text)
+        _check_types(trained)
         if not isinstance(trained, dict) or not all(isinstance(trained.get(name), dict) for name in _REQUIRED):
             raise ValueError(f"it lacks one of {', '.join(_REQUIRED)}, or one is no group of keys")
     except ValueError as error:
         raise UserError(f"{_PREFIX} cannot be used ({error})") from error
     return cast(Plain, trained)
+
+
+def _check_types(value: Any) -> None:
+    """Raises ValueError for what YAML has and a config has not, such as dates, and for keys that are no text."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("it has a key that is no text")
+        for inner in value.values():
+            _check_types(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_types(inner)
+    elif not (value is None or type(value) in (str, int, float, bool)):
+        raise ValueError(f"it has a {type(value).__name__}")
 
 
 def _check_targets(trained: Plain) -> None:
@@ -79,11 +112,7 @@ def _over_installed(group: str, theirs: Any, place: str) -> Plain:
     """The installed group of theirs with their values. Raises UserError where there is none, or for a key or a type that it does not have."""
     if not isinstance(theirs, dict):
         raise UserError(f"{_PREFIX} cannot be used ({place} is no group of keys)")
-    candidates = [own for own in _installed(group) if own.get("_target_") == theirs.get("_target_")]
-    if not candidates:
-        raise UserError(refusal(theirs.get("_target_")))
-    fitting = [own for own in candidates if theirs.keys() <= own.keys()]
-    installed = (fitting or candidates)[0]
+    installed = _fitting_group(group, theirs)
     result = dict(installed)
     for key, value in theirs.items():
         if key not in installed:
@@ -91,6 +120,15 @@ def _over_installed(group: str, theirs: Any, place: str) -> Plain:
         if value != installed[key]:
             result[key] = _checked_value(key, value, installed[key], f"{place}.{key}")
     return result
+
+
+def _fitting_group(group: str, theirs: Plain) -> Plain:
+    """The installed group of the same `_target_`, of several the first that has all of their keys. Raises UserError."""
+    candidates = [own for own in _installed(group) if own.get("_target_") == theirs.get("_target_")]
+    if not candidates:
+        raise UserError(refusal(theirs.get("_target_")))
+    fitting = [own for own in candidates if theirs.keys() <= own.keys()]
+    return (fitting or candidates)[0]
 
 
 def _checked_value(key: str, value: Any, default: Any, place: str) -> Any:

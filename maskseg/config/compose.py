@@ -133,7 +133,7 @@ def _same_kind(old: Any, new: Any) -> bool:
     if isinstance(old, bool) or isinstance(new, bool):
         return isinstance(old, bool) and isinstance(new, bool)
     if isinstance(old, int | float) and isinstance(new, int | float):
-        return not (isinstance(old, int) and isinstance(new, float)) or new == int(new)
+        return not (isinstance(old, int) and isinstance(new, float)) or new.is_integer()
     if isinstance(old, DictConfig | ListConfig | dict | list) or isinstance(new, DictConfig | ListConfig | dict | list):
         return type(old) is type(new)
     return isinstance(old, str) or isinstance(new, str) is isinstance(old, str)

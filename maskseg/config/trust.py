@@ -24,7 +24,7 @@ from maskseg.files import parse_yaml
 # Prefixes of what the user's own command line may name.
 TRUSTED = ("maskseg.", "torch.optim.")
 
-_TRANSFORMS = frozenset(f"maskseg.data.transforms.{name}" for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop"))
+TRANSFORMS = frozenset(f"maskseg.data.transforms.{name}" for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop"))
 _SUPERPIXELS = frozenset({"maskseg.bottomup.superpixels.GraphSegments", "maskseg.bottomup.superpixels.SLIC"})
 _MODEL_PARTS = _SUPERPIXELS | {
     "maskseg.bottomup.proposals.HierarchicalGrouping",
@@ -56,7 +56,16 @@ _MODEL_PARTS = _SUPERPIXELS | {
 }
 # Classes that the config of a checkpoint may name: never a function. Their constructors neither
 # read, write nor start anything, but for `weights`, which is set to null before.
-FROM_CHECKPOINT = _MODEL_PARTS | _TRANSFORMS
+FROM_CHECKPOINT = _MODEL_PARTS | TRANSFORMS
+# What a whole model is.
+MODELS = frozenset(
+    {
+        "maskseg.rcnn.GeneralizedRCNN",
+        "maskseg.variants.cfm_net.CFMNet",
+        "maskseg.variants.image_classifier.ImageClassifier",
+        "maskseg.variants.segmentation_net.SegmentationNet",
+    }
+)
 
 
 def check_targets(config: Any, allowed: Sequence[str] = TRUSTED) -> None:
@@ -102,8 +111,8 @@ def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: 
         _check_keys(plain, allowed, place)
         for key, value in plain.items():
             check_closed(value, allowed, f"{place}.{key}")
-    elif isinstance(plain, str) and "${" in plain:
-        raise UserError(f"the checkpoint's config: {place}={plain!r} is refused, it is an interpolation of an interpolation")
+    elif isinstance(plain, str) and ("${" in plain or plain == "???"):
+        raise UserError(f"the checkpoint's config: {place}={plain[:200]!r} is refused, it is no plain value")
     elif not (plain is None or type(plain) in (str, int, float, bool)):
         raise UserError(f"the checkpoint's config: {place} is refused, it is a {type(plain).__name__}")
 

@@ -70,7 +70,7 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises almost anything on damaged files
         reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-        raise UserError(f"{path}: refused, it is damaged or holds more than tensors and plain values ({reason})") from error
+        raise UserError(f"{path}: refused, not {kind}: damaged, or more than tensors and plain values ({reason})") from error
 
 
 def is_torch_file(path: Path) -> bool:

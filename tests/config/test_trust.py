@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import inspect
 import os
@@ -269,6 +270,49 @@ def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: s
     assert told in refusal(with_value(key, value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, datetime.date(2001, 1, 1)) for key in ("model.x", "name", "seed", "data.root", "trainer.device", "model.backbone.channels")],
+        *[(key, {None: 1}) for key in ("model.x", "run_dir", "data.flip_pairs")],
+        *[(key, text) for key in ("name", "run_dir") for text in ("${}", "${model.backbone", "${seed}", "???")],
+        *[(key, "???") for key in ("model.backbone.norm", "trainer.device", "data.root")],
+        *[("seed", float(text)) for text in ("inf", "nan")],
+        *[(key, "${model}") for key in ("trainer.device", "data.divisor", "data.max_pixels", "optimizer.lr")],
+        *[("data.test_transforms", steps) for steps in ([1], ["a"], [None], [[]], [{}], "${data.root}")],
+        ("data.test_transforms", [{"_target_": "maskseg.interfaces.Level", "stride": 1, "centre": 1.0, "channels": 1}]),
+        *[("model", value) for value in ({}, {"backbone": 1}, {"_target_": "maskseg.data.transforms.Flip"})],
+    ],
+)
+def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
+    # Guards against: an exception of OmegaConf, or of the first use of the value
+    config = loaded()
+    *parents, last = key.split(".")
+    node = config
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    refusal(dumped(config))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[
+            ("model.proposer", {"at": None, **more})
+            for more in ({}, {"levels": 5}, {"level": [1]}, {"level": {}}, {"levels": None}, {"levels": [[1]]})
+        ],
+        *[("model.backbone", value) for value in (1, [], {"_target_": "maskseg.data.transforms.Flip"})],
+    ],
+)
+def test_models_without_sense_are_refused_in_one_line(key: str, value: Any) -> None:
+    config = yaml.safe_load(trained_text("experiment=scenes_hash_r18"))
+    config["model"][key.split(".")[1]] = value
+    told = build_all(dumped(config))
+    assert told
+    assert "\n" not in told
+
+
 def test_keys_of_a_tool_are_never_a_checkpoints() -> None:
     # Guards against: `output: ???` of the tool leaves the checkpoint's own `output` in place, so that the file says where to write
     text = with_value("output", "/etc") + "input: /etc\nmin_score: 2.0\nfit: {split: x}\n"
@@ -380,7 +424,8 @@ def test_configs_of_random_targets_start_and_write_nothing(text: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@pytest.mark.timeout(3000)
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(changed_configs())
 def test_configs_of_many_random_targets_start_and_write_nothing(text: str) -> None:
     modules()

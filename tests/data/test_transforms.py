@@ -151,6 +151,8 @@ def test_pixels_box_and_mask_agree_at_any_scale(kind: str, short: int) -> None:
         ((640, 100), 800, 1333, (1333, 208)),
         ((800, 800), 800, 1333, (800, 800)),
         ((1, 500), 64, 100, (1, 100)),  # never less than a pixel
+        ((64, 100), 8, 1333, (8, 13)),  # 12.5: halves are rounded up, as in detectron2 and mmdetection
+        ((64, 84), 8, 1333, (8, 11)),  # 10.5
     ],
 )
 def test_sizes_of_the_shortest_edge(size: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]) -> None:
@@ -361,6 +363,13 @@ def test_what_each_colour_change_leaves_alone(strengths: dict[str, float], check
     sample = Sample(**{**make_sample(None).__dict__, "image": grey})
     for seed in range(5):
         assert check(ColorJitter(**strengths)(sample, np.random.default_rng(seed)).image)
+
+
+def test_a_strength_above_one_gives_no_negative_factor() -> None:
+    # Guards against: 1 - 1.8 is below zero, which torchvision refuses
+    jitter, sample = ColorJitter(1.8, 1.8, 1.8), noise(8, 8)
+    changed = [jitter(sample, np.random.default_rng(seed)).image for seed in range(40)]
+    assert len({int(image.sum()) for image in changed}) > 20
 
 
 def test_the_range_of_brightness() -> None:

@@ -32,11 +32,13 @@ def centre(model: Any, image: Tensor) -> None:
 
 def published(name: str, **keys: Any) -> Any:
     """A model of torchvision's by the name of its builder."""
+    torch.manual_seed(0)
     return spread(getattr(detection, name)(weights=None, weights_backbone=None, **keys))
 
 
 def small(num_classes: int = 4, **keys: Any) -> Any:
     """A Mask R-CNN with a ResNet-18 and frozen norms."""
+    torch.manual_seed(0)
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
     return spread(detection.MaskRCNN(backbone, num_classes, **keys))
 

@@ -163,6 +163,35 @@ def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]
     assert len(head.predict(features, proposals, torch.tensor(SIZES))) == 0
 
 
+def test_a_score_at_the_threshold_is_no_detection() -> None:
+    head = BoxClassifier(nn.Identity(), FCTrunk(1, 1, 1), 1, score_threshold=0.5)  # type: ignore[arg-type]
+    head.pooler = Pooled()
+    for layer in (head.scores, head.deltas):
+        nn.init.zeros_(layer.weight)
+    regions = Regions(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([0]), torch.ones(1))
+    sizes = torch.tensor([[16, 16]])
+    assert len(head.predict({}, regions, sizes)) == 0  # both classes have a half
+    head.score_threshold = 0.499
+    assert len(head.predict({}, regions, sizes)) == 1
+
+
+class Pooled(nn.Module):
+    """Stands for pooling."""
+
+    def forward(self, features: dict[str, Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        del features, image_index
+        return torch.ones((len(boxes), 1, 1, 1))
+
+
+def test_the_start_of_the_weights() -> None:
+    """Fast R-CNN, section 3.1: deviations 0.01 and 0.001; both peers have the same."""
+    head = BoxClassifier(nn.Identity(), FCTrunk(4, 7, 256), 80)
+    assert head.scores.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert head.deltas.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert not head.scores.bias.any()
+    assert not head.deltas.bias.any()
+
+
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("kind", ["none", "background"])
 def test_without_objects_the_graph_is_whole(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNPredictor
 from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 from maskseg.errors import UserError
@@ -115,3 +116,20 @@ def test_boxes_alone(head: KeypointHead, make_boxes: Callable[..., Tensor], gene
     bare = Targets(drawn.targets.boxes, drawn.targets.labels, drawn.targets.image_index, drawn.targets.crowd)
     with pytest.raises(UserError, match="needs keypoints, but the data has none"):
         head.losses(features(generator), Samples(drawn.boxes, drawn.image_index, drawn.labels, drawn.matched, 3, bare, drawn.seeds))
+
+
+def test_the_last_layers_are_torchvisions(head: KeypointHead, make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+    """Guards against: the heatmaps are enlarged with another rule at their borders."""
+    theirs = KeypointRCNNPredictor(8, 5)
+    theirs.kps_score_lowres.load_state_dict(head.deconv.state_dict())
+    maps, boxes, image = features(generator), make_boxes(6, 96, 96, generator), torch.arange(6) % 2
+    with torch.no_grad():
+        wanted = theirs(head.convs(head.pooler(maps, boxes, image)))
+        assert torch.allclose(head(maps, boxes, image), wanted, atol=1e-5)
+
+
+def test_the_weight_of_the_loss(head: KeypointHead, make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+    maps, drawn = features(generator), samples(make_boxes, generator)
+    once = head.losses(maps, drawn)["keypoint"].item()
+    head.loss_weight = 2.5
+    assert head.losses(maps, drawn)["keypoint"].item() == pytest.approx(2.5 * once)

@@ -105,8 +105,8 @@ def runs_of(bitmap: NDArray[np.bool_]) -> Runs:
     return Runs(np.append(change, flat.size) if not len(change) or change[-1] < flat.size else change, *bitmap.shape)
 
 
-def test_crop_rule_of_run_lengths_asks_four_points_a_cell() -> None:
-    random, size = np.random.default_rng(0), 14
+def test_crop_rule_of_run_lengths_is_half_cover() -> None:
+    random, size, fine = np.random.default_rng(0), 14, 16
     coarse = random.random((2, 10, 12)) < 0.5
     bitmaps = [np.kron(c, np.ones((6, 7), dtype=bool))[:57, :80] for c in coarse]
     masks = FileMasks.from_file([runs_of(b) for b in bitmaps], 57, 80)
@@ -114,11 +114,12 @@ def test_crop_rule_of_run_lengths_asks_four_points_a_cell() -> None:
     boxes = torch.tensor([[0.0, 0.0, 80.0, 57.0], [3.3, 4.7, 41.9, 50.2], [60.1, 30.2, 88.8, 61.0], [20.0, 10.0, 21.0, 11.5]])
     found = TARGET_RULES["crop"](masks, matched, boxes, size).numpy()
     for i, (row, box) in enumerate(zip(matched.tolist(), boxes.double().tolist(), strict=True)):
-        points = cell_centres(np.array(box), 2 * size)
+        points = cell_centres(np.array(box), fine * size)
         x, y = (np.floor(p).astype(int) for p in points.T)
         hit = [0 <= a < 80 and 0 <= b < 57 and bool(bitmaps[row][b, a]) for a, b in zip(x, y, strict=True)]
-        wanted = np.reshape(hit, (size, 2, size, 2)).sum(axis=(1, 3)) >= 2
-        assert (found[i] == wanted).all()
+        share = np.reshape(hit, (size, fine, size, fine)).mean(axis=(1, 3))
+        sure = np.abs(share - 0.5) > 1 / fine
+        assert (found[i][sure] == (share[sure] > 0.5)).all()
     assert 0.2 < found.mean() < 0.8
 
 

@@ -237,6 +237,16 @@ def test_broken_and_small_boxes_are_no_proposals(make_batch: Callable[..., Batch
     assert len(grid_rpn(logits, deltas, min_size=1.0).eval()(MAPS, batch)[0]) == 12
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_an_infinite_logit_is_no_certain_proposal(make_batch: Callable[..., Batch], value: float) -> None:
+    # Guards against: its sigmoid, 1, is finite
+    logits = torch.zeros((1, 16))
+    logits[0, 5] = value
+    found = grid_rpn(logits).eval()(MAPS, make_batch([(64, 64)]))[0]
+    assert len(found) == 15
+    assert found.scores.tolist() == [0.5] * 15
+
+
 def test_no_proposal_survives(make_batch: Callable[..., Batch]) -> None:
     rpn = grid_rpn(torch.zeros((1, 16)), min_size=1000.0).eval()
     proposals, losses = rpn(MAPS, make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]]))

@@ -41,5 +41,6 @@ def test_places_are_those_of_the_coordinates() -> None:
     boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0], [-1.0, 2.0, 3.0, 4.0]])
     assert len(torch.unique(box_places(boxes))) == 4
     assert torch.equal(box_places(boxes + 1e-4), box_places(boxes))
+    assert not (box_places(boxes + 0.25) == box_places(boxes)).any()  # a quarter of a pixel is another place
     assert torch.equal(box_places(boxes[[3, 1]]), box_places(boxes)[[3, 1]])
     assert box_places(torch.zeros(0, 4)).tolist() == []

@@ -93,6 +93,14 @@ def test_low_quality_literal() -> None:
     assert label_by_iou(padded, boxes, 0.15, 0.7, low_quality=True)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
 
 
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_no_boxes_to_label(low_quality: bool) -> None:
+    truth = pad_by_image(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([True]), 2)
+    best, label = label_by_iou(truth, torch.zeros(0, 4), 0.3, 0.7, low_quality)
+    assert best.shape == label.shape == (2, 0)
+    assert best.dtype == label.dtype == torch.int64
+
+
 def test_thresholds_are_inclusive_upwards() -> None:
     padded = PaddedTruth(row_of([(0, 10000)])[None], torch.ones((1, 1), dtype=torch.bool), torch.zeros((1, 1), dtype=torch.int64))
     label = label_by_iou(padded, row_of([(0, 2500), (0, 5000), (0, 2499), (0, 4999)]), 0.25, 0.5, low_quality=False)[1]
