@@ -22,8 +22,6 @@ from maskseg.ops.paste import paste_counts, resample
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": str}, as in COCO's result files
 Floats = NDArray[np.float64]
-MIN_SIDE = 0.1  # pixels, of a box that a mask is cut out by
-TIE = 1e-7  # of a box's side, by which cells are moved so that none is covered by just a half
 
 
 @runtime_checkable
@@ -160,15 +158,16 @@ class FileMasks:
 
     def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
         """Polygons are rasterised in the box's frame (as detectron2's `rasterize_polygons_within_box`); of run lengths, a cell is set where
-        the mask covers at least half of it, exactly. Cells that are covered by just a half are set where the mask lies to the right or below, as
-        the file has it: neither more nor less of them than not."""
+        the mask covers at least half of it, exactly; at just a half it is set where the file's mask lies to the right or below."""
         corners = boxes.detach().cpu().numpy().astype(np.float64)
         out = np.zeros((len(self), size, size), dtype=np.float32)
         is_run = np.array([isinstance(s, Runs) for s in self.shapes], dtype=bool)
         if len(which := np.flatnonzero(~is_run)):
             self._rasterise(which, corners[which], out)
         if len(which := np.flatnonzero(is_run)):
-            out[which] = self._cover(which, corners[which], size) >= 0.5
+            chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
+            sizes = np.array([(s.height, s.width) for s in chosen], dtype=np.int64)
+            out[which] = runs.moved_cover([s.ends for s in chosen], sizes, self.affine[which], corners[which], size) >= 0.5
         return torch.from_numpy(out).to(boxes.device)
 
     def _moved(self, i: int) -> list[Floats]:
@@ -184,7 +183,7 @@ class FileMasks:
         row = np.repeat(np.arange(len(which)), [len(own) for own in found])  # of each part
         lengths = [len(part) for part in parts]
         point = np.repeat(row, lengths)
-        affine, scale = self.affine[which], size / np.maximum(boxes[:, 2:] - boxes[:, :2], MIN_SIDE)
+        affine, scale = self.affine[which], size / np.maximum(boxes[:, 2:] - boxes[:, :2], runs.MIN_SIDE)
         points = np.concatenate(parts) * affine[point, 0::2] + affine[point, 1::2]
         flat = ((points - boxes[point, :2]) * scale[point]).ravel()
         ends = (2 * np.cumsum(lengths)).tolist()
@@ -194,22 +193,6 @@ class FileMasks:
         out[which] = cells[first]
         for i in np.flatnonzero(~first):
             np.maximum(out[which[row[i]]], cells[i], out=out[which[row[i]]])
-
-    def _cover(self, which: NDArray[np.int64], boxes: Floats, size: int) -> Floats:
-        """The share of each cell that run-length masks `which` cover, boxes f64 [n, 4] of the present frame -> f64 [n, size, size]."""
-        chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
-        scale, shift = self.affine[which][:, [0, 2]], self.affine[which][:, [1, 3]]
-        far = np.maximum(boxes[:, 2:], boxes[:, :2] + MIN_SIDE)
-        ends = np.stack([(boxes[:, :2] - shift) / scale, (far - shift) / scale])
-        low, high = ends.min(axis=0), ends.max(axis=0)
-        nudge = TIE * (high - low)
-        heights = np.array([s.height for s in chosen], dtype=np.int64)
-        widths = np.array([s.width for s in chosen], dtype=np.int64)
-        found = runs.cover([s.ends for s in chosen], heights, widths, np.concatenate([low + nudge, high + nudge], axis=1), size)
-        mirrored_x, mirrored_y = (scale < 0).T
-        found[mirrored_x] = found[mirrored_x][:, :, ::-1]
-        found[mirrored_y] = found[mirrored_y][:, ::-1]
-        return found
 
     def _sample(self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
         """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""

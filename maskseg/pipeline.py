@@ -256,7 +256,8 @@ def _start(model: nn.Module, optimizer: Optimizer, trainer: Trainer, resume: Che
             model, best_weights(checkpoint), f"trainer.init={trainer.init}", trainer.init_partial, "trainer.init_partial=true takes what fits"
         )
         say(f"started from {trainer.init}" + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""), flush=True)
-        other = configs.model_differences(config, str(checkpoint.get("config", "")))
+        text = checkpoint.get("config")
+        other = configs.model_differences(config, text if isinstance(text, str) else "")
         if other:
             more = f" and {len(other) - 5} more" if len(other) > 5 else ""
             say(f"warning: the weights were trained in another model: {', '.join(other[:5])}{more}", flush=True)

@@ -91,7 +91,7 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any, may_
     if lacking:
         print(f"{folder}: making the segments of {len(lacking)} images, once for all trainings", flush=True)
         jobs = jobs_of(source, split, [record for record in records if record.id in lacking])
-        write_store(folder, jobs, configs.build(method), settings, 0)
+        write_store(folder, jobs, configs.build(method, configs.FROM_CHECKPOINT), settings, 0)
 
 
 def sizes_of(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:

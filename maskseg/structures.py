@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from maskseg.masks import Masks
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")  # leftEye
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,20 @@ class Categories:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Categories:
-        """The inverse of `to_dict`."""
-        points = tuple(tuple(str(n) for n in names) for names in values.get("keypoints", ()))
-        skeletons = tuple(tuple((int(a), int(b)) for a, b in edges) for edges in values.get("skeletons", ()))
-        names, ids = tuple(str(n) for n in values["names"]), tuple(int(i) for i in values["ids"])
-        return cls(names, ids, points, skeletons, int(values.get("num_stuff", 0)))
+        """The inverse of `to_dict`. Raises TypeError or ValueError for values of other types, KeyError where names or ids are missing."""
+        points = tuple(tuple(_typed(n, str) for n in names) for names in values.get("keypoints", ()))
+        skeletons = tuple(tuple((_typed(a, int), _typed(b, int)) for a, b in edges) for edges in values.get("skeletons", ()))
+        names, ids = tuple(_typed(n, str) for n in values["names"]), tuple(_typed(i, int) for i in values["ids"])
+        num_stuff = _typed(values.get("num_stuff", 0), int)
+        if not 0 <= num_stuff <= len(names) or any(abs(i) >= 2**63 for i in ids):
+            raise ValueError("a number of classes or an id that cannot be")
+        return cls(names, ids, points, skeletons, num_stuff)
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
+    return value
 
 
 class _TensorRows:

@@ -39,7 +39,9 @@ def trained_model(path: Path, overrides: list[str], own: str, under: Any = None)
     checkpoint = load_checkpoint(path)
     try:
         categories = Categories.from_dict(checkpoint["categories"])
-        text = str(checkpoint["config"])
+        text = checkpoint["config"]
+        if not isinstance(text, str):
+            raise TypeError(f"the config is a {type(text).__name__}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks its config or categories ({error})") from error
     config = configs.from_checkpoint(text, overrides, own, under)

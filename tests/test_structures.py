@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +87,21 @@ def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch
     copy = pickle.loads(pickle.dumps(batch))
     assert torch.equal(copy.images, batch.images)
     assert copy.targets.masks.to_rle() == batch.targets.masks.to_rle()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"names": ["a"], "ids": [2**70]},
+        {"names": ["a"], "ids": [float("inf")]},
+        {"names": ["a"], "ids": [True]},
+        {"names": [["a"]], "ids": [1]},
+        {"names": ["a"], "ids": [1], "num_stuff": 2},
+        {"names": ["a"], "ids": [1], "num_stuff": -1},
+        {"names": ["a"], "ids": [1], "keypoints": [[1]]},
+        {"names": ["a"]},
+    ],
+)
+def test_categories_of_other_types(values: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        Categories.from_dict(values)

@@ -189,14 +189,16 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
 
 
 @pytest.mark.parametrize(
-    ("names", "padded"),
+    ("models", "pictures", "names", "padded"),
     [
         # The coarsest map is 8 x 10 cells for 480 pixels: anchors are 60 pixels apart, not 64.
-        ([WIDE], (480, 640)),
-        ([TALL], (640, 448)),
-        ([WIDE, TALL], (640, 640)),
+        pytest.param(SETTINGS[1], "made", [WIDE], (480, 640), id="resnet18-made-inexact-p6"),
+        pytest.param(SETTINGS[1], "made", [TALL], (640, 448), id="resnet18-made-padded"),
+        pytest.param(SETTINGS[0], "made", [WIDE, TALL], (640, 640), id="resnet50-made-two-sizes"),
+        pytest.param(SETTINGS[0], "photographs", [WIDE], (480, 640), id="resnet50-photographs-inexact-p6"),
+        pytest.param(SETTINGS[1], "photographs", [WIDE, TALL], (640, 640), id="resnet18-photographs-two-sizes"),
     ],
-    ids=["inexact-p6", "padded", "two-sizes"],
+    indirect=["models", "pictures"],
 )
 def test_detections_equal_torchvision(
     models: tuple[GeneralizedRCNN, MaskRCNN], pictures: dict[str, Tensor], names: list[str], padded: tuple[int, int]
@@ -219,7 +221,9 @@ def made_annotations(names: list[str]) -> Found:
         rows = []
         for i, points in enumerate(outlines(name)):
             low, high = points.min(axis=0), points.max(axis=0)
-            rows.append({"bbox": [*low, *(high - low)], "label": (11 * i + len(found)) % K, "segmentation": [points.ravel().tolist()]})
+            rows.append(
+                {"bbox": [*low.tolist(), *(high - low).tolist()], "label": (11 * i + len(found)) % K, "segmentation": [points.ravel().tolist()]}
+            )
         found.append(({"height": SHAPES[name][0], "width": SHAPES[name][1]}, rows))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any, cast
@@ -62,27 +62,38 @@ def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
     stages = {key: stage for key, stage in model.items() if isinstance(stage, dict) and "at" in stage and stage["at"] is None}
     if not stages:
         return
-    if "backbone" not in model:
-        raise UserError(f"model: {', '.join(stages)} reads levels of a backbone, and there is none")
-    bare = deepcopy(model["backbone"])
-    _forget_weights(bare)
-    with torch.device("meta"):  # no weight is made
-        made = cast(Any, build(bare, allowed))
-    if not hasattr(made, "levels"):
-        raise UserError(f"model.backbone is none but a {type(made).__name__}")
-    below = cast(Backbone, made.trunk).levels if isinstance(made, FPN) else {}
-    levels: dict[str, Level] = {**made.levels, **below}
-    kept = list(getattr(made, "keep", []))
+    backbone = _without_memory(model, allowed)
+    below = cast(Backbone, backbone.trunk).levels if isinstance(backbone, FPN) else {}
+    levels: dict[str, Level] = {**backbone.levels, **below}
+    handed_on = list(getattr(backbone, "keep", []))
+    kept = list(handed_on)
     for key, stage in stages.items():
-        names = stage["levels"] if "levels" in stage else [stage.get("level")]
-        if not isinstance(names, list) or not names or not all(isinstance(n, str) and n in levels for n in names):
-            told = f"levels={names}" if "levels" in stage else f"level={stage.get('level')}"
-            raise UserError(f"model.{key}.{told}: the backbone has {', '.join(levels)}")
-        kept += [name for name in names if name not in made.levels and name not in kept]
+        names = _level_names(stage, f"model.{key}", levels)
+        kept += [name for name in names if name not in backbone.levels and name not in kept]
         at = [{"_target_": f"{Level.__module__}.Level", **asdict(levels[name])} for name in names]
         stage["at"] = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
-    if kept != list(getattr(made, "keep", [])):
+    if kept != handed_on:
         model["backbone"]["keep"] = kept
+
+
+def _without_memory(model: dict[str, Any], allowed: Collection[str]) -> Any:
+    """The backbone, without a single weight. Raises UserError where there is none."""
+    bare = deepcopy(model.get("backbone"))
+    _forget_weights(bare)
+    with torch.device("meta"):
+        backbone = None if bare is None else build(bare, allowed)
+    if not hasattr(backbone, "levels"):
+        raise UserError("model.backbone is no backbone, and other parts of the model read its levels")
+    return backbone
+
+
+def _level_names(stage: dict[str, Any], place: str, levels: Mapping[str, Level]) -> list[str]:
+    """The levels that a stage reads. Raises UserError for one that the backbone does not have."""
+    names = stage["levels"] if "levels" in stage else [stage.get("level")]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name in levels for name in names):
+        key = f"levels={names}" if "levels" in stage else f"level={stage.get('level')}"
+        raise UserError(f"{place}.{key}: the backbone has {', '.join(levels)}")
+    return names
 
 
 def _forget_weights(node: Any) -> None:

@@ -9,6 +9,7 @@ installed config, and so does every interpolation but plain references to other 
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.compose import check_kind, config_folder, nearest
-from maskseg.config.trust import FROM_CHECKPOINT, MODELS, TRANSFORMS, check_closed, refusal, targets_of
+from maskseg.config.trust import FROM_CHECKPOINT, MODELS, SUPERPIXELS, TRANSFORMS, check_closed, refusal, targets_of
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 
@@ -29,7 +30,8 @@ _CATEGORY_KEYS: dict[str, Any] = {"num_classes": None, "num_things": None, "poin
 _PARTIAL = "segment_sampler"  # key of the data whose value is a group of its own, built later with the numbers of classes
 _REFERENCE = re.compile(r"\$\{\w+(?:\.\w+)*\}")  # to another key; a resolver has a colon
 _REFERRED = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)")  # the key of a reference, or of an installed config's resolver
-_MAX_EXPANDED, _MAX_CHAIN = 10_000_000, 50  # characters and values behind all references; references to references
+_MAX_EXPANDED, _MAX_DEPTH = 500_000, 200  # characters behind all references, a value counts as ten; levels and references to references
+_SLOTS = {"train_transforms": TRANSFORMS, "test_transforms": TRANSFORMS, "superpixels": SUPERPIXELS}  # keys of the data that name classes
 
 Plain = dict[str, Any]
 
@@ -54,25 +56,47 @@ def read_checkpoint_config(text: str) -> DictConfig:
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{_PREFIX} cannot be used ({' '.join(str(error).split())})") from error
     _check_resolved(resolved)
+    for key in (name for name in (*_SLOTS, _PARTIAL) if name in resolved["data"] and kept["data"][name] != _installed_value("data", name)):
+        config.data[key] = resolved["data"][key]  # nothing is left in it that could be resolved otherwise later
+    if isinstance(resolved["data"].get("num_workers"), int):
+        config.data.num_workers = min(resolved["data"]["num_workers"], os.cpu_count() or 1)
     return config
+
+
+def _installed_value(group: str, key: str) -> Any:
+    """A key's value in the first installed file of a group that has it."""
+    return next((values[key] for values in _installed(group) if key in values), None)
 
 
 def _check_resolved(resolved: Plain) -> None:
     """Checks what references stand for: the closed set, and again the types."""
-    if not isinstance(resolved["model"], dict) or resolved["model"].get("_target_") not in MODELS:
-        raise UserError(f"{_PREFIX}: model is none ({', '.join(sorted(name.rpartition('.')[2] for name in MODELS))})")
-    check_closed(resolved["model"], place="model")
+    model = resolved["model"]
+    if not isinstance(model, dict) or model.get("_target_") not in MODELS:
+        names = sorted(name.rpartition(".")[2] for name in MODELS)
+        raise UserError(f"{_PREFIX}: model is none of {', '.join(names)}")
+    check_closed(model, place="model")
     for group in (name for name in _GROUPS if name in resolved):
-        installed = _fitting_group(group, resolved[group])
-        for key, value in resolved[group].items():
-            if key[:1] != "_" and key != _PARTIAL:
-                check_closed(value, place=f"{group}.{key}")
-                if "${" not in str(installed[key]):
-                    check_kind(f"{_PREFIX}: {group}.{key}", installed[key], value)
+        _check_group(group, resolved[group])
     for key in ("train_transforms", "test_transforms"):
-        for step in resolved["data"].get(key) or []:
-            if not isinstance(step, dict) or step.get("_target_") not in TRANSFORMS:
-                raise UserError(f"{_PREFIX}: data.{key} has {str(step)[:100]}, which is no transform")
+        _check_transforms(f"data.{key}", resolved["data"].get(key) or [])
+
+
+def _check_group(group: str, values: Plain) -> None:
+    installed = _fitting_group(group, values)
+    for key in (name for name in values if not name.startswith("_")):
+        place = f"{group}.{key}"
+        if key == _PARTIAL and values[key] is not None:
+            _check_group(key, _over_installed(key, values[key], place))
+            continue
+        check_closed(values[key], _SLOTS.get(key, frozenset()) if group == "data" else frozenset(), place)
+        if "${" not in str(installed[key]):
+            check_kind(f"{_PREFIX}: {place}", installed[key], values[key])
+
+
+def _check_transforms(place: str, steps: list[Any]) -> None:
+    for step in steps:
+        if not isinstance(step, dict) or step.get("_target_") not in TRANSFORMS:
+            raise UserError(f"{_PREFIX}: {place} has {str(step)[:100]}, which is no transform")
 
 
 def _parse(text: str) -> Plain:
@@ -98,6 +122,8 @@ def _check_types(value: Any) -> None:
             _check_types(inner)
     elif not (value is None or type(value) in (str, int, float, bool)):
         raise ValueError(f"it has a {type(value).__name__}")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("it has a number of more than 64 bits")
 
 
 def _check_targets(trained: Plain) -> None:
@@ -134,7 +160,7 @@ def _fitting_group(group: str, theirs: Plain) -> Plain:
 def _checked_value(key: str, value: Any, default: Any, place: str) -> Any:
     if key.startswith("_"):
         raise UserError(f"{_PREFIX}: the key {key!r} of {place.rpartition('.')[0]} is refused")
-    if key == _PARTIAL and isinstance(value, dict):
+    if key == _PARTIAL and value is not None:
         return _over_installed(key, value, place)
     _check_references(value, place)
     if "${" not in f"{default}{value}":
@@ -183,13 +209,13 @@ def _check_size(config: Plain) -> None:
     sizes: dict[str, int] = {}
 
     def size_of(value: Any, depth: int) -> int:
-        if depth > _MAX_CHAIN:
-            raise UserError(f"{_PREFIX} is refused: its values refer to each other in a chain of more than {_MAX_CHAIN}")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{_PREFIX} is refused: its values are nested or refer to each other in a chain of more than {_MAX_DEPTH}")
         if isinstance(value, str):
-            return len(value) + sum(size_of_key(key, depth + 1) for key in _REFERRED.findall(value))
+            return 10 + len(value) + sum(size_of_key(key, depth + 1) for key in _REFERRED.findall(value))
         if isinstance(value, dict | list):
-            return 1 + sum(size_of(inner, depth) for inner in (value.values() if isinstance(value, dict) else value))
-        return 1
+            return 10 + sum(size_of(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+        return 10
 
     def size_of_key(key: str, depth: int) -> int:
         if key not in sizes:

@@ -25,8 +25,8 @@ from maskseg.files import parse_yaml
 TRUSTED = ("maskseg.", "torch.optim.")
 
 TRANSFORMS = frozenset(f"maskseg.data.transforms.{name}" for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop"))
-_SUPERPIXELS = frozenset({"maskseg.bottomup.superpixels.GraphSegments", "maskseg.bottomup.superpixels.SLIC"})
-_MODEL_PARTS = _SUPERPIXELS | {
+SUPERPIXELS = frozenset({"maskseg.bottomup.superpixels.GraphSegments", "maskseg.bottomup.superpixels.SLIC"})
+_MODEL_PARTS = SUPERPIXELS | {
     "maskseg.bottomup.proposals.HierarchicalGrouping",
     "maskseg.interfaces.Level",
     "maskseg.modules.anchors.AnchorGenerator",
@@ -55,7 +55,7 @@ _MODEL_PARTS = _SUPERPIXELS | {
     "maskseg.variants.vgg.VGG16",
 }
 # Classes that the config of a checkpoint may name: never a function. Their constructors neither
-# read, write nor start anything, but for `weights`, which is set to null before.
+# read, write nor start anything, but for `weights`, which is null here.
 FROM_CHECKPOINT = _MODEL_PARTS | TRANSFORMS
 # What a whole model is.
 MODELS = frozenset(
@@ -159,10 +159,10 @@ def _construct(plain: Any) -> Any:
         return [_construct(value) for value in plain]
     if not isinstance(plain, dict):
         return plain
-    values = {key: _construct(value) for key, value in plain.items()}
+    values = {key: None if key == "weights" else _construct(value) for key, value in plain.items()}  # no file is read, none downloaded
     if "_target_" not in values:
         return values
-    target = values.pop("_target_")
+    target = str(values.pop("_target_"))
     try:
         return _class_of(target)(**values)
     except UserError:

@@ -72,7 +72,7 @@ class ProposalFile:
         content = read_torch(self.path, "a file of proposals", "; tools/propose.py makes it again", mmap=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path}: not a file of proposals ({FORMAT})")
-        self.about = str(content["about"])
+        self.about = content["about"] if isinstance(content.get("about"), str) else "an unknown data set"
         self.starts, self.boxes, self.scores = content["starts"], content["boxes"], content["scores"]
         sizes = content["sizes"].tolist()
         self.rows = {number: row for row, number in enumerate(content["image_ids"].tolist())}

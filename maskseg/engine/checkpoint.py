@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from maskseg.files import remove_left, replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
-MAX_PLACE = 1000  # characters of a value's place in a checkpoint
+MAX_PLACE = 1000  # characters of a value's place in a message
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 Checkpoint = dict[str, Any]
 
 
@@ -34,21 +36,45 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, **checkpoint}, file)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value is in a checkpoint; its text is made for a message alone."""
+
+    parent: _Place | None
+    key: object
+
+    def __str__(self) -> str:
+        keys: list[str] = []
+        place: _Place | None = self
+        while place is not None:
+            keys.append(f"[{place.key}]" if isinstance(place.key, int) else f".{place.key}"[:100])
+            place = place.parent
+        return "".join(reversed(keys)).lstrip(".")[:MAX_PLACE]
+
+
 def _check_plain(checkpoint: object, name: str) -> None:
     """Raises TypeError for a value that is no plain data. What is there twice is checked once: shared lists can be nested without end."""
-    pending: list[tuple[object, str]] = [(checkpoint, name)]
+    pending: list[tuple[Any, _Place]] = [({name: checkpoint}, _Place(None, ""))]
     seen: set[int] = set()
     while pending:
-        value, where = pending.pop()
-        if len(where) > MAX_PLACE:
-            raise TypeError(f"{where[:50]}... is nested too deeply")
-        if isinstance(value, Mapping | list | tuple):
-            if id(value) not in seen:
-                seen.add(id(value))
-                items = value.items() if isinstance(value, Mapping) else enumerate(value)
-                pending += [(inner, f"{where}.{key}" if isinstance(value, Mapping) else f"{where}[{key}]") for key, inner in items]
-        elif not (isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)):
-            raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+        container, place = pending.pop()
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(value, dict | list | tuple):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    pending.append((value, _Place(place, key)))
+            elif not (isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)):
+                raise TypeError(f"{_Place(place, key)} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+
+
+def _check_state(state: object, name: str) -> None:
+    """Raises TypeError for what is no state dict: dense tensors by name."""
+    if not isinstance(state, dict):
+        raise TypeError(f"{name} is a {type(state).__name__} instead of tensors by name")
+    for key, value in state.items():
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in _DTYPES
+        if not isinstance(key, str) or not dense:
+            raise TypeError(f"{name} holds something else than dense tensors by name")
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -57,10 +83,14 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     checkpoint: Checkpoint = read_torch(path, "a checkpoint", "; use another checkpoint of the run")
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
+    stated = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if type(stated) is not int or stated != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a maskseg checkpoint of format {FORMAT}")
     try:
         _check_plain(checkpoint, "it")
+        _check_state(checkpoint["model"], "its model")
+        if checkpoint.get("ema") is not None:
+            _check_state(checkpoint["ema"].get("model") if isinstance(checkpoint["ema"], dict) else None, "its moving average")
     except TypeError as error:
         raise UserError(f"{path}: refused, {error}") from error
     return checkpoint

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
-_KEYS = (str, bytes, int, float, bool, type(None))
+_KEYS = (str, bytes, bool, type(None))
+_MAX_INT_KEY = 2**31  # larger numbers may all have one hash
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = frozenset(
     [
@@ -218,7 +219,8 @@ class _Machine:
         target = self.stack[-1]
         if hasattr(target, "set_state"):
             target.set_state(self.budget, state)
-        elif not isinstance(target, dict):  # an OrderedDict's own attributes, such as a state dict's versions
+        elif not isinstance(target, dict) or not isinstance(state, dict) or not state.keys() <= {"_metadata"}:
+            # Only the versions of modules that a state dict has: any other attribute could replace a method.
             raise pickle.UnpicklingError(f"a {type(target).__name__} is given a state")
 
     def _persistent(self, identity: Any) -> None:
@@ -231,7 +233,7 @@ def plain_key(key: Any) -> Any:
     """The key, if it is a plain value: a nested one may take exponential time to hash.
 
     Raises UnpicklingError."""
-    if type(key) not in _KEYS:
+    if type(key) not in _KEYS and not (type(key) is int and abs(key) < _MAX_INT_KEY):
         raise pickle.UnpicklingError(f"a dictionary's key is a {type(key).__name__}")
     return key
 
@@ -274,6 +276,11 @@ def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> Any:
     return None if opcode.arg is None else opcode.arg.reader(file)  # type: ignore[arg-type]
 
 
+def shown(value: Any) -> str:
+    """A value for a message: only a text itself, as lists of lists can be longer than memory."""
+    return repr(value[:50]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 def make_dict(budget: Budget, items: Any = ()) -> dict[Any, Any]:
     """Maker of dictionaries (`OrderedDict`, `Counter`) from nothing, pairs or another dictionary."""
     pairs = list(items.items()) if isinstance(items, dict) else items
@@ -286,6 +293,6 @@ def make_dict(budget: Budget, items: Any = ()) -> dict[Any, Any]:
 def encode_latin1(budget: Budget, text: Any, encoding: Any = "") -> bytes:
     """Maker of bytes from text, which is how Python 3 writes them in the protocols of Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoded as {str(encoding)[:50]!r}")
+        raise pickle.UnpicklingError(f"text encoded as {shown(encoding)}")
     budget.spend(len(text))
     return text.encode("latin1")

@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from typing import Any
 import torch
 
 from maskseg.errors import UserError
-from maskseg.files.pickles import Budget, Maker, Name, encode_latin1, make_dict, read_pickle
+from maskseg.files.pickles import Budget, Maker, Name, encode_latin1, make_dict, read_pickle, shown
 
 _ZIP = b"PK\x03\x04"
-_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch wrote before 1.6 begins with the pickle of this number
+# What torch wrote before 1.6 begins with the pickle of this number, in protocol 2 or 3.
+_LEGACY = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=protocol) for protocol in (2, 3))
+_START = max(map(len, _LEGACY))
 _DATA = re.compile(r"[^/]+/data\.pkl")
 
 # Bytes of an element, by the last part of a storage's or a type's name.
@@ -43,7 +46,12 @@ _STORAGES = {
     "ComplexDoubleStorage": 16,
     "UntypedStorage": 1,
 }
-_MAX_DIMENSIONS = 64
+_MAX_DIMENSIONS, _MAX_SIZE = 64, 2**62
+
+# The end of a zip archive (APPNOTE 4.3.14 to 4.3.16): its end record, the locator of the 64-bit one, and that one.
+_END = struct.Struct("<4s4H2LH")
+_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
 
 
 def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> Any:
@@ -55,16 +63,16 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
     """
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LEGACY))
+            start = file.read(_START)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not start.startswith((_ZIP, _LEGACY)):
+    if not start.startswith((_ZIP, *_LEGACY)):
         raise UserError(f"{path}: not {kind}, or cut short")
     stream = _checked_archive(path, kind, advice) if start.startswith(_ZIP) else None
     try:
         if stream is not None:
             data, sizes = stream
-            read_pickle(io.BytesIO(data), _MAKERS, _ArchiveStorages(sizes))
+            read_pickle(io.BytesIO(data), _MAKERS, _ArchiveStorages(sizes), path.stat().st_size)
         else:
             _check_legacy(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -76,7 +84,7 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
 def is_torch_file(path: Path) -> bool:
     """Whether a file begins as those of `torch.save` do."""
     with path.open("rb") as file:
-        return file.read(len(_LEGACY)).startswith((_ZIP, _LEGACY))
+        return file.read(_START).startswith((_ZIP, *_LEGACY))
 
 
 def _checked_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[str, int]]:
@@ -84,7 +92,7 @@ def _checked_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[st
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            fault = _archive_fault(entries, path.stat().st_size)
+            fault = _archive_fault(entries, path.stat().st_size) or _directory_fault(path, archive.start_dir)
             # torch reads an entry that is marked as a folder as whatever lies in memory
             damaged = None if fault else archive.testzip() or next((e.filename for e in entries if e.external_attr), None)
             pickles = [e.filename for e in entries if _DATA.fullmatch(e.filename)]
@@ -107,8 +115,32 @@ def _archive_fault(entries: list[zipfile.ZipInfo], size: int) -> str:
         return "its entries are compressed"
     if sum(e.file_size for e in entries) > size:
         return "its entries overlap"
-    if len({e.filename for e in entries}) < len(entries):
+    if len({e.filename.lower() for e in entries}) < len(entries):  # torch finds an entry whatever the case
         return "it has two entries of one name"
+    if len({e.filename.partition("/")[0] for e in entries}) > 1:
+        return "its entries are not in one folder"
+    return ""
+
+
+def _directory_fault(path: Path, start: int) -> str:
+    """Whether another program finds another directory of entries than the one that begins at `start`. Empty where all find it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(size - _END.size)
+        signature, *_, entries, _, length, offset, comment = _END.unpack(file.read(_END.size))
+        end = size - _END.size
+        file.seek(max(end - _LOCATOR.size, 0))
+        locator, _, place, disks = _LOCATOR.unpack(file.read(_LOCATOR.size))
+        if locator == b"PK\x06\x07":  # the same in 64 bits, which torch writes always
+            end -= _LOCATOR.size + _END64.size
+            file.seek(end)
+            signature64, _, *_, entries64, _, length64, offset64 = _END64.unpack(file.read(_END64.size))
+            stated = min(entries64, 2**16 - 1), min(length64, 2**32 - 1), min(offset64, 2**32 - 1)
+            if place != end or signature64 != b"PK\x06\x06" or disks != 1 or stated != (entries, length, offset):
+                return "it has two directories"
+            length, offset = length64, offset64
+    if signature != b"PK\x05\x06" or comment or offset != start or offset + length != end:
+        return "its directory is not where it says"
     return ""
 
 
@@ -130,7 +162,7 @@ class _ArchiveStorages:
         _, type_name, key, _, count = identity
         storage = _storage(type_name, count)
         if not isinstance(key, str) or self.sizes.get(key) != storage.num_bytes:
-            raise pickle.UnpicklingError(f"the size of storage {str(key)[:50]!r} is not that of its data")
+            raise pickle.UnpicklingError(f"the size of storage {shown(key)} is not that of its data")
         return storage
 
 
@@ -140,13 +172,17 @@ class _LegacyStorages:
     def __init__(self, size: int) -> None:
         self.size = size
         self.num_bytes: dict[str, int] = {}  # of each key
+        self.total = 0
 
     def __call__(self, identity: Any) -> _Storage:
         _, type_name, key, _, count, view = identity
         storage = _storage(type_name, count)
-        if not isinstance(key, str) or self.num_bytes.setdefault(key, storage.num_bytes) != storage.num_bytes:
+        if not isinstance(key, str) or self.num_bytes.get(key, storage.num_bytes) != storage.num_bytes:
             raise pickle.UnpicklingError("a storage that is stated in two ways")
-        if sum(self.num_bytes.values()) > self.size:
+        if key not in self.num_bytes:
+            self.num_bytes[key] = storage.num_bytes
+            self.total += storage.num_bytes
+        if self.total > self.size:
             raise pickle.UnpicklingError("its storages are larger than the file")
         if view is None:
             return storage
@@ -160,6 +196,8 @@ class _LegacyStorages:
 def _storage(type_name: Any, count: Any) -> _Storage:
     if not isinstance(type_name, Name) or type(count) is not int or count < 0:
         raise pickle.UnpicklingError("a storage without a type or a size")
+    if count > _MAX_SIZE:
+        raise pickle.UnpicklingError("a storage that is larger than any file")
     short = type_name.name.rpartition(".")[2]
     itemsize = _STORAGES[short]
     return _Storage(count * itemsize, None if short == "UntypedStorage" else itemsize)
@@ -178,30 +216,33 @@ class _Tensor:
     """What stands for a tensor."""
 
 
-def _make_tensor(_: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> _Tensor:
+def _make_tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> _Tensor:
     """As `torch._utils._rebuild_tensor_v2`. Raises UnpicklingError for a tensor that has more elements than its storage."""
     if not isinstance(storage, _Storage) or storage.itemsize is None:
         raise pickle.UnpicklingError("a tensor without a typed storage")
-    return _checked_tensor(storage.num_bytes // storage.itemsize, offset, size, stride)
+    return _checked_tensor(budget, storage, storage.itemsize, (offset, size, stride))
 
 
-def _make_tensor_of_dtype(_: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
+def _make_tensor_of_dtype(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
     """As `torch._utils._rebuild_tensor_v3`."""
     _grad, _hooks, dtype = more[:3]
     if not isinstance(storage, _Storage) or not isinstance(dtype, Name):
         raise pickle.UnpicklingError("a tensor without a storage or a type")
-    return _checked_tensor(storage.num_bytes // _SIZES[dtype.name.removeprefix("torch.")], offset, size, stride)
+    return _checked_tensor(budget, storage, _SIZES[dtype.name.removeprefix("torch.")], (offset, size, stride))
 
 
-def _checked_tensor(available: int, offset: Any, size: Any, stride: Any) -> _Tensor:
+def _checked_tensor(budget: Budget, storage: _Storage, itemsize: int, place: tuple[Any, Any, Any]) -> _Tensor:
+    offset, size, stride = place
+    available = storage.num_bytes // itemsize
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or max(len(size), len(stride)) > _MAX_DIMENSIONS:
         raise pickle.UnpicklingError("a tensor without a shape")
-    if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+    if any(type(n) is not int or not 0 <= n < _MAX_SIZE for n in (offset, *size, *stride)):
         raise pickle.UnpicklingError("a tensor whose shape is no whole numbers")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > available or (count and last >= available):
         raise pickle.UnpicklingError("a tensor has more elements than its storage")
+    budget.spend(count * itemsize)  # of several tensors of one storage, each may be copied
     return _Tensor()
 
 

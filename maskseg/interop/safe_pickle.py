@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
-from maskseg.files.pickles import Budget, Maker, encode_latin1, make_dict, read_pickle
+from maskseg.files.pickles import Budget, Maker, encode_latin1, make_dict, read_pickle, shown
 
 KINDS = {f"{kind}{size}" for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items() for size in sizes}
 
@@ -25,7 +25,7 @@ class _DType:
 
     def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or code.lstrip("<>=|") not in KINDS:
-            raise pickle.UnpicklingError(f"an array of type {str(code)[:50]!r}")
+            raise pickle.UnpicklingError(f"an array of type {shown(code)}")
         self.code = code.lstrip("<>=|")
         self.order = code[0] if code[0] in "<>" else "="
 

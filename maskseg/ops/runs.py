@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+MIN_SIDE = 0.1  # pixels, of a box that a mask is cut out by
+TIE = 1e-7  # of a box's side
 MIN_COLUMNS = 112  # that `cover` integrates along, of boxes that are wider: with more of them it takes longer, and a target of 28 x 28
 # cells differs in less than a thousandth of them
 
@@ -121,6 +123,25 @@ def cover(ends: list[Ints], heights: Ints, widths: Ints, boxes: Floats, size: in
     until += (border - whole)[..., None] * (total[np.minimum(row + 1, len(owner))] - until)
     cell = (x1 - x0) * (y1 - y0) / size**2
     return np.asarray(np.diff(until, axis=1).transpose(0, 2, 1) * (strip_width / cell)[:, None, None])
+
+
+def moved_cover(ends: list[Ints], sizes: Ints, affine: Floats, boxes: Floats, size: int) -> Floats:
+    """`cover` of masks that were moved: f64 [n, size, size].
+
+    sizes: i64 [n, 2] (height, width) of the masks' own frames; affine: f64 [n, 4] (scale_x, shift_x, scale_y, shift_y) from there to the
+    present frame; boxes: f64 [n, 4] in the present frame. The cells are moved by a ten-millionth of the box, always the same way in the mask's
+    own frame, so that of those that would be covered by just a half neither more nor less count as foreground.
+    """
+    scale, shift = affine[:, [0, 2]], affine[:, [1, 3]]
+    far = np.maximum(boxes[:, 2:], boxes[:, :2] + MIN_SIDE)
+    corners = np.stack([(boxes[:, :2] - shift) / scale, (far - shift) / scale])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    nudge = TIE * (high - low)
+    shares = cover(ends, sizes[:, 0], sizes[:, 1], np.concatenate([low + nudge, high + nudge], axis=1), size)
+    mirrored_x, mirrored_y = (scale < 0).T
+    shares[mirrored_x] = shares[mirrored_x][:, :, ::-1]
+    shares[mirrored_y] = shares[mirrored_y][:, ::-1]
+    return shares
 
 
 def spans(ends: Ints, height: int) -> tuple[Ints, Ints, Ints]:

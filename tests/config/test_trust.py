@@ -78,6 +78,7 @@ def dumped(config: Any) -> str:
 
 
 def refusal(text: str) -> str:
+    modules()  # an import reads code
     with pytest.raises(UserError) as raised, watched() as events:
         configs.from_checkpoint(text, [], "predict")
     assert "\n" not in str(raised.value)
@@ -217,6 +218,7 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     config["model"]["backbone"] = "${data.train_transforms.0}"
     assert "backbone.channels' not found" in refusal(dumped(config))
     config["model"] = {"_target_": "maskseg.variants.segmentation_net.SegmentationNet", "backbone": "${data.train_transforms.0}", "segmenter": None}
+    modules()
     with watched() as events:
         assert build_all(dumped(config)) == ""  # a transform as a backbone: no model, and no code
     assert events == []
@@ -242,11 +244,11 @@ def test_references_that_expand_without_end() -> None:
     assert "too often" in refusal(dumped(config))
     for i in range(1, 400):
         config["model"][f"k{i}"] = f"${{model.k{i - 1}}}"
-    assert "chain" in refusal(dumped(config))
+    assert "refer to each other" in refusal(dumped(config))
     for i in range(1, 400):
         config["model"].pop(f"k{i}")
     config["model"]["k0"] = "${model.k0}"
-    assert "chain" in refusal(dumped(config))
+    assert "refer to each other" in refusal(dumped(config))
 
 
 @pytest.mark.parametrize(
@@ -311,6 +313,61 @@ def test_models_without_sense_are_refused_in_one_line(key: str, value: Any) -> N
     told = build_all(dumped(config))
     assert told
     assert "\n" not in told
+
+
+PURSUIT = {"_target_": "maskseg.data.segment_sampling.SegmentSampler", "_partial_": True}
+SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch RAN'}\"}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        # Guards against: a key that is checked nowhere holds a resolver, and another one refers to it
+        ("run_dir", SHELL),
+        ("name", SHELL),
+        ("data.segment_sampler", {**PURSUIT, "stuff_rule": SHELL}),
+        # Guards against: classes in keys of the data that are none's place, which Hydra would build with their weights
+        *[
+            ("data.segment_sampler", value)
+            for value in ([PURSUIT], "${trainer}", {**PURSUIT, "stuff_rule": "${trainer}"}, {**PURSUIT, "_args_": [7]})
+        ],
+        ("data.segment_sampler", {**PURSUIT, "negative_iou": [{"_target_": "maskseg.engine.trainer.Trainer", "max_steps": 1}]}),
+        *[
+            (key, {"_target_": "maskseg.modules.resnet.ResNet", "name": "resnet18", "weights": "IMAGENET1K_V1"})
+            for key in ("data.superpixels", "data.flip_pairs", "data.root", "data.segment_sampler", "evaluation.oks_sigmas")
+        ],
+        ("data.superpixels", "${model.backbone.trunk}"),
+        ("data.root", "${model.backbone.trunk}"),
+        ("model.x", 2**80),
+    ],
+)
+def test_no_key_is_a_way_around(key: str, value: Any) -> None:
+    config = loaded()
+    *parents, last = key.split(".")
+    node = config
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    refusal(dumped(config))
+
+
+def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
+    trained = configs.compose("train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7"])
+    config = configs.from_checkpoint(configs.to_yaml(trained), [], "evaluate")
+    data = OmegaConf.to_container(config.data, resolve=False)
+    assert isinstance(data, dict)
+    assert data["segment_sampler"]["num_samples"] == 7
+    assert "${" not in str(data["segment_sampler"]) + str(data["test_transforms"])
+    many = configs.from_checkpoint(with_value("data.num_workers", 10**6), [], "evaluate")
+    assert many.data.num_workers <= (os.cpu_count() or 1)
+
+
+def test_weights_are_null_wherever_a_part_is_built() -> None:
+    part = {"_target_": "maskseg.modules.resnet.ResNet", "name": "resnet18", "norm": "BN", "weights": "IMAGENET1K_V1"}
+    with watched() as events:
+        configs.construct(part)
+        configs.build(part, configs.FROM_CHECKPOINT)
+    assert events == []
 
 
 def test_keys_of_a_tool_are_never_a_checkpoints() -> None:

@@ -227,6 +227,34 @@ def test_foreign_files(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "archive.pt")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[{"model": value} for value in ("text", [1], None, {"a": 1}, {3: torch.zeros(1)}, {"a": torch.zeros(2).to_sparse()})],
+        *[{"ema": value} for value in ("text", 3, [1], {"updates": 1}, {"model": [torch.zeros(1)]})],
+        *[{"format": value} for value in (True, 1.0, torch.tensor(1), torch.zeros(4))],
+    ],
+)
+def test_a_checkpoint_without_weights_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    # Guards against: an AttributeError where the weights are copied into the model
+    torch.save({"format": FORMAT, "model": {}, "step": 1} | change, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: ") as raised:
+        load_checkpoint(tmp_path / "a.pt")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.timeout(60)
+def test_values_of_any_shape_are_looked_at_in_time(tmp_path: Path) -> None:
+    nested: list[Any] = []
+    for _ in range(60):
+        nested = [nested, nested]  # 2 ** 60 leaves
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    torch.save({"format": FORMAT, "model": {}, "nested": nested, "deep": deep, "long": {"k" * 900: [None] * 200_000}}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt")["format"] == FORMAT
+
+
 def test_weights_that_do_not_fit_are_named() -> None:
     state = make_model(5).state_dict()
     state["extra.weight"] = state.pop("1.weight")

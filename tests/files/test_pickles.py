@@ -261,6 +261,67 @@ def test_two_entries_of_one_name(tmp_path: Path) -> None:
     assert "two entries of one name" in refused(path)
 
 
+def test_another_directory_of_entries(tmp_path: Path) -> None:
+    """Guards against: zipfile takes the directory before the end record and shifts its offsets, torch the one that the record names."""
+    path = save(STATE, tmp_path / "a.pt")
+    good, evil = path.read_bytes(), save({"evil": 1}, tmp_path / "b.pt").read_bytes()
+    start = good.find(b"PK\x01\x02")
+    end = good.rfind(b"PK\x06\x06")
+    evil_directory = evil[evil.find(b"PK\x01\x02") : evil.rfind(b"PK\x06\x06")]
+    record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, end - start, start, 0)
+    path.write_bytes(good[:start] + evil_directory + good[start:end] + record)
+    refused(path)
+    path.write_bytes(good[:end] + good[end:-22] + good[-22:-2] + b"\x01\x00x")
+    refused(path)
+    path.write_bytes(b"PK\x03\x04" + bytes(100) + good)
+    refused(path)
+
+
+def test_entries_that_differ_in_case(tmp_path: Path) -> None:
+    # Guards against: torch finds an entry whatever the case of its name
+    path = save(STATE, tmp_path / "a.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+        archive.writestr(name.upper().replace("A/", "a/"), b"N.")
+    assert "refused" in refused(path)
+
+
+def dag(depth: int) -> bytes:
+    """Opcodes of a list of two of the list before, `depth` times: as a text it has 2 ** depth parts."""
+    return b"]" + b"".join(b"q" + bytes([i]) + b"0]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(depth))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a" + dag(60) + b"\x86R.",
+        b"\x80\x02((X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + dag(60) + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsccollections\nCounter\nsb.",
+        b"\x80\x02ccollections\nOrderedDict\n)RK\x01b.",
+        b"\x80\x02}\x8a\x09" + (2**65).to_bytes(9, "little") + b"K\x01s.",
+        b"\x80\x02}G" + struct.pack(">d", 0.5) + b"K\x01s.",
+    ],
+)
+def test_messages_keys_and_states_of_any_size(tmp_path: Path, content: bytes) -> None:
+    # Guards against: the text of nested lists in a message; numbers of one hash as keys; attributes that replace methods
+    assert "refused" in refused(pickle_replaced(save(STATE, tmp_path / "a.pt"), content))
+
+
+@pytest.mark.timeout(30)
+def test_many_tensors_of_one_storage(tmp_path: Path) -> None:
+    """Guards against: each is converted to another type, and so copied."""
+    storage = torch.zeros(500_000, dtype=torch.half)
+    assert "far larger than the file" in refused(save({f"w{i}": storage[0:] for i in range(200)}, tmp_path / "a.pt"))
+    assert len(read_torch(save({"tied": storage, "to": storage[:]}, tmp_path / "b.pt"), "weights")) == 2
+
+
+def test_the_old_format_in_protocol_3(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path, _use_new_zipfile_serialization=False, pickle_protocol=3)
+    assert equal(read_torch(path, "weights"), STATE)
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_inside_an_archive(tmp_path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 _STARTED = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "pty.", "socket.", "urllib.", "ftplib.")
 _CHANGED = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "shutil.", "tempfile.")
-_CODE = ("pickle.find_class", "marshal.loads", "ctypes.dlopen", "code.__new__")
+_CODE = ("pickle.find_class", "marshal.loads", "ctypes.dlopen")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 _events: list[str] | None = None
