@@ -96,13 +96,10 @@ def compare(checkpoint: Path, theirs: Any, images: list[Tensor], ids: bool) -> N
 
 LIMIT = "model.classifier.max_detections=30"
 SIZE = {"min_size": HEIGHT, "max_size": WIDTH}
-BUILDERS = [
-    "maskrcnn_resnet50_fpn",
-    pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow),
-    pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.slow),
-]
+BUILDERS = ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]
 
 
+@pytest.mark.slow  # over a ResNet-18 the default suite has the same: here, and in test_torchvision_equality
 @pytest.mark.parametrize("name", BUILDERS)
 def test_there_and_back(tmp_path: Path, images: list[Tensor], capsys: pytest.CaptureFixture[str], name: str) -> None:
     theirs = published(name, **SIZE, box_detections_per_img=30)
