@@ -31,6 +31,7 @@ import maskseg
 from maskseg import config as configs
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
+from maskseg.pipeline import open_data
 from maskseg.structures import Categories
 
 CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
@@ -388,6 +389,18 @@ def test_no_weights_are_read_or_downloaded() -> None:
         with watched() as events:
             configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=True)
         assert events == []
+
+
+def test_a_checkpoint_does_not_say_where_data_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = with_value("data.root", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"elsewhere/train\.json: there is no such file; data=NAME names the data set"):
+        open_data(configs.from_checkpoint(text, [], "evaluate"), may_make=configs.names_data(["split=val"]))
+    assert list(tmp_path.iterdir()) == []
+    words = ["data=scenes", "data.num_train=0", "data.num_val=2", "data.root=here"]
+    assert configs.names_data(words)
+    open_data(configs.from_checkpoint(text, words, "evaluate"), may_make=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_the_trap_sees_what_it_should(tmp_path: Path) -> None:
