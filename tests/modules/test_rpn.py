@@ -291,3 +291,13 @@ def test_wrong_settings_are_named() -> None:
         grid_rpn(torch.zeros((1, 16)), divide_by="mean")
     with pytest.raises(UserError, match="per_cell must be 2"):
         RPN(RPNHead(CHANNELS, 3), AnchorGenerator(SIZES, aspect_ratios=(0.5, 1.0)), STRIDES)
+
+
+def test_the_start_of_the_weights() -> None:
+    """Both peers: a deviation of 0.01, no bias."""
+    head = RPNHead(64, 3, layers=2)
+    for layer in (*head.convs, head.objectness, head.deltas):
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15)
+        assert layer.bias is not None
+        assert not layer.bias.any()
