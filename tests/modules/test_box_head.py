@@ -175,6 +175,17 @@ def test_a_score_at_the_threshold_is_no_detection() -> None:
     assert len(head.predict({}, regions, sizes)) == 1
 
 
+def test_equal_boxes_of_two_images_are_two_detections() -> None:
+    # Guards against: suppression across images
+    head = BoxClassifier(nn.Identity(), FCTrunk(1, 1, 1), 1, score_threshold=0.1)  # type: ignore[arg-type]
+    head.pooler = Pooled()
+    for layer in (head.scores, head.deltas):
+        nn.init.zeros_(layer.weight)
+    regions = Regions(torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 4), torch.tensor([0, 0, 1, 2]), torch.ones(4))
+    found = head.predict({}, regions, torch.tensor([[16, 16]] * 3))
+    assert found.image_index.tolist() == [0, 1, 2]
+
+
 class Pooled(nn.Module):
     """Stands for pooling."""
 

@@ -263,3 +263,10 @@ def test_wrong_settings_are_named(features: dict[str, Tensor], samples: Samples,
     without = Samples(samples.boxes, samples.image_index, samples.labels, samples.matched, K, boxes_only, samples.seeds)
     with pytest.raises(UserError, match="ground truth masks, but the data has boxes only"):
         head().losses(features, without)
+
+
+def test_the_start_of_the_weights() -> None:
+    """He et al.'s, by the outputs of a layer, as both peers."""
+    head = MaskHead(nn.Identity(), 3, in_channels=16, channels=64, layers=1)
+    (first,) = (m for m in head.convs.modules() if isinstance(m, nn.Conv2d))
+    assert first.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)

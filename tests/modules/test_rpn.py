@@ -301,3 +301,12 @@ def test_the_start_of_the_weights() -> None:
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.15)
         assert layer.bias is not None
         assert not layer.bias.any()
+
+
+def test_a_proposal_of_just_the_least_size_is_kept(make_batch: Callable[..., Batch]) -> None:
+    """As torchvision's `remove_small_boxes`."""
+    batch = make_batch([(64, 64)])
+    found = grid_rpn(torch.zeros((1, 16))).eval()(MAPS, batch)[0]
+    least = (found.boxes[:, 2:] - found.boxes[:, :2]).min().item()
+    assert len(grid_rpn(torch.zeros((1, 16)), min_size=least).eval()(MAPS, batch)[0]) == len(found)
+    assert len(grid_rpn(torch.zeros((1, 16)), min_size=least + 0.01).eval()(MAPS, batch)[0]) < len(found)
