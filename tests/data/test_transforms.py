@@ -119,6 +119,34 @@ def test_the_probabilities_of_a_flip() -> None:
     assert Flip(0.0, 0.0)(sample, rng) is sample
 
 
+def test_both_flips_are_drawn_by_themselves() -> None:
+    sample = noise(6, 6)
+    flips = [Flip(0.5, 0.5)(sample, np.random.default_rng(seed)).image for seed in range(60)]
+    across, down = sample.image.flip(-1), sample.image.flip(-2)
+    for wanted in (sample.image, across, down, across.flip(-2)):
+        assert sum(torch.equal(found, wanted) for found in flips) > 5
+
+
+class Reversed(np.random.Generator):
+    """Every factor is 1.4, and the changes come in the order that is given."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.order = order
+
+    def permutation(self, *_: object, **__: object) -> list[int]:  # type: ignore[override]
+        return self.order
+
+    def uniform(self, *_: object, **__: object) -> float:  # type: ignore[override]
+        return 1.4
+
+
+def test_the_order_of_colour_changes_is_drawn() -> None:
+    sample, jitter = noise(6, 6), ColorJitter(0.5, 0.5)
+    one, other = (jitter(sample, Reversed(order)).image for order in ([0, 1, 2, 3], [1, 0, 2, 3]))
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_an_enlargement_by_a_whole_number_is_exact(kind: str, factor: int) -> None:

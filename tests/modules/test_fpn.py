@@ -72,3 +72,11 @@ def test_a_pyramid_over_a_trunk_that_ends_sooner() -> None:
     assert list(features) == list(fpn.levels) == ["p2", "p3", "p4", "p5"]
     for level, map_ in zip(fpn.levels.values(), features.values(), strict=True):
         assert map_.shape == (1, 8, 64 // level.stride, 96 // level.stride)
+
+
+def test_the_start_of_the_weights() -> None:
+    """Uniform, of variance 1 / inputs: Caffe2's filler, as both peers."""
+    pyramid = FPN(ResNet("resnet18", norm="BN"), 64)
+    for layer, inputs in ((pyramid.lateral["p5"], 512), (pyramid.output["p2"], 64 * 9)):
+        (conv,) = (m for m in layer.modules() if isinstance(m, nn.Conv2d))
+        assert conv.weight.std().item() == pytest.approx((1 / inputs) ** 0.5, rel=0.05)
