@@ -89,14 +89,7 @@ def _is_own(target: str, allowed: Sequence[str]) -> bool:
 
 def targets_of(plain: Any) -> Iterator[Any]:
     """Each `_target_` of plain nested values."""
-    if isinstance(plain, dict):
-        if plain.get("_target_") is not None:
-            yield plain["_target_"]
-        for value in plain.values():
-            yield from targets_of(value)
-    elif isinstance(plain, list):
-        for value in plain:
-            yield from targets_of(value)
+    return (node["_target_"] for node in _nodes_with_target(plain) if node["_target_"] is not None)
 
 
 def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: str = "") -> None:

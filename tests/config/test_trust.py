@@ -289,13 +289,7 @@ def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: s
 )
 def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
     # Guards against: an exception of OmegaConf, or of the first use of the value
-    config = loaded()
-    *parents, last = key.split(".")
-    node = config
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    refusal(dumped(config))
+    refusal(with_value(key, value))
 
 
 @pytest.mark.parametrize(
@@ -343,13 +337,7 @@ SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch R
     ],
 )
 def test_no_key_is_a_way_around(key: str, value: Any) -> None:
-    config = loaded()
-    *parents, last = key.split(".")
-    node = config
-    for part in parents:
-        node = node[part]
-    node[last] = value
-    refusal(dumped(config))
+    refusal(with_value(key, value))
 
 
 def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
