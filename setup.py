@@ -15,7 +15,7 @@ configs = ["maskseg.configs" + "".join(f".{part}" for part in path.relative_to("
 
 setup(
     version=version[1],
-    packages=[*find_packages(include=["maskseg", "maskseg.*"]), *configs, "maskseg.tools"],
-    package_dir={"maskseg.configs": "configs", "maskseg.tools": "tools"},
-    package_data={"": ["*.yaml", "py.typed", "*.json", "*.csv"], "maskseg.inference": [f"review_page/*.{kind}" for kind in ("html", "js", "css")]},
+    packages=[*find_packages(include=["maskseg", "maskseg.*"]), *configs],
+    package_dir={"maskseg.configs": "configs"},
+    package_data={"": ["*.yaml", "py.typed", "*.json", "*.csv"], "maskseg.annotation.review": [f"page/*.{kind}" for kind in ("html", "js", "css")]},
 )

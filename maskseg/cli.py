@@ -1,14 +1,19 @@
-"""What every tool shares: help, one line for an error, exit codes."""
+"""What all tools share: help, one line for an error, exit codes. Each tool is a module of `maskseg.commands` with a function `main`."""
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 from maskseg.errors import Interrupted, UserError
+from maskseg.files.configs import experiments
 
 # Read when torch is imported, so the tools import this module first. By default OpenMP's threads spin while they wait for each other; as soon
 # as one core is busy with something else, a loader's process for example, a step takes up to ten times longer. Spinning briefly, then sleeping,
@@ -43,7 +48,7 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
     """Calls `main` with the command line's key=value words. -> 0; 2 after an error of the user's, which is printed in one message; 143 after
     SIGTERM and 130 after Ctrl-C.
 
-    Of several processes (torchrun) the first one tells; another one, if it alone has something to tell.
+    Of several processes (torchrun) the first one reports; another one, if it alone has something to report.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if any(word in ("-h", "--help") for word in words):
@@ -71,3 +76,35 @@ def _recorded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return record(main)
+
+
+def help_text(tool: str) -> str:
+    """The help of a tool: the docstring of its module, read without importing it, which would import torch."""
+    source = Path(__file__).parent / "commands" / f"{tool}.py"
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return text.replace("{experiments}", ", ".join(experiments()))
+
+
+def run_tool(tool: str, argv: Sequence[str] | None = None) -> int:
+    """Runs `maskseg.commands.<tool>` with the command line's arguments. -> the exit code (`run`)."""
+
+    def main(arguments: list[str]) -> None:
+        import_module(f"maskseg.commands.{tool}").main(arguments)
+
+    return run(main, help_text(tool), argv)
+
+
+# The console scripts of pyproject.toml.
+annotate = partial(run_tool, "annotate")
+benchmark = partial(run_tool, "benchmark")
+check_data = partial(run_tool, "check_data")
+compare = partial(run_tool, "compare")
+convert = partial(run_tool, "convert")
+evaluate = partial(run_tool, "evaluate")
+fit_hash = partial(run_tool, "fit_hash")
+fit_svm = partial(run_tool, "fit_svm")
+predict = partial(run_tool, "predict")
+propose = partial(run_tool, "propose")
+review = partial(run_tool, "review")
+sweep = partial(run_tool, "sweep")
+train = partial(run_tool, "train")

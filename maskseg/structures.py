@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
-from maskseg.masks import Masks
+from maskseg.masks.base import Masks
 
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")  # leftEye
@@ -26,6 +26,17 @@ _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 T = TypeVar("T")
+Features = dict[str, Tensor]  # level name -> [N, C, H / stride, W / stride], finest first
+Losses = dict[str, Tensor]  # term -> scalar, to be summed
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a feature map says of itself. `centre`: where the receptive field of its first cell is centred, in continuous pixels."""
+
+    stride: int
+    centre: float
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -291,3 +302,15 @@ class Outputs:
     semantic: dict[str, Tensor] = field(default_factory=dict)
     image_scores: Tensor | None = None
     image_maps: Tensor | None = None
+
+
+def no_detections(batch: Batch) -> Regions:
+    rows = torch.zeros(0, dtype=torch.int64, device=batch.images.device)
+    return Regions(batch.images.new_zeros((0, 4), dtype=torch.float32), rows, rows.float(), rows)
+
+
+def present(targets: Targets, images: int, num_classes: int) -> Tensor:
+    """Which classes each image shows, crowds too: bool [N, K]."""
+    found = torch.zeros((images, num_classes), dtype=torch.bool, device=targets.labels.device)
+    found[targets.image_index, targets.labels] = True
+    return found

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskseg.masks import FileMasks, Polygons
-from maskseg.modules.anchors import AnchorGenerator
-from maskseg.modules.box_head import BoxClassifier, FCTrunk
-from maskseg.modules.fpn import FPN
-from maskseg.modules.mask_head import MaskHead
-from maskseg.modules.pooling import MultiLevelRoIAlign
-from maskseg.modules.resnet import ResNet
-from maskseg.modules.rpn import RPN, RPNHead
-from maskseg.modules.sampling import RegionSampler
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.masks.annotated import FileMasks, Polygons
+from maskseg.models.anchors import AnchorGenerator
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.backbones.resnet import ResNet
+from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.mask_head import MaskHead
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.region_sampler import RegionSampler
+from maskseg.models.roi_pooler import MultiLevelRoIAlign
+from maskseg.models.rpn import RPN, RPNHead
 from maskseg.structures import Batch, Targets
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}

@@ -14,17 +14,18 @@ from torch import nn
 
 from maskseg import cli
 from maskseg import config as configs
-from maskseg.data.bsds import BsdsSource
-from maskseg.data.source import CocoSource, ScenesSource
+from maskseg.annotation.classifier import ImageClassifier
+from maskseg.data.datasets.bsds import BsdsSource
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.scenes import ScenesSource
 from maskseg.data.transforms import Flip
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
-from maskseg.modules.mask_head import MaskHead
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.models.mask_head import MaskHead
+from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
-from maskseg.variants.cfm_net import CFMNet
-from maskseg.variants.image_classifier import ImageClassifier
-from maskseg.variants.segmentation_net import SegmentationNet
+from maskseg.variants.cfm.net import CFMNet
+from maskseg.variants.hash.net import SegmentationNet
 
 NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]", "trainer.device=cpu"]
 TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=16", "model.classifier.trunk.width=16"]
@@ -244,18 +245,20 @@ def test_targets_outside_the_allowed_are_refused(target: object) -> None:
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
         configs.build({"_target_": target})
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
-        configs.build({"_target_": "maskseg.data.source.CocoSource", "train_transforms": [{"a": {"_target_": target}}]})
+        configs.build({"_target_": "maskseg.data.datasets.coco.CocoSource", "train_transforms": [{"a": {"_target_": target}}]})
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
-        configs.build_model(OmegaConf.create({"model": {"_target_": "maskseg.rcnn.GeneralizedRCNN", "backbone": {"trunk": {"_target_": target}}}}))
+        configs.build_model(
+            OmegaConf.create({"model": {"_target_": "maskseg.models.rcnn.GeneralizedRCNN", "backbone": {"trunk": {"_target_": target}}}})
+        )
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        "maskseg.run_folder.os.system",
+        "maskseg.engine.run_folder.os.system",
         "maskseg.engine.checkpoint.torch.load",
         "maskseg.engine.checkpoint.torch.hub.load",
-        "maskseg.pipeline.nn.Linear",
+        "maskseg.commands.train.nn.Linear",
     ],
 )
 def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:

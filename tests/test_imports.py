@@ -1,4 +1,4 @@
-"""The architecture, enforced from the source: imports point down, libraries stay where they belong, files and functions stay short."""
+"""The architecture, enforced from the source: imports point down, and libraries stay where they belong."""
 
 from __future__ import annotations
 
@@ -8,56 +8,51 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_LINES, MOST_TOOL_LINES, MOST_FUNCTION_LINES = 300, 60, 50
 
-# Lower rows never import higher ones. `load()`, the config and the command line join the parts of a model and may use all of them.
-ROWS = (
-    {"errors", "files", "geometry", "masks", "ops", "segment_masks", "structures"},
-    {"interfaces"},
-    {"bottomup", "modules", "rcnn"},
-    {"variants"},
-    {"data", "engine", "evaluation", "inference", "interop"},
-    {
-        "__init__",
-        "annotating",
-        "annotation_study",
-        "benchmarks",
-        "cli",
-        "config",
-        "conversion",
-        "export",
-        "pipeline",
-        "proposing",
-        "reviewing",
-        "run_folder",
-        "segment_making",
-        "segment_proposing",
-        "segmenting",
-        "svm_fitting",
-        "sweeps",
-        "trained",
-    },
+# Lower rows never import higher ones. What stands in one row are units of their own, which never import each other.
+ROWS: tuple[set[str], ...] = (
+    {"errors"},
+    {"files"},
+    {"ops"},
+    {"masks"},
+    {"structures"},
+    {"superpixels"},
+    {"models"},
+    {"data"},
+    {"engine"},
+    {"evaluation"},
+    {"interop"},
+    {"visualization"},
+    {"inference"},
+    {"config"},
+    {"variants.hash", "variants.cfm", "annotation"},
+    {"commands"},
+    {"benchmarks"},
+    {"__init__", "cli"},
     {"tools"},
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
-ACROSS = {("inference", "evaluation"), ("inference", "interop")}  # the only imports between the folders of the upper row
+# The command that runs the benchmarks, which call other commands.
+ALLOWED = {("maskseg/commands/benchmark.py", f"maskseg.benchmarks.report.{name}") for name in ("chart", "table")}
 HOMES = {
-    "hydra": {"tools", "config"},
-    "omegaconf": {"tools", "config"},
+    "hydra": {"config", "commands"},
+    "omegaconf": {"config", "commands"},
     "pycocotools": {"masks", "data", "evaluation", "benchmarks"},
     "tensorboard": {"engine"},
-    "cv2": {"bottomup"},
-    "scipy": {"bottomup"},
-    "fastapi": {"inference"},
-    "uvicorn": {"reviewing"},
     "torch.utils.tensorboard": {"engine"},
+    "cv2": {"superpixels"},
+    "scipy": {"superpixels"},
+    "fastapi": {"annotation"},
+    "uvicorn": {"annotation"},
 }
 
 
 def part_of(file: str) -> str:
-    """`maskseg/ops/nms.py` -> `ops`; `maskseg/rcnn.py` -> `rcnn`; `tools/train.py` -> `tools`."""
+    """`maskseg/ops/nms.py` -> `ops`; `maskseg/variants/cfm/net.py` -> `variants.cfm`; `tools/train.py` -> `tools`."""
     pieces = Path(file).with_suffix("").parts
-    return pieces[0] if pieces[0] == "tools" else pieces[1]
+    if pieces[0] == "tools":
+        return "tools"
+    return ".".join(pieces[1:3]) if pieces[1] == "variants" and len(pieces) > 3 else pieces[1]
 
 
 def imported(source: str, file: str) -> set[str]:
@@ -80,16 +75,19 @@ def imported(source: str, file: str) -> set[str]:
 def own_part(name: str) -> str | None:
     """The part of the project that a dotted name lies in, None for another library (and for the version, a plain string)."""
     pieces = name.split(".")
-    if pieces[0] == "tools" or pieces[:2] == ["maskseg", "tools"]:
+    if pieces[0] == "tools":
         return "tools"
     if pieces[0] != "maskseg" or name == "maskseg.__version__":
         return None
-    return pieces[1] if len(pieces) > 1 and pieces[1] in ROW else "__init__"
+    part = ".".join(pieces[1:3]) if pieces[1:2] == ["variants"] else ".".join(pieces[1:2])
+    return part if part in ROW else "__init__"
 
 
 def breaches(source: str, file: str) -> list[str]:
     """What a file imports against the rules."""
     here = part_of(file)
+    if file == "maskseg/variants/__init__.py":
+        return [] if not imported(source, file) - {"__future__.annotations"} else [f"{file} imports nothing"]
     if here not in ROW:
         return [f"{file}: {here} has no row in the architecture"]
     found = []
@@ -99,25 +97,12 @@ def breaches(source: str, file: str) -> list[str]:
             homes = [h for library, h in HOMES.items() if f"{name}.".startswith(f"{library}.")]
             if homes and here not in homes[0]:
                 found.append(f"{file}: {name} belongs in {', '.join(sorted(homes[0]))} only")
-        elif ROW[there] > ROW[here]:
-            found.append(f"{file}: {name} is above {here}")
-        elif here != there and here in ROWS[4] and there in ROWS[4] and (here, there) not in ACROSS:
-            found.append(f"{file}: {here} and {there} do not import each other")
-        elif here == "rcnn" and ROW[there] >= ROW["rcnn"]:
-            found.append(f"{file}: the parts are handed to rcnn, {name} must not be imported")
-    return found
-
-
-def too_long(source: str, file: str) -> list[str]:
-    """Files and functions over the limits."""
-    most = MOST_TOOL_LINES if part_of(file) == "tools" else MOST_LINES
-    lines = len(source.splitlines())
-    found = [f"{file}: {lines} lines, at most {most}"] if lines > most else []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > MOST_FUNCTION_LINES:
-                found.append(f"{file}:{node.lineno}: {node.name} has {length} lines, at most {MOST_FUNCTION_LINES}")
+        elif (file, name) in ALLOWED:
+            continue
+        elif ROW[there] > ROW[here] or (ROW[there] == ROW[here] and there != here):
+            found.append(f"{file}: {name} is above or beside {here}")
+        elif file == "maskseg/models/rcnn.py" and there == "models" and not name.startswith("maskseg.models.interfaces."):
+            found.append(f"{file}: the stages are handed to the model, {name} must not be imported")
     return found
 
 
@@ -126,7 +111,7 @@ def sources() -> list[str]:
 
 
 def test_all_sources_are_seen() -> None:
-    assert {"maskseg/rcnn.py", "maskseg/ops/boxes.py", "maskseg/modules/rpn.py", "maskseg/interop/torchvision.py"} <= set(sources())
+    assert {"maskseg/models/rcnn.py", "maskseg/ops/boxes.py", "maskseg/variants/cfm/net.py", "tools/train.py"} <= set(sources())
 
 
 @pytest.mark.parametrize("file", sources())
@@ -134,38 +119,36 @@ def test_imports_point_down(file: str) -> None:
     assert breaches((ROOT / file).read_text(), file) == []
 
 
-@pytest.mark.parametrize("file", sources())
-def test_files_and_functions_are_short(file: str) -> None:
-    assert too_long((ROOT / file).read_text(), file) == []
-
-
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("maskseg/ops/boxes.py", "from maskseg.interfaces import Features"),
-        ("maskseg/masks.py", "def f():\n    import maskseg.modules.fpn"),
-        ("maskseg/modules/fpn.py", "from maskseg.variants.cfm import CFM"),
-        ("maskseg/modules/fpn.py", "from ..variants import cfm"),
-        ("maskseg/modules/fpn.py", "from .. import variants"),
-        ("maskseg/modules/fpn.py", "from maskseg import load"),
-        ("maskseg/modules/fpn.py", "import maskseg"),
-        ("maskseg/modules/__init__.py", "from ..data import coco"),
-        ("maskseg/variants/cfm.py", "import importlib\nimportlib.import_module('maskseg.engine.loop')"),
-        ("maskseg/rcnn.py", "from maskseg.modules.fpn import FPN"),
-        ("maskseg/rcnn.py", "if TYPE_CHECKING:\n    from maskseg.bottomup import grabcut"),
-        ("maskseg/data/coco.py", "from maskseg.evaluation.coco import rows"),
-        ("maskseg/engine/train.py", "from maskseg.data import coco"),
+        ("maskseg/ops/boxes.py", "from maskseg.models.interfaces import Backbone"),
+        ("maskseg/masks/base.py", "def f():\n    import maskseg.models.backbones.fpn"),
+        ("maskseg/models/backbones/fpn.py", "from maskseg.variants.cfm.net import CFMNet"),
+        ("maskseg/models/backbones/fpn.py", "from ...variants.cfm import net"),
+        ("maskseg/models/backbones/fpn.py", "from ... import variants"),
+        ("maskseg/models/backbones/fpn.py", "from maskseg import load"),
+        ("maskseg/models/backbones/fpn.py", "import maskseg"),
+        ("maskseg/models/__init__.py", "from ..data import collate"),
+        ("maskseg/variants/cfm/classifier.py", "import importlib\nimportlib.import_module('maskseg.variants.hash.layer')"),
+        ("maskseg/variants/cfm/classifier.py", "from maskseg.annotation import grabcut"),
+        ("maskseg/annotation/annotate.py", "from maskseg.variants.cfm import store"),
+        ("maskseg/annotation/annotate.py", "from maskseg.commands import train"),
+        ("maskseg/models/rcnn.py", "from maskseg.models.backbones.fpn import FPN"),
+        ("maskseg/models/rcnn.py", "if TYPE_CHECKING:\n    from maskseg.annotation import grabcut"),
+        ("maskseg/data/collate.py", "from maskseg.evaluation.coco import rows"),
         ("maskseg/evaluation/coco.py", "from maskseg.inference import predictor"),
         ("maskseg/inference/predictor.py", "from maskseg.config import build"),
-        ("maskseg/config.py", "from maskseg.tools.train import main"),
-        ("maskseg/config.py", "import tools.train"),
-        ("maskseg/engine/train.py", "from omegaconf import DictConfig"),
+        ("maskseg/config/build.py", "from maskseg.commands.train import main"),
+        ("maskseg/config/build.py", "import tools.train"),
+        ("maskseg/engine/loop.py", "from omegaconf import DictConfig"),
         ("maskseg/cli.py", "import hydra"),
-        ("maskseg/modules/mask_head.py", "from pycocotools import mask"),
-        ("maskseg/ops/runs.py", "import pycocotools.mask"),
+        ("maskseg/models/mask_head.py", "from pycocotools import mask"),
+        ("maskseg/ops/rle.py", "import pycocotools.mask"),
         ("maskseg/inference/predictor.py", "from torch.utils.tensorboard import SummaryWriter"),
         ("maskseg/inference/predictor.py", "from torch.utils import tensorboard"),
         ("maskseg/stray/new.py", "import torch"),
+        ("maskseg/variants/new.py", "import torch"),
     ],
 )
 def test_breaches_are_found(file: str, source: str) -> None:
@@ -175,22 +158,16 @@ def test_breaches_are_found(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("maskseg/structures.py", "from maskseg.masks import Masks\nimport torch"),
-        ("maskseg/modules/rpn.py", "from maskseg.ops import boxes\nfrom maskseg.interfaces import Losses\nfrom .anchors import AnchorGenerator"),
-        ("maskseg/variants/cfm.py", "from maskseg.modules.fpn import FPN\nfrom maskseg.bottomup import superpixels"),
-        ("maskseg/inference/predictor.py", "from maskseg.evaluation import rows\nfrom maskseg.interop import torchvision"),
-        ("maskseg/config.py", "from omegaconf import OmegaConf\nfrom maskseg.engine import loop"),
-        ("maskseg/engine/log.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("tools/train.py", "import hydra\nfrom maskseg.config import build\nfrom maskseg import load"),
+        ("maskseg/structures.py", "from maskseg.masks.base import Masks\nimport torch"),
+        ("maskseg/models/rpn.py", "from maskseg.ops import boxes\nfrom maskseg.structures import Losses\nfrom .anchors import AnchorGenerator"),
+        ("maskseg/models/rcnn.py", "from maskseg.models.interfaces import Backbone"),
+        ("maskseg/variants/cfm/net.py", "from maskseg.models.backbones.fpn import FPN\nfrom maskseg.variants.cfm import mask_nms"),
+        ("maskseg/inference/predictor.py", "from maskseg.evaluation import coco_results\nfrom maskseg.interop import torchvision"),
+        ("maskseg/config/build.py", "from omegaconf import OmegaConf\nfrom maskseg.engine import loop"),
+        ("maskseg/engine/logs.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("maskseg/commands/train.py", "from maskseg.config import build\nfrom maskseg.variants.cfm import prepare"),
+        ("tools/train.py", "from maskseg.cli import run_tool"),
     ],
 )
 def test_what_is_allowed_is_no_breach(file: str, source: str) -> None:
     assert breaches(source, file) == []
-
-
-def test_long_code_is_found() -> None:
-    function = "def f():\n" + "    pass\n" * 50
-    assert too_long(function, "maskseg/ops/x.py") == ["maskseg/ops/x.py:1: f has 51 lines, at most 50"]
-    assert too_long(function.replace("    pass\n", "", 1), "maskseg/ops/x.py") == []
-    assert too_long("x = 1\n" * 301, "maskseg/ops/x.py") == ["maskseg/ops/x.py: 301 lines, at most 300"]
-    assert too_long("x = 1\n" * 61, "tools/x.py") == ["tools/x.py: 61 lines, at most 60"]

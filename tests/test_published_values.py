@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from maskseg.interop.detectron2 import reorder_anchors
-from maskseg.modules.anchors import AnchorGenerator
-from maskseg.modules.box_head import BoxClassifier
-from maskseg.modules.rpn import RPN, RPNHead
+from maskseg.models.anchors import AnchorGenerator
+from maskseg.models.box_head import BoxClassifier
+from maskseg.models.rpn import RPN, RPNHead
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Batch, Regions, Samples, Targets
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskseg.masks import FileMasks, SoftMasks
+from maskseg.masks.annotated import FileMasks
+from maskseg.masks.predicted import SoftMasks
 from maskseg.structures import Batch, Categories, Regions, Samples, Targets
 
 

@@ -27,17 +27,18 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg import config as configs
 from maskseg.interop.torchvision import from_torchvision, our_name
-from maskseg.masks import FileMasks, Polygons, SoftMasks
-from maskseg.modules.anchors import AnchorGenerator
-from maskseg.modules.box_head import BoxClassifier, FCTrunk
-from maskseg.modules.fpn import FPN
-from maskseg.modules.mask_head import MaskHead
-from maskseg.modules.pooling import MultiLevelRoIAlign
-from maskseg.modules.resnet import ResNet
-from maskseg.modules.rpn import RPN, RPNHead
-from maskseg.modules.sampling import RegionSampler
+from maskseg.masks.annotated import FileMasks, Polygons
+from maskseg.masks.predicted import SoftMasks
+from maskseg.models.anchors import AnchorGenerator
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.backbones.resnet import ResNet
+from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.mask_head import MaskHead
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.region_sampler import RegionSampler
+from maskseg.models.roi_pooler import MultiLevelRoIAlign
+from maskseg.models.rpn import RPN, RPNHead
 from maskseg.ops.paste import paste_crop
-from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Targets
 
 K = 80

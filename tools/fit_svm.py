@@ -1,27 +1,8 @@
 """SVMs instead of a trained model's softmax: python tools/fit_svm.py checkpoint=... output=..."""
 
-from __future__ import annotations
-
 import sys
 
-from maskseg import cli, svm_fitting
-
-USAGE = """
-Fits a linear SVM to each class of a model that classifies segments (model=cfm), on its features, as R-CNN does: positives are the things' own masks
-and the stuff that pursuit takes, negatives the segments far from both. Writes the model with them as a checkpoint for tools/evaluate.py and
-tools/predict.py. The keys are those of configs/fit_svm.yaml and of the checkpoint's own config.
-
-  python tools/fit_svm.py checkpoint=runs/scenes_cfm/TIME output=DIR
-  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.C=0.01 fit.positive_weight=1 fit.flip=true
-  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.negatives=2000 fit.kept=400000     all segments; 4 bytes a feature of each that is kept
-  python tools/evaluate.py checkpoint=DIR output=EVALUATION model.classifier.score_threshold=0.5
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Console entry point; -> the exit code."""
-    return cli.run(svm_fitting.fit, USAGE, argv)
-
+from maskseg.cli import run_tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("fit_svm"))

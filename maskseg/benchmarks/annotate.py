@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maskseg.annotation.grabcut import CORE, Bools, Image, ellipse_mask, grabcut
+from maskseg.annotation.jobs import annotation_jobs
+from maskseg.annotation.metrics import SMALL
+from maskseg.annotation.techniques import Technique
 from maskseg.benchmarks.measure import case, machine
-from maskseg.bottomup.grabcut import CORE, Bools, Image, ellipse_mask, grabcut
-from maskseg.bottomup.techniques import Technique
-from maskseg.data.annotation_jobs import annotation_jobs
-from maskseg.data.source import CocoSource
-from maskseg.evaluation.annotation import SMALL
-from maskseg.pipeline import open_data
+from maskseg.config.restore import open_data
+from maskseg.data.datasets.coco import CocoSource
 
 Object = tuple[Image, Sequence[float], Bools]  # image, box, true mask
 Cutter = Callable[[Image, Sequence[float]], Bools]

@@ -13,21 +13,20 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import machine
-from maskseg.data.coco_segments import CocoSegments
+from maskseg.config.restore import open_data, single_image, trained_model
+from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
-from maskseg.geometry import Geometry
-from maskseg.inference.boundary_study import BoundaryStudy, boundary_picture, differences, plot_boundary
-from maskseg.inference.cfm_pictures import step_pictures
-from maskseg.inference.curves import save_picture
-from maskseg.interfaces import Classifier, Features, Level, Proposer
-from maskseg.modules.folding import for_inference
-from maskseg.pipeline import open_data
-from maskseg.rcnn import GeneralizedRCNN
-from maskseg.segment_masks import SegmentMasks
-from maskseg.structures import Batch, Categories, Regions
-from maskseg.trained import single_image, trained_model
-from maskseg.variants.cfm import CFMClassifier
+from maskseg.masks.superpixel import SegmentMasks
+from maskseg.models.fuse import for_inference
+from maskseg.models.interfaces import Classifier, Proposer
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.ops.geometry import Geometry
+from maskseg.structures import Batch, Categories, Features, FeatureSpec, Regions
+from maskseg.variants.cfm.boundary import BoundaryStudy, boundary_picture, differences, plot_boundary
+from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.pictures import step_pictures
+from maskseg.visualization.curves import save_picture
 
 LEAST = 0.01  # of the image: smaller segments are left out
 DRAWN, STEPS, BEST = 4, 3, 20  # images of which there are pictures; segments of each whose steps are drawn, the largest of so many
@@ -47,7 +46,7 @@ def boundary(config: Any, images: int = 20) -> dict[str, Any]:
     device = pick_device(config.trainer.device)
     model = for_inference(model.to(device))
     prepare, data = single_image(of_model), CocoSegments(source)
-    levels = cast(dict[str, Level], getattr(model.classifier, "at", None) or model.backbone.levels)
+    levels = cast(dict[str, FeatureSpec], getattr(model.classifier, "at", None) or model.backbone.levels)
     study, segments = BoundaryStudy(), 0
     stem = Path(config.output).with_suffix("") if config.output else None
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, in_turn, machine
-from maskseg.bottomup.proposals import HierarchicalGrouping, SegmentProposals
-from maskseg.data.coco_segments import CocoSegments
-from maskseg.data.single import SingleImage
-from maskseg.modules.folding import for_inference
-from maskseg.modules.fpn import FPN
-from maskseg.modules.resnet import ResNet
-from maskseg.ops.pyramid import pooled_pyramid
-from maskseg.pipeline import open_data
-from maskseg.segment_masks import SegmentMasks
+from maskseg.config.restore import open_data
+from maskseg.data.collate import segment_regions
+from maskseg.data.datasets.coco_segments import CocoSegments
+from maskseg.data.single_image import SingleImage
+from maskseg.masks.superpixel import SegmentMasks, SegmentProposals
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.backbones.resnet import ResNet
+from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch, Regions
-from maskseg.variants.cfm import CFMClassifier
-from maskseg.variants.cfm_net import CFMNet
-from maskseg.variants.segment_nms import nms_of_masks, pasted
-from maskseg.variants.segment_proposer import DrawnSegments, SegmentProposer, segment_regions
+from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.hierarchy import HierarchicalGrouping
+from maskseg.variants.cfm.mask_nms import nms_of_masks, pasted
+from maskseg.variants.cfm.net import CFMNet
+from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
+from maskseg.variants.cfm.pyramid_ops import pooled_pyramid
 
 CLASSES = 80
 LEVELS = {"p2-p5": ["p2", "p3", "p4", "p5"], "c4": ["c4"]}

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from maskseg.benchmarks import peer
+from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import machine
+from maskseg.config.restore import open_data
 from maskseg.engine.precision import autocast, pick_device
 from maskseg.errors import UserError
-from maskseg.pipeline import open_data
 from maskseg.structures import Batch
 
 _RATE, _WARM_UP, _WINDOWS = 0.005, 50, 4
@@ -37,12 +37,12 @@ def curve(config: Any) -> dict[str, Any]:
         ("maskseg", "fp32", 0),
         ("maskseg bf16", "bf16", 0),
     ):
-        theirs, ours = peer.models(config.trunk, 64, learnt=True)
+        theirs, ours = torchvision_model.models(config.trunk, 64, learnt=True)
         # Neither resizes: the batches are as the transforms made them
         theirs.transform.min_size, theirs.transform.max_size = (1,), 10**9
         theirs.transform.resize = lambda image, target=None: (image, target)
         model: nn.Module = theirs if name.startswith("torchvision") else ours
-        give: Callable[[Batch], Any] = peer.both if model is theirs else _one
+        give: Callable[[Batch], Any] = torchvision_model.both if model is theirs else _one
         torch.manual_seed(seed)
         found[name] = _losses(name, model.to(device), give, batches, device, precision)
     length = -(-len(batches) // min(_WINDOWS, len(batches)))

@@ -22,17 +22,17 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.transforms import v2
 
 from maskseg.benchmarks.measure import case, in_turn, machine
-from maskseg.data import pixels
+from maskseg.config.restore import open_data
+from maskseg.data import rgbx
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
-from maskseg.data.images import load_pixels, safe_join
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.image_files import load_pixels, safe_join
 from maskseg.data.loader import BatchLoader, keep_pages
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
-from maskseg.data.source import CocoSource
 from maskseg.data.transforms import Flip, ResizeShortestEdge
 from maskseg.errors import UserError
-from maskseg.pipeline import open_data
 
 SHORT, LONGEST = 800, 1333  # pixels
 IMAGES, FEW = 50, 10  # images of the pipelines; of the mask targets alone, whose bitmaps are all held
@@ -195,8 +195,8 @@ def _shares(dataset: CocoDataset, items: Sequence[Item], divisor: int, rounds: i
     parts = {
         "whole": lambda: _count(_own_batches(dataset, items, divisor)),
         "decode": lambda: _count(load_pixels(safe_join(dataset.root, r.file_name)) for r in records),
-        "resize": lambda: _count(pixels.resize(image, *sample.size) for image, sample in zip(images, samples, strict=True)),
-        "flip": lambda: _count(pixels.flip(sample.image, -1) for sample in flipped),
+        "resize": lambda: _count(rgbx.resize(image, *sample.size) for image, sample in zip(images, samples, strict=True)),
+        "flip": lambda: _count(rgbx.flip(sample.image, -1) for sample in flipped),
         "collate": lambda: _count(collate(batch, divisor) for batch in _batches(samples)),
     }
     seconds = {name: median(values) for name, values in in_turn(parts, rounds, CPU).items()}

@@ -17,8 +17,8 @@ from maskseg.benchmarks.measure import case, machine
 from maskseg.benchmarks.paste import soft_masks
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
-from maskseg.evaluation.entries import BBOX, KINDS, SEGM
-from maskseg.evaluation.rows import Row
+from maskseg.evaluation.coco_entries import BBOX, KINDS, SEGM
+from maskseg.evaluation.coco_results import Row
 from maskseg.structures import Categories
 
 HEIGHT, WIDTH, TRUTHS, CLASSES = 480, 640, 7, 80  # COCO's usual frame, objects an image, classes

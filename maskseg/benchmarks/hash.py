@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
-from maskseg.bottomup.superpixels import SLIC
-from maskseg.data.single import SingleImage
-from maskseg.modules.folding import for_inference
-from maskseg.modules.fpn import FPN
-from maskseg.modules.resnet import ResNet
+from maskseg.data.single_image import SingleImage
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.backbones.resnet import ResNet
+from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch, Regions
-from maskseg.variants.hash_segmenter import HashSegmenter
-from maskseg.variants.itq import ITQ
-from maskseg.variants.segmentation_net import SegmentationNet
+from maskseg.superpixels.methods import SLIC
+from maskseg.variants.hash.itq import ITQ
+from maskseg.variants.hash.net import SegmentationNet
+from maskseg.variants.hash.segmenter import HashSegmenter
 
 SIZE = (321, 481)  # height and width of BSDS500's pictures
 

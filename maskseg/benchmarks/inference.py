@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou
 
-from maskseg.benchmarks import peer
+from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine
 from maskseg.engine.precision import autocast, pick_device
-from maskseg.masks import SoftMasks
-from maskseg.modules.folding import for_inference
+from maskseg.masks.predicted import SoftMasks
+from maskseg.models.fuse import for_inference
+from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.paste import paste_crop
-from maskseg.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Regions
 
 _PARTS = ("backbone.trunk", "backbone", "proposer.head", "proposer", "classifier.pooler", "classifier.trunk", "heads.mask.pooler", "heads.mask")
@@ -35,13 +35,13 @@ def inference(config: Any) -> dict[str, Any]:
     Raises UserError.
     """
     device = pick_device(config.trainer.device)
-    (batch,) = peer.batches(config, "val", 1)
-    theirs, ours = peer.models(config.trunk, config.size)
-    peer.centre(theirs, peer.their_images(batch)[0])
-    ours = peer.copied(theirs, ours)
+    (batch,) = torchvision_model.batches(config, "val", 1)
+    theirs, ours = torchvision_model.models(config.trunk, config.size)
+    torchvision_model.centre(theirs, torchvision_model.their_images(batch)[0])
+    ours = torchvision_model.copied(theirs, ours)
     theirs, fast, half = theirs.to(device), _fast(ours, device, None), _fast(ours, device, torch.bfloat16)
     batch = batch.to(device)
-    images = peer.their_images(batch)
+    images = torchvision_model.their_images(batch)
     wanted, found, rounded = theirs(images), fast.predict(batch).detections, half.predict(batch).detections
     name = f"{config.trunk}, {len(batch)} x {config.size} px, {len(found) / len(batch):.0f} detections"
     whole = {"torchvision": lambda: theirs(images), "maskseg": lambda: _finished(fast, batch), "maskseg bf16": lambda: _finished(half, batch)}

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from maskseg.benchmarks.measure import case, machine
-from maskseg.masks import Rle, SoftMasks, rle_to_bitmaps
+from maskseg.masks.base import Rle, rle_to_bitmaps
+from maskseg.masks.predicted import SoftMasks
 
 
 def paste(config: Any, detections: int = 100, height: int = 800, width: int = 1333) -> dict[str, Any]:

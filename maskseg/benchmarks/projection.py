@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, machine
 from maskseg.benchmarks.segmentation_iou import cells
-from maskseg.ops.projection import project, project_superpixels
+from maskseg.variants.cfm.projection import project, project_superpixels
 
 
 def projection(

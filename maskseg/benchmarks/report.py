@@ -1,4 +1,4 @@
-"""The results of a suite as a table and as a bar chart; those of the suite `growth`, which have axes, in a way of their own."""
+"""The results of a suite as a table and as a bar chart; those of the suite `scaling`, which have axes, in a way of their own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from maskseg.benchmarks.growth_report import growth_chart, growth_table
+from maskseg.benchmarks.scaling_report import scaling_chart, scaling_table
 from maskseg.files import replacing
 
 
 def table(result: dict[str, Any]) -> str:
     """One line a case and thing: seconds, times faster than the first, memory; then how far the outputs are apart."""
     if "axes" in result:
-        return growth_table(result)
+        return scaling_table(result)
     about = result["machine"]
     lines = [f"{result['suite']} on {about['device']}, {about['threads']} threads, torch {about['torch']}, torchvision {about['torchvision']}", ""]
     width = max((len(label) for case in result["cases"] for label in case["seconds"]), default=0) + 2
@@ -33,7 +33,7 @@ def table(result: dict[str, Any]) -> str:
 def chart(result: dict[str, Any], path: Path) -> None:
     """Bars of seconds, case by case, the times faster written beside them. Raises UserError where it cannot be written."""
     if "axes" in result:
-        growth_chart(result, path)
+        scaling_chart(result, path)
         return
     rows = [(case["name"], label, value, case["times_faster"].get(label)) for case in result["cases"] for label, value in case["seconds"].items()]
     labels = list(dict.fromkeys(label for _, label, _, _ in rows))

@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from maskseg.benchmarks import peer
+from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine, ratio
 from maskseg.engine.precision import autocast, pick_device
-from maskseg.modules.conv_norm import channels_last
-from maskseg.modules.file_proposer import FileProposer
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.models.file_proposer import FileProposer
+from maskseg.models.layers.conv_norm import channels_last
+from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch
 
 _DISTINCT = 4  # batches that are taken in turn, from memory: the loader is measured by itself
@@ -28,10 +28,10 @@ def train(config: Any) -> dict[str, Any]:
     -> a case: torchvision's in fp32 and under its autocast, ours in fp32 and bf16, and ours with proposals from a file. Raises UserError.
     """
     device = pick_device(config.trainer.device)
-    batches = [batch.to(device) for batch in peer.batches(config, "train", _DISTINCT)]
-    theirs, ours = peer.models(config.trunk, config.size)
+    batches = [batch.to(device) for batch in torchvision_model.batches(config, "train", _DISTINCT)]
+    theirs, ours = torchvision_model.models(config.trunk, config.size)
     theirs, ours = theirs.to(device).train(), channels_last(ours.to(device)).train()
-    images = [peer.both(batch) for batch in batches]
+    images = [torchvision_model.both(batch) for batch in batches]
     parts = ours.backbone, FileProposer(), ours.sampler, ours.classifier, dict(ours.heads)
     stored = [_with_proposals(ours, batch) for batch in batches]
     own: Callable[[Any], Any] = ours

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from maskseg import config as configs
-from maskseg.benchmarks.bare import BareStep, prepared
 from maskseg.benchmarks.measure import in_turn, ratio
+from maskseg.benchmarks.minimal_step import BareStep, prepared
+from maskseg.commands.evaluate import validation
 from maskseg.engine.checkpoint import Keeper
 from maskseg.engine.distributed import Group
 from maskseg.engine.logs import RunLog, peak_memory
-from maskseg.engine.stepper import Stepper
-from maskseg.pipeline import validation
+from maskseg.engine.step import Stepper
 
 _REPEATS = 5
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
 from maskseg.errors import UserError
-from maskseg.interfaces import Backbone, Level
-from maskseg.modules.fpn import FPN
-from maskseg.structures import Categories
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.interfaces import Backbone
+from maskseg.structures import Categories, FeatureSpec
 
 
 def build(config: Any, allowed: Collection[str] = TRUSTED, **values: Any) -> Any:
@@ -64,13 +64,13 @@ def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
         return
     backbone = _without_memory(model, allowed)
     below = cast(Backbone, backbone.trunk).levels if isinstance(backbone, FPN) else {}
-    levels: dict[str, Level] = {**backbone.levels, **below}
+    levels: dict[str, FeatureSpec] = {**backbone.levels, **below}
     handed_on = list(getattr(backbone, "keep", []))
     kept = list(handed_on)
     for key, stage in stages.items():
         names = _level_names(stage, f"model.{key}", levels)
         kept += [name for name in names if name not in backbone.levels and name not in kept]
-        at = [{"_target_": f"{Level.__module__}.Level", **asdict(levels[name])} for name in names]
+        at = [{"_target_": f"{FeatureSpec.__module__}.FeatureSpec", **asdict(levels[name])} for name in names]
         stage["at"] = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
     if kept != handed_on:
         model["backbone"]["keep"] = kept
@@ -87,7 +87,7 @@ def _without_memory(model: dict[str, Any], allowed: Collection[str]) -> Any:
     return backbone
 
 
-def _level_names(stage: dict[str, Any], place: str, levels: Mapping[str, Level]) -> list[str]:
+def _level_names(stage: dict[str, Any], place: str, levels: Mapping[str, FeatureSpec]) -> list[str]:
     """The levels that a stage reads. Raises UserError for one that the backbone does not have."""
     names = stage["levels"] if "levels" in stage else [stage.get("level")]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name in levels for name in names):

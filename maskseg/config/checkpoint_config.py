@@ -18,10 +18,11 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskseg.config.compose import check_kind, config_folder, nearest
+from maskseg.config.compose import check_kind, nearest
 from maskseg.config.trust import FROM_CHECKPOINT, MODELS, SUPERPIXELS, TRANSFORMS, check_closed, refusal, targets_of
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
+from maskseg.files.configs import config_folder
 
 _PREFIX = "the checkpoint's config"
 _REQUIRED = ("model", "data", "trainer", "evaluation")

@@ -14,14 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import maskseg
 from maskseg.errors import UserError
-
-
-def config_folder() -> Path:
-    """`configs/` inside the installed package, or beside it in a checkout."""
-    inside = Path(maskseg.__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(maskseg.__file__).parent.parent / "configs"
+from maskseg.files.configs import config_folder
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -181,8 +175,3 @@ def _try(function: Any) -> Any:
         return function()
     except (HydraException, OmegaConfBaseException):
         return None
-
-
-def experiments() -> list[str]:
-    """Names of the experiments there are."""
-    return sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))

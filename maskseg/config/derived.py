@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.build import put
 from maskseg.config.checkpoint_config import read_checkpoint_config
-from maskseg.config.compose import check_choice, check_override, compose, config_folder, key_of, keys_of, nearest
+from maskseg.config.compose import check_choice, check_override, compose, key_of, keys_of, nearest
 from maskseg.errors import UserError
+from maskseg.files.configs import config_folder
 
 
 def sweep_points(words: Sequence[str], most: int = 16) -> Iterator[list[str]]:

@@ -17,42 +17,43 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-from maskseg.config.compose import check_kind, config_folder
+from maskseg.config.compose import check_kind
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
+from maskseg.files.configs import config_folder
 
 # Prefixes of what the user's own command line may name.
 TRUSTED = ("maskseg.", "torch.optim.")
 
 TRANSFORMS = frozenset(f"maskseg.data.transforms.{name}" for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop"))
-SUPERPIXELS = frozenset({"maskseg.bottomup.superpixels.GraphSegments", "maskseg.bottomup.superpixels.SLIC"})
+SUPERPIXELS = frozenset({"maskseg.superpixels.methods.GraphSegments", "maskseg.superpixels.methods.SLIC"})
 _MODEL_PARTS = SUPERPIXELS | {
-    "maskseg.bottomup.proposals.HierarchicalGrouping",
-    "maskseg.interfaces.Level",
-    "maskseg.modules.anchors.AnchorGenerator",
-    "maskseg.modules.box_head.BoxClassifier",
-    "maskseg.modules.box_head.FCTrunk",
-    "maskseg.modules.file_proposer.FileProposer",
-    "maskseg.modules.fpn.FPN",
-    "maskseg.modules.keypoint_head.KeypointHead",
-    "maskseg.modules.mask_head.MaskHead",
-    "maskseg.modules.pooling.MultiLevelRoIAlign",
-    "maskseg.modules.resnet.ResNet",
-    "maskseg.modules.rpn.RPN",
-    "maskseg.modules.rpn.RPNHead",
-    "maskseg.modules.sampling.RegionSampler",
-    "maskseg.rcnn.GeneralizedRCNN",
-    "maskseg.variants.alexnet.AlexNet",
-    "maskseg.variants.cfm.CFMClassifier",
-    "maskseg.variants.cfm_net.CFMNet",
-    "maskseg.variants.cfm_svm.CFMSvm",
-    "maskseg.variants.hash_segmenter.HashSegmenter",
-    "maskseg.variants.image_classifier.ImageClassHead",
-    "maskseg.variants.image_classifier.ImageClassifier",
-    "maskseg.variants.segment_proposer.DrawnSegments",
-    "maskseg.variants.segment_proposer.SegmentProposer",
-    "maskseg.variants.segmentation_net.SegmentationNet",
-    "maskseg.variants.vgg.VGG16",
+    "maskseg.variants.cfm.hierarchy.HierarchicalGrouping",
+    "maskseg.structures.FeatureSpec",
+    "maskseg.models.anchors.AnchorGenerator",
+    "maskseg.models.box_head.BoxClassifier",
+    "maskseg.models.box_head.FCTrunk",
+    "maskseg.models.file_proposer.FileProposer",
+    "maskseg.models.backbones.fpn.FPN",
+    "maskseg.models.keypoint_head.KeypointHead",
+    "maskseg.models.mask_head.MaskHead",
+    "maskseg.models.roi_pooler.MultiLevelRoIAlign",
+    "maskseg.models.backbones.resnet.ResNet",
+    "maskseg.models.rpn.RPN",
+    "maskseg.models.rpn.RPNHead",
+    "maskseg.models.region_sampler.RegionSampler",
+    "maskseg.models.rcnn.GeneralizedRCNN",
+    "maskseg.models.backbones.alexnet.AlexNet",
+    "maskseg.variants.cfm.classifier.CFMClassifier",
+    "maskseg.variants.cfm.net.CFMNet",
+    "maskseg.variants.cfm.svm_classifier.CFMSvm",
+    "maskseg.variants.hash.segmenter.HashSegmenter",
+    "maskseg.annotation.classifier.ImageClassHead",
+    "maskseg.annotation.classifier.ImageClassifier",
+    "maskseg.variants.cfm.proposer.DrawnSegments",
+    "maskseg.variants.cfm.proposer.SegmentProposer",
+    "maskseg.variants.hash.net.SegmentationNet",
+    "maskseg.models.backbones.vgg.VGG16",
 }
 # Classes that the config of a checkpoint may name: never a function. Their constructors neither
 # read, write nor start anything, but for `weights`, which is null here.
@@ -60,10 +61,10 @@ FROM_CHECKPOINT = _MODEL_PARTS | TRANSFORMS
 # What a whole model is.
 MODELS = frozenset(
     {
-        "maskseg.rcnn.GeneralizedRCNN",
-        "maskseg.variants.cfm_net.CFMNet",
-        "maskseg.variants.image_classifier.ImageClassifier",
-        "maskseg.variants.segmentation_net.SegmentationNet",
+        "maskseg.models.rcnn.GeneralizedRCNN",
+        "maskseg.variants.cfm.net.CFMNet",
+        "maskseg.annotation.classifier.ImageClassifier",
+        "maskseg.variants.hash.net.SegmentationNet",
     }
 )
 

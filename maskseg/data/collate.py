@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maskseg.data.pixels import put
+from maskseg.data.rgbx import put
 from maskseg.data.sample import Sample
-from maskseg.masks import FileMasks
+from maskseg.masks.annotated import FileMasks
+from maskseg.masks.superpixel import SegmentMasks, SegmentProposals
 from maskseg.structures import Batch, Regions, Targets
-from maskseg.variants.segment_proposer import segment_regions, together
 
 
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
@@ -65,7 +65,7 @@ def _maps(maps: Sequence[Tensor | None], height: int, width: int) -> Tensor | No
 
 def _proposals(samples: Sequence[Sample]) -> Regions | None:
     if all(s.segments is not None for s in samples):
-        return together([_segments(sample, i) for i, sample in enumerate(samples)])
+        return concatenate_regions([_segments(sample, i) for i, sample in enumerate(samples)])
     found = [s.proposals for s in samples if s.proposals is not None]
     if len(found) < len(samples):
         return None
@@ -79,3 +79,24 @@ def _segments(sample: Sample, index: int) -> Regions:
     regions = replace(segment_regions(sample.segments, index), labels=sample.drawn)
     boxes = regions.boxes
     return regions[torch.nonzero(boxes[:, 2] > boxes[:, 0]).squeeze(1)]
+
+
+def segment_regions(proposals: SegmentProposals, index: int = 0) -> Regions:
+    """The proposals of one image as regions of image `index` of a batch; scores fall with their order."""
+    masks = SegmentMasks.of_image(proposals.labels, torch.from_numpy(proposals.members))
+    count = len(masks)
+    scores = 1 - torch.arange(count, dtype=torch.float32) / max(count, 1)
+    return Regions(masks.boxes(), torch.full((count,), index), scores, masks=masks)
+
+
+def concatenate_regions(regions: list[Regions]) -> Regions:
+    """Regions of several images, with masks of superpixels, as one flat batch; all have labels, or none."""
+    masks = [r.masks for r in regions if isinstance(r.masks, SegmentMasks)]
+    labels = [r.labels for r in regions if r.labels is not None]
+    return Regions(
+        torch.cat([r.boxes for r in regions]),
+        torch.cat([r.image_index for r in regions]),
+        torch.cat([r.scores for r in regions]),
+        torch.cat(labels) if len(labels) == len(regions) else None,
+        SegmentMasks.cat(masks),
+    )

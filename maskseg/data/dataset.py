@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskseg.bottomup.superpixels import Superpixels
-from maskseg.data.coco import CocoFile
-from maskseg.data.drawn_segments import draw_segments
-from maskseg.data.images import MAX_PIXELS, load_pixels, safe_join
-from maskseg.data.proposals import ProposalFile
+from maskseg.data.coco.file import CocoFile
+from maskseg.data.datasets.semantic_maps import SemanticMaps
+from maskseg.data.image_files import MAX_PIXELS, load_pixels, safe_join
+from maskseg.data.proposal_file import ProposalFile
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
-from maskseg.data.segment_sampling import SegmentSampler
-from maskseg.data.segment_store import SegmentStore
-from maskseg.data.semantic import SemanticMaps
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
-from maskseg.masks import FileMasks
+from maskseg.masks.annotated import FileMasks
+from maskseg.superpixels.methods import Superpixels
+from maskseg.variants.cfm.draw import draw_segments
+from maskseg.variants.cfm.sampling import SegmentSampler
+from maskseg.variants.cfm.store import SegmentStore
 
 
 class CocoDataset(Dataset[Sample]):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskseg.data.parcel import Packed, Parcel
+from maskseg.data.shared_memory import Packed, Parcel
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskseg.bottomup.proposals import SegmentProposals
-from maskseg.geometry import Geometry
-from maskseg.masks import FileMasks
+from maskseg.masks.annotated import FileMasks
+from maskseg.masks.superpixel import SegmentProposals
+from maskseg.ops.geometry import Geometry
 
 
 @dataclass(frozen=True)

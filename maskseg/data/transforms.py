@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from maskseg.data.pixels import flip, resize
+from maskseg.data.rgbx import flip, resize
 from maskseg.data.sample import Sample
 from maskseg.errors import UserError
-from maskseg.geometry import Geometry
+from maskseg.ops.geometry import Geometry
 
 
 class Transform(Protocol):

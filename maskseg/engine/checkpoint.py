@@ -167,3 +167,10 @@ def newest(run_dir: Path) -> tuple[Path, Checkpoint] | None:
         except UserError as error:
             print(f"warning: {error}", flush=True)
     return None
+
+
+def checkpoint_path(path: Path) -> Path:
+    """A checkpoint, or the best (else the last) one of a run folder."""
+    if path.is_dir():
+        return path / "best.pt" if (path / "best.pt").is_file() else path / "last.pt"
+    return path

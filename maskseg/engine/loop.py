@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from maskseg.engine.checkpoint import Keeper, load_checkpoint, save_checkpoint
-from maskseg.engine.interrupts import Interrupts
 from maskseg.engine.logs import RunLog, peak_memory
+from maskseg.engine.signals import Interrupts
 from maskseg.engine.state import State
-from maskseg.engine.stepper import Step, Stepper
+from maskseg.engine.step import Step, Stepper
 from maskseg.errors import Interrupted, UserError
-from maskseg.modules.folding import for_inference
+from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch
 
 if TYPE_CHECKING:

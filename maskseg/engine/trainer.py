@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from maskseg.engine.checkpoint import Checkpoint
 from maskseg.engine.distributed import Group
 from maskseg.engine.loop import Evaluate, Run
-from maskseg.engine.optim import parameter_groups
 from maskseg.engine.precision import autocast, check_compiler, check_precision, grad_scaler, inference_dtype, pick_device
+from maskseg.engine.schedules import parameter_groups
 from maskseg.engine.state import State, averaged
 from maskseg.errors import UserError
-from maskseg.modules.conv_norm import channels_last
+from maskseg.models.layers.conv_norm import channels_last
 from maskseg.structures import Batch
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
-from maskseg.evaluation.entries import BBOX, KEYPOINTS, KINDS, SEGM, row_entries, truth_entries
-from maskseg.evaluation.rows import Row, detection_rows
+from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, KINDS, SEGM, row_entries, truth_entries
+from maskseg.evaluation.coco_results import Row, detection_rows
 from maskseg.evaluation.table import metrics_table
 from maskseg.structures import Batch, Categories, Outputs
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from maskseg.errors import UserError
-from maskseg.evaluation.entries import compressed_rle
-from maskseg.evaluation.rows import Row
+from maskseg.evaluation.coco_entries import compressed_rle
+from maskseg.evaluation.coco_results import Row
 from maskseg.structures import Categories
 
 CORRECT, MISSED, FALSE, WRONG_CLASS, BAD_MASK = "correct", "missed", "false", "wrong class", "bad mask"

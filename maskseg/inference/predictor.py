@@ -8,11 +8,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from maskseg.evaluation.rows import to_original
-from maskseg.geometry import Geometry
-from maskseg.masks import rle_to_bitmaps
-from maskseg.rcnn import GeneralizedRCNN
-from maskseg.segment_masks import SegmentMasks
+from maskseg.evaluation.coco_results import to_original
+from maskseg.masks.base import rle_to_bitmaps
+from maskseg.masks.superpixel import SegmentMasks
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.ops.geometry import Geometry
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from maskseg.errors import UserError
 from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
-from maskseg.evaluation.entries import BBOX, KEYPOINTS, SEGM
-from maskseg.evaluation.rows import Row, detection_rows, to_original
-from maskseg.inference.batches import draw_batch
-from maskseg.inference.diagnosis_pictures import draw_confusion, draw_pr_curves, draw_worst_images
-from maskseg.inference.map_scores import MapPart, MapScores
-from maskseg.inference.pictures import Picture, draw_detections, mosaic, side_by_side
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
+from maskseg.evaluation.coco_results import Row, detection_rows, to_original
+from maskseg.inference.pixel_scores import MapPart, MapScores
+from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories, Outputs
+from maskseg.visualization.batches import draw_batch
+from maskseg.visualization.detections import Picture, draw_detections, mosaic, side_by_side
+from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst_images
 
 
 @dataclass(frozen=True)

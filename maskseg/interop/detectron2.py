@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maskseg.errors import UserError
-from maskseg.interop.names import Pairs
-from maskseg.interop.trunks import has_statistics, trunk_name
+from maskseg.interop.resnet_detection import has_statistics, trunk_name
+from maskseg.interop.state_dict_names import Pairs
 
 BODY = "backbone.bottom_up."
 PAIRS: Pairs = (

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from maskseg.interop.classes import last_to_first, take
-from maskseg.interop.names import Pairs, translate
-from maskseg.interop.trunks import has_statistics, trunk_name
+from maskseg.interop.resnet_detection import has_statistics, trunk_name
+from maskseg.interop.state_dict_names import Pairs, translate
 
 BODY = "backbone.body."
 _COMMON: Pairs = (

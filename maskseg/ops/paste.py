@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskseg.ops import runs
-from maskseg.ops.outlines import outlines
+from maskseg.ops import rle
+from maskseg.ops.paste_rle import outlines
 from maskseg.ops.precision import full_precision
 
 
@@ -74,7 +74,7 @@ def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, in
     return resample(grid[None], u[None], v[None], interpolation)[0], left, top
 
 
-def paste_counts(grids: Tensor, boxes: Tensor, frames: Tensor, rule: str, interpolation: str, threshold: float) -> tuple[runs.Ints, runs.Ints]:
+def paste_counts(grids: Tensor, boxes: Tensor, frames: Tensor, rule: str, interpolation: str, threshold: float) -> tuple[rle.Ints, rle.Ints]:
     """Soft masks on the CPU -> run lengths of the pixels that are at least `threshold`. grids: [n, S, S]; boxes: [n, 4]; frames: i64 [n, 2]
     (height, width); rule and interpolation as in `paste_crop`.
 
@@ -87,7 +87,7 @@ def paste_counts(grids: Tensor, boxes: Tensor, frames: Tensor, rule: str, interp
     try:
         for grid, box, (height, width) in zip(grids.float(), boxes, frames.tolist(), strict=True):
             values, left, top = paste_crop(grid, box, height, width, rule, interpolation)
-            counts.append(runs.counts_from_crop((values >= threshold).numpy(), left, top, height, width))
+            counts.append(rle.counts_from_crop((values >= threshold).numpy(), left, top, height, width))
     finally:
         torch.set_num_threads(threads)
     return np.concatenate(counts), np.array([len(c) for c in counts[1:]], dtype=np.int64)

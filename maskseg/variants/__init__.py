@@ -1,1 +1,1 @@
-"""Other stages for the same slots; the core never imports these."""
+"""Variants of the model, each a unit of its own; the core never imports them, nor do they import each other."""

@@ -9,7 +9,7 @@ import pytest
 from maskseg import config as configs
 from maskseg.benchmarks.annotate import annotate
 from maskseg.benchmarks.report import table
-from maskseg.data.scenes import make_scenes
+from maskseg.data.datasets.scenes import make_scenes
 
 pytest.importorskip("cv2")
 

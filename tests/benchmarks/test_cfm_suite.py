@@ -15,12 +15,12 @@ from maskseg import config as configs
 from maskseg.benchmarks.boundary import boundary
 from maskseg.benchmarks.cfm import cfm, cut_out, made
 from maskseg.benchmarks.report import table
-from maskseg.data.scenes import make_scenes
+from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
-from maskseg.interfaces import Level
-from maskseg.segment_masks import SegmentMasks
-from maskseg.variants import cfm as cfm_module
-from maskseg.variants.cfm import CFMClassifier
+from maskseg.masks.superpixel import SegmentMasks
+from maskseg.structures import FeatureSpec
+from maskseg.variants.cfm import classifier as cfm_module
+from maskseg.variants.cfm.classifier import CFMClassifier
 
 pytest.importorskip("cv2")
 
@@ -92,7 +92,7 @@ def test_what_is_refused() -> None:
 @pytest.mark.parametrize("design", ["full_map", "pool_first"])
 def test_segments_in_blocks_are_as_at_once(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
     segments, generator = made(picture(), 23), torch.Generator().manual_seed(0)
-    levels = {"p2": Level(4, 0.5, 6), "p3": Level(8, 0.5, 6)}
+    levels = {"p2": FeatureSpec(4, 0.5, 6), "p3": FeatureSpec(8, 0.5, 6)}
     model = CFMClassifier(["p2", "p3"], levels, 3, design, width=8, canonical_size=80.0)
     features = {name: torch.randn((1, 6, 64 // at.stride, 96 // at.stride), generator=generator) for name, at in levels.items()}
     assert segments.masks is not None

@@ -29,9 +29,9 @@ from torch import nn
 
 import maskseg
 from maskseg import config as configs
+from maskseg.config.restore import open_data
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
-from maskseg.pipeline import open_data
 from maskseg.structures import Categories
 
 CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
@@ -52,7 +52,7 @@ NEVER = ("config", "files", "engine", "interop", "cli", "pipeline", "trained", "
 @lru_cache
 def modules() -> list[types.ModuleType]:
     """Every module of the package."""
-    return [importlib.import_module(m.name) for m in pkgutil.walk_packages(maskseg.__path__, "maskseg.") if not m.name.startswith("maskseg.tools")]
+    return [importlib.import_module(m.name) for m in pkgutil.walk_packages(maskseg.__path__, "maskseg.")]
 
 
 @lru_cache
@@ -155,8 +155,20 @@ FOREIGN = [
     "pathlib.Path.touch",
 ]
 OWN = ["maskseg.config.build", "maskseg.config.compose", "maskseg.config.build.build", "maskseg.files.replacing", "maskseg.load", "maskseg.cli.run"]
-OWN += ["maskseg.data.source.CocoSource", "maskseg.engine.trainer.Trainer", "maskseg.modules.resnet.pretrained_state", "maskseg.rcnn.nn.Linear"]
-OWN += ["maskseg.data.scenes.make_scenes", "maskseg.modules.fpn.FPN.__init__", "maskseg..modules.fpn.FPN", "maskseg.modules.fpn", "FPN", ""]
+OWN += [
+    "maskseg.data.datasets.coco.CocoSource",
+    "maskseg.engine.trainer.Trainer",
+    "maskseg.models.backbones.resnet.pretrained_state",
+    "maskseg.models.rcnn.nn.Linear",
+]
+OWN += [
+    "maskseg.data.datasets.scenes.make_scenes",
+    "maskseg.models.backbones.fpn.FPN.__init__",
+    "maskseg..modules.fpn.FPN",
+    "maskseg.models.backbones.fpn",
+    "FPN",
+    "",
+]
 
 
 @pytest.mark.parametrize("target", [*FOREIGN, *OWN, 3, None, ["os.system"], {"a": "os.system"}, "${name}"])
@@ -168,7 +180,7 @@ def test_other_targets_are_refused_wherever_they_are(key: str, target: Any) -> N
 
 @pytest.mark.parametrize("key", ["data", "trainer", "optimizer", "scheduler", "evaluation", "data.segment_sampler"])
 def test_a_group_is_one_of_the_installed(key: str) -> None:
-    for target in ("os.system", "maskseg.config.build", "maskseg.modules.fpn.FPN", 3):
+    for target in ("os.system", "maskseg.config.build", "maskseg.models.backbones.fpn.FPN", 3):
         assert "is refused" in refusal(with_value(key, {"_target_": target}))
 
 
@@ -218,7 +230,7 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     config["data"]["train_transforms"] = [{"_target_": "maskseg.data.transforms.Flip"}]
     config["model"]["backbone"] = "${data.train_transforms.0}"
     assert "backbone.channels' not found" in refusal(dumped(config))
-    config["model"] = {"_target_": "maskseg.variants.segmentation_net.SegmentationNet", "backbone": "${data.train_transforms.0}", "segmenter": None}
+    config["model"] = {"_target_": "maskseg.variants.hash.net.SegmentationNet", "backbone": "${data.train_transforms.0}", "segmenter": None}
     modules()
     with watched() as events:
         assert build_all(dumped(config)) == ""  # a transform as a backbone: no model, and no code
@@ -230,7 +242,7 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     config["model"]["backbone"] = {"_target_": "${hidden}"}
     assert "_target_ '${hidden}' is refused" in refusal(dumped(config))
     config["hidden"], config["name"] = "x", "$"
-    config["model"]["backbone"] = {"_target_": "maskseg.modules.fpn.FPN", "norm": "${name}{oc.env:HOME}"}
+    config["model"]["backbone"] = {"_target_": "maskseg.models.backbones.fpn.FPN", "norm": "${name}{oc.env:HOME}"}
     assert "refused" in refusal(dumped(config))
 
 
@@ -283,7 +295,7 @@ def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: s
         *[("seed", float(text)) for text in ("inf", "nan")],
         *[(key, "${model}") for key in ("trainer.device", "data.divisor", "data.max_pixels", "optimizer.lr")],
         *[("data.test_transforms", steps) for steps in ([1], ["a"], [None], [[]], [{}], "${data.root}")],
-        ("data.test_transforms", [{"_target_": "maskseg.interfaces.Level", "stride": 1, "centre": 1.0, "channels": 1}]),
+        ("data.test_transforms", [{"_target_": "maskseg.structures.FeatureSpec", "stride": 1, "centre": 1.0, "channels": 1}]),
         *[("model", value) for value in ({}, {"backbone": 1}, {"_target_": "maskseg.data.transforms.Flip"})],
     ],
 )
@@ -310,7 +322,7 @@ def test_models_without_sense_are_refused_in_one_line(key: str, value: Any) -> N
     assert "\n" not in told
 
 
-PURSUIT = {"_target_": "maskseg.data.segment_sampling.SegmentSampler", "_partial_": True}
+PURSUIT = {"_target_": "maskseg.variants.cfm.sampling.SegmentSampler", "_partial_": True}
 SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch RAN'}\"}"
 
 
@@ -328,7 +340,7 @@ SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch R
         ],
         ("data.segment_sampler", {**PURSUIT, "negative_iou": [{"_target_": "maskseg.engine.trainer.Trainer", "max_steps": 1}]}),
         *[
-            (key, {"_target_": "maskseg.modules.resnet.ResNet", "name": "resnet18", "weights": "IMAGENET1K_V1"})
+            (key, {"_target_": "maskseg.models.backbones.resnet.ResNet", "name": "resnet18", "weights": "IMAGENET1K_V1"})
             for key in ("data.superpixels", "data.flip_pairs", "data.root", "data.segment_sampler", "evaluation.oks_sigmas")
         ],
         ("data.superpixels", "${model.backbone.trunk}"),
@@ -352,7 +364,7 @@ def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
 
 
 def test_weights_are_null_wherever_a_part_is_built() -> None:
-    part = {"_target_": "maskseg.modules.resnet.ResNet", "name": "resnet18", "norm": "BN", "weights": "IMAGENET1K_V1"}
+    part = {"_target_": "maskseg.models.backbones.resnet.ResNet", "name": "resnet18", "norm": "BN", "weights": "IMAGENET1K_V1"}
     with watched() as events:
         configs.construct(part)
         configs.build(part, configs.FROM_CHECKPOINT)

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from maskseg import cli
-from maskseg.data.coco import read_coco
+from maskseg.data.coco.file import read_coco
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.scenes import ScenesSource
 from maskseg.data.sample import Sample
-from maskseg.data.source import CocoSource, ScenesSource
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop
 from maskseg.errors import UserError
-from maskseg.masks import FileMasks
+from maskseg.masks.annotated import FileMasks
 from maskseg.structures import Batch, Categories
 
 SIZES = [(40, 60), (70, 50), (64, 64), (33, 90), (80, 40), (48, 48)]  # height, width

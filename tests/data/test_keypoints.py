@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from maskseg.data.coco import check_coco, read_coco
+from maskseg.data.coco.file import check_coco, read_coco
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
-from maskseg.data.source import CocoSource
+from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.transforms import Flip, RandomCrop, ResizeShortestEdge, Transform
 from maskseg.errors import UserError
 

@@ -14,7 +14,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from maskseg.data.sample import Sample
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, ResizeShortestEdge, ScaleJitterCrop, Transform
 from maskseg.errors import UserError
-from maskseg.masks import FileMasks, Polygons, Runs, rle_to_bitmaps
+from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.masks.base import rle_to_bitmaps
 
 HEIGHT, WIDTH = 60, 90
 # An L: mirrored or turned it is another shape in the same box. Corners x, y in whole pixels.

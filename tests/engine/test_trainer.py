@@ -13,10 +13,10 @@ from made.runs import assert_equal
 from made.training import RANDOM, Killed, Run, Scripted, assert_same_run, log, make_model, make_source, validation, write_scenes
 from torch import nn
 
-from maskseg.data.source import CocoSource
+from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import load_checkpoint, newest
-from maskseg.engine.optim import cosine
 from maskseg.engine.precision import pick_device
+from maskseg.engine.schedules import cosine
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 

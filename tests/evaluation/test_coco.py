@@ -16,9 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
-from maskseg.evaluation.entries import row_entries
-from maskseg.evaluation.rows import detection_rows, to_original, write_results
-from maskseg.masks import SoftMasks, rle_to_bitmaps
+from maskseg.evaluation.coco_entries import row_entries
+from maskseg.evaluation.coco_results import detection_rows, to_original, write_results
+from maskseg.masks.base import rle_to_bitmaps
+from maskseg.masks.predicted import SoftMasks
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in the order of COCOeval.stats

@@ -11,8 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
+from maskseg.evaluation.coco_entries import compressed_rle
 from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
-from maskseg.evaluation.entries import compressed_rle
 from maskseg.structures import Categories
 
 HEIGHT, WIDTH = 120, 160

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import COCO_SIGMAS, CocoEvaluator
-from maskseg.evaluation.rows import detection_rows
+from maskseg.evaluation.coco_results import detection_rows
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations" / "person_keypoints_val2017.json"

@@ -15,7 +15,7 @@ SIMULATION = """
 import json, resource, sys, time
 import torch
 from maskseg.evaluation.coco import CocoEvaluator
-from maskseg.masks import SoftMasks
+from maskseg.masks.annotated import SoftMasks
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 backend, images, per_image, classes, height, width, step = sys.argv[1], int(sys.argv[2]), 100, 80, 480, 640, 4

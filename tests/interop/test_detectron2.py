@@ -17,12 +17,12 @@ from torchvision.ops import box_iou
 
 import maskseg
 from maskseg import config as configs
-from maskseg.conversion import convert
+from maskseg.commands.convert import convert
 from maskseg.errors import UserError
 from maskseg.interop import classes, detectron2
-from maskseg.interop.names import fit
-from maskseg.modules.anchors import AnchorGenerator
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.interop.state_dict_names import fit
+from maskseg.models.anchors import AnchorGenerator
+from maskseg.models.rcnn import GeneralizedRCNN
 
 MODELS = {
     "mask_rcnn_R_50_FPN_3x": "model=detectron2_mask_rcnn model.backbone.trunk.name=resnet50",

@@ -7,7 +7,7 @@ import torch
 
 from maskseg import config as configs
 from maskseg.interop.classes import coco, person
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.models.rcnn import GeneralizedRCNN
 
 OTHERS = {"cfm", "cfm_vgg16", "hash_net", "image_classifier"}  # that no weights are converted for
 MODELS = sorted({p.stem for p in (configs.config_folder() / "model").glob("[!_]*.yaml")} - OTHERS)

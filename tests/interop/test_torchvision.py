@@ -23,14 +23,15 @@ from torchvision.ops import box_iou
 import maskseg
 from maskseg import cli
 from maskseg import config as configs
-from maskseg.conversion import convert
+from maskseg.commands.convert import convert
+from maskseg.commands.evaluate import evaluate
+from maskseg.commands.predict import predict
+from maskseg.commands.train import train
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
-from maskseg.interop import published as published_files
-from maskseg.masks import SoftMasks
+from maskseg.interop import torchvision_hashes as published_files
+from maskseg.masks.predicted import SoftMasks
 from maskseg.ops.paste import paste_crop
-from maskseg.pipeline import train
 from maskseg.structures import Batch, Regions
-from maskseg.trained import evaluate, predict
 
 PICTURES = ("000000025560.jpg", "000000322864.jpg")  # 640 x 480 and 427 x 640
 HEIGHT, WIDTH = 288, 384  # cut out of them, so that nobody has to resize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskseg.masks import Runs
+from maskseg.masks.annotated import Runs
 
 Bitmaps = np.ndarray
 

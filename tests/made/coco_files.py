@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from maskseg.data.coco import CocoFile, check_coco, read_coco
+from maskseg.data.coco.file import CocoFile, check_coco, read_coco
 from maskseg.errors import UserError
 
 SQUARE = [[4.0, 3.0, 14.0, 3.0, 14.0, 9.0, 4.0, 9.0]]

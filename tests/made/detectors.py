@@ -9,14 +9,14 @@ from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from maskseg.benchmarks import peer
+from maskseg.benchmarks import torchvision_model
 
 HOLES = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]  # labels of torchvision's 91 that COCO has no objects of
 
 
 def spread(model: Any) -> Any:
     """Labels that do not exist are never found, as after a training."""
-    box = peer.spread(model).roi_heads.box_predictor
+    box = torchvision_model.spread(model).roi_heads.box_predictor
     if len(box.cls_score.bias) == 91:
         with torch.no_grad():
             box.cls_score.weight[HOLES] = 0
@@ -27,7 +27,7 @@ def spread(model: Any) -> Any:
 def centre(model: Any, image: Tensor) -> None:
     """As the benchmark does it, for labels that exist."""
     number = len(model.roi_heads.box_predictor.cls_score.bias)
-    peer.centre(model, image, [i for i in range(number) if number != 91 or i not in HOLES])
+    torchvision_model.centre(model, image, [i for i in range(number) if number != 91 or i not in HOLES])
 
 
 def published(name: str, **keys: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 
-from made.runs import ROOT
+from maskseg.cli import run_tool
 
 
 class Said:
@@ -19,14 +18,9 @@ class Said:
 
 def said(tool: str, *words: str) -> Said:
     """What a tool says and ends with, in this process."""
-    spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = module.main(list(words))
+        code = run_tool(tool, list(words))
     return Said(code, out.getvalue(), err.getvalue())
 
 

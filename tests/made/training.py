@@ -14,22 +14,22 @@ from made.runs import assert_equal, lines
 from PIL import Image, ImageDraw
 from torch import nn
 
-from maskseg.data.source import CocoSource
+from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, Transform
 from maskseg.engine.checkpoint import Checkpoint, load_checkpoint
 from maskseg.engine.distributed import Group
-from maskseg.engine.optim import multistep
+from maskseg.engine.schedules import multistep
 from maskseg.engine.trainer import Trainer
 from maskseg.inference.validation import Validation
-from maskseg.modules.anchors import AnchorGenerator
-from maskseg.modules.box_head import BoxClassifier, FCTrunk
-from maskseg.modules.fpn import FPN
-from maskseg.modules.mask_head import MaskHead
-from maskseg.modules.pooling import MultiLevelRoIAlign
-from maskseg.modules.resnet import ResNet
-from maskseg.modules.rpn import RPN, RPNHead
-from maskseg.modules.sampling import RegionSampler
-from maskseg.rcnn import GeneralizedRCNN
+from maskseg.models.anchors import AnchorGenerator
+from maskseg.models.backbones.fpn import FPN
+from maskseg.models.backbones.resnet import ResNet
+from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.mask_head import MaskHead
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.region_sampler import RegionSampler
+from maskseg.models.roi_pooler import MultiLevelRoIAlign
+from maskseg.models.rpn import RPN, RPNHead
 from maskseg.structures import Batch
 
 SIZE, CHANNELS, CLASSES = 64, 32, 2

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
 from maskseg.ops import boxes as box_ops
-from maskseg.ops.draws import random_keys
 from maskseg.ops.matching import IGNORED, NEGATIVE, POSITIVE, PaddedTruth, crowd_cover, draw, label_by_iou, pad_by_image, rank_in_group
+from maskseg.ops.random_keys import random_keys
 
 KIND = {-1: NEGATIVE, -2: IGNORED}
 

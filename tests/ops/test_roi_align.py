@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from maskseg.modules.pooling import MultiLevelRoIAlign
+from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.ops import roi_align as module
 from maskseg.ops.roi_align import assign_levels, by_torchvision, roi_align_levels
 

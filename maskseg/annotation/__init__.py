@@ -1,0 +1,1 @@
+"""Masks for annotators: proposals from boxes and class activation maps, and their review."""

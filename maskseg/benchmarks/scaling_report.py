@@ -1,0 +1,72 @@
+"""The results of the suite `scaling` as a table and as a figure of one panel an axis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from maskseg.files import replacing
+
+_COLUMNS = 3
+_QUANTITIES = {"seconds": ("time, ms", 1000.0, "C0", "o-"), "memory_mb": ("peak memory, MB", 1.0, "C1", "s--")}
+
+
+def scaling_table(result: dict[str, Any]) -> str:
+    """One line a value, then the slopes."""
+    about = result["machine"]
+    lines = [f"scaling on {about['device']}, {about['threads']} threads, torch {about['torch']}: {result['about']}"]
+    for axis in result["axes"]:
+        lines += ["", axis["name"]]
+        lines += [f"  {p['value']:>6g}{1000 * p['seconds']:10.1f} ms{p['memory_mb']:8.0f} MB" for p in axis["points"]]
+        lines.append(f"  slope {_slopes(axis)}")
+    return "\n".join(lines)
+
+
+def scaling_chart(result: dict[str, Any], path: Path) -> None:
+    """Time and memory of each axis, both scales logarithmic. Raises UserError where it cannot be written."""
+    rows = -(-len(result["axes"]) // _COLUMNS)
+    figure = Figure(figsize=(4.6 * _COLUMNS, 3.4 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for panel, axis in zip(panels, result["axes"], strict=False):
+        _panel(panel, axis)
+    for panel in panels[len(result["axes"]) :]:
+        panel.set_axis_off()
+    figure.suptitle(f"scaling: {result['about']}; {result['machine']['device']}, {result['machine']['threads']} threads", fontsize=10)
+    with replacing(path, "the chart") as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _panel(left: Axes, axis: dict[str, Any]) -> None:
+    values = [p["value"] for p in axis["points"]]
+    for panel, (key, (label, factor, colour, style)) in zip((left, left.twinx()), _QUANTITIES.items(), strict=True):
+        numbers = [factor * p[key] for p in axis["points"]]
+        panel.plot(values, [n if n > 0 else float("nan") for n in numbers], style, color=colour, markersize=4)
+        positive = [n for n in numbers if n > 0] or [1.0]
+        panel.set_yscale("log")
+        # At least a decade, so that what is flat looks flat; room for the slopes above
+        middle = (min(positive) * max(positive)) ** 0.5
+        panel.set_ylim(min(min(positive) / 1.5, middle / 3.2), max(max(positive) * 3, middle * 5))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_ylabel(label, color=colour, fontsize=8)
+        panel.tick_params(axis="y", which="both", labelsize=7, colors=colour)
+    if min(values) > 0:
+        left.set_xscale("log")
+    else:  # no processes at all have a place too
+        left.set_xscale("symlog", linthresh=1)
+    left.set_xticks(values, [f"{v:g}" for v in values], fontsize=7)
+    left.xaxis.set_minor_locator(NullLocator())
+    left.set_xlabel(axis["label"], fontsize=8)
+    left.set_title(axis["name"], fontsize=9)
+    left.grid(alpha=0.3)
+    left.text(0.03, 0.96, f"slope {_slopes(axis)}", transform=left.transAxes, va="top", fontsize=8)
+
+
+def _slopes(axis: dict[str, Any]) -> str:
+    names = {"seconds": "time", "memory_mb": "memory"}
+    return ", ".join(f"{names[key]} " + ("-" if value is None else f"{value:.2f}") for key, value in axis["slope"].items())

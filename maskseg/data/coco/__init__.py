@@ -1,0 +1,1 @@
+"""COCO JSON files: reading, checks, the report."""

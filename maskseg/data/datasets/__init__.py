@@ -1,0 +1,1 @@
+"""Datasets by format, each a source of splits, and the synthetic one."""

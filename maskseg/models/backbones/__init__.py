@@ -1,0 +1,1 @@
+"""Trunks and feature pyramids: normalised images -> features."""

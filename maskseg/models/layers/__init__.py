@@ -1,0 +1,1 @@
+"""Building blocks: convolutions with their norms."""

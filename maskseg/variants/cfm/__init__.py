@@ -1,0 +1,1 @@
+"""Convolutional feature masking: joint object and stuff segmentation."""

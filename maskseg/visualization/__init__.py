@@ -1,0 +1,1 @@
+"""Images and plots of data, detections and metrics."""

@@ -1,0 +1,302 @@
+"""The review page in a real browser: what is clicked, typed and painted, and what the file holds after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from made.reviews import disc, proposals, write_proposals
+from made.servers import served
+from pycocotools import mask as coco_mask
+
+from maskseg.annotation.grabcut import recut
+from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.review.state import ReviewFile
+from maskseg.data.coco.file import read_coco
+
+pytestmark = pytest.mark.browser
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: make test-browser installs it")
+    with driver.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def served_here(path: Path) -> Iterator[str]:
+    """The address of the page, served by a thread of this process."""
+    import uvicorn
+
+    from maskseg.annotation.review.app import review_app
+    from maskseg.annotation.review.guards import Uploads
+
+    pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
+    app = review_app(ReviewFile(path), pictures, recut, "127.0.0.1", Uploads(1_000_000, 4))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+
+class Desk:
+    """A page in the browser, and the file that is reviewed in it."""
+
+    def __init__(self, browser: Any, address: str, path: Path) -> None:
+        self.path, self.problems, self.addresses = path, [], set()
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.page.set_default_timeout(20_000)
+        self.page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.addresses.add(request.url))
+        self.page.goto(address)
+
+    def keys(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def about(self, text: str) -> None:
+        """Waits for the line about the annotation in sight."""
+        self.page.locator("#about").filter(has_text=text).wait_for()
+
+    def draw(self, *points: tuple[float, float], size: tuple[float, float] = (40, 60)) -> None:
+        """Drags the mouse over points x, y of an image of size (height, width)."""
+        view = self.page.locator("#view").bounding_box()
+        scale = min(view["width"] / size[1], view["height"] / size[0])
+        middle = view["x"] + view["width"] / 2, view["y"] + view["height"] / 2
+        for i, (x, y) in enumerate(points):
+            self.page.mouse.move(middle[0] + scale * (x - size[1] / 2), middle[1] + scale * (y - size[0] / 2), steps=4)
+            if i == 0:
+                self.page.mouse.down()
+        self.page.mouse.up()
+
+    def marks(self) -> list[str]:
+        """What the list says of each annotation that is in sight."""
+        return [mark.get_attribute("aria-label") for mark in self.page.locator(".row .review").all()]
+
+    def held(self) -> dict[str, Any]:
+        return dict(json.loads(self.path.read_text()))
+
+
+@pytest.fixture
+def desk(browser: Any, tmp_path: Path) -> Iterator[Desk]:
+    path = write_proposals(tmp_path)
+    with served_here(path) as address:
+        made = Desk(browser, address, path)
+        made.about("annotation 1")
+        yield made
+        made.page.close()
+
+
+def test_accept_repaint_reject_undo_reload(browser: Any, tmp_path: Path) -> None:
+    """The tool itself, in a process of its own."""
+    path = write_proposals(tmp_path)
+    with served("review", f"file={path}", f"images={tmp_path}", cwd=tmp_path) as server:
+        desk = Desk(browser, server.address, path)
+        desk.about("annotation 1")
+        _review(desk)
+        desk.page.close()
+
+
+def _review(desk: Desk) -> None:
+    desk.keys("a")
+    desk.about("annotation 5")
+    desk.keys("b")
+    desk.draw((20, 10), (40, 30))
+    desk.keys("f")
+    desk.draw((28, 20), (32, 20))
+    desk.keys("g")
+    desk.draw((30, 37), (45, 37))
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.keys("ArrowRight")
+    desk.about("annotation 2, score 0.25: open")
+    desk.keys("r")
+    desk.about("annotation 9")
+    desk.keys("a")
+    desk.page.get_by_text("4 of 4 reviewed").wait_for()
+    desk.keys("z")
+    desk.page.get_by_text("3 of 4 reviewed").wait_for()
+    desk.about("annotation 9: open")
+    desk.page.reload()
+    desk.about("annotation 9: open")
+    assert desk.marks() == ["accepted", "edited", "rejected", "open"]
+    held, expected = desk.held(), proposals()
+    edited, changed = held["annotations"][2], expected["annotations"][2]
+    mask = coco_mask.decode(edited["segmentation"]).astype(bool)
+    assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
+    changed |= {"segmentation": edited["segmentation"], "bbox": list(coco_mask.toBbox(edited["segmentation"])), "area": mask.sum()}
+    changed["mask_by"] = {"technique": "review"}
+    for annotation, review in zip(expected["annotations"], ("accepted", "rejected", "edited"), strict=False):
+        annotation["review"] = review
+    assert held == expected
+    assert desk.problems == []
+    assert {urlsplit(address).hostname for address in desk.addresses} <= {"127.0.0.1", None}  # None: data and blobs
+
+
+def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
+    desk.page.get_by_role("button", name="Foreground").click()
+    desk.draw((30, 20), (34, 20))
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.draw((10, 30), (15, 30))
+    desk.keys("z")
+    desk.about("edited")
+    desk.keys("z")
+    desk.about("annotation 1: open")
+    desk.page.reload()
+    desk.about("annotation 1: open")
+    assert desk.held() == proposals()
+    assert desk.problems == []
+
+
+def test_a_box_is_drawn_where_the_object_is(desk: Desk) -> None:
+    desk.keys("b")
+    desk.draw((2, 2), (2.01, 2.01))  # a click is no box
+    desk.draw((40, 30), (20, 10))
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.page.reload()
+    desk.about("annotation 5")
+    mask = coco_mask.decode(desk.held()["annotations"][0]["segmentation"]).astype(bool)
+    assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
+
+
+def test_painted_pixels_are_kept(desk: Desk) -> None:
+    """What is painted at a place of the view is what the mask holds there."""
+    desk.page.locator("#size").evaluate("(size) => { size.value = 4; size.dispatchEvent(new Event('input')); }")
+    desk.keys("f")
+    desk.draw((4, 35), (12, 35))
+    desk.keys("g")
+    desk.draw((5, 5), (12, 5))
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.page.reload()
+    desk.about("annotation 5")
+    mask = coco_mask.decode(desk.held()["annotations"][0]["segmentation"])
+    assert mask[34:36, 3:13].all()
+    assert not mask[4:6, 4:13].any()
+
+
+def test_the_filter_and_the_keys_that_move(desk: Desk) -> None:
+    desk.keys("r", "a")
+    desk.about("annotation 2")
+    desk.page.locator("#filter").select_option("rejected")
+    desk.about("annotation 1: rejected")
+    assert desk.marks() == ["rejected"]
+    desk.keys("a")  # the row stays in sight
+    desk.page.locator(".row .review[aria-label=accepted]").wait_for()
+    desk.page.locator("#filter").select_option("accepted")
+    desk.page.get_by_text("2 shown").wait_for()
+    desk.page.locator("#filter").select_option("open")
+    desk.page.get_by_text("2 shown").wait_for()
+    desk.page.locator("#filter").select_option("all")
+    desk.page.locator("#row-5").click()
+    desk.about("annotation 5")
+    desk.keys("ArrowLeft")
+    desk.about("annotation 1")
+    desk.keys("ArrowLeft", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown")
+    desk.about("annotation 9")
+    assert desk.problems == []
+
+
+def test_keys_that_are_pressed_fast_wait_for_each_other(desk: Desk) -> None:
+    desk.keys("a", "r", "a", "z", "a", "r")
+    desk.page.get_by_text("4 of 4 reviewed").wait_for()
+    desk.page.reload()
+    desk.page.get_by_text("4 of 4 reviewed").wait_for()
+    assert [a["review"] for a in desk.held()["annotations"]] == ["accepted", "accepted", "rejected", "rejected"]
+
+
+def test_a_key_that_is_held_decides_once(desk: Desk) -> None:
+    for _ in range(3):  # from the second one on as the keyboard repeats it
+        desk.page.keyboard.down("r")
+    desk.page.keyboard.up("r")
+    desk.about("annotation 5: open")
+    for _ in range(3):
+        desk.page.keyboard.down("ArrowRight")
+    desk.page.keyboard.up("ArrowRight")
+    desk.about("annotation 9: open")
+    assert desk.marks() == ["rejected", "open", "open", "open"]
+
+
+def test_a_button_is_not_pressed_again_by_the_space_bar(desk: Desk) -> None:
+    desk.page.get_by_role("button", name="Accept").click()
+    desk.about("annotation 5: open")
+    desk.keys(" ", " ")
+    desk.keys("ArrowRight")
+    desk.about("annotation 2")
+    assert desk.marks() == ["accepted", "open", "open", "open"]
+
+
+def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
+    path, tree = write_proposals(tmp_path), proposals()
+    tree["annotations"][0]["mask_by"] = {"technique": "cam", "score": 0.5, "fallback": "no class map"}
+    path.write_text(json.dumps(tree))
+    with served_here(path) as address:
+        desk = Desk(browser, address, path)
+        desk.about("annotation 1, score 0.50: open")
+        desk.page.get_by_role("alert").filter(has_text="No object was found here (no class map)").wait_for()
+        desk.keys("ArrowRight")
+        desk.about("annotation 5")
+        assert desk.page.get_by_role("alert").inner_text() == ""
+        desk.page.close()
+
+
+def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
+    desk.page.route("**/api/annotations/5", lambda route: route.fulfill(status=500, json={"error": "no such luck"}))
+    desk.keys("ArrowRight")
+    desk.page.get_by_role("alert").filter(has_text="no such luck").wait_for()
+    desk.keys("r", "ArrowRight")
+    desk.about("annotation 2")
+    assert desk.marks() == ["open"] * 4
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(browser: Any, tmp_path: Path) -> None:
+    path = write_proposals(tmp_path)
+    (tmp_path / "7.png").write_text("no picture")
+    with served_here(path) as address:
+        desk = Desk(browser, address, path)
+        desk.page.get_by_role("alert").filter(has_text="7.png: not an image that can be read").wait_for()
+        desk.keys("r")
+        desk.page.get_by_text("1 of 4 reviewed").wait_for()
+        desk.page.close()
+
+
+def test_of_thousands_only_those_in_sight_are_in_the_page(browser: Any, tmp_path: Path) -> None:
+    path, tree = write_proposals(tmp_path), proposals()
+    tree["images"] = [{"id": i, "file_name": "7.png", "height": 40, "width": 60} for i in range(5000)]
+    tree["annotations"] = [{**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)]
+    path.write_text(json.dumps(tree))
+    with served_here(path) as address:
+        desk = Desk(browser, address, path)
+        desk.about("annotation 1:")
+        assert 10 < desk.page.locator(".row").count() < 60
+        desk.page.locator("#list").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
+        desk.page.locator("#row-5000").click()
+        desk.about("annotation 5000:")
+        assert desk.page.locator(".row").count() < 60
+        desk.keys("a")  # on to the first open one, from the beginning
+        desk.about("annotation 1:")
+        assert desk.problems == []
+        desk.page.close()

@@ -1,0 +1,249 @@
+"""Who may ask the review page, and what may be uploaded."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import struct
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made.reviews import HEIGHT, WIDTH, disc, write_proposals
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="needs the extra demo")
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+
+from maskseg.annotation.grabcut import Cut
+from maskseg.annotation.review.app import review_app
+from maskseg.annotation.review.guards import Uploads, read_strokes
+from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.review.state import ReviewFile
+from maskseg.data.coco.file import read_coco
+
+CUT = "/api/annotations/1/cut"
+MOST = 1_000_000
+
+
+def make(folder: Path, host: str = "127.0.0.1", cut: Any = lambda *_: Cut(disc(5)), uploads: Uploads | None = None) -> FastAPI:
+    path = write_proposals(folder)
+    pictures = CocoPictures(read_coco(path, check_images=False), folder, 10_000)
+    return review_app(ReviewFile(path, delay=1e6), pictures, cut, host, uploads or Uploads(MOST, 4))
+
+
+def png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, kind)
+    return data.getvalue()
+
+
+def black() -> bytes:
+    return png(np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8))
+
+
+def bomb(side: int) -> bytes:
+    """A PNG file of a few bytes whose header says side x side."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    return TestClient(make(tmp_path), base_url="http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "localhost", "LOCALHOST:1"])
+def test_own_names(client: TestClient, host: str) -> None:
+    assert client.get("/api/items", headers={"host": host}).status_code == 200
+    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"host": host, "origin": f"http://{host}"}).is_success
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "", "[::1", "192.168.1.5:8000"]
+)
+def test_other_names_are_refused(client: TestClient, host: str) -> None:
+    for path in ("/", "/api/items", "/api/images/7"):
+        assert client.get(path, headers={"host": host}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://127.0.0.1:8001", "http://localhost:8000", "null", "http://[", "http://127.0.0.1:8000.evil"]
+)
+def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
+    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"origin": origin}).status_code == 403
+    assert client.post("/api/undo", headers={"origin": origin}).status_code == 403
+    assert client.get("/api/items").json()["undoable"] == 0
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_what_the_browser_says_comes_from_another_page_is_refused(client: TestClient, site: str) -> None:
+    assert client.get("/api/images/7", headers={"sec-fetch-site": site}).status_code == 403
+    assert client.get("/api/images/7", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
+def test_bound_to_the_network_any_name_is_its_own_but_other_pages_are_not(tmp_path: Path) -> None:
+    client = TestClient(make(tmp_path, host="0.0.0.0"), base_url="http://desk.example:8000")
+    assert client.get("/api/items").status_code == 200
+    assert client.post("/api/undo", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.post("/api/undo", headers={"origin": "http://desk.example:8000"}).status_code == 409
+
+
+def test_no_other_page_may_frame_or_read_it(client: TestClient) -> None:
+    for path in ("/", "/api/images/7", "/api/nothing"):
+        headers = client.get(path).headers
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "text/plain", "multipart/form-data", "", None])
+def test_other_types_are_refused(client: TestClient, kind: str | None) -> None:
+    assert client.post(CUT, content=black(), headers={} if kind is None else {"content-type": kind}).status_code == 415
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a", png(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "JPEG"), b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_png_is_refused(client: TestClient, data: bytes) -> None:
+    answer = client.post(CUT, content=data, headers={"content-type": "image/png"})
+    assert answer.status_code == 415
+    assert answer.json() == {"error": "not a PNG file"}
+
+
+def test_a_damaged_png_is_refused(client: TestClient) -> None:
+    noise = png(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    for data in (noise[:20], noise[:3000], noise[:2000] + bytes(500) + noise[2500:]):
+        answer = client.post(CUT, content=data, headers={"content-type": "image/png"})
+        assert answer.status_code == 422
+        assert "damaged" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("side", [61, 20_000, 60_000])
+def test_a_bomb_is_refused_before_it_is_decoded(client: TestClient, side: int) -> None:
+    answer = client.post(CUT, content=bomb(side), headers={"content-type": "image/png"})
+    assert answer.status_code == 413
+    assert "pixels" in answer.json()["error"]
+
+
+def test_another_size_is_refused(client: TestClient) -> None:
+    answer = client.post(CUT, content=png(np.zeros((WIDTH, HEIGHT, 3), np.uint8)), headers={"content-type": "image/png"})
+    assert answer.status_code == 422
+    assert "strokes of 60 x 40 pixels, the image has 40 x 60" in answer.json()["error"]
+
+
+def test_a_stated_length_over_the_limit_is_refused_unread(client: TestClient) -> None:
+    assert client.post(CUT, content=black() + bytes(MOST), headers={"content-type": "image/png"}).status_code == 413
+
+
+def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = CUT, query: bytes = b"") -> tuple[int, int]:
+    """Sends a body in pieces, as a server would hand it on. -> the status, and how many pieces were read before it came."""
+    status, read = 0, 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": chunks[read - 1], "more_body": read < len(chunks)}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    raw = [(k.encode(), v.encode()) for k, v in {"host": "127.0.0.1", "content-type": "image/png", **headers}.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": query, "headers": raw, "http_version": "1.1"}
+    asyncio.run(app({**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}, receive, send))
+    return status, read
+
+
+@pytest.mark.parametrize(("path", "query", "status"), [("/api/annotations/1/decision", b"decision=accepted", 200), ("/api/undo", b"", 409)])
+def test_decisions_read_no_body(tmp_path: Path, path: str, query: bytes, status: int) -> None:
+    assert ask(make(tmp_path), [bytes(100_000)] * 600, {"content-type": "application/json"}, path, query) == (status, 0)
+
+
+def test_sixty_megabytes_are_refused_while_they_arrive(tmp_path: Path) -> None:
+    chunks = [black(), *[bytes(100_000)] * 600]
+    app = make(tmp_path)
+    assert ask(app, chunks, {}) == (413, 1 + MOST // 100_000)
+    assert ask(app, chunks, {"content-length": "60000000"}) == (413, 0)
+
+
+def test_what_is_no_image_is_refused_with_its_first_bytes(tmp_path: Path) -> None:
+    assert ask(make(tmp_path), [b"\x89PN", b"X", *[bytes(10)] * 50], {}) == (415, 2)
+
+
+def test_an_upload_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    app = make(tmp_path, uploads=Uploads(MOST, 1, seconds=0.05))
+    status = 0
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"image/png")]
+    scope = {"type": "http", "method": "POST", "path": CUT, "raw_path": b"", "query_string": b"", "headers": headers, "http_version": "1.1"}
+    asyncio.run(app({**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}, receive, send))
+    assert status == 408
+
+
+def test_twenty_at_once(tmp_path: Path) -> None:
+    """Four are cut, the others are told to try again at once; later there is room again."""
+    started, go = threading.Semaphore(0), threading.Event()
+
+    def cut(*_: Any) -> Cut:
+        started.release()
+        assert go.wait(60)
+        return Cut(disc(5))
+
+    client = TestClient(make(tmp_path, cut=cut), base_url="http://127.0.0.1:8000")
+    statuses: list[int] = []
+
+    def post() -> None:
+        statuses.append(client.post(CUT, content=black(), headers={"content-type": "image/png"}).status_code)
+
+    with client:
+        first = [threading.Thread(target=post) for _ in range(4)]
+        for thread in first:
+            thread.start()
+        for _ in first:
+            assert started.acquire(timeout=60)
+        others = [threading.Thread(target=post) for _ in range(16)]
+        for thread in others:
+            thread.start()
+        for thread in others:
+            thread.join(60)
+        assert statuses == [429] * 16
+        go.set()
+        for thread in first:
+            thread.join(60)
+        assert sorted(statuses) == [200] * 4 + [429] * 16
+        post()
+        assert statuses[-1] == 200
+
+
+def test_strokes_of_half_covered_pixels_are_one_or_the_other() -> None:
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    pixels[0] = [[0, 255, 0], [100, 140, 0], [140, 100, 0]]
+    pixels[1] = [[255, 0, 0], [127, 127, 0], [128, 128, 0]]
+    foreground, background = read_strokes(png(pixels), 2, 3)
+    assert foreground.tolist() == [[True, True, False], [False, False, False]]
+    assert background.tolist() == [[False, False, True], [True, False, True]]
+
+
+def test_a_place_is_given_back_after_an_error() -> None:
+    uploads = Uploads(10, 1)
+    with pytest.raises(ValueError, match="x"), uploads.place():
+        raise ValueError("x")
+    with uploads.place(), pytest.raises(HTTPException), uploads.place():
+        pass
+    with uploads.place():
+        pass

@@ -1,0 +1,403 @@
+"""Decisions on masks: what the file holds after each, after a kill at any moment, and how often it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from made.reviews import proposals, write_proposals
+
+from maskseg.annotation.review import state
+from maskseg.annotation.review.state import ReviewFile
+from maskseg.errors import UserError
+from maskseg.files import replacing
+
+NEW = {"size": [40, 60], "counts": "abc"}
+NEVER = 1e6  # seconds: the file is written only when it is asked for
+
+
+def held(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}.journal")
+
+
+def killed(path: Path, to: Path) -> Path:
+    """What a kill would leave at this moment."""
+    shutil.copytree(path.parent, to)
+    return to / path.name
+
+
+def expected(changes: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """`proposals` with fields of some annotations changed, by id."""
+    tree = proposals()
+    for annotation in tree["annotations"]:
+        annotation |= changes.get(annotation["id"], {})
+    return tree
+
+
+EDITED = {"segmentation": NEW, "bbox": [1, 2, 3, 4], "area": 9, "mask_by": {"technique": "review"}, "review": "edited"}
+AFTER = {1: {"review": "accepted"}, 2: {"review": "rejected"}, 5: EDITED}
+
+
+def decide(file: ReviewFile) -> None:
+    file.decide(1, "accepted")
+    file.decide(2, "rejected")
+    file.redraw(5, NEW, [1, 2, 3, 4], 9)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return write_proposals(tmp_path / "data")
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were written whole, one entry each time."""
+    seen: list[Path] = []
+
+    @contextmanager
+    def counted(path: Path, what: str) -> Iterator[IO[bytes]]:
+        seen.append(path)
+        with replacing(path, what) as file:
+            yield file
+
+    monkeypatch.setattr(state, "replacing", counted)
+    return seen
+
+
+def test_the_file_holds_the_decisions_and_all_else(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    file.close()
+    assert held(path) == expected(AFTER)
+    assert list(held(path)) == list(proposals())
+    assert [p.name for p in path.parent.iterdir() if "masks" in p.name] == ["masks.json"]
+
+
+def test_nothing_decided_nothing_written(path: Path, writes: list[Path]) -> None:
+    before = path.read_bytes()
+    file = ReviewFile(path)
+    file.fold()
+    assert file.undo() is None
+    file.close()
+    assert writes == []
+    assert path.read_bytes() == before
+
+
+def test_rows(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    assert [tuple(row) for row in file.rows()] == [(1, 7, 4, "accepted"), (2, 3, 4, "rejected"), (5, 7, 9, "edited"), (9, 3, 9, "open")]
+    file.close()
+
+
+def test_undo_restores_every_field(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    file.decide(1, "rejected")
+    assert file.undoable() == 4
+    assert [file.undo() for _ in range(5)] == [1, 5, 2, 1, None]
+    file.close()
+    assert held(path) == proposals()
+
+
+def test_undo_of_the_last_decision_alone(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    file.undo()
+    file.close()
+    assert held(path) == expected({k: v for k, v in AFTER.items() if k != 5})
+
+
+def test_the_same_decision_twice_is_one(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    file.decide(1, "accepted")
+    file.decide(1, "accepted")
+    assert file.undoable() == 1
+    file.close()
+
+
+def test_an_edited_annotation_stays_edited_when_it_is_accepted(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    file.decide(5, "accepted")
+    assert file.annotation(5)["review"] == "edited"
+    file.decide(5, "rejected")
+    assert file.annotation(5)["review"] == "rejected"
+    file.close()
+
+
+def test_a_field_review_of_somebody_else_is_open(path: Path) -> None:
+    tree = proposals()
+    tree["annotations"][0]["review"] = {"by": "me"}
+    path.write_text(json.dumps(tree))
+    file = ReviewFile(path, delay=NEVER)
+    assert file.rows()[0].review == "open"
+    file.decide(1, "accepted")
+    file.undo()
+    file.close()
+    assert held(path) == tree
+
+
+def test_a_kill_after_any_decision_loses_none(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    steps: list[Callable[[], Any]] = [
+        lambda: file.decide(1, "accepted"),
+        lambda: file.decide(2, "rejected"),
+        lambda: file.redraw(5, NEW, [1, 2, 3, 4], 9),
+        file.undo,
+    ]
+    results = [{1: AFTER[1]}, {1: AFTER[1], 2: AFTER[2]}, AFTER, {1: AFTER[1], 2: AFTER[2]}]
+    for number, (step, result) in enumerate(zip(steps, results, strict=True)):
+        step()
+        left = killed(path, tmp_path / str(number))
+        assert held(left) == proposals()
+        again = ReviewFile(left, delay=NEVER)
+        assert again.recovered == number + 1
+        assert held(left) == expected(result)
+        assert journal(left).stat().st_size == 0
+        again.close()
+    file.close()
+
+
+def test_a_kill_within_a_line_loses_that_line_alone(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    whole = journal(path).read_bytes()
+    second = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    before = {1: AFTER[1], 2: AFTER[2]}
+    for number, (length, result) in enumerate([(5, {}), (second + 1, before), ((second + len(whole)) // 2, before), (len(whole) - 1, before)]):
+        left = killed(path, tmp_path / str(number))
+        journal(left).write_bytes(whole[:length])
+        again = ReviewFile(left, delay=NEVER)
+        again.decide(9, "accepted")
+        in_between = killed(left, tmp_path / f"{number}b")
+        again.close()
+        for found in (left, in_between):
+            ReviewFile(found).close()
+            assert held(found) == expected({**result, 9: {"review": "accepted"}})
+    file.close()
+
+
+def test_a_kill_between_the_file_and_the_end_of_its_journal(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    lines = journal(path).read_bytes()
+    file.fold()
+    assert journal(path).read_bytes() == b""
+    left = killed(path, tmp_path / "left")
+    journal(left).write_bytes(lines)
+    ReviewFile(left).close()
+    assert held(left) == expected(AFTER)
+    file.close()
+
+
+def test_a_decision_while_the_file_is_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    file.decide(1, "accepted")
+
+    @contextmanager
+    def slow(path: Path, what: str) -> Iterator[IO[bytes]]:
+        with replacing(path, what) as opened:
+            file.decide(2, "rejected")
+            yield opened
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "replacing", slow)
+        file.fold()
+    assert held(path) == expected({1: AFTER[1]})
+    left = killed(path, tmp_path / "left")
+    ReviewFile(left).close()
+    assert held(left) == expected({1: AFTER[1], 2: AFTER[2]})
+    file.close()
+    assert held(path) == held(left)
+
+
+def test_the_file_becomes_true_by_itself(path: Path) -> None:
+    file = ReviewFile(path, delay=0.05)
+    for change, result in ((lambda: decide(file), AFTER), (file.undo, {1: AFTER[1], 2: AFTER[2]})):
+        change()
+        end = time.monotonic() + 20
+        while held(path) != expected(result) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert held(path) == expected(result)
+    file.close()
+
+
+def test_of_a_large_file_only_what_changes_is_written(tmp_path: Path, writes: list[Path]) -> None:
+    tree = proposals()
+    tree["images"] = [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in range(5000)]
+    tree["annotations"] = [{**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)]
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(tree))
+    file = ReviewFile(path, delay=NEVER)
+    for number in range(1, 201):
+        file.decide(number, "accepted")
+    assert writes == []
+    assert journal(path).stat().st_size < 200 * 300
+    file.close()
+    assert writes == [path]
+    assert [a["id"] for a in held(path)["annotations"] if a.get("review") == "accepted"] == list(range(1, 201))
+
+
+def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    file.decide(1, "accepted")
+    before = journal(path).read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"could not be saved \(No space left"):
+            file.decide(2, "rejected")
+        with pytest.raises(UserError, match="could not be saved"):
+            file.undo()
+    assert journal(path).read_bytes() == before
+    assert [row.review for row in file.rows()[:2]] == ["accepted", "open"]
+    assert file.undo() == 1
+    file.close()
+    assert held(path) == proposals()
+
+
+def test_a_file_that_cannot_be_written_keeps_its_journal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ReviewFile(path, delay=0.01)
+
+    @contextmanager
+    def full(path: Path, what: str) -> Iterator[IO[bytes]]:
+        raise UserError(f"{path}: {what} could not be written")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "replacing", full)
+        decide(file)
+        end = time.monotonic() + 20
+        while not file.trouble and time.monotonic() < end:
+            time.sleep(0.01)
+        assert "could not be written" in file.trouble
+        with pytest.raises(UserError, match="could not be written"):
+            file.close()
+    assert held(path) == proposals()
+    again = ReviewFile(path)
+    assert again.recovered == 3
+    again.close()
+    assert held(path) == expected(AFTER)
+
+
+def test_one_review_of_a_file_at_a_time(path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    file.decide(1, "accepted")
+    with pytest.raises(UserError, match="reviewed by another process"):
+        ReviewFile(path)
+    file.close()
+    ReviewFile(path).close()
+    assert held(path) == expected({1: AFTER[1]})
+
+
+def test_an_output_of_its_own(path: Path, tmp_path: Path) -> None:
+    source, output = path.read_bytes(), tmp_path / "reviewed.json"
+    file = ReviewFile(path, output, delay=NEVER)
+    assert file.current == path
+    file.decide(1, "accepted")
+    file.close()
+    assert held(output) == expected({1: AFTER[1]})
+    again = ReviewFile(path, output, delay=NEVER)
+    assert again.current == output
+    again.decide(2, "rejected")
+    again.close()
+    assert held(output) == expected({1: AFTER[1], 2: AFTER[2]})
+    assert path.read_bytes() == source
+
+
+def test_a_kill_before_the_output_was_there(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, path.with_name("out.json"), delay=NEVER)
+    file.decide(1, "accepted")
+    left = killed(path, tmp_path / "left")
+    file.close()
+    again = ReviewFile(left, left.with_name("out.json"))
+    assert again.current == left.with_name("out.json")
+    assert held(again.current) == expected({1: AFTER[1]})
+    again.close()
+
+
+def test_an_output_of_other_annotations_is_refused(path: Path, tmp_path: Path) -> None:
+    tree = proposals()
+    tree["annotations"].pop()
+    (tmp_path / "out.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"out.json: .* other annotations than .*masks.json"):
+        ReviewFile(path, tmp_path / "out.json")
+
+
+def test_a_journal_of_another_file_is_refused(path: Path) -> None:
+    journal(path).write_text('{"id": 77, "image_id": 7, "category_id": 4}\n')
+    with pytest.raises(UserError, match=r"masks.json.journal: annotation 77 is not in"):
+        ReviewFile(path)
+    assert journal(path).exists()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"id": "1"}', "\x00\x00"])
+def test_a_damaged_journal_is_named(path: Path, line: str) -> None:
+    journal(path).write_text('{"id": 1, "image_id": 7, "category_id": 4}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"masks.json.journal: line 2 is damaged"):
+        ReviewFile(path)
+    assert held(path) == proposals()
+
+
+def test_export_leaves_the_rejected_out(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    decide(file)
+    assert file.export(tmp_path / "clean.json") == {"open": 1, "accepted": 1, "rejected": 1, "edited": 1}
+    file.close()
+    tree = expected(AFTER)
+    tree["annotations"] = [a for a in tree["annotations"] if a["id"] != 2]
+    assert held(tmp_path / "clean.json") == tree
+
+
+def test_a_file_without_annotations(path: Path, tmp_path: Path) -> None:
+    tree = {**proposals(), "annotations": []}
+    path.write_text(json.dumps(tree))
+    file = ReviewFile(path)
+    assert file.rows() == []
+    file.export(tmp_path / "clean.json")
+    file.close()
+    assert held(tmp_path / "clean.json") == tree
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "cut short or damaged"),
+        ("[]", "not a COCO data set"),
+        ('{"images": [], "annotations": {}, "categories": []}', "not a COCO data set"),
+        ('{"images": [], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}', "no integer id"),
+        ('{"images": [], "annotations": [3], "categories": []}', "no integer id"),
+        (json.dumps({**proposals(), "annotations": [*proposals()["annotations"], proposals()["annotations"][0]]}), "one id"),
+    ],
+)
+def test_what_is_no_file_of_masks_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "masks.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"masks.json: .*{told}"):
+        ReviewFile(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
+
+
+def test_a_missing_file_and_unknown_ids(path: Path) -> None:
+    with pytest.raises(UserError, match=r"none.json: cannot be read"):
+        ReviewFile(path.with_name("none.json"))
+    file = ReviewFile(path)
+    with pytest.raises(KeyError):
+        file.decide(3, "accepted")
+    file.close()

@@ -1,0 +1,36 @@
+"""Work in several processes: what comes back, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from maskseg.data.process_pool import differences, pooled, terminable
+from maskseg.errors import Interrupted, UserError
+
+
+def test_differences_are_told_both_ways() -> None:
+    assert differences({"a": 1, "b": [2]}, {"a": 1, "b": [2]}) == ""
+    assert differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "2", "d": 4}) == "b=2 there, '2' here; c=3 there, None here; d=None there, 4 here"
+
+
+def test_all_results_come_and_jobs_are_taken_as_they_are_needed() -> None:
+    taken: list[int] = []
+    results = pooled(abs, (taken.append(n) or -n for n in range(30)), 2)
+    first = next(results)
+    assert len(taken) <= 4 * 2
+    assert sorted([first, *results]) == list(range(30))
+
+
+def test_a_worker_that_dies_is_told() -> None:
+    with pytest.raises(UserError, match="a worker process has died"):
+        list(pooled(os._exit, [1], 1))
+
+
+def test_sigterm_raises_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted), terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,79 @@
+"""What a run says of how it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import maskseg
+from maskseg.engine.checkpoint import save_checkpoint
+from maskseg.engine.run_folder import choose, git_revision, made_folder, record
+from maskseg.engine.trainer import Trainer
+from maskseg.errors import UserError
+
+
+def git(folder: Path, *words: str) -> str:
+    own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(["git", "-C", str(folder), *own, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    for step in (0, 40):
+        record(tmp_path, torch.device("cpu"), 2, step)
+    starts = json.loads((tmp_path / "environment.json").read_text())
+    assert [s["from_step"] for s in starts] == [0, 40]
+    for start in starts:
+        assert start["versions"]["torch"] == torch.__version__.split("+")[0] or start["versions"]["torch"] == torch.__version__
+        assert start["versions"]["maskseg"] == maskseg.__version__
+        assert start["command"] == sys.argv
+        assert (start["device"], start["processes"]) == ("cpu", 2)
+    (tmp_path / "environment.json").write_text("[{")  # cut short by something
+    record(tmp_path, torch.device("cpu"), 1, 0)
+    assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
+
+
+def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file.txt").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": False}
+    (tmp_path / "file.txt").write_text("2")
+    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": True}
+    (tmp_path / "inside").mkdir()
+    assert git_revision(tmp_path / "inside") is None  # an installed package in somebody else's repository
+
+
+def test_another_run_is_not_written_over(tmp_path: Path) -> None:
+    # Guards against: trainer.resume=PATH with the run_dir of another run replaces that one's checkpoints
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "last.pt", {"step": 3, "model": {}})
+    config = SimpleNamespace(name="x", run_dir=str(tmp_path / "other"))
+    trainer = Trainer(1, device="cpu", resume=str(tmp_path / "one" / "last.pt"))
+    with pytest.raises(UserError, match="other already holds a run"):
+        choose(config, trainer)
+    config.run_dir = str(tmp_path / "new")
+    assert choose(config, trainer) == (tmp_path / "new", tmp_path / "one" / "last.pt")
+    config.run_dir = str(tmp_path / "one")
+    assert choose(config, trainer)[0] == tmp_path / "one"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc refuses even root."""
+    with pytest.raises(UserError, match=r"run_dir=/proc/run: the folder cannot be made or written to"):
+        made_folder(Path("/proc/run"))
+    with pytest.raises(UserError, match=r"/proc/last\.pt: the checkpoint could not be written"):
+        save_checkpoint(Path("/proc/last.pt"), {"step": 1, "model": {}})
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is there, of somebody else's
+    with pytest.raises(UserError, match=r"cannot be made or written to \(not writable\)"):
+        made_folder(tmp_path)

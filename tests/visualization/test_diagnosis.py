@@ -1,0 +1,277 @@
+"""Pictures of a diagnosis: colours at known pixels, what is written, sizes, odd images, and that nothing is left out of the charts."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskseg.errors import UserError
+from maskseg.evaluation.coco_entries import compressed_rle
+from maskseg.evaluation.diagnosis import diagnose, worst
+from maskseg.structures import Categories
+from maskseg.visualization import detections
+from maskseg.visualization import diagnosis as diagnosis_pictures
+from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst, draw_worst_images
+
+ANIMALS = Categories(("cat", "dog"), (3, 7))
+CAT, DOG = 3, 7
+HEIGHT, WIDTH = 360, 720  # drawn as it is: its longer side is what images are scaled to
+GREY = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
+COLOURS = {outcome: colour for outcome, (colour, _) in diagnosis_pictures._MARKS.items()}
+
+
+def shape(x, y, w, h):
+    return compressed_rle([[x, y, x + w, y, x + w, y + h, x, y + h]], HEIGHT, WIDTH)
+
+
+def truth(category, x, y, w, h, *, mask=True, image=1):
+    return {
+        "id": 1,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x, y, w, h],
+        "iscrowd": 0,
+        "segmentation": shape(x, y, w, h) if mask else [],
+    }
+
+
+def row(category, x, y, w, h, score, mask=None, image=1):
+    found = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score}
+    return found if mask is False else found | {"segmentation": shape(*(mask or (x, y, w, h)))}
+
+
+TRUTHS = [truth(CAT, 50, 60, 80, 80), truth(CAT, 250, 60, 80, 80), truth(DOG, 450, 60, 80, 80), truth(DOG, 50, 220, 80, 80)]
+ROWS = [
+    row(CAT, 50, 60, 80, 80, 0.9),
+    row(DOG, 250, 60, 80, 80, 0.7),
+    row(DOG, 450, 60, 80, 80, 0.8, mask=(450, 60, 80, 24)),
+    row(CAT, 600, 220, 80, 80, 0.83),
+]
+
+
+def one(truths=TRUTHS, rows=ROWS, categories=ANIMALS):
+    (diagnosis,) = diagnose(truths, rows, categories, image_ids=[1])
+    return diagnosis
+
+
+def sides(picture, height=HEIGHT, width=WIDTH):
+    """The two pictures of a pair, without headings and margins."""
+    gap = detections._GAP
+    bottom = picture.shape[0] - gap
+    return picture[bottom - height : bottom, gap : gap + width], picture[bottom - height : bottom, 2 * gap + width : 2 * (gap + width)]
+
+
+def written(monkeypatch, *arguments):
+    """The texts that a picture offers for each side, in the order of their places."""
+    sides = []
+    draw_labels = detections._draw_labels
+    monkeypatch.setattr(
+        detections, "_draw_labels", lambda draw, size, labels: (sides.append([t for _, t, _ in labels]), draw_labels(draw, size, labels))
+    )
+    draw_worst(*arguments)
+    return sides
+
+
+def has(picture, outcome):
+    return (picture == COLOURS[outcome]).all(axis=2)
+
+
+def test_each_outcome_has_its_colour_where_it_is():
+    left, right = sides(draw_worst(GREY, one(), ANIMALS, "a.jpg"))
+    assert has(left, "correct")[60, 50:130].all()  # thin: the first row of the box, and no more
+    assert not has(left, "correct")[61, 51:129].any()
+    assert has(right, "correct")[60, 50:130].all()
+    for side in (left, right):
+        assert has(side, "wrong class")[57:60, 250:330].all()  # thick, outside of the box
+        assert has(side, "bad mask")[57:60, 450:530].all()
+        np.testing.assert_array_equal(side[90, 90], [90, 90, 90])  # what is right is not filled
+    assert has(left, "missed")[217:220, 50:130].all()
+    assert has(right, "false")[217:220, 600:680].all()
+    assert not has(right, "missed").any()
+    assert not has(left, "false").any()
+    expected = 90 + detections._FILL * (np.array(COLOURS["bad mask"]) - 90.0)
+    np.testing.assert_allclose(right[75, 490], expected, atol=1)  # the mask that was predicted ends at y = 84, the true one at 140
+    np.testing.assert_allclose(left[120, 490], expected, atol=1)
+    np.testing.assert_array_equal(right[120, 490], [90, 90, 90])
+    assert (GREY == 90).all()  # the image given is not painted on
+
+
+def test_texts(monkeypatch):
+    left, right = written(monkeypatch, GREY, one(), ANIMALS)
+    assert [texts[0] for texts in left] == ["dog", "cat", "missed dog"]
+    assert [texts[0] for texts in right] == ["false cat 0.83", "bad mask 0.30", "dog, is cat 0.70"]
+
+
+@pytest.mark.parametrize(
+    ("count", "missed", "false"), [(30, ["missed cell", "cell"], ["false cell 0.75", "cell 0.75", "0.75"]), (31, None, ["0.75"])]
+)
+def test_of_many_errors_of_the_only_class_just_the_numbers_are_written(monkeypatch, count, missed, false):
+    cells = Categories(("cell",), (1,))
+    truths = [truth(1, 20 * i, 40, 10, 10) for i in range(count)]
+    rows = [row(1, 20 * i, 200, 10, 10, 0.75) for i in range(count)]
+    left, right = written(monkeypatch, GREY, one(truths, rows, cells), cells)
+    assert left == ([missed] * count if missed else [])
+    assert right == [false] * count
+
+
+def test_tiny_objects_are_seen():
+    left, _ = sides(draw_worst(GREY, one([truth(CAT, 300, 300, 1, 1, mask=False)], []), ANIMALS))
+    assert has(left, "missed")[303, 296:305].all()  # the last rows of a frame of 9 pixels around it, below its text
+    assert not has(left, "missed")[303, [295, 305]].any()
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((90, 45), (720, 360)), ((100, 1440), (50, 720)), ((3000, 2000), (720, 480)), ((10, 20), (80, 160))])
+def test_images_are_scaled_to_one_size(shape, expected):
+    height, width = shape
+    box = [0.25 * width, 0.25 * height, 0.5 * width, 0.5 * height]
+    x, y, w, h = box
+    mask = compressed_rle([[x, y, x + w, y, x + w, y + h, x, y + h]], height, width)
+    annotation = {"id": 1, "image_id": 1, "category_id": CAT, "bbox": box, "iscrowd": 0, "segmentation": mask}
+    image = np.full((*shape, 3), 90, dtype=np.uint8)
+    left, right = sides(draw_worst(image, one([annotation], []), ANIMALS), *expected)
+    assert left.shape[:2] == right.shape[:2] == expected
+    assert (right == 90).all()
+    filled = (left != 90).all(axis=2)
+    assert filled[expected[0] // 2, round(0.3 * expected[1]) : round(0.7 * expected[1])].all()
+    assert not filled[expected[0] // 2, : round(0.2 * expected[1])].any()
+
+
+def test_boxes_alone_boxes_outside_and_no_errors():
+    truths, rows = [truth(CAT, 700, 350, 90, 90, mask=False)], [row(DOG, -50, -50, 90, 90, 0.9, mask=False)]
+    left, right = sides(draw_worst(GREY, one(truths, rows), ANIMALS))
+    assert has(left, "missed").any()
+    assert has(right, "false").any()
+    left, right = sides(draw_worst(GREY, one([], []), ANIMALS))
+    assert (left == 90).all()
+    assert (right == 90).all()
+
+
+def test_the_title_is_never_cut_off(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        diagnosis_pictures,
+        "_under",
+        lambda heading, picture, size, under=diagnosis_pictures._under: (texts.extend(heading), under(heading, picture, size))[1],
+    )
+    tower = np.full((720, 20, 3), 90, dtype=np.uint8)
+    picture = draw_worst(tower, one([], []), ANIMALS, "a_very_long_name_of_a_narrow_picture.jpg")
+    assert texts[0].text == "a_very_long_name_of_a_narrow_picture.jpg: no errors"
+    assert picture.shape[1] > detections._font(diagnosis_pictures._TITLE).getlength(texts[0].text)
+    draw_worst(GREY, one(), ANIMALS)
+    assert texts[1].text == "image 1: missed 1, false 1, wrong class 1, bad mask 1"
+
+
+def test_legend_is_on_top(tmp_path):
+    asked = []
+
+    def picture(image_id):
+        asked.append(image_id)
+        return GREY
+
+    truths = [truth(CAT, 50, 60 + 20 * i, 80, 10, image=image) for image in range(25) for i in range(1 + image % 3)]
+    diagnoses = worst(diagnose(truths, [], ANIMALS), 25)
+    path = tmp_path / "new" / "worst.png"
+    sheet = draw_worst_images(diagnoses, ANIMALS, picture, path, file_names={2: "two.jpg"})
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), sheet)
+    assert asked == [d.image_id for d in diagnoses[:20]]
+    assert sheet.shape[1] == 2 * (2 * WIDTH + 3 * detections._GAP) + 3 * detections._GAP
+    assert sheet.shape[0] > 10 * HEIGHT
+    for outcome in COLOURS:
+        assert has(sheet[:60], outcome).sum() > 300
+
+
+def test_legend_of_one_narrow_picture_has_several_lines():
+    narrow = np.full((720, 40, 3), 90, dtype=np.uint8)
+    sheet = draw_worst_images([one([truth(CAT, 5, 5, 20, 20, mask=False)], [])], ANIMALS, lambda _: narrow)
+    rows = [np.flatnonzero(has(sheet[:200], outcome).sum(axis=1) > 15) for outcome in COLOURS]
+    assert all(len(r) for r in rows)
+    assert rows[0].max() < rows[-1].min()
+
+
+def test_no_image_with_an_error():
+    sheet = draw_worst_images([], ANIMALS, lambda _: GREY)
+    assert all(has(sheet, outcome).any() for outcome in COLOURS)
+
+
+def curve(height, reach):
+    return np.where(np.linspace(0, 1, 101) <= reach, height, 0.0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 12, 13, 80])
+def test_pr_curves(tmp_path, monkeypatch, count):
+    from matplotlib.axes import Axes
+
+    legends = []
+    legend = Axes.legend
+    monkeypatch.setattr(
+        Axes, "legend", lambda self, **options: (legends.append([h.get_label() for h in options["handles"]]), legend(self, **options))[1]
+    )
+    classes = {f"class {i}": curve(0.9, (i + 1) / 100) for i in range(count)} | {"without truth": np.full(101, -1.0)}
+    picture = draw_pr_curves({"bbox": classes, "segm": classes}, tmp_path / "pr.png")
+    assert picture.dtype == np.uint8
+    assert picture.shape == (528, 1584, 3)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "pr.png")), picture)
+    assert len(legends) == (2 if count else 0)
+    if count == 1:
+        assert legends[0] == ["0.02  class 0"]
+    elif count:
+        assert legends[0][0].endswith(f"mean of {count}")
+        assert len(legends[0]) == min(count, 12) + 1 + (count > 12)
+        best, last = legends[0][1], legends[0][-1]
+        assert best == f"{0.9 * (count + 1) / 101:.2f}  class {count - 1}"
+        assert last == "0.02  class 0"
+    if count == 80:
+        assert legends[0][7] == "…  68 others"
+
+
+def test_pr_curves_of_one_kind_at_another_threshold():
+    assert draw_pr_curves({"bbox": {"cat": curve(1.0, 1)}}, iou=0.75).shape == (528, 792, 3)
+    assert draw_pr_curves({}).shape == (528, 792, 3)
+
+
+def shown(monkeypatch):
+    """What is put into the picture of a matrix: the texts, the shares."""
+    from matplotlib.axes import Axes
+
+    texts, shares = [], []
+    text, imshow = Axes.text, Axes.imshow
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **o: (texts.append((y, x, s)), text(self, x, y, s, **o))[1])
+    monkeypatch.setattr(Axes, "imshow", lambda self, values, **o: (shares.append(values), imshow(self, values, **o))[1])
+    return texts, shares
+
+
+def test_confusion(tmp_path, monkeypatch):
+    texts, shares = shown(monkeypatch)
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [1, 4, 0]])
+    picture = draw_confusion(matrix, ["cat", "dog"], tmp_path / "confusion.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "confusion.png")), picture)
+    np.testing.assert_allclose(shares[0].filled(-1), [[0.75, 0.25, 0], [-1, -1, -1], [0.2, 0.8, 0]])
+    assert texts == [(0, 0, "0.75"), (0, 1, "0.25"), (2, 0, "0.20"), (2, 1, "0.80")]
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 80])
+def test_confusion_of_more_classes(monkeypatch, count):
+    texts, _ = shown(monkeypatch)
+    picture = draw_confusion(np.eye(count + 1, dtype=np.int64), [f"a class with a long name {i}" for i in range(count)])
+    assert len(texts) == (count + 1 if count <= 20 else 0)
+    assert picture.shape[0] > 20 * (count + 1)  # pixels for each name
+    for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is cut off
+        assert (border == 255).all()
+
+
+def test_wrong_matrix():
+    with pytest.raises(ValueError, match=r"\[3, 3\]"):
+        draw_confusion(np.zeros((2, 2), np.int64), ["cat", "dog"])
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the picture"):
+        draw_confusion(np.eye(2, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png")
+
+
+def test_no_pyplot(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # its import would raise; it holds global state and may want a display
+    draw_confusion(np.eye(2, dtype=np.int64), ["cat"])
+    draw_pr_curves({"bbox": {"cat": curve(1.0, 1)}})
