@@ -16,6 +16,8 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
     path: a checkpoint or a run folder (its best.pt, else last.pt). Raises `maskseg.errors.UserError`.
     """
-    from maskseg.config.restore import load_predictor  # only here: a data worker must not pay for importing torch's whole world
+    from maskseg.config.restore import (
+        load_predictor,
+    )  # only here: a data worker must not pay for importing torch's whole world
 
     return load_predictor(Path(path), device)

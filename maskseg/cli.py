@@ -59,8 +59,14 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank != "0":
-            time.sleep(_OTHERS_FIRST)  # an error of all is told by the first, whose end ends this process too
-        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
+            time.sleep(
+                _OTHERS_FIRST
+            )  # an error of all is told by the first, whose end ends this process too
+        print(
+            f"error: {error}" if rank == "0" else f"error in process {rank}: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
         return 2
     except Interrupted as stop:
         return stop.code

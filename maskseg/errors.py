@@ -10,7 +10,9 @@ class UserError(Exception):
         """The message; of one that a loader process sent (torch wraps it into its traceback), what the user wrote for."""
         text = super().__str__()
         mark = "\nmaskseg.errors.UserError: "
-        return text.rsplit(mark, 1)[1].strip() if text.startswith("Caught ") and mark in text else text
+        return (
+            text.rsplit(mark, 1)[1].strip() if text.startswith("Caught ") and mark in text else text
+        )
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -55,12 +55,16 @@ class Categories:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
-            raise ValueError(f"categories need one distinct id a name, got {len(self.names)} names and ids {self.ids}")
+            raise ValueError(
+                f"categories need one distinct id a name, got {len(self.names)} names and ids {self.ids}"
+            )
         for part in ("keypoints", "skeletons"):
             if not any(getattr(self, part)):
                 object.__setattr__(self, part, ((),) * len(self.names))
             if len(getattr(self, part)) != len(self.names):
-                raise ValueError(f"categories need {part} for each of {len(self.names)} classes, got {len(getattr(self, part))}")
+                raise ValueError(
+                    f"categories need {part} for each of {len(self.names)} classes, got {len(getattr(self, part))}"
+                )
 
     @property
     def num_things(self) -> int:
@@ -70,7 +74,13 @@ class Categories:
     def with_stuff(self, names: Sequence[str], ids: Sequence[int]) -> Categories:
         """These classes and, behind them, stuff of other ids."""
         none: tuple[tuple[()], ...] = ((),) * len(ids)
-        return Categories((*self.names, *names), (*self.ids, *ids), (*self.keypoints, *none), (*self.skeletons, *none), len(ids))
+        return Categories(
+            (*self.names, *names),
+            (*self.ids, *ids),
+            (*self.keypoints, *none),
+            (*self.skeletons, *none),
+            len(ids),
+        )
 
     def things(self) -> Categories:
         """Those with instances alone."""
@@ -94,16 +104,25 @@ class Categories:
     def lines(self) -> tuple[tuple[tuple[int, int], ...], ...]:
         """Of each class, the skeleton as pairs of the P points."""
         starts = (start for start, _ in self.point_ranges)
-        return tuple(tuple((start + a, start + b) for a, b in edges) for start, edges in zip(starts, self.skeletons, strict=True))
+        return tuple(
+            tuple((start + a, start + b) for a, b in edges)
+            for start, edges in zip(starts, self.skeletons, strict=True)
+        )
 
     def mirrored(self, pairs: Sequence[Sequence[str]] | None = None) -> list[int]:
         """Which of the P points each point is in a mirror: those of `pairs` of names change places, or, without any, `left_x` and `right_x` (or
         `x_left`, `l_x`, ...). Raises ValueError for a pair that is none of a class."""
         order = list(range(self.num_points))
         for pair in pairs or ():
-            found = [(start, points) for (start, _), points in zip(self.point_ranges, self.keypoints, strict=True) if set(pair) <= set(points)]
+            found = [
+                (start, points)
+                for (start, _), points in zip(self.point_ranges, self.keypoints, strict=True)
+                if set(pair) <= set(points)
+            ]
             if len(pair) != 2 or not found:
-                raise ValueError(f"{list(pair)} is not a pair of keypoints of a class ({', '.join(n for p in self.keypoints for n in p)})")
+                raise ValueError(
+                    f"{list(pair)} is not a pair of keypoints of a class ({', '.join(n for p in self.keypoints for n in p)})"
+                )
             for start, points in found:
                 a, b = (start + points.index(name) for name in pair)
                 order[a], order[b] = b, a
@@ -120,16 +139,32 @@ class Categories:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and JSON."""
-        points = {"keypoints": [list(p) for p in self.keypoints], "skeletons": [[list(e) for e in s] for s in self.skeletons]}
+        points = {
+            "keypoints": [list(p) for p in self.keypoints],
+            "skeletons": [[list(e) for e in s] for s in self.skeletons],
+        }
         stuff = {"num_stuff": self.num_stuff} if self.num_stuff else {}
-        return {"names": list(self.names), "ids": list(self.ids), **(points if self.num_points else {}), **stuff}
+        return {
+            "names": list(self.names),
+            "ids": list(self.ids),
+            **(points if self.num_points else {}),
+            **stuff,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Categories:
         """The inverse of `to_dict`. Raises TypeError or ValueError for values of other types, KeyError where names or ids are missing."""
-        points = tuple(tuple(_typed(n, str) for n in names) for names in values.get("keypoints", ()))
-        skeletons = tuple(tuple((_typed(a, int), _typed(b, int)) for a, b in edges) for edges in values.get("skeletons", ()))
-        names, ids = tuple(_typed(n, str) for n in values["names"]), tuple(_typed(i, int) for i in values["ids"])
+        points = tuple(
+            tuple(_typed(n, str) for n in names) for names in values.get("keypoints", ())
+        )
+        skeletons = tuple(
+            tuple((_typed(a, int), _typed(b, int)) for a, b in edges)
+            for edges in values.get("skeletons", ())
+        )
+        names, ids = (
+            tuple(_typed(n, str) for n in values["names"]),
+            tuple(_typed(i, int) for i in values["ids"]),
+        )
         num_stuff = _typed(values.get("num_stuff", 0), int)
         if not 0 <= num_stuff <= len(names) or any(abs(i) >= 2**63 for i in ids):
             raise ValueError("a number of classes or an id that cannot be")
@@ -271,20 +306,36 @@ class Batch:
 
     def draw_seeds(self) -> Tensor:
         """i64 [N], on the device of the images."""
-        return torch.zeros(len(self), dtype=torch.int64, device=self.images.device) if self.seeds is None else self.seeds
+        return (
+            torch.zeros(len(self), dtype=torch.int64, device=self.images.device)
+            if self.seeds is None
+            else self.seeds
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; the sizes too. Maps of pixels that only the CPU looks at stay there."""
         free = torch.device(device).type != "cpu"
         here = (f.name for f in fields(self) if f.name not in ("superpixels", "semantic"))
-        tensors = {name: value.to(device, non_blocking=free) for name in here if isinstance(value := getattr(self, name), Tensor)}
-        parts = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), _TensorRows)}
+        tensors = {
+            name: value.to(device, non_blocking=free)
+            for name in here
+            if isinstance(value := getattr(self, name), Tensor)
+        }
+        parts = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), _TensorRows)
+        }
         changed: dict[str, Any] = {**tensors, **parts}
         return replace(self, **changed)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
-        parts: dict[str, Any] = {f.name: v.pin_memory() for f in fields(self) if isinstance(v := getattr(self, f.name), _TensorRows)}
+        parts: dict[str, Any] = {
+            f.name: v.pin_memory()
+            for f in fields(self)
+            if isinstance(v := getattr(self, f.name), _TensorRows)
+        }
         return replace(self, images=self.images.pin_memory(), **parts)
 
 

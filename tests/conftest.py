@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: tests that run side by side must not spin in each other's way
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "1000"
+)  # before torch: tests that run side by side must not spin in each other's way
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,10 +52,22 @@ def ellipse(box: Sequence[float], points: int = 24) -> Polygons:
     """The ellipse that touches the sides of an xyxy box."""
     angle = np.arange(points) * 2 * np.pi / points
     x0, y0, x1, y1 = box
-    return Polygons((np.stack([(x0 + x1 + (x1 - x0) * np.cos(angle)) / 2, (y0 + y1 + (y1 - y0) * np.sin(angle)) / 2], axis=1),))
+    return Polygons(
+        (
+            np.stack(
+                [
+                    (x0 + x1 + (x1 - x0) * np.cos(angle)) / 2,
+                    (y0 + y1 + (y1 - y0) * np.sin(angle)) / 2,
+                ],
+                axis=1,
+            ),
+        )
+    )
 
 
-def build_targets(truth: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tuple[int, int]], masks: bool = True) -> Targets:
+def build_targets(
+    truth: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tuple[int, int]], masks: bool = True
+) -> Targets:
     """For each image its objects as (x1, y1, x2, y2, label) or (..., label, crowd); their masks are ellipses."""
     rows = [(image, *row) for image, rows in enumerate(truth) for row in rows]
     shapes = [[ellipse(row[:4]) for row in rows] for rows in truth]
@@ -62,7 +76,11 @@ def build_targets(truth: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tu
         labels=torch.tensor([int(r[5]) for r in rows], dtype=torch.int64),
         image_index=torch.tensor([r[0] for r in rows], dtype=torch.int64),
         crowd=torch.tensor([len(r) > 6 and bool(r[6]) for r in rows], dtype=torch.bool),
-        masks=FileMasks.cat([FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]) if masks else None,
+        masks=FileMasks.cat(
+            [FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
+        )
+        if masks
+        else None,
     )
 
 
@@ -88,13 +106,30 @@ def build_batch(
     )
 
 
-def build_model(num_classes: int = 3, heads: bool = True, norm: str = "GN", class_agnostic: bool = False, **stages: Any) -> GeneralizedRCNN:
+def build_model(
+    num_classes: int = 3,
+    heads: bool = True,
+    norm: str = "GN",
+    class_agnostic: bool = False,
+    **stages: Any,
+) -> GeneralizedRCNN:
     """ResNet-18, a narrow FPN and narrow heads with fixed random weights, in evaluation mode. `stages` replaces parts of the model."""
     torch.manual_seed(0)
     classifier = BoxClassifier(
-        MultiLevelRoIAlign(STRIDES, 7), FCTrunk(CHANNELS, 7, 64), num_classes, class_agnostic=class_agnostic, score_threshold=0.01
+        MultiLevelRoIAlign(STRIDES, 7),
+        FCTrunk(CHANNELS, 7, 64),
+        num_classes,
+        class_agnostic=class_agnostic,
+        score_threshold=0.01,
     )
-    mask = MaskHead(MultiLevelRoIAlign(STRIDES, 14), num_classes, CHANNELS, 16, layers=1, class_agnostic=class_agnostic)
+    mask = MaskHead(
+        MultiLevelRoIAlign(STRIDES, 14),
+        num_classes,
+        CHANNELS,
+        16,
+        layers=1,
+        class_agnostic=class_agnostic,
+    )
     parts: dict[str, Any] = {
         "backbone": FPN(ResNet("resnet18", norm=norm), CHANNELS),
         "proposer": RPN(RPNHead(CHANNELS), AnchorGenerator(), STRIDES | {"p6": 64}),
@@ -105,9 +140,13 @@ def build_model(num_classes: int = 3, heads: bool = True, norm: str = "GN", clas
     return GeneralizedRCNN(**(parts | stages)).eval()
 
 
-def random_boxes(count: int, height: float, width: float, generator: torch.Generator, least: float = 4.0) -> Tensor:
+def random_boxes(
+    count: int, height: float, width: float, generator: torch.Generator, least: float = 4.0
+) -> Tensor:
     """xyxy boxes f32 [count, 4] inside an image, sides of at least `least` pixels."""
-    size = least + torch.rand((count, 2), generator=generator) ** 2 * (torch.tensor([width, height]) - least)
+    size = least + torch.rand((count, 2), generator=generator) ** 2 * (
+        torch.tensor([width, height]) - least
+    )
     low = torch.rand((count, 2), generator=generator) * (torch.tensor([width, height]) - size)
     return torch.cat([low, low + size], dim=1)
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.ExceptHandler,
+    ast.match_case,
+    ast.comprehension,
+)
 
 
 @dataclass
@@ -55,7 +63,11 @@ class Style:
 
 def is_docstring(node: ast.AST) -> bool:
     """Whether a statement is a string alone."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def code_lines(source: str, tree: ast.AST) -> list[int]:
@@ -65,7 +77,11 @@ def code_lines(source: str, tree: ast.AST) -> list[int]:
         if is_docstring(node):
             text_lines.update(range(node.lineno, node.end_lineno + 1))  # type: ignore[attr-defined]
     lines = enumerate(source.splitlines(), start=1)
-    return [len(line) for number, line in lines if number not in text_lines and line.strip() and not line.lstrip().startswith("#")]
+    return [
+        len(line)
+        for number, line in lines
+        if number not in text_lines and line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def complexity(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

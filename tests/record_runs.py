@@ -22,17 +22,31 @@ ROOT = Path(__file__).parents[1]
 NUCLEI = ROOT.parent / "shared" / "data" / "nuclei"
 STEPS = 60
 IMAGES = 16
-RUNS = ("scenes_r18", "scenes_keypoint_r18", "scenes_hash_r18", "scenes_cfm", "classify_scenes", "nuclei_r18")
+RUNS = (
+    "scenes_r18",
+    "scenes_keypoint_r18",
+    "scenes_hash_r18",
+    "scenes_cfm",
+    "classify_scenes",
+    "nuclei_r18",
+)
 # What depends on the time or the machine.
 VOLATILE = ("images_per_second", "data_seconds", "step_seconds", "memory_gb", "seconds")
 
 
 def call_tool(tool: str, arguments: list[str], log: Path) -> None:
     """Run one of `tools/` in a process of its own, on one thread; its output goes to `log`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
     with log.open("a") as file:
-        code = subprocess.call(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        code = subprocess.call(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
     if code:
         sys.exit(f"{tool} {' '.join(arguments)}: exit code {code}, see {log}")
 
@@ -43,7 +57,11 @@ def data_arguments(experiment: str, folder: Path) -> list[str]:
         return [f"data.root={NUCLEI}"]
     small = experiment == "classify_scenes"
     name = "scenes_small" if small else "scenes"
-    return [f"data.root={folder / 'data' / name}", f"data.num_train={960 if small else 240}", f"data.num_val={IMAGES}"]
+    return [
+        f"data.root={folder / 'data' / name}",
+        f"data.num_train={960 if small else 240}",
+        f"data.num_val={IMAGES}",
+    ]
 
 
 def record_run(experiment: str, folder: Path) -> dict[str, list[str]]:
@@ -51,9 +69,22 @@ def record_run(experiment: str, folder: Path) -> dict[str, list[str]]:
     run, output = folder / "runs" / experiment, folder / "evaluations" / experiment
     log = folder / f"{experiment}.log"
     data = data_arguments(experiment, folder)
-    settings = [f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.device=cpu", "trainer.precision=fp32", "trainer.ema=0"]
-    shared = [*data, "data.num_workers=1", f"evaluation.max_images={IMAGES}", "evaluation.backend=pycocotools"]
-    call_tool("train", [f"experiment={experiment}", "seed=0", f"run_dir={run}", *settings, *shared], log)
+    settings = [
+        f"trainer.max_steps={STEPS}",
+        "trainer.log_every=1",
+        "trainer.device=cpu",
+        "trainer.precision=fp32",
+        "trainer.ema=0",
+    ]
+    shared = [
+        *data,
+        "data.num_workers=1",
+        f"evaluation.max_images={IMAGES}",
+        "evaluation.backend=pycocotools",
+    ]
+    call_tool(
+        "train", [f"experiment={experiment}", "seed=0", f"run_dir={run}", *settings, *shared], log
+    )
     call_tool("evaluate", [f"checkpoint={run / 'last.pt'}", f"output={output}", *shared], log)
     files = [run / "metrics.jsonl", *sorted(output.rglob("*.json"))]
     return {str(path.relative_to(folder)): read_lines(path) for path in files}
@@ -63,7 +94,10 @@ def read_lines(path: Path) -> list[str]:
     """A JSON file as lines without the volatile values: one a row of .jsonl, one an entry of a list or an object."""
     text = path.read_text()
     if path.suffix == ".jsonl":
-        return [json.dumps(without_volatile(json.loads(line)), sort_keys=True) for line in text.splitlines()]
+        return [
+            json.dumps(without_volatile(json.loads(line)), sort_keys=True)
+            for line in text.splitlines()
+        ]
     content = without_volatile(json.loads(text))
     if isinstance(content, dict):
         return [json.dumps({key: content[key]}) for key in sorted(content)]
@@ -99,7 +133,9 @@ def compare(old: dict[str, list[str]], new: dict[str, list[str]]) -> list[str]:
 
 def main() -> int:
     """-> the exit code: 1 where a number has changed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", type=Path, help="a folder of earlier records")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=RUNS)
@@ -115,8 +151,14 @@ def main() -> int:
         if arguments.against is None:
             print(f"{experiment}: recorded {sum(map(len, record.values()))} lines", flush=True)
             continue
-        differences = compare(json.loads((arguments.against / "records" / f"{experiment}.json").read_text()), record)
-        print("\n".join(differences) or f"{experiment}: equal, {sum(map(len, record.values()))} lines", flush=True)
+        differences = compare(
+            json.loads((arguments.against / "records" / f"{experiment}.json").read_text()), record
+        )
+        print(
+            "\n".join(differences)
+            or f"{experiment}: equal, {sum(map(len, record.values()))} lines",
+            flush=True,
+        )
         changed = changed or bool(differences)
     return int(changed)
 

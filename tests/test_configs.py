@@ -27,8 +27,17 @@ from maskseg.structures import Batch, Categories
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.hash.net import SegmentationNet
 
-NO_WEIGHTS = ["model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]", "trainer.device=cpu"]
-TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=16", "model.classifier.trunk.width=16"]
+NO_WEIGHTS = [
+    "model.backbone.trunk.weights=null",
+    "data.num_classes=3",
+    "data.point_ranges=[[0,0],[0,5],[5,9]]",
+    "trainer.device=cpu",
+]
+TINY = [
+    "model.backbone.trunk.name=resnet18",
+    "model.backbone.channels=16",
+    "model.classifier.trunk.width=16",
+]
 TINY += ["model.heads.mask.channels=16", "model.heads.mask.layers=1", *NO_WEIGHTS]
 
 
@@ -58,9 +67,15 @@ def test_segments_alone_build_from_alexnet() -> None:
 NO_RESNET = ("hash_bsds", "voc_cfm_vgg16", "context_cfm_vgg16")  # with tests of their own
 
 
-@pytest.mark.parametrize("experiment", [name for name in configs.experiments() if name not in NO_RESNET])
+@pytest.mark.parametrize(
+    "experiment", [name for name in configs.experiments() if name not in NO_RESNET]
+)
 def test_every_experiment_builds(experiment: str) -> None:
-    without = ["model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"] if experiment.startswith("classify") else NO_WEIGHTS
+    without = (
+        ["model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"]
+        if experiment.startswith("classify")
+        else NO_WEIGHTS
+    )
     config = configs.compose("train", [f"experiment={experiment}", *without])
     assert config.name == experiment
     model = configs.build_model(config)
@@ -77,7 +92,9 @@ def test_every_experiment_builds(experiment: str) -> None:
     optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == trainable
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(config.optimizer.lr * config.total_batch / config.trainer.reference_batch)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(
+        config.optimizer.lr * config.total_batch / config.trainer.reference_batch
+    )
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     full = scheduler.lr_lambdas[0](config.scheduler.warmup_steps)
     end = scheduler.lr_lambdas[0](trainer.max_steps - 1)
@@ -90,18 +107,37 @@ def test_every_experiment_builds(experiment: str) -> None:
     assert source.transforms["train"]
 
 
-@pytest.mark.parametrize(("experiment", "frozen", "norm"), [("coco_r50_fpn_1x", 2, "FrozenBatchNorm2d"), ("coco_r50_fpn_lsj", 0, "SyncBatchNorm")])
+@pytest.mark.parametrize(
+    ("experiment", "frozen", "norm"),
+    [("coco_r50_fpn_1x", 2, "FrozenBatchNorm2d"), ("coco_r50_fpn_lsj", 0, "SyncBatchNorm")],
+)
 def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int, norm: str) -> None:
     model = configs.build_model(configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS]))
     assert model.backbone.trunk.frozen_stages == frozen  # type: ignore[union-attr]
-    assert norm in {kind.__name__ for m in model.backbone.trunk.modules() for kind in type(m).__mro__}  # type: ignore[union-attr]
+    assert norm in {
+        kind.__name__ for m in model.backbone.trunk.modules() for kind in type(m).__mro__
+    }  # type: ignore[union-attr]
     assert model.classifier.max_detections == 100  # type: ignore[union-attr]
-    shapes = {name: list(p.shape) for name, p in model.named_parameters() if name.startswith(("classifier.", "heads."))}
+    shapes = {
+        name: list(p.shape)
+        for name, p in model.named_parameters()
+        if name.startswith(("classifier.", "heads."))
+    }
     assert [4, 1024] in shapes.values()  # three classes and background
     assert [12, 1024] in shapes.values()
 
 
-@pytest.mark.parametrize("words", [["optimizer=adamw"], ["scheduler=cosine"], ["data=custom"], ["debug=smoke"], ["debug=overfit"], ["data=nuclei"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optimizer=adamw"],
+        ["scheduler=cosine"],
+        ["data=custom"],
+        ["debug=smoke"],
+        ["debug=overfit"],
+        ["data=nuclei"],
+    ],
+)
 def test_every_choice_composes_and_builds(words: list[str]) -> None:
     config = configs.compose("train", words)
     for part in (config.data, config.optimizer, config.scheduler, config.trainer):
@@ -118,20 +154,40 @@ def test_the_debug_modes() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["experiment=scenes_cfm"], ["experiment=coco_cfm_r50_fpn", "data=coco_panoptic"], ["data=coco_stuff", "data.train_proposals=x"]]
+    "words",
+    [
+        ["experiment=scenes_cfm"],
+        ["experiment=coco_cfm_r50_fpn", "data=coco_panoptic"],
+        ["data=coco_stuff", "data.train_proposals=x"],
+    ],
 )
 def test_overfitting_tests_with_all_that_it_trains_on(words: list[str]) -> None:
     # Guards against: the validation of the same images looks for their segments, maps or proposals among those of the validation images
     source = configs.build(configs.compose("train", [*words, "debug=overfit"]).data)
-    for parts in (source.json, source.images, source.proposals, source.semantic, source.segments, getattr(source, "panoptic", {})):
+    for parts in (
+        source.json,
+        source.images,
+        source.proposals,
+        source.semantic,
+        source.segments,
+        getattr(source, "panoptic", {}),
+    ):
         assert parts.get("val") == parts.get("train")
     assert source.semantic["val"] is not None
 
 
 def test_segments_are_found_alike_by_both_tools() -> None:
-    alone, within = configs.compose("propose_segments", []), configs.compose("train", ["experiment=scenes_cfm"])
+    alone, within = (
+        configs.compose("propose_segments", []),
+        configs.compose("train", ["experiment=scenes_cfm"]),
+    )
     assert alone.method == within.model.proposer.method
-    assert configs.compose("train", ["experiment=scenes_cfm", "model.proposer.method.sigma=0.8"]).model.proposer.method.sigma == 0.8
+    assert (
+        configs.compose(
+            "train", ["experiment=scenes_cfm", "model.proposer.method.sigma=0.8"]
+        ).model.proposer.method.sigma
+        == 0.8
+    )
 
 
 def targets(node: Any, path: str = "") -> Iterator[str]:
@@ -174,7 +230,10 @@ def test_no_key_of_the_rest_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("trainer.max_step=3", "trainer.max_step=3: no such key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
+        (
+            "trainer.max_step=3",
+            "trainer.max_step=3: no such key 'trainer.max_step'; did you mean 'trainer.max_steps'?",
+        ),
         ("optimzer.lr=1", "optimzer.lr=1: no such key 'optimzer.lr'; did you mean 'optimizer.lr'?"),
         ("max_steps=5", "max_steps=5: no such key 'max_steps'; did you mean 'trainer.max_steps'?"),
         ("model.heads.mask.layer=2", "did you mean 'model.heads.mask.layers'?"),
@@ -187,13 +246,22 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("data.keep_empty=1", "data.keep_empty=1: expected true or false"),
         ("data.train_transforms=x", "data.train_transforms='x': expected a list"),
         ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
-        ("experiment=scenes_r19", "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are classify_coco_r50, "),
+        (
+            "experiment=scenes_r19",
+            "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are classify_coco_r50, ",
+        ),
         ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
-        ("data=coc", "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, coco_panoptic, coco_stuff, custom, "),
+        (
+            "data=coc",
+            "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, coco_panoptic, coco_stuff, custom, ",
+        ),
         ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
         ("+trainer.foo=3", "+trainer.foo=3: no such key 'trainer.foo'"),
         ("++trainer.foo=3", "++trainer.foo=3: no such key 'trainer.foo'"),
-        ("trainer.max_steps", "'trainer.max_steps' is not of the form key=value; --help shows commands"),
+        (
+            "trainer.max_steps",
+            "'trainer.max_steps' is not of the form key=value; --help shows commands",
+        ),
         ("--verbose", "'--verbose' is not of the form key=value"),
         ("data.root=${data.nothing}", "data.nothing"),
         # Guards against: a value that is no name of the group's, or an optional group's, gets past (or out as a ValueError)
@@ -207,19 +275,39 @@ def test_words_that_do_not_fit_are_told_in_one_line(word: str, told: str) -> Non
     assert told in refused([word])
 
 
-@pytest.mark.parametrize("word", ["trainer.resume=a=b", "optimizer.lr=[1", "data.root=a,b", "data.root=scen(es)", "/model/backbone=fpn"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "trainer.resume=a=b",
+        "optimizer.lr=[1",
+        "data.root=a,b",
+        "data.root=scen(es)",
+        "/model/backbone=fpn",
+    ],
+)
 def test_words_that_hydra_cannot_parse_are_named(word: str) -> None:
     # Guards against: of some of Hydra's messages the user cannot see which word is meant
     assert word in refused(["seed=1", word])
 
 
-@pytest.mark.parametrize("word", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"])
+@pytest.mark.parametrize(
+    "word", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"]
+)
 def test_null_is_no_number(word: str) -> None:
     # Guards against: a TypeError with a traceback comes later
     assert word.split("=")[0] in refused([word])
 
 
-@pytest.mark.parametrize("word", ["data.max_images=all", "data.max_images=2.5", "data.max_images=0", "data.num_workers=-1", "data.divisor=0"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.max_images=all",
+        "data.max_images=2.5",
+        "data.max_images=0",
+        "data.num_workers=-1",
+        "data.divisor=0",
+    ],
+)
 def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
     # Guards against: a default of null takes anything, and no constructor looks at these; a traceback comes later
     with pytest.raises(UserError, match=word.split(".")[1].split("=")[0]):
@@ -227,28 +315,55 @@ def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
 
 
 def test_a_right_key_of_the_wrong_group() -> None:
-    assert "no such key 'optimizer.betas'" in refused(["optimizer=sgd", "optimizer.betas=[0.9,0.99]"])
+    assert "no such key 'optimizer.betas'" in refused(
+        ["optimizer=sgd", "optimizer.betas=[0.9,0.99]"]
+    )
     config = configs.compose("train", ["optimizer=adamw", "optimizer.betas=[0.8,0.99]"])
     assert configs.build(config.optimizer).keywords["betas"] == [0.8, 0.99]
 
 
 def test_whole_numbers_where_a_number_is_meant() -> None:
     assert configs.compose("train", ["optimizer.lr=1"]).optimizer.lr == 1
-    assert configs.compose("train", ["trainer.resume=auto"]).trainer.resume == "auto"  # null takes a text
+    assert (
+        configs.compose("train", ["trainer.resume=auto"]).trainer.resume == "auto"
+    )  # null takes a text
     assert configs.compose("train", ["trainer.resume=null"]).trainer.resume is None
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "subprocess.run", "torch.load", "maskseg", "masksegevil.x", "torch.optimus.x", "maskseg..os", 3]
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.run",
+        "torch.load",
+        "maskseg",
+        "masksegevil.x",
+        "torch.optimus.x",
+        "maskseg..os",
+        3,
+    ],
 )
 def test_targets_outside_the_allowed_are_refused(target: object) -> None:
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
         configs.build({"_target_": target})
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
-        configs.build({"_target_": "maskseg.data.datasets.coco.CocoSource", "train_transforms": [{"a": {"_target_": target}}]})
+        configs.build(
+            {
+                "_target_": "maskseg.data.datasets.coco.CocoSource",
+                "train_transforms": [{"a": {"_target_": target}}],
+            }
+        )
     with pytest.raises(UserError, match=r"_target_ .* is refused"):
         configs.build_model(
-            OmegaConf.create({"model": {"_target_": "maskseg.models.rcnn.GeneralizedRCNN", "backbone": {"trunk": {"_target_": target}}}})
+            OmegaConf.create(
+                {
+                    "model": {
+                        "_target_": "maskseg.models.rcnn.GeneralizedRCNN",
+                        "backbone": {"trunk": {"_target_": target}},
+                    }
+                }
+            )
         )
 
 
@@ -278,10 +393,17 @@ def test_constructors_that_refuse_say_so_in_one_line() -> None:
 
 
 def test_weights_that_are_not_there() -> None:
-    with pytest.raises(UserError, match="weights 'IMAGENET1K_V9': no such file, and torchvision has IMAGENET1K_V1"):
-        configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]))
+    with pytest.raises(
+        UserError, match="weights 'IMAGENET1K_V9': no such file, and torchvision has IMAGENET1K_V1"
+    ):
+        configs.build_model(
+            configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"])
+        )
     # without `pretrained` nothing is looked for
-    configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]), pretrained=False)
+    configs.build_model(
+        configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]),
+        pretrained=False,
+    )
 
 
 def test_a_model_without_masks() -> None:
@@ -305,39 +427,74 @@ def checkpoint_text(*words: str) -> str:
 
 
 def test_a_checkpoints_config_with_a_tools_keys() -> None:
-    words = ["checkpoint=best.pt", "output=out", "evaluation.max_images=5", "model.classifier.score_threshold=0.2", "trainer.device=cpu"]
+    words = [
+        "checkpoint=best.pt",
+        "output=out",
+        "evaluation.max_images=5",
+        "model.classifier.score_threshold=0.2",
+        "trainer.device=cpu",
+    ]
     config = configs.from_checkpoint(checkpoint_text(), words, "evaluate")
-    assert (config.checkpoint, config.output, config.split, config.pictures) == ("best.pt", "out", "val", 16)
+    assert (config.checkpoint, config.output, config.split, config.pictures) == (
+        "best.pt",
+        "out",
+        "val",
+        16,
+    )
     assert config.evaluation.max_images == 5
     assert config.evaluation.max_detections == 100  # still follows the model's key
     model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
     assert model.classifier.score_threshold == 0.2  # type: ignore[union-attr]
-    more = configs.from_checkpoint(checkpoint_text(), ["model.classifier.max_detections=300"], "evaluate")
+    more = configs.from_checkpoint(
+        checkpoint_text(), ["model.classifier.max_detections=300"], "evaluate"
+    )
     assert more.evaluation.max_detections == 300
 
 
 def test_a_checkpoint_from_before_a_key_was_there() -> None:
     text = checkpoint_text("evaluation.batch=3")
-    lines = [line for line in text.splitlines() if line.strip().partition(":")[0] not in ("oks_sigmas", "precision")]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip().partition(":")[0] not in ("oks_sigmas", "precision")
+    ]
     assert len(lines) == len(text.splitlines()) - 2
     config = configs.from_checkpoint("\n".join(lines), ["trainer.precision=bf16"], "evaluate")
-    assert (config.evaluation.oks_sigmas, config.evaluation.batch, config.trainer.precision) == (None, 3, "bf16")
+    assert (config.evaluation.oks_sigmas, config.evaluation.batch, config.trainer.precision) == (
+        None,
+        3,
+        "bf16",
+    )
 
 
 def test_a_checkpoint_of_a_model_without_masks() -> None:
     words = ["experiment=coco_r50_fpn_1x", *(w for w in TINY if not w.startswith("model.heads"))]
     config = configs.compose("train", [*words, "~model/heads@model.heads.mask"])
-    model = configs.build_model(configs.from_checkpoint(configs.to_yaml(config), [], "predict"), configs.FROM_CHECKPOINT, pretrained=False)
+    model = configs.build_model(
+        configs.from_checkpoint(configs.to_yaml(config), [], "predict"),
+        configs.FROM_CHECKPOINT,
+        pretrained=False,
+    )
     assert isinstance(model, GeneralizedRCNN)
     assert len(model.heads) == 0
 
 
 def test_a_checkpoint_on_other_data() -> None:
-    text = checkpoint_text("data.test_transforms=[{_target_:maskseg.data.transforms.ResizeShortestEdge,sizes:[64],max_size:100}]")
-    config = configs.from_checkpoint(text, ["data=custom", "data.val_json=v.json", "data.images=pics", "data.num_workers=0"], "evaluate")
+    text = checkpoint_text(
+        "data.test_transforms=[{_target_:maskseg.data.transforms.ResizeShortestEdge,sizes:[64],max_size:100}]"
+    )
+    config = configs.from_checkpoint(
+        text,
+        ["data=custom", "data.val_json=v.json", "data.images=pics", "data.num_workers=0"],
+        "evaluate",
+    )
     source = configs.build(config.data)
     assert type(source) is CocoSource
-    assert (source.json, source.images["val"], source.num_workers) == ({"train": None, "val": "v.json"}, "pics", 0)
+    assert (source.json, source.images["val"], source.num_workers) == (
+        {"train": None, "val": "v.json"},
+        "pics",
+        0,
+    )
     assert source.num_classes == 3
     assert source.transforms["val"][0].sizes == [64]
     own = configs.build(configs.from_checkpoint(text, ["data.root=elsewhere"], "evaluate").data)
@@ -347,15 +504,35 @@ def test_a_checkpoint_on_other_data() -> None:
 
 def test_a_model_of_segments_on_other_data() -> None:
     # Guards against: what says how segments are drawn stays behind, and the data cannot be used
-    config = configs.compose("train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7", *NO_WEIGHTS])
+    config = configs.compose(
+        "train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7", *NO_WEIGHTS]
+    )
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
-    text, words = configs.to_yaml(config), ["data=custom", "data.val_json=v.json", "data.images=pics", "data.val_segments=s"]
+    text, words = (
+        configs.to_yaml(config),
+        ["data=custom", "data.val_json=v.json", "data.images=pics", "data.val_segments=s"],
+    )
     source = configs.build(configs.from_checkpoint(text, words, "evaluate").data)
-    assert (source.segments["val"], source.semantic["val"], source.segment_sampler(2, 3).num_samples) == ("s", None, 7)
-    other = configs.build(configs.from_checkpoint(text, [*words, "data.segment_sampler.num_samples=9"], "evaluate").data)
+    assert (
+        source.segments["val"],
+        source.semantic["val"],
+        source.segment_sampler(2, 3).num_samples,
+    ) == ("s", None, 7)
+    other = configs.build(
+        configs.from_checkpoint(
+            text, [*words, "data.segment_sampler.num_samples=9"], "evaluate"
+        ).data
+    )
     assert other.segment_sampler(2, 3).num_samples == 9
-    assert isinstance(configs.build(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data), BsdsSource)
-    assert configs.build(configs.from_checkpoint(checkpoint_text(), words, "evaluate").data).segment_sampler is None
+    assert isinstance(
+        configs.build(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data), BsdsSource
+    )
+    assert (
+        configs.build(
+            configs.from_checkpoint(checkpoint_text(), words, "evaluate").data
+        ).segment_sampler
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,8 +541,14 @@ def test_a_model_of_segments_on_other_data() -> None:
         ("split", "'split' is not of the form key=value"),
         ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
         ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
-        ("model.classifier.score_threshold=high", "model.classifier.score_threshold='high': expected a number, such as 0.05"),
-        ("data=mine", "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, "),
+        (
+            "model.classifier.score_threshold=high",
+            "model.classifier.score_threshold='high': expected a number, such as 0.05",
+        ),
+        (
+            "data=mine",
+            "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, ",
+        ),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),
@@ -378,7 +561,9 @@ def test_words_that_do_not_fit_a_checkpoint(word: str, told: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("key", ["model.backbone.trunk", "data", "optimizer", "trainer", "evaluation"])
+@pytest.mark.parametrize(
+    "key", ["model.backbone.trunk", "data", "optimizer", "trainer", "evaluation"]
+)
 def test_a_checkpoints_config_cannot_name_foreign_code(key: str) -> None:
     config = OmegaConf.create(checkpoint_text())
     OmegaConf.update(config, f"{key}._target_", "os.system", force_add=True)
@@ -402,7 +587,9 @@ def test_a_target_that_hides_behind_an_interpolation() -> None:
 def test_a_checkpoint_whose_config_is_none(text: str) -> None:
     # Guards against: a damaged or foreign config text ends in a traceback
     with pytest.raises(UserError):
-        configs.build_model(configs.from_checkpoint(text, [], "predict"), configs.FROM_CHECKPOINT, pretrained=False)
+        configs.build_model(
+            configs.from_checkpoint(text, [], "predict"), configs.FROM_CHECKPOINT, pretrained=False
+        )
 
 
 def test_a_config_survives_the_checkpoint() -> None:
@@ -462,8 +649,13 @@ def test_a_stage_that_is_swapped_takes_the_experiments_keys_for_it_along() -> No
 
 def test_what_differs_between_a_checkpoints_model_and_this_one() -> None:
     trained = configs.compose("train", ["model.pixel_std=[1.0,1.0,1.0]", *NO_WEIGHTS])
-    here = configs.compose("train", ["experiment=scenes_keypoint_r18", "model.heads.mask.threshold=0.4", *NO_WEIGHTS])
+    here = configs.compose(
+        "train", ["experiment=scenes_keypoint_r18", "model.heads.mask.threshold=0.4", *NO_WEIGHTS]
+    )
     found = configs.model_differences(here, configs.to_yaml(trained))
-    assert found == ["model.heads.mask.threshold=0.5 (here 0.4)", "model.pixel_std=[1.0, 1.0, 1.0] (here [58.395, 57.12, 57.375])"]
+    assert found == [
+        "model.heads.mask.threshold=0.5 (here 0.4)",
+        "model.pixel_std=[1.0, 1.0, 1.0] (here [58.395, 57.12, 57.375])",
+    ]
     assert configs.model_differences(here, configs.to_yaml(here)) == []
     assert configs.model_differences(here, "") == []

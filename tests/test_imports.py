@@ -33,7 +33,10 @@ ROWS: tuple[set[str], ...] = (
 )
 ROW = {part: row for row, parts in enumerate(ROWS) for part in parts}
 # The command that runs the benchmarks, which call other commands.
-ALLOWED = {("maskseg/commands/benchmark.py", f"maskseg.benchmarks.report.{name}") for name in ("chart", "table")}
+ALLOWED = {
+    ("maskseg/commands/benchmark.py", f"maskseg.benchmarks.report.{name}")
+    for name in ("chart", "table")
+}
 HOMES = {
     "hydra": {"config", "commands"},
     "omegaconf": {"config", "commands"},
@@ -67,8 +70,16 @@ def imported(source: str, file: str) -> set[str]:
             base = [] if node.level == 0 else package[: len(package) - node.level + 1]
             module = ".".join([*base, *([node.module] if node.module else [])])
             names |= {f"{module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module", "__import__"):
-            names |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "import_module",
+            "importlib.import_module",
+            "__import__",
+        ):
+            names |= {
+                a.value
+                for a in node.args[:1]
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            }
     return names
 
 
@@ -87,7 +98,11 @@ def breaches(source: str, file: str) -> list[str]:
     """What a file imports against the rules."""
     here = part_of(file)
     if file == "maskseg/variants/__init__.py":
-        return [] if not imported(source, file) - {"__future__.annotations"} else [f"{file} imports nothing"]
+        return (
+            []
+            if not imported(source, file) - {"__future__.annotations"}
+            else [f"{file} imports nothing"]
+        )
     if here not in ROW:
         return [f"{file}: {here} has no row in the architecture"]
     found = []
@@ -101,17 +116,30 @@ def breaches(source: str, file: str) -> list[str]:
             continue
         elif ROW[there] > ROW[here] or (ROW[there] == ROW[here] and there != here):
             found.append(f"{file}: {name} is above or beside {here}")
-        elif file == "maskseg/models/rcnn.py" and there == "models" and not name.startswith("maskseg.models.interfaces."):
+        elif (
+            file == "maskseg/models/rcnn.py"
+            and there == "models"
+            and not name.startswith("maskseg.models.interfaces.")
+        ):
             found.append(f"{file}: the stages are handed to the model, {name} must not be imported")
     return found
 
 
 def sources() -> list[str]:
-    return sorted(str(p.relative_to(ROOT)) for folder in ("maskseg", "tools") for p in (ROOT / folder).rglob("*.py"))
+    return sorted(
+        str(p.relative_to(ROOT))
+        for folder in ("maskseg", "tools")
+        for p in (ROOT / folder).rglob("*.py")
+    )
 
 
 def test_all_sources_are_seen() -> None:
-    assert {"maskseg/models/rcnn.py", "maskseg/ops/boxes.py", "maskseg/variants/cfm/net.py", "tools/train.py"} <= set(sources())
+    assert {
+        "maskseg/models/rcnn.py",
+        "maskseg/ops/boxes.py",
+        "maskseg/variants/cfm/net.py",
+        "tools/train.py",
+    } <= set(sources())
 
 
 @pytest.mark.parametrize("file", sources())
@@ -130,7 +158,10 @@ def test_imports_point_down(file: str) -> None:
         ("maskseg/models/backbones/fpn.py", "from maskseg import load"),
         ("maskseg/models/backbones/fpn.py", "import maskseg"),
         ("maskseg/models/__init__.py", "from ..data import collate"),
-        ("maskseg/variants/cfm/classifier.py", "import importlib\nimportlib.import_module('maskseg.variants.hash.layer')"),
+        (
+            "maskseg/variants/cfm/classifier.py",
+            "import importlib\nimportlib.import_module('maskseg.variants.hash.layer')",
+        ),
         ("maskseg/variants/cfm/classifier.py", "from maskseg.annotation import grabcut"),
         ("maskseg/annotation/annotate.py", "from maskseg.variants.cfm import store"),
         ("maskseg/annotation/annotate.py", "from maskseg.commands import train"),
@@ -159,13 +190,28 @@ def test_breaches_are_found(file: str, source: str) -> None:
     ("file", "source"),
     [
         ("maskseg/structures.py", "from maskseg.masks.base import Masks\nimport torch"),
-        ("maskseg/models/rpn.py", "from maskseg.ops import boxes\nfrom maskseg.structures import Losses\nfrom .anchors import AnchorGenerator"),
+        (
+            "maskseg/models/rpn.py",
+            "from maskseg.ops import boxes\nfrom maskseg.structures import Losses\nfrom .anchors import AnchorGenerator",
+        ),
         ("maskseg/models/rcnn.py", "from maskseg.models.interfaces import Backbone"),
-        ("maskseg/variants/cfm/net.py", "from maskseg.models.backbones.fpn import FPN\nfrom maskseg.variants.cfm import mask_nms"),
-        ("maskseg/inference/predictor.py", "from maskseg.evaluation import coco_results\nfrom maskseg.interop import torchvision"),
-        ("maskseg/config/build.py", "from omegaconf import OmegaConf\nfrom maskseg.engine import loop"),
+        (
+            "maskseg/variants/cfm/net.py",
+            "from maskseg.models.backbones.fpn import FPN\nfrom maskseg.variants.cfm import mask_nms",
+        ),
+        (
+            "maskseg/inference/predictor.py",
+            "from maskseg.evaluation import coco_results\nfrom maskseg.interop import torchvision",
+        ),
+        (
+            "maskseg/config/build.py",
+            "from omegaconf import OmegaConf\nfrom maskseg.engine import loop",
+        ),
         ("maskseg/engine/logs.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("maskseg/commands/train.py", "from maskseg.config import build\nfrom maskseg.variants.cfm import prepare"),
+        (
+            "maskseg/commands/train.py",
+            "from maskseg.config import build\nfrom maskseg.variants.cfm import prepare",
+        ),
         ("tools/train.py", "from maskseg.cli import run_tool"),
     ],
 )

@@ -56,7 +56,9 @@ def detectron2_head(widths: list[int]) -> RPNHead:
     head.convs, head.objectness, head.deltas = nn.ModuleList(layers), outputs[0], outputs[1]
     state = {f"proposer.head.{name}": tensor for name, tensor in head.state_dict().items()}
     reordered = reorder_anchors(state, len(SIZES), len(RATIOS))
-    head.load_state_dict({name.removeprefix("proposer.head."): tensor for name, tensor in reordered.items()})
+    head.load_state_dict(
+        {name.removeprefix("proposer.head."): tensor for name, tensor in reordered.items()}
+    )
     return head
 
 
@@ -73,18 +75,35 @@ def test_rpn_of_detectron2(widths: list[int], wanted: tuple[float, float]) -> No
     head = detectron2_head(widths)
     torch.rand(2, 20, 30)
     features = {"c4": torch.rand(2, 1024, 1, 2)}
-    rpn = RPN(head, AnchorGenerator([list(SIZES)], RATIOS), {"c4": 16}, {"per_level": 12000, "per_image": 2000}, divide_by="quota")
+    rpn = RPN(
+        head,
+        AnchorGenerator([list(SIZES)], RATIOS),
+        {"c4": 16},
+        {"per_level": 12000, "per_image": 2000},
+        divide_by="quota",
+    )
     boxes = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 2.0, 6.0, 6.0]])
-    targets = Targets(boxes, torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool))
+    targets = Targets(
+        boxes,
+        torch.zeros(2, dtype=torch.int64),
+        torch.tensor([0, 1]),
+        torch.zeros(2, dtype=torch.bool),
+    )
     sizes = torch.tensor([[10, 10], [20, 30]])
-    batch = Batch(torch.zeros((2, 3, 20, 30), dtype=torch.uint8), sizes, sizes, [0, 1], ["", ""], targets)
+    batch = Batch(
+        torch.zeros((2, 3, 20, 30), dtype=torch.uint8), sizes, sizes, [0, 1], ["", ""], targets
+    )
     proposals, losses = rpn(features, batch)
     assert losses["rpn_objectness"].item() == pytest.approx(wanted[0], rel=1e-5)
     assert losses["rpn_box"].item() == pytest.approx(wanted[1], rel=1e-5)
     if widths == [1024]:  # with five layers all logits are nearly zero
         own = proposals[proposals.image_index == 0]
-        torch.testing.assert_close(own.boxes, torch.tensor([[0, 0, 10, 10], [7.2702, 0, 10, 10]]), atol=1e-4, rtol=0)
-        torch.testing.assert_close(own.scores.logit(), torch.tensor([0.1596, -0.0007]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            own.boxes, torch.tensor([[0, 0, 10, 10], [7.2702, 0, 10, 10]]), atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            own.scores.logit(), torch.tensor([0.1596, -0.0007]), atol=1e-4, rtol=0
+        )
 
 
 class Rows(nn.Module):
@@ -117,17 +136,43 @@ def test_fast_rcnn_of_detectron2() -> None:
     labels, image = torch.tensor([1, 2]), torch.tensor([0, 0])
     targets = Targets(truth, labels, image, torch.zeros(2, dtype=torch.bool))
     proposals = torch.tensor([[0.8, 1.1, 3.2, 2.8], [2.3, 2.5, 7.0, 8.0]])
-    samples = Samples(proposals, image, labels, torch.tensor([0, 1]), 5, targets, torch.zeros(1, dtype=torch.int64))
+    samples = Samples(
+        proposals,
+        image,
+        labels,
+        torch.tensor([0, 1]),
+        5,
+        targets,
+        torch.zeros(1, dtype=torch.int64),
+    )
     losses = head.losses({"rows": rows}, samples)
     assert losses["box_class"].item() == pytest.approx(1.7951188087, rel=1e-5)
     assert losses["box_regression"].item() == pytest.approx(4.0357131958, rel=1e-5)
-    assert isinstance(head.predict({"rows": rows}, Regions(proposals, image, torch.ones(2)), torch.tensor([[10, 10]])), Regions)
+    assert isinstance(
+        head.predict(
+            {"rows": rows}, Regions(proposals, image, torch.ones(2)), torch.tensor([[10, 10]])
+        ),
+        Regions,
+    )
 
 
 def test_box_coding_of_mmdetection() -> None:
     """tests/test_models/test_task_modules/test_coder/test_delta_xywh_bbox_coder.py: decoding, then clipping to 32 x 32 pixels."""
-    rois = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
-    deltas = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 2.0, -1.0], [0.7, -1.9, -0.5, 0.3]])
-    wanted = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.1409, 0.1409, 2.8591, 2.8591], [0.0, 0.3161, 4.1945, 0.6839], [5.0, 5.0, 5.0, 5.0]])
-    found = box_ops.clip(box_ops.decode(deltas, rois, (1.0, 1.0, 1.0, 1.0)), torch.tensor([[32, 32]]).expand(4, 2))
+    rois = torch.tensor(
+        [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 5.0, 5.0]]
+    )
+    deltas = torch.tensor(
+        [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 2.0, -1.0], [0.7, -1.9, -0.5, 0.3]]
+    )
+    wanted = torch.tensor(
+        [
+            [0.0, 0.0, 1.0, 1.0],
+            [0.1409, 0.1409, 2.8591, 2.8591],
+            [0.0, 0.3161, 4.1945, 0.6839],
+            [5.0, 5.0, 5.0, 5.0],
+        ]
+    )
+    found = box_ops.clip(
+        box_ops.decode(deltas, rois, (1.0, 1.0, 1.0, 1.0)), torch.tensor([[32, 32]]).expand(4, 2)
+    )
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

@@ -22,17 +22,23 @@ def test_categories_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("names", "ids"), [(("cat",), (1, 2)), (("cat", "dog"), (1, 1))])
-def test_categories_need_one_distinct_id_a_name(names: tuple[str, ...], ids: tuple[int, ...]) -> None:
+def test_categories_need_one_distinct_id_a_name(
+    names: tuple[str, ...], ids: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="one distinct id a name"):
         Categories(names, ids)
 
 
 def three_targets(make_targets: Callable[..., Targets]) -> Targets:
-    return make_targets([[(0, 0, 10, 20, 2)], [(5, 5, 9, 9, 0, True), (1, 2, 31, 30, 1)]], [(32, 32), (32, 40)])
+    return make_targets(
+        [[(0, 0, 10, 20, 2)], [(5, 5, 9, 9, 0, True), (1, 2, 31, 30, 1)]], [(32, 32), (32, 40)]
+    )
 
 
 @pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
-def test_targets_rows_follow_an_index(make_targets: Callable[..., Targets], index: torch.Tensor) -> None:
+def test_targets_rows_follow_an_index(
+    make_targets: Callable[..., Targets], index: torch.Tensor
+) -> None:
     targets = three_targets(make_targets)
     chosen = targets[index]
     rows = [2, 0] if index.dtype == torch.int64 else [0, 2]
@@ -48,13 +54,17 @@ def test_targets_rows_follow_an_index(make_targets: Callable[..., Targets], inde
 
 
 def test_regions_follow_an_index_with_and_without_masks() -> None:
-    regions = Regions(torch.rand(4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.3, 0.8, 0.7]))
+    regions = Regions(
+        torch.rand(4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.3, 0.8, 0.7])
+    )
     chosen = regions[torch.tensor([True, False, False, True])]
     assert chosen.labels is None
     assert chosen.masks is None
     assert chosen.scores.tolist() == pytest.approx([0.9, 0.7])
     masks = SoftMasks(torch.arange(4.0).view(4, 1, 1), regions.boxes, torch.tensor([[8, 8]] * 4))
-    labelled = Regions(regions.boxes, regions.image_index, regions.scores, torch.tensor([3, 2, 1, 0]), masks)[torch.tensor([3, 1])]
+    labelled = Regions(
+        regions.boxes, regions.image_index, regions.scores, torch.tensor([3, 2, 1, 0]), masks
+    )[torch.tensor([3, 1])]
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [0, 2]
     assert isinstance(labelled.masks, SoftMasks)
@@ -62,10 +72,20 @@ def test_regions_follow_an_index_with_and_without_masks() -> None:
     assert len(labelled[torch.zeros(2, dtype=torch.bool)]) == 0
 
 
-def test_foreground_keeps_the_rows_that_stand_for_an_object(make_targets: Callable[..., Targets]) -> None:
+def test_foreground_keeps_the_rows_that_stand_for_an_object(
+    make_targets: Callable[..., Targets],
+) -> None:
     targets = three_targets(make_targets)
     boxes = torch.arange(16.0).view(4, 4)
-    samples = Samples(boxes, torch.tensor([0, 0, 1, 1]), torch.tensor([3, 2, 1, 3]), torch.tensor([0, 0, 2, 0]), 3, targets, torch.arange(2))
+    samples = Samples(
+        boxes,
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([3, 2, 1, 3]),
+        torch.tensor([0, 0, 2, 0]),
+        3,
+        targets,
+        torch.arange(2),
+    )
     own = samples.foreground()
     assert own.boxes.tolist() == boxes[1:3].tolist()
     assert own.image_index.tolist() == [0, 1]
@@ -81,7 +101,15 @@ def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch
     moved = batch.to("meta")
     assert moved.targets is not None
     truth = moved.targets
-    tensors = [moved.images, moved.sizes, moved.original_sizes, truth.boxes, truth.labels, truth.image_index, truth.crowd]
+    tensors = [
+        moved.images,
+        moved.sizes,
+        moved.original_sizes,
+        truth.boxes,
+        truth.labels,
+        truth.image_index,
+        truth.crowd,
+    ]
     assert all(t.device.type == "meta" for t in tensors)
     assert moved.image_ids == [0, 1]
     assert make_batch([(30, 40)]).to("meta").targets is None

@@ -44,14 +44,19 @@ from maskseg.structures import Batch, Targets
 K = 80
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 EVERYTHING = 10**6  # a quota that no image fills: both sides draw all anchors and regions there are
-WIDE, TALL = "000000025560.jpg", "000000322864.jpg"  # 640 x 480 and 427 x 640, with objects cut off at the bottom and at the right
+WIDE, TALL = (
+    "000000025560.jpg",
+    "000000322864.jpg",
+)  # 640 x 480 and 427 x 640, with objects cut off at the bottom and at the right
 SETTINGS = [("resnet50", 0.0), ("resnet18", 1e-5)]
 
 
 def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
     """Random weights, scaled so that features stay of order one, scores and boxes differ and a hundred detections survive."""
     torch.manual_seed(0)
-    backbone = resnet_fpn_backbone(backbone_name=trunk, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5)
+    backbone = resnet_fpn_backbone(
+        backbone_name=trunk, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
+    )
     model = MaskRCNN(
         backbone,
         K + 1,
@@ -72,7 +77,11 @@ def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
             module.running_var.uniform_(0.5e-3, 1.5e-3)
             module.bias.normal_(0, 0.1)
             module.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * (0.2 if name.endswith(last) else 1))
-    scales = {model.rpn.head.cls_logits: 5, model.rpn.head.bbox_pred: 3, model.roi_heads.box_predictor.bbox_pred: 20}
+    scales = {
+        model.rpn.head.cls_logits: 5,
+        model.rpn.head.bbox_pred: 3,
+        model.roi_heads.box_predictor.bbox_pred: 20,
+    }
     with torch.no_grad():
         for layer, factor in (scales | {model.roi_heads.box_predictor.cls_score: 30}).items():
             layer.weight *= factor
@@ -95,8 +104,21 @@ def our_model(trunk: str, eps: float) -> GeneralizedRCNN:
             beta=1 / 9,
         ),
         RegionSampler(K, EVERYTHING, 0.5),
-        BoxClassifier(MultiLevelRoIAlign(STRIDES, 7, 2, aligned=False), FCTrunk(), K, beta=1 / 9, min_size=1e-2),
-        {"mask": MaskHead(MultiLevelRoIAlign(STRIDES, 14, 2, aligned=False), K, target_rule="roi_align", paste_rule="torchvision")},
+        BoxClassifier(
+            MultiLevelRoIAlign(STRIDES, 7, 2, aligned=False),
+            FCTrunk(),
+            K,
+            beta=1 / 9,
+            min_size=1e-2,
+        ),
+        {
+            "mask": MaskHead(
+                MultiLevelRoIAlign(STRIDES, 14, 2, aligned=False),
+                K,
+                target_rule="roi_align",
+                paste_rule="torchvision",
+            )
+        },
     ).eval()
 
 
@@ -125,7 +147,11 @@ def outlines(name: str, variant: int = 0) -> list[NDArray[np.float64]]:
     for i in range(7):
         angle = np.sort(rng.uniform(0, 2 * np.pi, 14))
         radius = rng.uniform(0.5, 1, 14) * rng.uniform(20, 150)
-        centre = rng.uniform(0.2, 0.8, 2) * (width, height) if i < 5 else np.array([width - 10.0, rng.uniform(0.3, 0.7) * height])
+        centre = (
+            rng.uniform(0.2, 0.8, 2) * (width, height)
+            if i < 5
+            else np.array([width - 10.0, rng.uniform(0.3, 0.7) * height])
+        )
         points = centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
         found.append(points.clip(0, (width, height)))
     return found
@@ -138,11 +164,15 @@ def make(name: str, variant: int = 0) -> Tensor:
     pixels = torch.zeros(1, 3, height, width)
     for cells in (4, 16, 64, 256):
         noise = torch.randn((1, 3, cells, cells), generator=generator)
-        pixels += nn.functional.interpolate(noise, (height, width), mode="bilinear") * 40 / cells**0.25
+        pixels += (
+            nn.functional.interpolate(noise, (height, width), mode="bilinear") * 40 / cells**0.25
+        )
     picture = Image.fromarray((pixels[0] + 120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
     pen = ImageDraw.Draw(picture)
     for i, points in enumerate(outlines(name, variant)):
-        pen.polygon([tuple(p) for p in points.tolist()], fill=(40 + 30 * i, 220 - 25 * i, 90 + 20 * (i % 4)))
+        pen.polygon(
+            [tuple(p) for p in points.tolist()], fill=(40 + 30 * i, 220 - 25 * i, 90 + 20 * (i % 4))
+        )
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
@@ -161,7 +191,14 @@ def to_batch(images: list[Tensor], targets: Targets | None = None) -> Batch:
     pixels = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
     for canvas, image in zip(pixels, images, strict=True):
         canvas[:, : image.shape[1], : image.shape[2]] = image
-    return Batch(pixels, sizes, sizes, list(range(len(images))), [str(i) for i in range(len(images))], targets)
+    return Batch(
+        pixels,
+        sizes,
+        sizes,
+        list(range(len(images))),
+        [str(i) for i in range(len(images))],
+        targets,
+    )
 
 
 def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> dict[str, float]:
@@ -183,7 +220,9 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
         worst["score"] = max(worst["score"], (own.scores - theirs_["scores"]).abs().max().item())
         height, width = image.shape[-2:]
         for grid, box, mask in zip(own.masks.grids, own.boxes, theirs_["masks"][:, 0], strict=True):
-            values, left, top = paste_crop(grid, box, height, width, own.masks.paste_rule, own.masks.interpolation)
+            values, left, top = paste_crop(
+                grid, box, height, width, own.masks.paste_rule, own.masks.interpolation
+            )
             mask = mask.clone()
             mask[top : top + values.shape[0], left : left + values.shape[1]] -= values
             worst["mask"] = max(worst["mask"], mask.abs().max().item())
@@ -197,13 +236,24 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
         pytest.param(SETTINGS[1], "made", [WIDE], (480, 640), id="resnet18-made-inexact-p6"),
         pytest.param(SETTINGS[1], "made", [TALL], (640, 448), id="resnet18-made-padded"),
         pytest.param(SETTINGS[0], "made", [WIDE, TALL], (640, 640), id="resnet50-made-two-sizes"),
-        pytest.param(SETTINGS[0], "photographs", [WIDE], (480, 640), id="resnet50-photographs-inexact-p6"),
-        pytest.param(SETTINGS[1], "photographs", [WIDE, TALL], (640, 640), id="resnet18-photographs-two-sizes"),
+        pytest.param(
+            SETTINGS[0], "photographs", [WIDE], (480, 640), id="resnet50-photographs-inexact-p6"
+        ),
+        pytest.param(
+            SETTINGS[1],
+            "photographs",
+            [WIDE, TALL],
+            (640, 640),
+            id="resnet18-photographs-two-sizes",
+        ),
     ],
     indirect=["models", "pictures"],
 )
 def test_detections_equal_torchvision(
-    models: tuple[GeneralizedRCNN, MaskRCNN], pictures: dict[str, Tensor], names: list[str], padded: tuple[int, int]
+    models: tuple[GeneralizedRCNN, MaskRCNN],
+    pictures: dict[str, Tensor],
+    names: list[str],
+    padded: tuple[int, int],
 ) -> None:
     images = [pictures[n] for n in names]
     assert to_batch(images).images.shape[-2:] == padded
@@ -224,38 +274,70 @@ def made_annotations(names: list[str], variant: int) -> Found:
         for i, points in enumerate(outlines(name, variant)):
             low, high = points.min(axis=0), points.max(axis=0)
             rows.append(
-                {"bbox": [*low.tolist(), *(high - low).tolist()], "label": (11 * i + len(found)) % K, "segmentation": [points.ravel().tolist()]}
+                {
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                    "label": (11 * i + len(found)) % K,
+                    "segmentation": [points.ravel().tolist()],
+                }
             )
         found.append(({"height": SHAPES[name][0], "width": SHAPES[name][1]}, rows))
     return found
 
 
-def annotations(shared_data: Path, names: list[str]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def annotations(
+    shared_data: Path, names: list[str]
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each image's record with its annotations, their category already a label."""
-    content = json.loads((shared_data / "coco_tiny" / "annotations" / "instances_val2017.json").read_text())
+    content = json.loads(
+        (shared_data / "coco_tiny" / "annotations" / "instances_val2017.json").read_text()
+    )
     label = {c["id"]: i for i, c in enumerate(content["categories"])}
     assert len(label) == K
     images = {i["file_name"]: i for i in content["images"]}
-    rows = [[a | {"label": label[a["category_id"]]} for a in content["annotations"] if a["image_id"] == images[n]["id"]] for n in names]
+    rows = [
+        [
+            a | {"label": label[a["category_id"]]}
+            for a in content["annotations"]
+            if a["image_id"] == images[n]["id"]
+        ]
+        for n in names
+    ]
     assert all(a["iscrowd"] == 0 for r in rows for a in r)
     return [(images[n], r) for n, r in zip(names, rows, strict=True)]
 
 
-def both_targets(found: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> tuple[Targets, list[dict[str, Tensor]]]:
+def both_targets(
+    found: list[tuple[dict[str, Any], list[dict[str, Any]]]],
+) -> tuple[Targets, list[dict[str, Tensor]]]:
     """The truth as ours (polygons) and as torchvision's (bitmaps)."""
     masks, theirs = [], []
     for image, rows in found:
         height, width = image["height"], image["width"]
-        polygons = [Polygons(tuple(np.array(p, dtype=np.float64).reshape(-1, 2) for p in a["segmentation"])) for a in rows]
+        polygons = [
+            Polygons(tuple(np.array(p, dtype=np.float64).reshape(-1, 2) for p in a["segmentation"]))
+            for a in rows
+        ]
         masks.append(FileMasks.from_file(polygons, height, width))
-        bitmaps = [coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], height, width))) for a in rows]
+        bitmaps = [
+            coco_mask.decode(
+                coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], height, width))
+            )
+            for a in rows
+        ]
         boxes = torch.tensor([a["bbox"] for a in rows])
         boxes[:, 2:] += boxes[:, :2]
         labels = torch.tensor([a["label"] + 1 for a in rows])
-        theirs.append({"boxes": boxes, "labels": labels, "masks": torch.from_numpy(np.stack(bitmaps))})
+        theirs.append(
+            {"boxes": boxes, "labels": labels, "masks": torch.from_numpy(np.stack(bitmaps))}
+        )
     image_index = torch.cat([torch.full((len(t["boxes"]),), i) for i, t in enumerate(theirs)])
-    boxes, labels = torch.cat([t["boxes"] for t in theirs]), torch.cat([t["labels"] - 1 for t in theirs])
-    return Targets(boxes, labels, image_index, torch.zeros(len(boxes), dtype=torch.bool), FileMasks.cat(masks)), theirs
+    boxes, labels = (
+        torch.cat([t["boxes"] for t in theirs]),
+        torch.cat([t["labels"] - 1 for t in theirs]),
+    )
+    return Targets(
+        boxes, labels, image_index, torch.zeros(len(boxes), dtype=torch.bool), FileMasks.cat(masks)
+    ), theirs
 
 
 TERMS = {
@@ -267,7 +349,9 @@ TERMS = {
 }
 
 
-def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor], truth: Found) -> tuple[dict[str, float], dict[str, float]]:
+def compare_training(
+    models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor], truth: Found
+) -> tuple[dict[str, float], dict[str, float]]:
     """Relative differences of each loss, and of each gradient, by its norm."""
     ours, theirs = models
     targets, their_targets = both_targets(truth)
@@ -279,11 +363,16 @@ def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tens
         assert all(v.item() > 1e-4 for v in wanted.values())
         sum(losses.values()).backward()
         sum(wanted.values()).backward()
-        of_losses = {name: abs(losses[name].item() / wanted[theirs_].item() - 1) for name, theirs_ in TERMS.items()}
+        of_losses = {
+            name: abs(losses[name].item() / wanted[theirs_].item() - 1)
+            for name, theirs_ in TERMS.items()
+        }
         their_gradients = from_torchvision({n: p.grad for n, p in theirs.named_parameters()})
         our_gradients = {n: p.grad for n, p in ours.named_parameters()}
         assert set(our_gradients) == set(their_gradients)
-        of_gradients = {n: ((our_gradients[n] - g).norm() / g.norm()).item() for n, g in their_gradients.items()}
+        of_gradients = {
+            n: ((our_gradients[n] - g).norm() / g.norm()).item() for n, g in their_gradients.items()
+        }
     finally:
         for model in models:
             model.eval().zero_grad()
@@ -292,14 +381,19 @@ def compare_training(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tens
 
 @pytest.mark.parametrize("models", SETTINGS[1:], indirect=True, ids=["resnet18"])
 def test_losses_and_gradients_equal_torchvision(
-    models: tuple[GeneralizedRCNN, MaskRCNN], pictures: dict[str, Tensor], request: pytest.FixtureRequest
+    models: tuple[GeneralizedRCNN, MaskRCNN],
+    pictures: dict[str, Tensor],
+    request: pytest.FixtureRequest,
 ) -> None:
     """Two images of different size, every anchor and region drawn on both sides."""
     names = [WIDE, TALL]
     if torch.equal(pictures[WIDE], make(WIDE)):
         images, truth = [make(name, LEARNT) for name in names], made_annotations(names, LEARNT)
     else:
-        images, truth = [pictures[name] for name in names], annotations(request.getfixturevalue("shared_data"), names)
+        images, truth = (
+            [pictures[name] for name in names],
+            annotations(request.getfixturevalue("shared_data"), names),
+        )
     losses, gradients = compare_training(models, images, truth)
     assert max(losses.values()) < 1e-4
     assert max(gradients.values()) < 1e-3
@@ -312,9 +406,15 @@ def test_three_steps_of_training_equal_torchvision() -> None:
     start = {n: p.detach().clone() for n, p in ours.named_parameters()}
     targets, their_targets = both_targets(made_annotations([TALL], LEARNT))
     image = make(TALL, LEARNT)
-    optimizers = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-3, 0.9) for m in (ours.train(), theirs.train())]
+    optimizers = [
+        torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-3, 0.9)
+        for m in (ours.train(), theirs.train())
+    ]
     for _ in range(3):
-        losses, wanted = ours(to_batch([image], targets)), theirs([image.float() / 255], their_targets)
+        losses, wanted = (
+            ours(to_batch([image], targets)),
+            theirs([image.float() / 255], their_targets),
+        )
         for name, theirs_ in TERMS.items():
             assert losses[name].item() == pytest.approx(wanted[theirs_].item(), rel=1e-3), name
         for optimizer, terms in zip(optimizers, (losses, wanted), strict=True):
@@ -331,7 +431,15 @@ def test_three_steps_of_training_equal_torchvision() -> None:
 
 def by_config(model: str, *words: str) -> GeneralizedRCNN:
     """A model of ours by the installed config that is meant for torchvision's weights."""
-    config = configs.compose("train", ["experiment=coco_r50_fpn_1x", f"model={model}", "model.backbone.trunk.name=resnet18", *words])
+    config = configs.compose(
+        "train",
+        [
+            "experiment=coco_r50_fpn_1x",
+            f"model={model}",
+            "model.backbone.trunk.name=resnet18",
+            *words,
+        ],
+    )
     ranges = [[0, 17]] if "keypoint" in model else None
     for key, value in {"num_classes": 1 if ranges else K, "point_ranges": ranges}.items():
         configs.put(config, f"data.{key}", value)
@@ -348,7 +456,11 @@ def test_detections_of_the_second_version_equal_torchvision() -> None:
     box = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], norm_layer=nn.BatchNorm2d)
     mask = MaskRCNNHeads(256, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
     head = TorchvisionHead(256, 3, conv_depth=2)
-    theirs = spread(MaskRCNN(backbone, K + 1, min_size=640, max_size=640, rpn_head=head, box_head=box, mask_head=mask))
+    theirs = spread(
+        MaskRCNN(
+            backbone, K + 1, min_size=640, max_size=640, rpn_head=head, box_head=box, mask_head=mask
+        )
+    )
     image = make(TALL)
     centre(theirs, image.float() / 255)
     ours = by_config("torchvision_mask_rcnn_v2")
@@ -361,10 +473,16 @@ def test_detections_of_the_second_version_equal_torchvision() -> None:
 
 def test_keypoints_equal_torchvision() -> None:
     backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-    theirs = spread(KeypointRCNN(backbone, 2, min_size=640, max_size=640, box_detections_per_img=20))
+    theirs = spread(
+        KeypointRCNN(backbone, 2, min_size=640, max_size=640, box_detections_per_img=20)
+    )
     image = make(TALL)
     centre(theirs, image.float() / 255)
-    ours = by_config("torchvision_keypoint_rcnn", "model.backbone.trunk.norm_eps=1e-5", "model.classifier.max_detections=20")
+    ours = by_config(
+        "torchvision_keypoint_rcnn",
+        "model.backbone.trunk.norm_eps=1e-5",
+        "model.classifier.max_detections=20",
+    )
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     found = ours.predict(to_batch([image])).detections
     with torch.no_grad():

@@ -53,12 +53,24 @@ class ClassMaps:
         torch.set_num_threads(1)
         try:
             model, seen = built(self.build, self.device), seen_size(height, width, self.side)
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(self.device)
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(
+                self.device
+            )
             pixels = F.interpolate(pixels.float(), seen, mode="bilinear", antialias=True)
             logits, maps = model.activation(model.normalised(pixels))
-            _, own, scores = translated(logits, maps, model.probabilities(logits), [self.members[label] for label in known])
+            _, own, scores = translated(
+                logits, maps, model.probabilities(logits), [self.members[label] for label in known]
+            )
             large = at_pixels(own[0].float().cpu(), model.level, seen, (height, width))
-            found = dict(zip(known, zip(scores[0].tolist(), np.asarray(large.numpy(), dtype=np.float32), strict=True), strict=True))
+            found = dict(
+                zip(
+                    known,
+                    zip(
+                        scores[0].tolist(), np.asarray(large.numpy(), dtype=np.float32), strict=True
+                    ),
+                    strict=True,
+                )
+            )
             return [found.get(label) for label in labels]
         finally:
             torch.set_num_threads(threads)
@@ -90,7 +102,9 @@ def seen_size(height: int, width: int, side: Side) -> tuple[int, int]:
         scale = side / max(height, width)
     elif side is not None:
         scale = min(side[0] / min(height, width), side[1] / max(height, width))
-    return max(1, round(height * scale / STRIDE)) * STRIDE, max(1, round(width * scale / STRIDE)) * STRIDE
+    return max(1, round(height * scale / STRIDE)) * STRIDE, max(
+        1, round(width * scale / STRIDE)
+    ) * STRIDE
 
 
 @cache

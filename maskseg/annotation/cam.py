@@ -54,13 +54,17 @@ _FAMILIES = (
     _Family(r"(wide_)?resne(x)?t\d", ("conv1", "bn1", "relu", "maxpool", *_STAGES), "fc"),
     _Family("squeezenet1_0", ("features",), "classifier.1", stride=16, centre=17.5),
     _Family("squeezenet1_1", ("features",), "classifier.1", stride=16, centre=15.5),
-    _Family("densenet", ("features",), "classifier", relu=True, centre=14.5),  # 2 x 2 means between its stages
+    _Family(
+        "densenet", ("features",), "classifier", relu=True, centre=14.5
+    ),  # 2 x 2 means between its stages
     _Family("mobilenet_v2", ("features",), "classifier.1"),
     _Family("efficientnet", ("features",), "classifier.1"),
     _Family("regnet", ("stem", "trunk_output"), "fc"),
     _Family("shufflenet_v2", ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), "fc"),
 )
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # of torchvision's published files
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12])\."
+)  # of torchvision's published files
 
 
 class CAMModel(nn.Module):
@@ -82,7 +86,11 @@ class CAMModel(nn.Module):
         state = None if weights is None else _renamed(pretrained_state(name, weights))
         last = None if state is None else state.get(f"{self.family.layer}.weight")
         count = 1000 if not isinstance(last, Tensor) else len(last)
-        self.net = torchvision.models.get_model(name, weights=None, num_classes=count).eval().requires_grad_(False)
+        self.net = (
+            torchvision.models.get_model(name, weights=None, num_classes=count)
+            .eval()
+            .requires_grad_(False)
+        )
         if state is not None:
             _load(self.net, state, f"weights {weights!r} do not fit {name}")
         self.level = FeatureSpec(self.family.stride, self.family.centre, self.layer.weight.shape[1])
@@ -93,8 +101,12 @@ class CAMModel(nn.Module):
     def _set_pixels(self, name: str) -> None:
         """The mean and deviation of pixels in 0..255 that all weights of the network are for."""
         preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-        self.register_buffer("pixel_mean", torch.tensor(preset.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(preset.std).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(preset.mean).view(3, 1, 1) * 255, persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(preset.std).view(3, 1, 1) * 255, persistent=False
+        )
 
     @property
     def layer(self) -> Any:
@@ -133,11 +145,17 @@ class CAMModel(nn.Module):
 
 def supported() -> list[str]:
     """Names of torchvision's networks that `CAMModel` takes."""
-    return [n for n in torchvision.models.list_models(module=torchvision.models) if any(re.match(f.names, n) for f in _FAMILIES)]
+    return [
+        n
+        for n in torchvision.models.list_models(module=torchvision.models)
+        if any(re.match(f.names, n) for f in _FAMILIES)
+    ]
 
 
 @full_precision
-def weighted(features: Tensor, weight: Tensor, bias: Tensor, cells: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def weighted(
+    features: Tensor, weight: Tensor, bias: Tensor, cells: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """features: [N, C, h, w]; weight: [K, C]; bias: [K]; cells: bool [N, h, w], those that count, None for all.
     -> logits f32 [N, K], maps f32 [N, K, h, w], zero where cells do not count; a map's mean over the others plus the bias is the logit."""
     maps = F.conv2d(features.float(), weight.float()[:, :, None, None])
@@ -147,7 +165,9 @@ def weighted(features: Tensor, weight: Tensor, bias: Tensor, cells: Tensor | Non
     return maps.sum(dim=(2, 3)) / cells.sum(dim=(1, 2))[:, None] + bias.float(), maps
 
 
-def translated(logits: Tensor, maps: Tensor, probabilities: Tensor, members: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+def translated(
+    logits: Tensor, maps: Tensor, probabilities: Tensor, members: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Classes of another data set, each the union of some of a classifier's K: members, such as all breeds of dogs for `dog`.
 
     Logit and map are those of the member with the highest logit, the class that the classifier would name, so that the map's mean plus its bias
@@ -155,9 +175,16 @@ def translated(logits: Tensor, maps: Tensor, probabilities: Tensor, members: Seq
     of classes, none empty. -> [N, G], [N, G, h, w], [N, G].
     """
     images = torch.arange(len(logits), device=logits.device)
-    best = [torch.tensor(own, device=logits.device)[logits[:, list(own)].argmax(dim=1)] for own in members]
+    best = [
+        torch.tensor(own, device=logits.device)[logits[:, list(own)].argmax(dim=1)]
+        for own in members
+    ]
     sums = torch.stack([probabilities[:, list(own)].sum(dim=1) for own in members], dim=1)
-    return torch.stack([logits[images, b] for b in best], dim=1), torch.stack([maps[images, b] for b in best], dim=1), sums
+    return (
+        torch.stack([logits[images, b] for b in best], dim=1),
+        torch.stack([maps[images, b] for b in best], dim=1),
+        sums,
+    )
 
 
 def _renamed(state: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +199,9 @@ def _load(net: nn.Module, state: dict[str, Any], wrong: str) -> None:
         raise UserError(f"{wrong}: {(str(error).splitlines() or [''])[-1].strip()}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or left:
-        raise UserError(f"{wrong}: {len(missing)} tensors are missing ({missing[:3]}), {len(left)} left over ({left[:3]})")
+        raise UserError(
+            f"{wrong}: {len(missing)} tensors are missing ({missing[:3]}), {len(left)} left over ({left[:3]})"
+        )
     bad = [key for key, value in net.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise UserError(f"{wrong}: {bad[0]} has values that are not finite")

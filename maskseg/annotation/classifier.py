@@ -15,7 +15,16 @@ from maskseg.models.interfaces import Backbone
 from maskseg.models.layers.norms import conv
 from maskseg.models.rcnn import PixelModel
 from maskseg.ops.superpixel_pooling import upsample
-from maskseg.structures import Batch, Features, FeatureSpec, Losses, Outputs, Targets, no_detections, present
+from maskseg.structures import (
+    Batch,
+    Features,
+    FeatureSpec,
+    Losses,
+    Outputs,
+    Targets,
+    no_detections,
+    present,
+)
 
 
 class ImageClassHead(nn.Module):
@@ -26,18 +35,35 @@ class ImageClassHead(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, levels: Sequence[str], at: Mapping[str, FeatureSpec], channels: int = 256, layers: int = 2, norm: str | None = None
+        self,
+        num_classes: int,
+        levels: Sequence[str],
+        at: Mapping[str, FeatureSpec],
+        channels: int = 256,
+        layers: int = 2,
+        norm: str | None = None,
     ) -> None:
         super().__init__()
         self.at = {name: at[name] for name in levels}
         strides = [level.stride for level in self.at.values()]
         if not levels or list(self.at) != list(levels) or strides != sorted(set(strides)):
-            raise UserError(f"image classes: levels must be different ones, the finest first, not {list(levels)}")
+            raise UserError(
+                f"image classes: levels must be different ones, the finest first, not {list(levels)}"
+            )
         self.finest = next(iter(self.at.values()))
         several = len(self.at) > 1
-        self.lateral = nn.ModuleDict({name: conv(level.channels, channels, 1) for name, level in self.at.items()} if several else {})
+        self.lateral = nn.ModuleDict(
+            {name: conv(level.channels, channels, 1) for name, level in self.at.items()}
+            if several
+            else {}
+        )
         width = channels if several else self.finest.channels
-        self.convs = nn.Sequential(*(conv(width if i == 0 else channels, channels, 3, norm, relu=True) for i in range(layers)))
+        self.convs = nn.Sequential(
+            *(
+                conv(width if i == 0 else channels, channels, 3, norm, relu=True)
+                for i in range(layers)
+            )
+        )
         self.width = channels if layers else width
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -54,21 +80,31 @@ class ImageClassHead(nn.Module):
             return cast(Tensor, self.convs(features[next(iter(self.at))]))
         maps = {name: layer(features[name]) for name, layer in self.lateral.items()}
         first = maps[next(iter(maps))]
-        added = [first, *(self._aligned(maps[name], self.at[name], first) for name in list(maps)[1:])]
+        added = [
+            first,
+            *(self._aligned(maps[name], self.at[name], first) for name in list(maps)[1:]),
+        ]
         return cast(Tensor, self.convs(torch.stack(added).sum(dim=0)))
 
     def _aligned(self, maps: Tensor, level: FeatureSpec, like: Tensor) -> Tensor:
         """A coarser level's map at the finest one's cells."""
         stride = level.stride / self.finest.stride
-        centre = (level.centre - self.finest.centre) / self.finest.stride + 0.5  # a cell is a pixel there
-        return upsample(maps, like.shape[2], like.shape[3], (stride, stride), (centre, centre)).to(like.dtype)
+        centre = (
+            level.centre - self.finest.centre
+        ) / self.finest.stride + 0.5  # a cell is a pixel there
+        return upsample(maps, like.shape[2], like.shape[3], (stride, stride), (centre, centre)).to(
+            like.dtype
+        )
 
     def cells(self, sizes: Tensor, height: int, width: int) -> Tensor:
         """The cells whose centres lie in the image, at least one. sizes: i64 [N, 2], the images without padding. -> bool [N, height, width]."""
         inside = []
         for axis, count in enumerate((height, width)):
             number = torch.arange(count, device=sizes.device)
-            inside.append((self.finest.centre + number * self.finest.stride < sizes[:, axis, None]) | (number == 0))
+            inside.append(
+                (self.finest.centre + number * self.finest.stride < sizes[:, axis, None])
+                | (number == 0)
+            )
         return inside[0][:, :, None] & inside[1][:, None, :]
 
     def scores(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,9 +133,13 @@ class ImageClassifier(PixelModel):
     def forward(self, batch: Batch) -> Losses:
         """The loss. The batch must have targets."""
         if batch.targets is None:
-            raise ValueError("forward() gives losses and needs a batch with targets; use predict() for one without")
+            raise ValueError(
+                "forward() gives losses and needs a batch with targets; use predict() for one without"
+            )
         x = self.head(self.features(batch))
-        return self._losses(self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))[0], batch.targets)
+        return self._losses(
+            self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))[0], batch.targets
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
@@ -130,8 +170,13 @@ class ImageClassifier(PixelModel):
     def _outputs(self, batch: Batch) -> tuple[Tensor, Outputs]:
         x = self.head(self.features(batch))
         logits, maps = self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))
-        return logits, Outputs(no_detections(batch), image_scores=self.probabilities(logits), image_maps=maps)
+        return logits, Outputs(
+            no_detections(batch), image_scores=self.probabilities(logits), image_maps=maps
+        )
 
     def _losses(self, logits: Tensor, targets: Targets) -> Losses:
         wanted = present(targets, *logits.shape).to(logits.dtype)
-        return {"image_class": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / len(logits)}
+        return {
+            "image_class": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+            / len(logits)
+        }

@@ -76,10 +76,14 @@ def ellipse_map(box: Sequence[float], height: int, width: int) -> Map:
     return values
 
 
-def normalised(scores: NDArray[np.floating], height: int, width: int, box: Sequence[float] | None = None) -> Map:
+def normalised(
+    scores: NDArray[np.floating], height: int, width: int, box: Sequence[float] | None = None
+) -> Map:
     """A map of any numbers [h, w], resized to the image, then scaled so that its least and greatest values (in the box, where there is one; what
     lies beyond is cut off) are 0 and 1. Zeros where all are equal or some are no numbers."""
-    large = opencv().resize(np.asarray(scores, dtype=np.float32), (width, height), interpolation=opencv().INTER_LINEAR)
+    large = opencv().resize(
+        np.asarray(scores, dtype=np.float32), (width, height), interpolation=opencv().INTER_LINEAR
+    )
     seen = large if box is None else large[window(box, height, width)]
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
     if not (np.isfinite(large).all() and high > low):
@@ -87,7 +91,9 @@ def normalised(scores: NDArray[np.floating], height: int, width: int, box: Seque
     return np.asarray(((large - low) / (high - low)).clip(0, 1), dtype=np.float32)
 
 
-def seeds(scores: Map, t0: float, t1: float, t2: float, box: Sequence[float] | None = None) -> Codes:
+def seeds(
+    scores: Map, t0: float, t1: float, t2: float, box: Sequence[float] | None = None
+) -> Codes:
     """A map in [0, 1], digitised: below t0 background, below t1 perhaps background, below t2 perhaps foreground, from there to 1 foreground.
 
     t2 = 1: no foreground that is sure. Outside the box, where there is one, all is background. Raises ValueError unless 0 <= t0 < t1 < t2 <= 1.
@@ -96,11 +102,21 @@ def seeds(scores: Map, t0: float, t1: float, t2: float, box: Sequence[float] | N
         raise ValueError(f"thresholds must be 0 <= t0 < t1 < t2 <= 1, not {t0}, {t1}, {t2}")
     order = np.array([BACKGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, FOREGROUND], dtype=np.uint8)
     codes = order[np.digitize(scores, [t0, t1, t2 if t2 < 1 else np.inf])]
-    return codes if box is None else np.where(box_mask(box, *scores.shape), codes, np.uint8(BACKGROUND))
+    return (
+        codes
+        if box is None
+        else np.where(box_mask(box, *scores.shape), codes, np.uint8(BACKGROUND))
+    )
 
 
 def grabcut(
-    image: Image, codes: Codes, iterations: int = 1, margin: float = MARGIN, side: int = SIDE, instead: Bools | None = None, whole: bool = False
+    image: Image,
+    codes: Codes,
+    iterations: int = 1,
+    margin: float = MARGIN,
+    side: int = SIDE,
+    instead: Bools | None = None,
+    whole: bool = False,
 ) -> Cut:
     """The foreground of an image by its seeds.
 
@@ -117,14 +133,24 @@ def grabcut(
     if hopeful[area].all():
         return Cut(instead, "no background seeds")
     mask = np.zeros_like(hopeful)
-    mask[area] = _cut(np.ascontiguousarray(image[area]), codes[area], iterations, 0 if whole else side)
-    mask = (mask & (codes != BACKGROUND)) | (codes == FOREGROUND)  # a crop that was scaled has lost the borders of its seeds
+    mask[area] = _cut(
+        np.ascontiguousarray(image[area]), codes[area], iterations, 0 if whole else side
+    )
+    mask = (mask & (codes != BACKGROUND)) | (
+        codes == FOREGROUND
+    )  # a crop that was scaled has lost the borders of its seeds
     if mask.sum() < max(COLLAPSED * instead.sum(), 1):
         return Cut(instead, "the cut collapsed")
     return Cut(instead, "the cut filled the image") if mask.all() else Cut(mask)
 
 
-def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools, definite_background: Bools, iterations: int = 1) -> Cut:
+def recut(
+    image: Image,
+    box: Sequence[float] | None,
+    definite_foreground: Bools,
+    definite_background: Bools,
+    iterations: int = 1,
+) -> Cut:
     """The mask of the object in a box (None: anywhere), mended by painted strokes: what is painted is as it is painted; background where twice.
 
     Its middle is taken for foreground, unless some of it is painted as background. Where foreground is painted outside, the box is widened to as far
@@ -135,9 +161,16 @@ def recut(image: Image, box: Sequence[float] | None, definite_foreground: Bools,
     painted, wide = definite_foreground & ~definite_background, box
     if (outside := painted & ~box_mask(box, height, width)).any():
         rows, columns = _around(outside, 1)
-        wide = (min(box[0], columns.start), min(box[1], rows.start), max(box[2], columns.stop), max(box[3], rows.stop))
+        wide = (
+            min(box[0], columns.start),
+            min(box[1], rows.start),
+            max(box[2], columns.stop),
+            max(box[3], rows.stop),
+        )
     prior = ellipse_map(box, height, width)
-    codes = seeds(prior, 0, CORNERS, 1 if (definite_background & (prior >= CORE)).any() else CORE, wide)
+    codes = seeds(
+        prior, 0, CORNERS, 1 if (definite_background & (prior >= CORE)).any() else CORE, wide
+    )
     codes[painted], codes[definite_background] = FOREGROUND, BACKGROUND
     ellipse = ellipse_mask(box, height, width)
     return grabcut(image, codes, iterations, instead=(ellipse | painted) & ~definite_background)
@@ -149,15 +182,29 @@ def _cut(image: Image, codes: Codes, iterations: int, side: int) -> Bools:
     scale = min(ENLARGED, side / max(height, width)) if side else 1.0
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size != (width, height):
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        image = cv2.resize(
+            image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        )
         codes = cv2.resize(codes, size, interpolation=cv2.INTER_NEAREST)
         if len(np.unique(codes & 1)) < 2:  # one kind of seeds was so thin that it went
             return np.full((height, width), bool(codes[0, 0] & 1))
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    found, _, _ = cv2.grabCut(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), codes.copy(), None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+    found, _, _ = cv2.grabCut(
+        cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+        codes.copy(),
+        None,
+        *models,
+        iterations,
+        cv2.GC_INIT_WITH_MASK,
+    )
     mask = (found & 1).astype(np.float32)
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR) >= 0.5)
+    return np.asarray(
+        cv2.resize(
+            mask, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        )
+        >= 0.5
+    )
 
 
 def _around(mask: Bools, margin: float) -> tuple[slice, slice]:
@@ -174,5 +221,8 @@ def _around(mask: Bools, margin: float) -> tuple[slice, slice]:
 def _far(box: Sequence[float], rows: slice, columns: slice) -> NDArray[np.float64]:
     """How far pixels lie from the middle of the box, squared, in its sides: 0.25 on the ellipse that touches them."""
     y, x = np.ogrid[rows, columns]
-    across, down = (x + 0.5 - (box[0] + box[2]) / 2) / (box[2] - box[0]), (y + 0.5 - (box[1] + box[3]) / 2) / (box[3] - box[1])
+    across, down = (
+        (x + 0.5 - (box[0] + box[2]) / 2) / (box[2] - box[0]),
+        (y + 0.5 - (box[1] + box[3]) / 2) / (box[3] - box[1]),
+    )
     return np.asarray(across**2 + down**2)

@@ -54,7 +54,9 @@ class AnnotationJob(ImageJob):
     wanted: tuple[Wanted, ...] = ()
 
 
-def annotation_jobs(file: CocoFile, root: str, max_pixels: int, by: str, truth: bool, most: int | None = None) -> Iterator[AnnotationJob]:
+def annotation_jobs(
+    file: CocoFile, root: str, max_pixels: int, by: str, truth: bool, most: int | None = None
+) -> Iterator[AnnotationJob]:
     """The jobs of the (first `most`) images of a file, one after the other, images without any too; crowds are no objects, but show their class.
 
     by: `object`, each by its box, or `class`, each class of an image once; truth: with the masks of the file; objects without one, and classes of an
@@ -66,16 +68,42 @@ def annotation_jobs(file: CocoFile, root: str, max_pixels: int, by: str, truth: 
         if truth:
             there = [i for i, shape in enumerate(found.shapes) if shape is not None]
             shapes = [shape for shape in found.shapes if shape is not None]
-            for i, rle in zip(there, FileMasks.from_file(shapes, record.height, record.width).to_rle(), strict=True):
+            for i, rle in zip(
+                there,
+                FileMasks.from_file(shapes, record.height, record.width).to_rle(),
+                strict=True,
+            ):
                 rles[i] = rle
         if by == "object":
             boxes = [tuple(map(float, box)) for box in found.boxes]
-            rows = zip(found.ids.tolist(), found.labels.tolist(), boxes, rles, found.crowd.tolist(), strict=True)
-            wanted = [Wanted(number, label, cast(Any, box), rle) for number, label, box, rle, crowd in rows if not crowd]
+            rows = zip(
+                found.ids.tolist(),
+                found.labels.tolist(),
+                boxes,
+                rles,
+                found.crowd.tolist(),
+                strict=True,
+            )
+            wanted = [
+                Wanted(number, label, cast(Any, box), rle)
+                for number, label, box, rle, crowd in rows
+                if not crowd
+            ]
         else:
-            wanted = [Wanted(0, label, None, _union(rles, found.labels == label)) for label in sorted(set(found.labels.tolist()))]
+            wanted = [
+                Wanted(0, label, None, _union(rles, found.labels == label))
+                for label in sorted(set(found.labels.tolist()))
+            ]
         wanted = [one for one in wanted if one.truth is not None or not truth]
-        yield AnnotationJob(record.id, record.height, record.width, root, record.file_name, max_pixels, tuple(wanted))
+        yield AnnotationJob(
+            record.id,
+            record.height,
+            record.width,
+            root,
+            record.file_name,
+            max_pixels,
+            tuple(wanted),
+        )
 
 
 def _union(rles: Sequence[Rle | None], rows: NDArray[np.bool_]) -> Rle | None:
@@ -96,7 +124,12 @@ def file_mark(path: Path) -> str:
 
 
 def work_through(
-    jobs: Sequence[AnnotationJob], work: Callable[[AnnotationJob], Any], journal: Path, settings: Mapping[str, Any], workers: int, what: str
+    jobs: Sequence[AnnotationJob],
+    work: Callable[[AnnotationJob], Any],
+    journal: Path,
+    settings: Mapping[str, Any],
+    workers: int,
+    what: str,
 ) -> dict[int, Any]:
     """Calls `work` with each job whose result is not in the journal, and writes that there. -> image id -> result.
 
@@ -111,13 +144,17 @@ def work_through(
     made = (make(job) for job in left) if workers < 2 else pooled(make, left, workers)
     try:
         with journal.open("a", encoding="utf-8") as lines, terminable(), closing(made):
-            for number, result in tqdm(made, total=len(jobs), initial=len(jobs) - len(left), desc=what, disable=None):
+            for number, result in tqdm(
+                made, total=len(jobs), initial=len(jobs) - len(left), desc=what, disable=None
+            ):
                 lines.write(json.dumps([number, result], allow_nan=False) + "\n")
                 lines.flush()
                 results[number] = result
             os.fsync(lines.fileno())
     except OSError as error:
-        raise UserError(f"{journal}: cannot be written ({error.strerror}); what was made is kept, the next run goes on") from error
+        raise UserError(
+            f"{journal}: cannot be written ({error.strerror}); what was made is kept, the next run goes on"
+        ) from error
     return {job.image_id: results[job.image_id] for job in jobs}
 
 
@@ -153,4 +190,6 @@ def _check(journal: Path, found: Any, own: Mapping[str, Any]) -> None:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{journal}: not the journal of an unfinished run: choose another output")
     if told := differences(found, own):
-        raise UserError(f"{journal}: an unfinished run was made otherwise ({told}): delete it or choose another output")
+        raise UserError(
+            f"{journal}: an unfinished run was made otherwise ({told}): delete it or choose another output"
+        )

@@ -34,7 +34,9 @@ def agreement(proposed: Bools, truth: Bools) -> Counts:
     """TP, FP, FN, TN of two masks [H, W]. Raises ValueError for shapes that differ."""
     if proposed.shape != truth.shape:
         raise ValueError(f"a mask of {proposed.shape} cannot be compared with one of {truth.shape}")
-    both, found, true = (int(np.count_nonzero(mask)) for mask in (proposed & truth, proposed, truth))
+    both, found, true = (
+        int(np.count_nonzero(mask)) for mask in (proposed & truth, proposed, truth)
+    )
     return both, found - both, true - both, truth.size - found - true + both
 
 
@@ -47,7 +49,9 @@ class AnnotationScores:
     def __init__(self, num_classes: int, min_area: float = SMALL) -> None:
         self.min_area = min_area
         self.pooled: NDArray[np.int64] = np.zeros((num_classes, 4), dtype=np.int64)
-        self.sums: NDArray[np.float64] = np.zeros((num_classes, 2))  # of the objects' IoU, and how many
+        self.sums: NDArray[np.float64] = np.zeros(
+            (num_classes, 2)
+        )  # of the objects' IoU, and how many
         self.every: NDArray[np.float64] = np.zeros(2)  # the same over objects of any class and size
 
     def add(self, label: int, counts: Sequence[int]) -> None:
@@ -67,9 +71,13 @@ class AnnotationScores:
         means = self.sums[there, 0] / self.sums[there, 1]
         return {
             "mIoU": _mean(iou[seen]),
-            "frequency_weighted_IoU": float((true * iou)[seen].sum() / true.sum()) if true.sum() else -1.0,
+            "frequency_weighted_IoU": float((true * iou)[seen].sum() / true.sum())
+            if true.sum()
+            else -1.0,
             "mean_accuracy": _mean(accuracy[seen]),
-            "object_IoU": float(self.sums[:, 0].sum() / self.sums[:, 1].sum()) if there.any() else -1.0,
+            "object_IoU": float(self.sums[:, 0].sum() / self.sums[:, 1].sum())
+            if there.any()
+            else -1.0,
             "class_object_IoU": _mean(means),
             ANY_SIZE: float(self.every[0] / self.every[1]) if self.every[1] else -1.0,
         }
@@ -77,16 +85,23 @@ class AnnotationScores:
     def per_class(self) -> list[dict[str, float]]:
         """Of each class: label, iou and accuracy (pooled), object_iou, objects (that count there), true_pixels; -1 where there is none."""
         iou, accuracy = self._classes()
-        objects = np.where(self.sums[:, 1] > 0, self.sums[:, 0] / np.maximum(self.sums[:, 1], 1), -1.0)
+        objects = np.where(
+            self.sums[:, 1] > 0, self.sums[:, 0] / np.maximum(self.sums[:, 1], 1), -1.0
+        )
         columns = (iou, accuracy, objects, self.sums[:, 1], self.pooled[:, 0] + self.pooled[:, 2])
         names = ("iou", "accuracy", "object_iou", "objects", "true_pixels")
-        return [{"label": k, **dict(zip(names, map(float, row), strict=True))} for k, row in enumerate(zip(*columns, strict=True))]
+        return [
+            {"label": k, **dict(zip(names, map(float, row), strict=True))}
+            for k, row in enumerate(zip(*columns, strict=True))
+        ]
 
     def _classes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pooled IoU and accuracy, [K] each, -1 for classes without a pixel in any mask."""
         tp, tn = self.pooled[:, 0], self.pooled[:, 3]
         either, pixels = self.pooled[:, :3].sum(axis=1), self.pooled.sum(axis=1)
-        return np.where(either > 0, tp / np.maximum(either, 1), -1.0), np.where(either > 0, (tp + tn) / np.maximum(pixels, 1), -1.0)
+        return np.where(either > 0, tp / np.maximum(either, 1), -1.0), np.where(
+            either > 0, (tp + tn) / np.maximum(pixels, 1), -1.0
+        )
 
 
 def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
@@ -94,7 +109,11 @@ def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
     wide = max([len("technique"), *(min(len(name), 28) for name in rows)])
     lines = [f"{'technique':<{wide}}" + "".join(f"{head:>{_CELL}}" for head in _HEADS)]
     for name, found in rows.items():
-        cells = f"  {found}" if isinstance(found, str) else "".join(f"{_number(found[key]):>{_CELL}}" for key in COLUMNS)
+        cells = (
+            f"  {found}"
+            if isinstance(found, str)
+            else "".join(f"{_number(found[key]):>{_CELL}}" for key in COLUMNS)
+        )
         lines.append(f"{_shortened(name):<{wide}}{cells}")
     legend = [f"{head}: {meaning}" for head, meaning in zip(_HEADS, COLUMNS.values(), strict=True)]
     return "\n".join([*lines, f"{'; '.join(legend[:3])};", "; ".join(legend[3:])])
@@ -104,10 +123,17 @@ def class_lines(names: Sequence[str], per_class: Sequence[Mapping[str, Any]]) ->
     """Pooled IoU and accuracy, and the mean IoU of objects of each class that has true pixels, as text."""
     rows = [row for row in per_class if row["true_pixels"] > 0]
     wide = max([len("class"), *(len(_shortened(names[int(row["label"])])) for row in rows)])
-    lines = [f"{'class':<{wide}}" + "".join(f"{head:>{_CELL}}" for head in ("IoU", "accuracy", "objects", "number"))]
+    lines = [
+        f"{'class':<{wide}}"
+        + "".join(f"{head:>{_CELL}}" for head in ("IoU", "accuracy", "objects", "number"))
+    ]
     for row in rows:
-        cells = "".join(f"{_number(row[key]):>{_CELL}}" for key in ("iou", "accuracy", "object_iou"))
-        lines.append(f"{_shortened(names[int(row['label'])]):<{wide}}{cells}{int(row['objects']):>{_CELL}}")
+        cells = "".join(
+            f"{_number(row[key]):>{_CELL}}" for key in ("iou", "accuracy", "object_iou")
+        )
+        lines.append(
+            f"{_shortened(names[int(row['label'])]):<{wide}}{cells}{int(row['objects']):>{_CELL}}"
+        )
     return "\n".join(lines)
 
 

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from maskseg.annotation.grabcut import BACKGROUND, FOREGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, Bools, Codes, Map
+from maskseg.annotation.grabcut import (
+    BACKGROUND,
+    FOREGROUND,
+    MAYBE_BACKGROUND,
+    MAYBE_FOREGROUND,
+    Bools,
+    Codes,
+    Map,
+)
 from maskseg.annotation.metrics import COLUMNS
 from maskseg.errors import UserError
 from maskseg.files import replacing
@@ -28,7 +36,12 @@ SEEDS: dict[int, Colour] = {
     MAYBE_FOREGROUND: (245, 200, 60),
     FOREGROUND: (210, 40, 40),
 }
-_NAMES = {FOREGROUND: "foreground", MAYBE_FOREGROUND: "perhaps foreground", MAYBE_BACKGROUND: "perhaps background", BACKGROUND: "background"}
+_NAMES = {
+    FOREGROUND: "foreground",
+    MAYBE_FOREGROUND: "perhaps foreground",
+    MAYBE_BACKGROUND: "perhaps background",
+    BACKGROUND: "background",
+}
 _FILL = 0.6  # share of a seed's colour
 _TITLE = 15  # pixels
 
@@ -49,10 +62,17 @@ class Example:
 
 def contact_sheet(examples: Sequence[Example]) -> Picture:
     """A row each: image and box, map, seeds in four colours, result, truth; without the columns that no example has. -> uint8 RGB."""
-    columns = [any(getattr(one, part) is not None for one in examples) for part in ("map", "codes", "truth")]
+    columns = [
+        any(getattr(one, part) is not None for one in examples)
+        for part in ("map", "codes", "truth")
+    ]
     shown = [True, columns[0], columns[1], True, columns[2]]
-    tiles = [tile for one in examples for tile, here in zip(_tiles(one), shown, strict=True) if here]
-    sheet = segments._sheet([segments._titled(tile, title, _TITLE) for title, tile in tiles], sum(shown))
+    tiles = [
+        tile for one in examples for tile, here in zip(_tiles(one), shown, strict=True) if here
+    ]
+    sheet = segments._sheet(
+        [segments._titled(tile, title, _TITLE) for title, tile in tiles], sum(shown)
+    )
     return segments._sheet([_legend(sheet.shape[1]), sheet], 1) if columns[1] else sheet
 
 
@@ -75,9 +95,16 @@ def _tiles(one: Example) -> list[tuple[str, Picture]]:
     blank = np.full_like(image, 255)
     shown = [blank, blank, blank]
     if one.map is not None:
-        shown[0] = heated(image, torch.from_numpy(np.array(Image.fromarray(one.map).resize(size, Image.Resampling.BILINEAR))))
+        shown[0] = heated(
+            image,
+            torch.from_numpy(
+                np.array(Image.fromarray(one.map).resize(size, Image.Resampling.BILINEAR))
+            ),
+        )
     if one.codes is not None:
-        shown[1] = seed_picture(image, np.array(Image.fromarray(one.codes).resize(size, Image.Resampling.NEAREST)))
+        shown[1] = seed_picture(
+            image, np.array(Image.fromarray(one.codes).resize(size, Image.Resampling.NEAREST))
+        )
     if one.truth is not None:
         shown[2] = _masked(image, one.truth)
     return [
@@ -99,7 +126,12 @@ def seed_picture(image: Picture, codes: Codes) -> Picture:
 def _masked(image: Picture, mask: Bools) -> Picture:
     """The image with a mask of any size over it."""
     size = image.shape[1::-1]
-    small = np.array(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) >= 128
+    small = (
+        np.array(
+            Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
+        )
+        >= 128
+    )
     canvas = image.copy()
     colour = np.array(SEEDS[FOREGROUND], dtype=np.float64)
     canvas[small] = (0.5 * canvas[small] + 0.5 * colour).round().astype(np.uint8)
@@ -110,11 +142,15 @@ def _masked(image: Picture, mask: Bools) -> Picture:
 def _boxed(image: Picture, box: Sequence[float] | None, scale: float) -> Picture:
     picture = Image.fromarray(image)
     if box is not None:
-        ImageDraw.Draw(picture).rectangle([value * scale for value in box], outline=SEEDS[MAYBE_FOREGROUND], width=2)
+        ImageDraw.Draw(picture).rectangle(
+            [value * scale for value in box], outline=SEEDS[MAYBE_FOREGROUND], width=2
+        )
     return np.asarray(picture)
 
 
-def plot_thresholds(rows: Sequence[tuple[str, float | None, Mapping[str, float]]], path: Path) -> None:
+def plot_thresholds(
+    rows: Sequence[tuple[str, float | None, Mapping[str, float]]], path: Path
+) -> None:
     """The measures over the thresholds, a panel each, into a PNG, whole or not at all; needs no display.
 
     rows: technique, its threshold (None: a dashed line across) and its means by the names of `COLUMNS`. Raises UserError where it cannot be written.
@@ -129,9 +165,18 @@ def plot_thresholds(rows: Sequence[tuple[str, float | None, Mapping[str, float]]
         for name in names:
             points = [(threshold, found[key]) for own, threshold, found in rows if own == name]
             if points[0][0] is None:
-                axis.axhline(points[0][1], color=colours[name], linestyle="--", linewidth=1.3, label=name)
+                axis.axhline(
+                    points[0][1], color=colours[name], linestyle="--", linewidth=1.3, label=name
+                )
             else:
-                axis.plot(*zip(*sorted(points), strict=True), color=colours[name], marker="o", markersize=3.5, linewidth=1.6, label=name)
+                axis.plot(
+                    *zip(*sorted(points), strict=True),
+                    color=colours[name],
+                    marker="o",
+                    markersize=3.5,
+                    linewidth=1.6,
+                    label=name,
+                )
         axis.set_title(f"{key}: {meaning}", fontsize=8.5, loc="left")
         axis.set_xlabel("threshold", fontsize=8)
         axis.tick_params(labelsize=8)

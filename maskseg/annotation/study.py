@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from maskseg.annotation.activation_maps import ClassMap, Maps
 from maskseg.annotation.jobs import AnnotationJob
-from maskseg.annotation.metrics import ANY_SIZE, AnnotationScores, Counts, agreement, annotation_table, class_lines
+from maskseg.annotation.metrics import (
+    ANY_SIZE,
+    AnnotationScores,
+    Counts,
+    agreement,
+    annotation_table,
+    class_lines,
+)
 from maskseg.annotation.pictures import plot_thresholds
 from maskseg.annotation.polygons import polygons
 from maskseg.annotation.techniques import OF_MAPS, Technique
@@ -23,7 +30,9 @@ WITHOUT = "needs weights: checkpoint=RUN of tools/train.py experiment=classify_.
 # The measure by which the best technique is chosen, by `by`. Of objects all count: those of a data set may all be small. Not the mean over classes of
 # their objects: of a class with two objects it is chance.
 CHOSEN_BY = {"object": ANY_SIZE, "class": "mIoU"}
-Found = dict[int, list[tuple[int, list[Counts]]]]  # by image id: of each mask its label and, for each technique, TP, FP, FN, TN
+Found = dict[
+    int, list[tuple[int, list[Counts]]]
+]  # by image id: of each mask its label and, for each technique, TP, FP, FN, TN
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,11 @@ class Proposing:
         for wanted, (score, own) in zip(job.wanted, maps_of(self.maps, image, job), strict=True):
             cut = self.technique(image, wanted.box, own)
             rle, box = encoded(cut.mask)
-            told = {"technique": self.technique.name, "threshold": self.technique.threshold, "thresholds": self.technique.thresholds()}
+            told = {
+                "technique": self.technique.name,
+                "threshold": self.technique.threshold,
+                "thresholds": self.technique.thresholds(),
+            }
             told |= {"score": score, "fallback": cut.fallback or None}
             rows.append(
                 {
@@ -81,18 +94,30 @@ class Measuring:
             truth = wanted.true_mask()
             if truth is None:
                 raise ValueError(f"annotation {wanted.id} has no mask to compare with")
-            rows.append((wanted.label, [agreement(technique(image, wanted.box, own).mask, truth) for technique in self.techniques]))
+            rows.append(
+                (
+                    wanted.label,
+                    [
+                        agreement(technique(image, wanted.box, own).mask, truth)
+                        for technique in self.techniques
+                    ],
+                )
+            )
         return rows
 
 
-def maps_of(maps: Maps | None, image: NDArray[np.uint8], job: AnnotationJob) -> list[ClassMap | tuple[None, None]]:
+def maps_of(
+    maps: Maps | None, image: NDArray[np.uint8], job: AnnotationJob
+) -> list[ClassMap | tuple[None, None]]:
     """The score and the map [H, W] of the class of each mask that is wanted, Nones without a classifier and for a class that has no map."""
     labels = sorted({wanted.label for wanted in job.wanted})  # each class once
     found = {} if maps is None else dict(zip(labels, maps(image, labels), strict=True))
     return [found.get(wanted.label) or (None, None) for wanted in job.wanted]
 
 
-def study(found: Found, techniques: Sequence[Technique], num_classes: int, min_area: float) -> list[Row]:
+def study(
+    found: Found, techniques: Sequence[Technique], num_classes: int, min_area: float
+) -> list[Row]:
     """The means of every technique over what `Measuring` found."""
     scores = [AnnotationScores(num_classes, min_area) for _ in techniques]
     for rows in found.values():
@@ -110,7 +135,9 @@ def best_of(rows: Sequence[Row], by: str) -> Row:
 def study_text(rows: Sequence[Row], names: Sequence[str], by: str) -> str:
     """The table, what is lacking in it, and the classes of the best technique."""
     means: dict[str, Mapping[str, float] | str] = {row.technique.text: row.means for row in rows}
-    means |= {name: WITHOUT for name in OF_MAPS if not any(row.technique.name == name for row in rows)}
+    means |= {
+        name: WITHOUT for name in OF_MAPS if not any(row.technique.name == name for row in rows)
+    }
     best = best_of(rows, by)
     measure = f"{'mean IoU of objects of any size' if by == 'object' else 'mIoU'}, {best.means[CHOSEN_BY[by]]:.3f}"
     lines = class_lines(names, best.per_class)
@@ -123,9 +150,15 @@ def save_study(rows: Sequence[Row], names: Sequence[str], table: Path, curves: P
         {
             **row.technique.values(),
             **row.means,
-            "classes": [{"name": names[int(own["label"])], **own} for own in row.per_class if own["true_pixels"] > 0],
+            "classes": [
+                {"name": names[int(own["label"])], **own}
+                for own in row.per_class
+                if own["true_pixels"] > 0
+            ],
         }
         for row in rows
     ]
     write_json(table, told)
-    plot_thresholds([(row.technique.name, row.technique.threshold, row.means) for row in rows], curves)
+    plot_thresholds(
+        [(row.technique.name, row.technique.threshold, row.means) for row in rows], curves
+    )

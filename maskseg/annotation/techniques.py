@@ -61,10 +61,14 @@ class Technique:
         if self.name not in NAMES:
             raise UserError(f"technique must be one of {', '.join(NAMES)}, not {self.name!r}")
         if (self.threshold is None) == (self.name in WITH_THRESHOLD):
-            raise UserError(f"technique {self.name} {'needs a' if self.threshold is None else 'has no'} threshold")
+            raise UserError(
+                f"technique {self.name} {'needs a' if self.threshold is None else 'has no'} threshold"
+            )
         if self.threshold is not None and not fits(self.name, self.threshold):
             low, high = limits(self.name)
-            raise UserError(f"threshold must be above {low} and at most {high} for technique {self.name}, not {self.threshold}")
+            raise UserError(
+                f"threshold must be above {low} and at most {high} for technique {self.name}, not {self.threshold}"
+            )
         if self.normalise not in ("box", "image"):
             raise UserError(f"normalise must be box or image, not {self.normalise!r}")
         if not (self.iterations >= 1 and self.margin > 0 and self.side >= 0):
@@ -96,7 +100,13 @@ class Technique:
         """All fields, as plain values."""
         return asdict(self)
 
-    def map(self, box: Sequence[float] | None, scores: NDArray[np.floating] | None, height: int, width: int) -> Map | None:
+    def map(
+        self,
+        box: Sequence[float] | None,
+        scores: NDArray[np.floating] | None,
+        height: int,
+        width: int,
+    ) -> Map | None:
         """What is digitised, in [0, 1]; None for techniques without, and where they have no scores to look at."""
         if self.name == "gcellipse":
             return ellipse_map(_whole(box, height, width), height, width)
@@ -104,14 +114,22 @@ class Technique:
             return None
         return normalised(scores, height, width, box if self.normalise == "box" else None)
 
-    def codes(self, box: Sequence[float] | None, values: Map | None, height: int, width: int) -> Codes | None:
+    def codes(
+        self, box: Sequence[float] | None, values: Map | None, height: int, width: int
+    ) -> Codes | None:
         """The seeds of GrabCut; None for techniques without. values: as `map` gives them."""
         bins = self.thresholds()
         if self.name == "grabcut":
-            return np.where(box_mask(_whole(box, height, width), height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(0))
+            return np.where(
+                box_mask(_whole(box, height, width), height, width),
+                np.uint8(MAYBE_FOREGROUND),
+                np.uint8(0),
+            )
         return None if bins is None or values is None else seeds(values, *bins, box)
 
-    def __call__(self, image: Image, box: Sequence[float] | None, scores: NDArray[np.floating] | None = None) -> Cut:
+    def __call__(
+        self, image: Image, box: Sequence[float] | None, scores: NDArray[np.floating] | None = None
+    ) -> Cut:
         """The mask of the object in the box, or of a class in the image (box None), by the class' map of any numbers [h, w].
 
         Where GrabCut finds none, it is the box's ellipse; without a box, the map from its threshold on. Where a map is needed and there is none, or a
@@ -130,12 +148,26 @@ class Technique:
         if self.needs_map:
             inside = box_mask(around, height, width)
             if values is None or not values[inside].any():
-                return Cut(np.zeros_like(ellipse) if box is None else ellipse, "no class map" if values is None else "the map is constant")
+                return Cut(
+                    np.zeros_like(ellipse) if box is None else ellipse,
+                    "no class map" if values is None else "the map is constant",
+                )
             mapped: Bools = (values >= _known(self.threshold)) & inside
             if self.name == "cam":
-                return Cut(mapped) if mapped.any() else Cut(ellipse, "nothing in the box reaches the threshold")
+                return (
+                    Cut(mapped)
+                    if mapped.any()
+                    else Cut(ellipse, "nothing in the box reaches the threshold")
+                )
             instead = mapped if box is None else ellipse
-        return grabcut(image, _known(self.codes(box, values, height, width)), self.iterations, self.margin, self.side, instead)
+        return grabcut(
+            image,
+            _known(self.codes(box, values, height, width)),
+            self.iterations,
+            self.margin,
+            self.side,
+            instead,
+        )
 
 
 def _whole(box: Sequence[float] | None, height: int, width: int) -> Sequence[float]:

@@ -22,7 +22,9 @@ def check_output(output: Path, inputs: Iterable[str | Path | None], what: str = 
         raise UserError(f"{output} is there already: choose another name or delete it")
 
 
-def check_not_read(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
+def check_not_read(
+    output: Path, inputs: Iterable[str | Path | None], what: str = "output="
+) -> None:
     """Raises UserError for an output that is one of the inputs. what: stands before its name in the message."""
     for path in inputs:
         if path and Path(path).resolve() == output.resolve():
@@ -36,16 +38,29 @@ def object_annotations(file: CocoFile, made: Mapping[int, Row]) -> dict[str, Any
     """
     tree = _tree(file)
     entries = tree["annotations"]
-    known = dict(zip(file._kept.rows.tolist(), file.to_dict()["annotations"], strict=True))  # by place in the file; made-up crowds are beyond its end
-    numbers = [row["id"] for row in known.values()] + [entry["id"] for entry in entries if entry.get("id") is not None]
+    known = dict(
+        zip(file._kept.rows.tolist(), file.to_dict()["annotations"], strict=True)
+    )  # by place in the file; made-up crowds are beyond its end
+    numbers = [row["id"] for row in known.values()] + [
+        entry["id"] for entry in entries if entry.get("id") is not None
+    ]
     free = count(max(numbers, default=0) + 1)
     rows = []
     for place, entry in enumerate(entries):
         row = known.get(place, {})
         new = made.get(row.get("id", 0), {})  # 0: of none
-        old = {key: value for key, value in entry.items() if key != "review" or not new}  # a decision was on the mask that was there
+        old = {
+            key: value for key, value in entry.items() if key != "review" or not new
+        }  # a decision was on the mask that was there
         number = entry["id"] if entry.get("id") is not None else row["id"] if row else next(free)
-        rows.append({**row, **old, "id": number, **{key: value for key, value in new.items() if key not in ("id", "label", "bbox")}})
+        rows.append(
+            {
+                **row,
+                **old,
+                "id": number,
+                **{key: value for key, value in new.items() if key not in ("id", "label", "bbox")},
+            }
+        )
     return {**tree, "annotations": rows}
 
 
@@ -56,7 +71,15 @@ def class_annotations(file: CocoFile, made: Mapping[int, Iterable[Row]]) -> dict
         for row in found:
             values = {key: value for key, value in row.items() if key != "label"}
             category = file.categories.ids[row["label"]]
-            rows.append({"id": len(rows) + 1, "image_id": image, "category_id": category, "iscrowd": 0, **values})
+            rows.append(
+                {
+                    "id": len(rows) + 1,
+                    "image_id": image,
+                    "category_id": category,
+                    "iscrowd": 0,
+                    **values,
+                }
+            )
     return {**_tree(file), "annotations": rows}
 
 

@@ -30,7 +30,9 @@ def annotate(config: Any, count: int = 20) -> dict[str, Any]:
     """
     objects = _objects(open_data(config), count)
     ways: dict[str, Cutter] = {"whole image": _whole, "maskseg": _crop}
-    things: dict[str, Callable[[], object]] = {name: partial(_cut_all, cut, objects) for name, cut in ways.items()}
+    things: dict[str, Callable[[], object]] = {
+        name: partial(_cut_all, cut, objects) for name, cut in ways.items()
+    }
     agreement = {f"IoU, {name}": _iou(cut, objects) for name, cut in ways.items()}
     name = f"{len(objects)} objects of {config.data.val_json}"
     return {
@@ -42,7 +44,9 @@ def annotate(config: Any, count: int = 20) -> dict[str, Any]:
 
 def _objects(source: CocoSource, count: int) -> list[Object]:
     def all_of() -> Any:
-        for job in annotation_jobs(source.val, source.images["val"] or "", source.max_pixels, "object", truth=True):
+        for job in annotation_jobs(
+            source.val, source.images["val"] or "", source.max_pixels, "object", truth=True
+        ):
             image = job.load() if job.wanted else None
             for wanted in job.wanted:
                 truth = wanted.true_mask()
@@ -60,7 +64,9 @@ def _whole(image: Image, box: Sequence[float]) -> Bools:
     technique, size = Technique("gcellipse", CORE), image.shape[:2]
     codes = technique.codes(box, technique.map(box, None, *size), *size)
     assert codes is not None
-    return grabcut(image, codes, technique.iterations, instead=ellipse_mask(box, *size), whole=True).mask
+    return grabcut(
+        image, codes, technique.iterations, instead=ellipse_mask(box, *size), whole=True
+    ).mask
 
 
 def _cut_all(cut: Cutter, objects: Sequence[Object]) -> None:
@@ -69,5 +75,7 @@ def _cut_all(cut: Cutter, objects: Sequence[Object]) -> None:
 
 
 def _iou(cut: Cutter, objects: Sequence[Object]) -> float:
-    found: list[tuple[NDArray[np.bool_], Bools]] = [(cut(image, box), truth) for image, box, truth in objects]
+    found: list[tuple[NDArray[np.bool_], Bools]] = [
+        (cut(image, box), truth) for image, box, truth in objects
+    ]
     return float(np.mean([(a & b).sum() / (a | b).sum() for a, b in found])) if found else 0.0

@@ -23,13 +23,22 @@ from maskseg.models.interfaces import Classifier, Proposer
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.geometry import Geometry
 from maskseg.structures import Batch, Categories, Features, FeatureSpec, Regions
-from maskseg.variants.cfm.boundary import BoundaryStudy, boundary_picture, differences, plot_boundary
+from maskseg.variants.cfm.boundary import (
+    BoundaryStudy,
+    boundary_picture,
+    differences,
+    plot_boundary,
+)
 from maskseg.variants.cfm.classifier import CFMClassifier
 from maskseg.variants.cfm.pictures import step_pictures
 from maskseg.visualization.curves import save_picture
 
 LEAST = 0.01  # of the image: smaller segments are left out
-DRAWN, STEPS, BEST = 4, 3, 20  # images of which there are pictures; segments of each whose steps are drawn, the largest of so many
+DRAWN, STEPS, BEST = (
+    4,
+    3,
+    20,
+)  # images of which there are pictures; segments of each whose steps are drawn, the largest of so many
 
 
 @torch.no_grad()
@@ -46,7 +55,9 @@ def boundary(config: Any, images: int = 20) -> dict[str, Any]:
     device = pick_device(config.trainer.device)
     model = for_inference(model.to(device))
     prepare, data = single_image(of_model), CocoSegments(source)
-    levels = cast(dict[str, FeatureSpec], getattr(model.classifier, "at", None) or model.backbone.levels)
+    levels = cast(
+        dict[str, FeatureSpec], getattr(model.classifier, "at", None) or model.backbone.levels
+    )
     study, segments = BoundaryStudy(), 0
     stem = Path(config.output).with_suffix("") if config.output else None
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):
@@ -65,11 +76,18 @@ def boundary(config: Any, images: int = 20) -> dict[str, Any]:
                 save_picture(steps, f"{stem}_{index + 1:03d}_{k}.png")
         segments += len(masks)
     if not segments:
-        raise UserError(f"no segment of the first {images} validation images has at least {LEAST:.0%} of its image")
+        raise UserError(
+            f"no segment of the first {images} validation images has at least {LEAST:.0%} of its image"
+        )
     numbers = study.numbers()
     if stem is not None:
         save_picture(plot_boundary(numbers), f"{stem}.png")
-    return {"suite": "boundary", "machine": machine(device), "segments": segments, "difference": numbers}
+    return {
+        "suite": "boundary",
+        "machine": machine(device),
+        "segments": segments,
+        "difference": numbers,
+    }
 
 
 def _model(config: Any, categories: Categories) -> tuple[GeneralizedRCNN, Any, Categories]:
@@ -81,7 +99,9 @@ def _model(config: Any, categories: Categories) -> tuple[GeneralizedRCNN, Any, C
         torch.manual_seed(config.seed)
         model = configs.build_model(config)
     if not isinstance(model, GeneralizedRCNN):
-        raise UserError("the suite boundary looks at the backbone of models that find objects: set experiment=scenes_cfm, or trainer.init=RUN of one")
+        raise UserError(
+            "the suite boundary looks at the backbone of models that find objects: set experiment=scenes_cfm, or trainer.init=RUN of one"
+        )
     return model.eval(), config, categories
 
 
@@ -90,7 +110,9 @@ def _segments(truth: NDArray[Any], batch: Batch) -> list[Tensor]:
     height, width = batch.sizes[0].tolist()
     seen = Geometry.resize(truth.shape[0], truth.shape[1], height, width).sample(truth, -1)
     labels, counts = np.unique(seen[seen >= 0], return_counts=True)
-    order = [k for k in np.argsort(-counts, kind="stable") if LEAST * seen.size <= counts[k] < seen.size]
+    order = [
+        k for k in np.argsort(-counts, kind="stable") if LEAST * seen.size <= counts[k] < seen.size
+    ]
     return [torch.from_numpy(seen == labels[k]) for k in order]
 
 
@@ -100,7 +122,9 @@ def _pixels(batch: Batch) -> NDArray[np.uint8]:
     return np.ascontiguousarray(batch.images[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())
 
 
-def _steps(model: GeneralizedRCNN, batch: Batch, features: Features, categories: Categories) -> list[NDArray[np.uint8]]:
+def _steps(
+    model: GeneralizedRCNN, batch: Batch, features: Features, categories: Categories
+) -> list[NDArray[np.uint8]]:
     """Pictures of the largest of the best segments that were classified; where there are none, of the best proposals."""
     classifier = cast(CFMClassifier, model.classifier)
     proposals, _ = cast(Proposer, model.proposer)(features, batch)
@@ -117,8 +141,26 @@ def _steps(model: GeneralizedRCNN, batch: Batch, features: Features, categories:
         name = list(classifier.at)[int(classifier._assign(own.boxes))]
         feature, at = features[name][0], classifier.at[name]
         cells = classifier.projected(own.masks, (feature.shape[1], feature.shape[2]), at)[0]
-        inside = torch.nn.functional.pad(own.masks.members[0], (0, 1))[torch.from_numpy(own.masks.maps[0]).long()].numpy()
-        told = "" if own.labels is None else f"{categories.names[int(own.labels)]} {float(own.scores):.2f}"
+        inside = torch.nn.functional.pad(own.masks.members[0], (0, 1))[
+            torch.from_numpy(own.masks.maps[0]).long()
+        ].numpy()
+        told = (
+            ""
+            if own.labels is None
+            else f"{categories.names[int(own.labels)]} {float(own.scores):.2f}"
+        )
         labels = classes[:height, :width].cpu().numpy()
-        drawn.append(step_pictures(_pixels(batch), inside[:height, :width], cells, feature, at, labels, categories.names, name, told))
+        drawn.append(
+            step_pictures(
+                _pixels(batch),
+                inside[:height, :width],
+                cells,
+                feature,
+                at,
+                labels,
+                categories.names,
+                name,
+                told,
+            )
+        )
     return drawn

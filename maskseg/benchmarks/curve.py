@@ -47,7 +47,9 @@ def curve(config: Any) -> dict[str, Any]:
         found[name] = _losses(name, model.to(device), give, batches, device, precision)
     length = -(-len(batches) // min(_WINDOWS, len(batches)))
     also = {
-        f"loss of steps {start + 1}-{min(start + length, len(batches))}, {name}": mean(losses[start : start + length])
+        f"loss of steps {start + 1}-{min(start + length, len(batches))}, {name}": mean(
+            losses[start : start + length]
+        )
         for start in range(0, len(batches), length)
         for name, losses in found.items()
     }
@@ -58,7 +60,14 @@ def _one(batch: Batch) -> tuple[Batch]:
     return (batch,)
 
 
-def _losses(name: str, model: nn.Module, give: Callable[[Batch], Any], batches: list[Batch], device: torch.device, precision: str) -> list[float]:
+def _losses(
+    name: str,
+    model: nn.Module,
+    give: Callable[[Batch], Any],
+    batches: list[Batch],
+    device: torch.device,
+    precision: str,
+) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=_WARM_UP)
     losses = []

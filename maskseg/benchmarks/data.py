@@ -35,9 +35,15 @@ from maskseg.data.transforms import Flip, ResizeShortestEdge
 from maskseg.errors import UserError
 
 SHORT, LONGEST = 800, 1333  # pixels
-IMAGES, FEW = 50, 10  # images of the pipelines; of the mask targets alone, whose bitmaps are all held
+IMAGES, FEW = (
+    50,
+    10,
+)  # images of the pipelines; of the mask targets alone, whose bitmaps are all held
 BATCH = 2  # the references' batch a GPU
-REGIONS, CELLS = 128, 28  # foreground regions of an image, cells of a mask target's side (512 regions, a quarter of them foreground)
+REGIONS, CELLS = (
+    128,
+    28,
+)  # foreground regions of an image, cells of a mask target's side (512 regions, a quarter of them foreground)
 CPU = torch.device("cpu")
 
 
@@ -47,7 +53,9 @@ def data(config: Any) -> dict[str, Any]:
         raise UserError("rounds must be at least 1")
     source = open_data(config)
     if not source.train.has_masks():
-        raise UserError(f"{source.name('train')}: not every object has a mask, which this suite needs")
+        raise UserError(
+            f"{source.name('train')}: not every object has a mask, which this suite needs"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_pages()  # as in our loader's processes; it serves both sides here
@@ -62,11 +70,23 @@ def _measure(source: CocoSource, config: Any) -> dict[str, Any]:
     theirs, rounds = _theirs(source, chosen, 0.5), config.rounds
     items: list[Item] = [(0, index, 0) for index in chosen]
     workers = max(1, source.num_workers)
-    loader = BatchLoader("data", ours, _batches(items * 2), partial(collate, divisor=source.divisor), workers, source.timeout)
-    peer: DataLoader[Any] = DataLoader(Subset(theirs, [*range(len(chosen))] * 2), BATCH, num_workers=workers, collate_fn=_listed)
+    loader = BatchLoader(
+        "data",
+        ours,
+        _batches(items * 2),
+        partial(collate, divisor=source.divisor),
+        workers,
+        source.timeout,
+    )
+    peer: DataLoader[Any] = DataLoader(
+        Subset(theirs, [*range(len(chosen))] * 2), BATCH, num_workers=workers, collate_fn=_listed
+    )
     torch.manual_seed(config.seed)  # the peer's flips
     still = _unflipped(source, config.seed)
-    plain = {"torchvision": lambda: _count(_peer_batches(theirs)), "maskseg": lambda: _count(_own_batches(ours, items, source.divisor))}
+    plain = {
+        "torchvision": lambda: _count(_peer_batches(theirs)),
+        "maskseg": lambda: _count(_own_batches(ours, items, source.divisor)),
+    }
     whole = {
         "torchvision": lambda: _count(map(_peer_targets, _peer_batches(theirs))),
         "maskseg": lambda: _count(map(_own_targets, _own_batches(ours, items, source.divisor))),
@@ -84,8 +104,16 @@ def _measure(source: CocoSource, config: Any) -> dict[str, Any]:
     ]
     also: dict[str, float | str] = {}
     for number, found in zip((len(items), len(items), 2 * len(items)), cases, strict=False):
-        also |= {f"images a second, {found['name']}, {label}": number / seconds for label, seconds in found["seconds"].items()}
-    return {"suite": "data", "machine": machine(CPU), "cases": cases, "also": also | _shares(ours, items, source.divisor, rounds)}
+        also |= {
+            f"images a second, {found['name']}, {label}": number / seconds
+            for label, seconds in found["seconds"].items()
+        }
+    return {
+        "suite": "data",
+        "machine": machine(CPU),
+        "cases": cases,
+        "also": also | _shares(ours, items, source.divisor, rounds),
+    }
 
 
 def _ours(source: CocoSource, seed: int, flips: float) -> tuple[CocoDataset, list[int]]:
@@ -97,10 +125,16 @@ def _ours(source: CocoSource, seed: int, flips: float) -> tuple[CocoDataset, lis
 
 def _theirs(source: CocoSource, chosen: Sequence[int], flips: float) -> Subset[Any]:
     """The same images, in the same order, as torchvision's references read them."""
-    steps: list[Any] = [v2.ToImage(), v2.RandomHorizontalFlip(flips), v2.RandomShortestSize([SHORT], LONGEST)]
+    steps: list[Any] = [
+        v2.ToImage(),
+        v2.RandomHorizontalFlip(flips),
+        v2.RandomShortestSize([SHORT], LONGEST),
+    ]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it reads
-        files = CocoDetection(source.images["train"] or "", source.json["train"] or "", transforms=v2.Compose(steps))
+        files = CocoDetection(
+            source.images["train"] or "", source.json["train"] or "", transforms=v2.Compose(steps)
+        )
     place = {number: i for i, number in enumerate(files.ids)}
     wrapped = wrap_dataset_for_transforms_v2(files, target_keys=("boxes", "labels", "masks"))
     images, own = source.train.images, source.dataset("train").images
@@ -142,7 +176,9 @@ def _peer_targets(batch: Any) -> list[Tensor]:
     """Mask targets of a batch as torchvision's mask loss makes them, [REGIONS, CELLS, CELLS] each."""
     found = []
     for target in batch[1]:
-        if len(target["boxes"]):  # their transforms drop objects whose box ends a hair outside of the image, now and then all of them
+        if len(
+            target["boxes"]
+        ):  # their transforms drop objects whose box ends a hair outside of the image, now and then all of them
             matched, boxes = _regions(target["boxes"])
             found.append(project_masks_on_boxes(target["masks"], boxes, matched, CELLS))
     return found
@@ -163,7 +199,9 @@ def _unflipped(source: CocoSource, seed: int) -> tuple[list[Any], list[Sample]]:
     chosen = chosen[:FEW]
     theirs = _theirs(source, chosen, 0.0)
     pairs = [(theirs[i], ours[(0, index, 0)]) for i, index in enumerate(chosen)]
-    same = [(_listed([peer]), own) for peer, own in pairs if len(peer[1]["boxes"]) == len(own.boxes)]
+    same = [
+        (_listed([peer]), own) for peer, own in pairs if len(peer[1]["boxes"]) == len(own.boxes)
+    ]
     return [peer for peer, _ in same], [own for _, own in same]
 
 
@@ -174,19 +212,38 @@ def _agreement(peers: list[Any], samples: list[Sample]) -> dict[str, float]:
         if images[0].shape[-2:] == own.image.shape[-2:]:
             pixels_apart.append(float((images[0] * 255 - own.image).abs().max()))
         boxes_apart.append(float((targets[0]["boxes"] - own.boxes).abs().max()))
-    return {"pixels apart, grey levels of 255": max(pixels_apart), "boxes apart, px": max(boxes_apart)}
+    return {
+        "pixels apart, grey levels of 255": max(pixels_apart),
+        "boxes apart, px": max(boxes_apart),
+    }
 
 
-def _targets_case(peers: list[Any], samples: list[Sample], divisor: int, rounds: int) -> dict[str, Any]:
+def _targets_case(
+    peers: list[Any], samples: list[Sample], divisor: int, rounds: int
+) -> dict[str, Any]:
     """Mask targets from truths in memory."""
     owns = [collate([sample], divisor) for sample in samples]
-    things = {"torchvision": lambda: [_peer_targets(batch) for batch in peers], "maskseg": lambda: [_own_targets(batch) for batch in owns]}
-    pairs = [(a[0] >= 0.5, b[0] >= 0.5) for a, b in zip(things["torchvision"](), things["maskseg"](), strict=True)]
+    things = {
+        "torchvision": lambda: [_peer_targets(batch) for batch in peers],
+        "maskseg": lambda: [_own_targets(batch) for batch in owns],
+    }
+    pairs = [
+        (a[0] >= 0.5, b[0] >= 0.5)
+        for a, b in zip(things["torchvision"](), things["maskseg"](), strict=True)
+    ]
     differ = np.mean([float((a != b).float().mean()) for a, b in pairs]) if pairs else 0.0
-    return case(f"mask targets of {len(owns)} images, {REGIONS} regions each", things, rounds, CPU, {"cells that differ": float(differ)})
+    return case(
+        f"mask targets of {len(owns)} images, {REGIONS} regions each",
+        things,
+        rounds,
+        CPU,
+        {"cells that differ": float(differ)},
+    )
 
 
-def _shares(dataset: CocoDataset, items: Sequence[Item], divisor: int, rounds: int) -> dict[str, str]:
+def _shares(
+    dataset: CocoDataset, items: Sequence[Item], divisor: int, rounds: int
+) -> dict[str, str]:
     """What of our pipeline's time each part takes; the rest is boxes, masks, and the making of samples."""
     records = [dataset.file.images[dataset.images[index]] for _, index, _ in items]
     samples = [dataset[item] for item in items]
@@ -194,12 +251,19 @@ def _shares(dataset: CocoDataset, items: Sequence[Item], divisor: int, rounds: i
     flipped = samples[::2]  # half of them, as with a probability of 0.5
     parts = {
         "whole": lambda: _count(_own_batches(dataset, items, divisor)),
-        "decode": lambda: _count(load_pixels(safe_join(dataset.root, r.file_name)) for r in records),
-        "resize": lambda: _count(rgbx.resize(image, *sample.size) for image, sample in zip(images, samples, strict=True)),
+        "decode": lambda: _count(
+            load_pixels(safe_join(dataset.root, r.file_name)) for r in records
+        ),
+        "resize": lambda: _count(
+            rgbx.resize(image, *sample.size) for image, sample in zip(images, samples, strict=True)
+        ),
         "flip": lambda: _count(rgbx.flip(sample.image, -1) for sample in flipped),
         "collate": lambda: _count(collate(batch, divisor) for batch in _batches(samples)),
     }
     seconds = {name: median(values) for name, values in in_turn(parts, rounds, CPU).items()}
     whole = seconds.pop("whole")
     seconds["boxes, masks and the rest"] = max(whole - sum(seconds.values()), 0.0)
-    return {f"share of {name}": f"{value / whole:.0%} ({1000 * value / len(items):.2f} ms an image)" for name, value in seconds.items()}
+    return {
+        f"share of {name}": f"{value / whole:.0%} ({1000 * value / len(items):.2f} ms an image)"
+        for name, value in seconds.items()
+    }

@@ -38,14 +38,29 @@ def evaluate(config: Any, images: int = 500, detections: int = 100) -> dict[str,
     cases = []
     for kind in (BBOX, SEGM):
         other = KINDS[SEGM if kind == BBOX else BBOX]
-        own = [{k: v for k, v in row.items() if k != other} for row in rows]  # with a box, loadRes would take its area for a mask's
+        own = [
+            {k: v for k, v in row.items() if k != other} for row in rows
+        ]  # with a box, loadRes would take its area for a mask's
         ways = {"pycocotools by hand": partial(by_hand, truth, own, kind)}
-        ways |= {f"maskseg, {name}": partial(_ours, truth, own, categories, kind, name) for name in ("pycocotools", "faster") if _installed(name)}
+        ways |= {
+            f"maskseg, {name}": partial(_ours, truth, own, categories, kind, name)
+            for name in ("pycocotools", "faster")
+            if _installed(name)
+        }
         numbers: dict[str, list[float]] = {}
         things = {name: partial(_keep, numbers, name, way) for name, way in ways.items()}
-        found = case(f"{kind}: {images} images, {detections} detections each", things, min(config.rounds, _MOST_ROUNDS), device)
+        found = case(
+            f"{kind}: {images} images, {detections} detections each",
+            things,
+            min(config.rounds, _MOST_ROUNDS),
+            device,
+        )
         by_peer, *others = numbers.values()
-        found["agreement"] = {"largest difference": max(abs(a - b) for other in others for a, b in zip(by_peer, other, strict=True))}
+        found["agreement"] = {
+            "largest difference": max(
+                abs(a - b) for other in others for a, b in zip(by_peer, other, strict=True)
+            )
+        }
         cases.append(found)
     return {"suite": "evaluate", "machine": machine(device), "cases": cases}
 
@@ -56,7 +71,9 @@ def by_hand(truth: dict[str, Any], rows: list[Row], kind: str) -> list[float]:
         known = COCO()
         known.dataset = truth
         known.createIndex()
-        evaluator = COCOeval(known, known.loadRes([dict(row) for row in rows]), kind)  # loadRes writes into the rows
+        evaluator = COCOeval(
+            known, known.loadRes([dict(row) for row in rows]), kind
+        )  # loadRes writes into the rows
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -70,20 +87,43 @@ def simulated(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
     annotations: list[Row] = []
     rows: list[Row] = []
     for image in range(1, images + 1):
-        boxes, labels = soft_masks(TRUTHS, HEIGHT, WIDTH, rng).grid_boxes, torch.randint(CLASSES, (TRUTHS,), generator=rng)
+        boxes, labels = (
+            soft_masks(TRUTHS, HEIGHT, WIDTH, rng).grid_boxes,
+            torch.randint(CLASSES, (TRUTHS,), generator=rng),
+        )
         for box, label in zip(boxes, labels.tolist(), strict=True):
             # Ids count from 1: pycocotools takes the id of a match for a truth value.
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": label + 1, "iscrowd": 0, **_octagon(box)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    **_octagon(box),
+                }
+            )
         found = soft_masks(detections, HEIGHT, WIDTH, rng)
         moved, source = detections // 2, torch.randint(TRUTHS, (detections // 2,), generator=rng)
-        found.grid_boxes[:moved] = boxes[source] + 0.06 * (boxes[:, 2:] - boxes[:, :2])[source].repeat(1, 2) * torch.randn(moved, 4, generator=rng)
+        found.grid_boxes[:moved] = boxes[source] + 0.06 * (boxes[:, 2:] - boxes[:, :2])[
+            source
+        ].repeat(1, 2) * torch.randn(moved, 4, generator=rng)
         classes = torch.randint(CLASSES, (detections,), generator=rng)
         classes[:moved] = labels[source]
         scores = torch.rand(detections, generator=rng).tolist()
         corners = found.grid_boxes.double().tolist()
-        for (x0, y0, x1, y1), label, score, rle in zip(corners, classes.tolist(), scores, found.to_rle(), strict=True):
+        for (x0, y0, x1, y1), label, score, rle in zip(
+            corners, classes.tolist(), scores, found.to_rle(), strict=True
+        ):
             bbox = [x0, y0, x1 - x0, y1 - y0]
-            rows.append({"image_id": image, "category_id": label + 1, "bbox": bbox, "score": score, "segmentation": rle})
+            rows.append(
+                {
+                    "image_id": image,
+                    "category_id": label + 1,
+                    "bbox": bbox,
+                    "score": score,
+                    "segmentation": rle,
+                }
+            )
     return {
         "images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(1, images + 1)],
         "annotations": annotations,
@@ -99,7 +139,9 @@ def _octagon(box: Tensor) -> Row:
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": 2.8 * w * h, "segmentation": [polygon]}
 
 
-def _ours(truth: dict[str, Any], rows: list[Row], categories: Categories, kind: str, backend: str) -> list[float]:
+def _ours(
+    truth: dict[str, Any], rows: list[Row], categories: Categories, kind: str, backend: str
+) -> list[float]:
     evaluator = CocoEvaluator(truth, categories, backend=backend, iou_types=[kind])
     evaluator.add_rows([image["id"] for image in truth["images"]], rows)
     return list(evaluator.compute().values())

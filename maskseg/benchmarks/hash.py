@@ -25,7 +25,9 @@ SIZE = (321, 481)  # height and width of BSDS500's pictures
 
 
 @torch.no_grad()
-def hash(config: Any, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = (8, 32)) -> dict[str, Any]:
+def hash(
+    config: Any, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = (8, 32)
+) -> dict[str, Any]:
     """One picture on the CPU: `trunk` with its pyramid alone, with the hash layer on c2 and the segments of superpixels that are given, and the
     superpixels by themselves. Codes are fitted to the picture, so that superpixels do merge.
 
@@ -49,7 +51,12 @@ def hash(config: Any, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = 
                 "backbone, hash and merge": partial(net.predict, batch),
                 "superpixels (SLIC)": partial(superpixels, image),
             }
-            found = case(f"{config.trunk}-FPN, {SIZE[1]} x {SIZE[0]}, {count} superpixels, {length} bits", things, config.rounds, device)
+            found = case(
+                f"{config.trunk}-FPN, {SIZE[1]} x {SIZE[0]}, {count} superpixels, {length} bits",
+                things,
+                config.rounds,
+                device,
+            )
             segments = net.predict(batch).segments
             assert isinstance(segments, Regions)
             added = 100 * (1 / found["times_faster"]["backbone, hash and merge"] - 1)
@@ -61,7 +68,9 @@ def hash(config: Any, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = 
 def _picture() -> Tensor:
     """uint8 RGB [3, 321, 481]: patches of colour and noise."""
     patches = torch.rand((1, 3, 8, 12))
-    smooth = torch.nn.functional.interpolate(patches, size=SIZE, mode="bicubic")[0] + 0.05 * torch.randn((3, *SIZE))
+    smooth = torch.nn.functional.interpolate(patches, size=SIZE, mode="bicubic")[
+        0
+    ] + 0.05 * torch.randn((3, *SIZE))
     return (smooth.clamp(0, 1) * 255).to(torch.uint8)
 
 

@@ -23,8 +23,22 @@ from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.paste import paste_crop
 from maskseg.structures import Batch, Regions
 
-_PARTS = ("backbone.trunk", "backbone", "proposer.head", "proposer", "classifier.pooler", "classifier.trunk", "heads.mask.pooler", "heads.mask")
-_RATES = ((256, 128), (128, 128), (256, 64), (512, 32))  # channels and side of the convolutions that show what the machine can do
+_PARTS = (
+    "backbone.trunk",
+    "backbone",
+    "proposer.head",
+    "proposer",
+    "classifier.pooler",
+    "classifier.trunk",
+    "heads.mask.pooler",
+    "heads.mask",
+)
+_RATES = (
+    (256, 128),
+    (128, 128),
+    (256, 64),
+    (512, 32),
+)  # channels and side of the convolutions that show what the machine can do
 
 
 @torch.no_grad()
@@ -39,25 +53,50 @@ def inference(config: Any) -> dict[str, Any]:
     theirs, ours = torchvision_model.models(config.trunk, config.size)
     torchvision_model.centre(theirs, torchvision_model.their_images(batch)[0])
     ours = torchvision_model.copied(theirs, ours)
-    theirs, fast, half = theirs.to(device), _fast(ours, device, None), _fast(ours, device, torch.bfloat16)
+    theirs, fast, half = (
+        theirs.to(device),
+        _fast(ours, device, None),
+        _fast(ours, device, torch.bfloat16),
+    )
     batch = batch.to(device)
     images = torchvision_model.their_images(batch)
-    wanted, found, rounded = theirs(images), fast.predict(batch).detections, half.predict(batch).detections
-    name = f"{config.trunk}, {len(batch)} x {config.size} px, {len(found) / len(batch):.0f} detections"
-    whole = {"torchvision": lambda: theirs(images), "maskseg": lambda: _finished(fast, batch), "maskseg bf16": lambda: _finished(half, batch)}
+    wanted, found, rounded = (
+        theirs(images),
+        fast.predict(batch).detections,
+        half.predict(batch).detections,
+    )
+    name = (
+        f"{config.trunk}, {len(batch)} x {config.size} px, {len(found) / len(batch):.0f} detections"
+    )
+    whole = {
+        "torchvision": lambda: theirs(images),
+        "maskseg": lambda: _finished(fast, batch),
+        "maskseg bf16": lambda: _finished(half, batch),
+    }
     network: dict[str, Callable[[], object]] = {
         "torchvision": lambda: _unpasted(theirs, images),
         "torchvision autocast bf16": lambda: _unpasted(theirs, images, device),
         "maskseg": lambda: fast.predict(batch),
         "maskseg bf16": lambda: half.predict(batch),
     }
-    agreement = {**_agreement(found, wanted, batch), "bf16, share of boxes at IoU 0.9": _matched(rounded, found)}
-    cases = [case(name, whole, config.rounds, device, agreement), case(f"{name}: network", network, config.rounds, device)]
-    also = {**_shares(fast, batch, config.rounds), **_floor(fast, batch, cases[1]["seconds"]["maskseg"])}
+    agreement = {
+        **_agreement(found, wanted, batch),
+        "bf16, share of boxes at IoU 0.9": _matched(rounded, found),
+    }
+    cases = [
+        case(name, whole, config.rounds, device, agreement),
+        case(f"{name}: network", network, config.rounds, device),
+    ]
+    also = {
+        **_shares(fast, batch, config.rounds),
+        **_floor(fast, batch, cases[1]["seconds"]["maskseg"]),
+    }
     return {"suite": "inference", "machine": machine(device), "cases": cases, "also": also}
 
 
-def _fast(model: GeneralizedRCNN, device: torch.device, dtype: torch.dtype | None) -> GeneralizedRCNN:
+def _fast(
+    model: GeneralizedRCNN, device: torch.device, dtype: torch.dtype | None
+) -> GeneralizedRCNN:
     return for_inference(model.to(device), dtype)
 
 
@@ -80,36 +119,57 @@ def _unpasted(theirs: Any, images: list[Tensor], half: torch.device | None = Non
 
 def _agreement(found: Regions, wanted: list[dict[str, Tensor]], batch: Batch) -> dict[str, float]:
     """The largest differences, each detection beside the nearest one of its class."""
-    apart = {"detections apart": 0.0, "boxes apart, px": 0.0, "scores apart": 0.0, "soft masks apart": 0.0}
+    apart = {
+        "detections apart": 0.0,
+        "boxes apart, px": 0.0,
+        "scores apart": 0.0,
+        "soft masks apart": 0.0,
+    }
     for i, theirs in enumerate(wanted):
         own = found[found.image_index == i]
         apart["detections apart"] += abs(len(own) - len(theirs["boxes"]))
         if not len(own) or not len(theirs["boxes"]):
             continue
         assert own.labels is not None
-        distance = (own.boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e4 * (own.labels[:, None] + 1 != theirs["labels"])
+        distance = (own.boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e4 * (
+            own.labels[:, None] + 1 != theirs["labels"]
+        )
         nearest, row = distance.min(dim=1)
-        values = {"boxes apart, px": nearest, "scores apart": (own.scores - theirs["scores"][row]).abs()}
+        values = {
+            "boxes apart, px": nearest,
+            "scores apart": (own.scores - theirs["scores"][row]).abs(),
+        }
         height, width = (int(v) for v in batch.sizes[i])
         for name, value in values.items():
             apart[name] = max(apart[name], value.max().item())
         for k in range(len(own)):
             difference = _pasted(own, k, height, width) - theirs["masks"][row[k], 0].cpu()
-            apart["soft masks apart"] = max(apart["soft masks apart"], difference.abs().max().item())
+            apart["soft masks apart"] = max(
+                apart["soft masks apart"], difference.abs().max().item()
+            )
     return apart
 
 
 def _pasted(own: Regions, k: int, height: int, width: int) -> Tensor:
     masks = own.masks
     assert isinstance(masks, SoftMasks)
-    values, left, top = paste_crop(masks.grids[k].cpu(), own.boxes[k].cpu(), height, width, masks.paste_rule, masks.interpolation)
+    values, left, top = paste_crop(
+        masks.grids[k].cpu(),
+        own.boxes[k].cpu(),
+        height,
+        width,
+        masks.paste_rule,
+        masks.interpolation,
+    )
     full = torch.zeros((height, width))
     full[top : top + values.shape[0], left : left + values.shape[1]] = values
     return full
 
 
 def _matched(rounded: Regions, found: Regions) -> float:
-    overlap = box_iou(rounded.boxes, found.boxes) * (rounded.image_index[:, None] == found.image_index)
+    overlap = box_iou(rounded.boxes, found.boxes) * (
+        rounded.image_index[:, None] == found.image_index
+    )
     return float((overlap.amax(dim=1) > 0.9).float().mean()) if overlap.numel() else 0.0
 
 
@@ -120,7 +180,9 @@ def _clocked(model: nn.Module) -> Iterator[dict[str, float]]:
     for name in _PARTS:
         start: list[float] = []
         part = model.get_submodule(name)
-        handles.append(part.register_forward_pre_hook(lambda *_, s=start: s.append(time.perf_counter())))
+        handles.append(
+            part.register_forward_pre_hook(lambda *_, s=start: s.append(time.perf_counter()))
+        )
 
         def add(*_: object, n: str = name, s: list[float] = start) -> None:
             seconds[n] += time.perf_counter() - s.pop()
@@ -144,11 +206,26 @@ def _shares(model: GeneralizedRCNN, batch: Batch, rounds: int) -> dict[str, str]
             model.predict(batch)
             whole = time.perf_counter() - start
         s = dict(seconds)
-        parts = {"trunk": s["backbone.trunk"], "FPN": s["backbone"] - s["backbone.trunk"], "RPN head": s["proposer.head"]}
-        parts |= {"proposals": s["proposer"] - s["proposer.head"], "box RoIAlign": s["classifier.pooler"], "box head": s["classifier.trunk"]}
-        parts |= {"mask RoIAlign": s["heads.mask.pooler"], "mask head": s["heads.mask"] - s["heads.mask.pooler"]}
+        parts = {
+            "trunk": s["backbone.trunk"],
+            "FPN": s["backbone"] - s["backbone.trunk"],
+            "RPN head": s["proposer.head"],
+        }
+        parts |= {
+            "proposals": s["proposer"] - s["proposer.head"],
+            "box RoIAlign": s["classifier.pooler"],
+            "box head": s["classifier.trunk"],
+        }
+        parts |= {
+            "mask RoIAlign": s["heads.mask.pooler"],
+            "mask head": s["heads.mask"] - s["heads.mask.pooler"],
+        }
         found.append({**parts, "the rest": whole - sum(parts.values())} | {"": whole})
-    return {f"share of {name}": f"{100 * median(f[name] / f[''] for f in found):.1f}%" for name in found[0] if name}
+    return {
+        f"share of {name}": f"{100 * median(f[name] / f[''] for f in found):.1f}%"
+        for name in found[0]
+        if name
+    }
 
 
 def _ten_times(conv: nn.Module, x: Tensor) -> None:
@@ -162,10 +239,20 @@ def _floor(model: GeneralizedRCNN, batch: Batch, seconds: float) -> dict[str, An
     device = batch.images.device
     rate = 0.0
     for channels, side in _RATES:
-        x = torch.randn((1, channels, side, side), device=device).contiguous(memory_format=torch.channels_last)
-        conv = nn.Conv2d(channels, channels, 3, padding=1).to(device).to(memory_format=torch.channels_last)
+        x = torch.randn((1, channels, side, side), device=device).contiguous(
+            memory_format=torch.channels_last
+        )
+        conv = (
+            nn.Conv2d(channels, channels, 3, padding=1)
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         taken = median(in_turn({"": partial(_ten_times, conv, x)}, 6, device)[""][1:]) / 10
         rate = max(rate, 2 * 9 * channels**2 * side**2 / taken)
     floor = counter.get_total_flops() / rate
-    told = {"GFLOP": counter.get_total_flops() / 1e9, "GFLOP/s of the fastest convolution, fp32": rate / 1e9, "floor, s": floor}
+    told = {
+        "GFLOP": counter.get_total_flops() / 1e9,
+        "GFLOP/s of the fastest convolution, fp32": rate / 1e9,
+        "floor, s": floor,
+    }
     return told | {"network over floor, fp32": seconds / floor}

@@ -45,7 +45,13 @@ def ratio(first: list[float], second: list[float]) -> float:
     return median(a / b for a, b in zip(first, second, strict=True))
 
 
-def case(name: str, things: Things, rounds: int, device: torch.device, agreement: Mapping[str, float] | None = None) -> dict[str, Any]:
+def case(
+    name: str,
+    things: Things,
+    rounds: int,
+    device: torch.device,
+    agreement: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """One row of a suite's table. things: the first one is what the others are compared with (the peer); each is run once before, and its memory is
     taken then. agreement: how far the outputs are apart, by what.
 
@@ -58,7 +64,11 @@ def case(name: str, things: Things, rounds: int, device: torch.device, agreement
     return {
         "name": name,
         "seconds": {label: median(values) for label, values in seconds.items()},
-        "times_faster": {label: ratio(seconds[first], values) for label, values in seconds.items() if label != first},
+        "times_faster": {
+            label: ratio(seconds[first], values)
+            for label, values in seconds.items()
+            if label != first
+        },
         "memory_mb": memory,
         "agreement": dict(agreement or {}),
     }
@@ -67,14 +77,21 @@ def case(name: str, things: Things, rounds: int, device: torch.device, agreement
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were taken on and with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
+    versions = {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
     return {"device": name, "threads": torch.get_num_threads(), **versions}
 
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
 
 
 def _peak(thing: Callable[[], object], device: torch.device) -> float:
@@ -87,7 +104,9 @@ def _peak(thing: Callable[[], object], device: torch.device) -> float:
         _wait(device)
         return (torch.cuda.max_memory_allocated(device) - held) / 1e6
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed and is kept for later would count as held before (glibc)
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what was freed and is kept for later would count as held before (glibc)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark (Linux)
     before = _resident("VmRSS")
@@ -98,8 +117,16 @@ def _peak(thing: Callable[[], object], device: torch.device) -> float:
 def _resident(key: str) -> float:
     status = Path("/proc/self/status")
     if status.is_file():
-        return next(float(line.split()[1]) * 1024 / 1e6 for line in status.read_text().splitlines() if line.startswith(key))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return next(
+            float(line.split()[1]) * 1024 / 1e6
+            for line in status.read_text().splitlines()
+            if line.startswith(key)
+        )
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e6
+    )
 
 
 def _wait(device: torch.device) -> None:

@@ -27,21 +27,34 @@ def prepared(config: Any) -> tuple[Trainer, CocoSource, nn.Module, list[Batch]]:
     configs.set_categories(config, source.categories)
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config, pretrained=False))
-    return trainer, source, model, list(source.train_loader(config.total_batch, DISTINCT, config.seed))
+    return (
+        trainer,
+        source,
+        model,
+        list(source.train_loader(config.total_batch, DISTINCT, config.seed)),
+    )
 
 
 class BareStep:
     """Forward, backward, clipping, optimiser, schedule, and nothing else."""
 
-    def __init__(self, config: Any, trainer: Trainer, model: nn.Module, batches: Iterator[Batch]) -> None:
+    def __init__(
+        self, config: Any, trainer: Trainer, model: nn.Module, batches: Iterator[Batch]
+    ) -> None:
         self.trainer, self.model, self.batches = trainer, model, batches
-        self.optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
-        self.scheduler = configs.build(config.scheduler)(self.optimizer, max_steps=config.trainer.max_steps)
+        self.optimizer = trainer.optimizer(
+            model, configs.build(config.optimizer), config.total_batch
+        )
+        self.scheduler = configs.build(config.scheduler)(
+            self.optimizer, max_steps=config.trainer.max_steps
+        )
 
     def __call__(self) -> None:
         self.model.train()
         with self.trainer.autocast():
-            total = torch.stack(list(self.model(next(self.batches).to(self.trainer.device)).values())).sum()
+            total = torch.stack(
+                list(self.model(next(self.batches).to(self.trainer.device)).values())
+            ).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         if self.trainer.clip_norm:

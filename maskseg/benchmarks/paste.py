@@ -19,7 +19,9 @@ from maskseg.masks.base import Rle, rle_to_bitmaps
 from maskseg.masks.predicted import SoftMasks
 
 
-def paste(config: Any, detections: int = 100, height: int = 800, width: int = 1333) -> dict[str, Any]:
+def paste(
+    config: Any, detections: int = 100, height: int = 800, width: int = 1333
+) -> dict[str, Any]:
     """28 x 28 soft masks of `detections` in one image, on the CPU, by the rules of both peers, which fill full-size canvases and encode those with
     pycocotools.
 
@@ -27,25 +29,50 @@ def paste(config: Any, detections: int = 100, height: int = 800, width: int = 13
     """
     device = torch.device("cpu")
     cases = []
-    peers = {"torchvision": (torchvision_rles, "torchvision"), "continuous": (detectron2_rles, "detectron2's way")}
+    peers = {
+        "torchvision": (torchvision_rles, "torchvision"),
+        "continuous": (detectron2_rles, "detectron2's way"),
+    }
     for rule, (peer, told) in peers.items():
         masks = soft_masks(detections, height, width, torch.Generator().manual_seed(0), rule)
-        things: dict[str, Callable[[], object]] = {f"{told} + pycocotools": partial(peer, masks), "maskseg": masks.to_rle}
+        things: dict[str, Callable[[], object]] = {
+            f"{told} + pycocotools": partial(peer, masks),
+            "maskseg": masks.to_rle,
+        }
         name = f"rule {rule}: {detections} masks, {width} x {height}"
-        cases.append(case(name, things, config.rounds, device, {"pixels that differ": _apart(peer(masks), masks.to_rle())}))
+        cases.append(
+            case(
+                name,
+                things,
+                config.rounds,
+                device,
+                {"pixels that differ": _apart(peer(masks), masks.to_rle())},
+            )
+        )
     return {"suite": "paste", "machine": machine(device), "cases": cases}
 
 
-def soft_masks(n: int, height: int, width: int, generator: torch.Generator, rule: str = "continuous") -> SoftMasks:
+def soft_masks(
+    n: int, height: int, width: int, generator: torch.Generator, rule: str = "continuous"
+) -> SoftMasks:
     """Blobs with ragged borders in boxes of 10 pixels to three quarters of the image's shorter side, all sizes (as logarithms) equally often."""
     frame = torch.tensor([width, height], dtype=torch.float32)
     largest = 0.75 * min(height, width)
-    extent = torch.exp(torch.empty(n, 2).uniform_(math.log(10), math.log(largest), generator=generator))
+    extent = torch.exp(
+        torch.empty(n, 2).uniform_(math.log(10), math.log(largest), generator=generator)
+    )
     low = torch.rand(n, 2, generator=generator) * (frame - extent)
     axis = torch.linspace(-1, 1, 28)
-    noise = F.interpolate(torch.randn(n, 1, 7, 7, generator=generator), size=28, mode="bicubic")[:, 0]
+    noise = F.interpolate(torch.randn(n, 1, 7, 7, generator=generator), size=28, mode="bicubic")[
+        :, 0
+    ]
     grids = torch.sigmoid(4 * (0.8 - (axis[:, None] ** 2 + axis**2).sqrt()) + noise)
-    return SoftMasks(grids, torch.cat([low, low + extent], dim=1), torch.tensor([[height, width]]).expand(n, 2), rule)
+    return SoftMasks(
+        grids,
+        torch.cat([low, low + extent], dim=1),
+        torch.tensor([[height, width]]).expand(n, 2),
+        rule,
+    )
 
 
 def torchvision_rles(masks: SoftMasks) -> list[Rle]:

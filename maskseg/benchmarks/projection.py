@@ -16,30 +16,48 @@ from maskseg.variants.cfm.projection import project, project_superpixels
 
 
 def projection(
-    config: Any, proposals: int = 1000, superpixels: int = 500, height: int = 480, width: int = 640, strides: tuple[int, ...] = (16, 8)
+    config: Any,
+    proposals: int = 1000,
+    superpixels: int = 500,
+    height: int = 480,
+    width: int = 640,
+    strides: tuple[int, ...] = (16, 8),
 ) -> dict[str, Any]:
     """One image's proposals on the CPU, beside their bitmaps that are made and projected one by one.
 
     Cells are squares of `stride` pixels, so that torch's average pooling is a peer too. config: with `rounds`.
     -> the suite's cases; agreement: cells in which either of the other two differs.
     """
-    labels, members = proposed(proposals, superpixels, height, width, torch.Generator().manual_seed(0))
+    labels, members = proposed(
+        proposals, superpixels, height, width, torch.Generator().manual_seed(0)
+    )
     cases = []
     for stride in strides:
         shape = (height // stride, width // stride)
         things: dict[str, Callable[[], Tensor]] = {
-            "bitmaps, projected": partial(by_bitmaps, labels, members, partial(project, shape=shape, stride=stride, centre=stride / 2)),
-            "bitmaps, avg_pool2d": partial(by_bitmaps, labels, members, partial(pooled, stride=stride)),
+            "bitmaps, projected": partial(
+                by_bitmaps,
+                labels,
+                members,
+                partial(project, shape=shape, stride=stride, centre=stride / 2),
+            ),
+            "bitmaps, avg_pool2d": partial(
+                by_bitmaps, labels, members, partial(pooled, stride=stride)
+            ),
             "maskseg": partial(project_superpixels, labels, members, shape, stride, stride / 2),
         }
         wanted, *others = (thing() for thing in things.values())
         agreement = {"cells that differ": sum(float((wanted != other).sum()) for other in others)}
-        name = f"{proposals} proposals, {superpixels} superpixels, {width} x {height}, stride {stride}"
+        name = (
+            f"{proposals} proposals, {superpixels} superpixels, {width} x {height}, stride {stride}"
+        )
         cases.append(case(name, things, config.rounds, torch.device("cpu"), agreement))
     return {"suite": "projection", "machine": machine(torch.device("cpu")), "cases": cases}
 
 
-def proposed(proposals: int, superpixels: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def proposed(
+    proposals: int, superpixels: int, height: int, width: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """labels i64 [H, W] and members bool [R, S]: the superpixels about random points, out to random distances of at most half the longer side."""
     labels = torch.from_numpy(cells(superpixels, height, width, generator))
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()

@@ -13,10 +13,19 @@ from maskseg.benchmarks.measure import case, machine
 from maskseg.ops.roi_align import assign_levels, by_torchvision, roi_align_levels
 
 STRIDES = [4, 8, 16, 32]
-SHAPES = ((1000, 7), (100, 14))  # regions and bins of the box head and of the mask head, of one image
+SHAPES = (
+    (1000, 7),
+    (100, 14),
+)  # regions and bins of the box head and of the mask head, of one image
 
 
-def roi_align(config: Any, shapes: tuple[tuple[int, int], ...] = SHAPES, channels: int = 256, height: int = 800, width: int = 1088) -> dict[str, Any]:
+def roi_align(
+    config: Any,
+    shapes: tuple[tuple[int, int], ...] = SHAPES,
+    channels: int = 256,
+    height: int = 800,
+    width: int = 1088,
+) -> dict[str, Any]:
     """Regions of one image on p2 to p5, two sample points a bin and direction, on the CPU. torchvision reads and writes NCHW, in which it is fastest,
     maskseg channels_last, as in training; besides from NCHW maps, which it has to convert first.
 
@@ -24,7 +33,9 @@ def roi_align(config: Any, shapes: tuple[tuple[int, int], ...] = SHAPES, channel
     """
     device = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn((1, channels, height // s, width // s), generator=generator) for s in STRIDES]
+    maps = [
+        torch.randn((1, channels, height // s, width // s), generator=generator) for s in STRIDES
+    ]
     cases = []
     for n, size in shapes:
         boxes = boxes_of_all_sizes(n, height, width, generator)
@@ -34,8 +45,14 @@ def roi_align(config: Any, shapes: tuple[tuple[int, int], ...] = SHAPES, channel
     return {"suite": "roi_align", "machine": machine(device), "cases": cases}
 
 
-def _forward_and_backward(maps: list[Tensor], rest: tuple[Any, ...], rounds: int) -> list[dict[str, Any]]:
-    layouts = {"torchvision": torch.contiguous_format, "maskseg": torch.channels_last, "maskseg, NCHW maps": torch.contiguous_format}
+def _forward_and_backward(
+    maps: list[Tensor], rest: tuple[Any, ...], rounds: int
+) -> list[dict[str, Any]]:
+    layouts = {
+        "torchvision": torch.contiguous_format,
+        "maskseg": torch.channels_last,
+        "maskseg, NCHW maps": torch.contiguous_format,
+    }
     boxes, _, _, size, _, aligned = rest
     forward, backward, outputs, gradients = {}, {}, {}, {}
     for name, layout in layouts.items():
@@ -46,12 +63,20 @@ def _forward_and_backward(maps: list[Tensor], rest: tuple[Any, ...], rounds: int
         out = function(leaves, STRIDES, *rest)
         towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         own = torch.contiguous_format if name == "torchvision" else torch.channels_last
-        backward[name] = partial(torch.autograd.grad, out, leaves, towards.contiguous(memory_format=own), retain_graph=True)
+        backward[name] = partial(
+            torch.autograd.grad,
+            out,
+            leaves,
+            towards.contiguous(memory_format=own),
+            retain_graph=True,
+        )
         outputs[name], gradients[name] = [out.detach()], backward[name]()
     told = f"{len(boxes)} regions of {size} x {size}, aligned={aligned}"
     found = []
     for what, things, results in (("forward", forward, outputs), ("backward", backward, gradients)):
-        agreement = {f"{what}, largest difference": _apart(results["torchvision"], results["maskseg"])}
+        agreement = {
+            f"{what}, largest difference": _apart(results["torchvision"], results["maskseg"])
+        }
         found.append(case(f"{what}: {told}", things, rounds, torch.device("cpu"), agreement))
     return found
 
@@ -59,10 +84,15 @@ def _forward_and_backward(maps: list[Tensor], rest: tuple[Any, ...], rounds: int
 def boxes_of_all_sizes(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """f32 [n, 4] in the image: of 16 pixels to three quarters of its shorter side, all sizes (as logarithms) equally often."""
     least, most = math.log(16.0), math.log(0.75 * min(height, width))
-    extent = torch.exp(torch.empty(n, 1).uniform_(least, most, generator=generator) + torch.empty(n, 2).uniform_(-0.35, 0.35, generator=generator))
+    extent = torch.exp(
+        torch.empty(n, 1).uniform_(least, most, generator=generator)
+        + torch.empty(n, 2).uniform_(-0.35, 0.35, generator=generator)
+    )
     frame = torch.tensor([width, height], dtype=torch.float32)
     centre = torch.rand((n, 2), generator=generator) * frame
-    return torch.cat([(centre - extent / 2).clamp(min=0.0), torch.minimum(centre + extent / 2, frame)], dim=1)
+    return torch.cat(
+        [(centre - extent / 2).clamp(min=0.0), torch.minimum(centre + extent / 2, frame)], dim=1
+    )
 
 
 def _apart(first: Any, second: Any) -> float:

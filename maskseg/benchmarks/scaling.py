@@ -45,17 +45,26 @@ def scaling(config: Any) -> dict[str, Any]:
     -> axes, each with its points (value, median seconds, memory_mb) and the slopes of both. Raises UserError.
     """
     if config.size < 32 or config.rounds < 1:
-        raise UserError(f"size must be at least 32 and rounds at least 1, not {config.size} and {config.rounds}")
+        raise UserError(
+            f"size must be at least 32 and rounds at least 1, not {config.size} and {config.rounds}"
+        )
     device, size = pick_device(config.trainer.device), int(config.size)
     picture = _picture(size).to(device)
     common = partial(_model, config.trunk, picture)
     coco = _fast(common(80))
     learning = _learning(common(80))
     sizes = {value: partial(_predict, coco, _picture(value).to(device)) for value in SIZES}
-    kept = {value: partial(_predict, coco, picture, score_threshold=1e-3, max_detections=value) for value in DETECTIONS}
-    objects = {value: partial(_step, learning, _with_objects(picture, value, 80)) for value in OBJECTS}
+    kept = {
+        value: partial(_predict, coco, picture, score_threshold=1e-3, max_detections=value)
+        for value in DETECTIONS
+    }
+    objects = {
+        value: partial(_step, learning, _with_objects(picture, value, 80)) for value in OBJECTS
+    }
     axes = [
-        _axis("image size", "shorter side, pixels (work: its square)", sizes, config.rounds, device),
+        _axis(
+            "image size", "shorter side, pixels (work: its square)", sizes, config.rounds, device
+        ),
         _axis("detections", "detections kept of a picture", kept, config.rounds, device),
         _axis("objects, training step", "objects in the picture", objects, config.rounds, device),
     ]
@@ -63,11 +72,19 @@ def scaling(config: Any) -> dict[str, Any]:
     many = {value: partial(_predict, _fast(common(value)), picture, **_LVIS) for value in CLASSES}
     axes.append(_axis("classes", "classes", many, config.rounds, device))
     del many
-    steps = {value: partial(_step, _learning(common(value)), _with_objects(picture, 12, value)) for value in CLASSES}
+    steps = {
+        value: partial(_step, _learning(common(value)), _with_objects(picture, 12, value))
+        for value in CLASSES
+    }
     axes.append(_axis("classes, training step", "classes", steps, config.rounds, device))
     del steps
     axes.append(_loader_axis(config))
-    return {"suite": "scaling", "machine": machine(device), "about": f"{config.trunk}, {size} px", "axes": axes}
+    return {
+        "suite": "scaling",
+        "machine": machine(device),
+        "about": f"{config.trunk}, {size} px",
+        "axes": axes,
+    }
 
 
 def slope(values: Sequence[float], numbers: Sequence[float]) -> float | None:
@@ -76,16 +93,25 @@ def slope(values: Sequence[float], numbers: Sequence[float]) -> float | None:
     None where fewer than two of its points are positive.
     """
     start = (len(values) - 1) // 2
-    pairs = [(log(v), log(n)) for v, n in zip(values[start:], numbers[start:], strict=True) if v > 0 and n > 0]
+    pairs = [
+        (log(v), log(n))
+        for v, n in zip(values[start:], numbers[start:], strict=True)
+        if v > 0 and n > 0
+    ]
     if len(pairs) < 2:
         return None
     x, y = np.array(pairs).T
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _axis(name: str, label: str, things: Things, rounds: int, device: torch.device) -> dict[str, Any]:
+def _axis(
+    name: str, label: str, things: Things, rounds: int, device: torch.device
+) -> dict[str, Any]:
     found = case(name, {str(value): thing for value, thing in things.items()}, rounds, device)
-    points = [{"value": v, "seconds": found["seconds"][str(v)], "memory_mb": found["memory_mb"][str(v)]} for v in things]
+    points = [
+        {"value": v, "seconds": found["seconds"][str(v)], "memory_mb": found["memory_mb"][str(v)]}
+        for v in things
+    ]
     return _with_slopes(name, label, points)
 
 
@@ -99,8 +125,13 @@ def _picture(size: int) -> Batch:
     """One picture of size x 4/3 size, noise with structures of all sizes."""
     draw = torch.Generator().manual_seed(0)
     height, width = size, round(size * 4 / 3)
-    octaves = [torch.rand((1, 3, max(height // s, 1), max(width // s, 1)), generator=draw) for s in (128, 32, 8, 2)]
-    image = torch.stack([F.interpolate(o, (height, width), mode="bilinear") for o in octaves]).mean(dim=0)
+    octaves = [
+        torch.rand((1, 3, max(height // s, 1), max(width // s, 1)), generator=draw)
+        for s in (128, 32, 8, 2)
+    ]
+    image = torch.stack([F.interpolate(o, (height, width), mode="bilinear") for o in octaves]).mean(
+        dim=0
+    )
     bottom, right = -height % 32, -width % 32
     pixels = F.pad((image * 255).to(torch.uint8), (0, right, 0, bottom))
     frame = torch.tensor([[height, width]])
@@ -112,23 +143,37 @@ def _with_objects(batch: Batch, number: int, classes: int) -> Batch:
     random = np.random.default_rng(number)
     height, width = (int(v) for v in batch.sizes[0])
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-    radii = np.exp(random.uniform(np.log(6), np.log(min(48, height / 3)), (number, 1))) * random.uniform(0.7, 1.0, (number, 12))
-    middle = random.uniform(0, 1, (number, 2)) * (np.array([width, height]) - 2 * radii.max(axis=1, keepdims=True)) + radii.max(axis=1, keepdims=True)
+    radii = np.exp(
+        random.uniform(np.log(6), np.log(min(48, height / 3)), (number, 1))
+    ) * random.uniform(0.7, 1.0, (number, 12))
+    middle = random.uniform(0, 1, (number, 2)) * (
+        np.array([width, height]) - 2 * radii.max(axis=1, keepdims=True)
+    ) + radii.max(axis=1, keepdims=True)
     points = middle[:, None] + radii[..., None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     masks = FileMasks.from_file([Polygons((p,)) for p in points], height, width)
     labels = torch.from_numpy(random.integers(classes, size=number))
     zeros = torch.zeros(number, dtype=torch.int64)
     targets = Targets(masks.boxes(), labels, zeros, zeros.bool(), masks).to(batch.images.device)
-    return Batch(batch.images, batch.sizes, batch.original_sizes, batch.image_ids, batch.names, targets)
+    return Batch(
+        batch.images, batch.sizes, batch.original_sizes, batch.image_ids, batch.names, targets
+    )
 
 
 @torch.no_grad()
 def _model(trunk: str, batch: Batch, classes: int) -> GeneralizedRCNN:
     """Mask R-CNN with random weights whose scores, of proposals and of classes, and whose boxes differ within the picture of `batch`."""
     torch.manual_seed(0)
-    config = configs.compose("train", ["experiment=coco_r50_fpn_1x", f"model.backbone.trunk.name={trunk}"])
-    configs.set_categories(config, Categories(tuple(map(str, range(classes))), tuple(range(classes))))
-    model = cast(GeneralizedRCNN, configs.build_model(config, pretrained=False)).to(batch.images.device).eval()
+    config = configs.compose(
+        "train", ["experiment=coco_r50_fpn_1x", f"model.backbone.trunk.name={trunk}"]
+    )
+    configs.set_categories(
+        config, Categories(tuple(map(str, range(classes))), tuple(range(classes)))
+    )
+    model = (
+        cast(GeneralizedRCNN, configs.build_model(config, pretrained=False))
+        .to(batch.images.device)
+        .eval()
+    )
     parts = cast(Any, model)
     features, rpn, box = model.features(batch), parts.proposer.head, parts.classifier
     logits, deltas = rpn(features["p4"])
@@ -140,7 +185,9 @@ def _model(trunk: str, batch: Batch, classes: int) -> GeneralizedRCNN:
     _, size, directions = torch.linalg.svd(x - middle, full_matrices=False)
     read = directions[:_DIRECTIONS] * ((len(x) / _DIRECTIONS) ** 0.5 / size[:_DIRECTIONS, None])
     for layer, deviation in ((box.scores, 3.0), (box.deltas, 0.5)):
-        layer.weight.copy_(deviation * torch.randn((len(layer.weight), len(read)), device=x.device) @ read)
+        layer.weight.copy_(
+            deviation * torch.randn((len(layer.weight), len(read)), device=x.device) @ read
+        )
         layer.bias.copy_(-(layer.weight @ middle))
     box.scores.bias[-1] += 5.0  # most regions are background
     return model
@@ -179,7 +226,9 @@ def _loader_axis(config: Any) -> dict[str, Any]:
     for workers in WORKERS:
         source.num_workers = workers
         loader = partial(source.train_loader, config.total_batch, number, config.seed)
-        seconds = sorted(_seconds_an_image(loader()) for _ in range(config.rounds))[config.rounds // 2]
+        seconds = sorted(_seconds_an_image(loader()) for _ in range(config.rounds))[
+            config.rounds // 2
+        ]
         points.append({"value": workers, "seconds": seconds, "memory_mb": _memory(loader())})
     return _with_slopes("loader processes, an image", "loader processes", points)
 
@@ -198,7 +247,9 @@ def _memory(batches: Iterable[Batch]) -> float:
     most = 0.0
     for k, _ in enumerate(batches):
         if k % 8 == 4:
-            most = max(most, sum(_private(child.pid) for child in multiprocessing.active_children()))
+            most = max(
+                most, sum(_private(child.pid) for child in multiprocessing.active_children())
+            )
     return most
 
 

@@ -12,16 +12,24 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from maskseg.files import replacing
 
 _COLUMNS = 3
-_QUANTITIES = {"seconds": ("time, ms", 1000.0, "C0", "o-"), "memory_mb": ("peak memory, MB", 1.0, "C1", "s--")}
+_QUANTITIES = {
+    "seconds": ("time, ms", 1000.0, "C0", "o-"),
+    "memory_mb": ("peak memory, MB", 1.0, "C1", "s--"),
+}
 
 
 def scaling_table(result: dict[str, Any]) -> str:
     """One line a value, then the slopes."""
     about = result["machine"]
-    lines = [f"scaling on {about['device']}, {about['threads']} threads, torch {about['torch']}: {result['about']}"]
+    lines = [
+        f"scaling on {about['device']}, {about['threads']} threads, torch {about['torch']}: {result['about']}"
+    ]
     for axis in result["axes"]:
         lines += ["", axis["name"]]
-        lines += [f"  {p['value']:>6g}{1000 * p['seconds']:10.1f} ms{p['memory_mb']:8.0f} MB" for p in axis["points"]]
+        lines += [
+            f"  {p['value']:>6g}{1000 * p['seconds']:10.1f} ms{p['memory_mb']:8.0f} MB"
+            for p in axis["points"]
+        ]
         lines.append(f"  slope {_slopes(axis)}")
     return "\n".join(lines)
 
@@ -35,16 +43,27 @@ def scaling_chart(result: dict[str, Any], path: Path) -> None:
         _panel(panel, axis)
     for panel in panels[len(result["axes"]) :]:
         panel.set_axis_off()
-    figure.suptitle(f"scaling: {result['about']}; {result['machine']['device']}, {result['machine']['threads']} threads", fontsize=10)
+    figure.suptitle(
+        f"scaling: {result['about']}; {result['machine']['device']}, {result['machine']['threads']} threads",
+        fontsize=10,
+    )
     with replacing(path, "the chart") as file:
         figure.savefig(file, format="png", dpi=120)
 
 
 def _panel(left: Axes, axis: dict[str, Any]) -> None:
     values = [p["value"] for p in axis["points"]]
-    for panel, (key, (label, factor, colour, style)) in zip((left, left.twinx()), _QUANTITIES.items(), strict=True):
+    for panel, (key, (label, factor, colour, style)) in zip(
+        (left, left.twinx()), _QUANTITIES.items(), strict=True
+    ):
         numbers = [factor * p[key] for p in axis["points"]]
-        panel.plot(values, [n if n > 0 else float("nan") for n in numbers], style, color=colour, markersize=4)
+        panel.plot(
+            values,
+            [n if n > 0 else float("nan") for n in numbers],
+            style,
+            color=colour,
+            markersize=4,
+        )
         positive = [n for n in numbers if n > 0] or [1.0]
         panel.set_yscale("log")
         # At least a decade, so that what is flat looks flat; room for the slopes above
@@ -69,4 +88,7 @@ def _panel(left: Axes, axis: dict[str, Any]) -> None:
 
 def _slopes(axis: dict[str, Any]) -> str:
     names = {"seconds": "time", "memory_mb": "memory"}
-    return ", ".join(f"{names[key]} " + ("-" if value is None else f"{value:.2f}") for key, value in axis["slope"].items())
+    return ", ".join(
+        f"{names[key]} " + ("-" if value is None else f"{value:.2f}")
+        for key, value in axis["slope"].items()
+    )

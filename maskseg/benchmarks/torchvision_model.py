@@ -31,11 +31,29 @@ def models(trunk: str, size: int, learnt: bool = False) -> tuple[Any, Generalize
     """
     torch.manual_seed(0)
     norm, frozen = (nn.BatchNorm2d, 0) if learnt else (FrozenBatchNorm2d, 2)
-    backbone = resnet_fpn_backbone(backbone_name=trunk, weights=None, norm_layer=norm, trainable_layers=5 - frozen)
-    theirs = detection.MaskRCNN(backbone, CLASSES + 1, min_size=size, max_size=round(size * LONGEST)).eval()
-    words = [f"name={trunk}", f"frozen_stages={frozen}", f"norm={'BN' if learnt else 'FrozenBN'}", "norm_eps=1e-5"]
-    config = configs.compose("train", ["experiment=coco_r50_fpn_1x", "model=torchvision_mask_rcnn", *(f"model.backbone.trunk.{w}" for w in words)])
-    configs.set_categories(config, Categories(tuple(map(str, range(CLASSES))), tuple(range(CLASSES))))
+    backbone = resnet_fpn_backbone(
+        backbone_name=trunk, weights=None, norm_layer=norm, trainable_layers=5 - frozen
+    )
+    theirs = detection.MaskRCNN(
+        backbone, CLASSES + 1, min_size=size, max_size=round(size * LONGEST)
+    ).eval()
+    words = [
+        f"name={trunk}",
+        f"frozen_stages={frozen}",
+        f"norm={'BN' if learnt else 'FrozenBN'}",
+        "norm_eps=1e-5",
+    ]
+    config = configs.compose(
+        "train",
+        [
+            "experiment=coco_r50_fpn_1x",
+            "model=torchvision_mask_rcnn",
+            *(f"model.backbone.trunk.{w}" for w in words),
+        ],
+    )
+    configs.set_categories(
+        config, Categories(tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
+    )
     ours = cast(GeneralizedRCNN, configs.build_model(config, pretrained=False)).eval()
     theirs = theirs if learnt else spread(theirs)
     return theirs, copied(theirs, ours)
@@ -53,22 +71,33 @@ def batches(config: Any, split: str, number: int) -> list[Batch]:
     Raises UserError where there are too few.
     """
     if config.size < 32 or config.batch < 1:
-        raise UserError(f"size must be at least 32 and batch at least 1, not {config.size} and {config.batch}")
+        raise UserError(
+            f"size must be at least 32 and batch at least 1, not {config.size} and {config.batch}"
+        )
     source = open_data(config)
     if split not in source.splits():
-        raise UserError(f"the data has no images of split {split}: set data.root or data.{split}_json")
+        raise UserError(
+            f"the data has no images of split {split}: set data.root or data.{split}_json"
+        )
     dataset = source.dataset(split)
     dataset.transforms = [ResizeShortestEdge([config.size], round(config.size * LONGEST))]
     if len(dataset) < config.batch:
-        raise UserError(f"batch={config.batch}, but the split {split} has only {len(dataset)} images")
+        raise UserError(
+            f"batch={config.batch}, but the split {split} has only {len(dataset)} images"
+        )
     starts = range(0, len(dataset) - config.batch + 1, config.batch)[:number]
-    return [collate([dataset[0, i, 0] for i in range(start, start + config.batch)]) for start in starts]
+    return [
+        collate([dataset[0, i, 0] for i in range(start, start + config.batch)]) for start in starts
+    ]
 
 
 def their_images(batch: Batch) -> list[Tensor]:
     """What torchvision's models take: f32 RGB in [0, 1], each of its own size."""
     sizes = batch.sizes.tolist()
-    return [image[:, :height, :width].float() / 255 for image, (height, width) in zip(batch.images, sizes, strict=True)]
+    return [
+        image[:, :height, :width].float() / 255
+        for image, (height, width) in zip(batch.images, sizes, strict=True)
+    ]
 
 
 def their_targets(batch: Batch) -> list[dict[str, Tensor]]:
@@ -89,7 +118,9 @@ def their_targets(batch: Batch) -> list[dict[str, Tensor]]:
 
 def both(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """What torchvision's models are called with in training, on the batch's device."""
-    targets = [{k: v.to(batch.images.device) for k, v in target.items()} for target in their_targets(batch)]
+    targets = [
+        {k: v.to(batch.images.device) for k, v in target.items()} for target in their_targets(batch)
+    ]
     return their_images(batch), targets
 
 
@@ -104,7 +135,10 @@ def spread(model: Any) -> Any:
                 stats.running_mean.normal_(0, 0.1)
                 stats.running_var.uniform_(0.5e-3, 1.5e-3)
                 stats.bias.normal_(0, 0.1)
-                last = name.endswith("bn3") or (name.endswith("bn2") and not hasattr(model.get_submodule(name.rsplit(".", 1)[0]), "bn3"))
+                last = name.endswith("bn3") or (
+                    name.endswith("bn2")
+                    and not hasattr(model.get_submodule(name.rsplit(".", 1)[0]), "bn3")
+                )
                 stats.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * (0.2 if last else 1))
         elif isinstance(module, nn.BatchNorm2d):
             with torch.no_grad():
@@ -114,7 +148,12 @@ def spread(model: Any) -> Any:
                 stats.bias.normal_(0, 0.05)
     box = model.roi_heads.box_predictor
     with torch.no_grad():
-        for layer, factor in {model.rpn.head.cls_logits: 5, model.rpn.head.bbox_pred: 3, box.bbox_pred: 20, box.cls_score: 30}.items():
+        for layer, factor in {
+            model.rpn.head.cls_logits: 5,
+            model.rpn.head.bbox_pred: 3,
+            box.bbox_pred: 20,
+            box.cls_score: 30,
+        }.items():
             layer.weight *= factor
             nn.init.normal_(layer.bias, 0, 0.05)
     return model.eval()

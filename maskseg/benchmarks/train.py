@@ -35,16 +35,24 @@ def train(config: Any) -> dict[str, Any]:
     parts = ours.backbone, FileProposer(), ours.sampler, ours.classifier, dict(ours.heads)
     stored = [_with_proposals(ours, batch) for batch in batches]
     own: Callable[[Any], Any] = ours
-    from_file = cast(Callable[[Any], Any], GeneralizedRCNN(*parts).to(device).train())  # of the same weights, which does not matter for the time
+    from_file = cast(
+        Callable[[Any], Any], GeneralizedRCNN(*parts).to(device).train()
+    )  # of the same weights, which does not matter for the time
     things = {
-        "torchvision": _Step(theirs, lambda pair: theirs(*pair), images, device, "fp32", fused=False),
-        "torchvision autocast bf16": _Step(theirs, lambda pair: theirs(*pair), images, device, "bf16", fused=False),
+        "torchvision": _Step(
+            theirs, lambda pair: theirs(*pair), images, device, "fp32", fused=False
+        ),
+        "torchvision autocast bf16": _Step(
+            theirs, lambda pair: theirs(*pair), images, device, "bf16", fused=False
+        ),
         "maskseg": _Step(ours, own, batches, device, "fp32"),
         "maskseg bf16": _Step(ours, own, batches, device, "bf16"),
         "maskseg, proposals from a file": _Step(ours, from_file, stored, device, "fp32"),
     }
     one = case(f"{config.trunk}, {config.batch} x {config.size} px", things, config.rounds, device)
-    again = in_turn({k: things[k] for k in ("maskseg", "maskseg, proposals from a file")}, config.rounds, device)
+    again = in_turn(
+        {k: things[k] for k in ("maskseg", "maskseg, proposals from a file")}, config.rounds, device
+    )
     also = {"joint training over proposals from a file": ratio(*again.values())}
     return {"suite": "train", "machine": machine(device), "cases": [one], "also": also}
 
@@ -53,11 +61,24 @@ class _Step:
     """Forward, backward and SGD, batch after batch; the rate is 0, so that all steps of all things are of one model."""
 
     def __init__(
-        self, model: nn.Module, forward: Callable[[Any], Any], batches: list[Any], device: torch.device, precision: str, fused: bool = True
+        self,
+        model: nn.Module,
+        forward: Callable[[Any], Any],
+        batches: list[Any],
+        device: torch.device,
+        precision: str,
+        fused: bool = True,
     ) -> None:
-        self.forward, self.batches, self.device, self.precision = forward, cast("Iterator[Any]", cycle(batches)), device, precision
+        self.forward, self.batches, self.device, self.precision = (
+            forward,
+            cast("Iterator[Any]", cycle(batches)),
+            device,
+            precision,
+        )
         learnt = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(learnt, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=fused or None)
+        self.optimizer = torch.optim.SGD(
+            learnt, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=fused or None
+        )
 
     def __call__(self) -> None:
         with autocast(self.device, self.precision):

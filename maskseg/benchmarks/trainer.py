@@ -38,14 +38,21 @@ def trainer(config: Any) -> dict[str, Any]:
     seconds = in_turn({"bare": own.bare, "trainer": own.step}, own.steps, own.trainer.device)
     bare = median(seconds["bare"])
     with tempfile.TemporaryDirectory() as folder:
-        parts = {"log": own.line(Path(folder)), "checkpoint": own.checkpoint(Path(folder)), "pictures": own.pictures(Path(folder))}
+        parts = {
+            "log": own.line(Path(folder)),
+            "checkpoint": own.checkpoint(Path(folder)),
+            "pictures": own.pictures(Path(folder)),
+        }
     numbers = config.trainer
     every = {
         "log": numbers.log_every,
         "checkpoint": numbers.checkpoint_every or numbers.max_steps,
         "pictures": numbers.evaluate_every or numbers.max_steps,
     }
-    shares = {"step": ratio(seconds["trainer"], seconds["bare"]) - 1, **{k: parts[k] / (every[k] * bare) for k in parts}}
+    shares = {
+        "step": ratio(seconds["trainer"], seconds["bare"]) - 1,
+        **{k: parts[k] / (every[k] * bare) for k in parts},
+    }
     return {
         "experiment": config.name,
         "device": str(own.trainer.device),
@@ -67,8 +74,16 @@ class _Setup:
         self.batches = (batch for batch in cycle(batches) for _ in range(2))
         self.bare = BareStep(config, self.trainer, self.model, self.batches)
         about = {"config": configs.to_yaml(config), "categories": self.source.categories.to_dict()}
-        self.state = self.trainer.state(self.model, self.bare.optimizer, self.bare.scheduler, about, Group())
-        self.take_step = Stepper(self.state, self.model, self.trainer.device, self.trainer.autocast, self.trainer.clip_norm)
+        self.state = self.trainer.state(
+            self.model, self.bare.optimizer, self.bare.scheduler, about, Group()
+        )
+        self.take_step = Stepper(
+            self.state,
+            self.model,
+            self.trainer.device,
+            self.trainer.autocast,
+            self.trainer.clip_norm,
+        )
 
     def step(self) -> None:
         """The trainer's own."""
@@ -79,7 +94,9 @@ class _Setup:
         log = RunLog(folder, 0, 10**6, "")
 
         def write() -> None:
-            values = {k: float(v) for k, v in self.last.losses.items()} | {"memory_gb": peak_memory(self.trainer.device)}
+            values = {k: float(v) for k, v in self.last.losses.items()} | {
+                "memory_gb": peak_memory(self.trainer.device)
+            }
             log.numbers(1, "train", values)
             log.progress(1, values, say=True)
 

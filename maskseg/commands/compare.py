@@ -27,7 +27,16 @@ from typing import Any
 
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
-from maskseg.visualization.curves import COLOURS, Line, Series, panels_figure, read_metrics, rendered, save_picture, validation_loss
+from maskseg.visualization.curves import (
+    COLOURS,
+    Line,
+    Series,
+    panels_figure,
+    read_metrics,
+    rendered,
+    save_picture,
+    validation_loss,
+)
 
 _AP = re.compile(r"[^/]+/AP(\d+|[sml])?")
 _LINE = 160  # characters of a table's line
@@ -97,7 +106,11 @@ def numbers_table(runs: Sequence[Run]) -> str:
         ("training time", _duration),
     ]
     cells = [(title, [cell(run) for run in runs]) for title, cell in lines]
-    return _table("", [run.name for run in runs], [(t, values) for t, values in cells if any(v != _NOTHING for v in values)])
+    return _table(
+        "",
+        [run.name for run in runs],
+        [(t, values) for t, values in cells if any(v != _NOTHING for v in values)],
+    )
 
 
 def differences(runs: Sequence[Run]) -> str:
@@ -106,8 +119,16 @@ def differences(runs: Sequence[Run]) -> str:
     lines = [f"{run.folder}: there is no config.yaml in it" for run in runs if run.config is None]
     if len(having) > 1:
         keys = sorted({key for _, config in having for key in config})
-        rows = [(key, [config.get(key, _NOTHING) for _, config in having]) for key in keys if len({config.get(key) for _, config in having}) > 1]
-        lines.append(_table("config", [name for name, _ in having], rows) if rows else "the configs are equal")
+        rows = [
+            (key, [config.get(key, _NOTHING) for _, config in having])
+            for key in keys
+            if len({config.get(key) for _, config in having}) > 1
+        ]
+        lines.append(
+            _table("config", [name for name, _ in having], rows)
+            if rows
+            else "the configs are equal"
+        )
     return "\n".join(lines)
 
 
@@ -119,32 +140,64 @@ def draw_runs(runs: Sequence[Run], output: Path | str) -> None:
     if not panels:
         raise UserError(f"{runs[0].folder}: there are no losses, learning rates or AP to draw")
     figure = panels_figure(panels, legends=False)
-    handles = [Line2D([], [], color=_colour(i), linewidth=2.5, label=run.name) for i, run in enumerate(runs)]
+    handles = [
+        Line2D([], [], color=_colour(i), linewidth=2.5, label=run.name)
+        for i, run in enumerate(runs)
+    ]
     handles.append(Line2D([], [], color="#666666", linewidth=1.6, label="training; AP"))
-    handles.append(Line2D([], [], color="#666666", linewidth=1.6, linestyle="--", label="validation; AP50"))
+    handles.append(
+        Line2D([], [], color="#666666", linewidth=1.6, linestyle="--", label="validation; AP50")
+    )
     longest = max(len(str(handle.get_label())) for handle in handles)
-    fitting = int(figure.get_figwidth() / (0.085 * longest + 0.7))  # inches of a character at this size, and of the line before it
-    figure.legend(handles=handles, loc="outside upper left", ncols=max(1, min(len(handles), fitting)), fontsize=10, frameon=False)
+    fitting = int(
+        figure.get_figwidth() / (0.085 * longest + 0.7)
+    )  # inches of a character at this size, and of the line before it
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=max(1, min(len(handles), fitting)),
+        fontsize=10,
+        frameon=False,
+    )
     save_picture(rendered(figure), output)
 
 
 def _panels(runs: Sequence[Run]) -> list[tuple[str, list[Line]]]:
     """Title and lines of each panel; training and AP are full lines, validation and AP50 dashed. Panels without values are left out."""
     keys = dict.fromkeys(key for run in runs for key in (*run.train, *run.val))
-    pairs = [("loss", [run.train.get("loss", {}) for run in runs], [validation_loss(run.val) for run in runs])]
+    pairs = [
+        (
+            "loss",
+            [run.train.get("loss", {}) for run in runs],
+            [validation_loss(run.val) for run in runs],
+        )
+    ]
     for key in keys:
         if key.startswith("loss/"):
-            pairs += [(key.replace("loss/", "loss: "), [run.train.get(key, {}) for run in runs], [run.val.get(key, {}) for run in runs])]
+            pairs += [
+                (
+                    key.replace("loss/", "loss: "),
+                    [run.train.get(key, {}) for run in runs],
+                    [run.val.get(key, {}) for run in runs],
+                )
+            ]
     pairs.append(("learning rate", [run.train.get("lr", {}) for run in runs], []))
     for key in (k for k in keys if k.endswith("/AP")):
         ap, ap50 = ([_valid(run.val.get(name, {})) for run in runs] for name in (key, f"{key}50"))
         pairs.append((key.replace("/", " "), ap, ap50))
-    panels = [(title, _lines(runs, full, False) + _lines(runs, dashed, True)) for title, full, dashed in pairs]
+    panels = [
+        (title, _lines(runs, full, False) + _lines(runs, dashed, True))
+        for title, full, dashed in pairs
+    ]
     return [(title, lines) for title, lines in panels if lines]
 
 
 def _lines(runs: Sequence[Run], series: Sequence[Series], dashed: bool) -> list[Line]:
-    return [(run.name, values, _colour(i), dashed) for i, (run, values) in enumerate(zip(runs, series, strict=False)) if values]
+    return [
+        (run.name, values, _colour(i), dashed)
+        for i, (run, values) in enumerate(zip(runs, series, strict=False))
+        if values
+    ]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -200,7 +253,10 @@ def _table(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[
         if not blocks or sum(_width(c) + 3 for c in blocks[-1]) + _width(column) > _LINE:
             blocks.append([first])
         blocks[-1].append(column)
-    return "\n\n".join("\n".join(_line_of(cells, [_width(c) for c in block]) for cells in zip(*block, strict=True)) for block in blocks)
+    return "\n\n".join(
+        "\n".join(_line_of(cells, [_width(c) for c in block]) for cells in zip(*block, strict=True))
+        for block in blocks
+    )
 
 
 def _width(column: Sequence[str]) -> int:
@@ -208,7 +264,10 @@ def _width(column: Sequence[str]) -> int:
 
 
 def _line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "   ".join(f"{cell:<{width}}" if not i else f"{cell:>{width}}" for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+    return "   ".join(
+        f"{cell:<{width}}" if not i else f"{cell:>{width}}"
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
 
 
 def _valid(series: Series) -> Series:
@@ -217,7 +276,9 @@ def _valid(series: Series) -> Series:
 
 
 def _steps(run: Run) -> str:
-    return str(max(step for group in (run.train, run.val) for series in group.values() for step in series))
+    return str(
+        max(step for group in (run.train, run.val) for series in group.values() for step in series)
+    )
 
 
 def _best(series: Series) -> str:
@@ -251,7 +312,9 @@ def _duration(run: Run) -> str:
     steps = sorted(seconds)
     if not steps:
         return _NOTHING
-    total = sum((step - before) * seconds[step] for before, step in zip([0, *steps], steps, strict=False))
+    total = sum(
+        (step - before) * seconds[step] for before, step in zip([0, *steps], steps, strict=False)
+    )
     return str(timedelta(seconds=round(total)))
 
 

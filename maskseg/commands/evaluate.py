@@ -41,7 +41,9 @@ from maskseg.structures import Categories
 from maskseg.variants.cfm.prepare import prepare_segments
 
 
-def validation(config: Any, source: CocoSource, split: str, categories: Categories, group: Group | None = None) -> Validation:
+def validation(
+    config: Any, source: CocoSource, split: str, categories: Categories, group: Group | None = None
+) -> Validation:
     """The evaluation of `split` as `config.evaluation` says, shared out over the processes."""
     numbers, group = config.evaluation, group or Group()
     if numbers.batch < 1:
@@ -49,9 +51,13 @@ def validation(config: Any, source: CocoSource, split: str, categories: Categori
     source.file(split)
     counts = {len(points) for points in categories.keypoints if points}
     if numbers.oks_sigmas is not None and len(numbers.oks_sigmas) not in counts:
-        raise UserError(f"evaluation.oks_sigmas has {len(numbers.oks_sigmas)} numbers, but the classes have {sorted(counts) or 'no'} keypoints")
+        raise UserError(
+            f"evaluation.oks_sigmas has {len(numbers.oks_sigmas)} numbers, but the classes have {sorted(counts) or 'no'} keypoints"
+        )
     return Validation(
-        lambda: source.test_loader(split, numbers.batch, numbers.max_images, group.rank, group.world),
+        lambda: source.test_loader(
+            split, numbers.batch, numbers.max_images, group.rank, group.world
+        ),
         lambda: source.file(split).to_dict(),
         categories,
         numbers.max_detections,
@@ -73,7 +79,9 @@ def evaluate(words: list[str]) -> dict[str, float]:
     own_data = configs.names_data(words)
     configs.require(config, "output")
     if not isinstance(model, GeneralizedRCNN | ImageClassifier):
-        raise UserError("the checkpoint's model finds segments and no objects: experiment=... evaluates them (tools/evaluate.py --help)")
+        raise UserError(
+            "the checkpoint's model finds segments and no objects: experiment=... evaluates them (tools/evaluate.py --help)"
+        )
     device = pick_device(config.trainer.device)
     with processes(device) as group:
         source = open_data(config, categories, group, own_data)
@@ -82,13 +90,21 @@ def evaluate(words: list[str]) -> dict[str, float]:
         prepare_segments(model, source, [config.split], config, group, words)
         output = made_folder(Path(config.output))
         check.pictures = config.pictures
-        metrics = check(for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0)
+        metrics = check(
+            for_inference(model.to(device), inference_dtype(config.trainer.precision)), 0
+        )
         if group.main:
-            write_json(output / "metrics.json", {k: v if math.isfinite(v) else None for k, v in metrics.items()})
+            write_json(
+                output / "metrics.json",
+                {k: v if math.isfinite(v) else None for k, v in metrics.items()},
+            )
             write_json(output / "per_class.json", check.per_class())
             if check.evaluator is not None:
                 write_results(output / "detections.json", check.evaluator.rows)
-            pictures = [*(["detections.json"] if check.evaluator is not None else []), *check.save(output)]
+            pictures = [
+                *(["detections.json"] if check.evaluator is not None else []),
+                *check.save(output),
+            ]
             print(check.table)
             print(f"written to {output}: metrics.json, per_class.json, {', '.join(pictures)}")
         group.wait()

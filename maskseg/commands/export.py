@@ -40,7 +40,11 @@ _KEYWORDS = {
     "classifier.max_detections": "box_detections_per_img",
     "classifier.box_weights": "bbox_reg_weights",
 }
-_KINDS = {(): ("fasterrcnn", "mask_rcnn"), ("mask",): ("maskrcnn", "mask_rcnn"), ("keypoint",): ("keypointrcnn", "keypoint_rcnn")}
+_KINDS = {
+    (): ("fasterrcnn", "mask_rcnn"),
+    ("mask",): ("maskrcnn", "mask_rcnn"),
+    ("keypoint",): ("keypointrcnn", "keypoint_rcnn"),
+}
 _CLASSES = {"fasterrcnn": "FasterRCNN", "maskrcnn": "MaskRCNN", "keypointrcnn": "KeypointRCNN"}
 
 
@@ -59,7 +63,9 @@ def export(weights: Path, output: Path, words: list[str]) -> None:
     with replacing(output, "the state dict") as file:
         torch.save(state, file)
     print(f"written to {output}: {len(state)} tensors, for\n{call}")
-    print(f"label {rows[0]} is {categories.names[0]!r}, {rows[-1]} is {categories.names[-1]!r}; frozen norms have eps {EPS}")
+    print(
+        f"label {rows[0]} is {categories.names[0]!r}, {rows[-1]} is {categories.names[-1]!r}; frozen norms have eps {EPS}"
+    )
 
 
 def _plan(settings: dict[str, Any], categories: Categories) -> tuple[str, bool, dict[str, Any]]:
@@ -70,22 +76,38 @@ def _plan(settings: dict[str, Any], categories: Categories) -> tuple[str, bool, 
         raise UserError(f"torchvision has no model with the heads {', '.join(heads)} together")
     kind, name = _KINDS[heads]
     v2 = model["backbone"].get("norm") is not None and kind != "keypointrcnn"
-    reference = [f"model=torchvision_{name}{'_v2' if v2 else ''}", "experiment=coco_r50_fpn_3x", "data=coco"]
+    reference = [
+        f"model=torchvision_{name}{'_v2' if v2 else ''}",
+        "experiment=coco_r50_fpn_3x",
+        "data=coco",
+    ]
     reference += [] if heads else ["~model/heads@model.heads.mask"]
     own = configs.flat(model)
     trunk = own.get("backbone.trunk.name", "")
-    wanted = configs.compose("train", [*reference, *([] if v2 else [f"model.backbone.trunk.name={trunk}"])])
+    wanted = configs.compose(
+        "train", [*reference, *([] if v2 else [f"model.backbone.trunk.name={trunk}"])]
+    )
     configs.set_categories(wanted, categories)
     other = configs.flat(yaml.safe_load(configs.to_yaml(wanted, resolve=True))["model"])
     different = {k: own.get(k) for k in {**other, **own} if not _alike(k, own.get(k), other.get(k))}
     keywords = {_KEYWORDS[k]: v for k, v in different.items() if k in _KEYWORDS}
-    refused = [f"model.{k}={v} instead of {other.get(k)}" for k, v in different.items() if k not in _KEYWORDS]
+    refused = [
+        f"model.{k}={v} instead of {other.get(k)}"
+        for k, v in different.items()
+        if k not in _KEYWORDS
+    ]
     if kind == "keypointrcnn":
         keywords |= {"num_keypoints": categories.num_points} if categories.num_points != 17 else {}
-        refused += ["keypoints of their own for several classes"] if len(set(categories.point_ranges)) > 1 else []
+        refused += (
+            ["keypoints of their own for several classes"]
+            if len(set(categories.point_ranges)) > 1
+            else []
+        )
     if refused:
         hint = "to convert it nevertheless, say these keys on the command line"
-        raise UserError(f"torchvision cannot express this model: {told(differences=refused)}; {hint}")
+        raise UserError(
+            f"torchvision cannot express this model: {told(differences=refused)}; {hint}"
+        )
     for key in ("image_mean", "image_std"):
         if key in keywords:
             keywords[key] = [round(float(v) / 255, 6) for v in cast(list[float], keywords[key])]
@@ -106,7 +128,9 @@ def _sizes(transforms: list[dict[str, Any]]) -> dict[str, Any]:
     return {}
 
 
-def _check(state: dict[str, Tensor], kind: str, v2: bool, trunk: str, keywords: dict[str, Any]) -> str:
+def _check(
+    state: dict[str, Tensor], kind: str, v2: bool, trunk: str, keywords: dict[str, Any]
+) -> str:
     """Builds torchvision's model without memory and compares names and shapes. -> the call, as a user would write it."""
     said = ", ".join(f"{k}={v}" for k, v in keywords.items())
     detection: Any = torchvision.models.detection
@@ -115,14 +139,28 @@ def _check(state: dict[str, Tensor], kind: str, v2: bool, trunk: str, keywords: 
         if trunk == "resnet50":
             name = f"{kind}_resnet50_fpn{'_v2' if v2 else ''}"
             model = getattr(detection, name)(weights=None, weights_backbone=None, **keywords)
-            call = f"torchvision.models.detection.{name}(weights=None, weights_backbone=None, {said})"
+            call = (
+                f"torchvision.models.detection.{name}(weights=None, weights_backbone=None, {said})"
+            )
         else:
-            model = getattr(detection, _CLASSES[kind])(resnet_fpn_backbone(backbone_name=trunk, weights=None), **keywords)
+            model = getattr(detection, _CLASSES[kind])(
+                resnet_fpn_backbone(backbone_name=trunk, weights=None), **keywords
+            )
             call = f"{_CLASSES[kind]}(resnet_fpn_backbone(backbone_name={trunk!r}, weights=None), {said})"
-    wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    wanted = {
+        k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
     own = {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    shapes = [f"{k} {list(own[k])} instead of {list(wanted[k])}" for k in own if k in wanted and own[k] != wanted[k]]
-    lists = {"missing": [k for k in wanted if k not in own], "left_over": [k for k in own if k not in wanted], "of_another_shape": shapes}
+    shapes = [
+        f"{k} {list(own[k])} instead of {list(wanted[k])}"
+        for k in own
+        if k in wanted and own[k] != wanted[k]
+    ]
+    lists = {
+        "missing": [k for k in wanted if k not in own],
+        "left_over": [k for k in own if k not in wanted],
+        "of_another_shape": shapes,
+    }
     if any(lists.values()):
         raise UserError(f"torchvision cannot express this model: {told(**lists)} in {call}")
     return call

@@ -46,12 +46,20 @@ def predict(words: list[str]) -> None:
     for i, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
         pixels = predictor.prepare.read(file)
         batch, outputs = predictor.outputs(pixels, i, file.name)
-        picture = output / file.parent.relative_to(top) / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
+        picture = (
+            output
+            / file.parent.relative_to(top)
+            / f"{file.stem}{'' if file.suffix == '.png' else file.suffix}.png"
+        )
         picture.parent.mkdir(parents=True, exist_ok=True)
         if outputs.image_scores is not None:
-            classified.append({"image_id": i, "file_name": str(file), **score_row(outputs, 0, categories)})
+            classified.append(
+                {"image_id": i, "file_name": str(file), **score_row(outputs, 0, categories)}
+            )
             level = cast(ImageClassifier, predictor.model).level
-            Image.fromarray(cam_overlay(pixels, batch, outputs, level, categories)).save(picture.with_name(f"{picture.stem}_cam.png"))
+            Image.fromarray(cam_overlay(pixels, batch, outputs, level, categories)).save(
+                picture.with_name(f"{picture.stem}_cam.png")
+            )
             continue
         found = detection_rows(batch, outputs, categories)
         rows += [{**row, "file_name": str(file)} for row in found]
@@ -59,7 +67,9 @@ def predict(words: list[str]) -> None:
         own = original_segments(batch, outputs)
         if own is not None:
             segments += [{**row, "file_name": str(file)} for row in segment_rows(i, own)]
-            Image.fromarray(segment_overlay(pixels, own)).save(picture.with_name(f"{picture.stem}_segments.png"))
+            Image.fromarray(segment_overlay(pixels, own)).save(
+                picture.with_name(f"{picture.stem}_segments.png")
+            )
         classes = original_classes(batch, outputs)
         if classes is not None:
             drawn, ids = class_pictures(pixels, classes, categories)
@@ -67,12 +77,16 @@ def predict(words: list[str]) -> None:
             Image.fromarray(ids).save(picture.with_name(f"{picture.stem}_ids.png"))
     if classified:
         write_json(output / "image_scores.json", classified)
-        print(f"{len(files)} pictures, their classes and where these are seen (NAME_cam.png): {output}")
+        print(
+            f"{len(files)} pictures, their classes and where these are seen (NAME_cam.png): {output}"
+        )
         return
     write_results(output / "predictions.json", rows)
     if segments:
         write_results(output / "segments.json", segments)
-    print(f"{len(files)} pictures, {sum(r['score'] >= config.min_score for r in rows)} objects with a score of {config.min_score} or more: {output}")
+    print(
+        f"{len(files)} pictures, {sum(r['score'] >= config.min_score for r in rows)} objects with a score of {config.min_score} or more: {output}"
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -46,10 +46,15 @@ def propose(words: list[str]) -> None:
     configs.require(config, "output")
     rcnn = cast(GeneralizedRCNN, model)
     if getattr(rcnn.proposer, "needs", None) == "proposals":
-        raise UserError(f"checkpoint={path}: the model has no proposer of its own, it takes proposals from a file")
+        raise UserError(
+            f"checkpoint={path}: the model has no proposer of its own, it takes proposals from a file"
+        )
     source = open_data(config, categories, may_make=configs.names_data(words))
     source.file(config.split)
-    source.keep_empty, output = True, Path(config.output)  # training may keep images without objects, or not
+    source.keep_empty, output = (
+        True,
+        Path(config.output),
+    )  # training may keep images without objects, or not
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no folder {output.parent}")
     device = pick_device(config.trainer.device)
@@ -57,7 +62,9 @@ def propose(words: list[str]) -> None:
     rcnn = for_inference(rcnn.to(device), inference_dtype(config.trainer.precision))
     found = _proposals(rcnn, source, config.split, config.evaluation.batch, device, recall)
     count = write_proposals(output, found, f"{source.json[config.split]} by {path}")
-    print(f"{output}: {count} proposals of {recall.images} images ({output.stat().st_size / 1e6:.1f} MB); {recall.text()}")
+    print(
+        f"{output}: {count} proposals of {recall.images} images ({output.stat().st_size / 1e6:.1f} MB); {recall.text()}"
+    )
 
 
 class _Recall:
@@ -72,16 +79,33 @@ class _Recall:
         for i in range(len(batch)):
             truth = batch.targets.boxes[(batch.targets.image_index == i) & ~batch.targets.crowd]
             boxes = regions.boxes[regions.image_index == i]
-            best = box_ops.iou(truth[None], boxes[None])[0].amax(dim=1) if len(boxes) else torch.zeros(len(truth))
+            best = (
+                box_ops.iou(truth[None], boxes[None])[0].amax(dim=1)
+                if len(boxes)
+                else torch.zeros(len(truth))
+            )
             self.truths += len(truth)
-            self.hits = [hits + int((best >= least).sum()) for hits, least in zip(self.hits, _RECALL_AT, strict=True)]
+            self.hits = [
+                hits + int((best >= least).sum())
+                for hits, least in zip(self.hits, _RECALL_AT, strict=True)
+            ]
 
     def text(self) -> str:
-        shares = (f"{hits / max(self.truths, 1):.3f} at IoU {least}" for hits, least in zip(self.hits, _RECALL_AT, strict=True))
+        shares = (
+            f"{hits / max(self.truths, 1):.3f} at IoU {least}"
+            for hits, least in zip(self.hits, _RECALL_AT, strict=True)
+        )
         return f"recall of {self.truths} objects: {', '.join(shares)}"
 
 
-def _proposals(rcnn: GeneralizedRCNN, source: CocoSource, split: str, size: int, device: torch.device, recall: _Recall) -> Iterator[ImageProposals]:
+def _proposals(
+    rcnn: GeneralizedRCNN,
+    source: CocoSource,
+    split: str,
+    size: int,
+    device: torch.device,
+    recall: _Recall,
+) -> Iterator[ImageProposals]:
     for batch in tqdm(source.test_loader(split, size), desc="proposing", disable=None):
         regions = rcnn.propose(batch.to(device)).to("cpu")
         recall.add(batch, regions)

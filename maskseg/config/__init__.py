@@ -2,7 +2,15 @@
 
 from maskseg.config.build import build, build_model, only, put, require, set_categories, to_yaml
 from maskseg.config.compose import compose
-from maskseg.config.derived import flat, from_checkpoint, hydra_settings, model_differences, names_data, part, sweep_points
+from maskseg.config.derived import (
+    flat,
+    from_checkpoint,
+    hydra_settings,
+    model_differences,
+    names_data,
+    part,
+    sweep_points,
+)
 from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
 from maskseg.files.configs import config_folder, experiments
 

@@ -34,14 +34,20 @@ def build(config: Any, allowed: Collection[str] = TRUSTED, **values: Any) -> Any
         if isinstance(cause, UserError):
             raise cause from error
         text = str(cause or error).splitlines()[0]
-        raise UserError(f"config: {text} (in {config.get('_target_', 'a group without _target_')})") from error
+        raise UserError(
+            f"config: {text} (in {config.get('_target_', 'a group without _target_')})"
+        ) from error
 
 
-def build_model(config: DictConfig, allowed: Collection[str] = TRUSTED, pretrained: bool = True) -> nn.Module:
+def build_model(
+    config: DictConfig, allowed: Collection[str] = TRUSTED, pretrained: bool = True
+) -> nn.Module:
     """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow. With `allowed=FROM_CHECKPOINT` none does."""
     model = _resolved(config.model)
     if allowed is FROM_CHECKPOINT:
-        check_closed(model, place="model")  # all of it, before the backbone is built to be asked for its levels
+        check_closed(
+            model, place="model"
+        )  # all of it, before the backbone is built to be asked for its levels
     _read_levels(model, allowed)
     if not pretrained or allowed is FROM_CHECKPOINT:
         _forget_weights(model)
@@ -59,7 +65,11 @@ def _resolved(config: Any) -> Any:
 def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
     """Fills `at` of stages that have such a key: what the backbone says of the `level` or the `levels` that they read. A pyramid hands on those of
     the trunk below it. Raises UserError for a level that is not there."""
-    stages = {key: stage for key, stage in model.items() if isinstance(stage, dict) and "at" in stage and stage["at"] is None}
+    stages = {
+        key: stage
+        for key, stage in model.items()
+        if isinstance(stage, dict) and "at" in stage and stage["at"] is None
+    }
     if not stages:
         return
     backbone = _without_memory(model, allowed)
@@ -70,7 +80,10 @@ def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
     for key, stage in stages.items():
         names = _level_names(stage, f"model.{key}", levels)
         kept += [name for name in names if name not in backbone.levels and name not in kept]
-        at = [{"_target_": f"{FeatureSpec.__module__}.FeatureSpec", **asdict(levels[name])} for name in names]
+        at = [
+            {"_target_": f"{FeatureSpec.__module__}.FeatureSpec", **asdict(levels[name])}
+            for name in names
+        ]
         stage["at"] = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
     if kept != handed_on:
         model["backbone"]["keep"] = kept
@@ -83,14 +96,20 @@ def _without_memory(model: dict[str, Any], allowed: Collection[str]) -> Any:
     with torch.device("meta"):
         backbone = None if bare is None else build(bare, allowed)
     if not hasattr(backbone, "levels"):
-        raise UserError("model.backbone is no backbone, and other parts of the model read its levels")
+        raise UserError(
+            "model.backbone is no backbone, and other parts of the model read its levels"
+        )
     return backbone
 
 
 def _level_names(stage: dict[str, Any], place: str, levels: Mapping[str, FeatureSpec]) -> list[str]:
     """The levels that a stage reads. Raises UserError for one that the backbone does not have."""
     names = stage["levels"] if "levels" in stage else [stage.get("level")]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name in levels for name in names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) and name in levels for name in names)
+    ):
         key = f"levels={names}" if "levels" in stage else f"level={stage.get('level')}"
         raise UserError(f"{place}.{key}: the backbone has {', '.join(levels)}")
     return names
@@ -112,7 +131,11 @@ def _forget_weights(node: Any) -> None:
 def set_categories(config: DictConfig, categories: Categories) -> None:
     """Fills `data.num_classes`, `num_things` and `point_ranges`, to which the model's keys refer."""
     ranges = [list(r) for r in categories.point_ranges]
-    for key, value in {"num_classes": len(categories), "num_things": categories.num_things, "point_ranges": ranges}.items():
+    for key, value in {
+        "num_classes": len(categories),
+        "num_things": categories.num_things,
+        "point_ranges": ranges,
+    }.items():
         put(config, f"data.{key}", value)
 
 

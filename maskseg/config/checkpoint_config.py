@@ -19,7 +19,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.compose import check_kind, nearest
-from maskseg.config.trust import FROM_CHECKPOINT, MODELS, SUPERPIXELS, TRANSFORMS, check_closed, refusal, targets_of
+from maskseg.config.trust import (
+    FROM_CHECKPOINT,
+    MODELS,
+    SUPERPIXELS,
+    TRANSFORMS,
+    check_closed,
+    refusal,
+    targets_of,
+)
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 from maskseg.files.configs import config_folder
@@ -27,12 +35,25 @@ from maskseg.files.configs import config_folder
 _PREFIX = "the checkpoint's config"
 _REQUIRED = ("model", "data", "trainer", "evaluation")
 _GROUPS = ("data", "optimizer", "scheduler", "trainer", "evaluation")
-_CATEGORY_KEYS: dict[str, Any] = {"num_classes": None, "num_things": None, "point_ranges": None}  # of `set_categories`, in any data group
+_CATEGORY_KEYS: dict[str, Any] = {
+    "num_classes": None,
+    "num_things": None,
+    "point_ranges": None,
+}  # of `set_categories`, in any data group
 _PARTIAL = "segment_sampler"  # key of the data whose value is a group of its own, built later with the numbers of classes
 _REFERENCE = re.compile(r"\$\{\w+(?:\.\w+)*\}")  # to another key; a resolver has a colon
-_REFERRED = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)")  # the key of a reference, or of an installed config's resolver
-_MAX_EXPANDED, _MAX_DEPTH = 500_000, 200  # characters behind all references, a value counts as ten; levels and references to references
-_SLOTS = {"train_transforms": TRANSFORMS, "test_transforms": TRANSFORMS, "superpixels": SUPERPIXELS}  # keys of the data that name classes
+_REFERRED = re.compile(
+    r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)"
+)  # the key of a reference, or of an installed config's resolver
+_MAX_EXPANDED, _MAX_DEPTH = (
+    500_000,
+    200,
+)  # characters behind all references, a value counts as ten; levels and references to references
+_SLOTS = {
+    "train_transforms": TRANSFORMS,
+    "test_transforms": TRANSFORMS,
+    "superpixels": SUPERPIXELS,
+}  # keys of the data that name classes
 
 Plain = dict[str, Any]
 
@@ -57,8 +78,14 @@ def read_checkpoint_config(text: str) -> DictConfig:
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{_PREFIX} cannot be used ({' '.join(str(error).split())})") from error
     _check_resolved(resolved)
-    for key in (name for name in (*_SLOTS, _PARTIAL) if name in resolved["data"] and kept["data"][name] != _installed_value("data", name)):
-        config.data[key] = resolved["data"][key]  # nothing is left in it that could be resolved otherwise later
+    for key in (
+        name
+        for name in (*_SLOTS, _PARTIAL)
+        if name in resolved["data"] and kept["data"][name] != _installed_value("data", name)
+    ):
+        config.data[key] = resolved["data"][
+            key
+        ]  # nothing is left in it that could be resolved otherwise later
     if isinstance(resolved["data"].get("num_workers"), int):
         config.data.num_workers = min(resolved["data"]["num_workers"], os.cpu_count() or 1)
     return config
@@ -89,7 +116,9 @@ def _check_group(group: str, values: Plain) -> None:
         if key == _PARTIAL and values[key] is not None:
             _check_group(key, _over_installed(key, values[key], place))
             continue
-        check_closed(values[key], _SLOTS.get(key, frozenset()) if group == "data" else frozenset(), place)
+        check_closed(
+            values[key], _SLOTS.get(key, frozenset()) if group == "data" else frozenset(), place
+        )
         if "${" not in str(installed[key]):
             check_kind(f"{_PREFIX}: {place}", installed[key], values[key])
 
@@ -104,7 +133,9 @@ def _parse(text: str) -> Plain:
     try:
         trained = parse_yaml(text)
         _check_types(trained)
-        if not isinstance(trained, dict) or not all(isinstance(trained.get(name), dict) for name in _REQUIRED):
+        if not isinstance(trained, dict) or not all(
+            isinstance(trained.get(name), dict) for name in _REQUIRED
+        ):
             raise ValueError(f"it lacks one of {', '.join(_REQUIRED)}, or one is no group of keys")
     except ValueError as error:
         raise UserError(f"{_PREFIX} cannot be used ({error})") from error
@@ -143,7 +174,9 @@ def _over_installed(group: str, theirs: Any, place: str) -> Plain:
     result = dict(installed)
     for key, value in theirs.items():
         if key not in installed:
-            raise UserError(f"{_PREFIX}: {nearest(f'{place}.{key}', OmegaConf.create({place: installed}))}")
+            raise UserError(
+                f"{_PREFIX}: {nearest(f'{place}.{key}', OmegaConf.create({place: installed}))}"
+            )
         if value != installed[key]:
             result[key] = _checked_value(key, value, installed[key], f"{place}.{key}")
     return result
@@ -202,7 +235,9 @@ def _check_references(value: Any, place: str) -> None:
     """Raises UserError for an interpolation that is no plain reference, such as `${oc.env:HOME}`."""
     for where, text in _strings(value, place):
         if "${" in _REFERENCE.sub("", text) or ("${" in text and "\\" in text):
-            raise UserError(f"{_PREFIX}: {where}={text[:200]!r} is refused; only ${{key}} may stand for another key's value")
+            raise UserError(
+                f"{_PREFIX}: {where}={text[:200]!r} is refused; only ${{key}} may stand for another key's value"
+            )
 
 
 def _check_size(config: Plain) -> None:
@@ -211,11 +246,20 @@ def _check_size(config: Plain) -> None:
 
     def size_of(value: Any, depth: int) -> int:
         if depth > _MAX_DEPTH:
-            raise UserError(f"{_PREFIX} is refused: its values are nested or refer to each other in a chain of more than {_MAX_DEPTH}")
+            raise UserError(
+                f"{_PREFIX} is refused: its values are nested or refer to each other in a chain of more than {_MAX_DEPTH}"
+            )
         if isinstance(value, str):
-            return 10 + len(value) + sum(size_of_key(key, depth + 1) for key in _REFERRED.findall(value))
+            return (
+                10
+                + len(value)
+                + sum(size_of_key(key, depth + 1) for key in _REFERRED.findall(value))
+            )
         if isinstance(value, dict | list):
-            return 10 + sum(size_of(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+            return 10 + sum(
+                size_of(inner, depth + 1)
+                for inner in (value.values() if isinstance(value, dict) else value)
+            )
         return 10
 
     def size_of_key(key: str, depth: int) -> int:

@@ -48,10 +48,17 @@ def check_choice(override: str) -> None:
     folder = config_folder() / key_of(override)
     if not key_of(override):
         raise UserError(f"{override}: there is no key before the '='")
-    if equals and folder.is_dir() and not value.startswith(("[", "{")) and not (folder / f"{value}.yaml").is_file():
+    if (
+        equals
+        and folder.is_dir()
+        and not value.startswith(("[", "{"))
+        and not (folder / f"{value}.yaml").is_file()
+    ):
         choices = sorted(p.stem for p in folder.glob("[!_]*.yaml"))
         close = difflib.get_close_matches(value, choices, n=1)
-        raise UserError(f"{key} has no {value!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are {', '.join(choices)})")
+        raise UserError(
+            f"{key} has no {value!r}{f'; did you mean {close[0]!r}?' if close else ''} (there are {', '.join(choices)})"
+        )
 
 
 def _forget_replaced(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -73,7 +80,9 @@ def _keys_of_file(file: Path) -> set[Any]:
     own = cast(DictConfig, OmegaConf.load(file))
     keys = set(own)
     for entry in own.get("defaults", []):
-        if isinstance(entry, DictConfig):  # `trunk` of `/model/trunk@trunk: resnet`, `backbone` of `backbone: fpn`
+        if isinstance(
+            entry, DictConfig
+        ):  # `trunk` of `/model/trunk@trunk: resnet`, `backbone` of `backbone: fpn`
             name, _, place = str(next(iter(entry))).partition("@")
             keys.add((place or name).removeprefix("/").split(".")[0])
         elif entry != "_self_":
@@ -128,7 +137,9 @@ def _same_kind(old: Any, new: Any) -> bool:
         return isinstance(old, bool) and isinstance(new, bool)
     if isinstance(old, int | float) and isinstance(new, int | float):
         return not (isinstance(old, int) and isinstance(new, float)) or new.is_integer()
-    if isinstance(old, DictConfig | ListConfig | dict | list) or isinstance(new, DictConfig | ListConfig | dict | list):
+    if isinstance(old, DictConfig | ListConfig | dict | list) or isinstance(
+        new, DictConfig | ListConfig | dict | list
+    ):
         return type(old) is type(new)
     return isinstance(old, str) or isinstance(new, str) is isinstance(old, str)
 
@@ -136,7 +147,12 @@ def _same_kind(old: Any, new: Any) -> bool:
 def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
-    names = ((int, "a whole number"), (float, "a number"), ((ListConfig, list), "a list"), ((DictConfig, dict), "a group of keys"))
+    names = (
+        (int, "a whole number"),
+        (float, "a number"),
+        ((ListConfig, list), "a list"),
+        ((DictConfig, dict), "a group of keys"),
+    )
     return next((name for kind, name in names if isinstance(value, kind)), "text")
 
 
@@ -145,7 +161,9 @@ def keys_of(config: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(config, DictConfig):
         for key in map(str, config):
             yield f"{prefix}{key}"
-            if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(
+                config, key
+            ):
                 yield from keys_of(config[key], f"{prefix}{key}.")
 
 
@@ -155,7 +173,11 @@ def nearest(key: str, config: DictConfig) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the right leaf under another parent
         close = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"no such key {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; the keys are those of configs/ (--help names the main ones)")
+    return f"no such key {key!r}" + (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else "; the keys are those of configs/ (--help names the main ones)"
+    )
 
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:

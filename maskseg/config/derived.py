@@ -35,8 +35,15 @@ def _swept(word: str) -> list[str]:
         if not parsed.is_sweep_override():
             return [word]
         sweep = cast(Any, parsed.value())
-        ends = (sweep.start, sweep.end, sweep.start + 0.618 * (sweep.end - sweep.start)) if parsed.is_interval_sweep() else ()
-        return [f"{parsed.get_key_element()}={value}" for value in ends or parsed.sweep_string_iterator()]
+        ends = (
+            (sweep.start, sweep.end, sweep.start + 0.618 * (sweep.end - sweep.start))
+            if parsed.is_interval_sweep()
+            else ()
+        )
+        return [
+            f"{parsed.get_key_element()}={value}"
+            for value in ends or parsed.sweep_string_iterator()
+        ]
     except HydraException as error:
         raise UserError(f"{word}: {' '.join(str(error).split())}") from error
 
@@ -49,12 +56,16 @@ def hydra_settings(words: Sequence[str]) -> Any:
         except MissingConfigException as error:
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
             hint = "pip install maskseg[sweep] brings optuna, submitit_local and submitit_slurm"
-            raise UserError(f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); {hint}") from error
+            raise UserError(
+                f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); {hint}"
+            ) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(" ".join(str(error).split("\nTo append")[0].split())) from error
 
 
-def from_checkpoint(text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None) -> DictConfig:
+def from_checkpoint(
+    text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None
+) -> DictConfig:
     """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
 
     `data=NAME` takes that data group instead of the training's, with the checkpoint's number of classes, test transforms and draw of segments;
@@ -103,10 +114,14 @@ def _place_groups(config: DictConfig, words: Sequence[str]) -> None:
         group, _, place = word.partition("=")[0].partition("@")
         file = config_folder() / group / f"{word.partition('=')[2]}.yaml"
         if not file.is_file() or OmegaConf.select(config, place) is None:
-            raise UserError(f"{word}: there is no such group, or no {place} in the checkpoint's config")
+            raise UserError(
+                f"{word}: there is no such group, or no {place} in the checkpoint's config"
+            )
         chosen = OmegaConf.load(file)
         if "defaults" in chosen:
-            raise UserError(f"{word}: a group that is made of others can only be chosen for a new model")
+            raise UserError(
+                f"{word}: a group that is made of others can only be chosen for a new model"
+            )
         OmegaConf.update(config, place, chosen, merge=False)
 
 
@@ -126,9 +141,22 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
         trained = read_checkpoint_config(text)
     except UserError:
         return []
-    theirs, ours = (flat(OmegaConf.to_container(whole.model, resolve=True), "model.") for whole in (trained, config))
-    passing = ("weights", "num_classes", "ranges", "frozen_stages", "loss_weight")  # what may differ without harm, or has another shape
-    keys = [k for k in theirs if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing]
+    theirs, ours = (
+        flat(OmegaConf.to_container(whole.model, resolve=True), "model.")
+        for whole in (trained, config)
+    )
+    passing = (
+        "weights",
+        "num_classes",
+        "ranges",
+        "frozen_stages",
+        "loss_weight",
+    )  # what may differ without harm, or has another shape
+    keys = [
+        k
+        for k in theirs
+        if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing
+    ]
     return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]
 
 
@@ -136,4 +164,8 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Nested plain values -> dotted key -> value; lists are values."""
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
-    return {key: value for name, inner in node.items() for key, value in flat(inner, f"{prefix}{name}.").items()}
+    return {
+        key: value
+        for name, inner in node.items()
+        for key, value in flat(inner, f"{prefix}{name}.").items()
+    }

@@ -25,8 +25,13 @@ from maskseg.files.configs import config_folder
 # Prefixes of what the user's own command line may name.
 TRUSTED = ("maskseg.", "torch.optim.")
 
-TRANSFORMS = frozenset(f"maskseg.data.transforms.{name}" for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop"))
-SUPERPIXELS = frozenset({"maskseg.superpixels.methods.GraphSegments", "maskseg.superpixels.methods.SLIC"})
+TRANSFORMS = frozenset(
+    f"maskseg.data.transforms.{name}"
+    for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop")
+)
+SUPERPIXELS = frozenset(
+    {"maskseg.superpixels.methods.GraphSegments", "maskseg.superpixels.methods.SLIC"}
+)
 _MODEL_PARTS = SUPERPIXELS | {
     "maskseg.variants.cfm.hierarchy.HierarchicalGrouping",
     "maskseg.structures.FeatureSpec",
@@ -73,10 +78,16 @@ def check_targets(config: Any, allowed: Sequence[str] = TRUSTED) -> None:
     """Raises UserError where a `_target_` of the user's own config names something outside the packages of `allowed`."""
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     for target in targets_of(plain):
-        if not (isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target):
-            raise UserError(f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}")
+        if not (
+            isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target
+        ):
+            raise UserError(
+                f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}"
+            )
         if not _is_own(target, allowed):
-            raise UserError(f"config: _target_ {target!r} is refused; it only passes through the package")
+            raise UserError(
+                f"config: _target_ {target!r} is refused; it only passes through the package"
+            )
 
 
 def _is_own(target: str, allowed: Sequence[str]) -> bool:
@@ -85,7 +96,9 @@ def _is_own(target: str, allowed: Sequence[str]) -> bool:
         function = hydra.utils.get_object(target)
     except Exception:  # reported again, and better, by the one who builds it
         return True
-    return str(getattr(function, "__module__", "")).startswith(tuple(allowed)) and callable(function)
+    return str(getattr(function, "__module__", "")).startswith(tuple(allowed)) and callable(
+        function
+    )
 
 
 def targets_of(plain: Any) -> Iterator[Any]:
@@ -106,9 +119,13 @@ def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: 
         for key, value in plain.items():
             check_closed(value, allowed, f"{place}.{key}")
     elif isinstance(plain, str) and ("${" in plain or plain == "???"):
-        raise UserError(f"the checkpoint's config: {place}={plain[:200]!r} is refused, it is no plain value")
+        raise UserError(
+            f"the checkpoint's config: {place}={plain[:200]!r} is refused, it is no plain value"
+        )
     elif not (plain is None or type(plain) in (str, int, float, bool)):
-        raise UserError(f"the checkpoint's config: {place} is refused, it is a {type(plain).__name__}")
+        raise UserError(
+            f"the checkpoint's config: {place} is refused, it is a {type(plain).__name__}"
+        )
 
 
 def _check_keys(node: dict[Any, Any], allowed: Collection[str], place: str) -> None:
@@ -124,7 +141,9 @@ def _check_keys(node: dict[Any, Any], allowed: Collection[str], place: str) -> N
     defaults = _installed_defaults().get(target, {})
     for key in node.keys() - {"_target_"}:
         if key not in parameters:
-            raise UserError(f"the checkpoint's config: {target.rpartition('.')[2]} has no key {key!r}")
+            raise UserError(
+                f"the checkpoint's config: {target.rpartition('.')[2]} has no key {key!r}"
+            )
         if key in defaults:
             check_kind(f"the checkpoint's config: {place}.{key}", defaults[key], node[key])
 
@@ -132,8 +151,16 @@ def _check_keys(node: dict[Any, Any], allowed: Collection[str], place: str) -> N
 def _parameters(of_class: type) -> set[str]:
     """The names that a constructor takes, also those that it hands on to that of its base class as `**keys`."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    constructors = [vars(base)["__init__"] for base in of_class.__mro__ if base is not object and "__init__" in vars(base)]
-    parameters = (p for constructor in constructors for p in inspect.signature(constructor).parameters.values())
+    constructors = [
+        vars(base)["__init__"]
+        for base in of_class.__mro__
+        if base is not object and "__init__" in vars(base)
+    ]
+    parameters = (
+        p
+        for constructor in constructors
+        for p in inspect.signature(constructor).parameters.values()
+    )
     return {p.name for p in parameters if p.kind in named} - {"self"}
 
 
@@ -153,7 +180,9 @@ def _construct(plain: Any) -> Any:
         return [_construct(value) for value in plain]
     if not isinstance(plain, dict):
         return plain
-    values = {key: None if key == "weights" else _construct(value) for key, value in plain.items()}  # no file is read, none downloaded
+    values = {
+        key: None if key == "weights" else _construct(value) for key, value in plain.items()
+    }  # no file is read, none downloaded
     if "_target_" not in values:
         return values
     target = str(values.pop("_target_"))
@@ -162,7 +191,9 @@ def _construct(plain: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # a constructor's own, of values that make no sense
-        raise UserError(f"config: {[*str(error).splitlines(), type(error).__name__][0]} (in {target})") from error
+        raise UserError(
+            f"config: {[*str(error).splitlines(), type(error).__name__][0]} (in {target})"
+        ) from error
 
 
 def _class_of(target: str) -> type:
@@ -190,5 +221,7 @@ def _installed_defaults() -> dict[str, dict[str, Any]]:
 def _nodes_with_target(plain: Any) -> Iterator[dict[str, Any]]:
     if isinstance(plain, dict) and "_target_" in plain:
         yield plain
-    for value in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+    for value in (
+        plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
+    ):
         yield from _nodes_with_target(value)

@@ -24,7 +24,9 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         put(canvas[:, :bottom, :right], sample.image)
         canvas[:, bottom:] = 0
         canvas[:, :bottom, right:] = 0
-    index = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor([len(s.boxes) for s in samples]))
+    index = torch.repeat_interleave(
+        torch.arange(len(samples)), torch.tensor([len(s.boxes) for s in samples])
+    )
     masks = None
     if all(s.masks is not None for s in samples):
         masks = FileMasks.cat([s.masks for s in samples if s.masks is not None])
@@ -69,8 +71,12 @@ def _proposals(samples: Sequence[Sample]) -> Regions | None:
     found = [s.proposals for s in samples if s.proposals is not None]
     if len(found) < len(samples):
         return None
-    index = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(scores) for _, scores in found]))
-    return Regions(torch.cat([boxes for boxes, _ in found]), index, torch.cat([scores for _, scores in found]))
+    index = torch.repeat_interleave(
+        torch.arange(len(found)), torch.tensor([len(scores) for _, scores in found])
+    )
+    return Regions(
+        torch.cat([boxes for boxes, _ in found]), index, torch.cat([scores for _, scores in found])
+    )
 
 
 def _segments(sample: Sample, index: int) -> Regions:

@@ -63,11 +63,19 @@ class CocoDataset(Dataset[Sample]):
         self.segments, self.draw, self.drawn_only = segments, draw, drawn_only
         self.mirrored = torch.tensor(mirrored or file.categories.mirrored(), dtype=torch.int64)
         with_objects = file.has_objects()
-        self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][:max_images]
+        self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][
+            :max_images
+        ]
         if not self.images:
-            raise UserError(f"{file.path}: no image is left to use (data.keep_empty=true keeps those without objects)")
+            raise UserError(
+                f"{file.path}: no image is left to use (data.keep_empty=true keeps those without objects)"
+            )
         records = [file.images[i] for i in self.images]
-        self.proposals = None if proposals is None else ProposalFile(proposals, ((r.id, r.height, r.width) for r in records))
+        self.proposals = (
+            None
+            if proposals is None
+            else ProposalFile(proposals, ((r.id, r.height, r.width) for r in records))
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,19 +107,33 @@ class CocoDataset(Dataset[Sample]):
             sample = draw_segments(sample, self.draw, rng, self.drawn_only)
         # Of the item, not of the stream after the transforms, which may change what they draw.
         seed = np.random.default_rng([self.seed, epoch, item[1], repetition, 1]).integers(2**62)
-        return replace(sample, seed=int(seed), superpixels=None if self.superpixels is None else self._superpixels(sample.image))
+        return replace(
+            sample,
+            seed=int(seed),
+            superpixels=None if self.superpixels is None else self._superpixels(sample.image),
+        )
 
     def _superpixels(self, image: Tensor) -> Tensor:
         assert self.superpixels is not None
-        return torch.from_numpy(self.superpixels(np.ascontiguousarray(image.permute(1, 2, 0).numpy())))
+        return torch.from_numpy(
+            self.superpixels(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        )
 
     def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
         record, truth = self.file.images[index], self.file.annotations(index)
-        image = load_pixels(safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width))
+        image = load_pixels(
+            safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width)
+        )
         shapes = [s for s in truth.shapes if s is not None]
         points = None if truth.keypoints is None else torch.as_tensor(truth.keypoints)
-        masks = FileMasks.from_file(shapes, record.height, record.width) if len(shapes) == len(truth.shapes) else None
-        with warnings.catch_warnings():  # the arrays may be views of the file's, which nobody writes to
+        masks = (
+            FileMasks.from_file(shapes, record.height, record.width)
+            if len(shapes) == len(truth.shapes)
+            else None
+        )
+        with (
+            warnings.catch_warnings()
+        ):  # the arrays may be views of the file's, which nobody writes to
             warnings.simplefilter("ignore", UserWarning)
             return Sample(
                 image,
@@ -124,8 +146,14 @@ class CocoDataset(Dataset[Sample]):
                 (record.height, record.width),
                 skipped,
                 keypoints=points,
-                proposals=None if self.proposals is None else self.proposals.of(record.id, record.height, record.width),
+                proposals=None
+                if self.proposals is None
+                else self.proposals.of(record.id, record.height, record.width),
                 mirrored=None if points is None else self.mirrored,
-                semantic=None if self.semantic is None else self.semantic.of(record.file_name, record.height, record.width),
-                segments=None if self.segments is None else self.segments.of(record.id, record.height, record.width),
+                semantic=None
+                if self.semantic is None
+                else self.semantic.of(record.file_name, record.height, record.width),
+                segments=None
+                if self.segments is None
+                else self.segments.of(record.id, record.height, record.width),
             )

@@ -64,7 +64,9 @@ def load_pixels(path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | Non
             raise UserError(f"{path}: the image is damaged or cut short ({error})") from error
     rgb = rgb if turn is None else rgb.transpose(turn)
     if rgb.size != (width, height):
-        raise UserError(f"{path}: the image is {rgb.size[1]} x {rgb.size[0]} (height x width), its header says {height} x {width}")
+        raise UserError(
+            f"{path}: the image is {rgb.size[1]} x {rgb.size[0]} (height x width), its header says {height} x {width}"
+        )
     return from_pillow(rgb)
 
 
@@ -79,12 +81,16 @@ def _open(path: str | Path, max_pixels: int) -> Image.Image:
     if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, False for every name that cannot be one
         raise UserError(f"{path}: no such image file")
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow refuses by a cap of its own, for the whole process
+        Image.MAX_IMAGE_PIXELS = (
+            max_pixels  # Pillow refuses by a cap of its own, for the whole process
+        )
     advice = "raise data.max_pixels if it is meant to be that large"
     try:
         image = Image.open(path, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: the image is larger than data.max_pixels={max_pixels} ({error}); {advice}") from error
+        raise UserError(
+            f"{path}: the image is larger than data.max_pixels={max_pixels} ({error}); {advice}"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -92,11 +98,15 @@ def _open(path: str | Path, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         image.close()
-        raise UserError(f"{path}: the image has {height} x {width} pixels, data.max_pixels is {max_pixels}; {advice}")
+        raise UserError(
+            f"{path}: the image has {height} x {width} pixels, data.max_pixels is {max_pixels}; {advice}"
+        )
     return image
 
 
-def _orient(image: Image.Image, path: str | Path, size: Size | None) -> tuple[int, int, Image.Transpose | None]:
+def _orient(
+    image: Image.Image, path: str | Path, size: Size | None
+) -> tuple[int, int, Image.Transpose | None]:
     """Height, width and what to do with the decoded picture, so that it has the stated size."""
     tag = _orientation(image)
     width, height = image.size
@@ -109,8 +119,14 @@ def _orient(image: Image.Image, path: str | Path, size: Size | None) -> tuple[in
         return *turned, None if turns_itself else _TURNS.get(tag)
     if tuple(size) == stored:
         return *stored, _TURN_BACK.get(tag) if turns_itself else None
-    either = "" if turned == stored else f", {turned[0]} x {turned[1]} once its EXIF orientation is applied"
-    raise UserError(f"{path}: the image is {height} x {width} (height x width){either}, the annotations say {size[0]} x {size[1]}")
+    either = (
+        ""
+        if turned == stored
+        else f", {turned[0]} x {turned[1]} once its EXIF orientation is applied"
+    )
+    raise UserError(
+        f"{path}: the image is {height} x {width} (height x width){either}, the annotations say {size[0]} x {size[1]}"
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -130,9 +146,13 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode.startswith("I"):
         values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
         if values.min() >= 0 and values.max() <= 65535:
-            return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 128: to the nearest
+            return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert(
+                "RGB"
+            )  # 128: to the nearest
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"{path}: 32-bit grey (mode {image.mode}) has no agreed range; convert it to 8 or 16 bits")
+        raise UserError(
+            f"{path}: 32-bit grey (mode {image.mode}) has no agreed range; convert it to 8 or 16 bits"
+        )
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())  # colours there are multiplied by alpha
     return image.convert("RGB")
@@ -151,7 +171,9 @@ def check_name(file_name: object) -> str:
     if "\0" in file_name:
         raise UserError(f"file name {file_name!r} holds a NUL byte")
     if file_name[0] in "/\\" or Path(file_name).drive:
-        raise UserError(f"file name {file_name!r} is absolute; names are relative to the image folder")
+        raise UserError(
+            f"file name {file_name!r} is absolute; names are relative to the image folder"
+        )
     if ".." in re.split(r"[/\\]", file_name):
         raise UserError(f"file name {file_name!r} has a '..': it may lead out of the image folder")
     return file_name
@@ -165,7 +187,9 @@ def safe_join(root: str | Path, file_name: str) -> Path:
     folder = _resolved(os.path.abspath(root))  # noqa: PTH100
     try:
         path = os.path.join(folder, check_name(file_name))  # noqa: PTH118 - this runs for every image
-        plain = file_name != "." and "/" not in file_name and "\\" not in file_name  # one look then, instead of one at each folder on the way
+        plain = (
+            file_name != "." and "/" not in file_name and "\\" not in file_name
+        )  # one look then, instead of one at each folder on the way
         if not plain or os.path.islink(os.fsencode(path)):  # noqa: PTH114
             path = os.path.realpath(path)
     except (ValueError, OSError) as error:

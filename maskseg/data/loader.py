@@ -70,13 +70,17 @@ def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any =
     text = str(error)
     workers = list(getattr(iterator, "_workers", []))
     dead = [(i, w) for i, w in enumerate(workers) if w.exitcode]
-    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+    if "DataLoader worker" in text and (
+        "exited unexpectedly" in text or "killed by signal" in text
+    ):
         which = ", ".join(f"{i} (process {w.pid}, {_ending(w.exitcode)})" for i, w in dead) or text
         hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
         return UserError(f"{name}: loader worker {which} died; {hint}")
     if "timed out" in text and iterator is not None:
         _end(iterator, workers)
-        waiting = getattr(iterator, "_task_info", {}).get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
+        waiting = getattr(iterator, "_task_info", {}).get(
+            getattr(iterator, "_rcvd_idx", -1), ("?",)
+        )[0]
         return UserError(
             f"{name}: loader worker {waiting} has given nothing for data.timeout={timeout:g} seconds; is the disk there? "
             "data.num_workers=0 loads in the main process"

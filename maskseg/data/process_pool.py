@@ -32,7 +32,9 @@ def differences(found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}={found.get(key)!r} there, {own.get(key)!r} here" for key in differ)
 
 
-def pooled(make: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Generator[Result, None, None]:
+def pooled(
+    make: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+) -> Generator[Result, None, None]:
     """The results as they come. Few jobs are under way at a time, so that they may be large; when it is closed, those are finished."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     pending: set[Future[Result]] = set()
@@ -47,7 +49,9 @@ def pooled(make: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> 
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
     except BrokenProcessPool as error:
-        raise UserError("a worker process has died, perhaps for want of memory: fewer workers take less; the next run goes on") from error
+        raise UserError(
+            "a worker process has died, perhaps for want of memory: fewer workers take less; the next run goes on"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -69,7 +73,10 @@ def _end_with_parent() -> None:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Processes that are started here compute with one thread each: there is one a CPU."""
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = {
+        name: os.environ.get(name)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     os.environ.update(dict.fromkeys(before, "1"))
     try:
         yield
@@ -121,4 +128,6 @@ class ImageJob:
     def load(self) -> NDArray[np.uint8]:
         """uint8 RGB [height, width, 3]."""
         path = safe_join(self.root, self.file_name)
-        return np.ascontiguousarray(load_image(path, self.max_pixels, (self.height, self.width)).permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(
+            load_image(path, self.max_pixels, (self.height, self.width)).permute(1, 2, 0).numpy()
+        )

@@ -16,7 +16,9 @@ from maskseg.files import replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = "maskseg proposals 1"
-_STEPS = 65535  # of a coordinate over the side of its image, and of a score over 1: 0.02 pixels of 1333
+_STEPS = (
+    65535  # of a coordinate over the side of its image, and of a score over 1: 0.02 pixels of 1333
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,19 @@ class ProposalFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"{path}: no such file of proposals; tools/propose.py makes one")
-        content = read_torch(self.path, "a file of proposals", "; tools/propose.py makes it again", mmap=True)
+        content = read_torch(
+            self.path, "a file of proposals", "; tools/propose.py makes it again", mmap=True
+        )
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path}: not a file of proposals ({FORMAT})")
-        self.about = content["about"] if isinstance(content.get("about"), str) else "an unknown data set"
-        self.starts, self.boxes, self.scores = content["starts"], content["boxes"], content["scores"]
+        self.about = (
+            content["about"] if isinstance(content.get("about"), str) else "an unknown data set"
+        )
+        self.starts, self.boxes, self.scores = (
+            content["starts"],
+            content["boxes"],
+            content["scores"],
+        )
         sizes = content["sizes"].tolist()
         self.rows = {number: row for row, number in enumerate(content["image_ids"].tolist())}
         wanted = list(images)
@@ -86,11 +96,16 @@ class ProposalFile:
         if other:
             number, height, width = other[0]
             stated = " x ".join(map(str, sizes[self.rows[number]]))
-            raise UserError(f"{path} is of another data set ({self.about}): image {number} is {stated} there, not {height} x {width}")
+            raise UserError(
+                f"{path} is of another data set ({self.about}): image {number} is {stated} there, not {height} x {width}"
+            )
 
     def of(self, image_id: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Boxes f32 [R, 4] in the image's pixels and scores f32 [R], the best first."""
         row = self.rows[image_id]
         here = slice(int(self.starts[row]), int(self.starts[row + 1]))
-        boxes, scores = (torch.from_numpy(t[here].numpy().astype(np.float32) / _STEPS) for t in (self.boxes, self.scores))
+        boxes, scores = (
+            torch.from_numpy(t[here].numpy().astype(np.float32) / _STEPS)
+            for t in (self.boxes, self.scores)
+        )
         return boxes * torch.tensor([width, height] * 2, dtype=torch.float32), scores

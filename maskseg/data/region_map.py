@@ -22,7 +22,11 @@ def region_map(batch: Batch, index: int, split_stuff: int | None = None) -> NDAr
     height, width = (int(side) for side in batch.sizes[index])
     regions = np.full((height, width), -1, dtype=np.int64)
     targets = batch.targets
-    rows = torch.zeros(0, dtype=torch.int64) if targets is None else torch.nonzero(targets.image_index.cpu() == index).squeeze(1)
+    rows = (
+        torch.zeros(0, dtype=torch.int64)
+        if targets is None
+        else torch.nonzero(targets.image_index.cpu() == index).squeeze(1)
+    )
     if batch.semantic is not None:
         stuff = batch.semantic[index, :height, :width].cpu().numpy()
         regions = np.where(stuff < 0, -1, stuff.astype(np.int64) + len(rows))

@@ -15,7 +15,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 _ROWS = 64  # at a time: so many stay in a processor's cache
-_NATIVE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere uint8 is resized as floats, which may round by the layout
+_NATIVE = torch.backends.cpu.get_cpu_capability() in (
+    "AVX2",
+    "AVX512",
+)  # elsewhere uint8 is resized as floats, which may round by the layout
 
 
 def from_pillow(image: Image.Image) -> Tensor:
@@ -49,7 +52,9 @@ def put(canvas: Tensor, image: Tensor) -> None:
         canvas.copy_(image)
         return
     words: NDArray[Any] = four.permute(1, 2, 0).numpy().view("<u4")[..., 0]
-    for top in range(0, len(words), _ROWS):  # shifted words: three times as fast as picking every fourth byte
+    for top in range(
+        0, len(words), _ROWS
+    ):  # shifted words: three times as fast as picking every fourth byte
         planes, rest = canvas[:, top : top + _ROWS].numpy(), words[top : top + _ROWS]
         planes[0] = rest
         planes[1] = rest = rest >> 8
@@ -62,6 +67,12 @@ def _four(image: Tensor) -> Tensor | None:
     across, down, along = image.stride()
     start = image.storage_offset()
     last = start + (height - 1) * down + width * 4
-    if (across, along) != (1, 4) or down % 4 or start % 4 or not height * width or last > image.untyped_storage().nbytes():
+    if (
+        (across, along) != (1, 4)
+        or down % 4
+        or start % 4
+        or not height * width
+        or last > image.untyped_storage().nbytes()
+    ):
         return None
     return image.as_strided((4, height, width), (across, down, along))

@@ -62,9 +62,26 @@ class Sample:
         elif cut.any():
             keep &= ~cut | (extent.prod(axis=1) >= min_pixels)
         points, proposals = self._points(geometry), self._proposals(geometry)
-        semantic = None if self.semantic is None else torch.from_numpy(geometry.sample(self.semantic.numpy(), -1))
-        segments = None if self.segments is None else replace(self.segments, labels=geometry.sample(self.segments.labels, -1))
-        moved = replace(self, image=image, boxes=boxes, masks=masks, keypoints=points, proposals=proposals, semantic=semantic, segments=segments)
+        semantic = (
+            None
+            if self.semantic is None
+            else torch.from_numpy(geometry.sample(self.semantic.numpy(), -1))
+        )
+        segments = (
+            None
+            if self.segments is None
+            else replace(self.segments, labels=geometry.sample(self.segments.labels, -1))
+        )
+        moved = replace(
+            self,
+            image=image,
+            boxes=boxes,
+            masks=masks,
+            keypoints=points,
+            proposals=proposals,
+            semantic=semantic,
+            segments=segments,
+        )
         return moved if keep.all() else moved.only(torch.from_numpy(np.flatnonzero(keep)))
 
     def _proposals(self, geometry: Geometry) -> tuple[Tensor, Tensor] | None:
@@ -85,4 +102,11 @@ class Sample:
         """The sample with some of its objects."""
         masks = None if self.masks is None else self.masks[index]
         points = None if self.keypoints is None else self.keypoints[index]
-        return replace(self, boxes=self.boxes[index], labels=self.labels[index], crowd=self.crowd[index], masks=masks, keypoints=points)
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            labels=self.labels[index],
+            crowd=self.crowd[index],
+            masks=masks,
+            keypoints=points,
+        )

@@ -37,9 +37,17 @@ class StepSampler(Sampler[list[Item]]):
         if total_batch < 1:
             raise ValueError(f"total_batch must be at least 1, not {total_batch}")
         if total_batch % (world * pieces):
-            raise ValueError(f"total_batch {total_batch} cannot be shared evenly by {world} processes in {pieces} pieces")
+            raise ValueError(
+                f"total_batch {total_batch} cannot be shared evenly by {world} processes in {pieces} pieces"
+            )
         self.num_images, self.total_batch, self.seed = num_images, total_batch, seed
-        self.start_step, self.stop_step, self.rank, self.world, self.pieces = start_step, stop_step, rank, world, pieces
+        self.start_step, self.stop_step, self.rank, self.world, self.pieces = (
+            start_step,
+            stop_step,
+            rank,
+            world,
+            pieces,
+        )
         self.groups = np.zeros(num_images, dtype=np.int64) if groups is None else np.asarray(groups)
         self.repeats = None if repeats is None else np.asarray(repeats, dtype=np.float64)
 

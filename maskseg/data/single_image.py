@@ -24,7 +24,9 @@ AnyImage = str | Path | Image.Image | NDArray[np.uint8]
 class SingleImage:
     """The test transforms and the padding of a data set, for an image outside of it."""
 
-    def __init__(self, transforms: Sequence[Transform] = (), divisor: int = 32, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, transforms: Sequence[Transform] = (), divisor: int = 32, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.transforms, self.divisor, self.max_pixels = list(transforms), divisor, max_pixels
 
     def read(self, image: AnyImage) -> Tensor:
@@ -33,15 +35,25 @@ class SingleImage:
             return load_image(image, self.max_pixels)
         if isinstance(image, Image.Image):
             image = np.array(image.convert("RGB"))
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        if not (
+            isinstance(image, np.ndarray)
+            and image.dtype == np.uint8
+            and image.ndim == 3
+            and image.shape[2] == 3
+            and image.size
+        ):
             raise UserError("an image is a path, a PIL image or a uint8 RGB array [H, W, 3]")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # a copy: the array may be read-only
+        return torch.from_numpy(np.array(image)).permute(
+            2, 0, 1
+        )  # a copy: the array may be read-only
 
     def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch:
         """pixels: uint8 RGB [3, H, W] -> a batch of one, with empty targets."""
         nothing = torch.zeros(0, dtype=torch.int64)
         size = (pixels.shape[1], pixels.shape[2])
-        sample = Sample(pixels, torch.zeros(0, 4), nothing, nothing.bool(), None, image_id, name, size)
+        sample = Sample(
+            pixels, torch.zeros(0, 4), nothing, nothing.bool(), None, image_id, name, size
+        )
         for transform in self.transforms:
             sample = transform(sample, np.random.default_rng(0))
         return collate([sample], self.divisor)

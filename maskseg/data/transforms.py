@@ -48,9 +48,13 @@ class ResizeShortestEdge:
     torchvision's detection models saw).
     """
 
-    def __init__(self, sizes: Sequence[int] = (800,), max_size: int = 1333, method: str = "antialias") -> None:
+    def __init__(
+        self, sizes: Sequence[int] = (800,), max_size: int = 1333, method: str = "antialias"
+    ) -> None:
         if not sizes or min(sizes) < 1 or max_size < max(sizes):
-            raise UserError(f"resize: sizes must be positive and at most max_size, got {list(sizes)} and {max_size}")
+            raise UserError(
+                f"resize: sizes must be positive and at most max_size, got {list(sizes)} and {max_size}"
+            )
         if method not in _RESIZES:
             raise UserError(f"resize: method must be one of {', '.join(_RESIZES)}, not {method!r}")
         self.sizes, self.max_size, self.method = list(sizes), max_size, method
@@ -59,16 +63,26 @@ class ResizeShortestEdge:
         height, width = sample.size
         short = self.sizes[int(rng.integers(len(self.sizes)))]
         scale = min(short / min(height, width), self.max_size / max(height, width))
-        up = 0.0 if self.method == "plain" else 0.5  # halves are rounded up, as in detectron2 and mmdetection
-        return _resize(sample, math.floor(height * scale + up), math.floor(width * scale + up), self.method)
+        up = (
+            0.0 if self.method == "plain" else 0.5
+        )  # halves are rounded up, as in detectron2 and mmdetection
+        return _resize(
+            sample, math.floor(height * scale + up), math.floor(width * scale + up), self.method
+        )
 
 
 class ScaleJitterCrop:
     """Large scale jitter (Ghiasi et al., "Simple Copy-Paste", section 3): the image is scaled to fit `size` x `size`, times a factor drawn from
     `scale`, and where it is larger than that a window of `size` is cut out; a smaller one is padded when it is batched."""
 
-    def __init__(self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), min_pixels: float = 1.0) -> None:
-        self.size, self.scale, self.crop = size, (float(scale[0]), float(scale[1])), RandomCrop(size, min_pixels)
+    def __init__(
+        self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), min_pixels: float = 1.0
+    ) -> None:
+        self.size, self.scale, self.crop = (
+            size,
+            (float(scale[0]), float(scale[1])),
+            RandomCrop(size, min_pixels),
+        )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.size
@@ -96,10 +110,21 @@ class RandomCrop:
 class ColorJitter:
     """Brightness, contrast and saturation by a factor from 1 - x to 1 + x, hue by a turn from -x to x, in a drawn order."""
 
-    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0) -> None:
+    def __init__(
+        self,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+    ) -> None:
         if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
             raise UserError("color jitter: strengths must not be negative, and hue is at most 0.5")
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+        self.brightness, self.contrast, self.saturation, self.hue = (
+            brightness,
+            contrast,
+            saturation,
+            hue,
+        )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = sample.image.contiguous()  # a mean over it must not depend on the layout
@@ -119,14 +144,20 @@ class ColorJitter:
 
 
 def _pillow(image: Tensor, height: int, width: int) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((width, height), Image.Resampling.BILINEAR)
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
 _RESIZES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "antialias": resize,
     "pillow": _pillow,
-    "plain": lambda image, height, width: F.resize(image.contiguous().float(), [height, width], antialias=False).round().to(torch.uint8),
+    "plain": lambda image, height, width: (
+        F.resize(image.contiguous().float(), [height, width], antialias=False)
+        .round()
+        .to(torch.uint8)
+    ),
 }
 
 
@@ -134,4 +165,6 @@ def _resize(sample: Sample, height: int, width: int, method: str = "antialias") 
     height, width = max(height, 1), max(width, 1)
     if (height, width) == sample.size:
         return sample
-    return sample.move(_RESIZES[method](sample.image, height, width), Geometry.resize(*sample.size, height, width))
+    return sample.move(
+        _RESIZES[method](sample.image, height, width), Geometry.resize(*sample.size, height, width)
+    )

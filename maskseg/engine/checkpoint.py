@@ -22,7 +22,18 @@ from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
 MAX_PLACE = 1000  # characters of a value's place in a message
-_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+_DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 Checkpoint = dict[str, Any]
 
 
@@ -58,13 +69,19 @@ def _check_plain(checkpoint: object, name: str) -> None:
     seen: set[int] = set()
     while pending:
         container, place = pending.pop()
-        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        for key, value in (
+            container.items() if isinstance(container, dict) else enumerate(container)
+        ):
             if isinstance(value, dict | list | tuple):
                 if id(value) not in seen:
                     seen.add(id(value))
                     pending.append((value, _Place(place, key)))
-            elif not (isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)):
-                raise TypeError(f"{_Place(place, key)} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+            elif not (
+                isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)
+            ):
+                raise TypeError(
+                    f"{_Place(place, key)} is a {type(value).__name__}; a checkpoint holds tensors and plain values only"
+                )
 
 
 def _check_state(state: object, name: str) -> None:
@@ -72,7 +89,9 @@ def _check_state(state: object, name: str) -> None:
     if not isinstance(state, dict):
         raise TypeError(f"{name} is a {type(state).__name__} instead of tensors by name")
     for key, value in state.items():
-        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in _DTYPES
+        dense = (
+            isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in _DTYPES
+        )
         if not isinstance(key, str) or not dense:
             raise TypeError(f"{name} holds something else than dense tensors by name")
 
@@ -90,25 +109,44 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         _check_plain(checkpoint, "it")
         _check_state(checkpoint["model"], "its model")
         if checkpoint.get("ema") is not None:
-            _check_state(checkpoint["ema"].get("model") if isinstance(checkpoint["ema"], dict) else None, "its moving average")
+            _check_state(
+                checkpoint["ema"].get("model") if isinstance(checkpoint["ema"], dict) else None,
+                "its moving average",
+            )
     except TypeError as error:
         raise UserError(f"{path}: refused, {error}") from error
     return checkpoint
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, partial: bool = False, hint: str = "") -> list[str]:
+def load_weights(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    partial: bool = False,
+    hint: str = "",
+) -> list[str]:
     """Copies `state` into the model. Without `partial` every tensor must fit, else UserError names those that don't; with it, those that don't
     fit are left as they are and returned. hint: what to do, at the end of the message."""
     own = model.state_dict()
-    misshapen = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    misshapen = [
+        f"{k} {list(v.shape)} instead of {list(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     if (misshapen or missing or unexpected) and not partial:
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
-            for kind, names in (("of another shape", misshapen), ("missing", missing), ("left over", unexpected))
+            for kind, names in (
+                ("of another shape", misshapen),
+                ("missing", missing),
+                ("left over", unexpected),
+            )
             if names
         ]
-        raise UserError(f"{source} does not fit this model: {'; '.join(parts)}{hint and f'; {hint}'}")
+        raise UserError(
+            f"{source} does not fit this model: {'; '.join(parts)}{hint and f'; {hint}'}"
+        )
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fitting, strict=False)
     return [*missing, *unexpected, *misshapen]
@@ -134,7 +172,12 @@ class Keeper:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """At every moment one of them is whole. Raises UserError as `save_checkpoint`; nothing is lost then."""
-        if self.keep and self.step is not None and self.step != checkpoint["step"] and self.path.exists():
+        if (
+            self.keep
+            and self.step is not None
+            and self.step != checkpoint["step"]
+            and self.path.exists()
+        ):
             self._number(self.run_dir / f"step_{self.step:07d}.pt")
         save_checkpoint(self.path, checkpoint)
         self.step = int(checkpoint["step"])

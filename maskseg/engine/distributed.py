@@ -87,7 +87,9 @@ class Group:
         """-> images a process and forward pass. Raises UserError where they cannot be shared out evenly."""
         pieces = self.world * accumulate
         if total_batch < 1 or total_batch % pieces:
-            raise UserError(f"total_batch={total_batch} must be a multiple of {self.world} processes x trainer.accumulate={accumulate}")
+            raise UserError(
+                f"total_batch={total_batch} must be a multiple of {self.world} processes x trainer.accumulate={accumulate}"
+            )
         return total_batch // pieces
 
 
@@ -103,7 +105,11 @@ def processes(device: torch.device) -> Iterator[Group]:
         yield Group()
         return
     gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=_PATIENCE, device_id=device if gpu else None)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo", timeout=_PATIENCE, device_id=device if gpu else None
+    )
     control = dist.new_group(backend="gloo", timeout=_PATIENCE) if gpu else dist.group.WORLD
-    yield Group(dist.get_rank(), dist.get_world_size(), control, int(os.environ.get("LOCAL_RANK", "0")))
+    yield Group(
+        dist.get_rank(), dist.get_world_size(), control, int(os.environ.get("LOCAL_RANK", "0"))
+    )
     dist.destroy_process_group()

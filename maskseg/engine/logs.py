@@ -30,12 +30,21 @@ class RunLog:
     first one): nothing is written or printed. evaluated: the step of the last evaluation that the checkpoint knows of, if it is an earlier one.
     """
 
-    def __init__(self, run_dir: Path | None, start_step: int, max_steps: int, config: str, evaluated: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path | None,
+        start_step: int,
+        max_steps: int,
+        config: str,
+        evaluated: int | None = None,
+    ) -> None:
         self.max_steps, self.start_step, self.started = max_steps, start_step, time.perf_counter()
         self.path: Path | None = None
         self.board: SummaryWriter | None = None
         quiet = run_dir is None or not sys.stderr.isatty()
-        self.bar: Any = tqdm(total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True)
+        self.bar: Any = tqdm(
+            total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True
+        )
         if run_dir is None:
             return
         self.path = run_dir / "metrics.jsonl"
@@ -59,7 +68,9 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact") from error
+            raise UserError(
+                f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact"
+            ) from error
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl alone. Raises UserError where it cannot be written."""
@@ -107,7 +118,9 @@ class RunLog:
         # The page draws the points from the last to the first, by falling recall.
         curves = (nothing, nothing, nothing, nothing, np.asarray(precision)[::-1], recall[::-1])
         with self._writing():
-            self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(precision))
+            self.board.add_pr_curve_raw(
+                name, *curves, global_step=step, num_thresholds=len(precision)
+            )
 
     def close(self) -> None:
         """Flushes everything."""

@@ -29,11 +29,30 @@ Evaluate = Callable[[nn.Module, int, RunLog], dict[str, float]]
 class Run:
     """One call of `Trainer.run`."""
 
-    def __init__(self, trainer: Trainer, state: State, run_dir: Path, evaluate: Evaluate | None, report: Callable[[], None] | None) -> None:
-        self.trainer, self.state, self.run_dir, self.evaluate, self.report = trainer, state, run_dir, evaluate, report
+    def __init__(
+        self,
+        trainer: Trainer,
+        state: State,
+        run_dir: Path,
+        evaluate: Evaluate | None,
+        report: Callable[[], None] | None,
+    ) -> None:
+        self.trainer, self.state, self.run_dir, self.evaluate, self.report = (
+            trainer,
+            state,
+            run_dir,
+            evaluate,
+            report,
+        )
         self.group, self.bad = state.group, 0
         main = self.group.main
-        self.log = RunLog(run_dir if main else None, state.step, trainer.max_steps, str(state.about["config"]), state.evaluated)
+        self.log = RunLog(
+            run_dir if main else None,
+            state.step,
+            trainer.max_steps,
+            str(state.about["config"]),
+            state.evaluated,
+        )
         self.keeper = Keeper(run_dir, trainer.keep) if main else None
         self.interrupts = Interrupts()
         if main:
@@ -54,15 +73,25 @@ class Run:
             other = self.run_dir / f"best_{step:07d}.pt"
             path.replace(other)
             self.state.best = None
-            self.log.say(f"best.pt is of step {step}, after the one that is gone on from: it is {other.name} now")
+            self.log.say(
+                f"best.pt is of step {step}, after the one that is gone on from: it is {other.name} now"
+            )
 
     def go(self, loader: Callable[[int], Iterable[Batch]]) -> None:
         trainer, state = self.trainer, self.state
-        if self._evaluation_due() and state.evaluated != state.step:  # it was cut short by what ended the run before
+        if (
+            self._evaluation_due() and state.evaluated != state.step
+        ):  # it was cut short by what ended the run before
             self._evaluate()
         if state.step >= trainer.max_steps or self._patience_is_over():
             return
-        take_step = Stepper(state, trainer.wrapped(state.model, self.group), trainer.device, trainer.autocast, trainer.clip_norm)
+        take_step = Stepper(
+            state,
+            trainer.wrapped(state.model, self.group),
+            trainer.device,
+            trainer.autocast,
+            trainer.clip_norm,
+        )
         for batches in self._pieces(loader(state.step)):
             state.step += 1
             rate = float(state.optimizer.param_groups[0]["lr"])
@@ -73,12 +102,18 @@ class Run:
             if step.stop or (self.group.world == 1 and self.interrupts.signal is not None):
                 self._stop()
             due, last = self._evaluation_due(), state.step == trainer.max_steps
-            if due or last or (trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0):
+            if (
+                due
+                or last
+                or (trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0)
+            ):
                 self._save()  # before the evaluation: what is trained is safe
             if due:
                 self._evaluate()
                 if self._patience_is_over():
-                    self.log.say(f"no better {trainer.best_metric} in {trainer.patience} evaluations: the training ends at step {state.step}")
+                    self.log.say(
+                        f"no better {trainer.best_metric} in {trainer.patience} evaluations: the training ends at step {state.step}"
+                    )
                     return
 
     def _pieces(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -97,9 +132,14 @@ class Run:
                 if message in skipped:
                     continue
                 skipped.add(message)
-                self.log.say(f"warning: image passed over ({len(skipped)} of at most {self.trainer.skip_bad}): {message}", anywhere=True)
+                self.log.say(
+                    f"warning: image passed over ({len(skipped)} of at most {self.trainer.skip_bad}): {message}",
+                    anywhere=True,
+                )
                 if len(skipped) > self.trainer.skip_bad:
-                    raise UserError(f"more than data.skip_bad={self.trainer.skip_bad} images cannot be read, the last: {message}")
+                    raise UserError(
+                        f"more than data.skip_bad={self.trainer.skip_bad} images cannot be read, the last: {message}"
+                    )
             yield pieces
 
     def _reset_clock(self) -> None:
@@ -128,10 +168,17 @@ class Run:
         seconds = max(time.perf_counter() - self.since, 1e-9)
         losses = self.group.mean(torch.stack([v.double().cpu() for v in step.losses.values()]))
         values = dict(zip(step.losses, losses.tolist(), strict=True))
-        values |= {"lr": rate, "grad_norm": float(step.grad_norm) if step.grad_norm is not None else 0.0}
+        values |= {
+            "lr": rate,
+            "grad_norm": float(step.grad_norm) if step.grad_norm is not None else 0.0,
+        }
         if self.state.scaler.is_enabled():
             values["loss_scale"] = self.state.scaler.get_scale()
-        values |= {"images_per_second": self.images / seconds, "data_seconds": self.waited / self.steps, "step_seconds": seconds / self.steps}
+        values |= {
+            "images_per_second": self.images / seconds,
+            "data_seconds": self.waited / self.steps,
+            "step_seconds": seconds / self.steps,
+        }
         values["memory_gb"] = peak_memory(trainer.device)
         self.log.numbers(at, "train", values)
         self.log.progress(at, {k: values[k] for k in ("loss", "lr", "images_per_second")}, say=True)
@@ -139,7 +186,11 @@ class Run:
 
     def _evaluation_due(self) -> bool:
         step, every = self.state.step, self.trainer.evaluate_every
-        return bool(self.evaluate and step and (step == self.trainer.max_steps or (every and step % every == 0)))
+        return bool(
+            self.evaluate
+            and step
+            and (step == self.trainer.max_steps or (every and step % every == 0))
+        )
 
     def _patience_is_over(self) -> bool:
         return bool(self.trainer.patience) and self.state.stale >= self.trainer.patience
@@ -164,18 +215,26 @@ class Run:
         devices = [trainer.device] if trainer.device.type == "cuda" else []
         with self.interrupts.at_once(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
-            state.metrics = self.group.share(self.evaluate(for_inference(state.evaluation_model(), trainer.dtype), state.step, self.log))
+            state.metrics = self.group.share(
+                self.evaluate(
+                    for_inference(state.evaluation_model(), trainer.dtype), state.step, self.log
+                )
+            )
         self.log.numbers(state.step, "val", state.metrics)
         state.evaluated = state.step
         value = state.metrics.get(trainer.best_metric)
         better = value is not None and (state.best is None or value > state.best)
         if value is None:
-            self.log.say(f"warning: trainer.best_metric={trainer.best_metric!r} is not among the metrics, no best.pt: {', '.join(state.metrics)}")
+            self.log.say(
+                f"warning: trainer.best_metric={trainer.best_metric!r} is not among the metrics, no best.pt: {', '.join(state.metrics)}"
+            )
         state.best, state.stale = (value, 0) if better else (state.best, state.stale + 1)
         self._save(best=better)
         if self.report is not None and self.group.main:
             try:
                 self.report()
             except (OSError, UserError) as error:  # no picture is worth a training
-                self.log.say(f"warning: the pictures of step {state.step} could not be made ({error})")
+                self.log.say(
+                    f"warning: the pictures of step {state.step} could not be made ({error})"
+                )
         self._reset_clock()

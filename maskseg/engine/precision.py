@@ -21,7 +21,9 @@ def pick_device(name: str) -> torch.device:
     local = os.environ.get("LOCAL_RANK")
     if name == "cuda" and local is not None:
         if int(local) >= torch.cuda.device_count():
-            raise UserError(f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; lower --nproc-per-node")
+            raise UserError(
+                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; lower --nproc-per-node"
+            )
         name = f"cuda:{local}"
     try:
         device = torch.empty(0, device=name).device
@@ -59,5 +61,10 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 def check_compiler(device: torch.device) -> None:
     """Raises UserError where torch.compile has no C++ compiler to work with."""
     named = os.environ.get("CC" if device.type == "cuda" else "CXX")
-    if not any(shutil.which(c) for c in ([named] if named else ["c++", "g++", "clang++", "gcc", "clang", "cl"])):
-        raise UserError("trainer.compile=true needs a C++ compiler (g++ or clang++) on this machine, and none was found; leave it false")
+    if not any(
+        shutil.which(c)
+        for c in ([named] if named else ["c++", "g++", "clang++", "gcc", "clang", "cl"])
+    ):
+        raise UserError(
+            "trainer.compile=true needs a C++ compiler (g++ or clang++) on this machine, and none was found; leave it false"
+        )

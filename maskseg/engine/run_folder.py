@@ -19,7 +19,15 @@ from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.files import parse_json, write_json
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "hydra-core", "pillow", "faster-coco-eval")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pycocotools",
+    "hydra-core",
+    "pillow",
+    "faster-coco-eval",
+)
 
 
 def choose(config: Any, trainer: Trainer) -> tuple[Path, Path | None]:
@@ -33,7 +41,11 @@ def choose(config: Any, trainer: Trainer) -> tuple[Path, Path | None]:
             _check_free(named)
         return named or own, _newest(source) if source.is_dir() else source
     if trainer.resume == "auto":
-        runs = [named] if named else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
+        runs = (
+            [named]
+            if named
+            else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
+        )
         for folder in runs:
             if _holds_checkpoint(folder):
                 return folder, _newest(folder)
@@ -44,7 +56,9 @@ def choose(config: Any, trainer: Trainer) -> tuple[Path, Path | None]:
 
 def _check_free(folder: Path) -> None:
     if _holds_checkpoint(folder) or (folder / "metrics.jsonl").exists():
-        raise UserError(f"run_dir={folder} already holds a run: choose another folder, or trainer.resume=auto to go on with it")
+        raise UserError(
+            f"run_dir={folder} already holds a run: choose another folder, or trainer.resume=auto to go on with it"
+        )
 
 
 def read(path: Path | None) -> Checkpoint | None:
@@ -77,7 +91,9 @@ def made_folder(folder: Path) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError("not writable")
     except OSError as error:
-        raise UserError(f"run_dir={folder}: the folder cannot be made or written to ({error})") from error
+        raise UserError(
+            f"run_dir={folder}: the folder cannot be made or written to ({error})"
+        ) from error
     return folder
 
 
@@ -94,9 +110,18 @@ def record(run_dir: Path, device: torch.device, world: int, step: int) -> None:
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "from_step": step,
             "command": sys.argv,
-            "versions": {"maskseg": __version__, "python": platform.python_version(), **_versions()},
+            "versions": {
+                "maskseg": __version__,
+                "python": platform.python_version(),
+                **_versions(),
+            },
             "git": git_revision(Path(__file__).parents[2]),
-            "machine": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count(), "gpu": gpu},
+            "machine": {
+                "name": platform.node(),
+                "system": platform.platform(),
+                "cpus": os.cpu_count(),
+                "gpu": gpu,
+            },
             "device": str(device),
             "processes": world,
             "threads": torch.get_num_threads(),
@@ -119,12 +144,21 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
     """The commit that the folder is at and whether files differ from it; None outside a git repository of the project's own."""
 
     def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True)
+        run = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
         return run.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
             return None
-        return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_norms_and_biases: bool
+) -> list[dict[str, Any]]:
     """Trainable parameters in two groups. Without `decay_norms_and_biases`, vectors (norm weights, all biases) are not decayed."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if decay_norms_and_biases:
@@ -40,14 +42,25 @@ def multistep(
 ) -> LambdaLR:
     """The rate times `gamma` at each milestone, a share of `max_steps` (of the 1x schedule's 90k steps: 60k and 80k)."""
     steps = [round(m * max_steps) for m in milestones]
-    return LambdaLR(optimizer, lambda step: _warm(step, warmup_steps, warmup_factor) * gamma ** bisect_right(steps, step))
+    return LambdaLR(
+        optimizer,
+        lambda step: _warm(step, warmup_steps, warmup_factor) * gamma ** bisect_right(steps, step),
+    )
 
 
-def cosine(optimizer: Optimizer, max_steps: int, final_factor: float = 0.0, warmup_steps: int = 1000, warmup_factor: float = 0.001) -> LambdaLR:
+def cosine(
+    optimizer: Optimizer,
+    max_steps: int,
+    final_factor: float = 0.0,
+    warmup_steps: int = 1000,
+    warmup_factor: float = 0.001,
+) -> LambdaLR:
     """Half a cosine from the full rate to `final_factor` of it (Loshchilov and Hutter, eq. 5, without restarts)."""
 
     def factor(step: int) -> float:
         done = min(max(step - warmup_steps, 0) / max(max_steps - warmup_steps, 1), 1.0)
-        return _warm(step, warmup_steps, warmup_factor) * (final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * done)))
+        return _warm(step, warmup_steps, warmup_factor) * (
+            final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * done))
+        )
 
     return LambdaLR(optimizer, factor)

@@ -41,7 +41,10 @@ class Interrupts:
         if self.signal is None:
             self.signal = number
             # Not print(): the signal may have come in the middle of one.
-            os.write(2, f"\n{signal.Signals(number).name}: the step is finished and saved first\n".encode())
+            os.write(
+                2,
+                f"\n{signal.Signals(number).name}: the step is finished and saved first\n".encode(),
+            )
         if self._at_once:
             raise Interrupted(self.signal)
 

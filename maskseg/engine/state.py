@@ -23,7 +23,11 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     The decay grows to `decay` as (1 + n) / (10 + n) over the first n updates, so that the noise at the start is soon forgotten.
     """
 
-    def average(ours: Sequence[Tensor] | Iterable[Tensor], new: Sequence[Tensor] | Iterable[Tensor], updates: Tensor | int) -> None:
+    def average(
+        ours: Sequence[Tensor] | Iterable[Tensor],
+        new: Sequence[Tensor] | Iterable[Tensor],
+        updates: Tensor | int,
+    ) -> None:
         n = int(updates)
         share = 1 - min(decay, (1 + n) / (10 + n))
         for mine, its in zip(ours, new, strict=True):
@@ -50,7 +54,12 @@ class State:
         about: Checkpoint,
         group: Group,
     ) -> None:
-        self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
+        self.model, self.optimizer, self.scheduler, self.scaler = (
+            model,
+            optimizer,
+            scheduler,
+            scaler,
+        )
         self.ema, self.about, self.group = ema, about, group
         self.step, self.best, self.metrics = 0, None, {}  # type: int, float | None, dict[str, float]
         self.evaluated = 0  # the step of the last evaluation
@@ -62,7 +71,10 @@ class State:
 
     def checkpoint(self) -> Checkpoint:
         """Everything, as plain data. All processes must call it: each adds its random state; rank 0's is the one to write."""
-        rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+        rng = {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
         return {
             **self.about,
             "step": self.step,
@@ -71,9 +83,13 @@ class State:
             "evaluated": self.evaluated,
             "stale": self.stale,
             "model": self.model.state_dict(),
-            "ema": None if self.ema is None else {"model": self.ema.module.state_dict(), "updates": int(self.ema.n_averaged)},
+            "ema": None
+            if self.ema is None
+            else {"model": self.ema.module.state_dict(), "updates": int(self.ema.n_averaged)},
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scheduler": {
+                k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"
+            },
             "scaler": self.scaler.state_dict(),
             "rng": self.group.gather(rng),
         }
@@ -83,7 +99,9 @@ class State:
         try:
             self._load(checkpoint)
         except KeyError as error:
-            raise UserError(f"the checkpoint has no {error}: it cannot be resumed, only started from by trainer.init") from error
+            raise UserError(
+                f"the checkpoint has no {error}: it cannot be resumed, only started from by trainer.init"
+            ) from error
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Whether the kernel is fused is this run's choice, not the checkpoint's: the optimiser was built for it."""
@@ -100,11 +118,16 @@ class State:
     def _load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint["model"])
         self._load_optimizer(deepcopy(checkpoint["optimizer"]))
-        self.scheduler.load_state_dict({**checkpoint["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)})
+        self.scheduler.load_state_dict(
+            {**checkpoint["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)}
+        )
         if checkpoint["scaler"]:
             self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ema is not None:
-            average: Any = checkpoint["ema"] or {"model": checkpoint["model"], "updates": 0}  # switched on later: starts from the weights
+            average: Any = checkpoint["ema"] or {
+                "model": checkpoint["model"],
+                "updates": 0,
+            }  # switched on later: starts from the weights
             self.ema.module.load_state_dict(average["model"])
             self.ema.n_averaged.fill_(average["updates"])
         streams = checkpoint["rng"]
@@ -112,5 +135,9 @@ class State:
         torch.set_rng_state(own["cpu"])
         if torch.cuda.is_available() and own["cuda"] is not None:
             torch.cuda.set_rng_state(own["cuda"])
-        self.step, self.best, self.metrics = int(checkpoint["step"]), checkpoint["best"], dict(checkpoint["metrics"])
+        self.step, self.best, self.metrics = (
+            int(checkpoint["step"]),
+            checkpoint["best"],
+            dict(checkpoint["metrics"]),
+        )
         self.evaluated, self.stale = int(checkpoint["evaluated"]), int(checkpoint["stale"])

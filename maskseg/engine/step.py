@@ -36,9 +36,20 @@ class Stepper:
     """
 
     def __init__(
-        self, state: State, forward: nn.Module, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]], clip_norm: float
+        self,
+        state: State,
+        forward: nn.Module,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        clip_norm: float,
     ) -> None:
-        self.state, self.forward, self.device, self.autocast, self.clip_norm = state, forward, device, autocast, clip_norm
+        self.state, self.forward, self.device, self.autocast, self.clip_norm = (
+            state,
+            forward,
+            device,
+            autocast,
+            clip_norm,
+        )
         self.parameters = [p for p in state.model.parameters() if p.requires_grad]
         self.buffers = list(state.model.buffers())
         self.saved = [b.clone() for b in self.buffers]
@@ -49,7 +60,9 @@ class Stepper:
         state.model.train()
         state.optimizer.zero_grad(set_to_none=True)
         if self.buffers:
-            torch._foreach_copy_(self.saved, self.buffers)  # batch norm's means move in the forward pass already
+            torch._foreach_copy_(
+                self.saved, self.buffers
+            )  # batch norm's means move in the forward pass already
         step, sums = Step(), {}  # type: Step, dict[str, Tensor]
         for i, batch in enumerate(batches):
             losses = self._forward(batch, sync=i == len(batches) - 1)
@@ -59,7 +72,10 @@ class Stepper:
                 own = None if bool(torch.isfinite(total)) else _loss_problem(losses, batch)
                 return self._skip(step, _together(state.group.gather(own)))
             self._backward(total / len(batches), sync=i == len(batches) - 1)
-            for name, value in {"loss": total, **{f"loss/{k}": v for k, v in losses.items()}}.items():
+            for name, value in {
+                "loss": total,
+                **{f"loss/{k}": v for k, v in losses.items()},
+            }.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(batches)
         state.scaler.unscale_(state.optimizer)
         step.losses, step.grad_norm = sums, self._clip()
@@ -75,7 +91,11 @@ class Stepper:
         return step
 
     def _sync(self, sync: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if sync or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
+        return (
+            nullcontext()
+            if sync or not isinstance(self.forward, DistributedDataParallel)
+            else self.forward.no_sync()
+        )
 
     def _forward(self, batch: Batch, sync: bool) -> dict[str, Tensor]:
         with self._sync(sync), self.autocast():
@@ -114,7 +134,9 @@ class Stepper:
 
     def _gradient_problem(self, batches: Sequence[Batch]) -> str:
         named = self.state.model.named_parameters()
-        wrong = [n for n, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        wrong = [
+            n for n, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return f"the gradient of {', '.join(wrong[:3])}{more} is not finite, from {', '.join(_images(b) for b in batches)}"
 
@@ -126,7 +148,9 @@ def _loss_problem(losses: dict[str, Tensor], batch: Batch) -> str:
 
 
 def _images(batch: Batch) -> str:
-    return ", ".join(f"image {i} ({name})" for i, name in zip(batch.image_ids, batch.names, strict=True))
+    return ", ".join(
+        f"image {i} ({name})" for i, name in zip(batch.image_ids, batch.names, strict=True)
+    )
 
 
 def _together(problems: list[str | None]) -> str:

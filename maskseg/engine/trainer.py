@@ -14,7 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from maskseg.engine.checkpoint import Checkpoint
 from maskseg.engine.distributed import Group
 from maskseg.engine.loop import Evaluate, Run
-from maskseg.engine.precision import autocast, check_compiler, check_precision, grad_scaler, inference_dtype, pick_device
+from maskseg.engine.precision import (
+    autocast,
+    check_compiler,
+    check_precision,
+    grad_scaler,
+    inference_dtype,
+    pick_device,
+)
 from maskseg.engine.schedules import parameter_groups
 from maskseg.engine.state import State, averaged
 from maskseg.errors import UserError
@@ -72,9 +79,21 @@ class Trainer:
             raise UserError(f"trainer.ema must be at least 0 and below 1, not {ema}")
         check_precision(precision)
         self.max_steps, self.device, self.precision = max_steps, pick_device(device), precision
-        self.autocast, self.dtype = partial(autocast, self.device, precision), inference_dtype(precision)
-        self.channels_last, self.compile, self.accumulate, self.clip_norm = channels_last, compile, accumulate, clip_norm
-        self.log_every, self.checkpoint_every, self.evaluate_every = max(log_every, 1), checkpoint_every, evaluate_every
+        self.autocast, self.dtype = (
+            partial(autocast, self.device, precision),
+            inference_dtype(precision),
+        )
+        self.channels_last, self.compile, self.accumulate, self.clip_norm = (
+            channels_last,
+            compile,
+            accumulate,
+            clip_norm,
+        )
+        self.log_every, self.checkpoint_every, self.evaluate_every = (
+            max(log_every, 1),
+            checkpoint_every,
+            evaluate_every,
+        )
         self.best_metric, self.skip_bad, self.ema, self.keep = best_metric, 0, ema, keep
         self.patience, self.max_bad_steps = patience, max_bad_steps
         self.reference_batch, self.decay_norms_and_biases = reference_batch, decay_norms_and_biases
@@ -82,7 +101,9 @@ class Trainer:
         if compile:
             check_compiler(self.device)
 
-    def optimizer(self, model: nn.Module, make: Callable[..., Optimizer], total_batch: int) -> Optimizer:
+    def optimizer(
+        self, model: nn.Module, make: Callable[..., Optimizer], total_batch: int
+    ) -> Optimizer:
         """make: an optimiser class with its numbers, such as `partial(SGD, lr=0.02, weight_decay=1e-4)`; the rate is scaled."""
         decay = float(getattr(make, "keywords", {}).get("weight_decay", 0.0))
         try:
@@ -98,10 +119,16 @@ class Trainer:
     def fits(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
         """Raises UserError for a checkpoint of another kind of optimiser, or of none."""
         if not {"optimizer", "scheduler", "rng", "step"} <= checkpoint.keys():
-            raise UserError("the checkpoint holds weights alone (a converted one?): it cannot be resumed, only started from by trainer.init")
-        own, other = (state["param_groups"] for state in (optimizer.state_dict(), checkpoint["optimizer"]))
+            raise UserError(
+                "the checkpoint holds weights alone (a converted one?): it cannot be resumed, only started from by trainer.init"
+            )
+        own, other = (
+            state["param_groups"] for state in (optimizer.state_dict(), checkpoint["optimizer"])
+        )
         if [(set(g), len(g["params"])) for g in own] != [(set(g), len(g["params"])) for g in other]:
-            raise UserError("the checkpoint is of another optimizer than this run's: resume with its config, or start from it by trainer.init")
+            raise UserError(
+                "the checkpoint is of another optimizer than this run's: resume with its config, or start from it by trainer.init"
+            )
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the layout of the run."""
@@ -141,15 +168,36 @@ class Trainer:
             run.log.close()
         return state.metrics
 
-    def state(self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, about: Checkpoint, group: Group) -> State:
+    def state(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        about: Checkpoint,
+        group: Group,
+    ) -> State:
         """The run at its beginning, with a loss scale and a moving average where they are asked for."""
         ema = averaged(model, self.ema) if self.ema else None
-        return State(model, optimizer, scheduler, grad_scaler(self.device, self.precision), ema, dict(about), group)
+        return State(
+            model,
+            optimizer,
+            scheduler,
+            grad_scaler(self.device, self.precision),
+            ema,
+            dict(about),
+            group,
+        )
 
     def wrapped(self, model: nn.Module, group: Group) -> nn.Module:
         """The model, or what averages its gradients over the processes."""
         if group.world == 1:
             return model
-        if self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
-            raise UserError("norm SyncBN needs GPUs: with several processes on a CPU use FrozenBN, GN or BN")
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        if self.device.type == "cpu" and any(
+            isinstance(m, nn.SyncBatchNorm) for m in model.modules()
+        ):
+            raise UserError(
+                "norm SyncBN needs GPUs: with several processes on a CPU use FrozenBN, GN or BN"
+            )
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )

@@ -16,7 +16,9 @@ from maskseg.evaluation.semantic import _in_columns
 from maskseg.evaluation.table import _number, _shortened
 
 Floats = NDArray[np.float64]
-State = list[tuple[list[float], list[int]]]  # of each image its scores [K] and the classes that it shows
+State = list[
+    tuple[list[float], list[int]]
+]  # of each image its scores [K] and the classes that it shows
 
 
 class ImageClassAP:
@@ -32,8 +34,14 @@ class ImageClassAP:
     def add(self, scores: Tensor, present: Tensor) -> None:
         """scores: [N, K]; present: bool [N, K], which classes each image shows. Raises ValueError for other shapes and for scores that are not
         finite."""
-        if scores.shape != present.shape or scores.dim() != 2 or scores.shape[1] != self.num_classes:
-            raise ValueError(f"scores and classes of images must both be [N, {self.num_classes}], got {list(scores.shape)} and {list(present.shape)}")
+        if (
+            scores.shape != present.shape
+            or scores.dim() != 2
+            or scores.shape[1] != self.num_classes
+        ):
+            raise ValueError(
+                f"scores and classes of images must both be [N, {self.num_classes}], got {list(scores.shape)} and {list(present.shape)}"
+            )
         if not scores.isfinite().all():
             raise ValueError("a score of an image is not finite: has the training diverged?")
         for row, shown in zip(scores.tolist(), present.tolist(), strict=True):
@@ -49,12 +57,19 @@ class ImageClassAP:
 
     def per_class(self) -> list[dict[str, float]]:
         """Of each class: label, AP in [0, 1] (-1 where no image shows it), images that show it."""
-        scores = np.array([row for row, _ in self._rows], dtype=np.float64).reshape(-1, self.num_classes)
+        scores = np.array([row for row, _ in self._rows], dtype=np.float64).reshape(
+            -1, self.num_classes
+        )
         present = np.zeros(scores.shape, dtype=bool)
         for i, (_, shown) in enumerate(self._rows):
             present[i, shown] = True
         return [
-            {"label": k, "AP": average_precision(scores[:, k], present[:, k]), "images": int(present[:, k].sum())} for k in range(self.num_classes)
+            {
+                "label": k,
+                "AP": average_precision(scores[:, k], present[:, k]),
+                "images": int(present[:, k].sum()),
+            }
+            for k in range(self.num_classes)
         ]
 
     def compute(self) -> dict[str, float]:
@@ -66,9 +81,14 @@ class ImageClassAP:
         """mAP, and AP and images of each class, as text; `-` for a class that no image shows. Classes fill as many columns as the width allows."""
         longest = max(12, *(len(_shortened(name)) for name in names))
         rows = zip(names, self.per_class(), strict=True)
-        entries = [f"{_shortened(name):<{longest}}{_number(row['AP']):>8}{row['images']:>8.0f}" for name, row in rows]
+        entries = [
+            f"{_shortened(name):<{longest}}{_number(row['AP']):>8}{row['images']:>8.0f}"
+            for name, row in rows
+        ]
         lines = [f"classes of {len(self)} images: mAP {_number(self.compute()['mAP'])}", ""]
-        return "\n".join(lines + _in_columns(f"{'class':<{longest}}{'AP':>8}{'images':>8}", entries, width))
+        return "\n".join(
+            lines + _in_columns(f"{'class':<{longest}}{'AP':>8}{'images':>8}", entries, width)
+        )
 
 
 def average_precision(scores: Floats, present: NDArray[np.bool_]) -> float:

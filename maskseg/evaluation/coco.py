@@ -26,9 +26,31 @@ Metrics = dict[str, float]
 Floats = NDArray[np.float64]
 
 THRESHOLDS, RECALLS = 10, 101  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:1
-AREAS = {BBOX: ("", "s", "m", "l"), SEGM: ("", "s", "m", "l"), KEYPOINTS: ("", "m", "l")}  # object sizes; COCO names no small people's points
+AREAS = {
+    BBOX: ("", "s", "m", "l"),
+    SEGM: ("", "s", "m", "l"),
+    KEYPOINTS: ("", "m", "l"),
+}  # object sizes; COCO names no small people's points
 KEYPOINT_LIMIT = 20  # detections of a class in an image, as COCO has it
-COCO_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089)
+COCO_SIGMAS = (
+    0.026,
+    0.025,
+    0.025,
+    0.035,
+    0.035,
+    0.079,
+    0.079,
+    0.072,
+    0.072,
+    0.062,
+    0.062,
+    0.107,
+    0.107,
+    0.087,
+    0.087,
+    0.089,
+    0.089,
+)
 BACKENDS = ("auto", "pycocotools", "faster")
 _AP50, _AP75 = 0, 5
 
@@ -90,7 +112,10 @@ class CocoEvaluator:
 
     def update(self, batch: Batch, outputs: Outputs) -> None:
         """Adds what a model found in a batch, moved to the images' own frames. Masks are pasted only if they are evaluated."""
-        self.add_rows(batch.image_ids, detection_rows(batch, outputs, self.categories, masks="segm" in self.iou_types))
+        self.add_rows(
+            batch.image_ids,
+            detection_rows(batch, outputs, self.categories, masks="segm" in self.iou_types),
+        )
 
     def add_rows(self, image_ids: Iterable[int], rows: Iterable[Row]) -> None:
         """Adds images and their COCO result rows from elsewhere: another process (one call for each), a file.
@@ -101,13 +126,17 @@ class CocoEvaluator:
         wanted = {int(i) for i in image_ids}
         unknown = sorted(wanted - self.images.keys())
         if unknown:
-            raise UserError(f"image {unknown[0]} is not in the ground truth ({len(unknown)} of {len(wanted)} images are not)")
+            raise UserError(
+                f"image {unknown[0]} is not in the ground truth ({len(unknown)} of {len(wanted)} images are not)"
+            )
         new = wanted - self._seen
         known, masks = set(self.categories.ids), "segm" in self.iou_types
         chosen: list[Row] = []
         for row in rows:
             if row["image_id"] not in wanted:
-                raise UserError(f"a result row is of image {row['image_id']}, which is not among the images given with it")
+                raise UserError(
+                    f"a result row is of image {row['image_id']}, which is not among the images given with it"
+                )
             if row["image_id"] in new:
                 self._check(row, known, masks)
                 chosen.append(row)
@@ -128,14 +157,31 @@ class CocoEvaluator:
             metrics[f"{kind}/AP"] = _mean(best[..., 0])
             metrics[f"{kind}/AP50"] = _mean(best[_AP50, ..., 0])
             metrics[f"{kind}/AP75"] = _mean(best[_AP75, ..., 0])
-            metrics |= {f"{kind}/AP{size}": _mean(best[..., a]) for a, size in enumerate(AREAS[kind]) if size}
-            metrics |= {f"{kind}/AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(self._limits(kind))}
-            metrics |= {f"{kind}/AR{size}": _mean(recall[:, :, a, -1]) for a, size in enumerate(AREAS[kind]) if size}
+            metrics |= {
+                f"{kind}/AP{size}": _mean(best[..., a])
+                for a, size in enumerate(AREAS[kind])
+                if size
+            }
+            metrics |= {
+                f"{kind}/AR{limit}": _mean(recall[:, :, 0, m])
+                for m, limit in enumerate(self._limits(kind))
+            }
+            metrics |= {
+                f"{kind}/AR{size}": _mean(recall[:, :, a, -1])
+                for a, size in enumerate(AREAS[kind])
+                if size
+            }
         return metrics
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP of each class by IoU type and name: {"segm": {"cat": 0.41, ...}}; -1 for a class without truth in the images seen."""
-        return {kind: {name: _mean(self._table(kind)[0][:, :, k, 0, -1]) for k, name in enumerate(self.categories.names)} for kind in self.iou_types}
+        return {
+            kind: {
+                name: _mean(self._table(kind)[0][:, :, k, 0, -1])
+                for k, name in enumerate(self.categories.names)
+            }
+            for kind in self.iou_types
+        }
 
     def pr_curves(self, iou: float = 0.5) -> dict[str, dict[str, Floats]]:
         """Precision at the recalls 0, 0.01 ... 1 by IoU type and name: {"segm": {"cat": f64 [101], ...}}; -1 for a class without truth.
@@ -146,7 +192,13 @@ class CocoEvaluator:
         t = round(step)
         if not 0 <= t < THRESHOLDS or abs(step - t) > 1e-6:
             raise ValueError(f"iou must be one of 0.5, 0.55 ... 0.95, got {iou}")
-        return {kind: {name: self._table(kind)[0][t, :, k, 0, -1].copy() for k, name in enumerate(self.categories.names)} for kind in self.iou_types}
+        return {
+            kind: {
+                name: self._table(kind)[0][t, :, k, 0, -1].copy()
+                for k, name in enumerate(self.categories.names)
+            }
+            for kind in self.iou_types
+        }
 
     def table(self) -> str:
         """The numbers as text: IoU types side by side, then the AP of the classes. `-` where there is no truth."""
@@ -157,17 +209,31 @@ class CocoEvaluator:
     def _check(self, row: Row, known: set[int], masks: bool) -> None:
         image = row["image_id"]
         if row["category_id"] not in known:
-            raise UserError(f"a result row of image {image} has the category id {row['category_id']}, which the data set does not have")
+            raise UserError(
+                f"a result row of image {image} has the category id {row['category_id']}, which the data set does not have"
+            )
         if not all(map(math.isfinite, (row["score"], *row.get("bbox", ())))):
-            raise UserError(f"a result row of image {image} has a score or box that is not finite: has the training diverged?")
+            raise UserError(
+                f"a result row of image {image} has a score or box that is not finite: has the training diverged?"
+            )
         for kind, key in KINDS.items():
-            needed = kind != KEYPOINTS or self.categories.keypoints[self.categories.ids.index(row["category_id"])]
+            needed = (
+                kind != KEYPOINTS
+                or self.categories.keypoints[self.categories.ids.index(row["category_id"])]
+            )
             if kind in self.iou_types and needed and key not in row:
-                raise UserError(f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}")
+                raise UserError(
+                    f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}"
+                )
         if masks:
-            size, expected = row["segmentation"]["size"], [self.images[image]["height"], self.images[image]["width"]]
+            size, expected = (
+                row["segmentation"]["size"],
+                [self.images[image]["height"], self.images[image]["width"]],
+            )
             if list(size) != expected:
-                raise UserError(f"a result mask of image {image} has (height, width) {list(size)}, the image has {expected}")
+                raise UserError(
+                    f"a result mask of image {image} has (height, width) {list(size)}, the image has {expected}"
+                )
 
     def _table(self, kind: str) -> tuple[Floats, Floats]:
         """Precision [T, R, K, A, M] and recall [T, K, A, M] of the images seen; -1 where there is no truth.
@@ -176,12 +242,20 @@ class CocoEvaluator:
         object size) are freed before the next.
         """
         if kind not in self._tables:
-            rows, truths = _by_category(self.rows), _by_category(t for t in self.truths if t["image_id"] in self._seen)
+            rows, truths = (
+                _by_category(self.rows),
+                _by_category(t for t in self.truths if t["image_id"] in self._seen),
+            )
             axes = len(self.categories), len(AREAS[kind]), len(self._limits(kind))
-            precision, recall = np.full((THRESHOLDS, RECALLS, *axes), -1.0), np.full((THRESHOLDS, *axes), -1.0)
+            precision, recall = (
+                np.full((THRESHOLDS, RECALLS, *axes), -1.0),
+                np.full((THRESHOLDS, *axes), -1.0),
+            )
             for k, category in enumerate(self.categories.ids):
                 if truths[category] and (kind != KEYPOINTS or self.categories.keypoints[k]):
-                    precision[:, :, k], recall[:, k] = self._one_class(kind, truths[category], rows[category], len(self.categories.keypoints[k]))
+                    precision[:, :, k], recall[:, k] = self._one_class(
+                        kind, truths[category], rows[category], len(self.categories.keypoints[k])
+                    )
             self._tables[kind] = precision, recall
         return self._tables[kind]
 
@@ -194,13 +268,20 @@ class CocoEvaluator:
             return self.oks_sigmas
         return COCO_SIGMAS if points == len(COCO_SIGMAS) else (1 / points,) * points
 
-    def _one_class(self, kind: str, truths: list[Row], rows: list[Row], points: int) -> tuple[Floats, Floats]:
+    def _one_class(
+        self, kind: str, truths: list[Row], rows: list[Row], points: int
+    ) -> tuple[Floats, Floats]:
         """Precision [T, R, A, M] and recall [T, A, M] of one class."""
         # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
         ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
-        images = [{"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]} for i in ids]
+        images = [
+            {"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]}
+            for i in ids
+        ]
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(self._backend.dataset, images, truth_entries(kind, truths, self.images))
+            truth = _dataset(
+                self._backend.dataset, images, truth_entries(kind, truths, self.images)
+            )
             found = _dataset(self._backend.dataset, images, row_entries(kind, rows))
             evaluator = self._backend.evaluator(truth, found, kind)
             evaluator.params.maxDets = self._limits(kind)
@@ -230,7 +311,9 @@ def check_backend(name: str) -> None:
 
 def _load_backend(name: str) -> _Backend:
     if name not in BACKENDS:
-        raise UserError(f"the evaluation backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {name!r}")
+        raise UserError(
+            f"the evaluation backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {name!r}"
+        )
     if name != "pycocotools":
         try:
             from faster_coco_eval import COCO as FasterCOCO  # noqa: N811
@@ -239,7 +322,9 @@ def _load_backend(name: str) -> _Backend:
             return _Backend("faster-coco-eval", FasterCOCO, COCOeval_faster)
         except ImportError as error:
             if name == "faster":
-                raise UserError("the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]") from error
+                raise UserError(
+                    "the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]"
+                ) from error
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -20,7 +20,13 @@ from maskseg.evaluation.coco_entries import compressed_rle
 from maskseg.evaluation.coco_results import Row
 from maskseg.structures import Categories
 
-CORRECT, MISSED, FALSE, WRONG_CLASS, BAD_MASK = "correct", "missed", "false", "wrong class", "bad mask"
+CORRECT, MISSED, FALSE, WRONG_CLASS, BAD_MASK = (
+    "correct",
+    "missed",
+    "false",
+    "wrong class",
+    "bad mask",
+)
 ERRORS = (MISSED, FALSE, WRONG_CLASS, BAD_MASK)  # in the order in which they are told
 _IN_CROWD = 0.5  # share of a detection's box in a crowd from which on it is neither right nor false
 
@@ -89,12 +95,20 @@ def diagnose(
     Raises UserError where a mask does not have the size of its image.
     """
     known = set(categories.ids)
-    truths_of, rows_of = _by_image(truths, known), _by_image((r for r in rows if r["score"] >= score), known)
+    truths_of, rows_of = (
+        _by_image(truths, known),
+        _by_image((r for r in rows if r["score"] >= score), known),
+    )
     ids = truths_of.keys() | rows_of.keys() if image_ids is None else {int(i) for i in image_ids}
-    return [ImageDiagnosis(i, tuple(_findings(truths_of.get(i, []), rows_of.get(i, []), iou, mask_iou))) for i in sorted(ids)]
+    return [
+        ImageDiagnosis(i, tuple(_findings(truths_of.get(i, []), rows_of.get(i, []), iou, mask_iou)))
+        for i in sorted(ids)
+    ]
 
 
-def confusion_matrix(diagnoses: Iterable[ImageDiagnosis], categories: Categories) -> NDArray[np.int64]:
+def confusion_matrix(
+    diagnoses: Iterable[ImageDiagnosis], categories: Categories
+) -> NDArray[np.int64]:
     """How often a class was taken for another -> i64 [K+1, K+1], truth in rows, prediction in columns, both in the order of `categories`.
 
     The last row is background taken for a class (false), the last column truth taken for background (missed). Bad masks count as their class.
@@ -113,7 +127,11 @@ def confusion_matrix(diagnoses: Iterable[ImageDiagnosis], categories: Categories
 def worst(diagnoses: Iterable[ImageDiagnosis], count: int = 20) -> list[ImageDiagnosis]:
     """The `count` images with the most errors, the most first, ties by id; `why` of each says which. Images without an error are left out."""
     wrong = [(d.num_errors, d) for d in diagnoses]
-    return [d for number, d in sorted(wrong, key=lambda pair: (-pair[0], pair[1].image_id))[:count] if number]
+    return [
+        d
+        for number, d in sorted(wrong, key=lambda pair: (-pair[0], pair[1].image_id))[:count]
+        if number
+    ]
 
 
 def _by_image(rows: Iterable[Row], known: set[int]) -> dict[int, list[Row]]:
@@ -144,15 +162,24 @@ def _findings(truths: list[Row], rows: list[Row], iou: float, mask_iou: float) -
             findings.append(_pair(objects[best], row, float(overlaps[i, best]), mask_iou))
         elif not in_crowd[i]:
             findings.append(Finding(FALSE, None, row))
-    return findings + [Finding(MISSED, truth, None) for truth, left in zip(objects, free.tolist(), strict=True) if left]
+    return findings + [
+        Finding(MISSED, truth, None)
+        for truth, left in zip(objects, free.tolist(), strict=True)
+        if left
+    ]
 
 
 def _overlaps(rows: Sequence[Row], truths: Sequence[Row], *, crowd: bool) -> NDArray[np.float64]:
     """Box IoU [n, m]; with `crowd` the share of a row's box that lies in the truth's."""
     if not rows or not truths:
         return np.zeros((len(rows), len(truths)))
-    found, true = (np.array([r["bbox"] for r in group], dtype=np.float64).reshape(-1, 4) for group in (rows, truths))
-    return np.asarray(coco_mask.iou(found, true, np.full(len(true), crowd, dtype=np.uint8)), dtype=np.float64)
+    found, true = (
+        np.array([r["bbox"] for r in group], dtype=np.float64).reshape(-1, 4)
+        for group in (rows, truths)
+    )
+    return np.asarray(
+        coco_mask.iou(found, true, np.full(len(true), crowd, dtype=np.uint8)), dtype=np.float64
+    )
 
 
 def _pair(truth: Row, row: Row, box_iou: float, least: float) -> Finding:
@@ -169,5 +196,7 @@ def _mask_overlap(truth: Row, row: Row) -> float:
     height, width = found["size"]
     true = compressed_rle(truth["segmentation"], height, width)
     if list(true["size"]) != [height, width]:
-        raise UserError(f"a result mask of image {row['image_id']} has (height, width) {[height, width]}, its truth has {list(true['size'])}")
+        raise UserError(
+            f"a result mask of image {row['image_id']} has (height, width) {[height, width]}, its truth has {list(true['size'])}"
+        )
     return float(coco_mask.iou([found], [true], np.zeros(1, dtype=np.uint8))[0, 0])

@@ -28,7 +28,9 @@ def best_ious(segments: Map, truth: Map) -> tuple[NDArray[np.float64], Ints]:
     """
     _check(segments, truth)
     labelled = truth >= 0
-    found, true = (np.asarray(numbers[labelled]).astype(np.int64, copy=False) for numbers in (segments, truth))
+    found, true = (
+        np.asarray(numbers[labelled]).astype(np.int64, copy=False) for numbers in (segments, truth)
+    )
     if not true.size:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
     (names, areas), (true_names, true_areas) = _tally(found), _tally(true)
@@ -47,14 +49,27 @@ class SegmentationIoU:
     def add(self, segments: Map, truths: Sequence[Map]) -> None:
         """One image: its segments int [H, W] and the maps of its annotators (see `best_ious`). Maps, and images, without a labelled pixel are passed
         over."""
-        found = [(iou, areas) for iou, areas in (best_ious(segments, truth) for truth in truths) if len(iou)]
+        found = [
+            (iou, areas)
+            for iou, areas in (best_ious(segments, truth) for truth in truths)
+            if len(iou)
+        ]
         if not found:
             return
         means = [float(iou.mean()) for iou, _ in found]
         coverings = [float(np.average(iou, weights=areas)) for iou, areas in found]
         total, count = fsum(fsum(iou) for iou, _ in found), sum(len(iou) for iou, _ in found)
         number = len(_tally(np.asarray(segments).astype(np.int64).ravel())[0])
-        self._rows.append((total, count, fsum(means) / len(means), max(means), fsum(coverings) / len(coverings), number))
+        self._rows.append(
+            (
+                total,
+                count,
+                fsum(means) / len(means),
+                max(means),
+                fsum(coverings) / len(coverings),
+                number,
+            )
+        )
 
     def state(self) -> list[list[float]]:
         """What was collected, as plain values: a row an image."""
@@ -71,7 +86,9 @@ class SegmentationIoU:
         best_annotator: of the annotator of each image who agrees most; covering: as `images`, each segment weighted by its area.
         num_segments: predicted ones an image; images_counted: images with a labelled pixel.
         """
-        totals, counts, images, best, coverings, numbers = zip(*self._rows, strict=True) if self._rows else ((),) * 6
+        totals, counts, images, best, coverings, numbers = (
+            zip(*self._rows, strict=True) if self._rows else ((),) * 6
+        )
         most = max(len(self._rows), 1)
         return {
             "segments": fsum(totals) / max(fsum(counts), 1.0),
@@ -85,7 +102,9 @@ class SegmentationIoU:
 
 def _check(segments: Map, truth: Map) -> None:
     if segments.shape != truth.shape:
-        raise ValueError(f"segments of shape {segments.shape} cannot be compared with truth of shape {truth.shape}")
+        raise ValueError(
+            f"segments of shape {segments.shape} cannot be compared with truth of shape {truth.shape}"
+        )
     for name, numbers in (("segments", segments), ("truth", truth)):
         if numbers.dtype.kind not in "iu":
             raise ValueError(f"{name} must be integers, not {numbers.dtype}")

@@ -47,9 +47,14 @@ class SemanticConfusion:
 
         Raises ValueError for shapes that differ, maps that are not of integers, and other labels.
         """
-        found, true = (self._checked(name, np.asarray(labels)) for name, labels in (("predicted", predicted), ("true", truth)))
+        found, true = (
+            self._checked(name, np.asarray(labels))
+            for name, labels in (("predicted", predicted), ("true", truth))
+        )
         if found.shape != true.shape:
-            raise ValueError(f"predicted labels of shape {found.shape} cannot be compared with true ones of shape {true.shape}")
+            raise ValueError(
+                f"predicted labels of shape {found.shape} cannot be compared with true ones of shape {true.shape}"
+            )
         side = self.num_classes + 1
         # -1 is a row and a column of its own: this is faster than to pick out the labelled pixels first.
         pairs = (true.astype(np.int64) + 1) * side + (found.astype(np.int64) + 1)
@@ -60,7 +65,9 @@ class SemanticConfusion:
         if labels.dtype.kind not in "iu":
             raise ValueError(f"{name} labels must be integers, not {labels.dtype}")
         if labels.size and not (labels.min() >= -1 and labels.max() < self.num_classes):
-            raise ValueError(f"{name} labels must lie in -1..{self.num_classes - 1}, they go from {labels.min()} to {labels.max()}")
+            raise ValueError(
+                f"{name} labels must lie in -1..{self.num_classes - 1}, they go from {labels.min()} to {labels.max()}"
+            )
         return labels
 
     def state(self) -> list[list[int]]:
@@ -71,7 +78,9 @@ class SemanticConfusion:
         """Adds another object's `state`. Raises ValueError for one of another number of classes."""
         other = np.array(state, dtype=np.int64)
         if other.shape != self.matrix.shape:
-            raise ValueError(f"a confusion of {self.num_classes} classes cannot be joined with a matrix of shape {other.shape}")
+            raise ValueError(
+                f"a confusion of {self.num_classes} classes cannot be joined with a matrix of shape {other.shape}"
+            )
         self.matrix += other
 
     def compute(self, num_things: int | None = None) -> dict[str, float]:
@@ -88,7 +97,9 @@ class SemanticConfusion:
             means |= {"mIoU_things": _mean(iou[:num_things]), "mIoU_stuff": _mean(iou[num_things:])}
         total = max(int(pixels.sum()), 1)
         return means | {
-            "frequency_weighted_IoU": float((pixels * iou).sum() / total),  # a class without pixels adds nothing, whatever its IoU
+            "frequency_weighted_IoU": float(
+                (pixels * iou).sum() / total
+            ),  # a class without pixels adds nothing, whatever its IoU
             "pixel_accuracy": int(np.trace(self.matrix)) / total,
             "mean_accuracy": _mean(accuracy),
         }
@@ -97,13 +108,22 @@ class SemanticConfusion:
         """Of each class: label, iou (-1 where it is in neither map), accuracy (-1 where it is not in the truth), pixels (true ones) and
         predicted_pixels, both among the labelled."""
         names = ("iou", "accuracy", "pixels", "predicted_pixels")
-        return [{"label": k, **dict(zip(names, row, strict=True))} for k, row in enumerate(zip(*(c.tolist() for c in self._classes()), strict=True))]
+        return [
+            {"label": k, **dict(zip(names, row, strict=True))}
+            for k, row in enumerate(zip(*(c.tolist() for c in self._classes()), strict=True))
+        ]
 
     def _classes(self) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
         """IoU, accuracy (-1 where there is none), true and predicted pixels of each class, [K] each."""
-        right, pixels, predicted = np.diagonal(self.matrix), self.matrix.sum(axis=1), self.matrix[:, :-1].sum(axis=0)
+        right, pixels, predicted = (
+            np.diagonal(self.matrix),
+            self.matrix.sum(axis=1),
+            self.matrix[:, :-1].sum(axis=0),
+        )
         either = pixels + predicted - right
-        iou, accuracy = (np.where(count > 0, right / np.maximum(count, 1), -1.0) for count in (either, pixels))
+        iou, accuracy = (
+            np.where(count > 0, right / np.maximum(count, 1), -1.0) for count in (either, pixels)
+        )
         return iou, accuracy, pixels, predicted
 
     def table(self, names: Sequence[str], num_things: int | None = None, width: int = 110) -> str:
@@ -114,14 +134,24 @@ class SemanticConfusion:
         """
         if len(names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes need as many names, got {len(names)}")
-        lines = [f"{key:<23}{_MEANINGS[key]:<18}{_number(value):>8}" for key, value in self.compute(num_things).items()]
+        lines = [
+            f"{key:<23}{_MEANINGS[key]:<18}{_number(value):>8}"
+            for key, value in self.compute(num_things).items()
+        ]
         total = max(int(self.matrix.sum()), 1)
         longest = max(_NAME, *(len(_shortened(name)) for name in names))
         entries = []
         for name, row in zip(names, self.per_class(), strict=True):
             shares = [f"{100 * row[key] / total:.2f}" for key in ("pixels", "predicted_pixels")]
-            entries.append(f"{_shortened(name):<{longest}}" + _cells([_number(row["iou"]), _number(row["accuracy"]), *shares], _CELL))
-        groups = {"class": entries} if num_things is None else {"things": entries[:num_things], "stuff": entries[num_things:]}
+            entries.append(
+                f"{_shortened(name):<{longest}}"
+                + _cells([_number(row["iou"]), _number(row["accuracy"]), *shares], _CELL)
+            )
+        groups = (
+            {"class": entries}
+            if num_things is None
+            else {"things": entries[:num_things], "stuff": entries[num_things:]}
+        )
         head = _cells(["IoU", "accuracy", "true %", "found %"], _CELL)
         for title, group in groups.items():
             lines += ["", *_in_columns(f"{title:<{longest}}{head}", group, width)] if group else []
@@ -139,4 +169,6 @@ def _in_columns(head: str, entries: Sequence[str], width: int) -> list[str]:
     rows = -(-len(entries) // columns)
     blocks = [entries[i : i + rows] for i in range(0, len(entries), rows)]
     lines = [_GAP.join([head] * len(blocks))]
-    return lines + [_GAP.join(line).rstrip() for line in itertools.zip_longest(*blocks, fillvalue="")]
+    return lines + [
+        _GAP.join(line).rstrip() for line in itertools.zip_longest(*blocks, fillvalue="")
+    ]

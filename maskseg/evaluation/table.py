@@ -19,7 +19,9 @@ _MEANINGS = {
 _LONGEST = 24  # characters of a class name
 
 
-def metrics_table(metrics: Mapping[str, float], per_class: Mapping[str, Mapping[str, float]], width: int = 110) -> str:
+def metrics_table(
+    metrics: Mapping[str, float], per_class: Mapping[str, Mapping[str, float]], width: int = 110
+) -> str:
     """metrics: `<type>/<name>` -> number; per_class: type -> class -> AP. `-` stands for -1 (no truth). width: characters of a line.
 
     Classes fill as many columns as the width allows, downwards first.
@@ -31,20 +33,31 @@ def metrics_table(metrics: Mapping[str, float], per_class: Mapping[str, Mapping[
     lines = [" " * 24 + _cells(kinds, cell)]
     for name in names:
         meaning = _MEANINGS.get(name) or f"{name.removeprefix('AR')} a class"
-        lines.append(f"{name:<7}{meaning:<17}" + _cells([_number(metrics.get(f"{kind}/{name}", -1.0)) for kind in kinds], cell))
+        lines.append(
+            f"{name:<7}{meaning:<17}"
+            + _cells([_number(metrics.get(f"{kind}/{name}", -1.0)) for kind in kinds], cell)
+        )
     return "\n".join([*lines, "", *_class_lines(per_class, kinds, width, cell)])
 
 
-def _class_lines(per_class: Mapping[str, Mapping[str, float]], kinds: list[str], width: int, cell: int) -> list[str]:
+def _class_lines(
+    per_class: Mapping[str, Mapping[str, float]], kinds: list[str], width: int, cell: int
+) -> list[str]:
     classes = list(per_class[kinds[0]])
     longest = min(max([len("AP by class"), *map(len, classes)]), _LONGEST)
-    entries = [f"{_shortened(name):<{longest}}" + _cells([_number(per_class[kind][name]) for kind in kinds], cell) for name in classes]
+    entries = [
+        f"{_shortened(name):<{longest}}"
+        + _cells([_number(per_class[kind][name]) for kind in kinds], cell)
+        for name in classes
+    ]
     head, gap = f"{'AP by class':<{longest}}" + _cells(kinds, cell), "   "
     columns = max(1, min((width + len(gap)) // (len(head) + len(gap)), -(-len(entries) // 8)))
     rows = -(-len(entries) // columns)
     blocks = [entries[i : i + rows] for i in range(0, len(entries), rows)]
     lines = [gap.join([head] * len(blocks))]
-    return lines + [gap.join(line).rstrip() for line in itertools.zip_longest(*blocks, fillvalue="")]
+    return lines + [
+        gap.join(line).rstrip() for line in itertools.zip_longest(*blocks, fillvalue="")
+    ]
 
 
 def _shortened(name: str) -> str:

@@ -30,10 +30,14 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        if "DataLoader worker" in str(error):  # torch tells of a dead loader process wherever the main one happens to be
+        if "DataLoader worker" in str(
+            error
+        ):  # torch tells of a dead loader process wherever the main one happens to be
             raise
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: {what} could not be written ({reason}); an older one there is intact") from error
+        raise UserError(
+            f"{path}: {what} could not be written ({reason}); an older one there is intact"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
+_LOADER = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # the same in C, where PyYAML was built with it
 MAX_YAML_CHARS, MAX_YAML_NODES, MAX_YAML_DEPTH = 2**20, 100_000, 50
 MAX_PLAIN_SCALAR = 1000  # characters: converting a longer number takes quadratic time
 _NUMBER = re.compile(r"[-+.]?[0-9]")
@@ -39,10 +41,14 @@ def check_yaml(text: str) -> None:
     if len(text) > MAX_YAML_CHARS:
         raise ValueError(f"the YAML document has more than {MAX_YAML_CHARS} characters")
     nodes = 0
-    open_nodes: list[int | None] = []  # of each open mapping how many of its keys and values have begun, None for a sequence
+    open_nodes: list[
+        int | None
+    ] = []  # of each open mapping how many of its keys and values have begun, None for a sequence
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            _check_event(event, bool(open_nodes) and open_nodes[-1] is not None and open_nodes[-1] % 2 == 0)
+            _check_event(
+                event, bool(open_nodes) and open_nodes[-1] is not None and open_nodes[-1] % 2 == 0
+            )
             if isinstance(event, yaml.NodeEvent):
                 nodes += 1
                 if open_nodes and open_nodes[-1] is not None:
@@ -52,7 +58,9 @@ def check_yaml(text: str) -> None:
             elif isinstance(event, yaml.CollectionEndEvent):
                 open_nodes.pop()
             if nodes > MAX_YAML_NODES or len(open_nodes) > MAX_YAML_DEPTH:
-                raise ValueError(f"the YAML document has more than {MAX_YAML_NODES} values or {MAX_YAML_DEPTH} levels")
+                raise ValueError(
+                    f"the YAML document has more than {MAX_YAML_NODES} values or {MAX_YAML_DEPTH} levels"
+                )
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(_one_line(error)) from error
 
@@ -62,10 +70,23 @@ def _check_event(event: Any, is_key: bool) -> None:
         raise ValueError(f"the YAML alias *{event.anchor} is refused")
     if getattr(event, "tag", None) is not None:
         raise ValueError(f"the YAML tag {event.tag} is refused")
-    if is_key and isinstance(event, yaml.NodeEvent) and (not isinstance(event, yaml.ScalarEvent) or (not event.style and _NUMBER.match(event.value))):
+    if (
+        is_key
+        and isinstance(event, yaml.NodeEvent)
+        and (
+            not isinstance(event, yaml.ScalarEvent)
+            or (not event.style and _NUMBER.match(event.value))
+        )
+    ):
         raise ValueError("a key of the YAML document is no text")  # numbers can all have one hash
-    if isinstance(event, yaml.ScalarEvent) and not event.style and len(event.value) > MAX_PLAIN_SCALAR:
-        raise ValueError(f"a YAML scalar without quotes has more than {MAX_PLAIN_SCALAR} characters")
+    if (
+        isinstance(event, yaml.ScalarEvent)
+        and not event.style
+        and len(event.value) > MAX_PLAIN_SCALAR
+    ):
+        raise ValueError(
+            f"a YAML scalar without quotes has more than {MAX_PLAIN_SCALAR} characters"
+        )
 
 
 def _one_line(error: Exception) -> str:

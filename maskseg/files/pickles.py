@@ -96,7 +96,12 @@ class _Bounded:
 class _Machine:
     """The stack, the memo and what the opcodes do with them."""
 
-    def __init__(self, makers: Mapping[str, Maker | None], persistent_load: Callable[[Any], Any] | None, budget: Budget) -> None:
+    def __init__(
+        self,
+        makers: Mapping[str, Maker | None],
+        persistent_load: Callable[[Any], Any] | None,
+        budget: Budget,
+    ) -> None:
         self.makers = makers
         self.persistent_load = persistent_load
         self.budget = budget
@@ -122,7 +127,9 @@ class _Machine:
             "BINPERSID": lambda _: self._persistent(self.stack.pop()),
             "MEMOIZE": lambda _: self._put(len(self.memo)),
             **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self._put),
-            **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda index: self.stack.append(self.memo[index])),
+            **dict.fromkeys(
+                ("GET", "BINGET", "LONG_BINGET"), lambda index: self.stack.append(self.memo[index])
+            ),
         }
 
     def step(self, opcode: str, argument: Any) -> None:
@@ -219,7 +226,11 @@ class _Machine:
         target = self.stack[-1]
         if hasattr(target, "set_state"):
             target.set_state(self.budget, state)
-        elif not isinstance(target, dict) or not isinstance(state, dict) or not state.keys() <= {"_metadata"}:
+        elif (
+            not isinstance(target, dict)
+            or not isinstance(state, dict)
+            or not state.keys() <= {"_metadata"}
+        ):
             # Only the versions of modules that a state dict has: any other attribute could replace a method.
             raise pickle.UnpicklingError(f"a {type(target).__name__} is given a state")
 
@@ -256,7 +267,9 @@ def read_pickle(
     end = file.seek(0, 2)
     file.seek(start)
     bounded = _Bounded(file, end)
-    machine = _Machine(makers, persistent_load, Budget(end - start if file_size is None else file_size))
+    machine = _Machine(
+        makers, persistent_load, Budget(end - start if file_size is None else file_size)
+    )
     while True:
         code = bounded.read(1)
         if code not in _OPCODES:
@@ -268,7 +281,9 @@ def read_pickle(
 
 
 def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> Any:
-    if opcode.name == "STRING":  # of Python 2: any byte, read as Latin-1 as the other kinds of strings are
+    if (
+        opcode.name == "STRING"
+    ):  # of Python 2: any byte, read as Latin-1 as the other kinds of strings are
         line = file.readline().strip()
         if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
             raise pickle.UnpicklingError("a text without quotes")

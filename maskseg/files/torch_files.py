@@ -30,7 +30,11 @@ _START = max(map(len, _LEGACY))
 _DATA = re.compile(r"[^/]+/data\.pkl")
 
 # Bytes of an element, by the last part of a storage's or a type's name.
-_SIZES = {str(dtype).removeprefix("torch."): dtype.itemsize for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+_SIZES = {
+    str(dtype).removeprefix("torch."): dtype.itemsize
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
 _STORAGES = {
     "DoubleStorage": 8,
     "FloatStorage": 4,
@@ -78,7 +82,9 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises almost anything on damaged files
         reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-        raise UserError(f"{path}: refused, not {kind}: damaged, or more than tensors and plain values ({reason})") from error
+        raise UserError(
+            f"{path}: refused, not {kind}: damaged, or more than tensors and plain values ({reason})"
+        ) from error
 
 
 def is_torch_file(path: Path) -> bool:
@@ -92,11 +98,20 @@ def _checked_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[st
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            fault = _archive_fault(entries, path.stat().st_size) or _directory_fault(path, archive.start_dir)
+            fault = _archive_fault(entries, path.stat().st_size) or _directory_fault(
+                path, archive.start_dir
+            )
             # torch reads an entry that is marked as a folder as whatever lies in memory
-            damaged = None if fault else archive.testzip() or next((e.filename for e in entries if e.external_attr), None)
+            damaged = (
+                None
+                if fault
+                else archive.testzip()
+                or next((e.filename for e in entries if e.external_attr), None)
+            )
             pickles = [e.filename for e in entries if _DATA.fullmatch(e.filename)]
-            data = archive.read(pickles[0]) if len(pickles) == 1 and not fault and not damaged else b""
+            data = (
+                archive.read(pickles[0]) if len(pickles) == 1 and not fault and not damaged else b""
+            )
     except Exception as error:  # zipfile raises almost anything on damaged data
         raise UserError(f"{path}: not {kind}, or cut short ({error})") from error
     if fault:
@@ -111,11 +126,15 @@ def _checked_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[st
 
 def _archive_fault(entries: list[zipfile.ZipInfo], size: int) -> str:
     """Why an archive may be larger than it looks, or be read in two ways. Empty for one of torch's."""
-    if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
+    if any(
+        e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries
+    ):
         return "its entries are compressed"
     if sum(e.file_size for e in entries) > size:
         return "its entries overlap"
-    if len({e.filename.lower() for e in entries}) < len(entries):  # torch finds an entry whatever the case
+    if len({e.filename.lower() for e in entries}) < len(
+        entries
+    ):  # torch finds an entry whatever the case
         return "it has two entries of one name"
     if len({e.filename.partition("/")[0] for e in entries}) > 1:
         return "its entries are not in one folder"
@@ -134,9 +153,16 @@ def _directory_fault(path: Path, start: int) -> str:
         if locator == b"PK\x06\x07":  # the same in 64 bits, which torch writes always
             end -= _LOCATOR.size + _END64.size
             file.seek(end)
-            signature64, _, *_, entries64, _, length64, offset64 = _END64.unpack(file.read(_END64.size))
+            signature64, _, *_, entries64, _, length64, offset64 = _END64.unpack(
+                file.read(_END64.size)
+            )
             stated = min(entries64, 2**16 - 1), min(length64, 2**32 - 1), min(offset64, 2**32 - 1)
-            if place != end or signature64 != b"PK\x06\x06" or disks != 1 or stated != (entries, length, offset):
+            if (
+                place != end
+                or signature64 != b"PK\x06\x06"
+                or disks != 1
+                or stated != (entries, length, offset)
+            ):
                 return "it has two directories"
             length, offset = length64, offset64
     if signature != b"PK\x05\x06" or comment or offset != start or offset + length != end:
@@ -162,7 +188,9 @@ class _ArchiveStorages:
         _, type_name, key, _, count = identity
         storage = _storage(type_name, count)
         if not isinstance(key, str) or self.sizes.get(key) != storage.num_bytes:
-            raise pickle.UnpicklingError(f"the size of storage {shown(key)} is not that of its data")
+            raise pickle.UnpicklingError(
+                f"the size of storage {shown(key)} is not that of its data"
+            )
         return storage
 
 
@@ -177,7 +205,10 @@ class _LegacyStorages:
     def __call__(self, identity: Any) -> _Storage:
         _, type_name, key, _, count, view = identity
         storage = _storage(type_name, count)
-        if not isinstance(key, str) or self.num_bytes.get(key, storage.num_bytes) != storage.num_bytes:
+        if (
+            not isinstance(key, str)
+            or self.num_bytes.get(key, storage.num_bytes) != storage.num_bytes
+        ):
             raise pickle.UnpicklingError("a storage that is stated in two ways")
         if key not in self.num_bytes:
             self.num_bytes[key] = storage.num_bytes
@@ -207,7 +238,13 @@ def _check_legacy(path: Path) -> None:
     """Raises an exception for a file of the old format whose pickles are refused."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        for persistent_load in (None, None, None, _LegacyStorages(size), None):  # magic number, protocol, machine, object, keys
+        for persistent_load in (
+            None,
+            None,
+            None,
+            _LegacyStorages(size),
+            None,
+        ):  # magic number, protocol, machine, object, keys
             read_pickle(file, _MAKERS, persistent_load, size)
 
 
@@ -216,25 +253,37 @@ class _Tensor:
     """What stands for a tensor."""
 
 
-def _make_tensor(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> _Tensor:
+def _make_tensor(
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any
+) -> _Tensor:
     """As `torch._utils._rebuild_tensor_v2`. Raises UnpicklingError for a tensor that has more elements than its storage."""
     if not isinstance(storage, _Storage) or storage.itemsize is None:
         raise pickle.UnpicklingError("a tensor without a typed storage")
     return _checked_tensor(budget, storage, storage.itemsize, (offset, size, stride))
 
 
-def _make_tensor_of_dtype(budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
+def _make_tensor_of_dtype(
+    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any
+) -> _Tensor:
     """As `torch._utils._rebuild_tensor_v3`."""
     _grad, _hooks, dtype = more[:3]
     if not isinstance(storage, _Storage) or not isinstance(dtype, Name):
         raise pickle.UnpicklingError("a tensor without a storage or a type")
-    return _checked_tensor(budget, storage, _SIZES[dtype.name.removeprefix("torch.")], (offset, size, stride))
+    return _checked_tensor(
+        budget, storage, _SIZES[dtype.name.removeprefix("torch.")], (offset, size, stride)
+    )
 
 
-def _checked_tensor(budget: Budget, storage: _Storage, itemsize: int, place: tuple[Any, Any, Any]) -> _Tensor:
+def _checked_tensor(
+    budget: Budget, storage: _Storage, itemsize: int, place: tuple[Any, Any, Any]
+) -> _Tensor:
     offset, size, stride = place
     available = storage.num_bytes // itemsize
-    if not isinstance(size, tuple) or not isinstance(stride, tuple) or max(len(size), len(stride)) > _MAX_DIMENSIONS:
+    if (
+        not isinstance(size, tuple)
+        or not isinstance(stride, tuple)
+        or max(len(size), len(stride)) > _MAX_DIMENSIONS
+    ):
         raise pickle.UnpicklingError("a tensor without a shape")
     if any(type(n) is not int or not 0 <= n < _MAX_SIZE for n in (offset, *size, *stride)):
         raise pickle.UnpicklingError("a tensor whose shape is no whole numbers")

@@ -58,12 +58,18 @@ class MapScores:
         segments, semantic = SegmentationIoU(), SemanticConfusion(self.semantic.num_classes)
         for i, found in enumerate([] if outputs.segments is None else label_maps(outputs)):
             segments.add(found, [region_map(batch, i, MIN_STUFF)])
-        classes = class_maps(batch, outputs) if "classes" in outputs.semantic and batch.semantic is not None else []
+        classes = (
+            class_maps(batch, outputs)
+            if "classes" in outputs.semantic and batch.semantic is not None
+            else []
+        )
         for i, found in enumerate(classes):
             semantic.add(found, self._true_classes(batch, i))
         images = ImageClassAP(self.images.num_classes)
         if outputs.image_scores is not None and batch.targets is not None:
-            images.add(outputs.image_scores.cpu(), present(batch.targets, len(batch), images.num_classes))
+            images.add(
+                outputs.image_scores.cpu(), present(batch.targets, len(batch), images.num_classes)
+            )
         return MapPart(segments.state(), semantic.state() if classes else [], images.state())
 
     def merge(self, part: MapPart) -> None:
@@ -75,47 +81,90 @@ class MapScores:
 
     def metrics(self) -> dict[str, float]:
         """`segmentation_iou/...`, `semantic/...` and `classification/...`, of what there was."""
-        found = {f"segmentation_iou/{name}": value for name, value in self.segments.compute().items()} if self.segments.state() else {}
+        found = (
+            {f"segmentation_iou/{name}": value for name, value in self.segments.compute().items()}
+            if self.segments.state()
+            else {}
+        )
         if self.semantic.matrix.any():
-            found |= {f"semantic/{name}": value for name, value in self.semantic.compute(self._things()).items()}
+            found |= {
+                f"semantic/{name}": value
+                for name, value in self.semantic.compute(self._things()).items()
+            }
         if len(self.images):
-            found |= {f"classification/{name}": value for name, value in self.images.compute().items()}
+            found |= {
+                f"classification/{name}": value for name, value in self.images.compute().items()
+            }
         return found
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{"classification": {name: AP}}, of a classifier of images."""
         rows = self.images.per_class() if len(self.images) else []
-        return {"classification": {self.categories.names[int(row["label"])]: row["AP"] for row in rows}} if rows else {}
+        return (
+            {
+                "classification": {
+                    self.categories.names[int(row["label"])]: row["AP"] for row in rows
+                }
+            }
+            if rows
+            else {}
+        )
 
     def table(self) -> str:
         """The classes of pixels, and those of images, where there are any."""
-        parts = [self.semantic.table(self.categories.names, self._things())] if self.semantic.matrix.any() else []
-        return "\n\n".join(parts + ([self.images.table(self.categories.names)] if len(self.images) else []))
+        parts = (
+            [self.semantic.table(self.categories.names, self._things())]
+            if self.semantic.matrix.any()
+            else []
+        )
+        return "\n\n".join(
+            parts + ([self.images.table(self.categories.names)] if len(self.images) else [])
+        )
 
     def draw(self, batch: Batch, outputs: Outputs, index: int, image: Picture) -> None:
         """Adds the pictures of one image; `image`: it, without the padding."""
         if outputs.segments is not None:
-            truth, found = (draw_segments(image, m) for m in (region_map(batch, index, MIN_STUFF), label_maps(outputs)[index]))
+            truth, found = (
+                draw_segments(image, m)
+                for m in (region_map(batch, index, MIN_STUFF), label_maps(outputs)[index])
+            )
             titles = (f"{batch.names[index]}: true segments", "segments by codes")
             self.drawn["segments"].append(side_by_side(truth, found, titles))
         if "classes" in outputs.semantic and batch.semantic is not None:
             maps = self._true_classes(batch, index), class_maps(batch, outputs)[index]
             self.drawn["semantic"].append(semantic_sheet(image, *maps, self.categories.names))
         if outputs.image_scores is not None and self.level is not None:
-            here = present(batch.targets, len(batch), len(self.categories))[index].tolist() if batch.targets is not None else []
-            shown = ", ".join(name for name, there in zip(self.categories.names, here, strict=False) if there) or "nothing"
+            here = (
+                present(batch.targets, len(batch), len(self.categories))[index].tolist()
+                if batch.targets is not None
+                else []
+            )
+            shown = (
+                ", ".join(
+                    name for name, there in zip(self.categories.names, here, strict=False) if there
+                )
+                or "nothing"
+            )
             place = outputs, index, self.level, batch.sizes[index].tolist()
-            self.drawn["cam"].append(cam_sheet(image, *place, self.categories.names, f"{batch.names[index]}: {shown}"))
+            self.drawn["cam"].append(
+                cam_sheet(image, *place, self.categories.names, f"{batch.names[index]}: {shown}")
+            )
 
     def sheets(self) -> dict[str, Picture]:
         """Pictures by name: `segments`, `semantic`, `semantic_confusion`, `cam`."""
-        found = {"segments": mosaic(self.drawn["segments"], columns=2)} if self.drawn["segments"] else {}
+        found = (
+            {"segments": mosaic(self.drawn["segments"], columns=2)}
+            if self.drawn["segments"]
+            else {}
+        )
         if self.drawn["semantic"]:
             found["semantic"] = mosaic(self.drawn["semantic"], columns=1, cell=_WIDE)
         if self.drawn["cam"]:
             found["cam"] = mosaic(self.drawn["cam"], columns=1, cell=_WIDE)
         if self.semantic.matrix.any():
-            found["semantic_confusion"] = draw_semantic_confusion(self.semantic.matrix, self.categories.names)
+            found["semantic_confusion"] = draw_semantic_confusion(
+                self.semantic.matrix, self.categories.names
+            )
         return found
 
     def _things(self) -> int | None:

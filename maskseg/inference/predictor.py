@@ -50,7 +50,9 @@ def original_segments(batch: Batch, outputs: Outputs) -> Regions | None:
     """The segments of a batch of one in the pixels of the image's file, None of a model that makes none."""
     if outputs.segments is None:
         return None
-    return to_original(outputs.segments.to("cpu"), 0, batch.sizes[0].tolist(), batch.original_sizes[0].tolist())
+    return to_original(
+        outputs.segments.to("cpu"), 0, batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
+    )
 
 
 def original_classes(batch: Batch, outputs: Outputs) -> Tensor | None:
@@ -65,7 +67,13 @@ def original_classes(batch: Batch, outputs: Outputs) -> Tensor | None:
 class Predictor:
     """Calls the model as the evaluation does: the same transforms, padding and pasting."""
 
-    def __init__(self, model: nn.Module, categories: Categories, prepare: Prepare, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        categories: Categories,
+        prepare: Prepare,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.model, self.categories = cast(GeneralizedRCNN, model.to(device).eval()), categories
         self.prepare, self.device = prepare, torch.device(device)
 
@@ -79,9 +87,22 @@ class Predictor:
         if found.masks is not None and len(found):
             masks = torch.from_numpy(rle_to_bitmaps(found.masks.to_rle()))
         segments = original_segments(batch, outputs)
-        cut = None if segments is None else torch.from_numpy(cast(SegmentMasks, segments.masks).label_maps()[0])
+        cut = (
+            None
+            if segments is None
+            else torch.from_numpy(cast(SegmentMasks, segments.masks).label_maps()[0])
+        )
         names = [self.categories.names[i] for i in labels.tolist()]
-        return Prediction(found.boxes, found.scores, labels, masks, names, found.keypoints, cut, original_classes(batch, outputs))
+        return Prediction(
+            found.boxes,
+            found.scores,
+            labels,
+            masks,
+            names,
+            found.keypoints,
+            cut,
+            original_classes(batch, outputs),
+        )
 
     def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
         """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""

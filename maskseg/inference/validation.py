@@ -86,13 +86,29 @@ class Validation:
         model.eval()
         rcnn = cast(GeneralizedRCNN, model)
         device, kinds = next(model.parameters()).device, _kinds(model)
-        self.drawn, self.maps, self._sheets = [], MapScores(self.categories, getattr(model, "level", None)), None
+        self.drawn, self.maps, self._sheets = (
+            [],
+            MapScores(self.categories, getattr(model, "level", None)),
+            None,
+        )
         self.evaluator = None
         parts = []
-        for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=None if self.processes.rank == 0 else True):
+        for batch in tqdm(
+            self.batches(),
+            desc="evaluating",
+            leave=False,
+            disable=None if self.processes.rank == 0 else True,
+        ):
             losses, outputs = rcnn.validate(batch.to(device))
             rows = detection_rows(batch, outputs, self.categories, masks=SEGM in kinds)
-            parts.append(_Part(batch.image_ids, rows, {k: float(v) * len(batch) for k, v in losses.items()}, self.maps.part(batch, outputs)))
+            parts.append(
+                _Part(
+                    batch.image_ids,
+                    rows,
+                    {k: float(v) * len(batch) for k, v in losses.items()},
+                    self.maps.part(batch, outputs),
+                )
+            )
             if self.processes.rank == 0:
                 self.draw(batch, outputs)
         shares = self.processes.gather(parts)
@@ -106,8 +122,16 @@ class Validation:
 
     def _together(self, shares: list[list[_Part]], kinds: list[str]) -> dict[str, float]:
         """Batch b was worked on by process b % world: the order of one process, in which equal scores count and losses are summed."""
-        keys: dict[str, Any] = {"max_detections": self.max_detections, "backend": self.backend, "oks_sigmas": self.oks_sigmas}
-        evaluator = CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys) if kinds else None
+        keys: dict[str, Any] = {
+            "max_detections": self.max_detections,
+            "backend": self.backend,
+            "oks_sigmas": self.oks_sigmas,
+        }
+        evaluator = (
+            CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys)
+            if kinds
+            else None
+        )
         sums: dict[str, float] = defaultdict(float)
         images = 0
         for row in zip_longest(*shares):
@@ -120,16 +144,25 @@ class Validation:
                     sums[name] += value
         self.evaluator, found = evaluator, {} if evaluator is None else evaluator.compute()
         metrics = {**found, **self.maps.metrics(), "loss": sum(sums.values()) / images}
-        self.table = "\n\n".join(text for text in ("" if evaluator is None else evaluator.table(), self.maps.table()) if text)
+        self.table = "\n\n".join(
+            text
+            for text in ("" if evaluator is None else evaluator.table(), self.maps.table())
+            if text
+        )
         return metrics | {f"loss/{name}": value / images for name, value in sums.items()}
 
     def _show(self, log: Any, step: int) -> None:
         try:
             for name, sheet in self.sheets().items():
                 log.picture(name, sheet, step)
-        except (OSError, UserError) as error:  # an image that has gone since is not worth a training
+        except (
+            OSError,
+            UserError,
+        ) as error:  # an image that has gone since is not worth a training
             log.say(f"warning: the pictures of step {step} could not be made ({error})")
-        for kind, curves in (self.evaluator.pr_curves() if self.evaluator is not None else {}).items():
+        for kind, curves in (
+            self.evaluator.pr_curves() if self.evaluator is not None else {}
+        ).items():
             for name, precision in curves.items():
                 if precision.min() >= 0:
                     log.pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
@@ -147,7 +180,15 @@ class Validation:
             assert found.labels is not None
             masks = found.masks.to_rle() if found.masks else None
             points: dict[str, Any] = {"keypoints": found.keypoints, "lines": self.categories.lines}
-            right = draw_detections(image, found.boxes, found.labels, found.scores, masks, self.categories.names, **points)
+            right = draw_detections(
+                image,
+                found.boxes,
+                found.labels,
+                found.scores,
+                masks,
+                self.categories.names,
+                **points,
+            )
             self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
             self.maps.draw(batch, outputs, i, image)
 
@@ -156,23 +197,38 @@ class Validation:
         `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors and why."""
         if self._sheets is None:
             objects = {} if self.evaluator is None else self._diagnosed(self.evaluator)
-            drawn = {"validation": mosaic(self.drawn, columns=2)} if self.drawn and self.evaluator is not None else {}
+            drawn = (
+                {"validation": mosaic(self.drawn, columns=2)}
+                if self.drawn and self.evaluator is not None
+                else {}
+            )
             self._sheets = drawn | self.maps.sheets() | objects
         return self._sheets
 
     def _diagnosed(self, evaluator: CocoEvaluator) -> dict[str, Picture]:
-        ids, names = evaluator.image_ids, {i: image["file_name"] for i, image in evaluator.images.items()}
+        ids, names = (
+            evaluator.image_ids,
+            {i: image["file_name"] for i, image in evaluator.images.items()},
+        )
         things = self.categories.things()
-        found = diagnosis.diagnose(evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score)
+        found = diagnosis.diagnose(
+            evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score
+        )
         sheets = {"pr_curves": draw_pr_curves(evaluator.pr_curves())}
-        sheets["confusion"] = draw_confusion(diagnosis.confusion_matrix(found, things), things.names)
+        sheets["confusion"] = draw_confusion(
+            diagnosis.confusion_matrix(found, things), things.names
+        )
         if self.picture is not None:
-            sheets["worst"] = draw_worst_images(diagnosis.worst(found), things, self.picture, file_names=names)
+            sheets["worst"] = draw_worst_images(
+                diagnosis.worst(found), things, self.picture, file_names=names
+            )
         return sheets
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP of each class by what was evaluated and name, as `CocoEvaluator.per_class`."""
-        return ({} if self.evaluator is None else self.evaluator.per_class()) | self.maps.per_class()
+        return (
+            {} if self.evaluator is None else self.evaluator.per_class()
+        ) | self.maps.per_class()
 
     def save(self, folder: Path) -> list[str]:
         """Writes the pictures of the last call into a folder. -> their names."""
@@ -186,5 +242,12 @@ def _kinds(model: nn.Module) -> list[str]:
     classifier = getattr(model, "classifier", None)
     if classifier is None:
         return []
-    adds = {getattr(head, "adds", "") for head in (classifier, *cast(GeneralizedRCNN, model).heads.values())}
-    return [BBOX, *([SEGM] if "masks" in adds else []), *([KEYPOINTS] if "keypoints" in adds else [])]
+    adds = {
+        getattr(head, "adds", "")
+        for head in (classifier, *cast(GeneralizedRCNN, model).heads.values())
+    }
+    return [
+        BBOX,
+        *([SEGM] if "masks" in adds else []),
+        *([KEYPOINTS] if "keypoints" in adds else []),
+    ]

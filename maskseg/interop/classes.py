@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 
 from maskseg.errors import UserError
 from maskseg.structures import Categories
@@ -28,7 +31,12 @@ def coco() -> Categories:
 
 def person() -> Categories:
     """COCO's only class with keypoints."""
-    return Categories(("person",), (1,), (tuple(KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]),), (SKELETON,))
+    return Categories(
+        ("person",),
+        (1,),
+        (tuple(KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]),),
+        (SKELETON,),
+    )
 
 
 def choose(number: int, keypoints: bool, given: Categories | None) -> tuple[Categories, list[int]]:
@@ -37,15 +45,25 @@ def choose(number: int, keypoints: bool, given: Categories | None) -> tuple[Cate
     Rows stand for the classes in order of their ids, or for the ids themselves, from 1. Raises UserError where the classes are not COCO's and
     not `given`, or where these are not as many.
     """
-    known = person() if keypoints and number == 1 else coco() if number in (len(coco()), max(coco().ids)) else None
+    known = (
+        person()
+        if keypoints and number == 1
+        else coco()
+        if number in (len(coco()), max(coco().ids))
+        else None
+    )
     categories = given or known
     if categories is None:
-        raise UserError(f"the model tells {number} classes apart, which are not COCO's: categories=FILE.json (any COCO file of them) names them")
+        raise UserError(
+            f"the model tells {number} classes apart, which are not COCO's: categories=FILE.json (any COCO file of them) names them"
+        )
     if number == len(categories):
         return categories, list(range(number))
     if number == max(categories.ids) and min(categories.ids) > 0:
         return categories, [i - 1 for i in categories.ids]
-    raise UserError(f"the model tells {number} classes apart, the categories are {len(categories)} with ids up to {max(categories.ids)}")
+    raise UserError(
+        f"the model tells {number} classes apart, the categories are {len(categories)} with ids up to {max(categories.ids)}"
+    )
 
 
 def take(state: Mapping[str, Tensor], rows: list[int], background: int) -> dict[str, Tensor]:

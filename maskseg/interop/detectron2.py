@@ -61,15 +61,24 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
     trunk = trunk_name(state, BODY + "res{}.{}.", first=2)
     if trunk is None:
         return []
-    kind = "keypoint_rcnn" if any(name.startswith("roi_heads.keypoint_head.") for name in state) else "mask_rcnn"
-    words = [f"model=detectron2_{kind}{'_x101' if trunk.startswith('resnext') else ''}", f"model.backbone.trunk.name={trunk}"]
+    kind = (
+        "keypoint_rcnn"
+        if any(name.startswith("roi_heads.keypoint_head.") for name in state)
+        else "mask_rcnn"
+    )
+    words = [
+        f"model=detectron2_{kind}{'_x101' if trunk.startswith('resnext') else ''}",
+        f"model.backbone.trunk.name={trunk}",
+    ]
     if has_statistics(state, BODY):
         words.append("model.backbone.trunk.norm=BN")
     mean, std = state.get("pixel_mean"), state.get("pixel_std")
     if mean is not None and std is not None and mean.numel() == std.numel() == 3:
         for key, value in (("pixel_mean", mean), ("pixel_std", std)):
             numbers = [f"{v:.6g}" for v in value.flatten().tolist()]
-            words.append(f"model.{key}=[{','.join(numbers[::-1] if takes_bgr(state) else numbers)}]")
+            words.append(
+                f"model.{key}=[{','.join(numbers[::-1] if takes_bgr(state) else numbers)}]"
+            )
     return words
 
 
@@ -90,9 +99,13 @@ def check_anchors(state: Mapping[str, Tensor], cells: Sequence[Tensor], sizes: i
     for level, cell in enumerate(cells):
         theirs = state.get(f"{_ANCHORS}{level}")
         ours = cell.view(-1, sizes, 4).transpose(0, 1).flatten(0, 1)
-        if theirs is not None and not (theirs.shape == ours.shape and torch.allclose(theirs.float(), ours, atol=0.01)):
+        if theirs is not None and not (
+            theirs.shape == ours.shape and torch.allclose(theirs.float(), ours, atol=0.01)
+        ):
             wanted = [[round(v, 1) for v in box] for box in theirs.flatten(0, -2).tolist()[:3]]
-            raise UserError(f"the anchors of level {level} are {wanted} ... in the file: set model.proposer.anchors.sizes and aspect_ratios")
+            raise UserError(
+                f"the anchors of level {level} are {wanted} ... in the file: set model.proposer.anchors.sizes and aspect_ratios"
+            )
 
 
 def reorder_anchors(state: Mapping[str, Tensor], sizes: int, ratios: int) -> dict[str, Tensor]:

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from maskseg.errors import UserError
 from maskseg.files.pickles import Budget, Maker, encode_latin1, make_dict, read_pickle, shown
 
-KINDS = {f"{kind}{size}" for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items() for size in sizes}
+KINDS = {
+    f"{kind}{size}"
+    for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items()
+    for size in sizes
+}
 
 
 class _DType:
@@ -87,7 +91,11 @@ _OF_NUMPY: dict[str, Maker] = {
 MAKERS: dict[str, Maker | None] = {
     "numpy.ndarray": _make_array,
     "numpy.dtype": _make_dtype,
-    **{f"{core}.{name}": maker for core in ("numpy.core", "numpy._core") for name, maker in _OF_NUMPY.items()},
+    **{
+        f"{core}.{name}": maker
+        for core in ("numpy.core", "numpy._core")
+        for name, maker in _OF_NUMPY.items()
+    },
     "_codecs.encode": encode_latin1,
     "__builtin__.bytes": lambda _: b"",  # how Python 3 writes no bytes in the protocols of Python 2
     "collections.OrderedDict": make_dict,
@@ -103,4 +111,6 @@ def load(file: IO[bytes], path: Path) -> Any:
         return read_pickle(file, MAKERS)
     except Exception as error:  # a damaged pickle raises almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: refused, a pickle that is damaged or holds more than numbers and plain containers ({reason})") from error
+        raise UserError(
+            f"{path}: refused, a pickle that is damaged or holds more than numbers and plain containers ({reason})"
+        ) from error

@@ -19,7 +19,10 @@ def translate(name: str, pairs: Pairs, back: bool = False) -> str | None:
         found = _numbers(name, here)
         if found is not None:
             numbers, rest = found
-            return _PLACE.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), there) + rest  # noqa: B023 - called at once
+            return (
+                _PLACE.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), there)
+                + rest
+            )  # noqa: B023 - called at once
     return None
 
 
@@ -29,7 +32,9 @@ def _numbers(name: str, pattern: str) -> tuple[dict[str, int], str] | None:
     if match is None:
         return None
     numbers = {}
-    for (factor, letter, offset), digits in zip(_PLACE.findall(pattern), match.groups(), strict=True):
+    for (factor, letter, offset), digits in zip(
+        _PLACE.findall(pattern), match.groups(), strict=True
+    ):
         number, left = divmod(int(digits) - int(offset or 0), int(factor or 1))
         if left or number < 0:
             return None
@@ -43,17 +48,25 @@ def _expression(pattern: str) -> re.Pattern[str]:
     return re.compile(r"(\d+)".join(map(re.escape, literal)))
 
 
-def fit(state: Mapping[str, Tensor], wanted: Iterable[str], pairs: Pairs) -> tuple[dict[str, Tensor], list[str], list[str]]:
+def fit(
+    state: Mapping[str, Tensor], wanted: Iterable[str], pairs: Pairs
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Their tensors under our names. -> those of `wanted` (ours) that are there; what is missing and what is left over, by their names."""
     names = {ours: translate(ours, pairs) or ours for ours in wanted}
     theirs = set(names.values())
     found = {ours: state[name] for ours, name in names.items() if name in state}
-    return found, [n for n in names.values() if n not in state], [n for n in state if n not in theirs]
+    return (
+        found,
+        [n for n in names.values() if n not in state],
+        [n for n in state if n not in theirs],
+    )
 
 
 def told(**lists: list[str]) -> str:
     """`3 missing (a, b, c); 8 left over (d, e, f, g, h ...)`, of those that are not empty; the keywords are the kinds, _ for a space."""
     parts = [
-        f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})" for kind, names in lists.items() if names
+        f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
+        for kind, names in lists.items()
+        if names
     ]
     return "; ".join(parts)

@@ -67,10 +67,16 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
     if trunk is None:
         return []
     v2 = "rpn.head.conv.1.0.weight" in state
-    kind = "keypoint_rcnn" if any(name.startswith("roi_heads.keypoint_head.") for name in state) else "mask_rcnn"
+    kind = (
+        "keypoint_rcnn"
+        if any(name.startswith("roi_heads.keypoint_head.") for name in state)
+        else "mask_rcnn"
+    )
     words = [f"model=torchvision_{kind}{'_v2' if v2 else ''}", f"model.backbone.trunk.name={trunk}"]
     if not v2 and has_statistics(state, BODY):
-        words.append("model.backbone.trunk.norm=BN")  # built without pretrained weights, so that it could learn its own
+        words.append(
+            "model.backbone.trunk.norm=BN"
+        )  # built without pretrained weights, so that it could learn its own
     return words
 
 
@@ -92,7 +98,10 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_torchvision(state: Mapping[str, Tensor], rows: list[int], number: int) -> dict[str, Tensor]:
     """State dict of ours -> torchvision's with `number` classes, the background first; rows: where each of our classes goes."""
     table = pairs(state)
-    return {translate(name, table) or name: tensor.clone() for name, tensor in last_to_first(state, rows, number).items()}
+    return {
+        translate(name, table) or name: tensor.clone()
+        for name, tensor in last_to_first(state, rows, number).items()
+    }
 
 
 def refold(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
@@ -101,5 +110,8 @@ def refold(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
     for name, variance in state.items() if eps != EPS else ():
         if name.startswith("backbone.trunk.") and name.endswith(".running_var"):
             weight = name.replace(".running_var", ".weight")
-            folded[weight] = (state[weight].double() * ((variance.double() + EPS) / (variance.double() + eps)).sqrt()).float()
+            folded[weight] = (
+                state[weight].double()
+                * ((variance.double() + EPS) / (variance.double() + eps)).sqrt()
+            ).float()
     return folded

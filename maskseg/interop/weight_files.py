@@ -30,9 +30,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if isinstance(content, Mapping) and "blobs" in content:
-        raise UserError(f"{path}: weights of Caffe2's Detectron, which are not read; detectron2's own files are")
+        raise UserError(
+            f"{path}: weights of Caffe2's Detectron, which are not read; detectron2's own files are"
+        )
     state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state or not all(isinstance(name, str) for name in state):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(name, str) for name in state)
+    ):
         raise UserError(f"{path}: no state dict, neither at the top nor under 'model'")
     return {name: _tensor(value, name, path) for name, value in state.items()}
 

@@ -40,7 +40,9 @@ class Runs:
 class FileMasks:
     """Masks as they came from the file, polygons and run lengths mixed, with the affine map from the file's frame to the present one."""
 
-    def __init__(self, shapes: Sequence[Polygons | Runs], affine: Floats, frames: NDArray[np.int64]) -> None:
+    def __init__(
+        self, shapes: Sequence[Polygons | Runs], affine: Floats, frames: NDArray[np.int64]
+    ) -> None:
         """affine: [n, 4] (scale_x, shift_x, scale_y, shift_y); frames: [n, 2] (height, width) of the present frames."""
         self.shapes, self.affine, self.frames = list(shapes), affine, frames
 
@@ -48,14 +50,20 @@ class FileMasks:
     def from_file(cls, shapes: Sequence[Polygons | Runs], height: int, width: int) -> FileMasks:
         """The masks of one image, in its own frame."""
         n = len(shapes)
-        return cls(shapes, np.full((n, 4), (1.0, 0.0, 1.0, 0.0)), np.full((n, 2), (height, width), dtype=np.int64))
+        return cls(
+            shapes,
+            np.full((n, 4), (1.0, 0.0, 1.0, 0.0)),
+            np.full((n, 2), (height, width), dtype=np.int64),
+        )
 
     @classmethod
     def cat(cls, masks: Sequence[FileMasks]) -> FileMasks:
         """The masks of several images, one after the other."""
         shapes = [s for m in masks for s in m.shapes]
         affine = np.concatenate([np.zeros((0, 4)), *(m.affine for m in masks)])
-        return cls(shapes, affine, np.concatenate([np.zeros((0, 2), np.int64), *(m.frames for m in masks)]))
+        return cls(
+            shapes, affine, np.concatenate([np.zeros((0, 2), np.int64), *(m.frames for m in masks)])
+        )
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -71,8 +79,15 @@ class FileMasks:
 
     def warp(self, geometry: Geometry) -> FileMasks:
         g = geometry
-        affine = self.affine * (g.scale_x, g.scale_x, g.scale_y, g.scale_y) + (0.0, g.shift_x, 0.0, g.shift_y)
-        return FileMasks(self.shapes, affine, np.full((len(self), 2), (g.height, g.width), dtype=np.int64))
+        affine = self.affine * (g.scale_x, g.scale_x, g.scale_y, g.scale_y) + (
+            0.0,
+            g.shift_x,
+            0.0,
+            g.shift_y,
+        )
+        return FileMasks(
+            self.shapes, affine, np.full((len(self), 2), (g.height, g.width), dtype=np.int64)
+        )
 
     def boxes(self) -> Tensor:
         out = np.zeros((len(self), 4))
@@ -82,14 +97,19 @@ class FileMasks:
                 continue
             points = np.concatenate(self._moved(i))
             out[i] = *points.min(axis=0), *points.max(axis=0)
-            if (out[i] < 0).any() or (out[i, 2:] > self.frames[i, ::-1]).any():  # cut by the frame: ask the pixels
+            if (out[i] < 0).any() or (
+                out[i, 2:] > self.frames[i, ::-1]
+            ).any():  # cut by the frame: ask the pixels
                 x, y, w, h = coco_mask.toBbox(self._rle(i))
                 out[i] = x, y, x + w, y + h
         return torch.from_numpy(out.astype(np.float32))
 
     def area(self) -> Tensor:
         areas = [
-            float(coco_mask.area(self._rle(i))) if isinstance(shape, Polygons) else self._clipped_spans(i)[1] for i, shape in enumerate(self.shapes)
+            float(coco_mask.area(self._rle(i)))
+            if isinstance(shape, Polygons)
+            else self._clipped_spans(i)[1]
+            for i, shape in enumerate(self.shapes)
         ]
         return torch.tensor(areas, dtype=torch.float32)
 
@@ -110,7 +130,12 @@ class FileMasks:
         if len(which := np.flatnonzero(is_run)):
             chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
             sizes = np.array([(s.height, s.width) for s in chosen], dtype=np.int64)
-            out[which] = runs.moved_cover([s.ends for s in chosen], sizes, self.affine[which], corners[which], size) >= 0.5
+            out[which] = (
+                runs.moved_cover(
+                    [s.ends for s in chosen], sizes, self.affine[which], corners[which], size
+                )
+                >= 0.5
+            )
         return torch.from_numpy(out).to(boxes.device)
 
     def _moved(self, i: int) -> list[Floats]:
@@ -126,7 +151,10 @@ class FileMasks:
         row = np.repeat(np.arange(len(which)), [len(own) for own in found])  # of each part
         lengths = [len(part) for part in parts]
         point = np.repeat(row, lengths)
-        affine, scale = self.affine[which], size / np.maximum(boxes[:, 2:] - boxes[:, :2], runs.MIN_SIDE)
+        affine, scale = (
+            self.affine[which],
+            size / np.maximum(boxes[:, 2:] - boxes[:, :2], runs.MIN_SIDE),
+        )
         points = np.concatenate(parts) * affine[point, 0::2] + affine[point, 1::2]
         flat = ((points - boxes[point, :2]) * scale[point]).ravel()
         ends = (2 * np.cumsum(lengths)).tolist()
@@ -137,7 +165,9 @@ class FileMasks:
         for i in np.flatnonzero(~first):
             np.maximum(out[which[row[i]]], cells[i], out=out[which[row[i]]])
 
-    def _sample(self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+    def _sample(
+        self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]
+    ) -> NDArray[np.bool_]:
         """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""
         sx, tx, sy, ty = (c[:, None] for c in self.affine[which].T)
         column = np.floor((x - tx) / sx).astype(np.int64)
@@ -147,7 +177,9 @@ class FileMasks:
         shape = (len(which), row.shape[1], column.shape[1])
         points_x = np.broadcast_to(column[:, None, :], shape).reshape(len(which), -1)
         points_y = np.broadcast_to(row[:, :, None], shape).reshape(len(which), -1)
-        return runs.inside([s.ends for s in chosen], sizes[:, 0], sizes[:, 1], points_x, points_y).reshape(shape)
+        return runs.inside(
+            [s.ends for s in chosen], sizes[:, 0], sizes[:, 1], points_x, points_y
+        ).reshape(shape)
 
     def _clipped_spans(self, i: int) -> tuple[Floats, float]:
         """Box and area of a run-length mask inside its frame, from the runs alone."""

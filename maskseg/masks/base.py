@@ -65,7 +65,10 @@ def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> Tensor:
 
 def rle_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Rle:
     """Run lengths -> compressed RLE with a `str`, as JSON wants it."""
-    return {"size": [height, width], "counts": runs.strings_from_counts(counts, np.array([len(counts)]))[0]}
+    return {
+        "size": [height, width],
+        "counts": runs.strings_from_counts(counts, np.array([len(counts)]))[0],
+    }
 
 
 def encoded(mask: NDArray[np.bool_]) -> tuple[Rle, list[int]]:

@@ -43,10 +43,18 @@ class SegmentMasks:
         """The masks `members` bool [n, S] over one label map [height, width]. Raises ValueError where the two do not go together."""
         known = members.shape[-1]
         if labels.ndim != 2 or members.ndim != 2 or members.dtype != torch.bool:
-            raise ValueError(f"needs labels [h, w] and bool members [n, S], got {labels.shape} and {members.dtype} {tuple(members.shape)}")
+            raise ValueError(
+                f"needs labels [h, w] and bool members [n, S], got {labels.shape} and {members.dtype} {tuple(members.shape)}"
+            )
         if labels.size and (labels.min() < -1 or labels.max() >= known):
-            raise ValueError(f"superpixels are numbered {labels.min()}..{labels.max()}, the members are those of -1..{known - 1}")
-        return cls((np.asarray(labels, dtype=np.int32),), torch.zeros(len(members), dtype=torch.int64), members.cpu())
+            raise ValueError(
+                f"superpixels are numbered {labels.min()}..{labels.max()}, the members are those of -1..{known - 1}"
+            )
+        return cls(
+            (np.asarray(labels, dtype=np.int32),),
+            torch.zeros(len(members), dtype=torch.int64),
+            members.cpu(),
+        )
 
     @classmethod
     def cat(cls, masks: Sequence[SegmentMasks]) -> SegmentMasks:
@@ -56,7 +64,11 @@ class SegmentMasks:
         index = [m.map_index + start for m, start in zip(masks, starts, strict=False)]
         members = [pad(m.members, (0, most - m.members.shape[1])) for m in masks]
         none = torch.zeros(0, dtype=torch.int64)
-        return cls(tuple(x for m in masks for x in m.maps), torch.cat([none, *index]), torch.cat([none.bool().view(0, most), *members]))
+        return cls(
+            tuple(x for m in masks for x in m.maps),
+            torch.cat([none, *index]),
+            torch.cat([none.bool().view(0, most), *members]),
+        )
 
     def __len__(self) -> int:
         return len(self.map_index)
@@ -72,8 +84,17 @@ class SegmentMasks:
     def warp(self, geometry: Geometry) -> SegmentMasks:
         """Each pixel of the new frame is that of the old one in which its centre lies: exact for flips and crops. The maps are sampled anew,
         so a resize loses what is smaller than a pixel of the new frame. Maps of which no mask is left are not looked at: all -1."""
-        used, none = set(self.map_index.tolist()), np.broadcast_to(np.int32(-1), (geometry.height, geometry.width))
-        return replace(self, maps=tuple(geometry.sample(labels, -1) if i in used else none for i, labels in enumerate(self.maps)))
+        used, none = (
+            set(self.map_index.tolist()),
+            np.broadcast_to(np.int32(-1), (geometry.height, geometry.width)),
+        )
+        return replace(
+            self,
+            maps=tuple(
+                geometry.sample(labels, -1) if i in used else none
+                for i, labels in enumerate(self.maps)
+            ),
+        )
 
     def area(self) -> Tensor:
         return self._areas().float()
@@ -89,9 +110,16 @@ class SegmentMasks:
             if not seen.any():
                 continue
             rows, members = rows[seen], members[seen]
-            for side, ends, sign in ((0, first_x, 1), (1, first_y, 1), (2, last_x, -1), (3, last_y, -1)):
+            for side, ends, sign in (
+                (0, first_x, 1),
+                (1, first_y, 1),
+                (2, last_x, -1),
+                (3, last_y, -1),
+            ):
                 order = np.argsort(sign * ends[there])
-                out[rows, side] = ends[there][order][members[:, order].argmax(axis=1)]  # the outermost member
+                out[rows, side] = ends[there][order][
+                    members[:, order].argmax(axis=1)
+                ]  # the outermost member
         return torch.from_numpy(out)
 
     def iou(self, other: Masks) -> Tensor:
@@ -101,7 +129,10 @@ class SegmentMasks:
         if isinstance(other, SegmentMasks):
             theirs, cover = other._areas(), partial(_cover_of_segments, size=size, other=other)
         else:
-            masks = [(tuple(r["size"]), rle.counts_from_string(r["counts"].encode())) for r in other.to_rle()]
+            masks = [
+                (tuple(r["size"]), rle.counts_from_string(r["counts"].encode()))
+                for r in other.to_rle()
+            ]
             theirs = torch.tensor([counts[1::2].sum() for _, counts in masks], dtype=torch.float64)
             cover = partial(_cover_of_runs, size=size, masks=masks)
         own, out = self._areas(), torch.zeros(len(self), len(other))
@@ -191,7 +222,9 @@ def _extent(labels: Labels, size: int) -> tuple[Ints, Ints]:
     seen = np.zeros((size + 1, len(labels)), dtype=bool)
     seen[labels, np.arange(len(labels))[:, None]] = True  # -1 falls into the last row
     seen = seen[:-1]
-    return seen.argmax(axis=1), np.where(seen.any(axis=1), len(labels) - seen[:, ::-1].argmax(axis=1), 0)
+    return seen.argmax(axis=1), np.where(
+        seen.any(axis=1), len(labels) - seen[:, ::-1].argmax(axis=1), 0
+    )
 
 
 def _cover_of_segments(labels: Labels, size: int, other: SegmentMasks) -> Tensor:
@@ -204,12 +237,16 @@ def _cover_of_segments(labels: Labels, size: int, other: SegmentMasks) -> Tensor
             out[:shared, columns] = superpixel_areas(labels, shared)[:, None] * table[:shared]
         elif theirs.shape == labels.shape:
             pairs = (labels + 1).astype(np.int64) * (len(table) + 1) + (theirs + 1)
-            common = np.bincount(pairs.ravel(), minlength=(size + 1) * (len(table) + 1)).reshape(size + 1, -1)[1:, 1:]
+            common = np.bincount(pairs.ravel(), minlength=(size + 1) * (len(table) + 1)).reshape(
+                size + 1, -1
+            )[1:, 1:]
             out[:, columns] = torch.from_numpy(common).double() @ table
     return out
 
 
-def _cover_of_runs(labels: Labels, size: int, masks: Sequence[tuple[tuple[int, ...], Ints]]) -> Tensor:
+def _cover_of_runs(
+    labels: Labels, size: int, masks: Sequence[tuple[tuple[int, ...], Ints]]
+) -> Tensor:
     """The same for m masks as frame (height, width) and run lengths, one bitmap at a time."""
     out = np.zeros((size, len(masks)))
     flat = labels.ravel(order="F") + 1

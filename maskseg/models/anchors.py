@@ -31,24 +31,41 @@ class AnchorGenerator:
         if stride_from not in ("level", "image"):
             raise UserError(f"anchors.stride_from must be level or image, not {stride_from!r}")
         if len({len(s) for s in sizes}) != 1:
-            raise UserError(f"anchors.sizes needs the same number of sizes on every level, got {[list(s) for s in sizes]}")
+            raise UserError(
+                f"anchors.sizes needs the same number of sizes on every level, got {[list(s) for s in sizes]}"
+            )
         self.offset, self.stride_from = offset, stride_from
         self.per_cell = len(sizes[0]) * len(aspect_ratios)
         heights = torch.tensor(list(aspect_ratios), dtype=torch.float32).sqrt()
         self.cells = []
         for level in sizes:
             side = torch.tensor([float(s) for s in level])
-            height, width = (heights[:, None] * side).ravel(), ((1 / heights)[:, None] * side).ravel()
+            height, width = (
+                (heights[:, None] * side).ravel(),
+                ((1 / heights)[:, None] * side).ravel(),
+            )
             cell = torch.stack([-width, -height, width, height], dim=1) / 2
             self.cells.append(cell.round() if rounded else cell)
 
-    def __call__(self, shapes: Sequence[tuple[int, int]], strides: Sequence[int], image: tuple[int, int], device: torch.device) -> list[Tensor]:
+    def __call__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        strides: Sequence[int],
+        image: tuple[int, int],
+        device: torch.device,
+    ) -> list[Tensor]:
         """shapes: (height, width) of each level's map; image: (height, width) with padding. -> f32 [H * W * per_cell, 4] a level."""
         if len(shapes) != len(self.cells):
-            raise UserError(f"anchors.sizes names {len(self.cells)} levels, the backbone has {len(shapes)}")
+            raise UserError(
+                f"anchors.sizes names {len(self.cells)} levels, the backbone has {len(shapes)}"
+            )
         anchors = []
         for (height, width), stride, cell in zip(shapes, strides, self.cells, strict=True):
-            step_y, step_x = (image[0] // height, image[1] // width) if self.stride_from == "image" else (stride, stride)
+            step_y, step_x = (
+                (image[0] // height, image[1] // width)
+                if self.stride_from == "image"
+                else (stride, stride)
+            )
             y = (torch.arange(height, device=device) + self.offset) * step_y
             x = (torch.arange(width, device=device) + self.offset) * step_x
             rows, columns = torch.meshgrid(y.float(), x.float(), indexing="ij")

@@ -18,7 +18,10 @@ from maskseg.structures import Features, Losses, Regions, Samples
 MANY = 256  # regions from which on a convolution costs less
 PAIR = 64  # (region, class) pairs whose deltas cost as much in one product as a pair costs by itself, with weights that are gathered for it
 AT_ONCE = 512  # pairs that are gathered together
-FIRST, MORE = 16, 8  # candidates a detection that suppression looks at first; how many times as many where they are not enough
+FIRST, MORE = (
+    16,
+    8,
+)  # candidates a detection that suppression looks at first; how many times as many where they are not enough
 
 
 class FCTrunk(nn.Module):
@@ -35,14 +38,21 @@ class FCTrunk(nn.Module):
         norm: str | None = None,
     ) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True) for i in range(convs)))
+        self.convs = nn.Sequential(
+            *(
+                conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True)
+                for i in range(convs)
+            )
+        )
         for module in self.convs.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.inputs = channels if convs else in_channels, size
-        linear = [nn.Linear(n, width) for n in [self.inputs[0] * size * size] + [width] * (layers - 1)]
+        linear = [
+            nn.Linear(n, width) for n in [self.inputs[0] * size * size] + [width] * (layers - 1)
+        ]
         for layer in linear:
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
@@ -56,7 +66,9 @@ class FCTrunk(nn.Module):
         channels, size = self.inputs
         with torch.device("meta"):
             convolution = nn.Conv2d(channels, linear.out_features, size).eval()
-        convolution.weight = nn.Parameter(linear.weight.view_as(convolution.weight), requires_grad=False)
+        convolution.weight = nn.Parameter(
+            linear.weight.view_as(convolution.weight), requires_grad=False
+        )
         convolution.bias = linear.bias
         self.layers[0] = convolution
         return self
@@ -73,9 +85,18 @@ class FCTrunk(nn.Module):
         layer = self.layers[0]
         if isinstance(layer, nn.Conv2d):  # as `folding` makes it
             return cast(Tensor, layer(pooled)).flatten(1)
-        if len(pooled) >= MANY and pooled.device.type == "cpu" and pooled.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        if (
+            len(pooled) >= MANY
+            and pooled.device.type == "cpu"
+            and pooled.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        ):
             # The same sum as a convolution: oneDNN's kernels are up to three times as fast as BLAS' on processors that are not Intel's.
-            return F.conv2d(pooled, cast(Tensor, layer.weight).view(-1, *pooled.shape[1:]), cast(Tensor, layer.bias)).flatten(1)
+            return F.conv2d(
+                pooled,
+                cast(Tensor, layer.weight).view(-1, *pooled.shape[1:]),
+                cast(Tensor, layer.bias),
+            ).flatten(1)
         return cast(Tensor, layer(pooled.flatten(1)))
 
 
@@ -113,7 +134,9 @@ class BoxClassifier(nn.Module):
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.max_detections, self.min_size = max_detections, min_size
 
-    def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Features, boxes: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """-> class logits f32 [R, K + 1] (background last), deltas f32 [R, K or 1, 4]."""
         x = self.trunk(cast(Pooler, self.pooler)(features, boxes, image_index))
         return self.scores(x).float(), self._all_deltas(x)
@@ -148,18 +171,39 @@ class BoxClassifier(nn.Module):
             found = self._detections(x, proposals, sizes, row[some], label[some], score[some])
             if len(some) == len(score):
                 return found
-            kept, looked_at, all_ = (torch.bincount(i, minlength=len(sizes)) for i in (found.image_index, image[some], image))
+            kept, looked_at, all_ = (
+                torch.bincount(i, minlength=len(sizes))
+                for i in (found.image_index, image[some], image)
+            )
             if bool(((kept == self.max_detections) | (looked_at == all_)).all()):
                 return found
             number *= MORE
 
-    def _detections(self, x: Tensor, proposals: Regions, sizes: Tensor, row: Tensor, label: Tensor, score: Tensor) -> Regions:
+    def _detections(
+        self,
+        x: Tensor,
+        proposals: Regions,
+        sizes: Tensor,
+        row: Tensor,
+        label: Tensor,
+        score: Tensor,
+    ) -> Regions:
         """Candidates (the proposal and the class of each, i64 [n], its score) -> those that are left, the best first within an image."""
         image = proposals.image_index[row]
-        boxes = box_ops.clip(box_ops.decode(self._deltas(x, row, label), proposals.boxes[row], self.box_weights), sizes[image])
+        boxes = box_ops.clip(
+            box_ops.decode(self._deltas(x, row, label), proposals.boxes[row], self.box_weights),
+            sizes[image],
+        )
         sides = boxes[:, 2:] - boxes[:, :2]
         keep = torch.nonzero((sides > 0).all(1) & (sides >= self.min_size).all(1)).squeeze(1)
-        keep = keep[nms_per_group(boxes[keep], score[keep], image[keep] * self.num_classes + label[keep], self.nms_threshold)]
+        keep = keep[
+            nms_per_group(
+                boxes[keep],
+                score[keep],
+                image[keep] * self.num_classes + label[keep],
+                self.nms_threshold,
+            )
+        ]
         keep = keep[top_per_group(score[keep], image[keep], self.max_detections)]
         return Regions(boxes[keep], image[keep], score[keep], label[keep])
 
@@ -177,8 +221,15 @@ class BoxClassifier(nn.Module):
             return self._all_deltas(x)[row, label]
         weight, bias = self.deltas.weight.view(classes, -1), self.deltas.bias.view(classes, 4)
         found = []
-        for rows, labels in zip(torch.split(row, AT_ONCE), torch.split(label, AT_ONCE), strict=True):
+        for rows, labels in zip(
+            torch.split(row, AT_ONCE), torch.split(label, AT_ONCE), strict=True
+        ):
             # An embedding, as its gradient is summed in a fixed order: that of an index is not, in several threads.
-            own, shift = F.embedding(labels, weight).view(len(labels), 4, x.shape[1]), F.embedding(labels, bias)[..., None]
-            found.append(torch.baddbmm(shift.to(x.dtype), own.to(x.dtype), x[rows, :, None]).squeeze(2))
+            own, shift = (
+                F.embedding(labels, weight).view(len(labels), 4, x.shape[1]),
+                F.embedding(labels, bias)[..., None],
+            )
+            found.append(
+                torch.baddbmm(shift.to(x.dtype), own.to(x.dtype), x[rows, :, None]).squeeze(2)
+            )
         return torch.cat(found).float()

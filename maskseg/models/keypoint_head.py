@@ -46,18 +46,29 @@ class KeypointHead(nn.Module):
         ranges = ranges or ()
         self.num_points = max((int(stop) for _, stop in ranges), default=0)
         if not self.num_points:
-            raise UserError("the keypoint head needs a category with keypoints: ~model/heads@model.heads.keypoint takes the head away")
+            raise UserError(
+                "the keypoint head needs a category with keypoints: ~model/heads@model.heads.keypoint takes the head away"
+            )
         if not loss_weight > 0:
             raise UserError(f"keypoint head: loss_weight must be above 0, not {loss_weight}")
         self.pooler, self.max_regions, self.loss_weight = pooler, max_regions, loss_weight
-        self.convs = nn.Sequential(*(conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True) for i in range(layers)))
-        self.deconv = nn.ConvTranspose2d(channels if layers else in_channels, self.num_points, 4, stride=2, padding=1)
+        self.convs = nn.Sequential(
+            *(
+                conv(in_channels if i == 0 else channels, channels, 3, norm, relu=True)
+                for i in range(layers)
+            )
+        )
+        self.deconv = nn.ConvTranspose2d(
+            channels if layers else in_channels, self.num_points, 4, stride=2, padding=1
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        own = torch.zeros((len(ranges) + 1, self.num_points), dtype=torch.bool)  # the last row is background
+        own = torch.zeros(
+            (len(ranges) + 1, self.num_points), dtype=torch.bool
+        )  # the last row is background
         for row, (start, stop) in zip(own, ranges, strict=False):
             row[int(start) : int(stop)] = True
         self.register_buffer("own", own, persistent=False)
@@ -67,12 +78,16 @@ class KeypointHead(nn.Module):
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> Tensor:
         """-> logits f32 [R, P, 4S, 4S]."""
         x = self.convs(cast(Pooler, self.pooler)(features, boxes, image_index))
-        return F.interpolate(self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.interpolate(
+            self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False
+        )
 
     def losses(self, features: Features, samples: Samples) -> Losses:
         """`keypoint`: cross-entropy over the cells of each visible point that lies in its region, the mean over these points."""
         if samples.targets.keypoints is None:
-            raise UserError("the keypoint head needs keypoints, but the data has none: remove the head (~model/heads@model.heads.keypoint)")
+            raise UserError(
+                "the keypoint head needs keypoints, but the data has none: remove the head (~model/heads@model.heads.keypoint)"
+            )
         own = self._learnt(samples)
         logits = self(features, own.boxes, own.image_index).flatten(2)
         size = round(logits.shape[2] ** 0.5) if len(logits) else 1
@@ -85,9 +100,14 @@ class KeypointHead(nn.Module):
         """Foreground of classes with points, at most `max_regions` an image: those with the smallest hash, as elsewhere."""
         keep = torch.nonzero(self.own[samples.labels].any(dim=1)).squeeze(1)
         if self.max_regions:
-            key = random_keys(samples.seeds[samples.image_index[keep]], box_places(samples.boxes[keep]))
+            key = random_keys(
+                samples.seeds[samples.image_index[keep]], box_places(samples.boxes[keep])
+            )
             keep = keep[rank_in_group(samples.image_index[keep], key) < self.max_regions]
-        fields = {name: getattr(samples, name)[keep] for name in ("boxes", "image_index", "labels", "matched")}
+        fields = {
+            name: getattr(samples, name)[keep]
+            for name in ("boxes", "image_index", "labels", "matched")
+        }
         return replace(samples, **fields)
 
     def predict(self, features: Features, detections: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature

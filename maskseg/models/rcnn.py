@@ -9,7 +9,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from maskseg.models.interfaces import Backbone, Classifier, DenseHead, Proposer, RegionHead, Sampler, Segmenter
+from maskseg.models.interfaces import (
+    Backbone,
+    Classifier,
+    DenseHead,
+    Proposer,
+    RegionHead,
+    Sampler,
+    Segmenter,
+)
 from maskseg.structures import Batch, Features, Losses, Outputs, Regions, Targets
 
 
@@ -19,7 +27,12 @@ class PixelModel(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, backbone: nn.Module, pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
@@ -29,8 +42,13 @@ class PixelModel(nn.Module):
         """Normalised pixels, the padding set to zero (the mean), through the backbone."""
         pixels = batch.images.contiguous(memory_format=torch.channels_last)
         images = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        rows = torch.arange(images.shape[2], device=images.device)[:, None] < batch.sizes[:, 0, None, None]
-        columns = torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
+        rows = (
+            torch.arange(images.shape[2], device=images.device)[:, None]
+            < batch.sizes[:, 0, None, None]
+        )
+        columns = (
+            torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
+        )
         images = images * (rows & columns)[:, None]
         return cast(Backbone, self.backbone)(images)
 
@@ -65,9 +83,13 @@ class GeneralizedRCNN(PixelModel):
     def forward(self, batch: Batch) -> Losses:
         """Every loss term, by name. The batch must have targets. Under `no_grad` these are validation losses."""
         if batch.targets is None:
-            raise ValueError("forward() gives losses and needs a batch with targets; use predict() for one without")
+            raise ValueError(
+                "forward() gives losses and needs a batch with targets; use predict() for one without"
+            )
         features = self.features(batch)
-        return self._losses(features, *cast(Proposer, self.proposer)(features, batch), batch, batch.targets)
+        return self._losses(
+            features, *cast(Proposer, self.proposer)(features, batch), batch, batch.targets
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
@@ -91,7 +113,9 @@ class GeneralizedRCNN(PixelModel):
         outputs = self._outputs(features, proposals, replace(batch, targets=None))
         return self._losses(features, proposals, losses, batch, batch.targets), outputs
 
-    def _losses(self, features: Features, proposals: Regions, losses: Losses, batch: Batch, targets: Targets) -> Losses:
+    def _losses(
+        self, features: Features, proposals: Regions, losses: Losses, batch: Batch, targets: Targets
+    ) -> Losses:
         samples = self.sampler(proposals, targets, batch.draw_seeds())
         losses = losses | cast(Classifier, self.classifier).losses(features, samples)
         for head in self.heads.values():
@@ -104,8 +128,15 @@ class GeneralizedRCNN(PixelModel):
         detections = cast(Classifier, self.classifier).predict(features, proposals, batch.sizes)
         for head in self.heads.values():
             detections = cast(RegionHead, head).predict(features, detections, batch.sizes)
-        semantic = {name: cast(DenseHead, head).predict(features, batch) for name, head in self.dense_heads.items()}
-        segments = None if self.segmenter is None else cast(Segmenter, self.segmenter).predict(features, batch)
+        semantic = {
+            name: cast(DenseHead, head).predict(features, batch)
+            for name, head in self.dense_heads.items()
+        }
+        segments = (
+            None
+            if self.segmenter is None
+            else cast(Segmenter, self.segmenter).predict(features, batch)
+        )
         return Outputs(detections, segments, semantic)
 
     def _dense(self) -> list[DenseHead | Segmenter]:

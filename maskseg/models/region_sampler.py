@@ -28,8 +28,16 @@ class RegionSampler:
         append_truth: bool = True,
         crowd_overlap: float = 0.5,
     ) -> None:
-        self.num_classes, self.num_samples, self.positive_fraction = num_classes, num_samples, positive_fraction
-        self.positive_iou, self.append_truth, self.crowd_overlap = positive_iou, append_truth, crowd_overlap
+        self.num_classes, self.num_samples, self.positive_fraction = (
+            num_classes,
+            num_samples,
+            positive_fraction,
+        )
+        self.positive_iou, self.append_truth, self.crowd_overlap = (
+            positive_iou,
+            append_truth,
+            crowd_overlap,
+        )
 
     @torch.no_grad()
     def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
@@ -38,17 +46,26 @@ class RegionSampler:
         boxes, image = proposals.boxes, proposals.image_index
         if self.append_truth:
             own = ~targets.crowd
-            boxes, image = torch.cat([boxes, targets.boxes[own]]), torch.cat([image, targets.image_index[own]])
-        truth = matching.pad_by_image(targets.boxes, targets.image_index, ~targets.crowd, num_images)
+            boxes, image = (
+                torch.cat([boxes, targets.boxes[own]]),
+                torch.cat([image, targets.image_index[own]]),
+            )
+        truth = matching.pad_by_image(
+            targets.boxes, targets.image_index, ~targets.crowd, num_images
+        )
         overlap = box_ops.iou(boxes[:, None], truth.boxes[image])[:, 0]
         value, best = overlap.masked_fill(~truth.valid[image], -1.0).max(dim=1)
         label = (value >= self.positive_iou).long()
         if targets.crowd.any():
-            crowds = matching.pad_by_image(targets.boxes, targets.image_index, targets.crowd, num_images)
+            crowds = matching.pad_by_image(
+                targets.boxes, targets.image_index, targets.crowd, num_images
+            )
             cover = matching.crowd_cover(boxes, image, crowds)
             label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = matching.IGNORED
         key = random_keys(seeds[image], box_places(boxes))
-        drawn = matching.draw(label, image, key, num_images, self.num_samples, self.positive_fraction)
+        drawn = matching.draw(
+            label, image, key, num_images, self.num_samples, self.positive_fraction
+        )
         boxes, image, foreground = boxes[drawn], image[drawn], label[drawn] == matching.POSITIVE
         matched = torch.where(foreground, truth.row[image, best[drawn]], 0)
         labels = torch.full_like(matched, self.num_classes)

@@ -20,11 +20,20 @@ class MultiLevelRoIAlign(nn.Module):
     """
 
     def __init__(
-        self, strides: Mapping[str, int], size: int = 7, sampling_ratio: int = 2, aligned: bool = True, canonical_size: float = 224.0
+        self,
+        strides: Mapping[str, int],
+        size: int = 7,
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        canonical_size: float = 224.0,
     ) -> None:
         super().__init__()
         self.strides, self.size = dict(strides), size
-        self.sampling_ratio, self.aligned, self.canonical_size = sampling_ratio, aligned, canonical_size
+        self.sampling_ratio, self.aligned, self.canonical_size = (
+            sampling_ratio,
+            aligned,
+            canonical_size,
+        )
 
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> Tensor:
         """boxes: f32 [R, 4]; image_index: i64 [R] -> [R, C, size, size]."""
@@ -32,4 +41,6 @@ class MultiLevelRoIAlign(nn.Module):
         lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
         level = assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
         maps = [features[name] for name in self.strides]
-        return roi_align_levels(maps, strides, boxes, image_index, level, self.size, self.sampling_ratio, self.aligned)
+        return roi_align_levels(
+            maps, strides, boxes, image_index, level, self.size, self.sampling_ratio, self.aligned
+        )

@@ -27,7 +27,9 @@ class RPNHead(nn.Module):
     def __init__(self, channels: int = 256, per_cell: int = 3, layers: int = 1) -> None:
         super().__init__()
         self.per_cell = per_cell
-        self.convs = nn.ModuleList([nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)])
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)]
+        )
         self.objectness = nn.Conv2d(channels, per_cell, 1)
         self.deltas = nn.Conv2d(channels, per_cell * 4, 1)
         for layer in [*self.convs, self.objectness, self.deltas]:
@@ -83,7 +85,9 @@ class RPN(nn.Module):
         if divide_by not in ("drawn", "quota"):
             raise UserError(f"proposer.divide_by must be drawn or quota, not {divide_by!r}")
         if getattr(head, "per_cell", anchors.per_cell) != anchors.per_cell:
-            raise UserError(f"proposer.head.per_cell must be {anchors.per_cell}: the sizes of a level times the aspect ratios of proposer.anchors")
+            raise UserError(
+                f"proposer.head.per_cell must be {anchors.per_cell}: the sizes of a level times the aspect ratios of proposer.anchors"
+            )
         self.head, self.anchors, self.strides = head, anchors, dict(strides)
         self.train_limits = Limits(**(train_limits or {"per_level": 2000, "per_image": 1000}))
         self.test_limits = Limits(**(test_limits or {"per_level": 1000, "per_image": 1000}))
@@ -104,9 +108,17 @@ class RPN(nn.Module):
             proposals = self.select(logits, deltas, anchors, batch.sizes)
         if batch.targets is None:
             return proposals, {}
-        return proposals, self.losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), batch.targets, batch.draw_seeds())
+        return proposals, self.losses(
+            torch.cat(logits, 1),
+            torch.cat(deltas, 1),
+            torch.cat(anchors),
+            batch.targets,
+            batch.draw_seeds(),
+        )
 
-    def select(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor) -> Regions:
+    def select(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
+    ) -> Regions:
         """Top-k of each level -> decode -> clip -> NMS within level and image -> best of each image."""
         limits = self.train_limits if self.training else self.test_limits
         boxes_, scores_, level_, finite_ = [], [], [], []
@@ -115,37 +127,71 @@ class RPN(nn.Module):
             chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
             boxes_.append(box_ops.decode(chosen, anchor[index], WEIGHTS))
             scores_.append(best.sigmoid())
-            finite_.append(torch.isfinite(best))  # of the logit: the sigmoid of an infinite one is 0 or 1
+            finite_.append(
+                torch.isfinite(best)
+            )  # of the logit: the sigmoid of an infinite one is 0 or 1
             level_.append(torch.full_like(index, i))
-        boxes, scores, level, finite = torch.cat(boxes_, 1), torch.cat(scores_, 1), torch.cat(level_, 1), torch.cat(finite_, 1)
+        boxes, scores, level, finite = (
+            torch.cat(boxes_, 1),
+            torch.cat(scores_, 1),
+            torch.cat(level_, 1),
+            torch.cat(finite_, 1),
+        )
         num_images, per_image = scores.shape
         image = torch.arange(num_images, device=boxes.device).repeat_interleave(per_image)
-        boxes, scores, level = box_ops.clip(boxes.reshape(-1, 4), sizes[image]), scores.ravel(), level.ravel()
+        boxes, scores, level = (
+            box_ops.clip(boxes.reshape(-1, 4), sizes[image]),
+            scores.ravel(),
+            level.ravel(),
+        )
         sides = boxes[:, 2:] - boxes[:, :2]
-        keep = (sides > 0).all(1) & (sides >= self.min_size).all(1) & torch.isfinite(boxes).all(1) & finite.ravel()
+        keep = (
+            (sides > 0).all(1)
+            & (sides >= self.min_size).all(1)
+            & torch.isfinite(boxes).all(1)
+            & finite.ravel()
+        )
         boxes, scores, level, image = boxes[keep], scores[keep], level[keep], image[keep]
         kept = nms_per_group(boxes, scores, image * len(anchors) + level, self.nms_threshold)
         kept = kept[top_per_group(scores[kept], image[kept], limits.per_image)]
         return Regions(boxes[kept], image[kept], scores[kept])
 
-    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor) -> Losses:
+    def losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor
+    ) -> Losses:
         """logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]; seeds: i64 [N]."""
         num_images, num_anchors = logits.shape
         with torch.no_grad():
-            truth = matching.pad_by_image(targets.boxes, targets.image_index, ~targets.crowd, num_images)
-            best, label = matching.label_by_iou(truth, anchors, self.negative_iou, self.positive_iou, low_quality=True)
+            truth = matching.pad_by_image(
+                targets.boxes, targets.image_index, ~targets.crowd, num_images
+            )
+            best, label = matching.label_by_iou(
+                truth, anchors, self.negative_iou, self.positive_iou, low_quality=True
+            )
             if targets.crowd.any():
-                crowds = matching.pad_by_image(targets.boxes, targets.image_index, targets.crowd, num_images)
+                crowds = matching.pad_by_image(
+                    targets.boxes, targets.image_index, targets.crowd, num_images
+                )
                 cover = box_ops.covered(anchors, crowds.boxes).max(dim=2).values
-                label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = matching.IGNORED
+                label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = (
+                    matching.IGNORED
+                )
             image = torch.arange(num_images, device=logits.device).repeat_interleave(num_anchors)
             label = label.ravel()
             key = random_keys(seeds[:, None], box_places(anchors)).ravel()
-            drawn = matching.draw(label, image, key, num_images, self.num_samples, self.positive_fraction)
+            drawn = matching.draw(
+                label, image, key, num_images, self.num_samples, self.positive_fraction
+            )
             positive = drawn[label[drawn] == matching.POSITIVE]
             matched = truth.boxes[image[positive], best.ravel()[positive]]
             wanted = box_ops.encode(matched, anchors[positive % num_anchors], WEIGHTS)
-        divisor = mean_count(len(drawn), logits) if self.divide_by == "drawn" else self.num_samples * num_images
-        objectness = F.binary_cross_entropy_with_logits(logits.ravel()[drawn], label[drawn].float(), reduction="sum")
+        divisor = (
+            mean_count(len(drawn), logits)
+            if self.divide_by == "drawn"
+            else self.num_samples * num_images
+        )
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.ravel()[drawn], label[drawn].float(), reduction="sum"
+        )
         box = smooth_l1_sum(deltas.reshape(-1, 4)[positive], wanted, self.beta)
         return {"rpn_objectness": objectness / divisor, "rpn_box": box / divisor}

@@ -20,8 +20,12 @@ def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Common area of [..., n, 4] and [..., m, 4] -> [..., n, m]; leading dimensions broadcast."""
     a, b = first[..., :, None, :], second[..., None, :, :]
     # In place: of hundreds of objects with 200 000 anchors, new memory for each step would cost more than the arithmetic.
-    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
-    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    width = (
+        torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    )
+    height = (
+        torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    )
     return width.mul_(height)
 
 
@@ -54,7 +58,10 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """The inverse of `encode`: deltas [n, ..., 4] of anchors [n, ..., 4] (broadcast) -> boxes of the deltas' shape, float32."""
-    deltas, anchors = deltas.float() / deltas.new_tensor(weights, dtype=torch.float32), anchors.float()
+    deltas, anchors = (
+        deltas.float() / deltas.new_tensor(weights, dtype=torch.float32),
+        anchors.float(),
+    )
     anchor_size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + 0.5 * anchor_size + deltas[..., :2] * anchor_size
     half = 0.5 * anchor_size * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()

@@ -44,9 +44,15 @@ class Geometry:
 
     def sample(self, pixels: NDArray[Any], outside: int) -> NDArray[Any]:
         """A map of numbers [H, W] in the new frame: of each pixel there, what lies at its centre here; `outside` beyond the map's border."""
-        row = np.floor((np.arange(self.height) + 0.5 - self.shift_y) / self.scale_y).astype(np.int64)
-        column = np.floor((np.arange(self.width) + 0.5 - self.shift_x) / self.scale_x).astype(np.int64)
-        rows, columns = (at.clip(0, side - 1) for at, side in zip((row, column), pixels.shape, strict=True))
+        row = np.floor((np.arange(self.height) + 0.5 - self.shift_y) / self.scale_y).astype(
+            np.int64
+        )
+        column = np.floor((np.arange(self.width) + 0.5 - self.shift_x) / self.scale_x).astype(
+            np.int64
+        )
+        rows, columns = (
+            at.clip(0, side - 1) for at, side in zip((row, column), pixels.shape, strict=True)
+        )
         moved: NDArray[Any] = pixels[rows[:, None], columns]
         moved[rows != row] = outside
         moved[:, columns != column] = outside
@@ -60,7 +66,10 @@ class Geometry:
     def points(self, points: Tensor, cut: bool = True) -> Tensor:
         """Points f32 [..., 3] (x, y, visibility or score) in the new frame; those that are not there stay zeros, and, with `cut`, so do those
         outside of it."""
-        x, y = points[..., 0] * self.scale_x + self.shift_x, points[..., 1] * self.scale_y + self.shift_y
+        x, y = (
+            points[..., 0] * self.scale_x + self.shift_x,
+            points[..., 1] * self.scale_y + self.shift_y,
+        )
         there = points[..., 2] > 0
         if cut:
             there = there & (x >= 0) & (x <= self.width) & (y >= 0) & (y <= self.height)

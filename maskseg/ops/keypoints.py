@@ -45,7 +45,9 @@ def locate(logits: Tensor, boxes: Tensor) -> Tensor:
     areas = pixels.prod(dim=1)[order].tolist()
     while start < count:
         stop = start + 1
-        while stop < count and points * areas[stop] * (stop + 1 - start) <= _BUDGET:  # sorted: the largest last
+        while (
+            stop < count and points * areas[stop] * (stop + 1 - start) <= _BUDGET
+        ):  # sorted: the largest last
             stop += 1
         part = order[start:stop]
         found[part] = _locate(logits[part], boxes[part], sides[part], pixels[part], size)
@@ -56,7 +58,10 @@ def locate(logits: Tensor, boxes: Tensor) -> Tensor:
 @full_precision
 def _locate(logits: Tensor, boxes: Tensor, sides: Tensor, pixels: Tensor, size: int) -> Tensor:
     width, height = int(pixels[:, 0].max()), int(pixels[:, 1].max())
-    across, down = bicubic_weights(size, pixels[:, 0], width), bicubic_weights(size, pixels[:, 1], height)
+    across, down = (
+        bicubic_weights(size, pixels[:, 0], width),
+        bicubic_weights(size, pixels[:, 1], height),
+    )
     large = torch.einsum("rhs,rpst,rwt->rphw", down, logits, across)
     outside = (torch.arange(height, device=logits.device)[:, None] >= pixels[:, 1, None, None]) | (
         torch.arange(width, device=logits.device) >= pixels[:, 0, None, None]
@@ -83,4 +88,6 @@ def bicubic_weights(size: int, lengths: Tensor, longest: int) -> Tensor:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     weights = torch.where(distance <= 1, near, far)
-    return torch.zeros((len(lengths), longest, size), device=lengths.device).scatter_add_(2, taps.clamp(0, size - 1).long(), weights)
+    return torch.zeros((len(lengths), longest, size), device=lengths.device).scatter_add_(
+        2, taps.clamp(0, size - 1).long(), weights
+    )

@@ -22,7 +22,12 @@ def mean_count(count: int, like: Tensor) -> Tensor | int:
     images has. Only while gradients are recorded: a validation shared out over processes need not give each the same number of batches.
     like: a tensor on the device of the result.
     """
-    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (
+        torch.is_grad_enabled()
+        and dist.is_available()
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+    ):
         return max(count, 1)
     total = torch.tensor(float(count), device=like.device)
     dist.all_reduce(total)

@@ -10,7 +10,10 @@ from torch import Tensor
 from maskseg.ops import boxes as box_ops
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-BLOCK, BLOCK_CUDA = 2**21, 2**25  # overlaps that are computed together: those of a CPU stay in its cache, those of a GPU need under 1 GB
+BLOCK, BLOCK_CUDA = (
+    2**21,
+    2**25,
+)  # overlaps that are computed together: those of a CPU stay in its cache, those of a GPU need under 1 GB
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ def rank_in_group(group: Tensor, priority: Tensor) -> Tensor:
     return rank
 
 
-def label_by_iou(truth: PaddedTruth, boxes: Tensor, low: float, high: float, low_quality: bool, block: int = 0) -> tuple[Tensor, Tensor]:
+def label_by_iou(
+    truth: PaddedTruth, boxes: Tensor, low: float, high: float, low_quality: bool, block: int = 0
+) -> tuple[Tensor, Tensor]:
     """The best truth of each box [B, 4] and what the box is (Faster R-CNN, section 3.1.2).
 
     A box is positive from IoU `high` on, negative below `low`, ignored between; with `low_quality` the boxes that overlap a truth most (all that
@@ -76,7 +81,15 @@ def label_by_iou(truth: PaddedTruth, boxes: Tensor, low: float, high: float, low
         top = torch.stack(of_truths).amax(dim=0)
         # A truth that no box touches would otherwise tie with every box.
         top[top <= 0] = torch.inf
-        label[torch.cat([(iou == top).any(dim=1) for iou in held or (_overlaps(truth, part) for part in parts)], dim=1)] = POSITIVE
+        label[
+            torch.cat(
+                [
+                    (iou == top).any(dim=1)
+                    for iou in held or (_overlaps(truth, part) for part in parts)
+                ],
+                dim=1,
+            )
+        ] = POSITIVE
     return best, label
 
 
@@ -85,7 +98,14 @@ def _overlaps(truth: PaddedTruth, boxes: Tensor) -> Tensor:
     return box_ops.iou(truth.boxes, boxes).masked_fill_(~truth.valid[..., None], -1.0)
 
 
-def draw(label: Tensor, image_index: Tensor, key: Tensor, num_images: int, number: int, positive_fraction: float) -> Tensor:
+def draw(
+    label: Tensor,
+    image_index: Tensor,
+    key: Tensor,
+    num_images: int,
+    number: int,
+    positive_fraction: float,
+) -> Tensor:
     """A random subset: at most `number` boxes an image, at most that share of them positive, filled up with negatives.
 
     label: i64 [B] of POSITIVE / NEGATIVE / IGNORED; key: [B], random (`ops.draws.random_keys`): those with the smallest are drawn.
@@ -95,8 +115,12 @@ def draw(label: Tensor, image_index: Tensor, key: Tensor, num_images: int, numbe
     # Ignored boxes form a group of their own, behind the others.
     group = torch.where(label == IGNORED, 2 * num_images, 2 * image_index + (label == POSITIVE))
     rank = rank_in_group(group, key)
-    positives = torch.bincount(image_index[label == POSITIVE], minlength=num_images).clamp(max=most_positive)
-    chosen = ((label == POSITIVE) & (rank < most_positive)) | ((label == NEGATIVE) & (rank < (number - positives)[image_index]))
+    positives = torch.bincount(image_index[label == POSITIVE], minlength=num_images).clamp(
+        max=most_positive
+    )
+    chosen = ((label == POSITIVE) & (rank < most_positive)) | (
+        (label == NEGATIVE) & (rank < (number - positives)[image_index])
+    )
     return torch.nonzero(chosen).squeeze(1)
 
 

@@ -30,14 +30,23 @@ def nms_per_group(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float
         # Groups lie side by side, a whole number of pixels apart. (torchvision's shift by the largest coordinate lets them overlap where
         # coordinates are negative.)
         extent = (boxes.max() - boxes.min()).double().ceil() + 1
-        kept_rows = torch.as_tensor(nms(boxes.double() + (group * extent)[:, None], scores.double(), threshold)).sort().values
+        kept_rows = (
+            torch.as_tensor(
+                nms(boxes.double() + (group * extent)[:, None], scores.double(), threshold)
+            )
+            .sort()
+            .values
+        )
         return kept_rows[torch.argsort(scores[kept_rows], descending=True, stable=True)]
     # Sorted by group once: the library searches all boxes for those of each group.
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
     lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
     kept = torch.ones(len(order), dtype=torch.bool)
-    for box, score, keep in zip(*(torch.split(t, lengths) for t in (boxes[order].double(), scores[order].double(), kept)), strict=True):
+    for box, score, keep in zip(
+        *(torch.split(t, lengths) for t in (boxes[order].double(), scores[order].double(), kept)),
+        strict=True,
+    ):
         if len(box) > 1:
             keep.zero_()[nms(box, score, threshold)] = True
     order = order[kept].sort().values  # of equal scores the first one comes first, here as above

@@ -38,7 +38,9 @@ def resample(grids: Tensor, u: Tensor, v: Tensor, interpolation: str = "bilinear
     return rows @ grids @ columns.transpose(-1, -2)
 
 
-def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, interpolation: str) -> tuple[Tensor, int, int]:
+def paste_crop(
+    grid: Tensor, box: Tensor, height: int, width: int, rule: str, interpolation: str
+) -> tuple[Tensor, int, int]:
     """One soft mask at the pixels of its box. grid: [S, S]; box: [4]. -> values [h, w], left, top; [0, 0] where the box is outside.
 
     rule `continuous`: pixel i is sampled at i + 0.5 in the box's continuous frame (detectron2's `paste_masks_in_image`).
@@ -59,7 +61,9 @@ def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, in
     elif rule == "continuous":
         start_x, start_y, end_x, end_y = box.tolist()
         step_x, step_y = size / max(end_x - start_x, 1e-6), size / max(end_y - start_y, 1e-6)
-        reach = 0.5 if interpolation == "bilinear" else 1.5  # the kernel leads values so many samples beyond the box
+        reach = (
+            0.5 if interpolation == "bilinear" else 1.5
+        )  # the kernel leads values so many samples beyond the box
         x0, y0 = floor(start_x - reach / step_x), floor(start_y - reach / step_y)
         x1, y1 = ceil(end_x + reach / step_x), ceil(end_y + reach / step_y)
     else:
@@ -67,27 +71,39 @@ def paste_crop(grid: Tensor, box: Tensor, height: int, width: int, rule: str, in
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if right <= left or bottom <= top:
         return grid.new_zeros((0, 0)), 0, 0
-    u = (torch.arange(left, right, device=grid.device, dtype=grid.dtype) + 0.5 - start_x) * step_x - 0.5
-    v = (torch.arange(top, bottom, device=grid.device, dtype=grid.dtype) + 0.5 - start_y) * step_y - 0.5
+    u = (
+        torch.arange(left, right, device=grid.device, dtype=grid.dtype) + 0.5 - start_x
+    ) * step_x - 0.5
+    v = (
+        torch.arange(top, bottom, device=grid.device, dtype=grid.dtype) + 0.5 - start_y
+    ) * step_y - 0.5
     if rule == "torchvision":
         u, v = u.clamp(0, size - 1), v.clamp(0, size - 1)
     return resample(grid[None], u[None], v[None], interpolation)[0], left, top
 
 
-def paste_counts(grids: Tensor, boxes: Tensor, frames: Tensor, rule: str, interpolation: str, threshold: float) -> tuple[rle.Ints, rle.Ints]:
+def paste_counts(
+    grids: Tensor, boxes: Tensor, frames: Tensor, rule: str, interpolation: str, threshold: float
+) -> tuple[rle.Ints, rle.Ints]:
     """Soft masks on the CPU -> run lengths of the pixels that are at least `threshold`. grids: [n, S, S]; boxes: [n, 4]; frames: i64 [n, 2]
     (height, width); rule and interpolation as in `paste_crop`.
 
     -> COCO's run lengths of all masks, one mask after the other, and how many each mask has, i64 [n].
     """
     if interpolation == "bilinear":
-        return outlines(grids.float().numpy(), boxes.float().numpy(), frames.numpy(), rule, threshold)
+        return outlines(
+            grids.float().numpy(), boxes.float().numpy(), frames.numpy(), rule, threshold
+        )
     threads, counts = torch.get_num_threads(), [np.zeros(0, dtype=np.int64)]
-    torch.set_num_threads(1)  # the crops are small: threads would wait for each other, 100 times longer on a busy machine
+    torch.set_num_threads(
+        1
+    )  # the crops are small: threads would wait for each other, 100 times longer on a busy machine
     try:
         for grid, box, (height, width) in zip(grids.float(), boxes, frames.tolist(), strict=True):
             values, left, top = paste_crop(grid, box, height, width, rule, interpolation)
-            counts.append(rle.counts_from_crop((values >= threshold).numpy(), left, top, height, width))
+            counts.append(
+                rle.counts_from_crop((values >= threshold).numpy(), left, top, height, width)
+            )
     finally:
         torch.set_num_threads(threads)
     return np.concatenate(counts), np.array([len(c) for c in counts[1:]], dtype=np.int64)

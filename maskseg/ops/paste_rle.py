@@ -31,7 +31,9 @@ class Axis(NamedTuple):
     shift: float
 
 
-def outlines(grids: Singles, boxes: Singles, frames: Ints, rule: str, threshold: float) -> tuple[Ints, Ints]:
+def outlines(
+    grids: Singles, boxes: Singles, frames: Ints, rule: str, threshold: float
+) -> tuple[Ints, Ints]:
     """Run lengths of the pixels where the bilinearly resampled grids are at least `threshold`, as COCO has them (columns first, zeros first).
 
     grids: f32 [n, S, S] (NaN counts as 0); boxes: f32 [n, 4] xyxy; frames: i64 [n, 2] (height, width); rule: as in `ops.paste.paste_crop`;
@@ -47,7 +49,10 @@ def outlines(grids: Singles, boxes: Singles, frames: Ints, rule: str, threshold:
     lowest = np.float32(max(threshold, 1e-30))
     group = np.cumsum(widths) // _COLUMNS
     cuts = [0, *(np.flatnonzero(np.diff(group)) + 1), len(grids)]
-    found = [_crossings(padded, x, y, frames[:, 0], widths, range(a, b), lowest) for a, b in pairwise(cuts)]
+    found = [
+        _crossings(padded, x, y, frames[:, 0], widths, range(a, b), lowest)
+        for a, b in pairwise(cuts)
+    ]
     mask, place = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return _counts(mask, place, frames.prod(axis=1))
 
@@ -63,13 +68,24 @@ def _axis(ends: Singles, length: Ints, size: int, rule: str) -> Axis:
     elif rule == "continuous":
         first, end = ends.astype(np.float64).T
         start, step, shift = first - 0.5, size / np.maximum(end - first, 1e-6), 0.5
-        low, high = np.floor(first - 0.5 / step).astype(np.int64), np.ceil(end + 0.5 / step).astype(np.int64)
+        low, high = (
+            np.floor(first - 0.5 / step).astype(np.int64),
+            np.ceil(end + 0.5 / step).astype(np.int64),
+        )
     else:
         raise ValueError(f"paste rule must be continuous or torchvision, not {rule!r}")
     return Axis(np.maximum(low, 0), np.minimum(high, length), start, step, shift)
 
 
-def _crossings(padded: Singles, x: Axis, y: Axis, heights: Ints, widths: Ints, some: range, threshold: np.float32) -> tuple[Ints, Ints]:
+def _crossings(
+    padded: Singles,
+    x: Axis,
+    y: Axis,
+    heights: Ints,
+    widths: Ints,
+    some: range,
+    threshold: np.float32,
+) -> tuple[Ints, Ints]:
     """Where the masks `some` begin and end in each of their columns: the mask, and column * height + row of the first pixel beyond, both [crossings]
     in the order of masks, columns and rows.
 
@@ -78,7 +94,9 @@ def _crossings(padded: Singles, x: Axis, y: Axis, heights: Ints, widths: Ints, s
     last = padded.shape[-1] - 1
     width = widths[some.start : some.stop]
     mask = np.repeat(np.arange(some.start, some.stop), width)
-    column = np.arange(len(mask)) + np.repeat(x.low[some.start : some.stop] - np.cumsum(width) + width, width)
+    column = np.arange(len(mask)) + np.repeat(
+        x.low[some.start : some.stop] - np.cumsum(width) + width, width
+    )
     sample = np.clip((column - x.start[mask]) * x.step[mask] + x.shift, 0, last)
     left = np.minimum(sample.astype(np.int64), last - 1)
     lines = padded.reshape(-1, last + 1)
@@ -90,26 +108,37 @@ def _crossings(padded: Singles, x: Axis, y: Axis, heights: Ints, widths: Ints, s
 
     values = values.ravel()
     inside = values >= threshold
-    place = np.flatnonzero(inside[1:] != inside[:-1])  # none between two columns: their ends are on the border
+    place = np.flatnonzero(
+        inside[1:] != inside[:-1]
+    )  # none between two columns: their ends are on the border
     line, sample_above = np.divmod(place, last + 1)
     above, below = values[place].astype(np.float64), values[place + 1].astype(np.float64)
     mask = mask[line]
-    row = (sample_above + (threshold - above) / (below - above) - y.shift) / y.step[mask] + y.start[mask]
+    row = (sample_above + (threshold - above) / (below - above) - y.shift) / y.step[mask] + y.start[
+        mask
+    ]
     # The first pixel at or after the crossing where the mask begins, the first one after it where it ends: a value equal to the threshold is inside.
     row = np.where(above < threshold, np.ceil(row), np.floor(row) + 1)
-    return mask, column[line] * heights[mask] + np.clip(row, y.low[mask], y.high[mask]).astype(np.int64)
+    return mask, column[line] * heights[mask] + np.clip(row, y.low[mask], y.high[mask]).astype(
+        np.int64
+    )
 
 
 def _counts(mask: Ints, place: Ints, pixels: Ints) -> tuple[Ints, Ints]:
     """Crossings -> run lengths and how many each mask has. pixels: [n], of the masks' frames."""
-    base = np.cumsum(pixels + 1) - (pixels + 1)  # behind one another, so that all masks are one line of numbers
+    base = np.cumsum(pixels + 1) - (
+        pixels + 1
+    )  # behind one another, so that all masks are one line of numbers
     ends = np.maximum.accumulate(place + base[mask])
     # Two crossings at one place cancel: a run between two pixels, and one that goes on from the bottom of a column to the top of the next.
     first = np.flatnonzero(np.diff(ends, prepend=-1))
     first = first[np.diff(first, append=len(ends)) % 2 == 1]
     ends, mask = ends[first], mask[first]
     behind = np.cumsum(np.bincount(mask, minlength=len(pixels)))
-    ends, mask = np.insert(ends, behind, base + pixels), np.insert(mask, behind, np.arange(len(pixels)))
+    ends, mask = (
+        np.insert(ends, behind, base + pixels),
+        np.insert(mask, behind, np.arange(len(pixels))),
+    )
     once = np.diff(ends, prepend=-1) > 0  # a mask that reaches the last pixel has that end already
     ends, mask = ends[once], mask[once]
     lengths = np.bincount(mask, minlength=len(pixels))

@@ -45,16 +45,22 @@ def strings_from_counts(counts: Ints, lengths: Ints) -> list[str]:
     first = np.cumsum(lengths) - lengths
     values = counts.copy()
     values[2:] -= counts[:-2]
-    head = (first[:, None] + np.arange(3))[np.arange(3) < lengths[:, None]]  # the first three are no differences
+    head = (first[:, None] + np.arange(3))[
+        np.arange(3) < lengths[:, None]
+    ]  # the first three are no differences
     values[head] = counts[head]
     # A number takes as many characters as it needs for its bits and one for the sign.
-    size = 1 + np.searchsorted(np.int64(16) << (5 * np.arange(10)), np.where(values < 0, ~values, values), side="right")
+    size = 1 + np.searchsorted(
+        np.int64(16) << (5 * np.arange(10)), np.where(values < 0, ~values, values), side="right"
+    )
     ends = np.cumsum(size)
     text = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
     for digit in range(int(size.max(initial=0))):
         chosen = np.flatnonzero(size > digit)
         more = size[chosen] > digit + 1
-        text[ends[chosen] - size[chosen] + digit] = ((values[chosen] >> (5 * digit)) & 31) + 32 * more + 48
+        text[ends[chosen] - size[chosen] + digit] = (
+            ((values[chosen] >> (5 * digit)) & 31) + 32 * more + 48
+        )
     letters = text.tobytes().decode("ascii")
     stops = np.append(0, ends)[first + lengths].tolist()
     return [letters[a:b] for a, b in zip([0, *stops], stops, strict=False)]
@@ -89,7 +95,9 @@ def cover(ends: list[Ints], heights: Ints, widths: Ints, boxes: Floats, size: in
     x0, y0, x1, y1 = boxes.T
     steps = np.arange(size + 1) / size
     first = np.floor(x0).clip(0, widths).astype(np.int64)
-    count = np.ceil(x1).clip(0, widths).astype(np.int64) - first  # columns of pixels that the box touches
+    count = (
+        np.ceil(x1).clip(0, widths).astype(np.int64) - first
+    )  # columns of pixels that the box touches
     most = size * max(4, -(-MIN_COLUMNS // size))
     wide = x1 - x0 > most
     strips = np.where(wide, most, count)
@@ -98,7 +106,11 @@ def cover(ends: list[Ints], heights: Ints, widths: Ints, boxes: Floats, size: in
 
     owner = np.repeat(np.arange(number), strips)
     strip = np.arange(len(owner)) - before[owner]
-    column = np.where(wide[owner], np.floor(x0[owner] + (strip + 0.5) * strip_width[owner]).astype(np.int64), first[owner] + strip)
+    column = np.where(
+        wide[owner],
+        np.floor(x0[owner] + (strip + 0.5) * strip_width[owner]).astype(np.int64),
+        first[owner] + strip,
+    )
     column = column.clip(-1, widths[owner])  # of wide ones some may lie outside of the frame
     outside = (column < 0) | (column == widths[owner])
 
@@ -122,7 +134,9 @@ def cover(ends: list[Ints], heights: Ints, widths: Ints, boxes: Floats, size: in
     until = total[row]
     until += (border - whole)[..., None] * (total[np.minimum(row + 1, len(owner))] - until)
     cell = (x1 - x0) * (y1 - y0) / size**2
-    return np.asarray(np.diff(until, axis=1).transpose(0, 2, 1) * (strip_width / cell)[:, None, None])
+    return np.asarray(
+        np.diff(until, axis=1).transpose(0, 2, 1) * (strip_width / cell)[:, None, None]
+    )
 
 
 def moved_cover(ends: list[Ints], sizes: Ints, affine: Floats, boxes: Floats, size: int) -> Floats:
@@ -137,7 +151,9 @@ def moved_cover(ends: list[Ints], sizes: Ints, affine: Floats, boxes: Floats, si
     corners = np.stack([(boxes[:, :2] - shift) / scale, (far - shift) / scale])
     low, high = corners.min(axis=0), corners.max(axis=0)
     nudge = TIE * (high - low)
-    shares = cover(ends, sizes[:, 0], sizes[:, 1], np.concatenate([low + nudge, high + nudge], axis=1), size)
+    shares = cover(
+        ends, sizes[:, 0], sizes[:, 1], np.concatenate([low + nudge, high + nudge], axis=1), size
+    )
     mirrored_x, mirrored_y = (scale < 0).T
     shares[mirrored_x] = shares[mirrored_x][:, :, ::-1]
     shares[mirrored_y] = shares[mirrored_y][:, ::-1]
@@ -152,7 +168,11 @@ def spans(ends: Ints, height: int) -> tuple[Ints, Ints, Ints]:
     starts, stops = starts[full], stops[full]
     first, last = starts // height, (stops - 1) // height
     pieces = last - first + 1
-    column = np.repeat(first, pieces) + np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    column = (
+        np.repeat(first, pieces)
+        + np.arange(pieces.sum())
+        - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    )
     top = np.maximum(np.repeat(starts, pieces), column * height) - column * height
     bottom = np.minimum(np.repeat(stops, pieces), (column + 1) * height) - column * height
     return column, top, bottom
@@ -170,7 +190,9 @@ def counts_from_crop(crop: NDArray[np.bool_], x0: int, y0: int, height: int, wid
     _, stop = np.nonzero(change == -1)
     offset = (x0 + column) * height + y0
     start, stop = start + offset, stop + offset
-    joined = start[1:] == stop[:-1]  # a run that goes on from the bottom of a column to the top of the next
+    joined = (
+        start[1:] == stop[:-1]
+    )  # a run that goes on from the bottom of a column to the top of the next
     start, stop = start[np.append(True, ~joined)], stop[np.append(~joined, True)]
     borders = np.stack([start, stop], axis=1).ravel()
     ends = np.concatenate([borders, [height * width]]) if borders[-1] < height * width else borders

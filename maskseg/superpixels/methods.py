@@ -13,7 +13,9 @@ from maskseg.superpixels.opencv import opencv
 Labels = NDArray[np.int32]  # [H, W], the superpixel 0..S-1 of each pixel, each number used
 Image = NDArray[np.uint8]  # RGB [H, W, 3]
 THINNEST = 16  # cells are at most this many times as wide as the image: it is padded to one cell, which must not fill the memory
-SMALLEST = 25  # a piece of less than this share of the mean superpixel, in percent, goes to a neighbour
+SMALLEST = (
+    25  # a piece of less than this share of the mean superpixel, in percent, goes to a neighbour
+)
 
 
 class Superpixels(Protocol):
@@ -36,7 +38,9 @@ class SLIC:
 
     def __init__(self, count: int = 200, ruler: float = 10.0, iterations: int = 10) -> None:
         if not (count >= 1 and ruler > 0 and iterations >= 1):
-            raise UserError(f"SLIC: count and iterations must be at least 1 and ruler above 0, not {count}, {iterations} and {ruler}")
+            raise UserError(
+                f"SLIC: count and iterations must be at least 1 and ruler above 0, not {count}, {iterations} and {ruler}"
+            )
         self.count, self.ruler, self.iterations = count, ruler, iterations
 
     def __call__(self, image: Image) -> Labels:
@@ -48,7 +52,9 @@ class SLIC:
         # OpenCV finds no place for seeds (and divides by zero) where the image is narrower than a cell.
         below, right = max(0, side - height), max(0, side - width)
         padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        lab = cv2.cvtColor(cv2.GaussianBlur(padded, (3, 3), 0).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+        lab = cv2.cvtColor(
+            cv2.GaussianBlur(padded, (3, 3), 0).astype(np.float32) / 255, cv2.COLOR_RGB2Lab
+        )
         slic = cv2.ximgproc.createSuperpixelSLIC(lab, cv2.ximgproc.SLIC, side, self.ruler)
         slic.iterate(self.iterations)
         slic.enforceLabelConnectivity(SMALLEST)
@@ -67,20 +73,26 @@ class GraphSegments:
 
     def __init__(self, sigma: float = 1.0, k: float = 100.0, min_size: int = 20) -> None:
         if not (sigma >= 0 and k > 0 and min_size >= 1):
-            raise UserError(f"graph segments: sigma must not be negative, k above 0, min_size at least 1, not {sigma}, {k} and {min_size}")
+            raise UserError(
+                f"graph segments: sigma must not be negative, k above 0, min_size at least 1, not {sigma}, {k} and {min_size}"
+            )
         self.sigma, self.k, self.min_size = sigma, k, min_size
 
     def __call__(self, image: Image) -> Labels:
         """Raises ValueError for anything but uint8 RGB [H, W, 3]."""
         _size(image)
-        segmentation = opencv().ximgproc.segmentation.createGraphSegmentation(self.sigma, self.k, self.min_size)
+        segmentation = opencv().ximgproc.segmentation.createGraphSegmentation(
+            self.sigma, self.k, self.min_size
+        )
         return renumbered(segmentation.processImage(image))
 
 
 def _size(image: Image) -> tuple[int, int]:
     """Height and width of what is an image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"superpixels are of uint8 RGB [H, W, 3], not of {image.dtype} {list(image.shape)}")
+        raise ValueError(
+            f"superpixels are of uint8 RGB [H, W, 3], not of {image.dtype} {list(image.shape)}"
+        )
     return image.shape[0], image.shape[1]
 
 
@@ -90,7 +102,9 @@ def _grid_side(height: int, width: int, count: int) -> int:
     At least 2: superpixels of one pixel would all be too small, and be joined.
     """
     sides = np.arange(2, min(max(height, width), THINNEST * min(height, width)) + 1)
-    cells = np.maximum(1, np.floor(height / sides + 0.5)) * np.maximum(1, np.floor(width / sides + 0.5))
+    cells = np.maximum(1, np.floor(height / sides + 0.5)) * np.maximum(
+        1, np.floor(width / sides + 0.5)
+    )
     return int(sides[np.abs(cells - count).argmin()])
 
 
@@ -100,7 +114,9 @@ def renumbered(labels: NDArray[np.integer]) -> Labels:
         labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     flat = labels.ravel()
     first = np.full(int(flat.max(initial=-1)) + 1, flat.size)
-    first[flat[::-1]] = np.arange(flat.size)[::-1]  # of several values for one place, the last stays
+    first[flat[::-1]] = np.arange(flat.size)[
+        ::-1
+    ]  # of several values for one place, the last stays
     number = np.empty(len(first), dtype=np.int32)
     number[np.argsort(first, kind="stable")] = np.arange(len(first))
     return np.take(number, labels)

@@ -8,7 +8,12 @@ from typing import Any
 
 from maskseg.errors import UserError
 
-WHEELS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+WHEELS = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
 INSTALL = "pip install maskseg[classic]"
 
 
@@ -22,13 +27,21 @@ def opencv() -> Any:
     wheels = _wheels()
     mend = f"pip uninstall -y {' '.join(wheels)}, then {INSTALL}" if wheels else INSTALL
     if len(wheels) > 1:
-        raise UserError(f"{' and '.join(wheels)} are installed together and overwrite each other's files: {mend}")
+        raise UserError(
+            f"{' and '.join(wheels)} are installed together and overwrite each other's files: {mend}"
+        )
     try:
         cv2 = import_module("cv2")
-    except Exception as error:  # half a wheel raises AttributeError, a missing system library ImportError
-        raise UserError(f"this needs OpenCV's contrib modules, but cv2 cannot be imported ({error}): {mend}") from error
+    except (
+        Exception
+    ) as error:  # half a wheel raises AttributeError, a missing system library ImportError
+        raise UserError(
+            f"this needs OpenCV's contrib modules, but cv2 cannot be imported ({error}): {mend}"
+        ) from error
     if not hasattr(cv2, "ximgproc"):
-        raise UserError(f"this needs OpenCV's contrib modules, which the installed {''.join(wheels) or 'OpenCV'} lacks: {mend}")
+        raise UserError(
+            f"this needs OpenCV's contrib modules, which the installed {''.join(wheels) or 'OpenCV'} lacks: {mend}"
+        )
     cv2.setNumThreads(1)
     return cv2
 
@@ -38,7 +51,9 @@ def scipy(part: str) -> Any:
     try:
         return import_module(f"scipy.{part}")
     except ImportError as error:
-        raise UserError(f"this needs SciPy, which cannot be imported ({error}): {INSTALL}") from error
+        raise UserError(
+            f"this needs SciPy, which cannot be imported ({error}): {INSTALL}"
+        ) from error
 
 
 def _wheels() -> list[str]:

@@ -13,7 +13,9 @@ from maskseg.structures import Batch, Categories
 from maskseg.visualization.detections import Picture, draw_detections, mosaic
 
 
-def draw_batch(batch: Batch, categories: Categories, most: int) -> Iterator[tuple[Picture, Picture]]:
+def draw_batch(
+    batch: Batch, categories: Categories, most: int
+) -> Iterator[tuple[Picture, Picture]]:
     """The first `most` images of a batch as the model gets them, without the padding, and the same with their truth drawn over them."""
     assert batch.targets is not None
     for i in range(min(len(batch), most)):
@@ -22,7 +24,12 @@ def draw_batch(batch: Batch, categories: Categories, most: int) -> Iterator[tupl
         truth = batch.targets[batch.targets.image_index == i]
         masks = truth.masks.to_rle() if truth.masks else None
         points: dict[str, Any] = {"keypoints": truth.keypoints, "lines": categories.lines}
-        yield image, draw_detections(image, truth.boxes, truth.labels, None, masks, categories.names, **points)
+        yield (
+            image,
+            draw_detections(
+                image, truth.boxes, truth.labels, None, masks, categories.names, **points
+            ),
+        )
 
 
 def save_batch(batch: Batch, categories: Categories, path: Path, most: int = 16) -> None:

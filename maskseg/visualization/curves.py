@@ -18,7 +18,20 @@ Series = dict[int, float]  # step -> value
 Line = tuple[str, Series, str, bool]  # name, values, colour, dashed
 
 # Six of Okabe and Ito's colours, without their yellow, which is faint on white, and six of Tol's and matplotlib's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#44AA99", "#8C564B", "#9467BD")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#332288",
+    "#999933",
+    "#44AA99",
+    "#8C564B",
+    "#9467BD",
+)
 _TRAIN, _VAL = "#0072B2", "#D55E00"
 _AP_COLOURS = {"bbox": "#0072B2", "segm": "#D55E00", "keypoints": "#009E73"}
 _WINDOW = 50  # points from which on a curve is drawn faint, with its running mean over it
@@ -42,7 +55,9 @@ def panels_figure(panels: Sequence[tuple[str, Sequence[Line]]], *, legends: bool
     from matplotlib.figure import Figure  # half a second, and only needed here
 
     last = max(step for _, lines in panels for _, series, _, _ in lines for step in series)
-    columns = min(len(panels), 3) if len(panels) <= 6 else min((4, 3), key=lambda c: -len(panels) % c)  # as few empty places as can be
+    columns = (
+        min(len(panels), 3) if len(panels) <= 6 else min((4, 3), key=lambda c: -len(panels) % c)
+    )  # as few empty places as can be
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -70,7 +85,9 @@ def save_picture(picture: NDArray[np.uint8], output: Path | str) -> None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(output, format="PNG")
     except OSError as error:
-        raise UserError(f"cannot write the picture to {output}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the picture to {output}: {error.strerror or error}"
+        ) from error
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
@@ -85,7 +102,11 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
             values = parse_json(line)
         except ValueError:
             continue  # the last line of a run that was killed
-        if not isinstance(values, dict) or values.get("kind") not in found or not isinstance(values.get("step"), int):
+        if (
+            not isinstance(values, dict)
+            or values.get("kind") not in found
+            or not isinstance(values.get("step"), int)
+        ):
             continue
         for key, value in values.items():
             if key not in ("step", "kind") and isinstance(value, int | float):
@@ -96,20 +117,30 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
 def _panels(train: Mapping[str, Series], val: Mapping[str, Series]) -> list[tuple[str, list[Line]]]:
     """Title and lines of each panel: total loss, its terms, learning rate, AP. Panels without values are left out."""
     terms = [k for k in dict.fromkeys([*train, *val]) if k.startswith("loss/")]
-    panels: list[tuple[str, list[Line]]] = [("loss", _pair(train.get("loss"), validation_loss(val)))]
+    panels: list[tuple[str, list[Line]]] = [
+        ("loss", _pair(train.get("loss"), validation_loss(val)))
+    ]
     panels += [(k.replace("loss/", "loss: "), _pair(train.get(k), val.get(k))) for k in terms]
-    panels.append(("learning rate", [("train", train["lr"], _TRAIN, False)] if "lr" in train else []))
+    panels.append(
+        ("learning rate", [("train", train["lr"], _TRAIN, False)] if "lr" in train else [])
+    )
     panels.append(("average precision", _ap_lines(val)))
     return [(title, lines) for title, lines in panels if lines]
 
 
 def validation_loss(val: Mapping[str, Series]) -> Series:
     """The total validation loss, or the sum of its terms where only they were written."""
-    return val.get("loss") or _sum([series for key, series in val.items() if key.startswith("loss/")])
+    return val.get("loss") or _sum(
+        [series for key, series in val.items() if key.startswith("loss/")]
+    )
 
 
 def _pair(train: Series | None, val: Series | None) -> list[Line]:
-    return [line for line in (("train", train or {}, _TRAIN, False), ("validation", val or {}, _VAL, False)) if line[1]]
+    return [
+        line
+        for line in (("train", train or {}, _TRAIN, False), ("validation", val or {}, _VAL, False))
+        if line[1]
+    ]
 
 
 def _sum(series: Sequence[Series]) -> Series:
@@ -125,7 +156,9 @@ def _ap_lines(val: Mapping[str, Series]) -> list[Line]:
         kind, _, name = key.partition("/")
         valid = {step: value for step, value in series.items() if value >= 0}
         if name in ("AP", "AP50") and valid:
-            lines.append((f"{kind} {name}", valid, _AP_COLOURS.get(kind, "#CC79A7"), name == "AP50"))
+            lines.append(
+                (f"{kind} {name}", valid, _AP_COLOURS.get(kind, "#CC79A7"), name == "AP50")
+            )
     return sorted(lines, key=lambda line: (line[3], line[0]))
 
 
@@ -134,9 +167,18 @@ def _draw_panel(axis: Any, title: str, lines: Sequence[Line], legend: bool) -> N
     for name, series, colour, dashed in lines:
         steps = np.array(sorted(series))
         values = np.array([series[s] for s in steps.tolist()])
-        style: dict[str, Any] = {"color": colour, "linestyle": "--" if dashed else "-", "label": name, "linewidth": 1.6}
+        style: dict[str, Any] = {
+            "color": colour,
+            "linestyle": "--" if dashed else "-",
+            "label": name,
+            "linewidth": 1.6,
+        }
         if len(steps) <= _WINDOW:
-            style |= {"marker": "o", "markersize": 3.5, "markerfacecolor": "white" if dashed else colour}
+            style |= {
+                "marker": "o",
+                "markersize": 3.5,
+                "markerfacecolor": "white" if dashed else colour,
+            }
         elif title.startswith("loss"):
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _running_mean(values, len(values) // 20)

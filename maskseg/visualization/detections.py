@@ -52,7 +52,9 @@ class _Area:
     y1: int
 
     def overlaps(self, other: _Area) -> bool:
-        return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
+        return (
+            self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
+        )
 
 
 def draw_detections(
@@ -88,19 +90,30 @@ def draw_detections(
     height, width = image.shape[:2]
     factor = min(8, max(1, math.ceil(READABLE / max(height, width))))
     canvas = _enlarged(image, factor)
-    colours = dict(zip(kept.tolist(), _colours(corners[kept], [classes[i] for i in kept]), strict=True))
+    colours = dict(
+        zip(kept.tolist(), _colours(corners[kept], [classes[i] for i in kept]), strict=True)
+    )
     areas = {i: _on_canvas(corners[i], factor, canvas) for i in kept.tolist()}
     if masks is not None:
         _paint_masks(canvas, masks, areas, colours, (height, width), factor)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for i, box in areas.items():
-        draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colours[i], width=_line(box, canvas))
+        draw.rectangle(
+            (box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colours[i], width=_line(box, canvas)
+        )
     if keypoints is not None and areas:
         points = np.asarray(keypoints, dtype=np.float64) * (factor, factor, 1)
-        draw_skeletons(draw, [(points[i], lines[classes[i]] if lines else (), colours[i]) for i in areas], max(canvas.shape[:2]))
+        draw_skeletons(
+            draw,
+            [(points[i], lines[classes[i]] if lines else (), colours[i]) for i in areas],
+            max(canvas.shape[:2]),
+        )
     with_name = len(names) != 1 or len(kept) <= _NAMED
-    texts = {i: _texts(classes[i], None if chances is None else float(chances[i]), names, with_name) for i in areas}
+    texts = {
+        i: _texts(classes[i], None if chances is None else float(chances[i]), names, with_name)
+        for i in areas
+    }
     first = sorted(areas, key=lambda i: 0.0 if chances is None else -chances[i])
     _draw_labels(draw, picture.size, [(areas[i], texts[i], colours[i]) for i in first])
     return np.asarray(picture)
@@ -114,7 +127,9 @@ def side_by_side(left: Picture, right: Picture, titles: tuple[str, str] = ("", "
     sheet = Image.new("RGB", (left.shape[1] + right.shape[1] + 3 * _GAP, height), _PAPER)
     draw, x = ImageDraw.Draw(sheet), _GAP
     for picture, title in zip((left, right), titles, strict=True):
-        draw.text((x, top / 2), _fitted(title, font, picture.shape[1]), fill=_INK, font=font, anchor="lm")
+        draw.text(
+            (x, top / 2), _fitted(title, font, picture.shape[1]), fill=_INK, font=font, anchor="lm"
+        )
         sheet.paste(Image.fromarray(picture), (x, top))
         x += picture.shape[1] + _GAP
     return np.asarray(sheet)
@@ -128,8 +143,14 @@ def mosaic(pictures: Sequence[Picture], columns: int, *, cell: int = 1600) -> Pi
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     widths = [max(p.shape[1] for p in pictures[c::columns]) for c in range(columns)]
-    heights = [max(p.shape[0] for p in pictures[r * columns : (r + 1) * columns]) for r in range(rows)]
-    sheet = np.full((sum(heights) + (rows + 1) * _GAP, sum(widths) + (columns + 1) * _GAP, 3), _PAPER, dtype=np.uint8)
+    heights = [
+        max(p.shape[0] for p in pictures[r * columns : (r + 1) * columns]) for r in range(rows)
+    ]
+    sheet = np.full(
+        (sum(heights) + (rows + 1) * _GAP, sum(widths) + (columns + 1) * _GAP, 3),
+        _PAPER,
+        dtype=np.uint8,
+    )
     for i, picture in enumerate(pictures):
         r, c = divmod(i, columns)
         h, w = picture.shape[:2]
@@ -147,7 +168,9 @@ def _shrunk(picture: Picture, longest: int) -> Picture:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-def _kept(boxes: NDArray[np.float64], scores: NDArray[np.float64] | None, min_score: float) -> NDArray[np.int64]:
+def _kept(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64] | None, min_score: float
+) -> NDArray[np.int64]:
     """Which detections are drawn, large ones first, so that what lies on them stays visible."""
     finite = np.isfinite(boxes).all(axis=1)
     kept = np.flatnonzero(finite if scores is None else finite & (scores >= min_score))
@@ -165,8 +188,14 @@ def _enlarged(image: Picture, factor: int) -> Picture:
 def _on_canvas(box: NDArray[np.float64], factor: int, canvas: Picture) -> _Area:
     """A box on the enlarged picture, at least one pixel large and inside."""
     height, width = canvas.shape[:2]
-    x0, y0 = min(max(round(box[0] * factor), 0), width - 1), min(max(round(box[1] * factor), 0), height - 1)
-    x1, y1 = min(max(round(box[2] * factor), x0 + 1), width), min(max(round(box[3] * factor), y0 + 1), height)
+    x0, y0 = (
+        min(max(round(box[0] * factor), 0), width - 1),
+        min(max(round(box[1] * factor), 0), height - 1),
+    )
+    x1, y1 = (
+        min(max(round(box[2] * factor), x0 + 1), width),
+        min(max(round(box[3] * factor), y0 + 1), height),
+    )
     return _Area(x0, y0, x1, y1)
 
 
@@ -245,14 +274,18 @@ def _fitted(text: str, font: Any, width: int) -> str:
     return text + "…"
 
 
-def _draw_labels(draw: ImageDraw.ImageDraw, size: tuple[int, int], labels: list[tuple[_Area, list[str], Colour]]) -> None:
+def _draw_labels(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], labels: list[tuple[_Area, list[str], Colour]]
+) -> None:
     """Each label in the first free place at its box; the first labels choose first."""
     width, height = size
     font = _font(min(28, max(13, round(max(size) / 52))))
     pad = max(2, round(font.size / 6))
     tall = round(font.size * 1.1) + 2 * pad
     taken: list[_Area] = []
-    boxes = np.array([(b.x0, b.y0, b.x1, b.y1) for b, _, _ in labels], dtype=np.int64).reshape(-1, 4)
+    boxes = np.array([(b.x0, b.y0, b.x1, b.y1) for b, _, _ in labels], dtype=np.int64).reshape(
+        -1, 4
+    )
     for box, texts, colour in labels:
         for text in texts:
             wide = math.ceil(font.getlength(text)) + 2 * pad
@@ -262,7 +295,13 @@ def _draw_labels(draw: ImageDraw.ImageDraw, size: tuple[int, int], labels: list[
                 draw.rectangle((place.x0, place.y0, place.x1 - 1, place.y1 - 1), fill=colour)
                 bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 125
                 middle = (place.x0 + pad, (place.y0 + place.y1) / 2)
-                draw.text(middle, text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font, anchor="lm")
+                draw.text(
+                    middle,
+                    text,
+                    fill=(0, 0, 0) if bright else (255, 255, 255),
+                    font=font,
+                    anchor="lm",
+                )
                 taken.append(place)
                 break
 
@@ -271,7 +310,10 @@ def _is_free(place: _Area, taken: Sequence[_Area], boxes: NDArray[np.int64]) -> 
     """Whether a label there covers no other label, and no more than a third of any box [D, 4]."""
     if any(place.overlaps(t) for t in taken):
         return False
-    low, high = np.maximum(boxes[:, :2], (place.x0, place.y0)), np.minimum(boxes[:, 2:], (place.x1, place.y1))
+    low, high = (
+        np.maximum(boxes[:, :2], (place.x0, place.y0)),
+        np.minimum(boxes[:, 2:], (place.x1, place.y1)),
+    )
     covered = (high - low).clip(0).prod(axis=1)
     return bool((3 * covered <= (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).all())
 

@@ -13,7 +13,15 @@ from PIL import Image, ImageDraw
 
 from maskseg.evaluation.coco_entries import compressed_rle
 from maskseg.evaluation.coco_results import Row
-from maskseg.evaluation.diagnosis import BAD_MASK, CORRECT, FALSE, MISSED, WRONG_CLASS, Finding, ImageDiagnosis
+from maskseg.evaluation.diagnosis import (
+    BAD_MASK,
+    CORRECT,
+    FALSE,
+    MISSED,
+    WRONG_CLASS,
+    Finding,
+    ImageDiagnosis,
+)
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
 from maskseg.visualization import detections
@@ -21,7 +29,9 @@ from maskseg.visualization.curves import COLOURS, rendered, save_picture
 from maskseg.visualization.detections import Colour, Picture, mosaic, side_by_side
 
 Floats = NDArray[np.float64]
-Entry = tuple[Row, str, list[str]]  # an annotation or a result row, its outcome, what its label may say
+Entry = tuple[
+    Row, str, list[str]
+]  # an annotation or a result row, its outcome, what its label may say
 
 MOST_IMAGES = 20
 _SIDE = 720  # pixels of the longer side that images are scaled to before they are drawn on, so that texts are as large on all of them
@@ -32,7 +42,9 @@ _NAMED = 12  # classes up to which all are in the legend of the curves
 _NUMBERED = 20  # classes up to which the confusion matrix has numbers
 _NAME = 22  # characters of a class name beside curves and matrix
 _GREY, _PAPER, _INK = (185, 185, 185), (255, 255, 255), (30, 30, 30)
-_MARKS: dict[str, tuple[Colour, str]] = {  # of Okabe and Ito's colours, those that are seen on pictures
+_MARKS: dict[
+    str, tuple[Colour, str]
+] = {  # of Okabe and Ito's colours, those that are seen on pictures
     MISSED: (detections._PALETTE[2], "missed: an object not detected"),
     FALSE: (detections._PALETTE[4], "false: a detection of nothing, score"),
     WRONG_CLASS: (detections._PALETTE[1], "wrong class: given, true one, score"),
@@ -41,7 +53,9 @@ _MARKS: dict[str, tuple[Colour, str]] = {  # of Okabe and Ito's colours, those t
 }
 
 
-def draw_pr_curves(curves: Mapping[str, Mapping[str, Floats]], path: Path | str | None = None, *, iou: float = 0.5) -> Picture:
+def draw_pr_curves(
+    curves: Mapping[str, Mapping[str, Floats]], path: Path | str | None = None, *, iou: float = 0.5
+) -> Picture:
     """Precision over recall, a panel a kind: classes thin, their mean bold. -> uint8 RGB [H, W, 3], as PNG too where there is a path.
 
     curves: what `CocoEvaluator.pr_curves(iou)` gives. The legend has the AP at this IoU of up to 12 classes; of more, the 6 best and the 6 worst
@@ -52,12 +66,16 @@ def draw_pr_curves(curves: Mapping[str, Mapping[str, Floats]], path: Path | str 
     figure = Figure(figsize=(7.2 * max(len(curves), 1), 4.8), layout="constrained")
     axes = figure.subplots(1, max(len(curves), 1), squeeze=False)[0]
     for axis, (kind, classes) in zip(axes, curves.items(), strict=False):
-        _draw_curves(axis, {name: c for name, c in classes.items() if c.min() >= 0}, f"AP{round(100 * iou)}")
+        _draw_curves(
+            axis, {name: c for name, c in classes.items() if c.min() >= 0}, f"AP{round(100 * iou)}"
+        )
         axis.set_title(f"{kind}: precision over recall at IoU {iou:.2f}", fontsize=11, loc="left")
     return _finished(rendered(figure), path)
 
 
-def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path | str | None = None) -> Picture:
+def draw_confusion(
+    matrix: NDArray[np.int64], names: Sequence[str], path: Path | str | None = None
+) -> Picture:
     """A confusion matrix as shares of each truth row. -> uint8 RGB [H, W, 3], as PNG too where there is a path.
 
     matrix: i64 [K+1, K+1], truth in rows, prediction in columns, background last; names: K class names. Beside each row stands how many it
@@ -68,7 +86,9 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path |
 
     size = len(names) + 1
     if matrix.shape != (size, size):
-        raise ValueError(f"{len(names)} names need a matrix {[size, size]}, got {list(matrix.shape)}")
+        raise ValueError(
+            f"{len(names)} names need a matrix {[size, size]}, got {list(matrix.shape)}"
+        )
     totals = matrix.sum(axis=1)
     shares = np.ma.masked_invalid(matrix / np.where(totals, totals, np.nan)[:, None])
     numbered = len(names) <= _NUMBERED
@@ -76,10 +96,16 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path |
     side = max(cell * size, 2.4)
     figure = Figure(figsize=(side + 3.6, side + (2.4 if numbered else 3.3)), layout="compressed")
     axis = figure.subplots()
-    shown = axis.imshow(shares, cmap=_shading(), norm=PowerNorm(0.6, vmin=0, vmax=1))  # so that small shares are seen
+    shown = axis.imshow(
+        shares, cmap=_shading(), norm=PowerNorm(0.6, vmin=0, vmax=1)
+    )  # so that small shares are seen
     labels = [_short(name) for name in [*names, "background"]]
     axis.set_xticks(range(size), labels, rotation=90, fontsize=font)
-    axis.set_yticks(range(size), [f"{label} ({total})" for label, total in zip(labels, totals.tolist(), strict=True)], fontsize=font)
+    axis.set_yticks(
+        range(size),
+        [f"{label} ({total})" for label, total in zip(labels, totals.tolist(), strict=True)],
+        fontsize=font,
+    )
     axis.tick_params(length=0, labeltop=not numbered, labelright=False)
     axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
@@ -93,18 +119,30 @@ def draw_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path |
     return _finished(rendered(figure), path)
 
 
-def label_shares(figure: Any, axis: Any, shown: Any, shares: Any | None, side: float, told: str) -> None:
+def label_shares(
+    figure: Any, axis: Any, shown: Any, shares: Any | None, side: float, told: str
+) -> None:
     """Numbers in the cells of a matrix of shares (masked, None for no numbers) that matplotlib shows, and a bar of its shades; side: inches."""
     if shares is not None:
         for (row, column), share in np.ndenumerate(shares.filled(0)):
             if share >= 0.005:
-                axis.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8.5, color="white" if share > 0.4 else "black")
+                axis.text(
+                    column,
+                    row,
+                    f"{share:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if share > 0.4 else "black",
+                )
     bar = figure.colorbar(shown, ax=axis, shrink=min(1.0, 4 / side), aspect=25)
     bar.set_label(told, fontsize=9)
     bar.ax.tick_params(labelsize=8)
 
 
-def draw_worst(image: Picture, diagnosis: ImageDiagnosis, categories: Categories, file_name: str = "") -> Picture:
+def draw_worst(
+    image: Picture, diagnosis: ImageDiagnosis, categories: Categories, file_name: str = ""
+) -> Picture:
     """One image, truth | prediction, its errors in colours with a text at each, under its name and why. -> uint8 RGB [H', W', 3].
 
     image: uint8 RGB [H, W, 3], in the frame of the annotations and rows. An error is drawn where it is: a missed truth at the left, a false
@@ -113,7 +151,9 @@ def draw_worst(image: Picture, diagnosis: ImageDiagnosis, categories: Categories
     more than 30 errors of the only class, just the numbers are written.
     """
     names = dict(zip(categories.ids, categories.names, strict=True))
-    left, right = (_drawn(image, _entries(diagnosis.findings, side, names)) for side in ("truth", "row"))
+    left, right = (
+        _drawn(image, _entries(diagnosis.findings, side, names)) for side in ("truth", "row")
+    )
     title = f"{file_name or f'image {diagnosis.image_id}'}: {diagnosis.why or 'no errors'}"
     return _under([_Text(title, None)], side_by_side(left, right, ("truth", "prediction")), _TITLE)
 
@@ -131,8 +171,15 @@ def draw_worst_images(
     picture: image id -> uint8 RGB [H, W, 3]; file_names: image id -> the name in the title (an image without one gets its id).
     """
     file_names = file_names or {}
-    drawn = [draw_worst(picture(d.image_id), d, categories, file_names.get(d.image_id, "")) for d in diagnoses[:MOST_IMAGES]]
-    sheet = mosaic(drawn, columns=2, cell=2 * _SIDE + 100) if drawn else np.full((40, 900, 3), 255, dtype=np.uint8)
+    drawn = [
+        draw_worst(picture(d.image_id), d, categories, file_names.get(d.image_id, ""))
+        for d in diagnoses[:MOST_IMAGES]
+    ]
+    sheet = (
+        mosaic(drawn, columns=2, cell=2 * _SIDE + 100)
+        if drawn
+        else np.full((40, 900, 3), 255, dtype=np.uint8)
+    )
     legend = [_Text(text, colour) for colour, text in _MARKS.values()]
     if not drawn:
         legend.append(_Text("no image has an error", None))
@@ -160,12 +207,33 @@ def _draw_curves(axis: Any, classes: Mapping[str, Floats], metric: str) -> None:
     handles = []
     for i, name in enumerate(named):
         label = f"{classes[name].mean():.2f}  {_short(name)}"
-        handles += axis.plot(recall, classes[name], color=COLOURS[i], linewidth=1.3 if len(ranked) > 1 else 3, label=label)
+        handles += axis.plot(
+            recall,
+            classes[name],
+            color=COLOURS[i],
+            linewidth=1.3 if len(ranked) > 1 else 3,
+            label=label,
+        )
     if len(named) < len(ranked):
-        handles.insert(_NAMED // 2, axis.plot([], [], color="#c4c4c4", linewidth=0.7, label=f"…  {len(ranked) - len(named)} others")[0])
+        handles.insert(
+            _NAMED // 2,
+            axis.plot(
+                [],
+                [],
+                color="#c4c4c4",
+                linewidth=0.7,
+                label=f"…  {len(ranked) - len(named)} others",
+            )[0],
+        )
     if len(ranked) > 1:
         mean = np.mean([classes[name] for name in ranked], axis=0)
-        handles[:0] = axis.plot(recall, mean, color="black", linewidth=3, label=f"{mean.mean():.2f}  mean of {len(ranked)}")
+        handles[:0] = axis.plot(
+            recall,
+            mean,
+            color="black",
+            linewidth=3,
+            label=f"{mean.mean():.2f}  mean of {len(ranked)}",
+        )
     if ranked:
         axis.legend(
             handles=handles,
@@ -199,14 +267,20 @@ def _entries(findings: Sequence[Finding], side: str, names: Mapping[int, str]) -
     shown = [(f.truth if side == "truth" else f.row, f) for f in findings]
     entries = [(row, f.outcome, _texts(f, side, names)) for row, f in shown if row is not None]
     if len(names) == 1 and sum(outcome != CORRECT for _, outcome, _ in entries) > _CROWDED:
-        entries = [(row, outcome, texts[-1:] if side == "row" else []) for row, outcome, texts in entries]
+        entries = [
+            (row, outcome, texts[-1:] if side == "row" else []) for row, outcome, texts in entries
+        ]
     return entries
 
 
 def _texts(finding: Finding, side: str, names: Mapping[int, str]) -> list[str]:
     """What a label may say, the most telling first."""
     truth = "" if finding.truth is None else names[finding.truth["category_id"]]
-    found, score = ("", "") if finding.row is None else (names[finding.row["category_id"]], f"{finding.row['score']:.2f}")
+    found, score = (
+        ("", "")
+        if finding.row is None
+        else (names[finding.row["category_id"]], f"{finding.row['score']:.2f}")
+    )
     if finding.outcome == CORRECT:
         return []
     if finding.outcome == MISSED:
@@ -223,11 +297,18 @@ def _texts(finding: Finding, side: str, names: Mapping[int, str]) -> list[str]:
 def _drawn(image: Picture, entries: Sequence[Entry]) -> Picture:
     """One side: what is right, then the errors, large ones first, so that what lies on them stays visible; then the texts."""
     height, width = image.shape[:2]
-    canvas = np.array(detections._shrunk(detections._enlarged(image, min(8, math.ceil(_SIDE / max(height, width)))), _SIDE))
+    canvas = np.array(
+        detections._shrunk(
+            detections._enlarged(image, min(8, math.ceil(_SIDE / max(height, width)))), _SIDE
+        )
+    )
     ratio = np.array([canvas.shape[1] / width, canvas.shape[0] / height] * 2)
     corners = [_corners(row) * ratio for row, _, _ in entries]
     lines = [detections._line(detections._on_canvas(box, 1, canvas), canvas) for box in corners]
-    order = sorted(range(len(entries)), key=lambda i: (entries[i][1] != CORRECT, -float((corners[i][2:] - corners[i][:2]).prod())))
+    order = sorted(
+        range(len(entries)),
+        key=lambda i: (entries[i][1] != CORRECT, -float((corners[i][2:] - corners[i][:2]).prod())),
+    )
     for i in order:
         row, outcome, _ = entries[i]
         if outcome != CORRECT and row.get("segmentation"):
@@ -240,10 +321,14 @@ def _drawn(image: Picture, entries: Sequence[Entry]) -> Picture:
     for i in order:
         outcome = entries[i][1]
         colour, thick = _MARKS[outcome][0], 1 if outcome == CORRECT else 2 * lines[i]
-        area = detections._on_canvas(corners[i] if outcome == CORRECT else _around(corners[i], thick), 1, canvas)
+        area = detections._on_canvas(
+            corners[i] if outcome == CORRECT else _around(corners[i], thick), 1, canvas
+        )
         draw.rectangle((area.x0, area.y0, area.x1 - 1, area.y1 - 1), outline=colour, width=thick)
         labels[i] = area, entries[i][2], colour
-    detections._draw_labels(draw, picture.size, [labels[i] for i in sorted(labels) if entries[i][2]])
+    detections._draw_labels(
+        draw, picture.size, [labels[i] for i in sorted(labels) if entries[i][2]]
+    )
     return np.asarray(picture)
 
 
@@ -284,7 +369,9 @@ def _under(texts: Sequence[_Text], picture: Picture, size: int) -> Picture:
     for (x, line), (text, colour) in zip(places, texts, strict=True):
         middle = gap // 2 + line * tall + tall // 2
         if colour:
-            draw.rectangle((x, middle - size // 2, x + field, middle + size // 2), fill=colour, outline=_INK)
+            draw.rectangle(
+                (x, middle - size // 2, x + field, middle + size // 2), fill=colour, outline=_INK
+            )
             x += field + gap
         draw.text((x, middle), text, fill=_INK, font=font, anchor="lm")
     sheet.paste(Image.fromarray(picture), (0, lines * tall + gap // 2))

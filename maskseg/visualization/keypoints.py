@@ -21,8 +21,13 @@ def draw_skeletons(draw: ImageDraw.ImageDraw, skeletons: Iterable[Skeleton], lon
     for points, lines, colour in skeletons:
         there = points[:, 2] > 0
         joined = [(a, b) for a, b in lines if there[a] and there[b]]
-        for thick, ink in ((width + 2, _INK), (width, colour)):  # a dark rim, so that they are seen on a mask of the same colour
+        for thick, ink in (
+            (width + 2, _INK),
+            (width, colour),
+        ):  # a dark rim, so that they are seen on a mask of the same colour
             for a, b in joined:
                 draw.line((*points[a, :2], *points[b, :2]), fill=ink, width=thick)
         for x, y, _ in points[there]:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_INK)
+            draw.ellipse(
+                (x - radius, y - radius, x + radius, y + radius), fill=colour, outline=_INK
+            )

@@ -66,12 +66,17 @@ def draw_bits(codes: Floats, columns: int = 4, *, cell: int = 240) -> Picture:
     codes: [b, h, w] in 0..1 (soft codes), or booleans; cell: pixels of the longer side of a tile. Pixels of the map stay squares.
     """
     size = min(_TITLE, max(14, cell // 12))
-    return _sheet([_titled(tile, f"bit {i}", size) for i, tile in enumerate(_bit_tiles(codes, cell))], columns)
+    return _sheet(
+        [_titled(tile, f"bit {i}", size) for i, tile in enumerate(_bit_tiles(codes, cell))], columns
+    )
 
 
 def panel(tiles: Mapping[str, Picture], columns: int) -> Picture:
     """Pictures, by title, in rows on white; larger ones are shrunk so that their longer side has 720 pixels. -> uint8 RGB."""
-    return _sheet([_titled(detections._shrunk(tile, TILE), title, _TITLE) for title, tile in tiles.items()], columns)
+    return _sheet(
+        [_titled(detections._shrunk(tile, TILE), title, _TITLE) for title, tile in tiles.items()],
+        columns,
+    )
 
 
 def segment_panel(
@@ -90,18 +95,31 @@ def segment_panel(
     maps = [m for m in (superpixels, segments, truth) if m is not None]
     image, maps = _scaled(image, maps)
     texts = ("{} superpixels", "{} merged segments", "truth: {} segments")
-    counts = ["image", *(text.format(len(np.unique(m[m >= 0]))) for text, m in zip(texts, maps, strict=False))]
+    counts = [
+        "image",
+        *(text.format(len(np.unique(m[m >= 0]))) for text, m in zip(texts, maps, strict=False)),
+    ]
     drawn = [image, draw_boundaries(image, maps[0]), *(draw_segments(image, m) for m in maps[1:])]
-    tiles = [_titled(tile, title, _TITLE) for title, tile in zip(counts if titles is None else titles, drawn, strict=True)]
+    tiles = [
+        _titled(tile, title, _TITLE)
+        for title, tile in zip(counts if titles is None else titles, drawn, strict=True)
+    ]
     row = _sheet(tiles, len(tiles))
     columns = min(_BITS, len(codes))
     wide = min((row.shape[1] - detections._GAP) // columns - detections._GAP - 2, image.shape[1])
     height, width = codes.shape[1:]
-    return _sheet([row, draw_bits(codes, columns, cell=max(1, wide * max(height, width) // width))], 1)
+    return _sheet(
+        [row, draw_bits(codes, columns, cell=max(1, wide * max(height, width) // width))], 1
+    )
 
 
 def step_pictures(
-    image: Picture, features: Floats, codes: Floats, superpixels: Labels, superpixel_codes: Bools, segments: Labels
+    image: Picture,
+    features: Floats,
+    codes: Floats,
+    superpixels: Labels,
+    superpixel_codes: Bools,
+    segments: Labels,
 ) -> dict[str, Picture]:
     """What each step of a segmentation by hash codes makes of an image, by title, all of one size, for `panel`. -> uint8 RGB each.
 
@@ -112,15 +130,24 @@ def step_pictures(
     image, (regions, merged) = _scaled(image, [superpixels, segments])
     size = image.shape[1::-1]
     binary = (codes > 0.5).reshape(len(codes), -1).T
-    distinct, index = np.unique(np.concatenate([binary, superpixel_codes]), axis=0, return_inverse=True)
+    distinct, index = np.unique(
+        np.concatenate([binary, superpixel_codes]), axis=0, return_inverse=True
+    )
     colours = _principal_colours(distinct)[index.reshape(-1)]
     spots = np.full_like(image, 255)
     spots[regions >= 0] = colours[len(binary) :][regions[regions >= 0]]
-    columns = math.ceil(math.sqrt(len(codes)))  # the tiles have the shape of the image, and so has a square of them
+    columns = math.ceil(
+        math.sqrt(len(codes))
+    )  # the tiles have the shape of the image, and so has a square of them
     bits = Image.fromarray(mosaic(_bit_tiles(codes, TILE // columns), columns))
     return {
         "image": image,
-        "feature map": _resized(_principal_colours(features.reshape(len(features), -1).T).reshape(*features.shape[1:], 3), size),
+        "feature map": _resized(
+            _principal_colours(features.reshape(len(features), -1).T).reshape(
+                *features.shape[1:], 3
+            ),
+            size,
+        ),
         "bit planes": np.asarray(ImageOps.pad(bits, size, Image.Resampling.LANCZOS, _PAPER)),
         "binary map": _resized(colours[: len(binary)].reshape(*codes.shape[1:], 3), size),
         "superpixels": draw_boundaries(image, regions),
@@ -142,13 +169,25 @@ def plot_segmentation_iou(
     """
     from matplotlib.figure import Figure  # half a second, and only needed here
 
-    drawn = {name: np.array(sorted(points), dtype=np.float64) for name, points in rows.items() if points}
+    drawn = {
+        name: np.array(sorted(points), dtype=np.float64) for name, points in rows.items() if points
+    }
     if not drawn:
         raise UserError(f"{path}: no method has a point, there is nothing to draw")
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axis: Any = figure.subplots()
-    for (name, points), colour, marker in zip(drawn.items(), itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False):
-        axis.plot(points[:, 0], points[:, 1], color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+    for (name, points), colour, marker in zip(
+        drawn.items(), itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False
+    ):
+        axis.plot(
+            points[:, 0],
+            points[:, 1],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=1.6,
+            label=name,
+        )
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     axis.tick_params(labelsize=9)
@@ -176,7 +215,9 @@ def _check(image: Picture, labels: Labels) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if labels.shape != image.shape[:2]:
-        raise ValueError(f"labels have (height, width) {labels.shape}, the image has {image.shape[:2]}")
+        raise ValueError(
+            f"labels have (height, width) {labels.shape}, the image has {image.shape[:2]}"
+        )
 
 
 def _draw_outlines(canvas: Picture, labels: Labels, colour: Colour) -> None:
@@ -261,8 +302,13 @@ def _scaled(image: Picture, maps: Sequence[Labels]) -> tuple[Picture, list[Label
     for labels in maps:
         _check(image, labels)
     size = _size(image.shape[:2], TILE)
-    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size[::-1], image.shape, strict=False))
-    large = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC if max(image.shape[:2]) < TILE else Image.Resampling.LANCZOS)
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(size[::-1], image.shape, strict=False)
+    )
+    large = Image.fromarray(image).resize(
+        size, Image.Resampling.BICUBIC if max(image.shape[:2]) < TILE else Image.Resampling.LANCZOS
+    )
     return np.array(large), [m[rows[:, None], columns] for m in maps]
 
 
@@ -280,7 +326,10 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
 def _bit_tiles(codes: Floats, longest: int) -> list[Picture]:
     """Bit planes [b, h, w] in grey, in a thin frame."""
     planes = (np.asarray(codes, dtype=np.float64).clip(0, 1) * 255).round().astype(np.uint8)
-    tiles = [_resized(np.repeat(plane[..., None], 3, axis=2), _size(plane.shape, longest)) for plane in planes]
+    tiles = [
+        _resized(np.repeat(plane[..., None], 3, axis=2), _size(plane.shape, longest))
+        for plane in planes
+    ]
     return [np.asarray(ImageOps.expand(Image.fromarray(tile), 1, _FRAME)) for tile in tiles]
 
 

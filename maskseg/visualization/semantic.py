@@ -44,7 +44,9 @@ def draw_semantic(image: Picture, labels: Labels, names: Sequence[str]) -> Pictu
     _check(labels, names)
     canvas, classes = segments._canvas(image, labels)
     _paint(canvas, classes)
-    legend = _legend([labels], names, min(48, max(16, round(max(canvas.shape) / 32))), canvas.shape[0])
+    legend = _legend(
+        [labels], names, min(48, max(16, round(max(canvas.shape) / 32))), canvas.shape[0]
+    )
     return segments._sheet([canvas, *legend], 2)
 
 
@@ -68,11 +70,16 @@ def semantic_sheet(
         _paint(canvas, classes)
     size = segments._TITLE
     legend = _legend([truth, predicted], names, size, large.shape[0])
-    tiles = [segments._titled(tile, title, size) for tile, title in zip([*drawn, *legend], [*titles, ""], strict=False)]
+    tiles = [
+        segments._titled(tile, title, size)
+        for tile, title in zip([*drawn, *legend], [*titles, ""], strict=False)
+    ]
     return segments._sheet(tiles, len(tiles))
 
 
-def draw_semantic_confusion(matrix: NDArray[np.int64], names: Sequence[str], path: Path | str | None = None) -> Picture:
+def draw_semantic_confusion(
+    matrix: NDArray[np.int64], names: Sequence[str], path: Path | str | None = None
+) -> Picture:
     """A confusion matrix of pixels as shares of each true class. -> uint8 RGB [H, W, 3], as PNG too where there is a path.
 
     matrix: i64 [K, K], truth in rows, prediction in columns, or [K, K + 1] with the pixels that were given no class last; names: K class names.
@@ -83,7 +90,9 @@ def draw_semantic_confusion(matrix: NDArray[np.int64], names: Sequence[str], pat
 
     rows, columns = len(names), matrix.shape[-1]
     if matrix.ndim != 2 or not rows or len(matrix) != rows or columns not in (rows, rows + 1):
-        raise ValueError(f"{rows} names need a matrix {[rows, rows]} or {[rows, rows + 1]}, got {list(matrix.shape)}")
+        raise ValueError(
+            f"{rows} names need a matrix {[rows, rows]} or {[rows, rows + 1]}, got {list(matrix.shape)}"
+        )
     totals = matrix.sum(axis=1)
     shares = np.ma.masked_invalid(matrix / np.where(totals, totals, np.nan)[:, None])
     numbered = rows <= diagnosis._NUMBERED
@@ -91,16 +100,27 @@ def draw_semantic_confusion(matrix: NDArray[np.int64], names: Sequence[str], pat
     side = max(cell * columns, 2.4)
     figure = Figure(figsize=(side + 3.6, side + (2.4 if numbered else 3.3)), layout="compressed")
     axis = figure.subplots()
-    shown = axis.imshow(shares, cmap=diagnosis._shading(), norm=PowerNorm(0.6, vmin=0, vmax=1))  # so that small shares are seen
+    shown = axis.imshow(
+        shares, cmap=diagnosis._shading(), norm=PowerNorm(0.6, vmin=0, vmax=1)
+    )  # so that small shares are seen
     labels = [diagnosis._short(name) for name in [*names, "no class"]]
     percents = 100 * totals / max(int(totals.sum()), 1)
     axis.set_xticks(range(columns), labels[:columns], rotation=90, fontsize=font)
-    axis.set_yticks(range(rows), [f"{label} ({percent:.1f} %)" for label, percent in zip(labels[:rows], percents, strict=True)], fontsize=font)
+    axis.set_yticks(
+        range(rows),
+        [
+            f"{label} ({percent:.1f} %)"
+            for label, percent in zip(labels[:rows], percents, strict=True)
+        ],
+        fontsize=font,
+    )
     axis.tick_params(length=0, labeltop=not numbered)
     _grid(axis, rows, columns)
     axis.set_xlabel("prediction", fontsize=10)
     axis.set_ylabel("truth (share of all pixels)", fontsize=10)
-    diagnosis.label_shares(figure, axis, shown, shares if numbered else None, side, "share of the true class")
+    diagnosis.label_shares(
+        figure, axis, shown, shares if numbered else None, side, "share of the true class"
+    )
     return diagnosis._finished(rendered(figure), path)
 
 
@@ -123,7 +143,11 @@ def _all_colours() -> NDArray[np.uint8]:
     candidates = cube[(_LIGHTNESS[0] <= lightness) & (lightness <= _LIGHTNESS[1])]
     places = _oklab(candidates) * (_LIGHTNESS_COUNTS, 1, 1)
     chosen: list[Any] = list(detections._PALETTE)
-    taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * (_LIGHTNESS_COUNTS, 1, 1)  # not the image's own greys either
+    taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * (
+        _LIGHTNESS_COUNTS,
+        1,
+        1,
+    )  # not the image's own greys either
     nearest = np.linalg.norm(places[:, None] - taken, axis=2).min(axis=1)
     while nearest.max() > 0.02:
         best = int(nearest.argmax())
@@ -136,8 +160,16 @@ def _oklab(colours: NDArray[Any]) -> NDArray[np.float64]:
     """sRGB 0..255 [n, 3] -> lightness and two axes of hue [n, 3], in which distance is what the eye sees (Ottosson 2020)."""
     srgb = np.asarray(colours, dtype=np.float64) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    cones = np.cbrt(linear @ np.array([[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]]))
-    return np.asarray(cones @ np.array([[0.2105, 1.9780, 0.0259], [0.7936, -2.4286, 0.7828], [-0.0041, 0.4506, -0.8087]]))
+    cones = np.cbrt(
+        linear
+        @ np.array([[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]])
+    )
+    return np.asarray(
+        cones
+        @ np.array(
+            [[0.2105, 1.9780, 0.0259], [0.7936, -2.4286, 0.7828], [-0.0041, 0.4506, -0.8087]]
+        )
+    )
 
 
 def _check(labels: Labels, names: Sequence[str]) -> None:
@@ -172,10 +204,18 @@ def _legend(maps: Sequence[Labels], names: Sequence[str], size: int, height: int
     for i, (k, text) in enumerate(zip(found, texts, strict=True)):
         x, y = i // rows * wide, i % rows * tall
         draw.rectangle((x, y, x + field, y + size), fill=_shade(k), outline=segments._FRAME)
-        draw.text((x + field + size // 2, y + size / 2), text, fill=detections._INK, font=font, anchor="lm")
+        draw.text(
+            (x + field + size // 2, y + size / 2),
+            text,
+            fill=detections._INK,
+            font=font,
+            anchor="lm",
+        )
     return [np.asarray(sheet)]
 
 
 def _shade(label: int) -> Colour:
-    red, green, blue = (round(128 * (1 - _FILL) + _FILL * int(value)) for value in class_colours(label + 1)[label])
+    red, green, blue = (
+        round(128 * (1 - _FILL) + _FILL * int(value)) for value in class_colours(label + 1)[label]
+    )
     return red, green, blue

@@ -72,13 +72,22 @@ def test_equal_ones_are_built_once() -> None:
     assert Published("a", "b", "1") != Published("a", "b", "2")  # the file has changed
 
 
-@pytest.mark.parametrize(("size", "seen"), [((100, 50), (448, 224)), ((10, 1000), (32, 448)), ((448, 448), (448, 448))])
+@pytest.mark.parametrize(
+    ("size", "seen"), [((100, 50), (448, 224)), ((10, 1000), (32, 448)), ((448, 448), (448, 448))]
+)
 def test_the_size_that_is_seen(size: tuple[int, int], seen: tuple[int, int]) -> None:
     assert seen_size(*size, 448) == seen
 
 
 @pytest.mark.parametrize(
-    ("side", "seen"), [(None, (320, 512)), ((64, 1000), (64, 96)), ((64, 96), (64, 96)), ((640, 512), (320, 512)), ((640, 800), (512, 800))]
+    ("side", "seen"),
+    [
+        (None, (320, 512)),
+        ((64, 1000), (64, 96)),
+        ((64, 96), (64, 96)),
+        ((640, 512), (320, 512)),
+        ((640, 800), (512, 800)),
+    ],
 )
 def test_the_size_that_tests_saw(side: tuple[int, int] | None, seen: tuple[int, int]) -> None:
     assert seen_size(320, 500, side) == seen

@@ -57,7 +57,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(home: Path, output: Path, *more: str, val: str = "boxes.json") -> list[str]:
-    return [f"data.val_json={home / val}", f"data.images={home / 'images'}", f"output={output}", "workers=1", "pictures=0", *more]
+    return [
+        f"data.val_json={home / val}",
+        f"data.images={home / 'images'}",
+        f"output={output}",
+        "workers=1",
+        "pictures=0",
+        *more,
+    ]
 
 
 def content_of(path: Path) -> Any:
@@ -73,14 +80,21 @@ def test_boxes_get_masks(home: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in output.parent.iterdir()) == ["masks.json", "masks_pictures.png"]
     with Image.open(output.with_name("masks_pictures.png")) as sheet:
         assert sheet.width > 4 * 320
-    assert {k: found[k] for k in ("images", "categories")} == {k: boxes[k] for k in ("images", "categories")}
+    assert {k: found[k] for k in ("images", "categories")} == {
+        k: boxes[k] for k in ("images", "categories")
+    }
     for old, new in zip(boxes["annotations"], found["annotations"], strict=True):
-        assert {k: new[k] for k in ("id", "image_id", "category_id", "bbox")} == {k: old[k] for k in ("id", "image_id", "category_id", "bbox")}
+        assert {k: new[k] for k in ("id", "image_id", "category_id", "bbox")} == {
+            k: old[k] for k in ("id", "image_id", "category_id", "bbox")
+        }
         assert new["mask_by"]["thresholds"] == [0, 0.1, 0.8]
     truth, proposed = read_coco(home / "val.json"), read_coco(output)
     ious = []
     for index, record in enumerate(truth.images):
-        true, own = (FileMasks.from_file(f.annotations(index).shapes, record.height, record.width) for f in (truth, proposed))
+        true, own = (
+            FileMasks.from_file(f.annotations(index).shapes, record.height, record.width)
+            for f in (truth, proposed)
+        )
         ious += torch.diagonal(true.iou(own)).tolist()
     assert np.mean(ious) > 0.7
     assert_refused(said("annotate", *words(home, output)), "is there already")
@@ -88,23 +102,38 @@ def test_boxes_get_masks(home: Path, tmp_path: Path) -> None:
 
 def test_polygons(home: Path, tmp_path: Path) -> None:
     for kind in ("rle", "polygons"):
-        done("annotate", *words(home, tmp_path / f"{kind}.json", f"segmentation={kind}", "technique=ellipse"))
+        done(
+            "annotate",
+            *words(home, tmp_path / f"{kind}.json", f"segmentation={kind}", "technique=ellipse"),
+        )
     rle, outlines = (read_coco(tmp_path / f"{kind}.json") for kind in ("rle", "polygons"))
-    assert isinstance(content_of(tmp_path / "polygons.json")["annotations"][0]["segmentation"], list)
+    assert isinstance(
+        content_of(tmp_path / "polygons.json")["annotations"][0]["segmentation"], list
+    )
     for index in range(len(rle)):
-        first, second = (FileMasks.from_file(f.annotations(index).shapes, 128, 128) for f in (rle, outlines))
+        first, second = (
+            FileMasks.from_file(f.annotations(index).shapes, 128, 128) for f in (rle, outlines)
+        )
         assert torch.diagonal(first.iou(second)).min() > 0.97
 
 
 def test_a_killed_run_goes_on_and_processes_change_nothing(home: Path, tmp_path: Path) -> None:
     whole, killed, two = (tmp_path / f"{name}.json" for name in ("whole", "killed", "two"))
     done("annotate", *words(home, whole))
-    end = subprocess.run([sys.executable, "-c", KILLED, *words(home, killed)], cwd=ROOT, check=False, capture_output=True)
+    end = subprocess.run(
+        [sys.executable, "-c", KILLED, *words(home, killed)],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+    )
     assert end.returncode == -signal.SIGKILL, end.stderr
     assert not killed.exists()
     journal = tmp_path / ".killed.json.masks"
     assert len(journal.read_text().splitlines()) == 3  # settings and two images
-    assert_refused(said("annotate", *words(home, killed, "technique=box")), "technique.name='gcellipse' there, 'box' here")
+    assert_refused(
+        said("annotate", *words(home, killed, "technique=box")),
+        "technique.name='gcellipse' there, 'box' here",
+    )
     done("annotate", *words(home, killed))
     done("annotate", *words(home, two, "workers=2"))
     assert killed.read_bytes() == whole.read_bytes() == two.read_bytes()
@@ -113,7 +142,12 @@ def test_a_killed_run_goes_on_and_processes_change_nothing(home: Path, tmp_path:
 
 def test_the_table(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "study.json"
-    told = done("annotate", *words(home, output, "technique=all", "thresholds=[0.5,0.8]", "min_area=100", val="val.json"))
+    told = done(
+        "annotate",
+        *words(
+            home, output, "technique=all", "thresholds=[0.5,0.8]", "min_area=100", val="val.json"
+        ),
+    )
     lines = [line.split() for line in told.splitlines()]
     assert [line[0] for line in lines[1:10]] == [
         "box", "ellipse", "grabcut", "gcellipse", "gcellipse", "cam", "gccam_pf_pb", "gccam_f_pf", "gccam_f_pb",
@@ -133,34 +167,70 @@ def test_the_table(home: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "study_curves.png") as picture:
         assert picture.width > 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study_curves.png", "study_table.json"]
-    assert_refused(said("annotate", *words(home, output, "technique=all")), "boxes.json: there are no masks to compare")
+    assert_refused(
+        said("annotate", *words(home, output, "technique=all")),
+        "boxes.json: there are no masks to compare",
+    )
 
 
 def test_the_best_technique_is_chosen_on_other_images(home: Path, tmp_path: Path) -> None:
-    keys = ["technique=auto", f"data.train_json={home / 'train.json'}", "thresholds=[0.8]", "min_area=100", "evaluate=false"]
+    keys = [
+        "technique=auto",
+        f"data.train_json={home / 'train.json'}",
+        "thresholds=[0.8]",
+        "min_area=100",
+        "evaluate=false",
+    ]
     told = done("annotate", *words(home, tmp_path / "out.json", *keys))
     best = told.split(" is the best technique on 3 images of ")[0]
-    none = done("annotate", *words(home, tmp_path / "none.json", *keys, "min_area=1000000"))  # which concerns what is told
+    none = done(
+        "annotate", *words(home, tmp_path / "none.json", *keys, "min_area=1000000")
+    )  # which concerns what is told
     assert none.startswith(f"{best} is the best technique")
     assert "object_IoU -1.000" in none
-    done("annotate", *words(home, tmp_path / "all.json", "technique=all", "thresholds=[0.8]", "min_area=100", val="train.json"))
+    done(
+        "annotate",
+        *words(
+            home,
+            tmp_path / "all.json",
+            "technique=all",
+            "thresholds=[0.8]",
+            "min_area=100",
+            val="train.json",
+        ),
+    )
     rows = content_of(tmp_path / "all_table.json")
     row = max(rows, key=lambda row: row["any_object_IoU"])
     assert row["name"] != "box"  # the first one
-    assert best == (row["name"] if row["threshold"] is None else f"{row['name']} {row['threshold']:g}")
-    assert content_of(tmp_path / "out.json")["annotations"][0]["mask_by"]["technique"] == row["name"]
+    assert best == (
+        row["name"] if row["threshold"] is None else f"{row['name']} {row['threshold']:g}"
+    )
+    assert (
+        content_of(tmp_path / "out.json")["annotations"][0]["mask_by"]["technique"] == row["name"]
+    )
 
 
-def test_the_best_technique_is_chosen_on_this_split_where_the_other_has_no_masks(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_technique_is_chosen_on_this_split_where_the_other_has_no_masks(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An image is looked at once, be it for the choice or for the table."""
     calls, whole = [], Measuring.__call__
-    monkeypatch.setattr(Measuring, "__call__", lambda self, job: calls.append(job.image_id) or whole(self, job))
-    keys = ["technique=auto", f"data.train_json={home / 'boxes.json'}", "thresholds=[0.8]", "tune_images=2"]
+    monkeypatch.setattr(
+        Measuring, "__call__", lambda self, job: calls.append(job.image_id) or whole(self, job)
+    )
+    keys = [
+        "technique=auto",
+        f"data.train_json={home / 'boxes.json'}",
+        "thresholds=[0.8]",
+        "tune_images=2",
+    ]
     told = done("annotate", *words(home, tmp_path / "some.json", *keys, val="val.json"))
     assert f"is the best technique on 2 images of {home / 'val.json'}" in told
     assert len(calls) == 2
     calls.clear()
-    more = done("annotate", *words(home, tmp_path / "all.json", *keys, "evaluate=true", val="val.json"))
+    more = done(
+        "annotate", *words(home, tmp_path / "all.json", *keys, "evaluate=true", val="val.json")
+    )
     assert more.splitlines()[0] == told.splitlines()[0]
     assert len(calls) == len(set(calls)) == 5
     assert "mean over objects" in more
@@ -180,7 +250,11 @@ def test_what_was_mended_in_the_file_is_told_once(home: Path, tmp_path: Path) ->
 def test_what_is_written_beside_the_output_destroys_nothing(home: Path, tmp_path: Path) -> None:
     boxes = (home / "boxes.json").read_bytes()
     (tmp_path / "new_table.json").write_bytes(boxes)
-    given = [f"data.val_json={tmp_path / 'new_table.json'}", f"data.images={home / 'images'}", "workers=1"]
+    given = [
+        f"data.val_json={tmp_path / 'new_table.json'}",
+        f"data.images={home / 'images'}",
+        "workers=1",
+    ]
     for more in (["technique=all"], ["evaluate=true"]):
         told = said("annotate", *given, f"output={tmp_path / 'new.json'}", *more)
         assert_refused(told, f"{tmp_path / 'new_table.json'} is a file that is read")
@@ -191,7 +265,10 @@ def test_what_is_written_beside_the_output_destroys_nothing(home: Path, tmp_path
     content["images"][0]["file_name"] = "new_pictures.png"
     (tmp_path / "new_table.json").write_text(json.dumps(content))
     given[1], before = f"data.images={images}", (images / "new_pictures.png").read_bytes()
-    assert_refused(said("annotate", *given, f"output={images / 'new.json'}"), "new_pictures.png is an image of the data")
+    assert_refused(
+        said("annotate", *given, f"output={images / 'new.json'}"),
+        "new_pictures.png is an image of the data",
+    )
     assert (images / "new_pictures.png").read_bytes() == before
     done("annotate", *given, f"output={images / 'new.json'}", "pictures=0")
 
@@ -213,53 +290,118 @@ def test_class_activation_maps(home: Path, tmp_path: Path, classifier: Path) -> 
     for by in ("object", "class"):
         for technique in ("cam", "gccam_f_pf"):
             output = tmp_path / f"{by}_{technique}.json"
-            done("annotate", *words(home, output, *keys, f"by={by}", f"technique={technique}", "pictures=1"))
+            done(
+                "annotate",
+                *words(home, output, *keys, f"by={by}", f"technique={technique}", "pictures=1"),
+            )
             found = content_of(output)["annotations"]
             assert found
             assert all(0 <= a["mask_by"]["score"] <= 1 for a in found)
             assert all(rle_to_bitmaps([a["segmentation"]])[0].sum() == a["area"] > 0 for a in found)
     pairs = [(a["image_id"], a["category_id"]) for a in found]
     assert len(pairs) == len(set(pairs))
-    assert set(pairs) <= {(a["image_id"], a["category_id"]) for a in content_of(home / "boxes.json")["annotations"]}
+    assert set(pairs) <= {
+        (a["image_id"], a["category_id"]) for a in content_of(home / "boxes.json")["annotations"]
+    }
     twice = tmp_path / "twice.json"
     done("annotate", *words(home, twice, *keys, "by=class", "technique=gccam_f_pf", "workers=2"))
     assert twice.read_bytes() == (tmp_path / "class_gccam_f_pf.json").read_bytes()
-    told = done("annotate", *words(home, tmp_path / "t.json", *keys, "by=class", "technique=all", "thresholds=[0.5]", val="val.json"))
+    told = done(
+        "annotate",
+        *words(
+            home,
+            tmp_path / "t.json",
+            *keys,
+            "by=class",
+            "technique=all",
+            "thresholds=[0.5]",
+            val="val.json",
+        ),
+    )
     assert "needs weights" not in told
 
 
 def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> None:
     content, weights = content_of(home / "val.json"), tmp_path / "weights.pt"
     torch.save(torchvision.models.squeezenet1_1(num_classes=1000).state_dict(), weights)
-    names = {1: "dog", 2: "giraffe", 4: "cat", 5: "kite", 7: "zebra", 9: "cow", 10: "sheep", 13: "person"}
+    names = {
+        1: "dog",
+        2: "giraffe",
+        4: "cat",
+        5: "kite",
+        7: "zebra",
+        9: "cow",
+        10: "sheep",
+        13: "person",
+    }
     for category in content["categories"]:
         category["name"] = names[category["id"]]
     for val, shown in (("animals.json", set(names)), ("none.json", {2, 5})):
         rows = [a for a in content["annotations"] if a["category_id"] in shown]
         (home / val).write_text(json.dumps({**content, "annotations": rows}))
-    keys = ["classifier=squeezenet1_1", f"weights={weights}", "map_side=64", "thresholds=[0.5]", "min_area=0"]
+    keys = [
+        "classifier=squeezenet1_1",
+        f"weights={weights}",
+        "map_side=64",
+        "thresholds=[0.5]",
+        "min_area=0",
+    ]
     for by in ("object", "class"):
-        told = done("annotate", *words(home, tmp_path / f"{by}_all.json", *keys, "technique=all", f"by={by}", val="animals.json"))
+        told = done(
+            "annotate",
+            *words(
+                home,
+                tmp_path / f"{by}_all.json",
+                *keys,
+                "technique=all",
+                f"by={by}",
+                val="animals.json",
+            ),
+        )
         assert told.count("warning") == 1
-        assert "the classifier does not know giraffe, kite: these have no class activation maps" in told
+        assert (
+            "the classifier does not know giraffe, kite: these have no class activation maps"
+            in told
+        )
         assert "gccam_f_pb" in told
-    told = done("annotate", *words(home, tmp_path / "a.json", *keys, "technique=gccam_f_pf", val="animals.json"))
-    unknown = [a for a in content_of(tmp_path / "a.json")["annotations"] if a["category_id"] in (2, 5)]
+    told = done(
+        "annotate",
+        *words(home, tmp_path / "a.json", *keys, "technique=gccam_f_pf", val="animals.json"),
+    )
+    unknown = [
+        a for a in content_of(tmp_path / "a.json")["annotations"] if a["category_id"] in (2, 5)
+    ]
     ids = ", ".join(str(a["id"]) for a in unknown[:5])
-    assert f"{len(unknown)} of {len(content['annotations'])} masks: no class map, the ellipse stands in (annotations {ids}" in told
+    assert (
+        f"{len(unknown)} of {len(content['annotations'])} masks: no class map, the ellipse stands in (annotations {ids}"
+        in told
+    )
     assert {a["mask_by"]["fallback"] for a in unknown} == {"no class map"}
     assert all("score" not in a["mask_by"] and a["area"] > 0 for a in unknown)
-    told = done("annotate", *words(home, tmp_path / "c.json", *keys, "technique=gccam_f_pf", "by=class", val="animals.json"))
+    told = done(
+        "annotate",
+        *words(
+            home, tmp_path / "c.json", *keys, "technique=gccam_f_pf", "by=class", val="animals.json"
+        ),
+    )
     images = ", ".join(map(str, list(dict.fromkeys(a["image_id"] for a in unknown))[:5]))
     assert f"masks: no class map, there is no mask (images {images}" in told
-    assert {a["category_id"] for a in content_of(tmp_path / "c.json")["annotations"]}.isdisjoint({2, 5})
-    refused = said("annotate", *words(home, tmp_path / "n.json", *keys, "technique=all", val="none.json"))
+    assert {a["category_id"] for a in content_of(tmp_path / "c.json")["annotations"]}.isdisjoint(
+        {2, 5}
+    )
+    refused = said(
+        "annotate", *words(home, tmp_path / "n.json", *keys, "technique=all", val="none.json")
+    )
     assert_refused(refused, "ImageNet has no class for giraffe, kite: train a classifier")
 
 
-def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls, backbone = [], ResNet("resnet18", norm="GN")
-    model = ImageClassifier(backbone, ImageClassHead(2, ("c5",), backbone.levels, 16, 1, "GN")).eval()
+    model = ImageClassifier(
+        backbone, ImageClassHead(2, ("c5",), backbone.levels, 16, 1, "GN")
+    ).eval()
 
     def read(path: Path, *_: Any) -> Any:
         calls.append(path)
@@ -268,11 +410,26 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(home: Path, tmp
     monkeypatch.setattr(annotate, "trained_model", read)
     run = tmp_path / "run.pt"
     run.write_bytes(b"one")
-    keys = [f"checkpoint={run}", "technique=auto", "evaluate=true", "thresholds=[0.5]", "map_side=64", f"data.train_json={home / 'train.json'}"]
+    keys = [
+        f"checkpoint={run}",
+        "technique=auto",
+        "evaluate=true",
+        "thresholds=[0.5]",
+        "map_side=64",
+        f"data.train_json={home / 'train.json'}",
+    ]
     told = done("annotate", *words(home, tmp_path / "out.json", *keys, val="val.json"))
     assert calls == [run]
-    shown = {a["category_id"] for name in ("train.json", "val.json") for a in content_of(home / name)["annotations"]}
-    unknown = [c["name"] for c in content_of(home / "val.json")["categories"] if c["id"] in shown and c["name"] not in ("star", "disc")]
+    shown = {
+        a["category_id"]
+        for name in ("train.json", "val.json")
+        for a in content_of(home / name)["annotations"]
+    }
+    unknown = [
+        c["name"]
+        for c in content_of(home / "val.json")["categories"]
+        if c["id"] in shown and c["name"] not in ("star", "disc")
+    ]
     assert unknown
     assert all(told.split("is the best")[0].count(name) == 1 for name in unknown)
     run.write_bytes(b"two")
@@ -284,23 +441,40 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(home: Path, tmp
         category["name"] = f"no {category['name']}"
     (home / "others.json").write_text(json.dumps({**content, "annotations": rows}))
     assert_refused(
-        said("annotate", *words(home, tmp_path / "no.json", keys[0], "technique=cam", val="others.json")), "does not know no disc, no star"
+        said(
+            "annotate",
+            *words(home, tmp_path / "no.json", keys[0], "technique=cam", val="others.json"),
+        ),
+        "does not know no disc, no star",
     )
 
 
-@pytest.mark.parametrize(("transforms", "side"), [([], None), ([{"sizes": [448], "max_size": 746}], (448, 746))])
+@pytest.mark.parametrize(
+    ("transforms", "side"), [([], None), ([{"sizes": [448], "max_size": 746}], (448, 746))]
+)
 def test_a_trained_classifier_sees_images_as_its_tests_did(
-    transforms: list[dict[str, Any]], side: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    transforms: list[dict[str, Any]],
+    side: tuple[int, int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps = [{"_target_": "maskseg.data.transforms.ResizeShortestEdge", **keys} for keys in transforms]
+    steps = [
+        {"_target_": "maskseg.data.transforms.ResizeShortestEdge", **keys} for keys in transforms
+    ]
     backbone = ResNet("resnet18", norm="GN")
-    model = ImageClassifier(backbone, ImageClassHead(2, ("c5",), backbone.levels, 16, 1, "GN")).eval()
+    model = ImageClassifier(
+        backbone, ImageClassHead(2, ("c5",), backbone.levels, 16, 1, "GN")
+    ).eval()
     config = OmegaConf.create({"data": {"test_transforms": steps}})
-    monkeypatch.setattr(annotate, "trained_model", lambda *_: (model, config, Categories(("star", "disc"), (1, 2))))
+    monkeypatch.setattr(
+        annotate, "trained_model", lambda *_: (model, config, Categories(("star", "disc"), (1, 2)))
+    )
     assert annotate._Trained(str(tmp_path), str(side)).side() == side
 
 
-def test_a_stopped_run_goes_on_with_the_same_files_alone(home: Path, tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_with_the_same_files_alone(
+    home: Path, tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is left of one that was stopped before its end is of its own weights and images."""
 
     def stop(*_: Any) -> None:
@@ -308,12 +482,22 @@ def test_a_stopped_run_goes_on_with_the_same_files_alone(home: Path, tmp_path: P
 
     classes = len(content_of(home / "val.json")["categories"])
     torch.save(torchvision.models.squeezenet1_1(num_classes=classes).state_dict(), classifier)
-    given = words(home, tmp_path / "out.json", "classifier=squeezenet1_1", f"weights={classifier}", "map_side=64", "technique=cam")
+    given = words(
+        home,
+        tmp_path / "out.json",
+        "classifier=squeezenet1_1",
+        f"weights={classifier}",
+        "map_side=64",
+        "technique=cam",
+    )
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "write_annotations", stop)
         assert_refused(said("annotate", *given), "stopped")
     shutil.copytree(home / "images", tmp_path / "images")
-    other = [word if not word.startswith("data.images") else f"data.images={tmp_path / 'images'}" for word in given]
+    other = [
+        word if not word.startswith("data.images") else f"data.images={tmp_path / 'images'}"
+        for word in given
+    ]
     assert_refused(said("annotate", *other), f"images='{home / 'images'}' there")
     before = classifier.read_bytes()
     torch.save(torchvision.models.squeezenet1_1(num_classes=classes).state_dict(), classifier)

@@ -54,10 +54,14 @@ def test_the_map_adds_up_to_torchvisions_score(name: str) -> None:
     images = noise()
     logits, maps = model.activation(images)
     expected = model.net(images)
-    bias = 0.0 if name.startswith("squeezenet") else model.layer.bias  # the convolution's is in the map, and a ReLU behind it
+    bias = (
+        0.0 if name.startswith("squeezenet") else model.layer.bias
+    )  # the convolution's is in the map, and a ReLU behind it
     most = expected.abs().max()
     torch.testing.assert_close(logits / most, expected / most, rtol=0, atol=2e-6)
-    torch.testing.assert_close((maps.mean(dim=(2, 3)) + bias) / most, expected / most, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        (maps.mean(dim=(2, 3)) + bias) / most, expected / most, rtol=0, atol=2e-6
+    )
     assert maps.std(dim=(2, 3)).max() > 0
     one, _ = model.activation(images[1:])
     torch.testing.assert_close(one / most, logits[1:] / most, rtol=0, atol=2e-6)
@@ -65,13 +69,27 @@ def test_the_map_adds_up_to_torchvisions_score(name: str) -> None:
 
 def test_every_network_that_is_named_is_of_a_tested_kind() -> None:
     kinds = {torchvision.models.get_model_builder(name).__module__ for name in FAMILIES}
-    others = [name for name in cam.supported() if torchvision.models.get_model_builder(name).__module__ not in kinds]
+    others = [
+        name
+        for name in cam.supported()
+        if torchvision.models.get_model_builder(name).__module__ not in kinds
+    ]
     assert others == []
     assert len(cam.supported()) > 40
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg16", "alexnet", "mobilenet_v3_small", "convnext_tiny", "vit_b_16", "googlenet", "resnet19", "fasterrcnn_resnet50_fpn"]
+    "name",
+    [
+        "vgg16",
+        "alexnet",
+        "mobilenet_v3_small",
+        "convnext_tiny",
+        "vit_b_16",
+        "googlenet",
+        "resnet19",
+        "fasterrcnn_resnet50_fpn",
+    ],
 )
 def test_other_networks_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}.*resnet18.*squeezenet1_1"):
@@ -88,13 +106,26 @@ def plain(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.MaxPool2d):
             kernel, stride, padding = module.kernel_size, module.stride, module.padding
-            setattr(parent, name.rpartition(".")[2], nn.AvgPool2d(kernel, stride, padding, module.ceil_mode))
+            setattr(
+                parent,
+                name.rpartition(".")[2],
+                nn.AvgPool2d(kernel, stride, padding, module.ceil_mode),
+            )
         elif isinstance(module, nn.BatchNorm2d):
             setattr(parent, name.rpartition(".")[2], nn.Identity())
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "squeezenet1_0", "squeezenet1_1", "densenet121", "mobilenet_v2", "regnet_x_400mf", "shufflenet_v2_x0_5"]
+    "name",
+    [
+        "resnet18",
+        "squeezenet1_0",
+        "squeezenet1_1",
+        "densenet121",
+        "mobilenet_v2",
+        "regnet_x_400mf",
+        "shufflenet_v2_x0_5",
+    ],
 )
 def test_the_cells_centres(name: str) -> None:
     torch.manual_seed(0)
@@ -109,7 +140,10 @@ def test_the_cells_centres(name: str) -> None:
             weight = grad.abs().sum(dim=(0, 1))
             across, down = weight.sum(dim=0), weight.sum(dim=1)
             pixels = torch.arange(side) + 0.5
-            cells[i] = float((down * pixels).sum() / down.sum()), float((across * pixels).sum() / across.sum())
+            cells[i] = (
+                float((down * pixels).sum() / down.sum()),
+                float((across * pixels).sum() / across.sum()),
+            )
     for i, (y, x) in cells.items():
         assert y == pytest.approx(model.level.centre + i * model.level.stride, abs=0.3)
         assert x == pytest.approx(model.level.centre + (i - 1) * model.level.stride, abs=0.3)
@@ -130,13 +164,34 @@ def test_weighted_literal() -> None:
 
 def test_at_pixels_literal() -> None:
     level, maps = FeatureSpec(4, 2.0, 1), torch.tensor([[[0.0, 4.0]]])  # centres at 2 and 6
-    assert at_pixels(maps, level, (4, 8), (4, 8))[0, 0].tolist() == [0.0, 0.0, 0.5, 1.5, 2.5, 3.5, 4.0, 4.0]
+    assert at_pixels(maps, level, (4, 8), (4, 8))[0, 0].tolist() == [
+        0.0,
+        0.0,
+        0.5,
+        1.5,
+        2.5,
+        3.5,
+        4.0,
+        4.0,
+    ]
     # an image that was shrunk to half for the network: centres at 4 and 12
-    assert at_pixels(maps, level, (4, 8), (8, 16))[0, 0, 4:12].tolist() == [0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75]
+    assert at_pixels(maps, level, (4, 8), (8, 16))[0, 0, 4:12].tolist() == [
+        0.25,
+        0.75,
+        1.25,
+        1.75,
+        2.25,
+        2.75,
+        3.25,
+        3.75,
+    ]
 
 
 def test_translated_takes_the_class_that_would_be_named() -> None:
-    logits, maps = torch.tensor([[1.0, 3.0, 2.0, -1.0], [5.0, 3.0, 2.0, 6.0]]), torch.arange(8.0).view(2, 4, 1, 1)
+    logits, maps = (
+        torch.tensor([[1.0, 3.0, 2.0, -1.0], [5.0, 3.0, 2.0, 6.0]]),
+        torch.arange(8.0).view(2, 4, 1, 1),
+    )
     probabilities = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4]])
     found, where, sums = translated(logits, maps, probabilities, [[0, 1, 2], [3]])
     assert found.tolist() == [[3.0, -1.0], [5.0, 6.0]]
@@ -177,10 +232,15 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: Any, told: str) -> None
 
 def test_names_of_densenets_published_files(tmp_path: Path) -> None:
     state = torchvision.models.densenet121(weights=None, num_classes=2).state_dict()
-    old = {cam.re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value for key, value in state.items()}
+    old = {
+        cam.re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+        for key, value in state.items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "w.pth")
-    torch.testing.assert_close(CAMModel("densenet121", str(tmp_path / "w.pth")).net.state_dict(), state)
+    torch.testing.assert_close(
+        CAMModel("densenet121", str(tmp_path / "w.pth")).net.state_dict(), state
+    )
 
 
 def test_normalised_as_torchvisions_preset() -> None:
@@ -190,9 +250,13 @@ def test_normalised_as_torchvisions_preset() -> None:
         model = object.__new__(CAMModel)
         nn.Module.__init__(model)
         model._set_pixels(name)
-        expected = torchvision.transforms.functional.normalize(pixels.float() / 255, preset.mean, preset.std)
+        expected = torchvision.transforms.functional.normalize(
+            pixels.float() / 255, preset.mean, preset.std
+        )
         torch.testing.assert_close(model.normalised(pixels), expected)
 
 
 def test_probabilities() -> None:
-    assert CAMModel("squeezenet1_1", None).probabilities(torch.zeros((1, 4))).tolist() == [[0.25] * 4]
+    assert CAMModel("squeezenet1_1", None).probabilities(torch.zeros((1, 4))).tolist() == [
+        [0.25] * 4
+    ]

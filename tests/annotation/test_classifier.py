@@ -20,10 +20,14 @@ SIZES = [(64, 96), (40, 50)]
 TRUTH = [[(4, 4, 30, 30, 1), (8, 8, 40, 40, 1)], []]
 
 
-def make_classifier(levels: tuple[str, ...] = ("c4", "c5"), layers: int = 1, norm: str = "GN", channels: int = 16) -> ImageClassifier:
+def make_classifier(
+    levels: tuple[str, ...] = ("c4", "c5"), layers: int = 1, norm: str = "GN", channels: int = 16
+) -> ImageClassifier:
     torch.manual_seed(0)
     backbone = ResNet("resnet18", norm=norm)
-    model = ImageClassifier(backbone, ImageClassHead(3, levels, backbone.levels, channels, layers, norm))
+    model = ImageClassifier(
+        backbone, ImageClassHead(3, levels, backbone.levels, channels, layers, norm)
+    )
     nn.init.normal_(model.head.classifier.weight)
     nn.init.normal_(model.head.classifier.bias)
     return model.eval()
@@ -31,7 +35,9 @@ def make_classifier(levels: tuple[str, ...] = ("c4", "c5"), layers: int = 1, nor
 
 @pytest.mark.parametrize("levels", [("c5",), ("c4", "c5"), ("c3", "c4", "c5")])
 @pytest.mark.parametrize("layers", [0, 2])
-def test_a_maps_mean_and_the_bias_are_the_score(make_batch: Callable[..., Batch], levels: tuple[str, ...], layers: int) -> None:
+def test_a_maps_mean_and_the_bias_are_the_score(
+    make_batch: Callable[..., Batch], levels: tuple[str, ...], layers: int
+) -> None:
     model, batch = make_classifier(levels, layers), make_batch(SIZES)
     outputs = model.predict(batch)
     assert outputs.image_maps is not None
@@ -60,7 +66,10 @@ def test_activation_of_images_without_padding(make_batch: Callable[..., Batch]) 
 
 def test_the_mean_is_that_of_the_images_cells(generator: torch.Generator) -> None:
     head = make_classifier(("c5",), 0).head
-    x, sizes = torch.randn((2, 512, 4, 5), generator=generator), torch.tensor([[128, 160], [33, 64]])
+    x, sizes = (
+        torch.randn((2, 512, 4, 5), generator=generator),
+        torch.tensor([[128, 160], [33, 64]]),
+    )
     logits, maps = head.scores(x, head.cells(sizes, 4, 5))
     changed = x.clone()
     changed[1, :, 2:] = 1e3
@@ -76,13 +85,22 @@ def test_the_mean_is_that_of_the_images_cells(generator: torch.Generator) -> Non
         (FeatureSpec(16, 0.5, 8), (64, 16), (4, 1)),
         (FeatureSpec(16, 0.5, 8), (65, 17), (5, 2)),  # the centre of the fifth cell is at 64.5
         (FeatureSpec(16, 0.5, 8), (1, 1), (1, 1)),
-        (FeatureSpec(16, 8.0, 8), (64, 72), (4, 4)),  # the centre of the fifth at 72, which is outside
+        (
+            FeatureSpec(16, 8.0, 8),
+            (64, 72),
+            (4, 4),
+        ),  # the centre of the fifth at 72, which is outside
         (FeatureSpec(16, 8.0, 8), (4, 73), (1, 5)),  # no centre inside: the first cell all the same
     ],
 )
-def test_cells_literal(level: FeatureSpec, size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_cells_literal(
+    level: FeatureSpec, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     cells = ImageClassHead(2, ["x"], {"x": level}, layers=0).cells(torch.tensor([size]), 6, 7)[0]
-    assert (int(cells[:, 0].sum()), int(cells[0].sum()), int(cells.sum())) == (*expected, expected[0] * expected[1])
+    assert (int(cells[:, 0].sum()), int(cells[0].sum()), int(cells.sum())) == (
+        *expected,
+        expected[0] * expected[1],
+    )
     assert cells[0, 0]
 
 
@@ -91,12 +109,18 @@ def test_padding_hardly_matters_to_the_whole_network(make_batch: Callable[..., B
     model = make_classifier(norm="FrozenBN")
     nn.init.zeros_(model.head.classifier.bias)
     with torch.no_grad():
-        tight, wide = (model._outputs(make_batch([(192, 192)], padded=padded))[0] for padded in ((192, 192), (320, 384)))
+        tight, wide = (
+            model._outputs(make_batch([(192, 192)], padded=padded))[0]
+            for padded in ((192, 192), (320, 384))
+        )
     assert float((tight - wide).abs().max()) < 0.15 * float(tight.abs().max())
 
 
 def test_coarser_levels_are_laid_over_the_finest_ones_cells() -> None:
-    at = {"a": FeatureSpec(8, 0.5, 1), "b": FeatureSpec(16, 4.5, 1)}  # b's cell i lies over a's 2i + 0.5
+    at = {
+        "a": FeatureSpec(8, 0.5, 1),
+        "b": FeatureSpec(16, 4.5, 1),
+    }  # b's cell i lies over a's 2i + 0.5
     head = ImageClassHead(1, ["a", "b"], at, channels=1, layers=0)
     for layer in head.lateral.values():
         nn.init.ones_(layer[0].weight)  # type: ignore[index,arg-type]
@@ -105,12 +129,16 @@ def test_coarser_levels_are_laid_over_the_finest_ones_cells() -> None:
     assert found.flatten().tolist() == [0.0, 2.5, 7.5, 12.5, 17.5, 20.0]
 
 
-def test_the_loss_literal(make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_literal(
+    make_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, batch = make_classifier(), make_batch(SIZES, TRUTH)
     logits = torch.tensor([[0.0, 2.0, -1.0], [1.0, 0.0, 0.0]])
     monkeypatch.setattr(model.head, "scores", lambda *_: (logits, None))
     log = torch.nn.functional.logsigmoid
-    wanted = -(log(-logits[0, 0]) + log(logits[0, 1]) + log(-logits[0, 2]) + log(-logits[1]).sum()) / 2
+    wanted = (
+        -(log(-logits[0, 0]) + log(logits[0, 1]) + log(-logits[0, 2]) + log(-logits[1]).sum()) / 2
+    )
     losses = model(batch)
     assert list(losses) == ["image_class"]
     torch.testing.assert_close(losses["image_class"], wanted)
@@ -125,7 +153,9 @@ def test_classes_of_images() -> None:
     assert not present(Targets(torch.zeros(0, 4), nothing, nothing, nothing.bool()), 2, 3).any()
 
 
-def test_images_without_objects_train_every_part(make_batch: Callable[..., Batch], unreached: Callable[[nn.Module], list[str]]) -> None:
+def test_images_without_objects_train_every_part(
+    make_batch: Callable[..., Batch], unreached: Callable[[nn.Module], list[str]]
+) -> None:
     model = make_classifier().train()
     loss = model(make_batch(SIZES, [[], []]))["image_class"]
     loss.backward()
@@ -171,7 +201,9 @@ def overfits(model: ImageClassifier, batch: Batch, steps: int) -> Tensor:
 
 
 def test_it_learns_a_few_images_by_heart(make_batch: Callable[..., Batch]) -> None:
-    truth: list[list[Any]] = [[(4, 4, 20, 20, k) for k in labels] for labels in ((0,), (1, 2), (), (0, 2))]
+    truth: list[list[Any]] = [
+        [(4, 4, 20, 20, k) for k in labels] for labels in ((0,), (1, 2), (), (0, 2))
+    ]
     batch = make_batch([(48, 48)] * 4, truth)
     assert batch.targets is not None
     model = make_classifier(channels=128)

@@ -21,7 +21,14 @@ from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
 from maskseg.structures import present
 
-SMALL = ["model.head.channels=16", "model.head.layers=1", "data.num_workers=0", "trainer.device=cpu", "trainer.log_every=1", "total_batch=2"]
+SMALL = [
+    "model.head.channels=16",
+    "model.head.layers=1",
+    "data.num_workers=0",
+    "trainer.device=cpu",
+    "trainer.log_every=1",
+    "total_batch=2",
+]
 TRAIN = ["experiment=classify_scenes", *SMALL, *SCENES]
 
 
@@ -29,7 +36,9 @@ def only_labels(path: Path, target: Path) -> None:
     """A COCO file whose images name the classes that they show, and nothing else."""
     content: dict[str, Any] = json.loads(path.read_text())
     for image in content["images"]:
-        image["category_ids"] = sorted({a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"]})
+        image["category_ids"] = sorted(
+            {a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"]}
+        )
     target.write_text(json.dumps(content | {"annotations": []}))
 
 
@@ -62,13 +71,25 @@ def test_a_training_scores_images(at_home: Path) -> None:
 
 
 def test_labels_alone_are_as_good_as_objects(at_home: Path) -> None:
-    words = ["data=custom", "data.train_json=train_labels.json", "data.val_json=val_labels.json", "data.images=scenes/images"]
-    words += ["data.train_transforms=[]", "data.test_transforms=[]", "trainer.max_steps=1", "run_dir=labels"]
+    words = [
+        "data=custom",
+        "data.train_json=train_labels.json",
+        "data.val_json=val_labels.json",
+        "data.images=scenes/images",
+    ]
+    words += [
+        "data.train_transforms=[]",
+        "data.test_transforms=[]",
+        "trainer.max_steps=1",
+        "run_dir=labels",
+    ]
     done("train", "experiment=classify_scenes", *SMALL, *words)
     assert lines(at_home / "labels", "val")[0]["classification/mAP"] > 0
     shown = []
     for root in ("scenes/train.json", "train_labels.json"):
-        config = configs.compose("train", ["experiment=classify_scenes", *SMALL, *words, f"data.train_json={root}"])
+        config = configs.compose(
+            "train", ["experiment=classify_scenes", *SMALL, *words, f"data.train_json={root}"]
+        )
         source = train.open_data(config)
         batches = list(source.test_loader("train", 8))
         assert batches[0].targets is not None
@@ -78,15 +99,34 @@ def test_labels_alone_are_as_good_as_objects(at_home: Path) -> None:
 
 
 def test_evaluation(at_home: Path) -> None:
-    text = done("evaluate", "checkpoint=run", "output=evaluation", "trainer.device=cpu", "pictures=2")
+    text = done(
+        "evaluate", "checkpoint=run", "output=evaluation", "trainer.device=cpu", "pictures=2"
+    )
     metrics = json.loads((at_home / "evaluation" / "metrics.json").read_text())
     assert set(metrics) == {"classification/mAP", "loss", "loss/image_class"}
-    assert metrics["classification/mAP"] == pytest.approx(lines(at_home / "run", "val")[0]["classification/mAP"], abs=1e-6)
-    per_class = json.loads((at_home / "evaluation" / "per_class.json").read_text())["classification"]
-    assert list(per_class) == ["disc", "box", "triangle", "star", "ring", "crescent", "cross", "figure"]
+    assert metrics["classification/mAP"] == pytest.approx(
+        lines(at_home / "run", "val")[0]["classification/mAP"], abs=1e-6
+    )
+    per_class = json.loads((at_home / "evaluation" / "per_class.json").read_text())[
+        "classification"
+    ]
+    assert list(per_class) == [
+        "disc",
+        "box",
+        "triangle",
+        "star",
+        "ring",
+        "crescent",
+        "cross",
+        "figure",
+    ]
     there = [ap for ap in per_class.values() if ap >= 0]
     assert sum(there) / len(there) == pytest.approx(metrics["classification/mAP"])
-    assert sorted(p.name for p in (at_home / "evaluation").iterdir()) == ["cam.png", "metrics.json", "per_class.json"]
+    assert sorted(p.name for p in (at_home / "evaluation").iterdir()) == [
+        "cam.png",
+        "metrics.json",
+        "per_class.json",
+    ]
     assert "classes of 4 images" in text
 
 
@@ -101,16 +141,26 @@ def test_prediction(at_home: Path) -> None:
     scores = list(rows[0]["scores"].values())
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 8
-    assert {p.name for p in (at_home / "predictions").iterdir()} == {"image_scores.json", *(f"{p.stem}_cam.png" for p in pictures)}
+    assert {p.name for p in (at_home / "predictions").iterdir()} == {
+        "image_scores.json",
+        *(f"{p.stem}_cam.png" for p in pictures),
+    }
     wide, high = Image.open(at_home / "predictions" / f"{pictures[0].stem}_cam.png").size
     assert wide > 3.5 * high
 
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(at_home: Path) -> None:
-    call(["checkpoint=run", "output=two", "trainer.device=cpu", "evaluation.batch=1"], at_home, ranks=2, tool="evaluate")
+    call(
+        ["checkpoint=run", "output=two", "trainer.device=cpu", "evaluation.batch=1"],
+        at_home,
+        ranks=2,
+        tool="evaluate",
+    )
     done("evaluate", "checkpoint=run", "output=one", "trainer.device=cpu", "evaluation.batch=1")
-    assert (at_home / "two" / "metrics.json").read_text() == (at_home / "one" / "metrics.json").read_text()
+    assert (at_home / "two" / "metrics.json").read_text() == (
+        at_home / "one" / "metrics.json"
+    ).read_text()
 
 
 def test_the_checkpoint_is_a_classifier_with_maps(at_home: Path) -> None:
@@ -122,20 +172,31 @@ def test_the_checkpoint_is_a_classifier_with_maps(at_home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "trunk", "images", "finest"), [("classify_scenes", "resnet18", 16, "c3"), ("classify_coco_r50", "resnet50", 32, "c4")]
+    ("name", "trunk", "images", "finest"),
+    [("classify_scenes", "resnet18", 16, "c3"), ("classify_coco_r50", "resnet50", 32, "c4")],
 )
 def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) -> None:
-    words = [f"experiment={name}", "model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"]
+    words = [
+        f"experiment={name}",
+        "model.backbone.weights=null",
+        "data.num_classes=3",
+        "trainer.device=cpu",
+    ]
     config = configs.compose("train", words)
     assert (config.name, config.model.backbone.name, config.total_batch) == (name, trunk, images)
     model = configs.build_model(config)
     assert isinstance(model, ImageClassifier)
     assert model.level == model.backbone.levels[finest]
-    assert set(model.head.at) >= {list(model.backbone.levels)[-1]}  # several processes wait for the gradients of all layers
+    assert set(model.head.at) >= {
+        list(model.backbone.levels)[-1]
+    }  # several processes wait for the gradients of all layers
     assert model.head.classifier.out_features == 3
     trainer = configs.build(config.trainer)
     assert trainer.best_metric == "classification/mAP"
-    scheduler = configs.build(config.scheduler)(trainer.optimizer(model, configs.build(config.optimizer), images), max_steps=trainer.max_steps)
+    scheduler = configs.build(config.scheduler)(
+        trainer.optimizer(model, configs.build(config.optimizer), images),
+        max_steps=trainer.max_steps,
+    )
     assert scheduler.lr_lambdas[0](trainer.max_steps - 1) < 0.02
     source = configs.build(config.data)
     assert source.keep_empty  # images without objects are negatives
@@ -144,5 +205,7 @@ def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) 
 
 def test_a_level_that_is_not_there_is_refused() -> None:
     config = configs.compose("train", ["experiment=classify_scenes", "model.head.levels=[c4,p5]"])
-    with pytest.raises(UserError, match=r"model\.head\.levels=\['c4', 'p5'\]: the backbone has c2, c3"):
+    with pytest.raises(
+        UserError, match=r"model\.head\.levels=\['c4', 'p5'\]: the backbone has c2, c3"
+    ):
         configs.build_model(config)

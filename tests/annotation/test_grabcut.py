@@ -33,7 +33,9 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> Bools:
 def scene(mask: Bools, seed: int = 0) -> NDArray[np.uint8]:
     """A red object on blue, both noisy."""
     noise = np.random.default_rng(seed).integers(0, 60, (*mask.shape, 3))
-    return np.asarray(np.where(mask[..., None], (180, 40, 40), (40, 60, 170)) + noise, dtype=np.uint8)
+    return np.asarray(
+        np.where(mask[..., None], (180, 40, 40), (40, 60, 170)) + noise, dtype=np.uint8
+    )
 
 
 def iou(a: Bools, b: Bools) -> float:
@@ -52,7 +54,9 @@ def iou(a: Bools, b: Bools) -> float:
         ((5, 5, 5, 9), (0, 0), (0, 0)),
     ],
 )
-def test_pixels_of_a_box(box: tuple[float, ...], rows: tuple[int, int], columns: tuple[int, int]) -> None:
+def test_pixels_of_a_box(
+    box: tuple[float, ...], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
     assert window(box, 10, 12) == (slice(*rows), slice(*columns))
 
 
@@ -93,9 +97,18 @@ def test_a_map_is_digitised() -> None:
     values[values == np.float32(0.8)] = 0.8000001
     b, mb, mf, f = BACKGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, FOREGROUND
     assert seeds(values, 0.2, 0.5, 0.8).tolist() == [[b, b, mb, mb], [mf, mf, f, f]]
-    assert seeds(values, 0, 0.5, 1).tolist() == [[mb] * 4, [mf] * 4]  # t2 = 1: the last bin is closed, none is sure
+    assert seeds(values, 0, 0.5, 1).tolist() == [
+        [mb] * 4,
+        [mf] * 4,
+    ]  # t2 = 1: the last bin is closed, none is sure
     assert seeds(values, 0.2, 0.5, 0.8, (0, 1, 3, 2)).tolist() == [[b] * 4, [mf, mf, f, b]]
-    for wrong in ((0.5, 0.5, 0.8), (-0.1, 0.5, 0.8), (0, 0.5, 1.1), (0.5, 0.4, 0.8), (float("nan"), 0.5, 0.8)):
+    for wrong in (
+        (0.5, 0.5, 0.8),
+        (-0.1, 0.5, 0.8),
+        (0, 0.5, 1.1),
+        (0.5, 0.4, 0.8),
+        (float("nan"), 0.5, 0.8),
+    ):
         with pytest.raises(ValueError, match="thresholds"):
             seeds(values, *wrong)
 
@@ -117,7 +130,9 @@ def test_an_object_that_stands_out_is_found(size: tuple[int, int], side: int) ->
 
 def test_the_crop_is_cut_as_the_whole_image_is() -> None:
     truth = disc(80, 100, 40, 50, 20)
-    codes = np.where(box_mask((28, 18, 72, 62), 80, 100), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND))
+    codes = np.where(
+        box_mask((28, 18, 72, 62), 80, 100), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
+    )
     crop, whole = (grabcut(scene(truth), codes, side=0, whole=whole) for whole in (False, True))
     assert iou(crop.mask, whole.mask) > 0.97
     assert not crop.mask[codes == BACKGROUND].any()
@@ -153,7 +168,12 @@ def test_a_crop_that_is_scaled_keeps_its_sure_seeds(size: tuple[int, int]) -> No
 
 @pytest.mark.parametrize(
     ("code", "why"),
-    [(BACKGROUND, "no foreground"), (MAYBE_BACKGROUND, "no foreground"), (FOREGROUND, "no background"), (MAYBE_FOREGROUND, "no back")],
+    [
+        (BACKGROUND, "no foreground"),
+        (MAYBE_BACKGROUND, "no foreground"),
+        (FOREGROUND, "no background"),
+        (MAYBE_FOREGROUND, "no back"),
+    ],
 )
 def test_one_kind_of_seeds_is_no_cut(code: int, why: str) -> None:
     image, codes = scene(disc(9, 12, 4, 6, 3)), np.full((9, 12), code, dtype=np.uint8)
@@ -167,7 +187,9 @@ def test_one_kind_of_seeds_is_no_cut(code: int, why: str) -> None:
 def test_what_collapses_is_replaced() -> None:
     """Perhaps foreground where all looks like the background."""
     image = scene(disc(60, 60, 5, 5, 1))
-    codes = np.where(box_mask((20, 20, 40, 40), 60, 60), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND))
+    codes = np.where(
+        box_mask((20, 20, 40, 40), 60, 60), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
+    )
     ellipse = ellipse_mask((20, 20, 40, 40), 60, 60)
     found = grabcut(image, codes, iterations=5, instead=ellipse)
     assert found.fallback == "the cut collapsed"
@@ -178,7 +200,11 @@ def test_what_collapses_is_replaced() -> None:
 @pytest.mark.parametrize("constant", [True, False])
 def test_any_seeds_on_any_image_give_a_mask(size: tuple[int, int], constant: bool) -> None:
     rng = np.random.default_rng(0)
-    image = np.full((*size, 3), 7, dtype=np.uint8) if constant else rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = (
+        np.full((*size, 3), 7, dtype=np.uint8)
+        if constant
+        else rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    )
     for number in range(12):
         codes = rng.integers(0, 4, size).astype(np.uint8)
         before = image.copy(), codes.copy()
@@ -204,10 +230,14 @@ def test_strokes_mend_a_mask() -> None:
     assert iou(found, second) > 0.7
     twice = recut(image, box, first, first).mask
     assert not twice[first].any()  # background where twice
-    assert np.array_equal(recut(image, None, add, none).mask, recut(image, (0, 0, 160, 100), add, none).mask)
+    assert np.array_equal(
+        recut(image, None, add, none).mask, recut(image, (0, 0, 160, 100), add, none).mask
+    )
 
 
-@pytest.mark.parametrize("box", [(0, 0, 30, 20), (500, 0, 510, 9), (0.2, 0.2, 0.3, 0.3), (-9, -9, 99, 99)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 30, 20), (500, 0, 510, 9), (0.2, 0.2, 0.3, 0.3), (-9, -9, 99, 99)]
+)
 def test_strokes_without_an_object(box: tuple[float, ...]) -> None:
     none, every = np.zeros((20, 30), dtype=bool), np.ones((20, 30), dtype=bool)
     image = np.full((20, 30, 3), 9, dtype=np.uint8)

@@ -12,7 +12,18 @@ from maskseg.interop.classes import coco
 IMAGENET: list[str] = SqueezeNet1_1_Weights.DEFAULT.meta["categories"]
 # Of COCO's classes those that ImageNet knows nothing of.
 NONE = {
-    *("fire hydrant", "giraffe", "suitcase", "frisbee", "snowboard", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *(
+        "fire hydrant",
+        "giraffe",
+        "suitcase",
+        "frisbee",
+        "snowboard",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+    ),
     *("fork", "carrot", "donut", "cake", "scissors", "toothbrush"),
 }
 
@@ -39,9 +50,21 @@ def test_a_class_of_imagenet_stands_for_one_class_at_most(data_set: str) -> None
 def test_members_by_name() -> None:
     members = {name: [IMAGENET[i] for i in own] for name, own in class_members("coco").items()}
     assert members["cat"] == ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"]
-    assert (len(members["dog"]), members["dog"][0], members["dog"][-1]) == (118, "Chihuahua", "Mexican hairless")
+    assert (len(members["dog"]), members["dog"][0], members["dog"][-1]) == (
+        118,
+        "Chihuahua",
+        "Mexican hairless",
+    )
     assert len(members["bird"]) == 59
-    assert {"cock", "ostrich", "great grey owl", "black grouse", "black swan", "white stork", "albatross"} <= set(members["bird"])
+    assert {
+        "cock",
+        "ostrich",
+        "great grey owl",
+        "black grouse",
+        "black swan",
+        "white stork",
+        "albatross",
+    } <= set(members["bird"])
     assert {"tusker", "grey whale", "echidna"}.isdisjoint(members["bird"])
     assert members["cow"] == ["ox", "water buffalo", "bison"]
     assert members["couch"] == ["studio couch"]

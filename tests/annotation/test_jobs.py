@@ -9,7 +9,12 @@ import pytest
 from made.coco_files import SQUARE, dataset, write
 
 from maskseg.annotation.jobs import AnnotationJob, annotation_jobs, file_mark, work_through
-from maskseg.annotation.write import check_output, class_annotations, object_annotations, write_annotations
+from maskseg.annotation.write import (
+    check_output,
+    class_annotations,
+    object_annotations,
+    write_annotations,
+)
 from maskseg.data.coco.file import CocoFile, read_coco
 from maskseg.errors import UserError
 
@@ -26,7 +31,12 @@ def never(job: AnnotationJob) -> None:
 
 def read(folder: Path) -> CocoFile:
     box = {"bbox": [1, 2, 5, 6]}
-    content = dataset(box, {**box, "iscrowd": 1}, {"bbox": [20, 2, 50, 6], "segmentation": SQUARE, "note": "mine"}, {"bbox": [40, 2, 5, 6]})
+    content = dataset(
+        box,
+        {**box, "iscrowd": 1},
+        {"bbox": [20, 2, 50, 6], "segmentation": SQUARE, "note": "mine"},
+        {"bbox": [40, 2, 5, 6]},
+    )
     del content["annotations"][1]["id"]
     content["info"], content["images"][0]["licence"] = {"year": 2020}, 5
     return read_coco(write(folder, content))
@@ -35,8 +45,16 @@ def read(folder: Path) -> CocoFile:
 def test_objects_and_classes(tmp_path: Path) -> None:
     file = read(tmp_path)
     first, second = annotation_jobs(file, "root", 100, "object", truth=False)
-    assert (first.root, first.max_pixels, first.file_name, [w.id for w in first.wanted]) == ("root", 100, "1.png", [1])
-    assert [w.box for w in second.wanted] == [(1, 2, 6, 8), (20, 2, 30, 8)]  # no crowd, none outside the image
+    assert (first.root, first.max_pixels, first.file_name, [w.id for w in first.wanted]) == (
+        "root",
+        100,
+        "1.png",
+        [1],
+    )
+    assert [w.box for w in second.wanted] == [
+        (1, 2, 6, 8),
+        (20, 2, 30, 8),
+    ]  # no crowd, none outside the image
     assert all(w.truth is None for w in second.wanted)
     with_truth = list(annotation_jobs(file, "", 100, "object", truth=True))
     assert [[w.id for w in job.wanted] for job in with_truth] == [[1], [12]]
@@ -45,12 +63,19 @@ def test_objects_and_classes(tmp_path: Path) -> None:
     assert (mask.shape, mask.sum()) == ((20, 30), 60)
     by_class = list(annotation_jobs(file, "", 100, "class", truth=False, most=1))
     assert [[(w.id, w.label, w.box) for w in job.wanted] for job in by_class] == [[(0, 0, None)]]
-    assert [len(job.wanted) for job in annotation_jobs(file, "", 100, "class", truth=True)] == [1, 0]  # of the second image a mask is lacking
+    assert [len(job.wanted) for job in annotation_jobs(file, "", 100, "class", truth=True)] == [
+        1,
+        0,
+    ]  # of the second image a mask is lacking
 
 
-def test_jobs_are_made_as_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_made_as_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, asked = read(tmp_path), []
-    monkeypatch.setattr(file, "annotations", lambda index: asked.append(index) or CocoFile.annotations(file, index))
+    monkeypatch.setattr(
+        file, "annotations", lambda index: asked.append(index) or CocoFile.annotations(file, index)
+    )
     assert next(annotation_jobs(file, "", 100, "object", truth=True)).image_id == 1
     assert asked == [0]
 
@@ -88,18 +113,34 @@ def test_a_journal_is_gone_on_from(tmp_path: Path, cut: int) -> None:
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
-    one, two = (work_through(JOBS, area, tmp_path / str(workers), {}, workers, "masks") for workers in (1, 2))
+    one, two = (
+        work_through(JOBS, area, tmp_path / str(workers), {}, workers, "masks")
+        for workers in (1, 2)
+    )
     assert list(one.items()) == list(two.items())
 
 
 def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     file = read(tmp_path)
     before = json.loads(file.path.read_text())
-    row = {"id": 12, "label": 0, "segmentation": [[1.0, 2, 3, 4, 5, 6]], "area": 4, "bbox": [1, 2, 4, 4], "mask_by": {"technique": "box"}}
+    row = {
+        "id": 12,
+        "label": 0,
+        "segmentation": [[1.0, 2, 3, 4, 5, 6]],
+        "area": 4,
+        "bbox": [1, 2, 4, 4],
+        "mask_by": {"technique": "box"},
+    }
     content = object_annotations(file, {12: row})
-    assert {key: content[key] for key in ("info", "images", "categories")} == {key: before[key] for key in ("info", "images", "categories")}
+    assert {key: content[key] for key in ("info", "images", "categories")} == {
+        key: before[key] for key in ("info", "images", "categories")
+    }
     rows = {a["id"]: a for a in content["annotations"]}
-    assert rows[12] == {**before["annotations"][3], "iscrowd": 0, **{k: row[k] for k in ("segmentation", "area", "mask_by")}}
+    assert rows[12] == {
+        **before["annotations"][3],
+        "iscrowd": 0,
+        **{k: row[k] for k in ("segmentation", "area", "mask_by")},
+    }
     assert [a["id"] for a in content["annotations"]] == [1, 14, 11, 12, 13]
     assert rows[1] == before["annotations"][0]
     assert rows[13] == before["annotations"][4]  # outside its image
@@ -108,20 +149,46 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     write_annotations(tmp_path / "out.json", content)
     assert len(read_coco(tmp_path / "out.json").annotations(1)) == 3
     assert json.loads(file.path.read_text()) == before
-    classes = class_annotations(file, {2: [{"label": 0, "segmentation": [], "area": 3, "bbox": [0, 0, 1, 3]}]})["annotations"]
-    assert classes == [{"id": 1, "image_id": 2, "category_id": 4, "iscrowd": 0, "segmentation": [], "area": 3, "bbox": [0, 0, 1, 3]}]
+    classes = class_annotations(
+        file, {2: [{"label": 0, "segmentation": [], "area": 3, "bbox": [0, 0, 1, 3]}]}
+    )["annotations"]
+    assert classes == [
+        {
+            "id": 1,
+            "image_id": 2,
+            "category_id": 4,
+            "iscrowd": 0,
+            "segmentation": [],
+            "area": 3,
+            "bbox": [0, 0, 1, 3],
+        }
+    ]
 
 
 def test_annotations_without_an_id_or_with_0_are_kept_whole(tmp_path: Path) -> None:
     box = {"bbox": [1, 2, 5, 6], "note": "mine"}
-    content = dataset({**box, "id": 0}, {**box, "id": None, "review": "accepted"}, {**box, "bbox": [40, 2, 5, 6]}, {**box, "image_id": 1})
+    content = dataset(
+        {**box, "id": 0},
+        {**box, "id": None, "review": "accepted"},
+        {**box, "bbox": [40, 2, 5, 6]},
+        {**box, "image_id": 1},
+    )
     for entry in (content["annotations"][3], content["annotations"][4]):
         del entry["id"]
     content["annotations"][1]["review"] = content["annotations"][4]["review"] = "rejected"
     file = read_coco(write(tmp_path, content))
     numbers = [file.annotations(index).ids.tolist() for index in (0, 1)]
     assert numbers == [[1, 5], [2, 3]]  # 4 lies outside its image
-    made = {number: {"id": number, "label": 0, "bbox": [0, 0, 1, 1], "segmentation": [], "mask_by": {"at": number}} for number in (2, 3)}
+    made = {
+        number: {
+            "id": number,
+            "label": 0,
+            "bbox": [0, 0, 1, 1],
+            "segmentation": [],
+            "mask_by": {"at": number},
+        }
+        for number in (2, 3)
+    }
     found = object_annotations(file, made)["annotations"]
     assert [(a["id"], a["note"], a.get("mask_by"), a.get("review")) for a in found[1:]] == [
         (0, "mine", {"at": 2}, None),

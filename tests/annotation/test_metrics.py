@@ -7,7 +7,14 @@ import pytest
 import torch
 from torchmetrics.classification import BinaryJaccardIndex
 
-from maskseg.annotation.metrics import ANY_SIZE, COLUMNS, AnnotationScores, agreement, annotation_table, class_lines
+from maskseg.annotation.metrics import (
+    ANY_SIZE,
+    COLUMNS,
+    AnnotationScores,
+    agreement,
+    annotation_table,
+    class_lines,
+)
 
 
 def test_counts() -> None:
@@ -35,8 +42,24 @@ def test_the_means_by_hand() -> None:
     assert found["class_object_IoU"] == pytest.approx((0.6 + 0.5) / 2)
     assert found[ANY_SIZE] == pytest.approx((0.6 + 0.5 + 1 + 0) / 4)
     first, none, third = scores.per_class()
-    assert first == pytest.approx({"label": 0, "iou": iou[0], "accuracy": accuracy[0], "object_iou": 0.6, "objects": 1, "true_pixels": 10})
-    assert none == {"label": 1, "iou": -1, "accuracy": -1, "object_iou": -1, "objects": 0, "true_pixels": 0}
+    assert first == pytest.approx(
+        {
+            "label": 0,
+            "iou": iou[0],
+            "accuracy": accuracy[0],
+            "object_iou": 0.6,
+            "objects": 1,
+            "true_pixels": 10,
+        }
+    )
+    assert none == {
+        "label": 1,
+        "iou": -1,
+        "accuracy": -1,
+        "object_iou": -1,
+        "objects": 0,
+        "true_pixels": 0,
+    }
     assert third["objects"] == 2
 
 
@@ -45,7 +68,12 @@ def test_nothing_and_nothing_true() -> None:
     scores = AnnotationScores(1)
     scores.add(0, (0, 9, 0, 91))
     found = scores.compute()
-    assert (found["mIoU"], found["frequency_weighted_IoU"], found["object_IoU"], found[ANY_SIZE]) == (0, -1, -1, -1)
+    assert (
+        found["mIoU"],
+        found["frequency_weighted_IoU"],
+        found["object_IoU"],
+        found[ANY_SIZE],
+    ) == (0, -1, -1, -1)
     assert np.isfinite(list(found.values())).all()
 
 
@@ -63,7 +91,13 @@ def test_the_table_says_what_is_lacking() -> None:
     scores = AnnotationScores(2)
     scores.add(1, (2000, 0, 0, 5))
     text = annotation_table({"grabcut": scores.compute(), "cam": "needs weights"})
-    assert [line.split() for line in text.splitlines()[1:3]] == [["grabcut", *["1.000"] * 5], ["cam", "needs", "weights"]]
+    assert [line.split() for line in text.splitlines()[1:3]] == [
+        ["grabcut", *["1.000"] * 5],
+        ["cam", "needs", "weights"],
+    ]
     assert all(meaning in text for meaning in COLUMNS.values())
     lines = class_lines(["dog", "cat"], scores.per_class()).splitlines()
-    assert [line.split() for line in lines] == [["class", "IoU", "accuracy", "objects", "number"], ["cat", *["1.000"] * 3, "1"]]
+    assert [line.split() for line in lines] == [
+        ["class", "IoU", "accuracy", "objects", "number"],
+        ["cat", *["1.000"] * 3, "1"],
+    ]

@@ -26,7 +26,12 @@ def test_seeds_have_four_colours() -> None:
 def test_columns_that_nothing_fills_are_left_out() -> None:
     plain = contact_sheet([Example("a", IMAGE, MASK)])
     codes, heat = MASK.astype(np.uint8), MASK.astype(np.float32)
-    full = contact_sheet([Example("a", IMAGE, MASK, (1, 2, 30, 40), heat, codes, MASK, "note"), Example("b", IMAGE, MASK)])
+    full = contact_sheet(
+        [
+            Example("a", IMAGE, MASK, (1, 2, 30, 40), heat, codes, MASK, "note"),
+            Example("b", IMAGE, MASK),
+        ]
+    )
     assert plain.shape[1] < 0.5 * full.shape[1]
     assert full.shape[0] > 1.7 * plain.shape[0]
     red = (full[..., 0].astype(int) - full[..., 1] > 40).mean()
@@ -36,6 +41,8 @@ def test_columns_that_nothing_fills_are_left_out() -> None:
 def test_curves(tmp_path: Path) -> None:
     means = dict.fromkeys(COLUMNS, 0.5)
     path = tmp_path / "a" / "curves.png"
-    plot_thresholds([("box", None, means), ("cam", 0.9, means), ("cam", 0.1, dict.fromkeys(COLUMNS, 0.7))], path)
+    plot_thresholds(
+        [("box", None, means), ("cam", 0.9, means), ("cam", 0.1, dict.fromkeys(COLUMNS, 0.7))], path
+    )
     with Image.open(path) as picture:
         assert picture.size == (1430, 704)

@@ -20,7 +20,12 @@ def test_a_box_is_four_points() -> None:
     mask = np.zeros((9, 12), dtype=bool)
     mask[3:5, 4:10] = True
     (points,) = polygons(mask)
-    assert {(x, y) for x, y in zip(points[::2], points[1::2], strict=True)} == {(4, 3), (10, 3), (10, 5), (4, 5)}
+    assert {(x, y) for x, y in zip(points[::2], points[1::2], strict=True)} == {
+        (4, 3),
+        (10, 3),
+        (10, 5),
+        (4, 5),
+    }
     mask[:] = True
     assert sorted(polygons(mask)[0]) == sorted([0.0, 0, 12, 0, 12, 9, 0, 9])
     assert polygons(np.zeros((9, 12), dtype=bool)) == []

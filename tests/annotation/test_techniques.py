@@ -7,8 +7,25 @@ import pickle
 import numpy as np
 import pytest
 
-from maskseg.annotation.grabcut import BACKGROUND, FOREGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, box_mask, ellipse_mask
-from maskseg.annotation.techniques import NAMES, OF_BOXES, OF_MAPS, USUAL, WITH_THRESHOLD, Technique, at_all, fits, limits
+from maskseg.annotation.grabcut import (
+    BACKGROUND,
+    FOREGROUND,
+    MAYBE_BACKGROUND,
+    MAYBE_FOREGROUND,
+    box_mask,
+    ellipse_mask,
+)
+from maskseg.annotation.techniques import (
+    NAMES,
+    OF_BOXES,
+    OF_MAPS,
+    USUAL,
+    WITH_THRESHOLD,
+    Technique,
+    at_all,
+    fits,
+    limits,
+)
 from maskseg.errors import UserError
 
 pytest.importorskip("cv2")
@@ -47,7 +64,9 @@ def test_seeds() -> None:
         assert codes.tolist() == [[letters[k] for k in expected]]
     plain = Technique("grabcut").codes((1, 0, 3, 1), None, 1, 5)
     assert plain is not None
-    assert plain.tolist() == [[BACKGROUND, MAYBE_FOREGROUND, MAYBE_FOREGROUND, BACKGROUND, BACKGROUND]]
+    assert plain.tolist() == [
+        [BACKGROUND, MAYBE_FOREGROUND, MAYBE_FOREGROUND, BACKGROUND, BACKGROUND]
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,12 +126,19 @@ def test_a_box_whose_map_stays_below_the_threshold() -> None:
     found = Technique("gccam_f_pf", **keys)(IMAGE, BOX, scores)  # type: ignore[arg-type]
     assert found.fallback == ""
     assert (found.mask & truth).sum() / (found.mask | truth).sum() > 0.9
-    reasons = {"cam": "nothing in the box reaches the threshold", "gccam_pf_pb": "no foreground seeds", "gccam_f_pb": "no foreground seeds"}
+    reasons = {
+        "cam": "nothing in the box reaches the threshold",
+        "gccam_pf_pb": "no foreground seeds",
+        "gccam_f_pb": "no foreground seeds",
+    }
     for name, reason in reasons.items():
         found = Technique(name, **keys)(IMAGE, BOX, scores)  # type: ignore[arg-type]
         assert found.fallback == reason
         assert np.array_equal(found.mask, ellipse_mask(BOX, 48, 64))
-    assert Technique("gccam_f_pf", **keys)(IMAGE, (50, 40, 60, 48), scores).fallback == "the map is constant"  # type: ignore[arg-type]
+    assert (
+        Technique("gccam_f_pf", **keys)(IMAGE, (50, 40, 60, 48), scores).fallback
+        == "the map is constant"
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", OF_BOXES)
@@ -157,8 +183,14 @@ def test_wrong_keys(keys: dict[str, object], told: str) -> None:
 
 def test_all_at_their_thresholds() -> None:
     found = at_all([0.1, 0.5, 0.999], maps=True, iterations=2)
-    assert [t.text for t in found if t.name in ("box", "gcellipse")] == ["box", "gcellipse 0.5", "gcellipse 0.999"]
+    assert [t.text for t in found if t.name in ("box", "gcellipse")] == [
+        "box",
+        "gcellipse 0.5",
+        "gcellipse 0.999",
+    ]
     assert {t.name for t in found} == set(NAMES)
     assert all(t.iterations == 2 for t in found)
     assert {t.name for t in at_all([0.5], maps=False)} == set(OF_BOXES)
-    assert all(fits(name, USUAL[name]) and limits(name)[0] < limits(name)[1] for name in WITH_THRESHOLD)
+    assert all(
+        fits(name, USUAL[name]) and limits(name)[0] < limits(name)[1] for name in WITH_THRESHOLD
+    )

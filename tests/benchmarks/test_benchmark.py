@@ -24,7 +24,9 @@ from maskseg.data.datasets.scenes import make_scenes
 
 def test_things_are_measured_in_turn() -> None:
     order: list[str] = []
-    found = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
+    found = in_turn(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu")
+    )
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert [len(v) for v in found.values()] == [3, 3]
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
@@ -32,7 +34,10 @@ def test_things_are_measured_in_turn() -> None:
 
 def test_pasting_beside_the_peers() -> None:
     numbers = paste(SimpleNamespace(rounds=1), detections=20, height=120, width=160)
-    assert [list(c["seconds"]) for c in numbers["cases"]] == [["torchvision + pycocotools", "maskseg"], ["detectron2's way + pycocotools", "maskseg"]]
+    assert [list(c["seconds"]) for c in numbers["cases"]] == [
+        ["torchvision + pycocotools", "maskseg"],
+        ["detectron2's way + pycocotools", "maskseg"],
+    ]
     assert all(c["agreement"]["pixels that differ"] < 1e-4 for c in numbers["cases"])
     assert "rule continuous: 20 masks, 160 x 120" in table(numbers)
 
@@ -44,11 +49,17 @@ def test_evaluating_beside_pycocotools() -> None:
         assert list(found["seconds"])[:2] == ["pycocotools by hand", "maskseg, pycocotools"]
         assert found["agreement"]["largest difference"] < 1e-12
     truth, rows = simulated(8, 20)
-    assert 0.01 < by_hand(truth, [{k: v for k, v in r.items() if k != "bbox"} for r in rows], "segm")[0] < 0.99
+    assert (
+        0.01
+        < by_hand(truth, [{k: v for k, v in r.items() if k != "bbox"} for r in rows], "segm")[0]
+        < 0.99
+    )
 
 
 def test_roi_align_beside_torchvisions() -> None:
-    numbers = roi_align(SimpleNamespace(rounds=1), shapes=((20, 7), (5, 14)), channels=8, height=128, width=160)
+    numbers = roi_align(
+        SimpleNamespace(rounds=1), shapes=((20, 7), (5, 14)), channels=8, height=128, width=160
+    )
     assert [one["name"].split(":")[0] for one in numbers["cases"]] == ["forward", "backward"] * 4
     assert "5 regions of 14 x 14, aligned=False" in numbers["cases"][-1]["name"]
     for one in numbers["cases"]:
@@ -59,7 +70,11 @@ def test_roi_align_beside_torchvisions() -> None:
 @pytest.mark.slow
 def test_the_trainers_suite(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    said = call([*SMALL, *MASKS, *SCENES, "steps=3", "trainer.ema=0.9", "output=out.json"], tmp_path, tool="benchmark")
+    said = call(
+        [*SMALL, *MASKS, *SCENES, "steps=3", "trainer.ema=0.9", "output=out.json"],
+        tmp_path,
+        tool="benchmark",
+    )
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert json.loads(said[said.index("{") :]) == numbers
     seconds, every, shares = numbers["seconds"], numbers["every"], numbers["overhead"]
@@ -71,7 +86,14 @@ def test_the_trainers_suite(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"scenes", "out.json", "said.txt"}
 
 
-LITTLE = [*SCENES, "trainer.device=cpu", "data.num_workers=0", "trunk=resnet18", "size=96", "rounds=1"]
+LITTLE = [
+    *SCENES,
+    "trainer.device=cpu",
+    "data.num_workers=0",
+    "trunk=resnet18",
+    "size=96",
+    "rounds=1",
+]
 
 
 @pytest.mark.slow
@@ -89,7 +111,9 @@ def test_a_model_beside_torchvisions(tmp_path: Path, suite: str) -> None:
     if suite == "inference":
         apart = first["agreement"]
         assert apart["detections apart"] == 0
-        assert max(apart["boxes apart, px"], apart["scores apart"], apart["soft masks apart"]) < 1e-3
+        assert (
+            max(apart["boxes apart, px"], apart["scores apart"], apart["soft masks apart"]) < 1e-3
+        )
         shares = [float(v[:-1]) for k, v in numbers["also"].items() if k.startswith("share of")]
         assert sum(shares) == pytest.approx(100, abs=20)
         assert numbers["also"]["floor, s"] > 0
@@ -104,15 +128,30 @@ def test_curves_from_equal_weights(tmp_path: Path) -> None:
     also = json.loads((tmp_path / "out.json").read_text())["also"]
     names = ("torchvision", "torchvision, other draws", "maskseg", "maskseg bf16")
     assert set(also) == {f"loss of steps {i}-{i}, {name}" for name in names for i in (1, 2)}
-    assert also["loss of steps 1-1, maskseg"] == pytest.approx(also["loss of steps 1-1, torchvision"], rel=0.2)
+    assert also["loss of steps 1-1, maskseg"] == pytest.approx(
+        also["loss of steps 1-1, torchvision"], rel=0.2
+    )
 
 
 @pytest.mark.slow
 def test_the_suite_of_the_data(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    said = call([*SCENES, "suite=data", "data.num_workers=1", "data.max_images=4", "rounds=1", "output=out.json"], tmp_path, tool="benchmark")
+    said = call(
+        [
+            *SCENES,
+            "suite=data",
+            "data.num_workers=1",
+            "data.max_images=4",
+            "rounds=1",
+            "output=out.json",
+        ],
+        tmp_path,
+        tool="benchmark",
+    )
     numbers = json.loads((tmp_path / "out.json").read_text())
-    assert [list(found["seconds"]) for found in numbers["cases"]] == [["torchvision", "maskseg"]] * 4
+    assert [list(found["seconds"]) for found in numbers["cases"]] == [
+        ["torchvision", "maskseg"]
+    ] * 4
     assert min(v for found in numbers["cases"] for v in found["seconds"].values()) > 0
     apart = numbers["cases"][0]["agreement"]
     assert apart["pixels apart, grey levels of 255"] < 1e-3
@@ -132,12 +171,31 @@ def test_slopes_of_the_upper_half() -> None:
 @pytest.mark.slow
 def test_the_suite_of_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    few = {"SIZES": (64, 96), "DETECTIONS": (3, 9), "OBJECTS": (1, 60), "CLASSES": (1, 400), "WORKERS": (0, 1)}
+    few = {
+        "SIZES": (64, 96),
+        "DETECTIONS": (3, 9),
+        "OBJECTS": (1, 60),
+        "CLASSES": (1, 400),
+        "WORKERS": (0, 1),
+    }
     for name, values in few.items():
         monkeypatch.setattr(suite_scaling, name, values)
-    words = ["trainer.device=cpu", "trunk=resnet18", "size=64", "rounds=1", f"data.root={tmp_path / 'scenes'}", "data.num_train=8", "data.num_val=4"]
+    words = [
+        "trainer.device=cpu",
+        "trunk=resnet18",
+        "size=64",
+        "rounds=1",
+        f"data.root={tmp_path / 'scenes'}",
+        "data.num_train=8",
+        "data.num_val=4",
+    ]
     numbers = scaling(config.compose("benchmark", [*words, "data.size=128"]))
-    assert [tuple(p["value"] for p in axis["points"]) for axis in numbers["axes"]] == [*list(few.values())[:3], (1, 400), (1, 400), (0, 1)]
+    assert [tuple(p["value"] for p in axis["points"]) for axis in numbers["axes"]] == [
+        *list(few.values())[:3],
+        (1, 400),
+        (1, 400),
+        (0, 1),
+    ]
     assert all(p["seconds"] > 0 for axis in numbers["axes"] for p in axis["points"])
     assert numbers == json.loads(json.dumps(numbers))
     told = table(numbers)
@@ -157,7 +215,9 @@ def test_the_suite_of_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("suite=inference batch=9", "batch=9, but the split val has only 4 images"),
     ],
 )
-def test_what_makes_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, told: str) -> None:
+def test_what_makes_no_sense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, told: str
+) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     monkeypatch.chdir(tmp_path)
     assert_refused(said("benchmark", *SMALL, *SCENES, *word.split()), told)

@@ -50,7 +50,9 @@ def test_a_segment_is_cut_out_of_grey() -> None:
     assert crops.shape == (3, 3, 224, 224)
     assert isinstance(segments.masks, SegmentMasks)
     share = segments.masks.area() / (segments.boxes[:, 2:] - segments.boxes[:, :2]).prod(dim=1)
-    torch.testing.assert_close((crops != 0).any(dim=1).float().mean(dim=(1, 2)), share, atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        (crops != 0).any(dim=1).float().mean(dim=(1, 2)), share, atol=0.05, rtol=0
+    )
 
 
 @pytest.mark.usefixtures("at_home")
@@ -58,7 +60,9 @@ def test_a_round_of_cfm() -> None:
     config = configs.compose("benchmark", [*SCENES, "trunk=resnet18", "rounds=1"])
     numbers = cfm(config, proposals=12, crops=2, height=96, width=128)
     assert [one["name"].split(":")[0] for one in numbers["cases"]] == [
-        f"resnet18, {levels}, {design}" for levels in ("p2-p5", "c4") for design in ("full_map", "pool_first")
+        f"resnet18, {levels}, {design}"
+        for levels in ("p2-p5", "c4")
+        for design in ("full_map", "pool_first")
     ]
     for one in numbers["cases"]:
         assert list(one["seconds"]) == ["backbone", "CFM after it", "2 segments by themselves"]
@@ -70,7 +74,14 @@ def test_a_round_of_cfm() -> None:
 
 
 def test_the_boundary_of_a_network_that_was_not_trained(at_home: Path) -> None:
-    words = [*SCENES, "experiment=scenes_cfm", "model.backbone.channels=16", "model.classifier.width=16", "trainer.device=cpu", "output=out/b.json"]
+    words = [
+        *SCENES,
+        "experiment=scenes_cfm",
+        "model.backbone.channels=16",
+        "model.classifier.width=16",
+        "trainer.device=cpu",
+        "output=out/b.json",
+    ]
     numbers = boundary(configs.compose("benchmark", words), images=1)
     assert list(numbers["difference"]) == ["p2", "p3", "p4"]
     near, far = (numbers["difference"]["p2"][key] for key in ("0-4", "16-32"))
@@ -84,7 +95,10 @@ def test_the_boundary_of_a_network_that_was_not_trained(at_home: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="no segment of the first 0 validation images"):
-        boundary(configs.compose("benchmark", [*SCENES, "experiment=scenes_cfm", "trainer.device=cpu"]), images=0)
+        boundary(
+            configs.compose("benchmark", [*SCENES, "experiment=scenes_cfm", "trainer.device=cpu"]),
+            images=0,
+        )
     with pytest.raises(UserError, match=r"nothing\.pt"):
         boundary(configs.compose("benchmark", [*SCENES, "trainer.init=nothing.pt"]))
 
@@ -94,9 +108,14 @@ def test_segments_in_blocks_are_as_at_once(design: str, monkeypatch: pytest.Monk
     segments, generator = made(picture(), 23), torch.Generator().manual_seed(0)
     levels = {"p2": FeatureSpec(4, 0.5, 6), "p3": FeatureSpec(8, 0.5, 6)}
     model = CFMClassifier(["p2", "p3"], levels, 3, design, width=8, canonical_size=80.0)
-    features = {name: torch.randn((1, 6, 64 // at.stride, 96 // at.stride), generator=generator) for name, at in levels.items()}
+    features = {
+        name: torch.randn((1, 6, 64 // at.stride, 96 // at.stride), generator=generator)
+        for name, at in levels.items()
+    }
     assert segments.masks is not None
     wanted = model(features, segments.boxes, segments.image_index, segments.masks)
     monkeypatch.setattr(cfm_module, "MANY", 4)
     monkeypatch.setattr(cfm_module, "BLOCK", 5 * model.inputs)
-    torch.testing.assert_close(model(features, segments.boxes, segments.image_index, segments.masks), wanted)
+    torch.testing.assert_close(
+        model(features, segments.boxes, segments.image_index, segments.masks), wanted
+    )

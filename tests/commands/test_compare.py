@@ -22,10 +22,24 @@ def write_run(folder, rate=0.02, ap=(0.1, 0.3, 0.2), config=None, lines=None):
         lines = []
         for i, value in enumerate(ap):
             step = 10 * (i + 1)
-            train = {"loss": 3 - i, "loss/mask": 2 - i / 2, "lr": rate, "images_per_second": (4.0, 9.0, 8.0)[i], "step_seconds": 60.0}
+            train = {
+                "loss": 3 - i,
+                "loss/mask": 2 - i / 2,
+                "lr": rate,
+                "images_per_second": (4.0, 9.0, 8.0)[i],
+                "step_seconds": 60.0,
+            }
             lines.append({"step": step, "kind": "train", **train})
             lines.append(
-                {"step": step, "kind": "val", "segm/AP": value, "segm/AP50": 2 * value, "segm/APl": -1.0, "segm/AR100": 0.5, "loss/mask": 1.5}
+                {
+                    "step": step,
+                    "kind": "val",
+                    "segm/AP": value,
+                    "segm/AP50": 2 * value,
+                    "segm/APl": -1.0,
+                    "segm/AR100": 0.5,
+                    "loss/mask": 1.5,
+                }
             )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if config is not None:
@@ -35,7 +49,9 @@ def write_run(folder, rate=0.02, ap=(0.1, 0.3, 0.2), config=None, lines=None):
 
 def cells(text):
     """A table as first column -> the others; the columns are three spaces apart."""
-    rows = [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in text.splitlines()]
+    rows = [
+        [cell.strip() for cell in line.split("   ") if cell.strip()] for line in text.splitlines()
+    ]
     return {row[0]: row[1:] for row in rows if row}
 
 
@@ -70,7 +86,9 @@ def test_columns_are_aligned(tmp_path):
 def test_runs_that_find_no_place_in_a_line_come_below(tmp_path):
     runs = read_runs([write_run(tmp_path / f"{i}{30 * 'x'}", ap=(i / 10, 0, 0)) for i in range(6)])
     blocks = numbers_table(runs).split("\n\n")
-    assert [cells(block)["segm/AP best"] for block in blocks] == [[f"0.{i}00 at 10" for i in part] for part in ((0, 1, 2, 3), (4, 5))]
+    assert [cells(block)["segm/AP best"] for block in blocks] == [
+        [f"0.{i}00 at 10" for i in part] for part in ((0, 1, 2, 3), (4, 5))
+    ]
     assert max(map(len, "\n".join(blocks).splitlines())) <= 160
     lengthy = read_runs([write_run(tmp_path / (200 * "y"))])
     assert len(numbers_table(lengthy).split("\n\n")) == 1
@@ -81,9 +99,17 @@ def test_colours_differ():
 
 
 def test_odd_numbers(tmp_path):
-    lines = [{"step": 5, "kind": "val", "bbox/AP": 0.5, "loss": 1.0}, {"step": 9, "kind": "val", "bbox/AP": -1.0, "loss": float("nan")}]
+    lines = [
+        {"step": 5, "kind": "val", "bbox/AP": 0.5, "loss": 1.0},
+        {"step": 9, "kind": "val", "bbox/AP": -1.0, "loss": float("nan")},
+    ]
     table = cells(numbers_table(read_runs([write_run(tmp_path / "a", lines=lines)])))
-    assert table == {"a": [], "steps": ["9"], "bbox/AP best": ["0.500 at 5"], "validation loss, last": ["nan"]}
+    assert table == {
+        "a": [],
+        "steps": ["9"],
+        "bbox/AP best": ["0.500 at 5"],
+        "validation loss, last": ["nan"],
+    }
 
 
 def test_the_first_of_equal_values_is_the_best(tmp_path):
@@ -96,7 +122,9 @@ CONFIG = "name: x\nmodel: {norm: BN, sizes: [8, 16], head: null}\nlr: 0.1\ntrans
 
 def test_differences(tmp_path):
     other = "name: x\nmodel: {norm: GN, sizes: [8], head: {layers: 4}}\nlr: 0.1\ntransforms: [{size: 256}, {flip: 0.25}, {flip: true}]\nempty: {}\n"
-    runs = read_runs([write_run(tmp_path / "a", config=CONFIG), write_run(tmp_path / "b", config=other)])
+    runs = read_runs(
+        [write_run(tmp_path / "a", config=CONFIG), write_run(tmp_path / "b", config=other)]
+    )
     assert cells(differences(runs)) == {
         "config": ["a", "b"],
         "model.head": ["null", "-"],
@@ -109,9 +137,16 @@ def test_differences(tmp_path):
 
 
 def test_equal_and_missing_configs(tmp_path):
-    a, b, c = write_run(tmp_path / "a", config=CONFIG), write_run(tmp_path / "b", config=CONFIG), write_run(tmp_path / "c")
+    a, b, c = (
+        write_run(tmp_path / "a", config=CONFIG),
+        write_run(tmp_path / "b", config=CONFIG),
+        write_run(tmp_path / "c"),
+    )
     assert differences(read_runs([a, b])) == "the configs are equal"
-    assert differences(read_runs([a, b, c])) == f"{c}: there is no config.yaml in it\nthe configs are equal"
+    assert (
+        differences(read_runs([a, b, c]))
+        == f"{c}: there is no config.yaml in it\nthe configs are equal"
+    )
     assert differences(read_runs([a, c])) == f"{c}: there is no config.yaml in it"
 
 
@@ -119,28 +154,44 @@ def test_names_are_distinct(tmp_path):
     folders = [write_run(tmp_path / name / "2026-01-01") for name in ("x", "y")]
     assert [run.name for run in read_runs(folders)] == ["x/2026-01-01", "y/2026-01-01"]
     assert [run.name for run in read_runs(folders[:1])] == ["2026-01-01"]
-    assert [run.name for run in read_runs([*folders, folders[0] / ".." / "2026-01-01"])] == ["x/2026-01-01", "y/2026-01-01"]  # once
+    assert [run.name for run in read_runs([*folders, folders[0] / ".." / "2026-01-01"])] == [
+        "x/2026-01-01",
+        "y/2026-01-01",
+    ]  # once
 
 
 def test_curves_of_the_runs_lie_over_each_other(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", rate=0.1)
     panels = dict(module._panels(read_runs([a, b])))
     assert list(panels) == ["loss", "loss: mask", "learning rate", "segm AP"]
-    assert [(name, dashed) for name, _, _, dashed in panels["loss"]] == [("a", False), ("b", False), ("a", True), ("b", True)]
+    assert [(name, dashed) for name, _, _, dashed in panels["loss"]] == [
+        ("a", False),
+        ("b", False),
+        ("a", True),
+        ("b", True),
+    ]
     assert [line[2] for line in panels["loss"]] == [module.COLOURS[0], module.COLOURS[1]] * 2
-    assert [line[1] for line in panels["learning rate"]] == [{10: 0.02, 20: 0.02, 30: 0.02}, {10: 0.1, 20: 0.1, 30: 0.1}]
+    assert [line[1] for line in panels["learning rate"]] == [
+        {10: 0.02, 20: 0.02, 30: 0.02},
+        {10: 0.1, 20: 0.1, 30: 0.1},
+    ]
     assert panels["segm AP"][0][1] == {10: 0.1, 20: 0.3, 30: 0.2}
     assert panels["segm AP"][3][1] == {10: 0.2, 20: 0.6, 30: 0.4}
 
 
 def test_a_run_without_validation_keeps_its_colour(tmp_path):
-    a, b = write_run(tmp_path / "a", lines=[{"step": 1, "kind": "train", "lr": 1.0}]), write_run(tmp_path / "b")
+    a, b = (
+        write_run(tmp_path / "a", lines=[{"step": 1, "kind": "train", "lr": 1.0}]),
+        write_run(tmp_path / "b"),
+    )
     ((name, _, colour, _), _) = dict(module._panels(read_runs([a, b])))["segm AP"]
     assert (name, colour) == ("b", module.COLOURS[1])
 
 
 def test_colours_are_seen(tmp_path):
-    runs = read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", rate=0.1, ap=(0.2, 0.4, 0.6))])
+    runs = read_runs(
+        [write_run(tmp_path / "a"), write_run(tmp_path / "b", rate=0.1, ap=(0.2, 0.4, 0.6))]
+    )
     draw_runs(runs, tmp_path / "new" / "out.png")
     picture = np.asarray(Image.open(tmp_path / "new" / "out.png"))
     for colour in module.COLOURS[:2]:
@@ -148,14 +199,24 @@ def test_colours_are_seen(tmp_path):
 
 
 def test_many_runs_with_long_names(tmp_path):
-    runs = read_runs([write_run(tmp_path / f"{i}_a_name_that_is_longer_than_any_line_of_the_legend_could_hold_twice") for i in range(14)])
+    runs = read_runs(
+        [
+            write_run(
+                tmp_path / f"{i}_a_name_that_is_longer_than_any_line_of_the_legend_could_hold_twice"
+            )
+            for i in range(14)
+        ]
+    )
     draw_runs(runs, tmp_path / "out.png")
     assert np.asarray(Image.open(tmp_path / "out.png")).std() > 0
 
 
 def test_the_tool(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    a, b = write_run(tmp_path / "a", config=CONFIG), write_run(tmp_path / "b", config=CONFIG.replace("BN", "GN"))
+    a, b = (
+        write_run(tmp_path / "a", config=CONFIG),
+        write_run(tmp_path / "b", config=CONFIG.replace("BN", "GN")),
+    )
     assert tool("a", b, "output=both.png") == 0
     out = capsys.readouterr().out
     assert "0.300 at 20" in out
@@ -175,7 +236,9 @@ def test_a_folder_with_an_equals_sign(tmp_path, monkeypatch):
 
 def test_help_shows_five_commands(capsys):
     assert tool("--help") == 0
-    assert sum("python tools/compare.py" in line for line in capsys.readouterr().out.splitlines()) == 5
+    assert (
+        sum("python tools/compare.py" in line for line in capsys.readouterr().out.splitlines()) == 5
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from made.runs import GROUP_NORM, MASKS, ROOT, SCENES, SMALL, alive, assert_same_runs, call, children, finish, lines, start, wait_for_step
+from made.runs import (
+    GROUP_NORM,
+    MASKS,
+    ROOT,
+    SCENES,
+    SMALL,
+    alive,
+    assert_same_runs,
+    call,
+    children,
+    finish,
+    lines,
+    start,
+    wait_for_step,
+)
 
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.engine.checkpoint import Keeper, load_checkpoint, newest
 
 STEPS = 9
 # Saved in the middle; with a moving average; augmented at random; in one test evaluated in the middle, too.
-KEYS = ["total_batch=2", f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=3", "trainer.ema=0.9"]
+KEYS = [
+    "total_batch=2",
+    f"trainer.max_steps={STEPS}",
+    "trainer.checkpoint_every=3",
+    "trainer.ema=0.9",
+]
 RUN = [*SMALL, *MASKS, *SCENES, *KEYS, "data.val_json=null"]
 EVALUATED = [*SMALL, *MASKS, *SCENES, *KEYS, "trainer.evaluate_every=5"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -88,7 +107,10 @@ def test_killed_in_the_middle_of_an_evaluation(evaluated: Path, place: Path) -> 
     process.wait()
     call(words, place)
     assert_same_runs(evaluated, place / "run")
-    assert load_checkpoint(place / "run" / "best.pt")["step"] == load_checkpoint(evaluated / "best.pt")["step"]
+    assert (
+        load_checkpoint(place / "run" / "best.pt")["step"]
+        == load_checkpoint(evaluated / "best.pt")["step"]
+    )
 
 
 def load_step(path: Path) -> int:
@@ -108,7 +130,10 @@ def test_two_processes_killed_and_resumed(whole_two: Path, place: Path) -> None:
     assert_same_runs(whole_two, place / "run")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_first(whole: Path, place: Path, number: int, code: int) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto", "data.num_workers=2"]
     process = start(words, place)
@@ -118,7 +143,9 @@ def test_a_signal_saves_first(whole: Path, place: Path, number: int, code: int) 
     assert found == code, said
     assert "Traceback" not in said
     step = load_step(place / "run" / "last.pt")
-    assert step == lines(place / "run")[-1]["step"]  # the step that it was in, which no checkpoint_every asked for
+    assert (
+        step == lines(place / "run")[-1]["step"]
+    )  # the step that it was in, which no checkpoint_every asked for
     assert f"saved at step {step}" in said
     if number == signal.SIGTERM:
         call(words, place)
@@ -126,7 +153,9 @@ def test_a_signal_saves_first(whole: Path, place: Path, number: int, code: int) 
 
 
 def test_ctrl_c_twice_leaves_at_once(place: Path) -> None:
-    process = start([*RUN, "run_dir=run", "trainer.max_steps=1000", "data.size=128", "total_batch=8"], place)
+    process = start(
+        [*RUN, "run_dir=run", "trainer.max_steps=1000", "data.size=128", "total_batch=8"], place
+    )
     wait_for_step(place / "run", 1, process)
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGINT)
@@ -156,7 +185,11 @@ def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
     process = start(words, place, ranks=2)
     wait_for_step(place / "run", 4, process)
-    ranks = [pid for pid in children(process.pid) if b"tools/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    ranks = [
+        pid
+        for pid in children(process.pid)
+        if b"tools/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     began = time.monotonic()
@@ -172,8 +205,19 @@ def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
 def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
     """Losses of every step, to rounding: the same regions are drawn, and sums are divided by what all processes have. Batch norm would see
     half the images each."""
-    points = ["+model/heads@model.heads.keypoint=keypoint", "model.heads.keypoint.channels=16", "model.heads.keypoint.layers=1"]
-    words = [*RUN, *GROUP_NORM, *points, "model.heads.keypoint.max_regions=3", "total_batch=4", "trainer.max_steps=5"]
+    points = [
+        "+model/heads@model.heads.keypoint=keypoint",
+        "model.heads.keypoint.channels=16",
+        "model.heads.keypoint.layers=1",
+    ]
+    words = [
+        *RUN,
+        *GROUP_NORM,
+        *points,
+        "model.heads.keypoint.max_regions=3",
+        "total_batch=4",
+        "trainer.max_steps=5",
+    ]
     call([*words, "run_dir=one"], place)
     call([*words, "run_dir=two"], place, ranks=2)
     for one, two in zip(lines(place / "one"), lines(place / "two"), strict=True):
@@ -187,8 +231,21 @@ def test_two_machines(place: Path, whole_two: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         meeting = f"localhost:{free.getsockname()[1]}"
-    own = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "a-run", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting]
-    machines = [start([*RUN, "run_dir=run"], place, torchrun=own, said=f"said_{i}.txt") for i in range(2)]
+    own = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-id",
+        "a-run",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        meeting,
+    ]
+    machines = [
+        start([*RUN, "run_dir=run"], place, torchrun=own, said=f"said_{i}.txt") for i in range(2)
+    ]
     for i, machine in enumerate(machines):
         assert machine.wait(120) == 0, (place / f"said_{i}.txt").read_text()
     assert sum("run folder: run" in (place / f"said_{i}.txt").read_text() for i in range(2)) >= 1
@@ -199,7 +256,13 @@ def test_two_machines(place: Path, whole_two: Path) -> None:
 def test_evaluation_by_two_processes_is_that_of_one(evaluated: Path, place: Path) -> None:
     """Every number and every row, bit for bit."""
     for ranks, output in ((1, "one"), (2, "two")):
-        words = [f"checkpoint={evaluated}", f"output={output}", "model.classifier.score_threshold=0.0", "evaluation.batch=1", "data.root=scenes"]
+        words = [
+            f"checkpoint={evaluated}",
+            f"output={output}",
+            "model.classifier.score_threshold=0.0",
+            "evaluation.batch=1",
+            "data.root=scenes",
+        ]
         call(words, place, ranks=ranks, tool="evaluate")
     for name in ("metrics.json", "per_class.json", "detections.json"):
         assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes(), name
@@ -208,7 +271,10 @@ def test_evaluation_by_two_processes_is_that_of_one(evaluated: Path, place: Path
 def test_a_total_batch_that_does_not_go_round(place: Path) -> None:
     code, said = finish(start([*RUN, "run_dir=run", "total_batch=3"], place, ranks=2), place)
     assert code != 0
-    assert said.count("error: total_batch=3 must be a multiple of 2 processes x trainer.accumulate=1") == 1
+    assert (
+        said.count("error: total_batch=3 must be a multiple of 2 processes x trainer.accumulate=1")
+        == 1
+    )
     assert not (place / "run").exists()
 
 
@@ -250,7 +316,9 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
             continue
         step = int(found[1]["step"])
         done = (tmp_path / "done.txt").read_text() if (tmp_path / "done.txt").exists() else ""
-        assert step >= (int(done) if done else reached), f"kill {kill}: a finished checkpoint is lost"
+        assert step >= (int(done) if done else reached), (
+            f"kill {kill}: a finished checkpoint is lost"
+        )
         assert torch.equal(found[1]["model"]["w"], checkpoint(step)["model"]["w"])  # type: ignore[index]
         assert list(tmp_path.glob(".*.tmp")) == []
         reached = step
@@ -266,7 +334,9 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> No
     limits = f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)"
     run = "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     script.write_text(f"import resource, runpy, signal, sys\n{limits}\n{run}\n")
-    code, said = finish(start([str(ROOT / "tools" / "train.py"), *words], place, tool=str(script)), place)
+    code, said = finish(
+        start([str(ROOT / "tools" / "train.py"), *words], place, tool=str(script)), place
+    )
     assert code == 2, said
     last = [line for line in said.strip().splitlines() if line][-1]
     assert last.startswith("error: run/last.pt: the checkpoint could not be written (")

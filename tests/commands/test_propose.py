@@ -20,9 +20,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(folder):
         done("train", *SMALL, *MASKS, *SCENES, "trainer.max_steps=2", "run_dir=run")
         for split in ("train", "val"):
-            told = done("propose", "checkpoint=run", f"output={split}.proposals", f"split={split}", "data.root=scenes")
+            told = done(
+                "propose",
+                "checkpoint=run",
+                f"output={split}.proposals",
+                f"split={split}",
+                "data.root=scenes",
+            )
             count = 8 if split == "train" else 4
-            assert re.search(rf"{split}\.proposals: \d+ proposals of {count} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5", told)
+            assert re.search(
+                rf"{split}\.proposals: \d+ proposals of {count} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5",
+                told,
+            )
     return folder
 
 
@@ -45,10 +54,22 @@ def test_training_from_a_file(home: Path) -> None:
     ("tool", "words", "told"),
     [
         ("train", ["model/proposer=file", "run_dir=no"], "data.train_proposals is not set"),
-        ("train", ["model/proposer=file", "data.train_proposals=val.proposals", "run_dir=no"], "val.proposals is of another data set"),
+        (
+            "train",
+            ["model/proposer=file", "data.train_proposals=val.proposals", "run_dir=no"],
+            "val.proposals is of another data set",
+        ),
         ("propose", ["checkpoint=run"], "output=... is missing"),
-        ("propose", ["checkpoint=run", "output=absent/a.proposals", "data.root=scenes"], "there is no folder absent"),
-        ("propose", ["checkpoint=run", "output=a.proposals", "split=test", "data.root=scenes"], "split=test"),
+        (
+            "propose",
+            ["checkpoint=run", "output=absent/a.proposals", "data.root=scenes"],
+            "there is no folder absent",
+        ),
+        (
+            "propose",
+            ["checkpoint=run", "output=a.proposals", "split=test", "data.root=scenes"],
+            "split=test",
+        ),
     ],
 )
 def test_what_is_refused(home: Path, tool: str, words: list[str], told: str) -> None:

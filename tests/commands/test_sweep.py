@@ -23,7 +23,11 @@ INSTALLED = all(importlib.util.find_spec(name) for name in ("optuna", "submitit"
 needs_extra = pytest.mark.skipif(not INSTALLED, reason="needs pip install maskseg[sweep]")
 TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
 TINY = [*SMALL, *MASKS, *SCENES, "trainer.max_steps=1"]
-OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=tag(log, interval(1e-4, 1e-2))"]
+OPTUNA = [
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.n_trials=2",
+    "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
+]
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +59,10 @@ def sweep(place: Path, *words: str, tool: str = "sweep") -> tuple[int, str]:
 
 
 def trials(folder: Path) -> dict[str, dict[str, object]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/trial.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/trial.json"))
+    }
 
 
 def assert_refused(said: tuple[int, str], *parts: str) -> None:
@@ -79,7 +86,14 @@ def refused(*words: str) -> str:
 
 @pytest.mark.slow
 def test_each_value_of_a_grid(place: Path) -> None:
-    words = [*SMALL, *SCENES, "trainer.max_steps=1", "optimizer.lr=1e-3,2e-3", "~model/heads@model.heads.mask", "trainer.best_metric=bbox/AP"]
+    words = [
+        *SMALL,
+        *SCENES,
+        "trainer.max_steps=1",
+        "optimizer.lr=1e-3,2e-3",
+        "~model/heads@model.heads.mask",
+        "trainer.best_metric=bbox/AP",
+    ]
     code, said = finish(start(["--multirun", *words], place, tool="sweep"), place)
     assert code == 0, said
     (folder,) = (place / "runs" / "scenes_r18").iterdir()
@@ -87,7 +101,9 @@ def test_each_value_of_a_grid(place: Path) -> None:
     found = trials(folder)
     assert list(found) == ["0", "1"]
     for trial, rate in (("0", 0.001), ("1", 0.002)):
-        assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml"} <= {p.name for p in (folder / trial).iterdir()}
+        assert {"last.pt", "best.pt", "metrics.jsonl", "config.yaml"} <= {
+            p.name for p in (folder / trial).iterdir()
+        }
         assert OmegaConf.load(folder / trial / "config.yaml").optimizer.lr == rate
         assert found[trial]["value"] == sweeps.objective(folder / trial, "bbox/AP")
     assert "best trial: runs/scenes_r18/sweep_20" in said
@@ -99,14 +115,22 @@ def test_each_value_of_a_grid(place: Path) -> None:
 @pytest.mark.slow
 @needs_extra
 def test_optuna_searches(place: Path) -> None:
-    code, said = sweep(place, *OPTUNA, "optimizer.weight_decay=choice(0.0, 0.1)", "hydra.sweep.dir=sweep", "hydra.sweeper.sampler.seed=3")
+    code, said = sweep(
+        place,
+        *OPTUNA,
+        "optimizer.weight_decay=choice(0.0, 0.1)",
+        "hydra.sweep.dir=sweep",
+        "hydra.sweeper.sampler.seed=3",
+    )
     assert code == 0, said
     best = OmegaConf.load(place / "sweep" / "optimization_results.yaml")
     found = trials(place / "sweep")
     assert len(found) == 2
     assert best.best_value == max(t["value"] for t in found.values())  # type: ignore[type-var]
     assert set(best.best_params) == {"optimizer.lr", "optimizer.weight_decay"}
-    rates = [OmegaConf.load(place / "sweep" / trial / "config.yaml").optimizer.lr for trial in found]
+    rates = [
+        OmegaConf.load(place / "sweep" / trial / "config.yaml").optimizer.lr for trial in found
+    ]
     assert rates[0] != rates[1]
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
     assert "Directions: ['maximize']" in said
@@ -118,7 +142,12 @@ def test_optuna_searches(place: Path) -> None:
 @needs_extra
 def test_a_study_on_disk_goes_on(place: Path) -> None:
     # Guards against: SQLAlchemy 2, with which optuna 2 fails on a new database
-    study = [*OPTUNA, "hydra.sweeper.n_trials=1", "hydra.sweeper.storage=sqlite:///study.db", "hydra.sweeper.study_name=one"]
+    study = [
+        *OPTUNA,
+        "hydra.sweeper.n_trials=1",
+        "hydra.sweeper.storage=sqlite:///study.db",
+        "hydra.sweeper.study_name=one",
+    ]
     for folder in ("first", "second"):
         code, said = sweep(place, *study, f"hydra.sweep.dir={folder}")
         assert code == 0, said
@@ -128,7 +157,13 @@ def test_a_study_on_disk_goes_on(place: Path) -> None:
 @pytest.mark.slow
 @needs_extra
 def test_jobs_on_this_machine(place: Path) -> None:
-    code, said = sweep(place, *OPTUNA, "hydra.sweeper.n_jobs=2", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
+    code, said = sweep(
+        place,
+        *OPTUNA,
+        "hydra.sweeper.n_jobs=2",
+        "hydra/launcher=submitit_local",
+        "hydra.sweep.dir=sweep",
+    )
     assert code == 0, said
     assert len(trials(place / "sweep")) == 2
     assert len(list((place / "sweep" / ".submitit").glob("*/*_result.pkl"))) == 2
@@ -140,13 +175,25 @@ def test_jobs_on_this_machine(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs bash")
 def test_jobs_of_a_slurm_cluster(place: Path, slurm: Path) -> None:
-    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "hydra.launcher.timeout_min=600"]
+    launcher = [
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.gpus_per_node=1",
+        "hydra.launcher.timeout_min=600",
+    ]
     launcher.append("+hydra.launcher.additional_parameters.requeue=true")
     code, said = sweep(place, "seed=0,1", *launcher, "hydra.sweep.dir=sweep")
     assert code == 0, said + (slurm / "jobs.txt").read_text()
     assert list(trials(place / "sweep")) == ["0", "1"]
     script = (slurm / "script.sh").read_text()
-    for line in ("--partition=gpu", "--gpus-per-node=1", "--time=600", "--array=0-1%2", "--nodes=1", "--requeue"):
+    for line in (
+        "--partition=gpu",
+        "--gpus-per-node=1",
+        "--time=600",
+        "--array=0-1%2",
+        "--nodes=1",
+        "--requeue",
+    ):
         assert f"#SBATCH {line}\n" in script
 
 
@@ -155,7 +202,14 @@ def test_jobs_of_a_slurm_cluster(place: Path, slurm: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs bash")
 def test_a_preempted_job_goes_on(place: Path, slurm: Path) -> None:
     """SIGTERM: the trial saves itself and leaves no result, so that the job that is queued again finishes it."""
-    words = ["--multirun", *TINY, "trainer.max_steps=20", "seed=0", "hydra/launcher=submitit_slurm", "hydra.sweep.dir=sweep"]
+    words = [
+        "--multirun",
+        *TINY,
+        "trainer.max_steps=20",
+        "seed=0",
+        "hydra/launcher=submitit_slurm",
+        "hydra.sweep.dir=sweep",
+    ]
     process = start(words, place, tool="sweep")
     wait_for_step(place / "sweep" / "0", 2, process)
     os.kill(int((slurm / "pids.txt").read_text().split()[0]), signal.SIGTERM)
@@ -164,14 +218,24 @@ def test_a_preempted_job_goes_on(place: Path, slurm: Path) -> None:
     assert code == 0, said + log
     assert len((slurm / "pids.txt").read_text().split()) == 2  # started twice
     assert "going on from sweep/0/last.pt" in log
-    steps = [line["step"] for line in map(json.loads, (place / "sweep" / "0" / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "train"]
+    steps = [
+        line["step"]
+        for line in map(
+            json.loads, (place / "sweep" / "0" / "metrics.jsonl").read_text().splitlines()
+        )
+        if line["kind"] == "train"
+    ]
     assert steps == list(range(1, 21))
     assert list(trials(place / "sweep")) == ["0"]
 
 
 @pytest.mark.slow
 def test_a_signal_ends_a_sweep(place: Path) -> None:
-    process = start(["--multirun", *TINY, "trainer.max_steps=200", "seed=0,1", "hydra.sweep.dir=sweep"], place, tool="sweep")
+    process = start(
+        ["--multirun", *TINY, "trainer.max_steps=200", "seed=0,1", "hydra.sweep.dir=sweep"],
+        place,
+        tool="sweep",
+    )
     wait_for_step(place / "sweep" / "0", 1, process)
     process.terminate()
     code, said = finish(process, place)
@@ -194,7 +258,9 @@ def test_a_training_that_breaks_off_does_not_end_the_sweep(place: Path) -> None:
     assert found["1"]["value"] != sweeps.FAILED
     assert said.strip().splitlines()[-1] == "best trial: sweep/1"
     # where no trial comes to its end there is no result to be believed
-    assert_refused(sweep(place, "seed=0", *words[:2], "hydra.sweep.dir=other"), "no trial was completed")
+    assert_refused(
+        sweep(place, "seed=0", *words[:2], "hydra.sweep.dir=other"), "no trial was completed"
+    )
 
 
 def test_an_error_before_a_training_is_one_line(place: Path) -> None:
@@ -211,7 +277,10 @@ def test_an_error_before_a_training_is_one_line(place: Path) -> None:
         (["total_batch=interval(1, 4)"], ["expected a whole number"]),
         (["seed=0,1", "seed=2"], ["seed is given twice"]),
         (["optimizer.lr=1e-3,2e-3", "hydra.sweep.dr=x"], ["hydra.sweep.dr"]),
-        (["seed=0,1", "hydra/launcher=slurm"], ["hydra/launcher has no 'slurm'", "basic", "maskseg[sweep]"]),
+        (
+            ["seed=0,1", "hydra/launcher=slurm"],
+            ["hydra/launcher has no 'slurm'", "basic", "maskseg[sweep]"],
+        ),
         (["seed=0,1", "data.val_json=null"], ["data.val_json"]),
         (["seed=0,1", "run_dir=here"], ["hydra.sweep.dir"]),
         (["seed=0,1", "hydra.sweep.dir=scenes"], ["scenes is not empty"]),
@@ -251,8 +320,13 @@ def test_a_missing_plugin_is_one_line(place: Path) -> None:
     assert not (place / "runs").exists()
 
 
-def test_bad_keys_and_help_on_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = [(run_tool("sweep", words), *capsys.readouterr()) for words in (["--multirun", "optimizer.lrr=1e-3,2e-3"], ["seed=0,1"], ["--help"])]
+def test_bad_keys_and_help_on_the_command_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = [
+        (run_tool("sweep", words), *capsys.readouterr())
+        for words in (["--multirun", "optimizer.lrr=1e-3,2e-3"], ["seed=0,1"], ["--help"])
+    ]
     assert_refused((said[0][0], said[0][2]), "did you mean 'optimizer.lr'?")
     assert_refused((said[1][0], said[1][2]), "--multirun", "tools/train.py")
     assert said[2][0] == 0

@@ -46,16 +46,24 @@ def _threads_of_the_processes() -> Iterator[None]:
 def in_a_process(tool: str, *words: str, cwd: Path) -> Said:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *words]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
+    )
     return Said(done.returncode, done.stdout, done.stderr)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def steps(run: Path) -> list[int]:
-    return [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "train"]
+    return [
+        line["step"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["kind"] == "train"
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -77,18 +85,49 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_leaves_what_it_should(home: Path) -> None:
     found = {p.name for p in (home / "run").iterdir()}
-    pictures = {"train_batch.png", "results.png", "validation.png", "pr_curves.png", "confusion.png", "worst.png"}
-    assert found == {"last.pt", "step_0000002.pt", "best.pt", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", *pictures}
+    pictures = {
+        "train_batch.png",
+        "results.png",
+        "validation.png",
+        "pr_curves.png",
+        "confusion.png",
+        "worst.png",
+    }
+    assert found == {
+        "last.pt",
+        "step_0000002.pt",
+        "best.pt",
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        *pictures,
+    }
     for name in pictures:
         assert min(Image.open(home / "run" / name).size) > 100, name
     events = EventAccumulator(str(home / "run" / "tensorboard"))
     events.Reload()
     assert {"validation", "pr_curves", "confusion", "worst"} == set(events.Tags()["images"])
-    assert {"train/loss/mask", "train/grad_norm", "train/memory_gb", "val/segm/AP75", "val/loss/mask"} <= set(events.Tags()["scalars"])
+    assert {
+        "train/loss/mask",
+        "train/grad_norm",
+        "train/memory_gb",
+        "val/segm/AP75",
+        "val/loss/mask",
+    } <= set(events.Tags()["scalars"])
     assert "segm at IoU 0.50/figure" in events.Tags()["tensors"]
     checkpoint = load_checkpoint(home / "run" / "last.pt")
     assert checkpoint["step"] == 4
-    assert checkpoint["categories"]["names"] == ["disc", "box", "triangle", "star", "ring", "crescent", "cross", "figure"]
+    assert checkpoint["categories"]["names"] == [
+        "disc",
+        "box",
+        "triangle",
+        "star",
+        "ring",
+        "crescent",
+        "cross",
+        "figure",
+    ]
     assert steps(home / "run") == [1, 2, 3, 4]
     assert "${" not in (home / "run" / "config.yaml").read_text()
     assert "num_classes: 8" in (home / "run" / "config.yaml").read_text()
@@ -104,12 +143,18 @@ def test_a_run_leaves_what_it_should(home: Path) -> None:
 
 def test_a_run_is_never_overwritten(at_home: Path) -> None:
     before = tree(at_home / "run")
-    assert_refused(here("train", *SMALL, *MASKS, *SCENES, "run_dir=run"), "run_dir=run already holds a run", "trainer.resume=auto")
+    assert_refused(
+        here("train", *SMALL, *MASKS, *SCENES, "run_dir=run"),
+        "run_dir=run already holds a run",
+        "trainer.resume=auto",
+    )
     assert tree(at_home / "run") == before
 
 
 @pytest.mark.slow
-def test_runs_without_a_name_get_folders_of_their_own(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_a_name_get_folders_of_their_own(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scenes").symlink_to(home / "scenes")
     words = [*SMALL, *MASKS, *SCENES, "trainer.max_steps=1", "data.val_json=null"]
@@ -126,7 +171,14 @@ def test_runs_without_a_name_get_folders_of_their_own(home: Path, tmp_path: Path
 
 
 def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path) -> None:
-    words = [*SMALL, *MASKS, *SCENES, f"run_dir={tmp_path / 'run'}", "trainer.resume=auto", "data.val_json=null"]
+    words = [
+        *SMALL,
+        *MASKS,
+        *SCENES,
+        f"run_dir={tmp_path / 'run'}",
+        "trainer.resume=auto",
+        "data.val_json=null",
+    ]
     # the schedule is a function of max_steps: the warm-up, which all these steps lie in, is not
     assert here("train", *words, "trainer.max_steps=2").code == 0
     said = here("train", *words)
@@ -134,7 +186,10 @@ def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path
     assert "going on from" in said.out
     assert "step 2" in said.out
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
-    whole, resumed = load_checkpoint(at_home / "run" / "last.pt"), load_checkpoint(tmp_path / "run" / "last.pt")
+    whole, resumed = (
+        load_checkpoint(at_home / "run" / "last.pt"),
+        load_checkpoint(tmp_path / "run" / "last.pt"),
+    )
     different = [k for k, v in whole["model"].items() if not torch.equal(v, resumed["model"][k])]
     # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
     assert different == []
@@ -146,7 +201,16 @@ def test_auto_starts_where_nothing_was_saved_yet(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 3.0}\n')
-    said = here("train", *SMALL, *MASKS, *SCENES, f"run_dir={run}", "trainer.resume=auto", "trainer.max_steps=2", "data.val_json=null")
+    said = here(
+        "train",
+        *SMALL,
+        *MASKS,
+        *SCENES,
+        f"run_dir={run}",
+        "trainer.resume=auto",
+        "trainer.max_steps=2",
+        "data.val_json=null",
+    )
     assert said.code == 0, said
     assert steps(run) == [1, 2]
 
@@ -156,22 +220,43 @@ def test_auto_falls_back_from_a_damaged_checkpoint(at_home: Path, tmp_path: Path
     run.mkdir()
     (run / "best.pt").write_bytes((at_home / "run" / "best.pt").read_bytes())
     (run / "last.pt").write_bytes(b"half")
-    said = here("train", *SMALL, *MASKS, *SCENES, f"run_dir={run}", "trainer.resume=auto", "trainer.max_steps=5", "data.val_json=null")
+    said = here(
+        "train",
+        *SMALL,
+        *MASKS,
+        *SCENES,
+        f"run_dir={run}",
+        "trainer.resume=auto",
+        "trainer.max_steps=5",
+        "data.val_json=null",
+    )
     assert said.code == 0, said
     assert "warning: " in said.out
     assert "last.pt" in said.out
     assert load_checkpoint(run / "last.pt")["step"] == 5
     (run / "last.pt").write_bytes(b"half")
     (run / "best.pt").unlink()
-    assert_refused(here("train", *SMALL, *MASKS, *SCENES, f"trainer.resume={run}"), "no checkpoint there can be loaded")
+    assert_refused(
+        here("train", *SMALL, *MASKS, *SCENES, f"trainer.resume={run}"),
+        "no checkpoint there can be loaded",
+    )
 
 
 @pytest.mark.usefixtures("at_home")
 def test_starting_from_other_weights(tmp_path: Path) -> None:
     words = [*SMALL, *SCENES, "trainer.max_steps=1", "data.val_json=null", "trainer.init=run"]
     assert here("train", *words, *MASKS, f"run_dir={tmp_path / 'same'}").code == 0
-    wider = ["model.heads.mask.channels=24", "model.heads.mask.layers=1", f"run_dir={tmp_path / 'wider'}"]
-    assert_refused(here("train", *words, *wider), "run does not fit this model", "heads.mask", "trainer.init_partial=true")
+    wider = [
+        "model.heads.mask.channels=24",
+        "model.heads.mask.layers=1",
+        f"run_dir={tmp_path / 'wider'}",
+    ]
+    assert_refused(
+        here("train", *words, *wider),
+        "run does not fit this model",
+        "heads.mask",
+        "trainer.init_partial=true",
+    )
     # Guards against: the folder is made before the weights are looked at
     assert not (tmp_path / "wider").exists()
     said = here("train", *words, *wider, "trainer.init_partial=true")
@@ -190,7 +275,10 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
         (["trainer.device=cuda:77"], "trainer.device=cuda:77"),
         (["data.num_classes=3"], "data.num_classes=3, but"),
         (["model.backbone.trunk.weights=absent.pth"], "absent.pth"),
-        (["data=custom", "data.train_json=absent.json", "data.images=scenes"], "absent.json: cannot be read"),
+        (
+            ["data=custom", "data.train_json=absent.json", "data.images=scenes"],
+            "absent.json: cannot be read",
+        ),
         (["data=custom"], "data.train_json is not set"),
         (["run_dir=scenes/train.json"], "run_dir=scenes/train.json: the folder cannot be made"),
         # Guards against: a traceback instead of a line (an endless loop for total_batch=0), or the folder is made too soon, or
@@ -204,7 +292,9 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.timeout(30)
-def test_errors_before_a_training_leave_nothing_behind(at_home: Path, tmp_path: Path, words: list[str], told: str) -> None:
+def test_errors_before_a_training_leave_nothing_behind(
+    at_home: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
     run = [] if any(w.startswith("run_dir=") for w in words) else [f"run_dir={tmp_path / 'run'}"]
     data = [] if "data=custom" in words else SCENES
     before = tree(at_home)
@@ -214,10 +304,17 @@ def test_errors_before_a_training_leave_nothing_behind(at_home: Path, tmp_path: 
 
 
 def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
-    said = here("evaluate", "checkpoint=run", f"output={tmp_path / 'out'}", "model.classifier.score_threshold=0.0")
+    said = here(
+        "evaluate",
+        "checkpoint=run",
+        f"output={tmp_path / 'out'}",
+        "model.classifier.score_threshold=0.0",
+    )
     assert said.code == 0, said
     pictures = ["confusion.png", "pr_curves.png", "validation.png", "worst.png"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(["detections.json", "metrics.json", "per_class.json", *pictures])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        ["detections.json", "metrics.json", "per_class.json", *pictures]
+    )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for kind in ("bbox", "segm"):
         for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):
@@ -227,7 +324,9 @@ def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {row["image_id"] for row in rows} <= {1, 2, 3, 4}
     truth = json.loads((at_home / "scenes" / "val.json").read_text())
-    again = CocoEvaluator(truth, Categories.from_dict(load_checkpoint(at_home / "run" / "best.pt")["categories"]))
+    again = CocoEvaluator(
+        truth, Categories.from_dict(load_checkpoint(at_home / "run" / "best.pt")["categories"])
+    )
     again.add_rows([1, 2, 3, 4], rows)
     assert again.compute()["segm/AP50"] == metrics["segm/AP50"]
     assert "AP50" in said.out
@@ -236,10 +335,22 @@ def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_evaluate_on_other_data_and_another_split(tmp_path: Path) -> None:
-    other = ["data=custom", "data.val_json=scenes/train.json", "data.images=scenes/images", "data.num_workers=0"]
+    other = [
+        "data=custom",
+        "data.val_json=scenes/train.json",
+        "data.images=scenes/images",
+        "data.num_workers=0",
+    ]
     found = {}
     for name, words in {"custom": other, "train": ["split=train", "data.max_images=null"]}.items():
-        said = here("evaluate", "checkpoint=run/last.pt", f"output={tmp_path / name}", "trainer.device=cpu", "evaluation.batch=4", *words)
+        said = here(
+            "evaluate",
+            "checkpoint=run/last.pt",
+            f"output={tmp_path / name}",
+            "trainer.device=cpu",
+            "evaluation.batch=4",
+            *words,
+        )
         assert said.code == 0, said
         assert "images: 8" in said.out
         found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
@@ -251,26 +362,44 @@ def test_evaluate_gives_the_numbers_of_the_training(at_home: Path, tmp_path: Pat
     # Seeded likewise: the training seeds its evaluations with 0
     assert here("evaluate", "checkpoint=run/last.pt", f"output={tmp_path / 'out'}").code == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    logged = [json.loads(line) for line in (at_home / "run" / "metrics.jsonl").read_text().splitlines()][-1]
+    logged = [
+        json.loads(line) for line in (at_home / "run" / "metrics.jsonl").read_text().splitlines()
+    ][-1]
     assert logged["kind"] == "val"
-    assert {k: v for k, v in logged.items() if k not in ("step", "kind")} == pytest.approx(found, rel=1e-3, abs=1e-4)
+    assert {k: v for k, v in logged.items() if k not in ("step", "kind")} == pytest.approx(
+        found, rel=1e-3, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["checkpoint=run"], "output"),  # Guards against: a key that is missing ends in OmegaConf's traceback
+        (
+            ["checkpoint=run"],
+            "output",
+        ),  # Guards against: a key that is missing ends in OmegaConf's traceback
         (["output=OUT"], "checkpoint=... is missing"),
         (["checkpoint=absent", "output=OUT"], "absent"),
         (["checkpoint=scenes/train.json", "output=OUT"], "not a checkpoint"),
         (["checkpoint=run", "output=OUT", "splitt=train"], "did you mean 'split'?"),
         (["checkpoint=run", "output=OUT", "split=test"], "split"),
-        (["checkpoint=run", "output=OUT", "data=custom", "data.val_json=absent.json", "data.images=scenes"], "absent.json"),
+        (
+            [
+                "checkpoint=run",
+                "output=OUT",
+                "data=custom",
+                "data.val_json=absent.json",
+                "data.images=scenes",
+            ],
+            "absent.json",
+        ),
         (["checkpoint=run", "output=OUT", "evaluation.backend=slow"], "slow"),
     ],
 )
 @pytest.mark.usefixtures("at_home")
-def test_evaluate_refuses_in_one_line_and_writes_nothing(tmp_path: Path, words: list[str], told: str) -> None:
+def test_evaluate_refuses_in_one_line_and_writes_nothing(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
     # Guards against: it is made before the data is read
     words = [w.replace("OUT", str(tmp_path / "out")) for w in words]
     assert_refused(here("evaluate", *words), told)
@@ -283,21 +412,42 @@ def test_predict_draws_and_writes_coco_results(at_home: Path, tmp_path: Path) ->
     rng = np.random.default_rng(0)
     sizes = {"a.png": (70, 90), "b.jpg": (128, 100), "c.tiff": (40, 64)}
     for name, (height, width) in sizes.items():
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(pictures / name)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            pictures / name
+        )
     (pictures / "notes.txt").write_text("no picture")
-    words = ["model.classifier.score_threshold=0.0", "min_score=0.0", "model.classifier.max_detections=5"]
-    said = here("predict", "checkpoint=run", f"input={pictures}", f"output={tmp_path / 'out'}", *words)
+    words = [
+        "model.classifier.score_threshold=0.0",
+        "min_score=0.0",
+        "model.classifier.max_detections=5",
+    ]
+    said = here(
+        "predict", "checkpoint=run", f"input={pictures}", f"output={tmp_path / 'out'}", *words
+    )
     assert said.code == 0, said
     assert "3 pictures, 15 objects" in said.out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg.png", "c.tiff.png", "predictions.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a.png",
+        "b.jpg.png",
+        "c.tiff.png",
+        "predictions.json",
+    ]
     for name, file in {"a.png": "a.png", "b.jpg": "b.jpg.png", "c.tiff": "c.tiff.png"}.items():
         drawn, picture = Image.open(tmp_path / "out" / file).size, Image.open(pictures / name).size
-        assert drawn[0] / picture[0] == drawn[1] / picture[1] >= 1  # small pictures are enlarged, for the names to be read
+        assert (
+            drawn[0] / picture[0] == drawn[1] / picture[1] >= 1
+        )  # small pictures are enlarged, for the names to be read
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert {(row["image_id"], Path(row["file_name"]).name) for row in rows} == {(1, "a.png"), (2, "b.jpg"), (3, "c.tiff")}
+    assert {(row["image_id"], Path(row["file_name"]).name) for row in rows} == {
+        (1, "a.png"),
+        (2, "b.jpg"),
+        (3, "c.tiff"),
+    }
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes.values(), 1)],
+        "images": [
+            {"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes.values(), 1)
+        ],
         "categories": json.loads((at_home / "scenes" / "val.json").read_text())["categories"],
         "annotations": [],
     }
@@ -316,9 +466,24 @@ def test_predict_draws_and_writes_coco_results(at_home: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_predict_on_one_picture_and_on_a_pattern(tmp_path: Path) -> None:
-    here("predict", "checkpoint=run", "input=scenes/images/val_000001.jpg", f"output={tmp_path / 'one'}", "trainer.device=cpu")
-    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["predictions.json", "val_000001.jpg.png"]
-    here("predict", "checkpoint=run", "input='scenes/images/val_*.jpg'", f"output={tmp_path / 'many'}", "trainer.device=cpu")
+    here(
+        "predict",
+        "checkpoint=run",
+        "input=scenes/images/val_000001.jpg",
+        f"output={tmp_path / 'one'}",
+        "trainer.device=cpu",
+    )
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        "predictions.json",
+        "val_000001.jpg.png",
+    ]
+    here(
+        "predict",
+        "checkpoint=run",
+        "input='scenes/images/val_*.jpg'",
+        f"output={tmp_path / 'many'}",
+        "trainer.device=cpu",
+    )
     assert len(list((tmp_path / "many").glob("*.png"))) == 4
 
 
@@ -327,8 +492,16 @@ def test_predict_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
     # Guards against: with a pattern over folders the later picture of a name overwrites the earlier one
     for i, folder in enumerate(("x", "y")):
         (tmp_path / "in" / folder).mkdir(parents=True)
-        Image.fromarray(np.full((64, 64, 3), 100 * i, dtype=np.uint8)).save(tmp_path / "in" / folder / "a.png")
-    said = here("predict", "checkpoint=run", f"input='{tmp_path}/in/**/*.png'", f"output={tmp_path / 'out'}", "trainer.device=cpu")
+        Image.fromarray(np.full((64, 64, 3), 100 * i, dtype=np.uint8)).save(
+            tmp_path / "in" / folder / "a.png"
+        )
+    said = here(
+        "predict",
+        "checkpoint=run",
+        f"input='{tmp_path}/in/**/*.png'",
+        f"output={tmp_path / 'out'}",
+        "trainer.device=cpu",
+    )
     assert said.code == 0, said
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2
 
@@ -357,7 +530,12 @@ def test_load(at_home: Path) -> None:
     found = predictor(picture)
     assert len(found) == 100
     assert found.boxes.shape == (100, 4)
-    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype, found.masks.dtype) == (torch.float32, torch.float32, torch.int64, torch.bool)
+    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype, found.masks.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.int64,
+        torch.bool,
+    )
     assert found.masks.shape == (100, 100, 128)
     assert (found.scores.diff() <= 0).all()
     assert found.labels.min() >= 0
@@ -370,20 +548,29 @@ def test_load(at_home: Path) -> None:
     assert torch.equal(array.masks, found.masks)
     assert torch.equal(predictor(str(path)).scores, predictor(path).scores)
     assert torch.equal(predictor(path).boxes, predictor(Image.open(path)).boxes)
-    assert torch.equal(predictor(Image.open(path).convert("L")).boxes, predictor(np.asarray(Image.open(path).convert("L").convert("RGB"))).boxes)
+    assert torch.equal(
+        predictor(Image.open(path).convert("L")).boxes,
+        predictor(np.asarray(Image.open(path).convert("L").convert("RGB"))).boxes,
+    )
 
 
 @pytest.mark.parametrize("short", [64, 256])
-def test_load_gives_the_pictures_own_pixels_whatever_the_test_transforms(at_home: Path, short: int) -> None:
+def test_load_gives_the_pictures_own_pixels_whatever_the_test_transforms(
+    at_home: Path, short: int
+) -> None:
     predictor = maskseg.load("run", device="cpu")
     predictor.prepare.transforms = [ResizeShortestEdge([short], 1000)]
     predictor.model.classifier.score_threshold = 0.0  # type: ignore[union-attr]
-    found = predictor(Image.open(at_home / "scenes" / "images" / "val_000001.jpg").crop((0, 0, 128, 100)))
+    found = predictor(
+        Image.open(at_home / "scenes" / "images" / "val_000001.jpg").crop((0, 0, 128, 100))
+    )
     assert found.masks.shape == (len(found), 100, 128)
     assert (found.boxes[:, 2:] <= torch.tensor([128, 100])).all()
     assert found.boxes[:, 2].max() > 100  # not in the small frame
     inside = [
-        bool(m.any()) and m.nonzero().amax(0).flip(0).lt(b[2:] + 1.5).all().item() for m, b in zip(found.masks, found.boxes, strict=True) if m.any()
+        bool(m.any()) and m.nonzero().amax(0).flip(0).lt(b[2:] + 1.5).all().item()
+        for m, b in zip(found.masks, found.boxes, strict=True)
+        if m.any()
     ]
     assert len(inside) > 10
     assert all(inside)
@@ -399,7 +586,17 @@ def test_load_of_a_picture_in_which_nothing_is_found(at_home: Path) -> None:
     assert found.names == []
 
 
-@pytest.mark.parametrize("image", [np.zeros((5, 5), dtype=np.uint8), np.zeros((5, 5, 3)), np.zeros((0, 5, 3), dtype=np.uint8), None, 3, "absent.png"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((5, 5), dtype=np.uint8),
+        np.zeros((5, 5, 3)),
+        np.zeros((0, 5, 3), dtype=np.uint8),
+        None,
+        3,
+        "absent.png",
+    ],
+)
 @pytest.mark.usefixtures("at_home")
 def test_what_is_no_image(image: Any) -> None:
     with pytest.raises(UserError, match=r"an image is a path|no such image file"):
@@ -428,7 +625,13 @@ def test_evaluate_and_predict_in_a_process(home: Path, tmp_path: Path) -> None:
     said = in_a_process("evaluate", "checkpoint=run", f"output={tmp_path / 'out'}", cwd=home)
     assert said.code == 0, said
     assert "AP50" in said.out
-    said = in_a_process("predict", "checkpoint=run", "input=scenes/images/val_000001.jpg", f"output={tmp_path / 'drawn'}", cwd=home)
+    said = in_a_process(
+        "predict",
+        "checkpoint=run",
+        "input=scenes/images/val_000001.jpg",
+        f"output={tmp_path / 'drawn'}",
+        cwd=home,
+    )
     assert said.code == 0, said
     assert "1 pictures" in said.out
     said = in_a_process("check_data", *SCENES, cwd=home)
@@ -444,7 +647,12 @@ def test_a_misspelt_key_in_a_process(tmp_path: Path) -> None:
 
 
 def test_check_data(at_home: Path, tmp_path: Path) -> None:
-    words = ["data=custom", "data.train_json=scenes/train.json", "data.val_json=scenes/val.json", "data.images=scenes/images"]
+    words = [
+        "data=custom",
+        "data.train_json=scenes/train.json",
+        "data.val_json=scenes/val.json",
+        "data.images=scenes/images",
+    ]
     said = here("check_data", *words)
     assert said.code == 0, said
     assert "8 classes, 8 images" in said.out
@@ -458,16 +666,27 @@ def test_check_data(at_home: Path, tmp_path: Path) -> None:
     assert said.err.startswith("error: ")
     for part in (str(tmp_path / "val.json"), "absent.jpg", "999"):
         assert part in said.err
-    assert_refused(here("check_data", "data=custom"), "nothing to check: set data.train_json or data.val_json")
-    assert_refused(here("check_data", "data=custom", "data.val_jsn=x"), "did you mean 'data.val_json'?")
-    assert_refused(here("check_data", "data=custom", "data.val_json=absent.json", "data.images=scenes"), "absent.json: cannot be read")
+    assert_refused(
+        here("check_data", "data=custom"), "nothing to check: set data.train_json or data.val_json"
+    )
+    assert_refused(
+        here("check_data", "data=custom", "data.val_jsn=x"), "did you mean 'data.val_json'?"
+    )
+    assert_refused(
+        here("check_data", "data=custom", "data.val_json=absent.json", "data.images=scenes"),
+        "absent.json: cannot be read",
+    )
 
 
 @pytest.mark.usefixtures("at_home")
 def test_check_data_tells_of_both_files_at_once(tmp_path: Path) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.json").write_text('{"images": [')
-    words = [f"data.train_json={tmp_path / 'train.json'}", f"data.val_json={tmp_path / 'val.json'}", "data.images=scenes/images"]
+    words = [
+        f"data.train_json={tmp_path / 'train.json'}",
+        f"data.val_json={tmp_path / 'val.json'}",
+        "data.images=scenes/images",
+    ]
     said = here("check_data", "data=custom", *words)
     assert said.code == 2
     assert "train.json" in said.err
@@ -485,23 +704,54 @@ def strangers(folder: Path) -> list[str]:
         height, width = (64, 96) if i % 2 else (100, 64)
         name = f"sub {i}/ä {i}.jpg"
         (folder / "bilder ä" / f"sub {i}").mkdir()
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / "bilder ä" / name)
-        images.append({"file_name": name, "width": width, "height": height, "id": 2**40 - 17 * i, "extra": {"deep": [1]}})
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            folder / "bilder ä" / name
+        )
+        images.append(
+            {
+                "file_name": name,
+                "width": width,
+                "height": height,
+                "id": 2**40 - 17 * i,
+                "extra": {"deep": [1]},
+            }
+        )
         for k in range(3):
             x, y = 5 + 14 * k, 6 + 9 * k
             part = [x, y, x + 20, y, x + 20, y + 25.5, x, y + 25.5]
             annotations.append(
-                {"image_id": 2**40 - 17 * i, "category_id": category_ids[(i + k) % 5], "segmentation": [part], "bbox": [x, y, 20, 25.5]}
+                {
+                    "image_id": 2**40 - 17 * i,
+                    "category_id": category_ids[(i + k) % 5],
+                    "segmentation": [part],
+                    "bbox": [x, y, 20, 25.5],
+                }
             )
-    categories = [{"id": number, "name": name} for number, name in zip(category_ids, names, strict=True)]
-    (folder / "strange.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return ["data=custom", f"data.train_json='{folder / 'strange.json'}'", f"data.images='{folder / 'bilder ä'}'", *PLAIN]
+    categories = [
+        {"id": number, "name": name} for number, name in zip(category_ids, names, strict=True)
+    ]
+    (folder / "strange.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return [
+        "data=custom",
+        f"data.train_json='{folder / 'strange.json'}'",
+        f"data.images='{folder / 'bilder ä'}'",
+        *PLAIN,
+    ]
 
 
 @pytest.mark.usefixtures("at_home")
 def test_a_strangers_data_trains_without_touching_code(tmp_path: Path) -> None:
     words = strangers(tmp_path / "data")
-    said = here("train", *words, *SMALL, *MASKS, f"data.val_json='{tmp_path / 'data' / 'strange.json'}'", f"run_dir={tmp_path / 'run'}")
+    said = here(
+        "train",
+        *words,
+        *SMALL,
+        *MASKS,
+        f"data.val_json='{tmp_path / 'data' / 'strange.json'}'",
+        f"run_dir={tmp_path / 'run'}",
+    )
     assert said.code == 0, said
     assert "5 classes, 4 images" in said.out
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
@@ -512,13 +762,17 @@ def test_a_strangers_data_trains_without_touching_code(tmp_path: Path) -> None:
     predictor(np.zeros((64, 64, 3), dtype=np.uint8))
     said = here("evaluate", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}")
     assert said.code == 0, said
-    assert {row["category_id"] for row in json.loads((tmp_path / "out" / "detections.json").read_text())} <= {9_000_000_000, -5, 0, 77, 3}
+    assert {
+        row["category_id"] for row in json.loads((tmp_path / "out" / "detections.json").read_text())
+    } <= {9_000_000_000, -5, 0, 77, 3}
 
 
 @pytest.mark.usefixtures("at_home")
 def test_a_data_set_without_a_validation_file(tmp_path: Path) -> None:
     words = strangers(tmp_path / "data")
-    said = here("train", *words, *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2")
+    said = here(
+        "train", *words, *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2"
+    )
     assert said.code == 0, said
     assert (tmp_path / "run" / "last.pt").is_file()
     assert (tmp_path / "run" / "results.png").is_file()
@@ -535,43 +789,80 @@ def boxes_only(folder: Path) -> list[str]:
     return [*words, f"data.val_json='{folder / 'strange.json'}'"]
 
 
-@pytest.mark.parametrize("experiment", ["scenes_r18", pytest.param("coco_r50_fpn_1x", marks=pytest.mark.slow)])
-def test_boxes_alone_train_a_model_without_masks(at_home: Path, tmp_path: Path, experiment: str) -> None:
+@pytest.mark.parametrize(
+    "experiment", ["scenes_r18", pytest.param("coco_r50_fpn_1x", marks=pytest.mark.slow)]
+)
+def test_boxes_alone_train_a_model_without_masks(
+    at_home: Path, tmp_path: Path, experiment: str
+) -> None:
     # Guards against: what the experiment says of the head stays behind without a _target_
-    words = [*boxes_only(tmp_path / "data"), *SMALL, f"experiment={experiment}", "~model/heads@model.heads.mask", "trainer.best_metric=bbox/AP"]
-    words += ["model.backbone.trunk.name=resnet18", "model.backbone.trunk.weights=null", f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2"]
+    words = [
+        *boxes_only(tmp_path / "data"),
+        *SMALL,
+        f"experiment={experiment}",
+        "~model/heads@model.heads.mask",
+        "trainer.best_metric=bbox/AP",
+    ]
+    words += [
+        "model.backbone.trunk.name=resnet18",
+        "model.backbone.trunk.weights=null",
+        f"run_dir={tmp_path / 'run'}",
+        "trainer.max_steps=2",
+    ]
     said = here("train", *words)
     assert said.code == 0, said
     assert (tmp_path / "run" / "best.pt").is_file()
-    assert not any(name.startswith("heads.") for name in load_checkpoint(tmp_path / "run" / "last.pt")["model"])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert not any(
+        name.startswith("heads.") for name in load_checkpoint(tmp_path / "run" / "last.pt")["model"]
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert "loss/mask" not in lines[0]
     assert "bbox/AP" in lines[-1]
     assert "segm/AP" not in lines[-1]
     predictor = maskseg.load(tmp_path / "run", device="cpu")
     predictor.model.classifier.score_threshold = 0.0  # type: ignore[union-attr]
     assert len(predictor(np.zeros((64, 64, 3), dtype=np.uint8))) > 0
-    assert here("evaluate", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}").code == 0
-    said = here("predict", f"checkpoint={tmp_path / 'run'}", f"input={at_home / 'scenes/images/val_000001.jpg'}", f"output={tmp_path / 'pictures'}")
+    assert (
+        here("evaluate", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}").code == 0
+    )
+    said = here(
+        "predict",
+        f"checkpoint={tmp_path / 'run'}",
+        f"input={at_home / 'scenes/images/val_000001.jpg'}",
+        f"output={tmp_path / 'pictures'}",
+    )
     assert said.code == 0, said
 
 
 @pytest.mark.usefixtures("at_home")
 def test_boxes_alone_with_a_mask_head_are_a_clear_error(tmp_path: Path) -> None:
-    said = here("train", *boxes_only(tmp_path / "data"), *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}")
+    said = here(
+        "train", *boxes_only(tmp_path / "data"), *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}"
+    )
     assert_refused(said, "mask", "~model/heads@model.heads.mask")
     # Guards against: it is found out in the first step; the folder then "already holds a run" for the mended command
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch takes 5 s to end a worker after an error
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.slow)]
+)  # torch takes 5 s to end a worker after an error
 @pytest.mark.usefixtures("at_home")
 def test_a_picture_that_breaks_during_the_training(tmp_path: Path, workers: int) -> None:
     # Guards against: the line is a whole traceback
     words = strangers(tmp_path / "data")
     for file in (tmp_path / "data" / "bilder ä").rglob("*.jpg"):
         file.write_bytes(file.read_bytes()[:700])  # the header is whole: the check sees nothing
-    said = here("train", *words, *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}", f"data.num_workers={workers}")
+    said = here(
+        "train",
+        *words,
+        *SMALL,
+        *MASKS,
+        f"run_dir={tmp_path / 'run'}",
+        f"data.num_workers={workers}",
+    )
     assert_refused(said, "the image is damaged or cut short", ".jpg")
     assert len(said.err.strip().splitlines()) == 1, said
 
@@ -579,13 +870,29 @@ def test_a_picture_that_breaks_during_the_training(tmp_path: Path, workers: int)
 @pytest.mark.usefixtures("at_home")
 def test_resuming_with_another_optimiser_is_a_clear_error(tmp_path: Path) -> None:
     # Guards against: the optimiser takes the other one's state and breaks at its first step, or trains with its numbers
-    words = [*SMALL, *MASKS, *SCENES, "trainer.resume=run", f"run_dir={tmp_path / 'new'}", "trainer.max_steps=5", "data.val_json=null"]
+    words = [
+        *SMALL,
+        *MASKS,
+        *SCENES,
+        "trainer.resume=run",
+        f"run_dir={tmp_path / 'new'}",
+        "trainer.max_steps=5",
+        "data.val_json=null",
+    ]
     assert_refused(here("train", *words, "optimizer=sgd"), "optimizer")
 
 
 def test_resuming_into_a_new_folder(at_home: Path, tmp_path: Path) -> None:
     before = tree(at_home / "run")
-    words = [*SMALL, *MASKS, *SCENES, "trainer.resume=run", f"run_dir={tmp_path / 'new'}", "trainer.max_steps=5", "data.val_json=null"]
+    words = [
+        *SMALL,
+        *MASKS,
+        *SCENES,
+        "trainer.resume=run",
+        f"run_dir={tmp_path / 'new'}",
+        "trainer.max_steps=5",
+        "data.val_json=null",
+    ]
     said = here("train", *words)
     assert said.code == 0, said
     assert load_checkpoint(tmp_path / "new" / "last.pt")["step"] == 5

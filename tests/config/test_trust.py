@@ -35,8 +35,18 @@ from maskseg.errors import UserError
 from maskseg.structures import Categories
 
 CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
-TINY = ["model.backbone.trunk.name=resnet18", "model.backbone.channels=8", "model.classifier.trunk.width=8", "model.heads.mask.channels=8"]
-TINY += ["model.heads.mask.layers=1", "model.backbone.trunk.weights=null", "data.num_classes=3", "data.point_ranges=[[0,0],[0,5],[5,9]]"]
+TINY = [
+    "model.backbone.trunk.name=resnet18",
+    "model.backbone.channels=8",
+    "model.classifier.trunk.width=8",
+    "model.heads.mask.channels=8",
+]
+TINY += [
+    "model.heads.mask.layers=1",
+    "model.backbone.trunk.weights=null",
+    "data.num_classes=3",
+    "data.point_ranges=[[0,0],[0,5],[5,9]]",
+]
 PLAIN = (
     "GraphSegments",
     "SLIC",
@@ -46,19 +56,41 @@ PLAIN = (
     "RegionSampler",
     "AnchorGenerator",
 )  # neither modules nor transforms
-NEVER = ("config", "files", "engine", "interop", "cli", "pipeline", "trained", "sweeps", "conversion", "export", "run_folder", "benchmarks")
+NEVER = (
+    "config",
+    "files",
+    "engine",
+    "interop",
+    "cli",
+    "pipeline",
+    "trained",
+    "sweeps",
+    "conversion",
+    "export",
+    "run_folder",
+    "benchmarks",
+)
 
 
 @lru_cache
 def modules() -> list[types.ModuleType]:
     """Every module of the package."""
-    return [importlib.import_module(m.name) for m in pkgutil.walk_packages(maskseg.__path__, "maskseg.")]
+    return [
+        importlib.import_module(m.name) for m in pkgutil.walk_packages(maskseg.__path__, "maskseg.")
+    ]
 
 
 @lru_cache
 def names() -> list[str]:
     """Every name in the package that leads to something that can be called: its own, and what its modules have imported."""
-    return sorted({f"{module.__name__}.{name}" for module in modules() for name, value in vars(module).items() if callable(value)})
+    return sorted(
+        {
+            f"{module.__name__}.{name}"
+            for module in modules()
+            for name, value in vars(module).items()
+            if callable(value)
+        }
+    )
 
 
 @lru_cache
@@ -120,18 +152,28 @@ def test_the_listed_are_classes_of_parts_of_models_and_transforms() -> None:
         assert (found.__module__, found.__qualname__) == (module, short)
         assert module.split(".")[1] not in NEVER
         assert "data" not in module.split(".") or module == "maskseg.data.transforms"
-        assert issubclass(found, nn.Module) or module == "maskseg.data.transforms" or short in PLAIN, name
+        assert (
+            issubclass(found, nn.Module) or module == "maskseg.data.transforms" or short in PLAIN
+        ), name
 
 
 def test_what_the_installed_models_name_is_listed() -> None:
     """Guards against: a new part of a model that a checkpoint cannot bring back."""
     for file in (ROOT / "configs" / "model").rglob("*.yaml"):
         text = file.read_text()
-        for target in (line.split("_target_:")[1].split()[0].strip(",}") for line in text.splitlines() if "_target_:" in line):
+        for target in (
+            line.split("_target_:")[1].split()[0].strip(",}")
+            for line in text.splitlines()
+            if "_target_:" in line
+        ):
             assert target in configs.FROM_CHECKPOINT, f"{file}: {target}"
     transforms = importlib.import_module("maskseg.data.transforms")
     for name, found in vars(transforms).items():
-        if inspect.isclass(found) and found.__module__ == transforms.__name__ and name != "Transform":
+        if (
+            inspect.isclass(found)
+            and found.__module__ == transforms.__name__
+            and name != "Transform"
+        ):
             assert f"{transforms.__name__}.{name}" in configs.FROM_CHECKPOINT
 
 
@@ -140,8 +182,20 @@ def test_the_config_of_every_experiment_is_that_of_a_checkpoint(experiment: str)
     config = configs.compose("train", [f"experiment={experiment}"])
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     trained = configs.from_checkpoint(configs.to_yaml(config), [], "predict")
-    for key in ("model", "data", "trainer", "evaluation", "optimizer", "scheduler", "seed", "total_batch"):
-        assert OmegaConf.to_container(trained, resolve=True)[key] == OmegaConf.to_container(config, resolve=True)[key]  # type: ignore[index,call-overload]
+    for key in (
+        "model",
+        "data",
+        "trainer",
+        "evaluation",
+        "optimizer",
+        "scheduler",
+        "seed",
+        "total_batch",
+    ):
+        assert (
+            OmegaConf.to_container(trained, resolve=True)[key]
+            == OmegaConf.to_container(config, resolve=True)[key]
+        )  # type: ignore[index,call-overload]
 
 
 FOREIGN = [
@@ -154,7 +208,14 @@ FOREIGN = [
     "hydra.utils.instantiate",
     "pathlib.Path.touch",
 ]
-OWN = ["maskseg.config.build", "maskseg.config.compose", "maskseg.config.build.build", "maskseg.files.replacing", "maskseg.load", "maskseg.cli.run"]
+OWN = [
+    "maskseg.config.build",
+    "maskseg.config.compose",
+    "maskseg.config.build.build",
+    "maskseg.files.replacing",
+    "maskseg.load",
+    "maskseg.cli.run",
+]
 OWN += [
     "maskseg.data.datasets.coco.CocoSource",
     "maskseg.engine.trainer.Trainer",
@@ -171,24 +232,43 @@ OWN += [
 ]
 
 
-@pytest.mark.parametrize("target", [*FOREIGN, *OWN, 3, None, ["os.system"], {"a": "os.system"}, "${name}"])
-@pytest.mark.parametrize("key", ["model", "model.backbone", "model.backbone.trunk.x", "data.test_transforms", "data.superpixels"])
+@pytest.mark.parametrize(
+    "target", [*FOREIGN, *OWN, 3, None, ["os.system"], {"a": "os.system"}, "${name}"]
+)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model",
+        "model.backbone",
+        "model.backbone.trunk.x",
+        "data.test_transforms",
+        "data.superpixels",
+    ],
+)
 def test_other_targets_are_refused_wherever_they_are(key: str, target: Any) -> None:
     value: Any = {"_target_": target, "x": 1}
     refusal(with_value(key, [value] if key.endswith("transforms") else value))
 
 
-@pytest.mark.parametrize("key", ["data", "trainer", "optimizer", "scheduler", "evaluation", "data.segment_sampler"])
+@pytest.mark.parametrize(
+    "key", ["data", "trainer", "optimizer", "scheduler", "evaluation", "data.segment_sampler"]
+)
 def test_a_group_is_one_of_the_installed(key: str) -> None:
     for target in ("os.system", "maskseg.config.build", "maskseg.models.backbones.fpn.FPN", 3):
         assert "is refused" in refusal(with_value(key, {"_target_": target}))
 
 
-@pytest.mark.parametrize("key", ["_partial_", "_args_", "_recursive_", "_convert_", "_mode_", "_new_"])
-@pytest.mark.parametrize("place", ["model", "model.backbone.trunk", "model.classifier.pooler", "data", "optimizer"])
+@pytest.mark.parametrize(
+    "key", ["_partial_", "_args_", "_recursive_", "_convert_", "_mode_", "_new_"]
+)
+@pytest.mark.parametrize(
+    "place", ["model", "model.backbone.trunk", "model.classifier.pooler", "data", "optimizer"]
+)
 def test_hydras_other_keys_are_refused(place: str, key: str) -> None:
     if (place, key) != ("optimizer", "_partial_"):
-        assert "refused" in refusal(with_value(f"{place}.{key}", ["x"])) or "no such key" in refusal(with_value(f"{place}.{key}", ["x"]))
+        assert "refused" in refusal(
+            with_value(f"{place}.{key}", ["x"])
+        ) or "no such key" in refusal(with_value(f"{place}.{key}", ["x"]))
 
 
 RESOLVERS = [
@@ -199,13 +279,28 @@ RESOLVERS = [
     "${oc.create:{_target_:os.system}}",
     "${oc.dict.keys:model}",
 ]
-RESOLVERS += ["${oc.select:name}", "${oc.select:model.segmenter.superpixels,null} ", "${hydra:runtime.cwd}", "${now:%Y}", "${a.${name}}", "\\${name}"]
+RESOLVERS += [
+    "${oc.select:name}",
+    "${oc.select:model.segmenter.superpixels,null} ",
+    "${hydra:runtime.cwd}",
+    "${now:%Y}",
+    "${a.${name}}",
+    "\\${name}",
+]
 RESOLVERS += ["${oc.env:${name}}", "${.name}", "${..name}", "${data[root]}", "${", "${name"]
 
 
 @pytest.mark.parametrize("text", RESOLVERS)
 @pytest.mark.parametrize(
-    "key", ["model.backbone.trunk.name", "model.pixel_mean", "data.root", "data.superpixels", "trainer.precision", "optimizer.lr"]
+    "key",
+    [
+        "model.backbone.trunk.name",
+        "model.pixel_mean",
+        "data.root",
+        "data.superpixels",
+        "trainer.precision",
+        "optimizer.lr",
+    ],
 )
 def test_every_resolver_is_refused(key: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/a/secret")
@@ -218,7 +313,9 @@ def test_every_resolver_is_refused(key: str, text: str, monkeypatch: pytest.Monk
     assert "secret" not in told
 
 
-def test_a_resolver_does_not_run_where_a_training_starts_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_does_not_run_where_a_training_starts_from_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SECRET", "a secret")
     text = trained_text().replace("name: resnet18", "name: ${oc.env:SECRET}")
     assert "oc.env" in text
@@ -230,7 +327,11 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     config["data"]["train_transforms"] = [{"_target_": "maskseg.data.transforms.Flip"}]
     config["model"]["backbone"] = "${data.train_transforms.0}"
     assert "backbone.channels' not found" in refusal(dumped(config))
-    config["model"] = {"_target_": "maskseg.variants.hash.net.SegmentationNet", "backbone": "${data.train_transforms.0}", "segmenter": None}
+    config["model"] = {
+        "_target_": "maskseg.variants.hash.net.SegmentationNet",
+        "backbone": "${data.train_transforms.0}",
+        "segmenter": None,
+    }
     modules()
     with watched() as events:
         assert build_all(dumped(config)) == ""  # a transform as a backbone: no model, and no code
@@ -242,7 +343,10 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     config["model"]["backbone"] = {"_target_": "${hidden}"}
     assert "_target_ '${hidden}' is refused" in refusal(dumped(config))
     config["hidden"], config["name"] = "x", "$"
-    config["model"]["backbone"] = {"_target_": "maskseg.models.backbones.fpn.FPN", "norm": "${name}{oc.env:HOME}"}
+    config["model"]["backbone"] = {
+        "_target_": "maskseg.models.backbones.fpn.FPN",
+        "norm": "${name}{oc.env:HOME}",
+    }
     assert "refused" in refusal(dumped(config))
 
 
@@ -267,8 +371,16 @@ def test_references_that_expand_without_end() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("model.backbone.channels", "many", "model.backbone.channels='many': expected a whole number, such as 256"),
-        ("model.proposer.nms_threshold", [1], "model.proposer.nms_threshold=[1]: expected a number"),
+        (
+            "model.backbone.channels",
+            "many",
+            "model.backbone.channels='many': expected a whole number, such as 256",
+        ),
+        (
+            "model.proposer.nms_threshold",
+            [1],
+            "model.proposer.nms_threshold=[1]: expected a number",
+        ),
         ("model.classifier.class_agnostic", 1, "expected true or false"),
         ("model.classifier.nothing", 1, "BoxClassifier has no key 'nothing'"),
         ("model.backbone.self", 1, "FPN has no key 'self'"),
@@ -278,7 +390,11 @@ def test_references_that_expand_without_end() -> None:
         ("evaluation.batch", "x", "evaluation.batch='x': expected a whole number"),
         ("optimizer.lr", "x", "optimizer.lr='x': expected a number"),
         ("seed", "x", "seed='x': expected a whole number"),
-        ("data.test_transforms", [{"_target_": "maskseg.data.transforms.Flip", "horizontal": "x"}], "horizontal='x': expected a number"),
+        (
+            "data.test_transforms",
+            [{"_target_": "maskseg.data.transforms.Flip", "horizontal": "x"}],
+            "horizontal='x': expected a number",
+        ),
     ],
 )
 def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: str) -> None:
@@ -288,15 +404,48 @@ def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: s
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *[(key, datetime.date(2001, 1, 1)) for key in ("model.x", "name", "seed", "data.root", "trainer.device", "model.backbone.channels")],
+        *[
+            (key, datetime.date(2001, 1, 1))
+            for key in (
+                "model.x",
+                "name",
+                "seed",
+                "data.root",
+                "trainer.device",
+                "model.backbone.channels",
+            )
+        ],
         *[(key, {None: 1}) for key in ("model.x", "run_dir", "data.flip_pairs")],
-        *[(key, text) for key in ("name", "run_dir") for text in ("${}", "${model.backbone", "${seed}", "???")],
+        *[
+            (key, text)
+            for key in ("name", "run_dir")
+            for text in ("${}", "${model.backbone", "${seed}", "???")
+        ],
         *[(key, "???") for key in ("model.backbone.norm", "trainer.device", "data.root")],
         *[("seed", float(text)) for text in ("inf", "nan")],
-        *[(key, "${model}") for key in ("trainer.device", "data.divisor", "data.max_pixels", "optimizer.lr")],
-        *[("data.test_transforms", steps) for steps in ([1], ["a"], [None], [[]], [{}], "${data.root}")],
-        ("data.test_transforms", [{"_target_": "maskseg.structures.FeatureSpec", "stride": 1, "centre": 1.0, "channels": 1}]),
-        *[("model", value) for value in ({}, {"backbone": 1}, {"_target_": "maskseg.data.transforms.Flip"})],
+        *[
+            (key, "${model}")
+            for key in ("trainer.device", "data.divisor", "data.max_pixels", "optimizer.lr")
+        ],
+        *[
+            ("data.test_transforms", steps)
+            for steps in ([1], ["a"], [None], [[]], [{}], "${data.root}")
+        ],
+        (
+            "data.test_transforms",
+            [
+                {
+                    "_target_": "maskseg.structures.FeatureSpec",
+                    "stride": 1,
+                    "centre": 1.0,
+                    "channels": 1,
+                }
+            ],
+        ),
+        *[
+            ("model", value)
+            for value in ({}, {"backbone": 1}, {"_target_": "maskseg.data.transforms.Flip"})
+        ],
     ],
 )
 def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
@@ -309,9 +458,19 @@ def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
     [
         *[
             ("model.proposer", {"at": None, **more})
-            for more in ({}, {"levels": 5}, {"level": [1]}, {"level": {}}, {"levels": None}, {"levels": [[1]]})
+            for more in (
+                {},
+                {"levels": 5},
+                {"level": [1]},
+                {"level": {}},
+                {"levels": None},
+                {"levels": [[1]]},
+            )
         ],
-        *[("model.backbone", value) for value in (1, [], {"_target_": "maskseg.data.transforms.Flip"})],
+        *[
+            ("model.backbone", value)
+            for value in (1, [], {"_target_": "maskseg.data.transforms.Flip"})
+        ],
     ],
 )
 def test_models_without_sense_are_refused_in_one_line(key: str, value: Any) -> None:
@@ -336,12 +495,36 @@ SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch R
         # Guards against: classes in keys of the data that are none's place, which Hydra would build with their weights
         *[
             ("data.segment_sampler", value)
-            for value in ([PURSUIT], "${trainer}", {**PURSUIT, "stuff_rule": "${trainer}"}, {**PURSUIT, "_args_": [7]})
+            for value in (
+                [PURSUIT],
+                "${trainer}",
+                {**PURSUIT, "stuff_rule": "${trainer}"},
+                {**PURSUIT, "_args_": [7]},
+            )
         ],
-        ("data.segment_sampler", {**PURSUIT, "negative_iou": [{"_target_": "maskseg.engine.trainer.Trainer", "max_steps": 1}]}),
+        (
+            "data.segment_sampler",
+            {
+                **PURSUIT,
+                "negative_iou": [{"_target_": "maskseg.engine.trainer.Trainer", "max_steps": 1}],
+            },
+        ),
         *[
-            (key, {"_target_": "maskseg.models.backbones.resnet.ResNet", "name": "resnet18", "weights": "IMAGENET1K_V1"})
-            for key in ("data.superpixels", "data.flip_pairs", "data.root", "data.segment_sampler", "evaluation.oks_sigmas")
+            (
+                key,
+                {
+                    "_target_": "maskseg.models.backbones.resnet.ResNet",
+                    "name": "resnet18",
+                    "weights": "IMAGENET1K_V1",
+                },
+            )
+            for key in (
+                "data.superpixels",
+                "data.flip_pairs",
+                "data.root",
+                "data.segment_sampler",
+                "evaluation.oks_sigmas",
+            )
         ],
         ("data.superpixels", "${model.backbone.trunk}"),
         ("data.root", "${model.backbone.trunk}"),
@@ -353,7 +536,9 @@ def test_no_key_is_a_way_around(key: str, value: Any) -> None:
 
 
 def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
-    trained = configs.compose("train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7"])
+    trained = configs.compose(
+        "train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7"]
+    )
     config = configs.from_checkpoint(configs.to_yaml(trained), [], "evaluate")
     data = OmegaConf.to_container(config.data, resolve=False)
     assert isinstance(data, dict)
@@ -364,7 +549,12 @@ def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
 
 
 def test_weights_are_null_wherever_a_part_is_built() -> None:
-    part = {"_target_": "maskseg.models.backbones.resnet.ResNet", "name": "resnet18", "norm": "BN", "weights": "IMAGENET1K_V1"}
+    part = {
+        "_target_": "maskseg.models.backbones.resnet.ResNet",
+        "name": "resnet18",
+        "norm": "BN",
+        "weights": "IMAGENET1K_V1",
+    }
     with watched() as events:
         configs.construct(part)
         configs.build(part, configs.FROM_CHECKPOINT)
@@ -374,7 +564,11 @@ def test_weights_are_null_wherever_a_part_is_built() -> None:
 def test_keys_of_a_tool_are_never_a_checkpoints() -> None:
     # Guards against: `output: ???` of the tool leaves the checkpoint's own `output` in place, so that the file says where to write
     text = with_value("output", "/etc") + "input: /etc\nmin_score: 2.0\nfit: {split: x}\n"
-    for tool, keys in {"evaluate": ["output", "checkpoint"], "predict": ["input"], "fit_svm": ["output"]}.items():
+    for tool, keys in {
+        "evaluate": ["output", "checkpoint"],
+        "predict": ["input"],
+        "fit_svm": ["output"],
+    }.items():
         config = configs.from_checkpoint(text, [], tool)
         assert all(OmegaConf.is_missing(config, key) for key in keys)
     config = configs.from_checkpoint(text, [], "predict")
@@ -385,17 +579,27 @@ def test_keys_of_a_tool_are_never_a_checkpoints() -> None:
 
 def test_no_weights_are_read_or_downloaded() -> None:
     for word in ("IMAGENET1K_V1", "/etc/passwd"):
-        config = configs.from_checkpoint(with_value("model.backbone.trunk.weights", word), [], "predict")
+        config = configs.from_checkpoint(
+            with_value("model.backbone.trunk.weights", word), [], "predict"
+        )
         with watched() as events:
             configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=True)
         assert events == []
 
 
-def test_a_checkpoint_does_not_say_where_data_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_does_not_say_where_data_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = with_value("data.root", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match=r"elsewhere/train\.json: there is no such file; data=NAME names the data set"):
-        open_data(configs.from_checkpoint(text, [], "evaluate"), may_make=configs.names_data(["split=val"]))
+    with pytest.raises(
+        UserError,
+        match=r"elsewhere/train\.json: there is no such file; data=NAME names the data set",
+    ):
+        open_data(
+            configs.from_checkpoint(text, [], "evaluate"),
+            may_make=configs.names_data(["split=val"]),
+        )
     assert list(tmp_path.iterdir()) == []
     words = ["data=scenes", "data.num_train=0", "data.num_val=2", "data.root=here"]
     assert configs.names_data(words)
@@ -411,12 +615,23 @@ def test_the_trap_sees_what_it_should(tmp_path: Path) -> None:
         os.system("true")
         socket.socket().close()
         shutil.rmtree(tmp_path)
-    assert {event.split()[0] for event in events} >= {"open", "subprocess.Popen", "os.system", "socket.__new__", "shutil.rmtree"}
+    assert {event.split()[0] for event in events} >= {
+        "open",
+        "subprocess.Popen",
+        "os.system",
+        "socket.__new__",
+        "shutil.rmtree",
+    }
     assert sum(event.startswith("open ") for event in events) == 1
 
 
 def pool() -> list[str]:
-    return [*FOREIGN, *OWN, *sorted(configs.FROM_CHECKPOINT), *names()[:: max(len(names()) // 300, 1)]]
+    return [
+        *FOREIGN,
+        *OWN,
+        *sorted(configs.FROM_CHECKPOINT),
+        *names()[:: max(len(names()) // 300, 1)],
+    ]
 
 
 SCALARS = st.one_of(
@@ -425,21 +640,34 @@ SCALARS = st.one_of(
     st.integers(-3, 64),
     st.floats(-10, 10),
     st.sampled_from(
-        ["touch RAN", "RAN", "resnet18", "BN", "p3", "http://127.0.0.1:1/x", *RESOLVERS, "${data.root}", "${model.backbone}", "${model}"]
+        [
+            "touch RAN",
+            "RAN",
+            "resnet18",
+            "BN",
+            "p3",
+            "http://127.0.0.1:1/x",
+            *RESOLVERS,
+            "${data.root}",
+            "${model.backbone}",
+            "${model}",
+        ]
     ),
     st.text(max_size=8),
 )
 HYDRAS = "_target_ _partial_ _args_ _recursive_ _convert_"
-PARAMETERS = (
-    "config name overrides allowed path file command args function root output weights trunk backbone proposer heads levels level at channels method"
-)
+PARAMETERS = "config name overrides allowed path file command args function root output weights trunk backbone proposer heads levels level at channels method"
 KEYS = st.sampled_from(f"{HYDRAS} {PARAMETERS} superpixels".split())
 
 
 @st.composite
 def nodes(draw: st.DrawFn) -> Any:
     """A value of any shape: a call of a random name as often as not."""
-    inner = st.recursive(SCALARS, lambda more: st.lists(more, max_size=3) | st.dictionaries(KEYS, more, max_size=3), max_leaves=6)
+    inner = st.recursive(
+        SCALARS,
+        lambda more: st.lists(more, max_size=3) | st.dictionaries(KEYS, more, max_size=3),
+        max_leaves=6,
+    )
     if draw(st.booleans()):
         return draw(inner)
     target = draw(st.sampled_from(pool()))
@@ -448,7 +676,13 @@ def nodes(draw: st.DrawFn) -> Any:
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths to all values of nested containers."""
-    items = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+    items = (
+        list(node.items())
+        if isinstance(node, dict)
+        else list(enumerate(node))
+        if isinstance(node, list)
+        else []
+    )
     return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
@@ -482,7 +716,13 @@ def build_all(text: str) -> str:
     return ""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+)
 @given(changed_configs())
 @example(trained_text("model/proposer=file"))
 def test_configs_of_random_targets_start_and_write_nothing(text: str) -> None:
@@ -511,7 +751,9 @@ EVIL = {
     "config": {
         "_target_": "maskseg.config.compose",
         "name": "data_only",
-        "overrides": ["data.train_transforms=[{_target_:torch.utils.collect_env.run,command:'touch RAN'}]"],
+        "overrides": [
+            "data.train_transforms=[{_target_:torch.utils.collect_env.run,command:'touch RAN'}]"
+        ],
     },
 }
 CALLS = {
@@ -529,7 +771,9 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with evil.pt: plain data whose config would run a shell command."""
     monkeypatch.chdir(tmp_path)
     data = {"test_transforms": [], "divisor": 32, "max_pixels": 1000000}
-    config = yaml.safe_dump({"model": EVIL, "data": data, "trainer": {"precision": "fp32"}, "evaluation": {}})
+    config = yaml.safe_dump(
+        {"model": EVIL, "data": data, "trainer": {"precision": "fp32"}, "evaluation": {}}
+    )
     about = {"categories": {"names": ["a"], "ids": [1]}, "config": config, "step": 0, "metrics": {}}
     save_checkpoint(tmp_path / "evil.pt", {"model": {}, **about})
     (tmp_path / "evil").mkdir()
@@ -553,9 +797,18 @@ def test_so_does_the_call_from_python(evil: Path) -> None:
 
 
 def test_a_training_that_starts_from_it_and_a_comparison_run_nothing(evil: Path) -> None:
-    small = ["debug=smoke", "data.num_train=4", "data.num_val=2", "data.size=128", "data.num_workers=0", "trainer.device=cpu"]
+    small = [
+        "debug=smoke",
+        "data.num_train=4",
+        "data.num_val=2",
+        "data.size=128",
+        "data.num_workers=0",
+        "trainer.device=cpu",
+    ]
     for word in ("trainer.init=evil.pt", "trainer.resume=evil", "trainer.resume=evil.pt"):
-        assert_refused(said("train", *small, word), "evil" if word.startswith("trainer.init") else "")
+        assert_refused(
+            said("train", *small, word), "evil" if word.startswith("trainer.init") else ""
+        )
     with watched() as events:
         assert said("compare", "evil", "evil").code == 0
     assert not any("touch" in event for event in events)
@@ -566,9 +819,17 @@ def test_a_training_that_starts_from_it_and_a_comparison_run_nothing(evil: Path)
 def test_the_strangers_file(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, CASE / "make_evil.py"], cwd=tmp_path, check=True, env=env)
-    assert torch.load(tmp_path / "evil.pt", weights_only=True)["format"] == 1  # torch finds nothing wrong with it
+    assert (
+        torch.load(tmp_path / "evil.pt", weights_only=True)["format"] == 1
+    )  # torch finds nothing wrong with it
     words = ["checkpoint=evil.pt", "input=x.jpg", "output=o"]
-    run = subprocess.run([sys.executable, ROOT / "tools" / "predict.py", *words], cwd=tmp_path, capture_output=True, text=True, env=env)
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "predict.py", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert run.returncode == 2
     assert len(run.stderr.strip().splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["evil.pt"]

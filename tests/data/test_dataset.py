@@ -29,31 +29,51 @@ EMPTY = 2  # the image without objects
 ONLY_CROWD = 4
 
 
-def write_data(folder: Path, names: tuple[str, ...] = ("cat", "dog", "cup"), ids: tuple[int, ...] = (5, 9, 31), split: str = "train") -> Path:
+def write_data(
+    folder: Path,
+    names: tuple[str, ...] = ("cat", "dog", "cup"),
+    ids: tuple[int, ...] = (5, 9, 31),
+    split: str = "train",
+) -> Path:
     """Noise pictures of SIZES, two objects each, and their COCO file. -> the file."""
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for i, (height, width) in enumerate(SIZES):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            folder / "images" / f"{i}.png"
+        )
         images.append({"id": 100 + i, "file_name": f"{i}.png", "height": height, "width": width})
         if i == EMPTY:
             continue
         for k in range(2):
             x, y, w, h = 3 + 10 * k, 4 + 6 * k, 15 + i, 12 + i
             polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-            row = {"image_id": 100 + i, "category_id": ids[(i + k) % len(ids)], "bbox": [x, y, w, h], "segmentation": [polygon]}
-            annotations.append({"id": len(annotations) + 1, "iscrowd": int(i == ONLY_CROWD), "area": w * h, **row})
+            row = {
+                "image_id": 100 + i,
+                "category_id": ids[(i + k) % len(ids)],
+                "bbox": [x, y, w, h],
+                "segmentation": [polygon],
+            }
+            annotations.append(
+                {"id": len(annotations) + 1, "iscrowd": int(i == ONLY_CROWD), "area": w * h, **row}
+            )
     categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
     path = folder / f"{split}.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return path
 
 
 def make_source(folder: Path, **keys: Any) -> CocoSource:
     write_data(folder)
-    values: dict[str, Any] = {"train_json": str(folder / "train.json"), "images": str(folder / "images"), "num_workers": 0}
+    values: dict[str, Any] = {
+        "train_json": str(folder / "train.json"),
+        "images": str(folder / "images"),
+        "num_workers": 0,
+    }
     return CocoSource(**(values | keys))
 
 
@@ -71,7 +91,11 @@ def assert_same(first: Batch, second: Batch) -> None:
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.sizes, second.sizes)
     assert torch.equal(first.original_sizes, second.original_sizes)
-    assert (first.image_ids, first.names, first.skipped) == (second.image_ids, second.names, second.skipped)
+    assert (first.image_ids, first.names, first.skipped) == (
+        second.image_ids,
+        second.names,
+        second.skipped,
+    )
     assert first.targets is not None
     assert second.targets is not None
     for name in ("boxes", "labels", "image_index", "crowd"):
@@ -88,7 +112,12 @@ def test_a_sample_is_what_the_file_says(tmp_path: Path) -> None:
     sample = make_dataset(tmp_path)[(0, 1, 0)]
     stored = np.asarray(Image.open(tmp_path / "images" / "1.png"))
     np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), stored)
-    assert (sample.image_id, sample.name, sample.original_size, sample.skipped) == (101, "1.png", (70, 50), ())
+    assert (sample.image_id, sample.name, sample.original_size, sample.skipped) == (
+        101,
+        "1.png",
+        (70, 50),
+        (),
+    )
     assert sample.boxes.tolist() == [[3, 4, 19, 17], [13, 10, 29, 23]]
     assert sample.labels.tolist() == [1, 2]
     assert sample.crowd.tolist() == [False, False]
@@ -108,14 +137,27 @@ def test_a_sample_depends_on_seed_epoch_index_and_repetition_alone(tmp_path: Pat
     np.random.default_rng(1).random()
     torch.manual_seed(5)
     assert other_order[item].image.numpy().tobytes() == first
-    assert len({first, pixels(8, item), pixels(7, (4, 1, 0)), pixels(7, (3, 1, 1)), pixels(7, (3, 0, 0))}) == 5
+    assert (
+        len(
+            {
+                first,
+                pixels(8, item),
+                pixels(7, (4, 1, 0)),
+                pixels(7, (3, 1, 1)),
+                pixels(7, (3, 0, 0)),
+            }
+        )
+        == 5
+    )
 
 
 @pytest.mark.parametrize("start", [0, 3])
 def test_the_number_of_workers_changes_no_batch(tmp_path: Path, start: int) -> None:
     streams = []
     for workers in (0, 2):
-        source = make_source(tmp_path, train_transforms=RANDOM, num_workers=workers, repeat_threshold=0.9)
+        source = make_source(
+            tmp_path, train_transforms=RANDOM, num_workers=workers, repeat_threshold=0.9
+        )
         streams.append(list(source.train_loader(2, 8, seed=1, start_step=start)))
     assert len(streams[0]) == len(streams[1]) == 8 - start
     for alone, worked in zip(*streams, strict=True):
@@ -125,14 +167,21 @@ def test_the_number_of_workers_changes_no_batch(tmp_path: Path, start: int) -> N
 def test_a_loader_that_starts_later_gives_the_same_batches(tmp_path: Path) -> None:
     source = make_source(tmp_path, train_transforms=RANDOM)
     whole = list(source.train_loader(2, 8, seed=1))
-    for late, wanted in zip(source.train_loader(2, 8, seed=1, start_step=5), whole[5:], strict=True):
+    for late, wanted in zip(
+        source.train_loader(2, 8, seed=1, start_step=5), whole[5:], strict=True
+    ):
         assert_same(late, wanted)
 
 
 def test_images_without_objects_stay_or_go(tmp_path: Path) -> None:
     assert len(make_dataset(tmp_path)) == 6
     without = make_dataset(tmp_path, keep_empty=False)
-    assert [without[(0, i, 0)].image_id for i in range(len(without))] == [100, 101, 103, 105]  # a crowd is no object
+    assert [without[(0, i, 0)].image_id for i in range(len(without))] == [
+        100,
+        101,
+        103,
+        105,
+    ]  # a crowd is no object
     assert without.sizes() == [SIZES[i] for i in (0, 1, 3, 5)]
     assert without.labels() == [[0, 1], [1, 2], [0, 1], [2, 0]]
     empty = make_dataset(tmp_path)[(0, EMPTY, 0)]
@@ -196,7 +245,9 @@ def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_reaches_the_user_as_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
+def test_a_damaged_image_reaches_the_user_as_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
     # Guards against: torch re-raises the worker's UserError with its whole traceback as the message
     source = make_source(tmp_path, num_workers=workers)
     _ = source.train
@@ -254,8 +305,26 @@ def test_a_batch_without_any_object(tmp_path: Path) -> None:
 
 def test_one_sample_without_masks_takes_them_from_the_batch() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    without = Sample(torch.zeros((3, 8, 8), dtype=torch.uint8), torch.ones(1, 4), torch.tensor([0]), torch.tensor([False]), None, 0, "", (8, 8))
-    empty = Sample(without.image, torch.zeros(0, 4), nothing, nothing.bool(), FileMasks.from_file([], 8, 8), 1, "", (8, 8))
+    without = Sample(
+        torch.zeros((3, 8, 8), dtype=torch.uint8),
+        torch.ones(1, 4),
+        torch.tensor([0]),
+        torch.tensor([False]),
+        None,
+        0,
+        "",
+        (8, 8),
+    )
+    empty = Sample(
+        without.image,
+        torch.zeros(0, 4),
+        nothing,
+        nothing.bool(),
+        FileMasks.from_file([], 8, 8),
+        1,
+        "",
+        (8, 8),
+    )
     for samples, has in (([without, empty], False), ([empty, empty], True)):
         targets = collate(samples).targets
         assert targets is not None
@@ -276,7 +345,9 @@ def test_reading_gives_no_warnings(tmp_path: Path) -> None:
 
 def test_the_number_of_classes_is_checked(tmp_path: Path) -> None:
     assert make_source(tmp_path, num_classes=3).categories.names == ("cat", "dog", "cup")
-    with pytest.raises(UserError, match=r"data\.num_classes=80, but .*train\.json has 3 categories"):
+    with pytest.raises(
+        UserError, match=r"data\.num_classes=80, but .*train\.json has 3 categories"
+    ):
         _ = make_source(tmp_path, num_classes=80).categories
 
 
@@ -304,11 +375,19 @@ def test_classes_are_shared_by_name(tmp_path: Path) -> None:
     """The validation file has other ids in another order: a label means the same class in both."""
     write_data(tmp_path, ("cup", "cat", "dog"), (1, 2, 3), "val")
     source = make_source(tmp_path, val_json=str(tmp_path / "val.json"))
-    assert source.val.categories == source.train.categories == source.categories == Categories(("cat", "dog", "cup"), (5, 9, 31))
+    assert (
+        source.val.categories
+        == source.train.categories
+        == source.categories
+        == Categories(("cat", "dog", "cup"), (5, 9, 31))
+    )
     assert source.train.labels(0) == [0, 1]  # cat, dog
     assert source.val.labels(0) == [2, 0]  # cup, cat
     rows = source.val.to_dict()["annotations"]
-    assert [row["category_id"] for row in rows[:2]] == [31, 5]  # as the results of a model trained on the other file will say
+    assert [row["category_id"] for row in rows[:2]] == [
+        31,
+        5,
+    ]  # as the results of a model trained on the other file will say
 
 
 def test_a_checkpoints_classes_rule(tmp_path: Path) -> None:
@@ -331,10 +410,16 @@ def test_test_loader_reads_every_image_once_in_order(tmp_path: Path) -> None:
 
 def test_batches_of_the_training_keep_portraits_apart(tmp_path: Path) -> None:
     source = make_source(tmp_path)
-    kinds = [{height > width for height, width in batch.sizes.tolist()} for batch in source.train_loader(2, 20, seed=0)]
+    kinds = [
+        {height > width for height, width in batch.sizes.tolist()}
+        for batch in source.train_loader(2, 20, seed=0)
+    ]
     assert all(len(kind) == 1 for kind in kinds)
     mixed = make_source(tmp_path, group_by_aspect=False)
-    assert any(len({h > w for h, w in batch.sizes.tolist()}) == 2 for batch in mixed.train_loader(2, 20, seed=0))
+    assert any(
+        len({h > w for h, w in batch.sizes.tolist()}) == 2
+        for batch in mixed.train_loader(2, 20, seed=0)
+    )
 
 
 def test_scenes_in_a_folder_that_holds_something_else(tmp_path: Path) -> None:

@@ -31,12 +31,16 @@ def bomb(path: Path, height: int, width: int) -> None:
     """A small PNG file whose header says height x width grey pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     squeeze = zlib.compressobj(9)
     body = b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(8)) + squeeze.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (7, 5)])
@@ -48,7 +52,9 @@ def test_rgb_of_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 def test_jpeg_as_pillow_decodes_it(tmp_path: Path) -> None:
     Image.fromarray(colours(20, 30)).save(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(loaded(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg")))
+    np.testing.assert_array_equal(
+        loaded(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg"))
+    )
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
@@ -70,9 +76,13 @@ def test_alpha_is_dropped(tmp_path: Path) -> None:
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(loaded(tmp_path / "rgba.png"), rgba[..., :3])
     Image.fromarray(rgba).getchannel(0).save(tmp_path / "grey.png")
-    Image.merge("LA", (Image.fromarray(rgba[..., 0]), Image.fromarray(rgba[..., 3]))).save(tmp_path / "la.png")
+    Image.merge("LA", (Image.fromarray(rgba[..., 0]), Image.fromarray(rgba[..., 3]))).save(
+        tmp_path / "la.png"
+    )
     np.testing.assert_array_equal(loaded(tmp_path / "la.png"), np.repeat(rgba[..., :1], 3, axis=2))
-    np.testing.assert_array_equal(loaded(tmp_path / "grey.png"), np.repeat(rgba[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(
+        loaded(tmp_path / "grey.png"), np.repeat(rgba[..., :1], 3, axis=2)
+    )
 
 
 def test_one_bit(tmp_path: Path) -> None:
@@ -97,7 +107,9 @@ def test_sixteen_bit_grey_by_its_whole_range(tmp_path: Path, suffix: str) -> Non
         np.testing.assert_array_equal(loaded(tmp_path / f"a.{suffix}")[..., channel], expected)
 
 
-@pytest.mark.parametrize("values", [np.array([[0, 70000]], dtype=np.int32), np.array([[0.5, 1.0]], dtype=np.float32)])
+@pytest.mark.parametrize(
+    "values", [np.array([[0, 70000]], dtype=np.int32), np.array([[0.5, 1.0]], dtype=np.float32)]
+)
 def test_32_bit_grey_is_refused(tmp_path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif.*32-bit"):
@@ -106,7 +118,9 @@ def test_32_bit_grey_is_refused(tmp_path: Path, values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_orientation_is_applied_where_it_gives_the_stated_size(tmp_path: Path, tag: int, suffix: str) -> None:
+def test_orientation_is_applied_where_it_gives_the_stated_size(
+    tmp_path: Path, tag: int, suffix: str
+) -> None:
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = tag
@@ -139,13 +153,17 @@ def test_boxes_stay_aligned_in_both_frames(tmp_path: Path) -> None:
 
 
 def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
-    Image.fromarray(colours(4, 6)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
+    Image.fromarray(colours(4, 6)).save(
+        tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert load_image(tmp_path / "a.jpg").shape == (3, 4, 6)
 
 
-def test_header_larger_than_the_cap_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_larger_than_the_cap_is_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bomb(tmp_path / "bomb.png", 20000, 20000)  # 400 megapixels
     assert (tmp_path / "bomb.png").stat().st_size < 50_000
     Image.fromarray(colours(10, 11)).save(tmp_path / "a.png")
@@ -176,7 +194,11 @@ def test_files_cut_short(tmp_path: Path, suffix: str) -> None:
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
-    for name, data in (("text.jpg", b"hello"), ("page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), ("noise.png", bytes(range(256)))):
+    for name, data in (
+        ("text.jpg", b"hello"),
+        ("page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        ("noise.png", bytes(range(256))),
+    ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=name):
             load_image(tmp_path / name)
@@ -196,7 +218,22 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
                 function(path)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/etc/passwd", "..", "a\0.png", "", "..\\a.png", "\\a.png", 3, None, "\ud800"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../a.png",
+        "a/../../b.png",
+        "/etc/passwd",
+        "..",
+        "a\0.png",
+        "",
+        "..\\a.png",
+        "\\a.png",
+        3,
+        None,
+        "\ud800",
+    ],
+)
 def test_unsafe_names(tmp_path: Path, name: object) -> None:
     with pytest.raises(UserError, match="file name"):
         safe_join(tmp_path, name)

@@ -55,9 +55,13 @@ def test_no_labels(tmp_path: Path, ids: Any) -> None:
 
 @pytest.mark.parametrize("ids", [[99], ["x"], "abc", 7, [None], [4, 1.5], {"a": 1}])
 def test_labels_that_are_none_are_named(tmp_path: Path, ids: Any) -> None:
-    assert errors(tmp_path, labelled(ids)) == {"category_ids of an image that are not ids of categories": 1}
+    assert errors(tmp_path, labelled(ids)) == {
+        "category_ids of an image that are not ids of categories": 1
+    }
 
 
 def test_an_image_without_a_size_or_an_id_is_told_once(tmp_path: Path) -> None:
-    assert errors(tmp_path, labelled([4], height=0)) == {"image size that is not two positive integers": 1}
+    assert errors(tmp_path, labelled([4], height=0)) == {
+        "image size that is not two positive integers": 1
+    }
     assert errors(tmp_path, labelled([4], id=None)) == {"image without an integer id": 1}

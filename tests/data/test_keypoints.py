@@ -26,8 +26,21 @@ HEIGHT, WIDTH = 40, 60
 def dataset(*annotations: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """An image with a hand, a face and a stone, which has no points; 20 x 10 pixels each."""
     base: list[dict[str, Any]] = [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 20, 10], "keypoints": [1, 2, 2, 10, 5, 1, 0, 0, 0], "num_keypoints": 2},
-        {"id": 2, "image_id": 1, "category_id": 7, "bbox": [20, 10, 20, 10], "keypoints": [30, 15, 2, 35, 12, 2, 25, 12, 2, 33, 18, 2, 27, 18, 2]},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "bbox": [0, 0, 20, 10],
+            "keypoints": [1, 2, 2, 10, 5, 1, 0, 0, 0],
+            "num_keypoints": 2,
+        },
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 7,
+            "bbox": [20, 10, 20, 10],
+            "keypoints": [30, 15, 2, 35, 12, 2, 25, 12, 2, 33, 18, 2, 27, 18, 2],
+        },
         {"id": 3, "image_id": 1, "category_id": 9, "bbox": [30, 20, 20, 10]},
         {"id": 4, "image_id": 1, "category_id": 3, "bbox": [5, 5, 20, 10]},
     ]
@@ -64,7 +77,14 @@ def test_classes_have_points_of_their_own(tmp_path: Path) -> None:
     assert points is not None
     # Indices of pixels become their centres; what is not visible is all zeros, and so are the points of other classes
     assert points[0].tolist() == [[1.5, 2.5, 2], [10.5, 5.5, 1], *[[0, 0, 0]] * 6]
-    assert points[1].tolist() == [*[[0, 0, 0]] * 3, [30.5, 15.5, 2], [35.5, 12.5, 2], [25.5, 12.5, 2], [33.5, 18.5, 2], [27.5, 18.5, 2]]
+    assert points[1].tolist() == [
+        *[[0, 0, 0]] * 3,
+        [30.5, 15.5, 2],
+        [35.5, 12.5, 2],
+        [25.5, 12.5, 2],
+        [33.5, 18.5, 2],
+        [27.5, 18.5, 2],
+    ]
     assert not points[2:].any()
     assert file.has_keypoints()
 
@@ -80,7 +100,9 @@ def test_equal_lists_share_their_points(tmp_path: Path) -> None:
 def test_the_file_comes_back_for_the_evaluation(tmp_path: Path) -> None:
     found = read_coco(write(tmp_path, dataset()), check_images=False).to_dict()
     given = dataset()
-    assert [a["keypoints"] for a in found["annotations"][:2]] == [a["keypoints"] for a in given["annotations"][:2]]
+    assert [a["keypoints"] for a in found["annotations"][:2]] == [
+        a["keypoints"] for a in given["annotations"][:2]
+    ]
     assert [a["num_keypoints"] for a in found["annotations"]] == [2, 5, 0, 0]
     assert found["categories"] == given["categories"]
 
@@ -90,16 +112,32 @@ def test_flips_move_points_like_pixels_and_swap_sides(tmp_path: Path) -> None:
     plain, flipped = sample(tmp_path / "a"), sample(tmp_path / "b", Flip(1.0, 0.0))
     x = WIDTH - plain.keypoints[..., 0]
     assert flipped.keypoints[0, :3].tolist() == [[58.5, 2.5, 2], [49.5, 5.5, 1], [0, 0, 0]]
-    assert flipped.keypoints[1, 4].tolist() == [float(x[1, 5]), 12.5, 2]  # what was the right eye is the left one now
+    assert flipped.keypoints[1, 4].tolist() == [
+        float(x[1, 5]),
+        12.5,
+        2,
+    ]  # what was the right eye is the left one now
     assert flipped.keypoints[1, 3].tolist() == [float(x[1, 3]), 15.5, 2]
     inside = flipped.keypoints[..., 2] > 0
     low, high = flipped.boxes[:, None, :2], flipped.boxes[:, None, 2:]
-    assert ((flipped.keypoints[..., :2] >= low) & (flipped.keypoints[..., :2] <= high)).all(dim=-1)[inside].all()
+    assert (
+        ((flipped.keypoints[..., :2] >= low) & (flipped.keypoints[..., :2] <= high))
+        .all(dim=-1)[inside]
+        .all()
+    )
     twice = sample(tmp_path / "c", Flip(1.0, 0.0), Flip(1.0, 0.0))
     assert torch.equal(twice.keypoints, plain.keypoints)
     # Upside down is a mirror too; both together are a turn by half
-    assert sample(tmp_path / "d", Flip(0.0, 1.0)).keypoints[1, 4].tolist() == [25.5, HEIGHT - 12.5, 2]
-    assert sample(tmp_path / "e", Flip(1.0, 1.0)).keypoints[1, 4].tolist() == [float(x[1, 4]), HEIGHT - 12.5, 2]
+    assert sample(tmp_path / "d", Flip(0.0, 1.0)).keypoints[1, 4].tolist() == [
+        25.5,
+        HEIGHT - 12.5,
+        2,
+    ]
+    assert sample(tmp_path / "e", Flip(1.0, 1.0)).keypoints[1, 4].tolist() == [
+        float(x[1, 4]),
+        HEIGHT - 12.5,
+        2,
+    ]
 
 
 def test_resizes_and_crops(tmp_path: Path) -> None:
@@ -129,8 +167,14 @@ def test_batches(tmp_path: Path) -> None:
         ({"keypoints": [1, 2, 2, 3]}, "keypoints that are not x, y, visibility of each point"),
         ({"keypoints": "abc"}, "keypoints that are not x, y, visibility of each point"),
         ({"keypoints": [1, 2, 2] * 2}, "keypoints of another number than their category's"),
-        ({"keypoints": [1, float("nan"), 2] * 3}, "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2"),
-        ({"keypoints": [1, 2, 3] * 3}, "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2"),
+        (
+            {"keypoints": [1, float("nan"), 2] * 3},
+            "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2",
+        ),
+        (
+            {"keypoints": [1, 2, 3] * 3},
+            "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2",
+        ),
     ],
 )
 def test_points_that_cannot_be(tmp_path: Path, annotation: dict[str, Any], told: str) -> None:
@@ -145,9 +189,18 @@ def test_points_that_cannot_be(tmp_path: Path, annotation: dict[str, Any], told:
     [
         ({"keypoints": ["a", "a"]}, "category whose keypoints are not a list of different names"),
         ({"keypoints": 17}, "category whose keypoints are not a list of different names"),
-        ({"skeleton": [[0, 1]]}, "category whose skeleton is not pairs of its keypoints, counted from 1"),
-        ({"skeleton": [[1, 4]]}, "category whose skeleton is not pairs of its keypoints, counted from 1"),
-        ({"skeleton": [[1, 2, 3]]}, "category whose skeleton is not pairs of its keypoints, counted from 1"),
+        (
+            {"skeleton": [[0, 1]]},
+            "category whose skeleton is not pairs of its keypoints, counted from 1",
+        ),
+        (
+            {"skeleton": [[1, 4]]},
+            "category whose skeleton is not pairs of its keypoints, counted from 1",
+        ),
+        (
+            {"skeleton": [[1, 2, 3]]},
+            "category whose skeleton is not pairs of its keypoints, counted from 1",
+        ),
     ],
 )
 def test_skeletons_that_cannot_be(tmp_path: Path, category: dict[str, Any], told: str) -> None:
@@ -166,12 +219,20 @@ def test_points_without_names_are_left_out_with_a_warning(tmp_path: Path) -> Non
 def test_points_that_are_left_out_are_left_out_of_a_validation_file_too(tmp_path: Path) -> None:
     # Guards against: the training's categories have names for them, so they are used, unchecked
     train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
-    row = {"id": 9, "image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "keypoints": [float("nan"), 2, 7] * 3}
+    row = {
+        "id": 9,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [0, 0, 5, 5],
+        "keypoints": [float("nan"), 2, 7] * 3,
+    }
     content = dataset(row)
     for category in content["categories"]:
         category.pop("keypoints", None)
         category.pop("skeleton", None)
-    file = read_coco(write(tmp_path / "b", content), categories=train.categories, check_images=False)
+    file = read_coco(
+        write(tmp_path / "b", content), categories=train.categories, check_images=False
+    )
     points = file.annotations(0).keypoints
     assert points is not None
     assert not points.any()
@@ -181,7 +242,9 @@ def test_points_that_are_left_out_are_left_out_of_a_validation_file_too(tmp_path
 def test_validation_with_other_points_is_an_error(tmp_path: Path) -> None:
     train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
     path = write(tmp_path / "b", dataset(keypoints=["palm", "thumb", "tip"]))
-    with pytest.raises(UserError, match="category with other keypoints than in the training data or the checkpoint"):
+    with pytest.raises(
+        UserError, match="category with other keypoints than in the training data or the checkpoint"
+    ):
         read_coco(path, categories=train.categories, check_images=False)
 
 
@@ -190,11 +253,19 @@ def test_flip_pairs_by_name(tmp_path: Path) -> None:
     source = CocoSource(path, images=str(tmp_path), flip_pairs=[["thumb", "tip"]])
     assert source.mirrored() == [0, 2, 1, 3, 4, 5, 6, 7]
     assert CocoSource(path, images=str(tmp_path), flip_pairs=[]).mirrored() == list(range(8))
-    with pytest.raises(UserError, match=r"data\.flip_pairs: \['thumb', 'nose'\] is not a pair of keypoints of a class"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.flip_pairs: \['thumb', 'nose'\] is not a pair of keypoints of a class",
+    ):
         CocoSource(path, images=str(tmp_path), flip_pairs=[["thumb", "nose"]]).mirrored()
 
 
 def test_ranges_that_the_data_does_not_have(tmp_path: Path) -> None:
-    source = CocoSource(str(write(tmp_path, dataset())), images=str(tmp_path), point_ranges=[[0, 17]])
-    with pytest.raises(UserError, match=r"data\.point_ranges=\[\[0, 17\]\], but the keypoints of .*data\.json are \[\[0, 3\], \[3, 8\], \[0, 0\]\]"):
+    source = CocoSource(
+        str(write(tmp_path, dataset())), images=str(tmp_path), point_ranges=[[0, 17]]
+    )
+    with pytest.raises(
+        UserError,
+        match=r"data\.point_ranges=\[\[0, 17\]\], but the keypoints of .*data\.json are \[\[0, 3\], \[3, 8\], \[0, 0\]\]",
+    ):
         _ = source.categories

@@ -37,8 +37,17 @@ class Items(Dataset[Any]):
         return item
 
 
-def loader(folder: Path, happens: dict[int, Any], workers: int = 2, timeout: float = 30.0) -> BatchLoader:
-    return BatchLoader("data.train_json=some.json", Items(happens, folder), [[i] for i in range(8)], lambda b: b[0], workers, timeout)  # type: ignore[arg-type,return-value]
+def loader(
+    folder: Path, happens: dict[int, Any], workers: int = 2, timeout: float = 30.0
+) -> BatchLoader:
+    return BatchLoader(
+        "data.train_json=some.json",
+        Items(happens, folder),
+        [[i] for i in range(8)],
+        lambda b: b[0],
+        workers,
+        timeout,
+    )  # type: ignore[arg-type,return-value]
 
 
 def test_all_is_well(tmp_path: Path) -> None:
@@ -48,7 +57,8 @@ def test_all_is_well(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"data\.train_json=some\.json: loader worker 1 \(process \d+, killed by SIGKILL\) died; out of memory\?"
+        UserError,
+        match=r"data\.train_json=some\.json: loader worker 1 \(process \d+, killed by SIGKILL\) died; out of memory\?",
     ) as raised:
         list(loader(tmp_path, {5: "die"}))
     assert "\n" not in str(raised.value)
@@ -56,7 +66,10 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
 
 def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"some\.json: loader worker 1 has given nothing for data\.timeout=1 seconds"):
+    with pytest.raises(
+        UserError,
+        match=r"some\.json: loader worker 1 has given nothing for data\.timeout=1 seconds",
+    ):
         list(loader(tmp_path, {5: "hang"}, timeout=1))
     assert time.monotonic() - began < 20
 

@@ -13,7 +13,10 @@ from maskseg.errors import Interrupted, UserError
 
 def test_differences_are_told_both_ways() -> None:
     assert differences({"a": 1, "b": [2]}, {"a": 1, "b": [2]}) == ""
-    assert differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "2", "d": 4}) == "b=2 there, '2' here; c=3 there, None here; d=None there, 4 here"
+    assert (
+        differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "2", "d": 4})
+        == "b=2 there, '2' here; c=3 there, None here; d=None there, 4 here"
+    )
 
 
 def test_all_results_come_and_jobs_are_taken_as_they_are_needed() -> None:

@@ -19,10 +19,16 @@ from maskseg.structures import Batch
 
 def proposals(image_id: int, height: int, width: int, count: int, seed: int = 0) -> ImageProposals:
     rng = np.random.default_rng([seed, abs(image_id)])
-    corners = rng.random((count, 2, 2)).astype(np.float32) * np.array([width, height], dtype=np.float32)
+    corners = rng.random((count, 2, 2)).astype(np.float32) * np.array(
+        [width, height], dtype=np.float32
+    )
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     return ImageProposals(
-        image_id, height, width, torch.from_numpy(boxes), torch.from_numpy(rng.random(count).astype(np.float32)).sort(descending=True).values
+        image_id,
+        height,
+        width,
+        torch.from_numpy(boxes),
+        torch.from_numpy(rng.random(count).astype(np.float32)).sort(descending=True).values,
     )
 
 
@@ -32,7 +38,11 @@ def write(path: Path, *images: ImageProposals) -> Path:
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
-    given = [proposals(7, 480, 640, 1000), proposals(2**40, 64, 4000, 0), proposals(-3, 1333, 800, 5)]
+    given = [
+        proposals(7, 480, 640, 1000),
+        proposals(2**40, 64, 4000, 0),
+        proposals(-3, 1333, 800, 5),
+    ]
     path = write(tmp_path / "a.proposals", *given)
     assert path.stat().st_size < 10 * 1005 + 4000  # ten bytes each
     found = ProposalFile(path, [(image.image_id, image.height, image.width) for image in given])
@@ -47,7 +57,10 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.proposals", proposals(1, 40, 60, 3), proposals(2, 40, 60, 3))
-    with pytest.raises(UserError, match=r"a\.proposals is of another data set \(some\.json by some\.pt\): it lacks image 5 \(2 of 3 are missing\)"):
+    with pytest.raises(
+        UserError,
+        match=r"a\.proposals is of another data set \(some\.json by some\.pt\): it lacks image 5 \(2 of 3 are missing\)",
+    ):
         ProposalFile(path, [(1, 40, 60), (5, 40, 60), (6, 40, 60)])
     with pytest.raises(UserError, match=r"image 2 is 40 x 60 there, not 60 x 40"):
         ProposalFile(path, [(1, 40, 60), (2, 60, 40)])
@@ -72,16 +85,25 @@ def test_they_move_with_the_image(scenes: Path, tmp_path: Path) -> None:
     file = make_source(scenes).train
     truth = [file.annotations(i).boxes for i in range(len(file.images))]
     images = zip(file.images, truth, strict=True)
-    exact = [ImageProposals(r.id, r.height, r.width, torch.from_numpy(b), torch.linspace(0.9, 0.8, len(b))) for r, b in images]
+    exact = [
+        ImageProposals(
+            r.id, r.height, r.width, torch.from_numpy(b), torch.linspace(0.9, 0.8, len(b))
+        )
+        for r, b in images
+    ]
     path = str(write(tmp_path / "a.proposals", *exact))
     transforms = [Flip(1.0, 1.0), ResizeShortestEdge([90], 200), RandomCrop(200)]
-    batches = list(make_source(scenes, transforms, train_proposals=path, num_workers=2).train_loader(2, 4, 0))
+    batches = list(
+        make_source(scenes, transforms, train_proposals=path, num_workers=2).train_loader(2, 4, 0)
+    )
     for batch in batches:
         assert batch.proposals is not None
         assert batch.targets is not None
         assert torch.allclose(batch.proposals.boxes, batch.targets.boxes, atol=0.01)
         assert torch.equal(batch.proposals.image_index, batch.targets.image_index)
-    cut = next(iter(make_source(scenes, [RandomCrop(30)], train_proposals=path).train_loader(4, 1, 0)))
+    cut = next(
+        iter(make_source(scenes, [RandomCrop(30)], train_proposals=path).train_loader(4, 1, 0))
+    )
     assert cut.proposals is not None
     assert (cut.proposals.boxes >= 0).all()
     assert (cut.proposals.boxes <= 30).all()
@@ -90,7 +112,9 @@ def test_they_move_with_the_image(scenes: Path, tmp_path: Path) -> None:
 
 def test_a_model_with_its_own_proposals_from_a_batch_is_the_same_model(scenes: Path) -> None:
     joint = make_model().eval()
-    alone = GeneralizedRCNN(joint.backbone, FileProposer(), joint.sampler, joint.classifier, dict(joint.heads)).eval()
+    alone = GeneralizedRCNN(
+        joint.backbone, FileProposer(), joint.sampler, joint.classifier, dict(joint.heads)
+    ).eval()
     joint.classifier.score_threshold = 0.0  # type: ignore[assignment]
     batch = next(iter(make_source(scenes).test_loader("val", 2)))
     given = Batch(**{**batch.__dict__, "proposals": joint.propose(batch)})

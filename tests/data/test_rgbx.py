@@ -16,7 +16,14 @@ from maskseg.data.collate import collate
 from maskseg.data.image_files import load_image, load_pixels
 from maskseg.data.rgbx import flip, from_pillow, put, resize
 from maskseg.data.sample import Sample
-from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, ResizeShortestEdge, ScaleJitterCrop, Transform
+from maskseg.data.transforms import (
+    ColorJitter,
+    Flip,
+    RandomCrop,
+    ResizeShortestEdge,
+    ScaleJitterCrop,
+    Transform,
+)
 
 SIZES = [(37, 53), (64, 48), (1, 9), (9, 1), (1, 1), (200, 31)]
 
@@ -24,7 +31,9 @@ SIZES = [(37, 53), (64, 48), (1, 9), (9, 1), (1, 1), (200, 31)]
 def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
     """One picture of noise: four bytes a pixel, and as planes."""
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return from_pillow(Image.fromarray(pixels)), torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return from_pillow(Image.fromarray(pixels)), torch.from_numpy(pixels).permute(
+        2, 0, 1
+    ).contiguous()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,7 +75,13 @@ def test_put_into_a_canvas(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "window", [(slice(3, 20), slice(5, 31)), (slice(0, 1), slice(None)), (slice(36, 37), slice(52, 53)), (slice(5, 5), slice(None))]
+    "window",
+    [
+        (slice(3, 20), slice(5, 31)),
+        (slice(0, 1), slice(None)),
+        (slice(36, 37), slice(52, 53)),
+        (slice(5, 5), slice(None)),
+    ],
 )
 def test_windows_of_a_picture(window: tuple[slice, slice]) -> None:
     four, planes = (image[:, window[0], window[1]] for image in pair(37, 53))
@@ -75,7 +90,9 @@ def test_windows_of_a_picture(window: tuple[slice, slice]) -> None:
     put(canvas, four)
     assert torch.equal(canvas, planes)
     if planes.numel():
-        assert torch.equal(resize(four, 30, 40), F.resize(planes.contiguous(), [30, 40], antialias=True))
+        assert torch.equal(
+            resize(four, 30, 40), F.resize(planes.contiguous(), [30, 40], antialias=True)
+        )
 
 
 def test_other_layouts_take_the_plain_way() -> None:
@@ -83,8 +100,14 @@ def test_other_layouts_take_the_plain_way() -> None:
     stored = planes.permute(1, 2, 0).contiguous()
     wide = torch.zeros((37, 53, 4), dtype=torch.uint8)
     wide[..., 1:] = stored
-    shifted = wide.permute(2, 0, 1)[1:]  # the fourth byte of the last pixel lies outside of the memory
-    for image in (stored.permute(2, 0, 1), shifted, planes.permute(0, 2, 1).contiguous().permute(0, 2, 1)):
+    shifted = wide.permute(2, 0, 1)[
+        1:
+    ]  # the fourth byte of the last pixel lies outside of the memory
+    for image in (
+        stored.permute(2, 0, 1),
+        shifted,
+        planes.permute(0, 2, 1).contiguous().permute(0, 2, 1),
+    ):
         canvas = torch.zeros(planes.shape, dtype=torch.uint8)
         put(canvas, image)
         assert torch.equal(canvas, planes)
@@ -126,4 +149,6 @@ def test_a_file_read_either_way(tmp_path: Path, mode: str) -> None:
     planes = load_image(path)
     assert planes.is_contiguous()
     assert torch.equal(load_pixels(path), planes)
-    assert torch.equal(planes.permute(1, 2, 0), torch.from_numpy(np.array(Image.open(path).convert("RGB"))))
+    assert torch.equal(
+        planes.permute(1, 2, 0), torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    )

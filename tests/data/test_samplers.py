@@ -113,7 +113,15 @@ def test_repeats_come_as_often_as_asked_on_average() -> None:
 
 def test_repetitions_of_an_image_are_told_apart() -> None:
     items = [item for item in flat(stream(4, 2, 40, repeats=[3.0, 1.0, 1.0, 2.0])) if item[0] == 0]
-    assert sorted(items) == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 2, 0), (0, 3, 0), (0, 3, 1)]
+    assert sorted(items) == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 0, 2),
+        (0, 1, 0),
+        (0, 2, 0),
+        (0, 3, 0),
+        (0, 3, 1),
+    ]
 
 
 def test_steps_end_where_they_should() -> None:
@@ -136,10 +144,16 @@ def test_repeat_factors_of_a_literal_case() -> None:
 def test_repeat_factors_follow_lvis() -> None:
     """Gupta et al., section 4.3: r(c) = max(1, sqrt(t / f(c))), r(i) = max over the classes of image i."""
     rng = np.random.default_rng(0)
-    labels = [rng.choice(20, size=rng.integers(0, 6), p=np.arange(1, 21) / 210).tolist() for _ in range(300)]
+    labels = [
+        rng.choice(20, size=rng.integers(0, 6), p=np.arange(1, 21) / 210).tolist()
+        for _ in range(300)
+    ]
     threshold = 0.1
     share = {c: sum(c in image for image in labels) / len(labels) for c in range(20)}
-    wanted = [max([max(1.0, (threshold / share[c]) ** 0.5) for c in image], default=1.0) for image in labels]
+    wanted = [
+        max([max(1.0, (threshold / share[c]) ** 0.5) for c in image], default=1.0)
+        for image in labels
+    ]
     np.testing.assert_allclose(repeat_factors(labels, threshold), wanted)
     assert max(wanted) > 1.5
     assert repeat_factors(labels, 0.0) == [1.0] * 300

@@ -12,7 +12,14 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from maskseg.data.sample import Sample
-from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, ResizeShortestEdge, ScaleJitterCrop, Transform
+from maskseg.data.transforms import (
+    ColorJitter,
+    Flip,
+    RandomCrop,
+    ResizeShortestEdge,
+    ScaleJitterCrop,
+    Transform,
+)
 from maskseg.errors import UserError
 from maskseg.masks.annotated import FileMasks, Polygons, Runs
 from maskseg.masks.base import rle_to_bitmaps
@@ -47,9 +54,22 @@ def make_sample(kind: str | None) -> Sample:
     image = torch.from_numpy(painted()).to(torch.uint8).mul(255).expand(3, -1, -1).clone()
     crowd = np.zeros((HEIGHT, WIDTH), dtype=bool)
     crowd[:, :30] = True
-    masks = None if kind is None else FileMasks.from_file([shape(kind), run_lengths(crowd)], HEIGHT, WIDTH)
+    masks = (
+        None
+        if kind is None
+        else FileMasks.from_file([shape(kind), run_lengths(crowd)], HEIGHT, WIDTH)
+    )
     boxes = torch.tensor([BOX, (0, 0, 30, HEIGHT)], dtype=torch.float32)
-    return Sample(image, boxes, torch.tensor([4, 1]), torch.tensor([False, True]), masks, 17, "l.png", (HEIGHT, WIDTH))
+    return Sample(
+        image,
+        boxes,
+        torch.tensor([4, 1]),
+        torch.tensor([False, True]),
+        masks,
+        17,
+        "l.png",
+        (HEIGHT, WIDTH),
+    )
 
 
 def white(image: Tensor) -> np.ndarray:
@@ -151,7 +171,9 @@ def test_the_order_of_colour_changes_is_drawn() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_an_enlargement_by_a_whole_number_is_exact(kind: str, factor: int) -> None:
-    found = ResizeShortestEdge([HEIGHT * factor], 10_000)(make_sample(kind), np.random.default_rng(0))
+    found = ResizeShortestEdge([HEIGHT * factor], 10_000)(
+        make_sample(kind), np.random.default_rng(0)
+    )
     wanted = painted().repeat(factor, axis=0).repeat(factor, axis=1)
     assert_whole(found)
     assert found.boxes[0].tolist() == [factor * side for side in BOX]
@@ -166,7 +188,11 @@ def test_pixels_box_and_mask_agree_at_any_scale(kind: str, short: int) -> None:
     assert_whole(found)
     assert found.size == (short, round(WIDTH * short / HEIGHT))
     np.testing.assert_allclose(found.boxes[0].tolist(), tight(white(found.image)), atol=1.01)
-    np.testing.assert_allclose(found.boxes[0].tolist(), np.array(BOX) * ([found.size[1] / WIDTH, short / HEIGHT] * 2), atol=1e-4)
+    np.testing.assert_allclose(
+        found.boxes[0].tolist(),
+        np.array(BOX) * ([found.size[1] / WIDTH, short / HEIGHT] * 2),
+        atol=1e-4,
+    )
     assert overlap(white(found.image), moved_mask(found)) > 0.85
 
 
@@ -180,13 +206,29 @@ def test_pixels_box_and_mask_agree_at_any_scale(kind: str, short: int) -> None:
         ((640, 100), 800, 1333, (1333, 208)),
         ((800, 800), 800, 1333, (800, 800)),
         ((1, 500), 64, 100, (1, 100)),  # never less than a pixel
-        ((64, 100), 8, 1333, (8, 13)),  # 12.5: halves are rounded up, as in detectron2 and mmdetection
+        (
+            (64, 100),
+            8,
+            1333,
+            (8, 13),
+        ),  # 12.5: halves are rounded up, as in detectron2 and mmdetection
         ((64, 84), 8, 1333, (8, 11)),  # 10.5
     ],
 )
-def test_sizes_of_the_shortest_edge(size: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]) -> None:
+def test_sizes_of_the_shortest_edge(
+    size: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]
+) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    sample = Sample(torch.zeros((3, *size), dtype=torch.uint8), torch.zeros(0, 4), nothing, nothing.bool(), None, 0, "", size)
+    sample = Sample(
+        torch.zeros((3, *size), dtype=torch.uint8),
+        torch.zeros(0, 4),
+        nothing,
+        nothing.bool(),
+        None,
+        0,
+        "",
+        size,
+    )
     found = ResizeShortestEdge([short], longest)(sample, np.random.default_rng(0))
     assert found.size == wanted
     assert found.boxes.shape == (0, 4)
@@ -203,7 +245,9 @@ def test_every_size_of_the_list_is_drawn() -> None:
 def noise(height: int, width: int) -> Sample:
     """A picture of noise without objects."""
     nothing = torch.zeros(0, dtype=torch.int64)
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    image = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
+    )
     return Sample(image, torch.zeros(0, 4), nothing, nothing.bool(), None, 0, "", (height, width))
 
 
@@ -212,7 +256,9 @@ def test_pillow_resizes_as_pillow(short: int) -> None:
     sample = noise(101, 150)
     found = ResizeShortestEdge([short], 1000, "pillow")(sample, np.random.default_rng(0))
     size = (round(150 * short / 101), short)
-    wanted = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
+    wanted = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(
+        size, Image.Resampling.BILINEAR
+    )
     assert np.array_equal(found.image.permute(1, 2, 0).numpy(), np.asarray(wanted))
 
 
@@ -224,15 +270,22 @@ def test_plain_resizes_as_torchvisions_detectors(short: int) -> None:
     assert found.size == theirs.image_sizes[0]
     wanted = theirs.tensors[0, :, : found.size[0], : found.size[1]] * 255
     assert (found.image - wanted).abs().max() < 0.51
-    assert (ResizeShortestEdge([37], 1000)(sample, np.random.default_rng(0)).image[:, :37, :54] - wanted[:, :37, :54]).abs().max() > 10
+    assert (
+        ResizeShortestEdge([37], 1000)(sample, np.random.default_rng(0)).image[:, :37, :54]
+        - wanted[:, :37, :54]
+    ).abs().max() > 10
 
 
 def test_a_resize_by_an_unknown_method_is_refused() -> None:
-    with pytest.raises(UserError, match="method must be one of antialias, pillow, plain, not 'nearest'"):
+    with pytest.raises(
+        UserError, match="method must be one of antialias, pillow, plain, not 'nearest'"
+    ):
         ResizeShortestEdge([10], 20, "nearest")
 
 
-@pytest.mark.parametrize(("sizes", "longest"), [((), 100), ((0,), 100), ((200,), 100), ((50, -1), 100)])
+@pytest.mark.parametrize(
+    ("sizes", "longest"), [((), 100), ((0,), 100), ((200,), 100), ((50, -1), 100)]
+)
 def test_sizes_that_make_no_sense_are_refused(sizes: tuple[int, ...], longest: int) -> None:
     with pytest.raises(UserError, match="resize: sizes must be positive"):
         ResizeShortestEdge(sizes, longest)
@@ -364,7 +417,9 @@ def test_the_range_of_scale_jitter() -> None:
 
 
 def test_colour_jitter_changes_pixels_only() -> None:
-    noise = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     sample = Sample(**{**make_sample("runs").__dict__, "image": noise})
     found = ColorJitter(0.4, 0.4, 0.4, 0.1)(sample, np.random.default_rng(0))
     assert not torch.equal(found.image, sample.image)
@@ -382,12 +437,20 @@ def test_colour_jitter_of_no_strength_changes_nothing() -> None:
     ("strengths", "check"),
     [
         ({"brightness": 0.5}, lambda image: (image[0] == image[1]).all()),  # grey stays grey
-        ({"saturation": 0.9}, lambda image: (image.int() - 100).abs().max() <= 1),  # grey has no saturation
+        (
+            {"saturation": 0.9},
+            lambda image: (image.int() - 100).abs().max() <= 1,
+        ),  # grey has no saturation
         ({"hue": 0.5}, lambda image: (image == 100).all()),  # nor hue
-        ({"contrast": 0.9}, lambda image: (image.int() - 100).abs().max() <= 1),  # one colour has no contrast
+        (
+            {"contrast": 0.9},
+            lambda image: (image.int() - 100).abs().max() <= 1,
+        ),  # one colour has no contrast
     ],
 )
-def test_what_each_colour_change_leaves_alone(strengths: dict[str, float], check: Callable[[Tensor], Tensor]) -> None:
+def test_what_each_colour_change_leaves_alone(
+    strengths: dict[str, float], check: Callable[[Tensor], Tensor]
+) -> None:
     grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     sample = Sample(**{**make_sample(None).__dict__, "image": grey})
     for seed in range(5):
@@ -402,7 +465,9 @@ def test_a_strength_above_one_gives_no_negative_factor() -> None:
 
 
 def test_the_range_of_brightness() -> None:
-    sample = Sample(**{**make_sample(None).__dict__, "image": torch.full((3, 4, 4), 100, dtype=torch.uint8)})
+    sample = Sample(
+        **{**make_sample(None).__dict__, "image": torch.full((3, 4, 4), 100, dtype=torch.uint8)}
+    )
     rng = np.random.default_rng(0)
     values = [int(ColorJitter(brightness=0.5)(sample, rng).image[0, 0, 0]) for _ in range(200)]
     assert 49 <= min(values) < 60
@@ -416,18 +481,30 @@ def test_colour_strengths_that_make_no_sense_are_refused(strengths: dict[str, fl
 
 
 @pytest.mark.parametrize(
-    "transform", [Flip(0.5, 0.5), ResizeShortestEdge([30, 40, 50, 60, 70], 200), RandomCrop(40), ScaleJitterCrop(64), ColorJitter(0.4, 0.4, 0.4, 0.1)]
+    "transform",
+    [
+        Flip(0.5, 0.5),
+        ResizeShortestEdge([30, 40, 50, 60, 70], 200),
+        RandomCrop(40),
+        ScaleJitterCrop(64),
+        ColorJitter(0.4, 0.4, 0.4, 0.1),
+    ],
 )
 def test_the_generator_alone_decides(transform: Transform) -> None:
     results = []
     for seed in range(6):
-        first, second = (transform(make_sample("polygons"), np.random.default_rng(seed)) for _ in range(2))
+        first, second = (
+            transform(make_sample("polygons"), np.random.default_rng(seed)) for _ in range(2)
+        )
         assert same(first, second)
         results.append(first)
     assert any(not same(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("transform", [Flip(1.0, 1.0), ResizeShortestEdge([47], 200), RandomCrop(20), ScaleJitterCrop(64)])
+@pytest.mark.parametrize(
+    "transform",
+    [Flip(1.0, 1.0), ResizeShortestEdge([47], 200), RandomCrop(20), ScaleJitterCrop(64)],
+)
 def test_the_sample_that_came_in_is_not_changed(transform: Transform) -> None:
     sample = make_sample("polygons")
     transform(sample, np.random.default_rng(0))

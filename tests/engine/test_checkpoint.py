@@ -77,14 +77,24 @@ def test_an_optimisers_state_comes_back(tmp_path: Path) -> None:
     sum(p.square().sum() for p in model.parameters()).backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
-    save_checkpoint(tmp_path / "a.pt", {"model": {}, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()})
+    save_checkpoint(
+        tmp_path / "a.pt",
+        {"model": {}, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
+    )
     assert_equal(load_checkpoint(tmp_path / "a.pt")["optimizer"], optimizer.state_dict())
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file"), KeyboardInterrupt()]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+        KeyboardInterrupt(),
+    ],
 )
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     # After Ctrl-C too; once, only OSError and RuntimeError clean up
     path = tmp_path / "last.pt"
     save_checkpoint(path, make_checkpoint(5))
@@ -191,15 +201,32 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, containe
     assert not mark.exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.load(path, weights_only=False) if container != "pickle" else pickle.loads(path.read_bytes())
+        torch.load(path, weights_only=False) if container != "pickle" else pickle.loads(
+            path.read_bytes()
+        )
     assert mark.exists()  # the trap does work
 
 
 @pytest.mark.parametrize(
-    "value", [np.float64(0.5), np.float32(1), np.int64(3), np.zeros(2), Path("x"), {1, 2}, b"bytes", torch.float32, Evil("x"), True + 0j]
+    "value",
+    [
+        np.float64(0.5),
+        np.float32(1),
+        np.int64(3),
+        np.zeros(2),
+        Path("x"),
+        {1, 2},
+        b"bytes",
+        torch.float32,
+        Evil("x"),
+        True + 0j,
+    ],
 )
 def test_what_is_not_plain_is_never_written(tmp_path: Path, value: object) -> None:
-    with pytest.raises(TypeError, match=r"checkpoint\.metrics\.a\[1\] is a .*; a checkpoint holds tensors and plain values only"):
+    with pytest.raises(
+        TypeError,
+        match=r"checkpoint\.metrics\.a\[1\] is a .*; a checkpoint holds tensors and plain values only",
+    ):
         save_checkpoint(tmp_path / "last.pt", {"model": {}, "metrics": {"a": [1.0, value]}})
     assert files(tmp_path) == []
 
@@ -230,8 +257,21 @@ def test_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *[{"model": value} for value in ("text", [1], None, {"a": 1}, {3: torch.zeros(1)}, {"a": torch.zeros(2).to_sparse()})],
-        *[{"ema": value} for value in ("text", 3, [1], {"updates": 1}, {"model": [torch.zeros(1)]})],
+        *[
+            {"model": value}
+            for value in (
+                "text",
+                [1],
+                None,
+                {"a": 1},
+                {3: torch.zeros(1)},
+                {"a": torch.zeros(2).to_sparse()},
+            )
+        ],
+        *[
+            {"ema": value}
+            for value in ("text", 3, [1], {"updates": 1}, {"model": [torch.zeros(1)]})
+        ],
         *[{"format": value} for value in (True, 1.0, torch.tensor(1), torch.zeros(4))],
     ],
 )
@@ -251,7 +291,16 @@ def test_values_of_any_shape_are_looked_at_in_time(tmp_path: Path) -> None:
     deep: list[Any] = []
     for _ in range(200):
         deep = [deep]
-    torch.save({"format": FORMAT, "model": {}, "nested": nested, "deep": deep, "long": {"k" * 900: [None] * 200_000}}, tmp_path / "a.pt")
+    torch.save(
+        {
+            "format": FORMAT,
+            "model": {},
+            "nested": nested,
+            "deep": deep,
+            "long": {"k" * 900: [None] * 200_000},
+        },
+        tmp_path / "a.pt",
+    )
     assert load_checkpoint(tmp_path / "a.pt")["format"] == FORMAT
 
 
@@ -264,7 +313,9 @@ def test_weights_that_do_not_fit_are_named() -> None:
         load_weights(model, state, "some.pt", hint="trainer.init_partial=true takes what fits")
     told = str(raised.value)
     assert told.startswith("some.pt does not fit this model")
-    assert "2 of another shape (2.weight [5, 8] instead of [3, 8], 2.bias [5] instead of [3])" in told
+    assert (
+        "2 of another shape (2.weight [5, 8] instead of [3, 8], 2.bias [5] instead of [3])" in told
+    )
     assert "1 missing (1.weight)" in told
     assert "1 left over (extra.weight)" in told
     assert told.endswith("; trainer.init_partial=true takes what fits")
@@ -302,7 +353,9 @@ def test_newest_prefers_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])
-def test_newest_falls_back_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None) -> None:
+def test_newest_falls_back_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
     save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
     save_checkpoint(tmp_path / "last.pt", make_checkpoint(40))
     if content is None:

@@ -23,18 +23,26 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_number_that_is_not_finite_on_one_rank_is_left_out_by_all(scenes: Path, tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_on_one_rank_is_left_out_by_all(
+    scenes: Path, tmp_path: Path
+) -> None:
     said = call([str(scenes), str(tmp_path / "run"), "nan"], tmp_path, ranks=2, tool=RANKS)
     assert "equal weights" in said
     assert said.count("warning: step 2 is left out, not finite: mask = nan, from image") == 1
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 3, 4]
-    one, two, three = (load_checkpoint(tmp_path / "run" / f"step_000000{i}.pt")["model"] for i in (1, 2, 3))
+    one, two, three = (
+        load_checkpoint(tmp_path / "run" / f"step_000000{i}.pt")["model"] for i in (1, 2, 3)
+    )
     assert all(torch.equal(v, two[k]) for k, v in one.items())
     assert any(not torch.equal(v, three[k]) for k, v in two.items())
 
 
 def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: Path) -> None:
-    code, said = finish(start([str(scenes), str(tmp_path / "run"), "raise"], tmp_path, ranks=2, tool=RANKS), tmp_path, 60)
+    code, said = finish(
+        start([str(scenes), str(tmp_path / "run"), "raise"], tmp_path, ranks=2, tool=RANKS),
+        tmp_path,
+        60,
+    )
     assert code != 0
     assert "RuntimeError: a bug in rank 1" in said
     assert "in poisoned" in said
@@ -59,5 +67,8 @@ def test_one_process_is_a_group_of_its_own() -> None:
     assert group.share("x") == "x"
     assert group.split(6, 3) == 2
     for total, world, pieces in ((5, 2, 1), (4, 2, 4), (0, 1, 1), (-2, 1, 1)):
-        with pytest.raises(UserError, match=f"total_batch={total} must be a multiple of {world} processes x trainer.accumulate={pieces}"):
+        with pytest.raises(
+            UserError,
+            match=f"total_batch={total} must be a multiple of {world} processes x trainer.accumulate={pieces}",
+        ):
             Group(world=world).split(total, pieces)

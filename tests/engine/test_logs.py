@@ -39,13 +39,19 @@ def test_numbers_pictures_curves_and_the_config(tmp_path: Path) -> None:
     assert curve[4].tolist() == [0.5, 0.75, 1.0]  # precision, by falling recall
     assert curve[5].tolist() == [1.0, 0.5, 0.0]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 2, "kind": "train", "loss": 0.5, "loss/mask": 0.25}, {"step": 2, "kind": "val", "segm/AP": 0.125}]
+    assert lines == [
+        {"step": 2, "kind": "train", "loss": 0.5, "loss/mask": 0.25},
+        {"step": 2, "kind": "val", "segm/AP": 0.125},
+    ]
 
 
 def test_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
     """Steps after the checkpoint; and the evaluation of its own step, if the checkpoint was written before it."""
     entries = [(2, "train"), (2, "val"), (3, "skipped"), (4, "train"), (4, "val"), (5, "train")]
-    text = "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries) + '{"step": 6, "ki'
+    text = (
+        "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries)
+        + '{"step": 6, "ki'
+    )
     for evaluated, wanted in ((4, entries[:5]), (2, entries[:4])):
         (tmp_path / "metrics.jsonl").write_text(text)
         RunLog(tmp_path, 4, 10, "", evaluated).close()
@@ -53,7 +59,9 @@ def test_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
         assert [(line["step"], line["kind"]) for line in lines] == wanted
 
 
-def test_plain_lines_have_an_eta_and_other_processes_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_have_an_eta_and_other_processes_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = RunLog(tmp_path, 0, 100, "")
     log.started -= 60.0  # a minute for 25 steps
     log.progress(25, {"loss": 1.5}, say=True)
@@ -64,13 +72,19 @@ def test_plain_lines_have_an_eta_and_other_processes_say_nothing(tmp_path: Path,
     quiet.say("something that the first process says too")
     quiet.say("an image that only this process has", anywhere=True)
     quiet.close()
-    assert capsys.readouterr().out.splitlines() == ["step 25/100  loss 1.5  eta 03:00", "an image that only this process has"]
+    assert capsys.readouterr().out.splitlines() == [
+        "step 25/100  loss 1.5  eta 03:00",
+        "an image that only this process has",
+    ]
 
 
 def test_metrics_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, 10, "")
     log.path = Path("/dev/full")
-    with pytest.raises(UserError, match=r"^/dev/full: cannot be written to \(No space left on device\); the checkpoints there are intact$"):
+    with pytest.raises(
+        UserError,
+        match=r"^/dev/full: cannot be written to \(No space left on device\); the checkpoints there are intact$",
+    ):
         log.numbers(1, "train", {"loss": 1.0})
     log.close()
 

@@ -21,7 +21,9 @@ from maskseg.errors import UserError
 
 def git(folder: Path, *words: str) -> str:
     own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    return subprocess.run(["git", "-C", str(folder), *own, *words], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(folder), *own, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_every_start_is_recorded(tmp_path: Path) -> None:
@@ -30,7 +32,10 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     starts = json.loads((tmp_path / "environment.json").read_text())
     assert [s["from_step"] for s in starts] == [0, 40]
     for start in starts:
-        assert start["versions"]["torch"] == torch.__version__.split("+")[0] or start["versions"]["torch"] == torch.__version__
+        assert (
+            start["versions"]["torch"] == torch.__version__.split("+")[0]
+            or start["versions"]["torch"] == torch.__version__
+        )
         assert start["versions"]["maskseg"] == maskseg.__version__
         assert start["command"] == sys.argv
         assert (start["device"], start["processes"]) == ("cpu", 2)
@@ -45,11 +50,19 @@ def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> 
     (tmp_path / "file.txt").write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
-    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": False}
+    assert git_revision(tmp_path) == {
+        "revision": git(tmp_path, "rev-parse", "HEAD"),
+        "changed": False,
+    }
     (tmp_path / "file.txt").write_text("2")
-    assert git_revision(tmp_path) == {"revision": git(tmp_path, "rev-parse", "HEAD"), "changed": True}
+    assert git_revision(tmp_path) == {
+        "revision": git(tmp_path, "rev-parse", "HEAD"),
+        "changed": True,
+    }
     (tmp_path / "inside").mkdir()
-    assert git_revision(tmp_path / "inside") is None  # an installed package in somebody else's repository
+    assert (
+        git_revision(tmp_path / "inside") is None
+    )  # an installed package in somebody else's repository
 
 
 def test_another_run_is_not_written_over(tmp_path: Path) -> None:
@@ -70,10 +83,14 @@ def test_another_run_is_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/proc refuses even root."""
-    with pytest.raises(UserError, match=r"run_dir=/proc/run: the folder cannot be made or written to"):
+    with pytest.raises(
+        UserError, match=r"run_dir=/proc/run: the folder cannot be made or written to"
+    ):
         made_folder(Path("/proc/run"))
     with pytest.raises(UserError, match=r"/proc/last\.pt: the checkpoint could not be written"):
         save_checkpoint(Path("/proc/last.pt"), {"step": 1, "model": {}})
-    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is there, of somebody else's
+    monkeypatch.setattr(
+        os, "access", lambda *_: False
+    )  # a folder that is there, of somebody else's
     with pytest.raises(UserError, match=r"cannot be made or written to \(not writable\)"):
         made_folder(tmp_path)

@@ -43,7 +43,17 @@ def test_multistep_is_torchs(milestones: tuple[float, ...]) -> None:
 def test_the_1x_schedule_at_literal_steps() -> None:
     scheduler = multistep(make_optimizer(), 90_000, [0.6666667, 0.8888889])
     factor = scheduler.lr_lambdas[0]
-    wanted = {0: 0.001, 500: 0.5005, 999: 0.999001, 1000: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
+    wanted = {
+        0: 0.001,
+        500: 0.5005,
+        999: 0.999001,
+        1000: 1,
+        59_999: 1,
+        60_000: 0.1,
+        79_999: 0.1,
+        80_000: 0.01,
+        89_999: 0.01,
+    }
     assert {step: factor(step) for step in wanted} == pytest.approx(wanted)
 
 
@@ -59,8 +69,18 @@ def test_cosine_is_torchs() -> None:
 
 
 def test_cosine_at_literal_steps() -> None:
-    factor = cosine(make_optimizer(), 1100, final_factor=0.2, warmup_steps=100, warmup_factor=0.5).lr_lambdas[0]
-    wanted = {0: 0.5, 50: 0.75, 100: 1.0, 600: 0.6, 1100: 0.2, 5000: 0.2, 350: 0.2 + 0.8 * 0.5 * (1 + cos(pi / 4))}
+    factor = cosine(
+        make_optimizer(), 1100, final_factor=0.2, warmup_steps=100, warmup_factor=0.5
+    ).lr_lambdas[0]
+    wanted = {
+        0: 0.5,
+        50: 0.75,
+        100: 1.0,
+        600: 0.6,
+        1100: 0.2,
+        5000: 0.2,
+        350: 0.2 + 0.8 * 0.5 * (1 + cos(pi / 4)),
+    }
     assert {step: factor(step) for step in wanted} == pytest.approx(wanted)
 
 
@@ -93,13 +113,20 @@ def test_vectors_are_not_decayed_unless_asked_for() -> None:
     }
     (one,) = parameter_groups(model, 0.1, decay_norms_and_biases=True)
     assert one["weight_decay"] == 0.1
-    assert {names[id(p)] for p in one["params"]} == {n for n in names.values() if not n.startswith("frozen")}
+    assert {names[id(p)] for p in one["params"]} == {
+        n for n in names.values() if not n.startswith("frozen")
+    }
 
 
-@pytest.mark.parametrize(("total_batch", "reference", "wanted"), [(16, 16, 0.02), (2, 16, 0.0025), (64, 16, 0.08), (4, 4, 0.02)])
+@pytest.mark.parametrize(
+    ("total_batch", "reference", "wanted"),
+    [(16, 16, 0.02), (2, 16, 0.0025), (64, 16, 0.08), (4, 4, 0.02)],
+)
 def test_the_rate_follows_the_batch(total_batch: int, reference: int, wanted: float) -> None:
     trainer = Trainer(10, device="cpu", reference_batch=reference)
-    optimizer = trainer.optimizer(Model(), partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.1), total_batch)
+    optimizer = trainer.optimizer(
+        Model(), partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.1), total_batch
+    )
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([wanted])
     assert optimizer.param_groups[0]["momentum"] == 0.9
     multistep(optimizer, 10, (), warmup_steps=0)

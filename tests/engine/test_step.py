@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import torch
 from made.runs import assert_equal
-from made.training import RANDOM, Killed, Run, Scripted, assert_same_run, log, make_source, write_scenes
+from made.training import (
+    RANDOM,
+    Killed,
+    Run,
+    Scripted,
+    assert_same_run,
+    log,
+    make_source,
+    write_scenes,
+)
 from torch import Tensor, nn
 
 from maskseg.engine.checkpoint import best_weights, load_checkpoint, newest
@@ -51,14 +60,22 @@ class Poison:
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_told(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     """Neither weights nor the running means of batch norm, which the forward pass has moved already, nor momentum, nor the average."""
     run = Run(make_source(scenes), tmp_path, steps=4, checkpoint_every=1, ema=0.9, keep=9)
     Poison(run.model, {3}, kind)
     run.go()
-    before, after = load_checkpoint(tmp_path / "step_0000002.pt"), load_checkpoint(tmp_path / "step_0000003.pt")
+    before, after = (
+        load_checkpoint(tmp_path / "step_0000002.pt"),
+        load_checkpoint(tmp_path / "step_0000003.pt"),
+    )
     for part in ("model", "optimizer", "ema"):
-        assert_equal({k: v for k, v in flat(before[part]) if "lr" not in k}, {k: v for k, v in flat(after[part]) if "lr" not in k})
+        assert_equal(
+            {k: v for k, v in flat(before[part]) if "lr" not in k},
+            {k: v for k, v in flat(after[part]) if "lr" not in k},
+        )
     assert after["scheduler"]["last_epoch"] == before["scheduler"]["last_epoch"] + 1
     told = capsys.readouterr().out
     assert "warning: step 3 is left out" in told
@@ -69,7 +86,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(scenes: Path, tmp
     for image_id, name in zip(batch.image_ids, batch.names, strict=True):
         assert f"image {image_id} ({name})" in skipped[0]["why"]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 4]
-    assert all(torch.isfinite(v).all() for v in load_checkpoint(tmp_path / "last.pt")["model"].values())
+    assert all(
+        torch.isfinite(v).all() for v in load_checkpoint(tmp_path / "last.pt")["model"].values()
+    )
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
@@ -80,10 +99,15 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     return [(name, value)]
 
 
-def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_stays(scenes: Path, tmp_path: Path) -> None:
+def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_stays(
+    scenes: Path, tmp_path: Path
+) -> None:
     run = Run(make_source(scenes), tmp_path, steps=20, checkpoint_every=2, max_bad_steps=3)
     Poison(run.model, {2, *range(5, 21)}, "loss")
-    with pytest.raises(UserError, match=r"3 steps in a row with losses or gradients that are not finite, the last: .*mask = nan.*image \d"):
+    with pytest.raises(
+        UserError,
+        match=r"3 steps in a row with losses or gradients that are not finite, the last: .*mask = nan.*image \d",
+    ):
         run.go()
     assert [line["step"] for line in lines(tmp_path, "skipped")] == [2, 5, 6, 7]
     found = newest(tmp_path)
@@ -95,14 +119,23 @@ def test_pieces_of_a_batch_give_its_gradient(scenes: Path, tmp_path: Path) -> No
     """With norms that see one image at a time; the losses of a piece are divided by what the piece has, so they are close, not equal."""
     firsts = {}
     for pieces in (1, 2):
-        run = Run(make_source(scenes), tmp_path / str(pieces), steps=3, batch=4, accumulate=pieces, norm="GN")
+        run = Run(
+            make_source(scenes),
+            tmp_path / str(pieces),
+            steps=3,
+            batch=4,
+            accumulate=pieces,
+            norm="GN",
+        )
         run.go()
         firsts[pieces] = lines(tmp_path / str(pieces))
     assert [line["step"] for line in firsts[2]] == [1, 2, 3]
     for one, two in zip(firsts[1], firsts[2], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.1)
-    assert firsts[1][0]["loss/rpn_objectness"] == pytest.approx(firsts[2][0]["loss/rpn_objectness"], rel=1e-5)  # full quotas: equal
+    assert firsts[1][0]["loss/rpn_objectness"] == pytest.approx(
+        firsts[2][0]["loss/rpn_objectness"], rel=1e-5
+    )  # full quotas: equal
 
 
 def test_the_average_by_hand() -> None:
@@ -127,7 +160,9 @@ def test_the_average_is_evaluated_saved_used_and_resumed(scenes: Path, tmp_path:
 
     def evaluate(model: nn.Module, _: int, __: Any) -> dict[str, float]:
         # A part without norms, which inference folds away
-        seen.append({k: v.clone() for k, v in model.state_dict().items() if k.startswith("proposer.")})
+        seen.append(
+            {k: v.clone() for k, v in model.state_dict().items() if k.startswith("proposer.")}
+        )
         return {"segm/AP": 0.5}
 
     whole = Run(make_source(scenes, RANDOM), tmp_path / "whole", ema=0.99)
@@ -159,14 +194,18 @@ def test_fp16_scales_the_loss_and_saves_the_scale(scenes: Path, tmp_path: Path) 
     assert checkpoint["scaler"]["scale"] > 1
     plain = Run(make_source(scenes), tmp_path / "fp32", steps=3)
     plain.go()
-    assert lines(tmp_path)[0]["loss"] == pytest.approx(lines(tmp_path / "fp32")[0]["loss"], rel=0.02)
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(
+        lines(tmp_path / "fp32")[0]["loss"], rel=0.02
+    )
     assert lines(tmp_path)[0]["loss_scale"] >= 1
     again = Run(make_source(scenes), tmp_path, precision="fp16", steps=4)
     again.go(checkpoint)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_fp16s_overflows_are_no_problem_until_the_scale_is_gone(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fp16s_overflows_are_no_problem_until_the_scale_is_gone(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(make_source(scenes), tmp_path, precision="fp16", steps=3, ema=0.9)
     Poison(run.model, {2}, "gradient")
     run.go()
@@ -182,7 +221,10 @@ def test_the_compiled_backbone_gives_the_same_losses(scenes: Path, tmp_path: Pat
         run = Run(make_source(scenes), tmp_path / str(compiled), steps=2, compile=compiled)
         run.go()
         losses.append([line["loss"] for line in lines(tmp_path / str(compiled))])
-        assert all(not k.startswith("_orig_mod") for k in load_checkpoint(tmp_path / str(compiled) / "last.pt")["model"])
+        assert all(
+            not k.startswith("_orig_mod")
+            for k in load_checkpoint(tmp_path / str(compiled) / "last.pt")["model"]
+        )
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
 
 
@@ -198,7 +240,9 @@ def test_patience(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     evaluate = Scripted(0.2, 0.3, 0.1, 0.3, 0.9)
     run.go(evaluate=evaluate)
     assert evaluate.steps == [1, 2, 3, 4]  # equal is not better
-    assert "no better segm/AP in 2 evaluations: the training ends at step 4" in capsys.readouterr().out
+    assert (
+        "no better segm/AP in 2 evaluations: the training ends at step 4" in capsys.readouterr().out
+    )
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
     resumed = Run(run.source, tmp_path, steps=20, evaluate_every=1, patience=2)
     resumed.go(load_checkpoint(tmp_path / "last.pt"), Scripted())
@@ -211,14 +255,27 @@ def test_patience(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_what_a_line_holds(scenes: Path, tmp_path: Path) -> None:
     Run(make_source(scenes), tmp_path, steps=1).go()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert {"loss", "loss/mask", "lr", "grad_norm", "images_per_second", "data_seconds", "step_seconds", "memory_gb"} <= line.keys()
+    assert {
+        "loss",
+        "loss/mask",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        "data_seconds",
+        "step_seconds",
+        "memory_gb",
+    } <= line.keys()
     assert 0.05 < line["memory_gb"] < 20
     assert 0 <= line["data_seconds"] < line["step_seconds"]
 
 
 def test_checkpoints_are_kept_by_number(scenes: Path, tmp_path: Path) -> None:
     Run(make_source(scenes), tmp_path, steps=6, checkpoint_every=1, keep=2).go()
-    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["last.pt", "step_0000004.pt", "step_0000005.pt"]
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
+        "last.pt",
+        "step_0000004.pt",
+        "step_0000005.pt",
+    ]
     for name, step in (("last.pt", 6), ("step_0000005.pt", 5), ("step_0000004.pt", 4)):
         assert load_checkpoint(tmp_path / name)["step"] == step
     (tmp_path / "last.pt").write_bytes(b"")
@@ -248,7 +305,13 @@ def test_a_fused_optimiser_is_not_run_on_an_overflow() -> None:
             return {"a": total}
 
     stepper = Stepper(state, Forward(), torch.device("cpu"), nullcontext, 0.0)
-    batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.tensor([[2, 2]]), torch.tensor([[2, 2]]), [0], [""])
+    batch = Batch(
+        torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+        torch.tensor([[2, 2]]),
+        torch.tensor([[2, 2]]),
+        [0],
+        [""],
+    )
     stepper([batch], lambda: False)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not optimizer.state
@@ -265,7 +328,17 @@ def test_the_kernel_of_the_optimiser_is_the_runs_own_choice(then: bool, now: boo
     for fused in (then, now):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-        states.append(State(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False), None, {}, Group()))
+        states.append(
+            State(
+                model,
+                optimizer,
+                scheduler,
+                torch.amp.GradScaler("cpu", enabled=False),
+                None,
+                {},
+                Group(),
+            )
+        )
     model(torch.ones(1, 3)).sum().backward()
     states[0].optimizer.step()
     states[1].load(states[0].checkpoint())

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 from made.runs import assert_equal
-from made.training import RANDOM, Killed, Run, Scripted, assert_same_run, log, make_model, make_source, validation, write_scenes
+from made.training import (
+    RANDOM,
+    Killed,
+    Run,
+    Scripted,
+    assert_same_run,
+    log,
+    make_model,
+    make_source,
+    validation,
+    write_scenes,
+)
 from torch import nn
 
 from maskseg.data.datasets.coco import CocoSource
@@ -44,7 +55,13 @@ def test_a_run_writes_what_it_should(whole: Run) -> None:
     assert not (whole.folder / "best.pt").exists()  # nothing was evaluated
     lines = log(whole.folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    terms = ["loss/rpn_objectness", "loss/rpn_box", "loss/box_class", "loss/box_regression", "loss/mask"]
+    terms = [
+        "loss/rpn_objectness",
+        "loss/rpn_box",
+        "loss/box_class",
+        "loss/box_regression",
+        "loss/mask",
+    ]
     for line in lines:
         assert line["loss"] == pytest.approx(sum(line[term] for term in terms), rel=1e-5)
     assert any((whole.folder / "tensorboard").iterdir())
@@ -56,7 +73,9 @@ def test_a_run_writes_what_it_should(whole: Run) -> None:
 def test_the_logged_rate_is_the_one_of_the_step(whole: Run) -> None:
     # Guards against: the line of step k holds the rate of step k + 1, as the schedule has moved on
     factor = whole.scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
-    assert [line["lr"] for line in log(whole.folder)] == pytest.approx([0.01 * factor(step) for step in range(6)])
+    assert [line["lr"] for line in log(whole.folder)] == pytest.approx(
+        [0.01 * factor(step) for step in range(6)]
+    )
 
 
 def test_the_same_seed_twice_is_equal_bit_for_bit(whole: Run, tmp_path: Path) -> None:
@@ -74,7 +93,9 @@ def test_another_seed_is_another_run(whole: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [3, 4])
-def test_a_resumed_run_is_the_run_that_never_stopped(whole: Run, scenes: Path, tmp_path: Path, workers: int, stop: int) -> None:
+def test_a_resumed_run_is_the_run_that_never_stopped(
+    whole: Run, scenes: Path, tmp_path: Path, workers: int, stop: int
+) -> None:
     """Weights, optimiser, schedule, random state and logged losses, bit for bit; stopped in the middle of an epoch of 5 images (batches of 2).
 
     The second time the run is cut off a step after its last checkpoint, so that a step is done twice.
@@ -129,7 +150,9 @@ def test_how_often_lines_are_written(scenes: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in log(tmp_path)] == [2, 4, 5]
 
 
-def test_an_evaluation_changes_nothing_of_what_follows(whole: Run, scenes: Path, tmp_path: Path) -> None:
+def test_an_evaluation_changes_nothing_of_what_follows(
+    whole: Run, scenes: Path, tmp_path: Path
+) -> None:
     source = make_source(scenes, RANDOM)
     check = validation(source)
     run = Run(source, tmp_path, evaluate_every=2)
@@ -156,11 +179,15 @@ def test_best_and_last(scenes: Path, tmp_path: Path) -> None:
     assert [line["segm/AP"] for line in log(tmp_path, "val")] == [0.2, 0.5, 0.4, 0.5]
     resumed = Run(run.source, tmp_path, evaluate_every=1, steps=6)
     resumed.go(last, Scripted(0.3, 0.45))
-    assert load_checkpoint(tmp_path / "best.pt")["step"] == 2  # the best of the whole run, not of its second half
+    assert (
+        load_checkpoint(tmp_path / "best.pt")["step"] == 2
+    )  # the best of the whole run, not of its second half
     assert [line["step"] for line in log(tmp_path, "val")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_metric_that_is_not_there_is_told(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_that_is_not_there_is_told(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Run(make_source(scenes), tmp_path, steps=1).go(evaluate=Scripted(0.3, key="bbox/AP"))
     assert "trainer.best_metric='segm/AP' is not among the metrics" in capsys.readouterr().out
     assert not (tmp_path / "best.pt").exists()
@@ -186,7 +213,9 @@ def damaged(folder: Path) -> CocoSource:
     return source
 
 
-def test_skipped_images_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_images_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=3)
     run.trainer.skip_bad = 10
     run.go()
@@ -196,7 +225,9 @@ def test_skipped_images_are_counted_and_told(tmp_path: Path, capsys: pytest.Capt
     assert "2.png" in told or "4.png" in told
 
 
-def test_an_image_that_comes_again_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_comes_again_is_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=12)  # five epochs
     run.trainer.skip_bad = 2
     run.go()
@@ -206,7 +237,9 @@ def test_an_image_that_comes_again_is_counted_once(tmp_path: Path, capsys: pytes
 def test_too_many_skipped_images_stop_the_run(tmp_path: Path) -> None:
     run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=40)
     run.trainer.skip_bad = 1
-    with pytest.raises(UserError, match=r"more than data\.skip_bad=1 images cannot be read, the last: .*[24]\.png"):
+    with pytest.raises(
+        UserError, match=r"more than data\.skip_bad=1 images cannot be read, the last: .*[24]\.png"
+    ):
         run.go()
     assert len(log(tmp_path / "run")) < 10
 
@@ -247,7 +280,11 @@ def test_the_device_that_is_there() -> None:
 def test_gradients_are_clipped(scenes: Path, tmp_path: Path, clip: float) -> None:
     run = Run(make_source(scenes), tmp_path, steps=1, clip_norm=clip)
     run.go()
-    norm = torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None]).norm().item()
+    norm = (
+        torch.stack([p.grad.norm() for p in run.model.parameters() if p.grad is not None])
+        .norm()
+        .item()
+    )
     assert norm == pytest.approx(1e-3, rel=1e-3) if clip else norm > 0.1
 
 
@@ -284,7 +321,9 @@ def test_a_model_learns_a_few_scenes_by_heart(tmp_path: Path) -> None:
     assert untrained["segm/AP50"] < 0.1
 
 
-def test_pictures_that_cannot_be_made_do_not_end_a_training(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_that_cannot_be_made_do_not_end_a_training(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def report() -> None:
         raise UserError("image 3 has gone")
 
@@ -294,22 +333,35 @@ def test_pictures_that_cannot_be_made_do_not_end_a_training(scenes: Path, tmp_pa
     assert capsys.readouterr().out.count("could not be made (image 3 has gone)") == 2
 
 
-def test_a_best_checkpoint_of_another_branch_gets_a_name_of_its_own(scenes: Path, tmp_path: Path) -> None:
+def test_a_best_checkpoint_of_another_branch_gets_a_name_of_its_own(
+    scenes: Path, tmp_path: Path
+) -> None:
     # Guards against: going back to an older checkpoint, a later and better best.pt is replaced by a worse one
-    Run(make_source(scenes), tmp_path, steps=4, evaluate_every=1, keep=9).go(evaluate=Scripted(0.1, 0.2, 0.3, 0.9))
+    Run(make_source(scenes), tmp_path, steps=4, evaluate_every=1, keep=9).go(
+        evaluate=Scripted(0.1, 0.2, 0.3, 0.9)
+    )
     back = Run(make_source(scenes), tmp_path, steps=3, evaluate_every=1, keep=9)
     back.go(load_checkpoint(tmp_path / "step_0000002.pt"), Scripted(0.25))
     assert load_checkpoint(tmp_path / "best_0000004.pt")["best"] == 0.9
-    assert (load_checkpoint(tmp_path / "best.pt")["step"], load_checkpoint(tmp_path / "best.pt")["best"]) == (3, 0.25)
+    assert (
+        load_checkpoint(tmp_path / "best.pt")["step"],
+        load_checkpoint(tmp_path / "best.pt")["best"],
+    ) == (3, 0.25)
 
 
 def test_going_on_in_a_new_folder_makes_a_best_there(scenes: Path, tmp_path: Path) -> None:
-    Run(make_source(scenes), tmp_path / "a", steps=2, evaluate_every=1).go(evaluate=Scripted(0.5, 0.4))
-    Run(make_source(scenes), tmp_path / "b", steps=3, evaluate_every=1).go(load_checkpoint(tmp_path / "a" / "last.pt"), Scripted(0.3))
+    Run(make_source(scenes), tmp_path / "a", steps=2, evaluate_every=1).go(
+        evaluate=Scripted(0.5, 0.4)
+    )
+    Run(make_source(scenes), tmp_path / "b", steps=3, evaluate_every=1).go(
+        load_checkpoint(tmp_path / "a" / "last.pt"), Scripted(0.3)
+    )
     assert load_checkpoint(tmp_path / "b" / "best.pt")["step"] == 3
 
 
 def test_weights_alone_cannot_be_resumed(scenes: Path, tmp_path: Path) -> None:
     run = Run(make_source(scenes), tmp_path)
-    with pytest.raises(UserError, match=r"the checkpoint holds weights alone .* only started from by trainer\.init"):
+    with pytest.raises(
+        UserError, match=r"the checkpoint holds weights alone .* only started from by trainer\.init"
+    ):
         run.trainer.fits(run.optimizer, {"model": run.model.state_dict(), "step": 0})

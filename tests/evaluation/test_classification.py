@@ -21,7 +21,9 @@ def collected(scores: Tensor, present: Tensor) -> ImageClassAP:
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_equal_to_torchmetrics(generator: torch.Generator, ties: bool) -> None:
-    present = torch.rand((57, 6), generator=generator) < torch.tensor([0.05, 0.1, 0.3, 0.5, 0.9, 0.0])
+    present = torch.rand((57, 6), generator=generator) < torch.tensor(
+        [0.05, 0.1, 0.3, 0.5, 0.9, 0.0]
+    )
     present[3, 0] = True
     scores = (torch.rand((57, 6), generator=generator) + 0.4 * present).clamp(max=1)
     scores = (scores * 5).round() / 5 if ties else scores
@@ -49,7 +51,10 @@ def test_literals() -> None:
 
 
 def test_parts_of_several_processes_in_any_order(generator: torch.Generator) -> None:
-    scores, present = torch.rand((20, 3), generator=generator), torch.rand((20, 3), generator=generator) < 0.4
+    scores, present = (
+        torch.rand((20, 3), generator=generator),
+        torch.rand((20, 3), generator=generator) < 0.4,
+    )
     parts = [collected(scores[a:b], present[a:b]).state() for a, b in ((12, 20), (0, 5), (5, 12))]
     joined = ImageClassAP(3)
     for part in parts:
@@ -60,7 +65,9 @@ def test_parts_of_several_processes_in_any_order(generator: torch.Generator) -> 
 
 def test_nothing() -> None:
     assert ImageClassAP(2).compute() == {"mAP": -1.0}
-    assert collected(torch.rand(3, 2), torch.zeros((3, 2), dtype=torch.bool)).compute() == {"mAP": -1.0}
+    assert collected(torch.rand(3, 2), torch.zeros((3, 2), dtype=torch.bool)).compute() == {
+        "mAP": -1.0
+    }
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -71,7 +78,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_the_table() -> None:
-    text = collected(torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[True, False], [False, False]])).table(["disc", "giraffe"])
+    text = collected(
+        torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[True, False], [False, False]])
+    ).table(["disc", "giraffe"])
     assert "classes of 2 images: mAP 1.000" in text
     assert ["disc", "1.000", "1"] in [line.split() for line in text.splitlines()]
     assert ["giraffe", "-", "0"] in [line.split() for line in text.splitlines()]

@@ -22,7 +22,20 @@ from maskseg.masks.base import rle_to_bitmaps
 from maskseg.masks.predicted import SoftMasks
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # in the order of COCOeval.stats
+NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)  # in the order of COCOeval.stats
 HEIGHT, WIDTH = 120, 160
 
 
@@ -57,7 +70,13 @@ def truth_of(boxes, categories=(1,), images=(1,)):
 
 
 def row(image, category, x, y, w, h, score):
-    return {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score, "segmentation": rle(x, y, w, h)}
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x, y, w, h],
+        "score": score,
+        "segmentation": rle(x, y, w, h),
+    }
 
 
 def classes(*ids):
@@ -99,20 +118,46 @@ def random_scenes(seed, images=12, ids=(7, 3, 90), truths=14, found=140):
             w, h = np.exp(rng.uniform(np.log(5), np.log(110), 2)).round(1)
             x, y = (rng.uniform(0, 1, 2) * (WIDTH - w, HEIGHT - h)).clip(0).round(1)
             w, h = min(w, WIDTH - x), min(h, HEIGHT - y)
-            boxes.append((image, int(rng.choice(ids)), float(x), float(y), float(w), float(h), int(rng.random() < 0.1)))
+            boxes.append(
+                (
+                    image,
+                    int(rng.choice(ids)),
+                    float(x),
+                    float(y),
+                    float(w),
+                    float(h),
+                    int(rng.random() < 0.1),
+                )
+            )
         here = [b for b in boxes if b[0] == image]
         for _ in range(rng.integers(0, found)):
-            source = here[rng.integers(len(here))] if here and rng.random() < 0.7 else (image, ids[0], 20.0, 20.0, 30.0, 30.0, 0)
+            source = (
+                here[rng.integers(len(here))]
+                if here and rng.random() < 0.7
+                else (image, ids[0], 20.0, 20.0, 30.0, 30.0, 0)
+            )
             x, y, w, h = np.array(source[2:6]) + rng.normal(0, rng.choice([0.5, 3, 10]), 4)
             x, y, w, h = max(x, 0), max(y, 0), max(w, 2), max(h, 2)
             category = source[1] if rng.random() < 0.9 else int(rng.choice(ids))
-            rows.append(row(image, category, float(x), float(y), float(w), float(h), round(float(rng.random()), 2)))
+            rows.append(
+                row(
+                    image,
+                    category,
+                    float(x),
+                    float(y),
+                    float(w),
+                    float(h),
+                    round(float(rng.random()), 2),
+                )
+            )
     return truth_of(boxes, ids, range(10, 10 + images)), rows
 
 
 def test_perfect_detections():
     boxes = [(1, 1, 10, 10, 20, 20, 0), (1, 1, 60, 20, 50, 50, 0)]
-    metrics = evaluate(truth_of(boxes), [row(1, 1, 10, 10, 20, 20, 0.9), row(1, 1, 60, 20, 50, 50, 0.8)])
+    metrics = evaluate(
+        truth_of(boxes), [row(1, 1, 10, 10, 20, 20, 0.9), row(1, 1, 60, 20, 50, 50, 0.8)]
+    )
     for kind in ("bbox", "segm"):
         assert metrics[f"{kind}/AP"] == pytest.approx(1)
         assert metrics[f"{kind}/APs"] == pytest.approx(1)  # 400 pixels
@@ -125,7 +170,9 @@ def test_perfect_detections():
 
 def test_one_of_two_found_and_a_false_one_first():
     boxes = [(1, 1, 10, 10, 20, 20, 0), (1, 1, 60, 20, 50, 50, 0)]
-    metrics = evaluate(truth_of(boxes), [row(1, 1, 0, 90, 20, 20, 0.9), row(1, 1, 10, 10, 20, 20, 0.8)])
+    metrics = evaluate(
+        truth_of(boxes), [row(1, 1, 0, 90, 20, 20, 0.9), row(1, 1, 10, 10, 20, 20, 0.8)]
+    )
     # precision 1/2 up to recall 0.5: 51 of the 101 recall points
     assert metrics["bbox/AP"] == pytest.approx(0.5 * 51 / 101)
     assert metrics["bbox/AR100"] == pytest.approx(0.5)
@@ -155,7 +202,9 @@ def test_no_detections_at_all(backend):
     assert metrics["bbox/APl"] == -1
 
 
-@pytest.mark.parametrize("boxes", [[], [(1, 1, 10, 10, 20, 20, 1)]], ids=["no truth", "only crowds"])
+@pytest.mark.parametrize(
+    "boxes", [[], [(1, 1, 10, 10, 20, 20, 1)]], ids=["no truth", "only crowds"]
+)
 def test_no_truth(boxes):
     assert set(evaluate(truth_of(boxes), [row(1, 1, 10, 10, 20, 20, 0.5)]).values()) == {-1.0}
 
@@ -174,7 +223,9 @@ def test_only_images_seen_count():
 
 
 def test_arbitrary_category_ids_and_labels():
-    truth = truth_of([(1, 90, 10, 10, 20, 20, 0), (1, 7, 60, 20, 50, 50, 0), (1, 55, 0, 0, 9, 9, 0)], (7, 55, 90))
+    truth = truth_of(
+        [(1, 90, 10, 10, 20, 20, 0), (1, 7, 60, 20, 50, 50, 0), (1, 55, 0, 0, 9, 9, 0)], (7, 55, 90)
+    )
     evaluator = CocoEvaluator(truth, classes(90, 7))  # label 0 is 90; 55 is left out
     evaluator.add_rows([1], [row(1, 90, 10, 10, 20, 20, 0.9)])
     assert evaluator.per_class() == {
@@ -195,10 +246,14 @@ def test_equals_pycocotools(seed, backend):
     for kind in ("bbox", "segm"):
         expected = reference(truth, rows, kind)
         assert 0.05 < expected.stats[0] < 0.95
-        np.testing.assert_allclose([metrics[f"{kind}/{n}"] for n in NAMES], expected.stats, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            [metrics[f"{kind}/{n}"] for n in NAMES], expected.stats, rtol=0, atol=1e-12
+        )
         for k, category in enumerate((3, 7, 90)):  # COCOeval sorts its classes
             values = expected.eval["precision"][:, :, k, 0, 2]
-            assert evaluator.per_class()[kind][f"class {category}"] == pytest.approx(values[values > -1].mean(), abs=1e-12)
+            assert evaluator.per_class()[kind][f"class {category}"] == pytest.approx(
+                values[values > -1].mean(), abs=1e-12
+            )
     assert (truth, rows) == (kept_truth, kept_rows)  # nothing was written into what was given
 
 
@@ -208,13 +263,17 @@ def test_faster_backend_is_equal(seed, max_detections):
     pytest.importorskip("faster_coco_eval")
     truth, rows = random_scenes(seed)
     options = {"ids": (7, 3, 90), "images": range(10, 22), "max_detections": max_detections}
-    slow, fast = (evaluate(truth, rows, **options, backend=backend) for backend in ("pycocotools", "faster"))
+    slow, fast = (
+        evaluate(truth, rows, **options, backend=backend) for backend in ("pycocotools", "faster")
+    )
     assert slow.keys() == fast.keys()
     np.testing.assert_allclose(list(fast.values()), list(slow.values()), rtol=0, atol=1e-12)
 
 
 def test_more_than_a_hundred_detections():
-    grid = [(x, y) for x in range(0, 150, 10) for y in range(0, 110, 10)]  # 165 objects in one image
+    grid = [
+        (x, y) for x in range(0, 150, 10) for y in range(0, 110, 10)
+    ]  # 165 objects in one image
     truth = truth_of([(1, 1, x, y, 8, 8, 0) for x, y in grid])
     rows = [row(1, 1, x + 0.4 * (i % 3), y, 8, 8, 0.9 - i / 1000) for i, (x, y) in enumerate(grid)]
     at_300, at_100 = evaluate(truth, rows, max_detections=300), evaluate(truth, rows)
@@ -222,13 +281,19 @@ def test_more_than_a_hundred_detections():
     assert "bbox/AR100" not in at_300
     for kind in ("bbox", "segm"):
         direct = reference(truth, rows, kind, 300)
-        assert at_300[f"{kind}/AP"] == pytest.approx(direct.eval["precision"][:, :, 0, 0, 2].mean(), abs=1e-12)
-        assert at_300[f"{kind}/AR300"] == pytest.approx(direct.eval["recall"][:, 0, 0, 2].mean(), abs=1e-12)
+        assert at_300[f"{kind}/AP"] == pytest.approx(
+            direct.eval["precision"][:, :, 0, 0, 2].mean(), abs=1e-12
+        )
+        assert at_300[f"{kind}/AR300"] == pytest.approx(
+            direct.eval["recall"][:, 0, 0, 2].mean(), abs=1e-12
+        )
         assert at_300[f"{kind}/AP50"] > at_100[f"{kind}/AP50"] + 0.3
 
 
 def test_few_detections_allowed():
-    metrics = evaluate(truth_of([(1, 1, 10, 10, 20, 20, 0)]), [row(1, 1, 10, 10, 20, 20, 0.5)], max_detections=5)
+    metrics = evaluate(
+        truth_of([(1, 1, 10, 10, 20, 20, 0)]), [row(1, 1, 10, 10, 20, 20, 0.5)], max_detections=5
+    )
     assert {"bbox/AR1", "bbox/AR5"} < metrics.keys()
     assert "bbox/AR10" not in metrics
 
@@ -288,7 +353,12 @@ def test_other_user_errors(monkeypatch):
 def test_backend_that_is_there(monkeypatch):
     truth = truth_of([])
     if importlib.util.find_spec("faster_coco_eval"):
-        assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", by faster-coco-eval")
+        assert (
+            CocoEvaluator(truth, classes(1))
+            .table()
+            .splitlines()[0]
+            .endswith(", by faster-coco-eval")
+        )
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", by pycocotools")
 
@@ -307,11 +377,16 @@ def test_prints_nothing(capfd):
 def test_table():
     ids = tuple(range(1, 31))
     truth = truth_of([(1, 4, 10, 10, 20, 20, 0)], ids)
-    categories = Categories(("a class with a rather long name", *(f"class {i}" for i in ids[1:])), ids)
+    categories = Categories(
+        ("a class with a rather long name", *(f"class {i}" for i in ids[1:])), ids
+    )
     evaluator = CocoEvaluator(truth, categories, backend="pycocotools")
     evaluator.add_rows([1], [row(1, 4, 10, 10, 20, 20, 0.5)])
     text = evaluator.table()
-    assert text.splitlines()[0] == "images: 1, detections: 1, evaluated: up to 100 of a class in an image, by pycocotools"
+    assert (
+        text.splitlines()[0]
+        == "images: 1, detections: 1, evaluated: up to 100 of a class in an image, by pycocotools"
+    )
     assert "AP50   IoU 0.50            1.000   1.000" in text
     assert "class 4                    1.000   1.000" in text
     assert "a class with a rather l…" in text
@@ -336,17 +411,29 @@ def regions_of(batch, boxes, image_index, labels, scores):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     frames = torch.tensor(batch.images.shape[-2:]).expand(len(boxes), 2)
     masks = SoftMasks(torch.ones(len(boxes), 28, 28), boxes, frames)
-    return Regions(boxes, torch.tensor(image_index, dtype=torch.int64), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), masks)
+    return Regions(
+        boxes,
+        torch.tensor(image_index, dtype=torch.int64),
+        torch.tensor(scores),
+        torch.tensor(labels, dtype=torch.int64),
+        masks,
+    )
 
 
 def test_to_original_scales_and_cuts():
     batch = batch_of([(96, 128), (60, 128)], [(HEIGHT, WIDTH), (30, 64)])
-    boxes = [[8, 16, 40, 48], [100, 40, 128, 80], [10, 70, 30, 90]]  # the second reaches into the padding, the third lies in it
+    boxes = [
+        [8, 16, 40, 48],
+        [100, 40, 128, 80],
+        [10, 70, 30, 90],
+    ]  # the second reaches into the padding, the third lies in it
     regions = regions_of(batch, boxes, [0, 1, 1], [0, 0, 0], [0.9, 0.8, 0.7])
     first = to_original(regions, 0, (96, 128), (HEIGHT, WIDTH))
     torch.testing.assert_close(first.boxes, torch.tensor([[10.0, 20.0, 50.0, 60.0]]))
     second = to_original(regions, 1, batch.sizes[1].tolist(), batch.original_sizes[1].tolist())
-    torch.testing.assert_close(second.boxes, torch.tensor([[50.0, 20.0, 64.0, 30.0], [5.0, 30.0, 15.0, 30.0]]))
+    torch.testing.assert_close(
+        second.boxes, torch.tensor([[50.0, 20.0, 64.0, 30.0], [5.0, 30.0, 15.0, 30.0]])
+    )
     bitmaps = rle_to_bitmaps(second.masks.to_rle())
     assert bitmaps.shape == (2, 30, 64)
     assert bitmaps[0].sum() == bitmaps[0, 20:30, 50:64].sum() == 14 * 10
@@ -358,24 +445,41 @@ def test_to_original_round_trip():
     generator = torch.Generator().manual_seed(0)
     size, original = (333, 500), (427, 640)
     low = torch.rand(40, 2, generator=generator) * torch.tensor([400.0, 300.0])
-    boxes = torch.cat([low, low + torch.rand(40, 2, generator=generator) * torch.tensor([240.0, 127.0])], dim=1)
+    boxes = torch.cat(
+        [low, low + torch.rand(40, 2, generator=generator) * torch.tensor([240.0, 127.0])], dim=1
+    )
     scale = torch.tensor([size[1] / original[1], size[0] / original[0]]).repeat(2)
     batch = batch_of([size], [original])
     regions = regions_of(batch, (boxes * scale).tolist(), [0] * 40, [0] * 40, [0.5] * 40)
-    torch.testing.assert_close(to_original(regions, 0, size, original).boxes, boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        to_original(regions, 0, size, original).boxes, boxes, rtol=0, atol=1e-3
+    )
 
 
 def test_detection_rows_of_a_padded_batch():
     batch = batch_of([(96, 128), (60, 128), (120, 80)], [(HEIGHT, WIDTH), (30, 64), (240, 160)])
-    regions = regions_of(batch, [[8, 16, 40, 48], [8, 8, 9, 12], [40, 100, 80, 120]], [0, 0, 2], [1, 0, 1], [0.9, 0.8, 0.7])
+    regions = regions_of(
+        batch,
+        [[8, 16, 40, 48], [8, 8, 9, 12], [40, 100, 80, 120]],
+        [0, 0, 2],
+        [1, 0, 1],
+        [0.9, 0.8, 0.7],
+    )
     rows = detection_rows(batch, Outputs(regions), classes(7, 3))
     assert [(r["image_id"], r["category_id"]) for r in rows] == [(10, 3), (10, 7), (12, 3)]
     assert [r["bbox"] for r in rows] == [[10, 20, 40, 40], [10, 10, 1.25, 5], [80, 200, 80, 40]]
     assert [r["score"] for r in rows] == regions.scores.tolist()
-    assert [r["segmentation"]["size"] for r in rows] == [[HEIGHT, WIDTH], [HEIGHT, WIDTH], [240, 160]]
+    assert [r["segmentation"]["size"] for r in rows] == [
+        [HEIGHT, WIDTH],
+        [HEIGHT, WIDTH],
+        [240, 160],
+    ]
     assert coco_mask.area(rows[2]["segmentation"]) == 80 * 40
     json.dumps(rows)
-    assert all("segmentation" not in r for r in detection_rows(batch, Outputs(regions), classes(7, 3), masks=False))
+    assert all(
+        "segmentation" not in r
+        for r in detection_rows(batch, Outputs(regions), classes(7, 3), masks=False)
+    )
 
 
 def test_update_end_to_end():
@@ -405,7 +509,10 @@ def test_update_without_labels():
 
 
 def test_write_results(tmp_path):
-    rows, path = [row(1, 1, 10, 10, 20, 20, 0.5), row(2, 1, 1, 2, 3, 4, 0.25)], tmp_path / "new" / "results.json"
+    rows, path = (
+        [row(1, 1, 10, 10, 20, 20, 0.5), row(2, 1, 1, 2, 3, 4, 0.25)],
+        tmp_path / "new" / "results.json",
+    )
     for written in (rows, []):  # the second replaces the first
         write_results(path, written)
         assert json.loads(path.read_text()) == written

@@ -31,7 +31,15 @@ def rle(x, y, w, h, height=HEIGHT, width=WIDTH):
 def truth(image, category, x, y, w, h, *, crowd=0, mask=True):
     """An annotation; the mask fills the box."""
     shape = [] if not mask else rle(x, y, w, h) if crowd else polygon(x, y, w, h)
-    return {"id": 1, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": crowd, "segmentation": shape}
+    return {
+        "id": 1,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x, y, w, h],
+        "area": w * h,
+        "iscrowd": crowd,
+        "segmentation": shape,
+    }
 
 
 def row(image, category, x, y, w, h, score, mask=None):
@@ -58,8 +66,16 @@ def test_correct():
 
 
 def test_every_error():
-    truths = [truth(1, CAT, 10, 10, 20, 20), truth(1, CAT, 50, 10, 20, 20), truth(1, DOG, 90, 10, 20, 20)]
-    rows = [row(1, DOG, 10, 10, 20, 20, 0.9), row(1, DOG, 90, 10, 20, 20, 0.8, mask=(90, 10, 20, 8)), row(1, CAT, 10, 80, 20, 20, 0.7)]
+    truths = [
+        truth(1, CAT, 10, 10, 20, 20),
+        truth(1, CAT, 50, 10, 20, 20),
+        truth(1, DOG, 90, 10, 20, 20),
+    ]
+    rows = [
+        row(1, DOG, 10, 10, 20, 20, 0.9),
+        row(1, DOG, 90, 10, 20, 20, 0.8, mask=(90, 10, 20, 8)),
+        row(1, CAT, 10, 80, 20, 20, 0.7),
+    ]
     diagnosis = only(truths, rows)
     assert [f.outcome for f in diagnosis.findings] == ["wrong class", "bad mask", "false", "missed"]
     wrong, bad, false, missed = diagnosis.findings
@@ -92,8 +108,13 @@ def test_each_truth_is_taken_once_and_the_highest_score_chooses_first():
 
 def test_a_truth_of_the_own_class_is_preferred():
     truths = [truth(1, DOG, 10, 10, 20, 20), truth(1, CAT, 10, 10, 20, 16)]
-    first, second = only(truths, [row(1, CAT, 10, 10, 20, 20, 0.9), row(1, CAT, 10, 10, 20, 20, 0.8)]).findings
-    assert (first.outcome, first.truth) == ("correct", truths[1])  # though the dog's box fits better
+    first, second = only(
+        truths, [row(1, CAT, 10, 10, 20, 20, 0.9), row(1, CAT, 10, 10, 20, 20, 0.8)]
+    ).findings
+    assert (first.outcome, first.truth) == (
+        "correct",
+        truths[1],
+    )  # though the dog's box fits better
     assert (second.outcome, second.truth) == ("wrong class", truths[0])
 
 
@@ -105,23 +126,40 @@ def test_of_two_truths_the_nearer_one_is_taken():
 
 def test_crowds():
     truths = [truth(1, CAT, 0, 0, 100, 60, crowd=1)]
-    inside, half, outside = row(1, CAT, 10, 10, 20, 20, 0.9), row(1, DOG, 90, 10, 20, 20, 0.8), row(1, CAT, 91, 10, 20, 20, 0.7)
+    inside, half, outside = (
+        row(1, CAT, 10, 10, 20, 20, 0.9),
+        row(1, DOG, 90, 10, 20, 20, 0.8),
+        row(1, CAT, 91, 10, 20, 20, 0.7),
+    )
     diagnosis = only(truths, [inside, half, outside])
-    assert [(f.outcome, f.row) for f in diagnosis.findings] == [("false", outside)]  # and the crowd is not missed
+    assert [(f.outcome, f.row) for f in diagnosis.findings] == [
+        ("false", outside)
+    ]  # and the crowd is not missed
     truths.append(truth(1, CAT, 10, 10, 20, 20))
     assert outcomes(truths, [inside, half]) == ["correct"]  # an object in a crowd counts
 
 
 @pytest.mark.parametrize(("in_truth", "in_row"), [(True, False), (False, None), (False, False)])
 def test_boxes_only(in_truth, in_row):
-    (finding,) = only([truth(1, CAT, 10, 10, 20, 20, mask=in_truth)], [row(1, CAT, 10, 10, 20, 20, 0.9, mask=in_row)]).findings
+    (finding,) = only(
+        [truth(1, CAT, 10, 10, 20, 20, mask=in_truth)],
+        [row(1, CAT, 10, 10, 20, 20, 0.9, mask=in_row)],
+    ).findings
     assert (finding.outcome, finding.mask_iou) == ("correct", None)
 
 
-RUNS = [10 * HEIGHT + 10, *[20, HEIGHT - 20] * 19, 20, HEIGHT * (WIDTH - 30) + HEIGHT - 30]  # of the same square, column by column
+RUNS = [
+    10 * HEIGHT + 10,
+    *[20, HEIGHT - 20] * 19,
+    20,
+    HEIGHT * (WIDTH - 30) + HEIGHT - 30,
+]  # of the same square, column by column
 
 
-@pytest.mark.parametrize("shape", [polygon(10, 10, 20, 20), rle(10, 10, 20, 20), {"size": [HEIGHT, WIDTH], "counts": RUNS}])
+@pytest.mark.parametrize(
+    "shape",
+    [polygon(10, 10, 20, 20), rle(10, 10, 20, 20), {"size": [HEIGHT, WIDTH], "counts": RUNS}],
+)
 def test_truth_of_all_encodings(shape):
     annotation = truth(1, CAT, 10, 10, 20, 20) | {"segmentation": shape}
     (finding,) = only([annotation], [row(1, CAT, 10, 10, 20, 20, 0.9)]).findings
@@ -137,18 +175,29 @@ def test_a_mask_of_another_size():
 def test_images_and_classes_that_are_looked_at():
     truths = [truth(1, CAT, 0, 0, 9, 9), truth(2, CAT, 0, 0, 9, 9), truth(1, 99, 50, 50, 9, 9)]
     rows = [row(3, DOG, 0, 0, 9, 9, 0.9), row(1, 99, 50, 50, 9, 9, 0.9)]
-    assert [(d.image_id, d.why) for d in diagnose(truths, rows, ANIMALS)] == [(1, "missed 1"), (2, "missed 1"), (3, "false 1")]
+    assert [(d.image_id, d.why) for d in diagnose(truths, rows, ANIMALS)] == [
+        (1, "missed 1"),
+        (2, "missed 1"),
+        (3, "false 1"),
+    ]
     seen = diagnose(truths, rows, ANIMALS, image_ids=[8, 1])
     assert [(d.image_id, d.why, d.num_errors) for d in seen] == [(1, "missed 1", 1), (8, "", 0)]
     assert diagnose([], [], ANIMALS) == []
 
 
 def test_boxes_without_area():
-    assert outcomes([truth(1, CAT, 5, 5, 0, 0, mask=False)], [row(1, CAT, 5, 5, 0, 0, 0.9, mask=False)]) == ["false", "missed"]
+    assert outcomes(
+        [truth(1, CAT, 5, 5, 0, 0, mask=False)], [row(1, CAT, 5, 5, 0, 0, 0.9, mask=False)]
+    ) == ["false", "missed"]
 
 
 def test_confusion_matrix():
-    truths = [truth(1, CAT, 10, 10, 20, 20), truth(1, CAT, 50, 10, 20, 20), truth(1, DOG, 90, 10, 20, 20), truth(2, DOG, 0, 0, 20, 20)]
+    truths = [
+        truth(1, CAT, 10, 10, 20, 20),
+        truth(1, CAT, 50, 10, 20, 20),
+        truth(1, DOG, 90, 10, 20, 20),
+        truth(2, DOG, 0, 0, 20, 20),
+    ]
     rows = [
         row(1, CAT, 10, 10, 20, 20, 0.9),
         row(1, DOG, 50, 10, 20, 20, 0.8),
@@ -164,11 +213,20 @@ def test_confusion_matrix():
 
 
 def test_worst():
-    truths = [truth(image, CAT, 20 * i, 0, 15, 15) for image, count in {1: 1, 2: 3, 3: 0, 4: 3, 5: 2}.items() for i in range(count)]
+    truths = [
+        truth(image, CAT, 20 * i, 0, 15, 15)
+        for image, count in {1: 1, 2: 3, 3: 0, 4: 3, 5: 2}.items()
+        for i in range(count)
+    ]
     rows = [row(5, DOG, 20 * i, 50, 15, 15, 0.9) for i in range(2)]
     diagnoses = diagnose(truths, rows, ANIMALS, image_ids=range(1, 7))
     found = worst(reversed(diagnoses))
-    assert [(d.image_id, d.why) for d in found] == [(5, "missed 2, false 2"), (2, "missed 3"), (4, "missed 3"), (1, "missed 1")]
+    assert [(d.image_id, d.why) for d in found] == [
+        (5, "missed 2, false 2"),
+        (2, "missed 3"),
+        (4, "missed 3"),
+        (1, "missed 1"),
+    ]
     assert [d.image_id for d in worst(diagnoses, 2)] == [5, 2]
     assert worst([]) == []
     many = diagnose([truth(i, CAT, 0, 0, 9, 9) for i in range(30)], [], ANIMALS)
@@ -181,23 +239,45 @@ def random_data(seed, images=6, classes=(CAT, DOG), most=25):
     truths, rows = [], []
     for image in range(1, images + 1):
         for _ in range(rng.integers(0, most)):
-            x, y, w, h = (int(v) for v in (rng.integers(0, 120), rng.integers(0, 80), rng.integers(5, 40), rng.integers(5, 40)))
+            x, y, w, h = (
+                int(v)
+                for v in (
+                    rng.integers(0, 120),
+                    rng.integers(0, 80),
+                    rng.integers(5, 40),
+                    rng.integers(5, 40),
+                )
+            )
             category = int(rng.choice(classes))
             truths.append(truth(image, category, x, y, w, h) | {"id": len(truths) + 1})
             for _ in range(rng.integers(0, 3)):
                 dx, dy, dw, dh = rng.integers(-4, 5, 4).tolist()
                 box = max(x + dx, 0), max(y + dy, 0), max(w + dw, 1), max(h + dh, 1)
-                rows.append(row(image, category if rng.random() < 0.8 else int(rng.choice(classes)), *box, float(rng.random())))
+                rows.append(
+                    row(
+                        image,
+                        category if rng.random() < 0.8 else int(rng.choice(classes)),
+                        *box,
+                        float(rng.random()),
+                    )
+                )
     return truths, rows
 
 
 def coco_eval(truths, rows, kind, images, classes):
     """pycocotools by hand. Rows for masks have no box: with one, `loadRes` takes the box's area for the object's size."""
-    rows = [{k: v for k, v in r.items() if k != ("segmentation" if kind == "bbox" else "bbox")} for r in rows]
+    rows = [
+        {k: v for k, v in r.items() if k != ("segmentation" if kind == "bbox" else "bbox")}
+        for r in rows
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         data = COCO()
         sizes = [{"id": i, "height": HEIGHT, "width": WIDTH} for i in images]
-        data.dataset = {"images": sizes, "annotations": [dict(t) for t in truths], "categories": [{"id": c} for c in classes]}
+        data.dataset = {
+            "images": sizes,
+            "annotations": [dict(t) for t in truths],
+            "categories": [{"id": c} for c in classes],
+        }
         data.createIndex()
         evaluator = COCOeval(data, data.loadRes(rows), kind)
         evaluator.evaluate()
@@ -225,7 +305,9 @@ def test_everything_is_counted_once(seed):
     truths, rows = random_data(seed)
     findings = [f for d in diagnose(truths, rows, ANIMALS, score=0.5) for f in d.findings]
     assert sorted(f.truth["id"] for f in findings if f.truth) == [t["id"] for t in truths]
-    assert sorted(f.row["score"] for f in findings if f.row) == sorted(r["score"] for r in rows if r["score"] >= 0.5)
+    assert sorted(f.row["score"] for f in findings if f.row) == sorted(
+        r["score"] for r in rows if r["score"] >= 0.5
+    )
     for f in findings:
         assert (f.outcome == "missed") == (f.row is None)
         assert (f.outcome == "false") == (f.truth is None)
@@ -246,23 +328,35 @@ def test_more_objects_than_a_byte_counts():
 def test_pr_curves_are_those_of_coco(iou, index):
     truths, rows = random_data(7)
     categories = Categories(("cat", "dog", "cow"), (CAT, DOG, 9))
-    data = {"images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(1, 7)], "annotations": truths}
+    data = {
+        "images": [{"id": i, "height": HEIGHT, "width": WIDTH} for i in range(1, 7)],
+        "annotations": truths,
+    }
     evaluator = CocoEvaluator(data, categories)
     evaluator.add_rows(range(1, 7), rows)
     curves = evaluator.pr_curves(iou)
     assert list(curves) == ["bbox", "segm"]
     for kind, classes in curves.items():
         assert list(classes) == ["cat", "dog", "cow"]
-        expected = coco_eval(truths, rows, kind, range(1, 7), categories.ids).eval["precision"][index, :, :, 0, -1]
-        np.testing.assert_allclose(np.stack(list(classes.values()), axis=1), expected, rtol=0, atol=1e-12)
+        expected = coco_eval(truths, rows, kind, range(1, 7), categories.ids).eval["precision"][
+            index, :, :, 0, -1
+        ]
+        np.testing.assert_allclose(
+            np.stack(list(classes.values()), axis=1), expected, rtol=0, atol=1e-12
+        )
         assert (classes["cow"] == -1).all()
         assert classes["cat"].shape == (101,)
     if iou == 0.5:
-        assert evaluator.compute()["segm/AP50"] == pytest.approx(np.mean([curves["segm"][name].mean() for name in ("cat", "dog")]))
+        assert evaluator.compute()["segm/AP50"] == pytest.approx(
+            np.mean([curves["segm"][name].mean() for name in ("cat", "dog")])
+        )
 
 
 def test_pr_curves_of_boxes_alone_can_be_changed():
-    data = {"images": [{"id": 1, "height": HEIGHT, "width": WIDTH}], "annotations": [truth(1, CAT, 10, 10, 20, 20)]}
+    data = {
+        "images": [{"id": 1, "height": HEIGHT, "width": WIDTH}],
+        "annotations": [truth(1, CAT, 10, 10, 20, 20)],
+    }
     evaluator = CocoEvaluator(data, ANIMALS, iou_types=["bbox"])
     evaluator.add_rows([1], [row(1, CAT, 10, 10, 20, 20, 0.9, mask=False)])
     curves = evaluator.pr_curves()

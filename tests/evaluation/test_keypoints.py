@@ -19,7 +19,14 @@ from maskseg.evaluation.coco import COCO_SIGMAS, CocoEvaluator
 from maskseg.evaluation.coco_results import detection_rows
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
-TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny" / "annotations" / "person_keypoints_val2017.json"
+TINY = (
+    Path(__file__).parents[3]
+    / "shared"
+    / "data"
+    / "coco_tiny"
+    / "annotations"
+    / "person_keypoints_val2017.json"
+)
 
 
 def truth(points: int, images: int = 12, seed: int = 0) -> dict[str, Any]:
@@ -33,11 +40,22 @@ def truth(points: int, images: int = 12, seed: int = 0) -> dict[str, Any]:
             xy = rng.uniform((x, y), (x + w, y + h), (points, 2)).round() * (visible > 0)[:, None]
             flat = np.concatenate([xy, visible[:, None]], axis=1).ravel().tolist()
             area, crowd = w * h * 0.6, int(rng.random() < 0.1)
-            row = {"id": len(rows) + 1, "image_id": image, "category_id": 4, "bbox": [x, y, w, h], "area": area, "iscrowd": crowd}
+            row = {
+                "id": len(rows) + 1,
+                "image_id": image,
+                "category_id": 4,
+                "bbox": [x, y, w, h],
+                "area": area,
+                "iscrowd": crowd,
+            }
             rows.append({**row, "keypoints": flat, "num_keypoints": int((visible > 0).sum())})
     names = [f"p{i}" for i in range(points)]
     categories = [{"id": 4, "name": "person", "keypoints": names, "skeleton": []}]
-    return {"images": [{"id": i, "height": 600, "width": 600} for i in range(1, images + 1)], "annotations": rows, "categories": categories}
+    return {
+        "images": [{"id": i, "height": 600, "width": 600} for i in range(1, images + 1)],
+        "annotations": rows,
+        "categories": categories,
+    }
 
 
 def found(data: dict[str, Any], seed: int = 1) -> list[dict[str, Any]]:
@@ -67,18 +85,33 @@ def reference(data: dict[str, Any], rows: list[dict[str, Any]], sigmas: Any) -> 
         coco = COCO()
         coco.dataset = json.loads(json.dumps(data))
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(json.loads(json.dumps([{k: v for k, v in r.items() if k != "bbox"} for r in rows]))), "keypoints")
+        evaluation = COCOeval(
+            coco,
+            coco.loadRes(
+                json.loads(json.dumps([{k: v for k, v in r.items() if k != "bbox"} for r in rows]))
+            ),
+            "keypoints",
+        )
         evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     names = ["AP", "AP50", "AP75", "APm", "APl", "AR20", "AR50", "AR75", "ARm", "ARl"]
-    return {f"keypoints/{name}": float(v) for name, v in zip(names, evaluation.stats, strict=True) if name not in ("AR50", "AR75")}
+    return {
+        f"keypoints/{name}": float(v)
+        for name, v in zip(names, evaluation.stats, strict=True)
+        if name not in ("AR50", "AR75")
+    }
 
 
 def evaluator(data: dict[str, Any], rows: list[dict[str, Any]], **keys: Any) -> CocoEvaluator:
     points = tuple(data["categories"][0]["keypoints"])
-    own = CocoEvaluator(data, Categories(("person",), (data["categories"][0]["id"],), (points,), ((),)), iou_types=("keypoints",), **keys)
+    own = CocoEvaluator(
+        data,
+        Categories(("person",), (data["categories"][0]["id"],), (points,), ((),)),
+        iou_types=("keypoints",),
+        **keys,
+    )
     own.add_rows([i["id"] for i in data["images"]], rows)
     return own
 
@@ -100,16 +133,33 @@ def test_sigmas_by_key() -> None:
     data = truth(5)
     rows = found(data)
     sigmas = [0.01, 0.02, 0.05, 0.1, 0.3]
-    assert evaluator(data, rows, oks_sigmas=sigmas).compute() == pytest.approx(reference(data, rows, sigmas), abs=1e-12)
-    assert evaluator(data, rows, oks_sigmas=[0.1] * 9).sigmas(5) == (0.2,) * 5  # those of another class
+    assert evaluator(data, rows, oks_sigmas=sigmas).compute() == pytest.approx(
+        reference(data, rows, sigmas), abs=1e-12
+    )
+    assert (
+        evaluator(data, rows, oks_sigmas=[0.1] * 9).sigmas(5) == (0.2,) * 5
+    )  # those of another class
 
 
 def test_real_people_found_exactly() -> None:
     if not TINY.exists():
         pytest.skip(f"{TINY} is not there")
     data = json.loads(TINY.read_text())
-    rows = [{"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.9, "keypoints": a["keypoints"]} for a in data["annotations"]]
-    rows = [r for r, a in zip(rows, data["annotations"], strict=True) if a["num_keypoints"] and not a["iscrowd"]]
+    rows = [
+        {
+            "image_id": a["image_id"],
+            "category_id": 1,
+            "bbox": a["bbox"],
+            "score": 0.9,
+            "keypoints": a["keypoints"],
+        }
+        for a in data["annotations"]
+    ]
+    rows = [
+        r
+        for r, a in zip(rows, data["annotations"], strict=True)
+        if a["num_keypoints"] and not a["iscrowd"]
+    ]
     metrics = evaluator(data, rows).compute()
     assert metrics["keypoints/AP"] == pytest.approx(1.0)
     assert metrics == pytest.approx(reference(data, rows, COCO_SIGMAS), abs=1e-12)
@@ -128,13 +178,40 @@ def test_a_row_without_its_points_is_named() -> None:
 
 
 def test_rows_are_in_the_files_pixels_and_of_the_own_class() -> None:
-    categories = Categories(("hand", "stone", "face"), (3, 5, 9), (("a", "b"), (), ("c",)), ((), (), ()))
-    points = torch.tensor([[[10.5, 20.5, 0.5], [0.0, 0.0, 0.25], [0, 0, 0]], [[0, 0, 0]] * 3, [[0, 0, 0], [0, 0, 0], [30.0, 8.0, 0.75]]])
+    categories = Categories(
+        ("hand", "stone", "face"), (3, 5, 9), (("a", "b"), (), ("c",)), ((), (), ())
+    )
+    points = torch.tensor(
+        [
+            [[10.5, 20.5, 0.5], [0.0, 0.0, 0.25], [0, 0, 0]],
+            [[0, 0, 0]] * 3,
+            [[0, 0, 0], [0, 0, 0], [30.0, 8.0, 0.75]],
+        ]
+    )
     boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3)
     points[2, 2, 0] = 41.0  # just outside the image: stays
-    found_ = Regions(boxes, torch.zeros(3, dtype=torch.int64), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]), keypoints=points)
-    batch = Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[40, 40]]), torch.tensor([[20, 80]]), [7], ["a.png"])
+    found_ = Regions(
+        boxes,
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([0.9, 0.8, 0.7]),
+        torch.tensor([0, 1, 2]),
+        keypoints=points,
+    )
+    batch = Batch(
+        torch.zeros((1, 3, 64, 64), dtype=torch.uint8),
+        torch.tensor([[40, 40]]),
+        torch.tensor([[20, 80]]),
+        [7],
+        ["a.png"],
+    )
     rows = detection_rows(batch, Outputs(found_), categories)
-    assert rows[0]["keypoints"] == [20.5, 9.75, 0.5, -0.5, -0.5, 0.25]  # twice as wide, half as high, then pixel indices
+    assert rows[0]["keypoints"] == [
+        20.5,
+        9.75,
+        0.5,
+        -0.5,
+        -0.5,
+        0.25,
+    ]  # twice as wide, half as high, then pixel indices
     assert "keypoints" not in rows[1]
     assert rows[2]["keypoints"] == [81.5, 3.5, 0.75]

@@ -31,7 +31,10 @@ def test_best_ious_literal() -> None:
     truth = np.array([[0, 0, 0, 5, 5, -1], [0, 0, 0, 5, 5, -1]])
     segments = np.array([[7, 7, 2, 2, 2, 2], [7, 7, 2, 2, 2, 9]])
     iou, areas = best_ious(segments, truth)
-    assert iou.tolist() == [4 / 6, 4 / 6]  # of segment 2 the two pixels behind the truth do not count
+    assert iou.tolist() == [
+        4 / 6,
+        4 / 6,
+    ]  # of segment 2 the two pixels behind the truth do not count
     assert areas.tolist() == [6, 4]
     assert (iou.dtype, areas.dtype) == (np.float64, np.int64)
 
@@ -43,8 +46,14 @@ def test_best_ious_equal_brute_force(most: int, dtype: type) -> None:
     most = min(most, int(np.iinfo(dtype).max))
     for height, width in ((1, 1), (1, 30), (13, 17)):
         names = draws.integers(0, most, 12)  # few numbers with gaps, and pieces of several pixels
-        segments = np.kron(draws.choice(names, (height, width)), np.ones((2, 3), dtype=np.int64)).astype(dtype)
-        truth = np.kron(draws.choice(names, (width, height)), np.ones((2, 3), dtype=np.int64)).reshape(segments.shape).astype(dtype)
+        segments = np.kron(
+            draws.choice(names, (height, width)), np.ones((2, 3), dtype=np.int64)
+        ).astype(dtype)
+        truth = (
+            np.kron(draws.choice(names, (width, height)), np.ones((2, 3), dtype=np.int64))
+            .reshape(segments.shape)
+            .astype(dtype)
+        )
         if np.issubdtype(dtype, np.signedinteger):
             truth[draws.random(truth.shape) < 0.3] = -draws.integers(1, 4)
         iou, areas = best_ious(segments, truth)
@@ -79,7 +88,14 @@ def test_means_literal() -> None:
     # One image with two annotators, one with a single segment, one that nobody has labelled.
     segments = np.array([[0, 0, 1, 1, 1, 1, 1, 1]])
     metric = SegmentationIoU()
-    metric.add(segments, [np.array([[0, 0, 1, 1, 1, 1, 1, 1]]), np.array([[0, 0, 0, 0, 1, 1, 1, 1]]), np.full((1, 8), -1)])
+    metric.add(
+        segments,
+        [
+            np.array([[0, 0, 1, 1, 1, 1, 1, 1]]),
+            np.array([[0, 0, 0, 0, 1, 1, 1, 1]]),
+            np.full((1, 8), -1),
+        ],
+    )
     metric.add(segments, [np.array([[3, 3, 3, 3, -1, -1, -1, -1]])])
     metric.add(segments, [np.full((1, 8), -1)])
     metric.add(segments, [])
@@ -109,12 +125,22 @@ def test_covering_weights_by_area() -> None:
 
 def test_no_image() -> None:
     assert set(SegmentationIoU().compute().values()) == {0.0}
-    assert list(SegmentationIoU().compute()) == ["segments", "images", "best_annotator", "covering", "num_segments", "images_counted"]
+    assert list(SegmentationIoU().compute()) == [
+        "segments",
+        "images",
+        "best_annotator",
+        "covering",
+        "num_segments",
+        "images_counted",
+    ]
 
 
 def test_processes_joined_in_any_order_give_the_same_bits() -> None:
     draws = np.random.default_rng(0)
-    images = [(draws.integers(0, 40, (20, 30)), [draws.integers(-1, 9, (20, 30)) for _ in range(3)]) for _ in range(30)]
+    images = [
+        (draws.integers(0, 40, (20, 30)), [draws.integers(-1, 9, (20, 30)) for _ in range(3)])
+        for _ in range(30)
+    ]
     alone = SegmentationIoU()
     for image in images:
         alone.add(*image)
@@ -130,7 +156,9 @@ def test_processes_joined_in_any_order_give_the_same_bits() -> None:
 
 
 def test_the_suite_runs_beside_brute_force() -> None:
-    numbers = segmentation_iou(SimpleNamespace(rounds=1), counts=(12, 30), true=5, height=40, width=60)
+    numbers = segmentation_iou(
+        SimpleNamespace(rounds=1), counts=(12, 30), true=5, height=40, width=60
+    )
     assert [list(one["seconds"]) for one in numbers["cases"]] == [["pair by pair", "maskseg"]] * 2
     assert all(one["agreement"]["largest difference"] < 1e-15 for one in numbers["cases"])
     assert "30 segments, 5 true ones, 60 x 40" in table(numbers)

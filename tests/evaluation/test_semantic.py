@@ -64,7 +64,11 @@ def test_classes_that_are_not_there():
     assert found["mIoU"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert found["mean_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["frequency_weighted_IoU"] == pytest.approx((1 + 3 * 2 / 3) / 4)
-    assert [(row["iou"], row["accuracy"]) for row in confusion.per_class()[2:]] == [(0, -1), (-1, -1), (-1, -1)]
+    assert [(row["iou"], row["accuracy"]) for row in confusion.per_class()[2:]] == [
+        (0, -1),
+        (-1, -1),
+        (-1, -1),
+    ]
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 200])
@@ -77,7 +81,9 @@ def test_matrix_equals_a_loop(classes, dtype):
             wanted[true, found] += 1  # -1 is the last column
     pair = predicted.astype(dtype), truth.astype(dtype)
     np.testing.assert_array_equal(collected(classes, pair).matrix, wanted)
-    np.testing.assert_array_equal(collected(classes, tuple(torch.from_numpy(m) for m in pair)).matrix, wanted)
+    np.testing.assert_array_equal(
+        collected(classes, tuple(torch.from_numpy(m) for m in pair)).matrix, wanted
+    )
 
 
 def test_maps_without_a_sign():
@@ -90,7 +96,9 @@ def test_maps_without_a_sign():
 def test_means_equal_torchmetrics(classes):
     metrics = pytest.importorskip("torchmetrics.classification")
     pairs = [maps(seed, classes) for seed in range(3)]
-    pairs = [(np.where(predicted < 0, 0, predicted), truth) for predicted, truth in pairs]  # it knows no pixels without a class
+    pairs = [
+        (np.where(predicted < 0, 0, predicted), truth) for predicted, truth in pairs
+    ]  # it knows no pixels without a class
 
     def theirs(metric, **keys):
         metric = metric(num_classes=classes, ignore_index=-1, **keys)
@@ -103,20 +111,28 @@ def test_means_equal_torchmetrics(classes):
     found, rows = confusion.compute(), confusion.per_class()
     assert all(row["pixels"] for row in rows)
     assert found["mIoU"] == pytest.approx(theirs(jaccard, average="macro"), abs=1e-6)
-    assert found["frequency_weighted_IoU"] == pytest.approx(theirs(jaccard, average="weighted"), abs=1e-6)
+    assert found["frequency_weighted_IoU"] == pytest.approx(
+        theirs(jaccard, average="weighted"), abs=1e-6
+    )
     assert found["pixel_accuracy"] == pytest.approx(theirs(accuracy, average="micro"), abs=1e-6)
     assert found["mean_accuracy"] == pytest.approx(theirs(accuracy, average="macro"), abs=1e-6)
     # Of all classes together, right over what is in either map.
-    assert found["pixel_accuracy"] / (2 - found["pixel_accuracy"]) == pytest.approx(theirs(jaccard, average="micro"), abs=1e-6)
+    assert found["pixel_accuracy"] / (2 - found["pixel_accuracy"]) == pytest.approx(
+        theirs(jaccard, average="micro"), abs=1e-6
+    )
     assert [row["iou"] for row in rows] == pytest.approx(theirs(jaccard, average="none"), abs=1e-6)
-    assert [row["accuracy"] for row in rows] == pytest.approx(theirs(accuracy, average="none"), abs=1e-6)
+    assert [row["accuracy"] for row in rows] == pytest.approx(
+        theirs(accuracy, average="none"), abs=1e-6
+    )
 
 
 def test_pixels_without_a_class_are_a_further_class_of_torchmetrics():
     metrics = pytest.importorskip("torchmetrics.classification")
     predicted, truth = maps(0, 6)
     theirs = metrics.MulticlassJaccardIndex(num_classes=7, ignore_index=-1, average="none")
-    theirs.update(*(torch.from_numpy(m)[None] for m in (np.where(predicted < 0, 6, predicted), truth)))
+    theirs.update(
+        *(torch.from_numpy(m)[None] for m in (np.where(predicted < 0, 6, predicted), truth))
+    )
     rows = collected(6, (predicted, truth)).per_class()
     assert (predicted[truth >= 0] < 0).any()
     assert [row["iou"] for row in rows] == pytest.approx(theirs.compute()[:6].tolist(), abs=1e-6)
@@ -128,20 +144,28 @@ def test_one_image_equals_mean_iou_of_torchmetrics():
     predicted, truth = maps(1, 5, least=0)
     theirs = segmentation.MeanIoU(num_classes=5, input_format="index")
     theirs.update(torch.from_numpy(predicted)[None], torch.from_numpy(truth)[None])
-    assert collected(5, (predicted, truth)).compute()["mIoU"] == pytest.approx(theirs.compute().item(), abs=1e-6)
+    assert collected(5, (predicted, truth)).compute()["mIoU"] == pytest.approx(
+        theirs.compute().item(), abs=1e-6
+    )
 
 
 def test_accuracy_of_torchmetrics_counts_classes_that_are_only_predicted():
     metrics = pytest.importorskip("torchmetrics.classification")
     predicted, truth = np.array([[0, 1, 2, 1]]), np.array([[0, 1, 1, 1]])
-    theirs = metrics.MulticlassAccuracy(num_classes=3, average="macro")(torch.from_numpy(predicted), torch.from_numpy(truth))
+    theirs = metrics.MulticlassAccuracy(num_classes=3, average="macro")(
+        torch.from_numpy(predicted), torch.from_numpy(truth)
+    )
     assert theirs.item() == pytest.approx((1 + 2 / 3 + 0) / 3)
-    assert collected(3, (predicted, truth)).compute()["mean_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
+    assert collected(3, (predicted, truth)).compute()["mean_accuracy"] == pytest.approx(
+        (1 + 2 / 3) / 2
+    )
 
 
 def test_processes_joined_in_any_order_give_the_same():
     pairs = [maps(seed, 9) for seed in range(12)]
-    parts = [collected(9, *pairs[i::3]) for i in (2, 0, 1)] + [SemanticConfusion(9)]  # the last one has none
+    parts = [collected(9, *pairs[i::3]) for i in (2, 0, 1)] + [
+        SemanticConfusion(9)
+    ]  # the last one has none
     joined = SemanticConfusion(9)
     for part in parts:
         joined.merge(json.loads(json.dumps(part.state())))
@@ -156,27 +180,42 @@ def test_counts_stay_whole_beyond_what_floats_hold():
     assert joined.state() == [[2**53 + 1, 0]]
 
 
-@pytest.mark.parametrize("pairs", [[], [(np.zeros((0, 4), int), np.zeros((0, 4), int))], [(np.ones((2, 2), int), np.full((2, 2), -1))]])
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [],
+        [(np.zeros((0, 4), int), np.zeros((0, 4), int))],
+        [(np.ones((2, 2), int), np.full((2, 2), -1))],
+    ],
+)
 def test_without_a_labelled_pixel(pairs):
     confusion = collected(2, *pairs)
     assert confusion.compute() == dict.fromkeys(MEANS, 0.0)
     assert set(confusion.compute(1).values()) == {0.0}
-    assert [(row["iou"], row["accuracy"], row["pixels"]) for row in confusion.per_class()] == [(-1, -1, 0)] * 2
+    assert [(row["iou"], row["accuracy"], row["pixels"]) for row in confusion.per_class()] == [
+        (-1, -1, 0)
+    ] * 2
     assert "cat                  -         -      0.00      0.00" in confusion.table(["cat", "dog"])
 
 
 def test_wrong_arguments():
     confusion, zeros = SemanticConfusion(3), np.zeros((2, 2), dtype=int)
-    with pytest.raises(ValueError, match=r"\(2, 3\) cannot be compared with true ones of shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 3\) cannot be compared with true ones of shape \(2, 2\)"
+    ):
         confusion.add(np.zeros((2, 3), dtype=int), zeros)
     with pytest.raises(ValueError, match="true labels must be integers, not float64"):
         confusion.add(zeros, zeros.astype(float))
-    with pytest.raises(ValueError, match=r"predicted labels must lie in -1..2, they go from 0 to 3"):
+    with pytest.raises(
+        ValueError, match=r"predicted labels must lie in -1..2, they go from 0 to 3"
+    ):
         confusion.add(np.array([[0, 3], [1, 1]]), zeros)
     with pytest.raises(ValueError, match="they go from -2 to 0"):
         confusion.add(zeros, np.array([[0, -2], [0, 0]]))
     assert confusion.matrix.sum() == 0
-    with pytest.raises(ValueError, match=r"3 classes cannot be joined with a matrix of shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"3 classes cannot be joined with a matrix of shape \(2, 3\)"
+    ):
         confusion.merge(SemanticConfusion(2).state())
     with pytest.raises(ValueError, match="3 classes need as many names, got 1"):
         confusion.table(["cat"])
@@ -188,7 +227,9 @@ def test_table_literal():
     truth = np.array([[0, 0, 0, 0, 1], [1, 1, 2, -1, -1]])
     predicted = np.array([[0, 0, 0, 1, 1], [1, -1, 0, 2, -1]])
     confusion = collected(4, (predicted, truth))
-    assert confusion.table(["cat", "dog", "sky", "a name that is longer than others"], num_things=2).splitlines() == [
+    assert confusion.table(
+        ["cat", "dog", "sky", "a name that is longer than others"], num_things=2
+    ).splitlines() == [
         "mIoU                   mean over classes    0.367",
         "mIoU_things            of the things        0.550",
         "mIoU_stuff             of the stuff         0.000",
@@ -205,14 +246,27 @@ def test_table_literal():
         "a name that is longer t…         -         -      0.00      0.00",
     ]
     lines = confusion.table(["cat", "dog", "sky", "sea"]).splitlines()
-    assert [line.split()[0] for line in lines if line] == [*MEANS, "class", "cat", "dog", "sky", "sea"]
-    heads = [line.split()[0] for line in confusion.table(["cat", "dog", "sky", "sea"], num_things=4).splitlines() if line.endswith("found %")]
+    assert [line.split()[0] for line in lines if line] == [
+        *MEANS,
+        "class",
+        "cat",
+        "dog",
+        "sky",
+        "sea",
+    ]
+    heads = [
+        line.split()[0]
+        for line in confusion.table(["cat", "dog", "sky", "sea"], num_things=4).splitlines()
+        if line.endswith("found %")
+    ]
     assert heads == ["things"]
 
 
 def test_table_columns():
     confusion, names = SemanticConfusion(40), [f"class {i}" for i in range(40)]
-    found = {width: confusion.table(names, width=width).splitlines()[5:] for width in (60, 110, 170)}
+    found = {
+        width: confusion.table(names, width=width).splitlines()[5:] for width in (60, 110, 170)
+    }
     assert {width: len(lines) for width, lines in found.items()} == {60: 41, 110: 21, 170: 15}
     assert all(len(line) <= width for width, lines in found.items() for line in lines)
     assert [part.split("  ")[0].strip() for part in found[110][1].split("class")[1:]] == ["0", "20"]

@@ -8,12 +8,17 @@ from maskseg.files import check_yaml, parse_json, parse_yaml
 
 
 def test_what_is_usual() -> None:
-    assert parse_yaml("a: [1, 2.5, x, null, true]\nb: {c: 'd'}\n") == {"a": [1, 2.5, "x", None, True], "b": {"c": "d"}}
+    assert parse_yaml("a: [1, 2.5, x, null, true]\nb: {c: 'd'}\n") == {
+        "a": [1, 2.5, "x", None, True],
+        "b": {"c": "d"},
+    }
     assert parse_json('{"a": [1]}') == {"a": [1]}
     assert parse_json(b"[1]", object_hook=None) == [1]
 
 
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 
 
 @pytest.mark.timeout(20)
@@ -46,7 +51,9 @@ def test_yaml_that_is_refused(text: str, reason: str) -> None:
         check_yaml(text)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 5000, "{", ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 5000, "{", ""]
+)
 def test_json_that_is_refused(text: str) -> None:
     # Guards against: a RecursionError, which is no ValueError, comes out as a traceback
     with pytest.raises(ValueError, match=r"."):

@@ -26,7 +26,11 @@ from maskseg.files.pickles import encode_latin1, make_dict, read_pickle
 from maskseg.files.torch_files import read_torch
 from maskseg.interop.weight_files import read_weights
 
-MAKERS = {"_codecs.encode": encode_latin1, "collections.OrderedDict": make_dict, "__builtin__.bytes": lambda _: b""}
+MAKERS = {
+    "_codecs.encode": encode_latin1,
+    "collections.OrderedDict": make_dict,
+    "__builtin__.bytes": lambda _: b"",
+}
 CASES = ROOT.parent / "shared" / "cases"
 
 
@@ -129,7 +133,14 @@ def test_the_standard_library_does_take_the_memory() -> None:
 @pytest.mark.timeout(60)
 def test_what_is_made_again_and_again_is_charged() -> None:
     """A text of a megabyte that is encoded a hundred thousand times: 100 GB out of 1.8 MB."""
-    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x00" + b"0" + b"X\x06\x00\x00\x00latin1q\x010c_codecs\nencode\nq\x020"
+    text = (
+        b"X"
+        + struct.pack("<I", 2**20)
+        + b"a" * 2**20
+        + b"q\x00"
+        + b"0"
+        + b"X\x06\x00\x00\x00latin1q\x010c_codecs\nencode\nq\x020"
+    )
     with pytest.raises(pickle.UnpicklingError, match="far larger than the file"):
         read(b"\x80\x02]" + text + b"h\x02h\x00h\x01\x86Ra" * 100_000 + b".")
     pairs = b"](" + b"K\x01K\x02\x86" * 10_000 + b"eq\x000ccollections\nOrderedDict\nq\x010"
@@ -156,9 +167,29 @@ def save(content: Any, path: Path, zipped: bool = True) -> Path:
 STATE = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).state_dict()
 CONTENTS: dict[str, Any] = {
     "a state dict": STATE,
-    "values": {"a": [1, 2.5, None, True, "x", (1, 2)], "big": 2**80, "empty": torch.zeros(0, 4), "number": torch.tensor(3.0)},
-    "views": {"one": torch.arange(10)[2:5:2], "other": torch.ones(3, 4).T, "broadcast": torch.arange(4).expand(1, 4)},
-    "types": {str(t): torch.zeros(2, dtype=t) for t in (torch.bfloat16, torch.half, torch.double, torch.uint8, torch.int8, torch.bool, torch.int16)},
+    "values": {
+        "a": [1, 2.5, None, True, "x", (1, 2)],
+        "big": 2**80,
+        "empty": torch.zeros(0, 4),
+        "number": torch.tensor(3.0),
+    },
+    "views": {
+        "one": torch.arange(10)[2:5:2],
+        "other": torch.ones(3, 4).T,
+        "broadcast": torch.arange(4).expand(1, 4),
+    },
+    "types": {
+        str(t): torch.zeros(2, dtype=t)
+        for t in (
+            torch.bfloat16,
+            torch.half,
+            torch.double,
+            torch.uint8,
+            torch.int8,
+            torch.bool,
+            torch.int16,
+        )
+    },
     "parameters": {"p": torch.nn.Parameter(torch.ones(2))},
     "an optimiser": torch.optim.AdamW(torch.nn.Linear(2, 2).parameters()).state_dict(),
     "what a schedule has": {"milestones": Counter([3, 5]), "size": torch.Size([1, 2])},
@@ -175,13 +206,18 @@ def equal(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
-def test_files_of_torch_are_read_as_torch_reads_them(tmp_path: Path, content: Any, zipped: bool) -> None:
+def test_files_of_torch_are_read_as_torch_reads_them(
+    tmp_path: Path, content: Any, zipped: bool
+) -> None:
     path = save(content, tmp_path / "a.pt", zipped)
     assert equal(read_torch(path, "weights"), torch.load(path, weights_only=True))
 
 
 def test_types_that_the_old_format_does_not_have(tmp_path: Path) -> None:
-    content = {"u16": torch.tensor([0, 1, 2], dtype=torch.uint16), "f8": torch.ones(2).to(torch.float8_e4m3fn)}
+    content = {
+        "u16": torch.tensor([0, 1, 2], dtype=torch.uint16),
+        "f8": torch.ones(2).to(torch.float8_e4m3fn),
+    }
     found = read_torch(save(content, tmp_path / "a.pt"), "weights", mmap=True)
     assert found["u16"].tolist() == [0, 1, 2]
     assert found["f8"].float().tolist() == [1, 1]
@@ -202,7 +238,9 @@ def test_an_expanded_tensor(tmp_path: Path, zipped: bool) -> None:
     assert "more elements than its storage" in refused(path)
 
 
-def rewrite(path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def rewrite(
+    path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
+) -> Path:
     """The archive with its entries' content changed."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: change(name, archive.read(name)) for name in archive.namelist()}
@@ -230,13 +268,20 @@ def test_an_archive_that_is_written_again_is_read(tmp_path: Path) -> None:
 
 
 def test_a_compressed_archive(tmp_path: Path) -> None:
-    path = rewrite(save({"x": torch.zeros(2_000_000)}, tmp_path / "a.pt"), lambda _, old: old, zipfile.ZIP_DEFLATED)
+    path = rewrite(
+        save({"x": torch.zeros(2_000_000)}, tmp_path / "a.pt"),
+        lambda _, old: old,
+        zipfile.ZIP_DEFLATED,
+    )
     assert path.stat().st_size < 20_000
     assert "its entries are compressed" in refused(path)
 
 
 def test_a_storage_of_another_size_than_it_says(tmp_path: Path) -> None:
-    path = rewrite(save({"x": torch.zeros(100)}, tmp_path / "a.pt"), lambda name, old: old[:40] if "/data/" in name else old)
+    path = rewrite(
+        save({"x": torch.zeros(100)}, tmp_path / "a.pt"),
+        lambda name, old: old[:40] if "/data/" in name else old,
+    )
     assert "the size of storage '0' is not that of its data" in refused(path)
 
 
@@ -288,7 +333,9 @@ def test_entries_that_differ_in_case(tmp_path: Path) -> None:
 
 def dag(depth: int) -> bytes:
     """Opcodes of a list of two of the list before, `depth` times: as a text it has 2 ** depth parts."""
-    return b"]" + b"".join(b"q" + bytes([i]) + b"0]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(depth))
+    return b"]" + b"".join(
+        b"q" + bytes([i]) + b"0]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(depth)
+    )
 
 
 @pytest.mark.timeout(30)
@@ -296,7 +343,9 @@ def dag(depth: int) -> bytes:
     "content",
     [
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a" + dag(60) + b"\x86R.",
-        b"\x80\x02((X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + dag(60) + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+        b"\x80\x02((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        + dag(60)
+        + b"X\x03\x00\x00\x00cpuK\x01tQ.",
         b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsccollections\nCounter\nsb.",
         b"\x80\x02ccollections\nOrderedDict\n)RK\x01b.",
         b"\x80\x02}\x8a\x09" + (2**65).to_bytes(9, "little") + b"K\x01s.",
@@ -312,8 +361,13 @@ def test_messages_keys_and_states_of_any_size(tmp_path: Path, content: bytes) ->
 def test_many_tensors_of_one_storage(tmp_path: Path) -> None:
     """Guards against: each is converted to another type, and so copied."""
     storage = torch.zeros(500_000, dtype=torch.half)
-    assert "far larger than the file" in refused(save({f"w{i}": storage[0:] for i in range(200)}, tmp_path / "a.pt"))
-    assert len(read_torch(save({"tied": storage, "to": storage[:]}, tmp_path / "b.pt"), "weights")) == 2
+    assert "far larger than the file" in refused(
+        save({f"w{i}": storage[0:] for i in range(200)}, tmp_path / "a.pt")
+    )
+    assert (
+        len(read_torch(save({"tied": storage, "to": storage[:]}, tmp_path / "b.pt"), "weights"))
+        == 2
+    )
 
 
 def test_the_old_format_in_protocol_3(tmp_path: Path) -> None:
@@ -350,7 +404,13 @@ def test_pickles_that_ask_for_something_else(tmp_path: Path, content: bytes) -> 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    for content in (b"", b"hello", b"PK\x03\x04", b"PK\x03\x04" + bytes(1000), pickle.dumps({"model": {}})):
+    for content in (
+        b"",
+        b"hello",
+        b"PK\x03\x04",
+        b"PK\x03\x04" + bytes(1000),
+        pickle.dumps({"model": {}}),
+    ):
         path.write_bytes(content)
         assert "not a checkpoint, or cut short" in refused(path)
     with zipfile.ZipFile(path, "w") as archive:

@@ -88,7 +88,9 @@ def write(reference: Path, name: str, path: Path) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    state = {k: module.fill(k, tuple(shape)) for k, shape in recorded(reference, name)["shapes"].items()}
+    state = {
+        k: module.fill(k, tuple(shape)) for k, shape in recorded(reference, name)["shapes"].items()
+    }
     with path.open("wb") as file:
         pickle.dump({"model": state, "__author__": "a test"}, file, protocol=2)
 
@@ -116,7 +118,9 @@ def picture(shared_data: Path, name: str) -> Path:
 
 def matched(wanted: dict[str, Any], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """For each detection of detectron2 its box IoU with the best one of ours of its class, and that one's row."""
-    overlap = box_iou(torch.tensor(wanted["boxes"]), boxes) * (torch.tensor(wanted["labels"])[:, None] == labels)
+    overlap = box_iou(torch.tensor(wanted["boxes"]), boxes) * (
+        torch.tensor(wanted["labels"])[:, None] == labels
+    )
     value, row = overlap.max(dim=1)
     return value, row
 
@@ -124,11 +128,17 @@ def matched(wanted: dict[str, Any], boxes: Tensor, labels: Tensor) -> tuple[Tens
 def mask_iou(mask: Tensor, rle: dict[str, Any]) -> float:
     """1 between two empty masks."""
     own = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-    return 1.0 if not mask.any() and not coco_mask.area(rle) else float(coco_mask.iou([own], [rle], [0])[0, 0])
+    return (
+        1.0
+        if not mask.any() and not coco_mask.area(rle)
+        else float(coco_mask.iou([own], [rle], [0])[0, 0])
+    )
 
 
 @pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_masks_are_detectron2s(reference: Path, shared_data: Path, converted: Any, index: int) -> None:
+def test_masks_are_detectron2s(
+    reference: Path, shared_data: Path, converted: Any, index: int
+) -> None:
     name = "mask_rcnn_R_50_FPN_3x"
     wanted = recorded(reference, name)["outputs"][index]
     found = maskseg.load(converted(name), device="cpu")(picture(shared_data, wanted["image"]))
@@ -136,7 +146,9 @@ def test_masks_are_detectron2s(reference: Path, shared_data: Path, converted: An
     assert len(set(wanted["labels"])) > 1
     overlap, row = matched(wanted, found.boxes, found.labels)
     scores = (found.scores[row] - torch.tensor(wanted["scores"])).abs()
-    masks = torch.tensor([mask_iou(found.masks[int(r)], m) for r, m in zip(row, wanted["masks"], strict=True)])
+    masks = torch.tensor(
+        [mask_iou(found.masks[int(r)], m) for r, m in zip(row, wanted["masks"], strict=True)]
+    )
     assert overlap.min() > 0.999
     assert scores.max() < 1e-4
     assert masks.min() > 0.99
@@ -144,7 +156,9 @@ def test_masks_are_detectron2s(reference: Path, shared_data: Path, converted: An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_keypoints_are_detectron2s(reference: Path, shared_data: Path, converted: Any, index: int) -> None:
+def test_keypoints_are_detectron2s(
+    reference: Path, shared_data: Path, converted: Any, index: int
+) -> None:
     name = "keypoint_rcnn_R_50_FPN_3x"
     wanted = recorded(reference, name)["outputs"][index]
     found = maskseg.load(converted(name), device="cpu")(picture(shared_data, wanted["image"]))
@@ -193,7 +207,9 @@ def test_anchors_that_a_file_tells() -> None:
     told = cells_of_detectron2([32, 64], [0.5, 1.0, 2.0])
     detectron2.check_anchors({name: told}, cells, 2)
     assert detectron2.modern({name: told, "pixel_mean": told, "x": told}).keys() == {"x"}
-    with pytest.raises(UserError, match=r"anchors of level 0 are .* set model\.proposer\.anchors\.sizes"):
+    with pytest.raises(
+        UserError, match=r"anchors of level 0 are .* set model\.proposer\.anchors\.sizes"
+    ):
         detectron2.check_anchors({name: told * 2}, cells, 2)
     with pytest.raises(UserError, match="anchors of level 0"):
         detectron2.check_anchors({name: told[:3]}, cells, 2)
@@ -201,12 +217,19 @@ def test_anchors_that_a_file_tells() -> None:
 
 def test_colours() -> None:
     weight = torch.rand((4, 3, 7, 7), generator=torch.Generator().manual_seed(0))
-    ours = detectron2.rgb({"backbone.trunk.stem.conv1.weight": weight})["backbone.trunk.stem.conv1.weight"]
+    ours = detectron2.rgb({"backbone.trunk.stem.conv1.weight": weight})[
+        "backbone.trunk.stem.conv1.weight"
+    ]
     pixels = torch.arange(3 * 49.0).view(1, 3, 7, 7)
     torch.testing.assert_close(torch.conv2d(pixels, ours), torch.conv2d(pixels.flip(1), weight))
     trunk = {f"backbone.bottom_up.res4.{i}.conv1.weight": torch.zeros(1) for i in range(6)}
-    trunk |= {f"backbone.bottom_up.res2.0.conv{i}.weight": torch.zeros(64, 64, 1, 1) for i in (1, 2, 3)}
-    bgr, std = torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    trunk |= {
+        f"backbone.bottom_up.res2.0.conv{i}.weight": torch.zeros(64, 64, 1, 1) for i in (1, 2, 3)
+    }
+    bgr, std = (
+        torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1),
+        torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1),
+    )
     words = detectron2.recognise({**trunk, "pixel_mean": bgr, "pixel_std": std})
     assert words[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[3,2,1]"]
     assert not detectron2.takes_bgr({"pixel_mean": bgr.flip(0)})

@@ -15,7 +15,10 @@ MODELS = sorted({p.stem for p in (configs.config_folder() / "model").glob("[!_]*
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_builds(name: str) -> None:
-    config = configs.compose("train", [f"model={name}", "experiment=coco_r50_fpn_3x", "model.backbone.trunk.weights=null"])
+    config = configs.compose(
+        "train",
+        [f"model={name}", "experiment=coco_r50_fpn_3x", "model.backbone.trunk.weights=null"],
+    )
     configs.set_categories(config, person() if "keypoint" in name else coco())
     with torch.device("meta"):
         model = configs.build_model(config)

@@ -27,7 +27,11 @@ def same(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, np.ndarray):
         assert isinstance(found, Array)
         assert found.value is not None
-        return found.value.dtype == wanted.dtype.newbyteorder("=") and found.value.shape == wanted.shape and np.array_equal(found.value, wanted)
+        return (
+            found.value.dtype == wanted.dtype.newbyteorder("=")
+            and found.value.shape == wanted.shape
+            and np.array_equal(found.value, wanted)
+        )
     if isinstance(wanted, dict):
         return set(found) == set(wanted) and all(same(found[k], v) for k, v in wanted.items())
     return bool(found == wanted)
@@ -47,7 +51,14 @@ ARRAYS = {
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_and_plain_values_of_every_protocol(protocol: int) -> None:
-    content = {"model": OrderedDict(ARRAYS), "__author__": "somebody", "iteration": 3, "lr": 0.5, "list": [1, (2, None)], "scalar": np.float32(0.25)}
+    content = {
+        "model": OrderedDict(ARRAYS),
+        "__author__": "somebody",
+        "iteration": 3,
+        "lr": 0.5,
+        "list": [1, (2, None)],
+        "scalar": np.float32(0.25),
+    }
     assert same(read(pickle.dumps(content, protocol=protocol)), content)
 
 

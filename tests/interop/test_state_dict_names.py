@@ -18,14 +18,28 @@ PAIRS = (("a.p{i+2}.", "b.{i}."), ("c.{i}.{j}.", "d{j}.x.{2i}."), ("rest.", "oth
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("a.p2.weight", "b.0.weight"), ("a.p12.1.bias", "b.10.1.bias"), ("c.3.4.w", "d4.x.6.w"), ("rest.a.3.b", "others.a.3.b")],
+    [
+        ("a.p2.weight", "b.0.weight"),
+        ("a.p12.1.bias", "b.10.1.bias"),
+        ("c.3.4.w", "d4.x.6.w"),
+        ("rest.a.3.b", "others.a.3.b"),
+    ],
 )
 def test_both_ways(ours: str, theirs: str) -> None:
     assert translate(ours, PAIRS) == theirs
     assert translate(theirs, PAIRS, back=True) == ours
 
 
-@pytest.mark.parametrize(("name", "back"), [("a.p1.weight", False), ("a.px.weight", False), ("xa.p2.w", False), ("d1.x.3.w", True), ("", False)])
+@pytest.mark.parametrize(
+    ("name", "back"),
+    [
+        ("a.p1.weight", False),
+        ("a.px.weight", False),
+        ("xa.p2.w", False),
+        ("d1.x.3.w", True),
+        ("", False),
+    ],
+)
 def test_names_without_a_place(name: str, back: bool) -> None:
     assert translate(name, PAIRS, back) is None
 
@@ -35,7 +49,10 @@ def test_fit() -> None:
     found, missing, left = fit(state, ["a.p2.w", "rest.q", "rest.r", "own"], PAIRS)
     assert set(found) == {"a.p2.w", "rest.q"}
     assert (missing, left) == (["others.r", "own"], ["left"])
-    assert told(missing=missing, left_over=left, misshapen=[]) == "2 missing (others.r, own); 1 left over (left)"
+    assert (
+        told(missing=missing, left_over=left, misshapen=[])
+        == "2 missing (others.r, own); 1 left over (left)"
+    )
     assert told(left_over=list("abcdefg")) == "7 left over (a, b, c, d, e ...)"
 
 
@@ -48,7 +65,9 @@ def test_the_classes_are_cocos(shared_data: Path) -> None:
     people = person()
     assert (people.names, people.ids) == ((entry["name"],), (entry["id"],))
     assert list(people.keypoints[0]) == entry["keypoints"]
-    assert {tuple(sorted(line)) for line in people.skeletons[0]} == {tuple(sorted(e - 1 for e in line)) for line in entry["skeleton"]}
+    assert {tuple(sorted(line)) for line in people.skeletons[0]} == {
+        tuple(sorted(e - 1 for e in line)) for line in entry["skeleton"]
+    }
 
 
 def test_rows_of_classes() -> None:
@@ -82,5 +101,10 @@ def test_rows_there_and_back() -> None:
     back = last_to_first(ours, [2, 4], 5)
     assert back["classifier.scores.weight"].tolist() == [[0, 1], [0, 0], [4, 5], [0, 0], [8, 9]]
     assert back["classifier.scores.bias"].tolist() == [0, -100, 2, -100, 4]
-    assert back["classifier.deltas.bias"].tolist() == [0] * 8 + [8, 9, 10, 11] + [0] * 4 + [16, 17, 18, 19]
+    assert back["classifier.deltas.bias"].tolist() == [0] * 8 + [8, 9, 10, 11] + [0] * 4 + [
+        16,
+        17,
+        18,
+        19,
+    ]
     assert back["heads.mask.predictor.bias"].tolist() == [0, 0, 2, 0, 4]

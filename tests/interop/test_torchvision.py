@@ -56,7 +56,9 @@ def to_batch(images: list[Tensor]) -> Batch:
 def soft_mask(own: Regions, i: int, height: int, width: int) -> Tensor:
     masks = own.masks
     assert isinstance(masks, SoftMasks)
-    values, left, top = paste_crop(masks.grids[i], own.boxes[i], height, width, masks.paste_rule, masks.interpolation)
+    values, left, top = paste_crop(
+        masks.grids[i], own.boxes[i], height, width, masks.paste_rule, masks.interpolation
+    )
     full = torch.zeros((height, width))
     full[top : top + values.shape[0], left : left + values.shape[1]] = values
     return full
@@ -64,7 +66,9 @@ def soft_mask(own: Regions, i: int, height: int, width: int) -> Tensor:
 
 def in_the_order_of(boxes: Tensor, labels: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
     """Detections of torchvision's, of which two with equal scores may have changed places."""
-    distance = (boxes[:, None] - others["boxes"]).abs().amax(dim=2) + 1e4 * (labels[:, None] != others["labels"])
+    distance = (boxes[:, None] - others["boxes"]).abs().amax(dim=2) + 1e4 * (
+        labels[:, None] != others["labels"]
+    )
     row = distance.argmin(dim=1)
     assert sorted(row.tolist()) == list(range(len(others["boxes"])))
     return {k: v[row] for k, v in others.items()}
@@ -87,7 +91,10 @@ def compare(checkpoint: Path, theirs: Any, images: list[Tensor], ids: bool) -> N
         assert (own.boxes - theirs_["boxes"]).abs().max() < 1e-2
         assert (own.scores - theirs_["scores"]).abs().max() < 1e-3
         if "masks" in theirs_:
-            worst = max((soft_mask(own, j, HEIGHT, WIDTH) - theirs_["masks"][j, 0]).abs().max().item() for j in range(len(own)))
+            worst = max(
+                (soft_mask(own, j, HEIGHT, WIDTH) - theirs_["masks"][j, 0]).abs().max().item()
+                for j in range(len(own))
+            )
             assert worst < 1e-3
         if "keypoints" in theirs_:
             assert own.keypoints is not None
@@ -102,64 +109,119 @@ BUILDERS = ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_r
 
 @pytest.mark.slow  # over a ResNet-18 the default suite has the same: here, and in test_torchvision_equality
 @pytest.mark.parametrize("name", BUILDERS)
-def test_there_and_back(tmp_path: Path, images: list[Tensor], capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_there_and_back(
+    tmp_path: Path, images: list[Tensor], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     theirs = published(name, **SIZE, box_detections_per_img=30)
     centre(theirs, images[0].float() / 255)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    convert(["source=torchvision", f"weights={tmp_path / 'theirs.pth'}", f"output={tmp_path / 'ours.pt'}", LIMIT])
+    convert(
+        [
+            "source=torchvision",
+            f"weights={tmp_path / 'theirs.pth'}",
+            f"output={tmp_path / 'ours.pt'}",
+            LIMIT,
+        ]
+    )
     said = capsys.readouterr().out
     assert "model.backbone.trunk.name=resnet50" in said
     assert f"{1 if 'keypoint' in name else 80} classes (person" in said
     compare(tmp_path / "ours.pt", theirs, images, ids=True)
-    convert(["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"])
+    convert(
+        ["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"]
+    )
     said = capsys.readouterr().out
-    assert f"detection.{name}(weights=None, weights_backbone=None, num_classes={2 if 'keypoint' in name else 91}, box_detections_per_img=30)" in said
+    assert (
+        f"detection.{name}(weights=None, weights_backbone=None, num_classes={2 if 'keypoint' in name else 91}, box_detections_per_img=30)"
+        in said
+    )
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     state = theirs.state_dict()
-    getattr(detection, name)(weights=None, weights_backbone=None).load_state_dict(again, strict=True)
+    getattr(detection, name)(weights=None, weights_backbone=None).load_state_dict(
+        again, strict=True
+    )
     rowed = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-    assert {k for k in again if not torch.equal(again[k], state[k])} <= {k for k in state if k.startswith(rowed)}
+    assert {k for k in again if not torch.equal(again[k], state[k])} <= {
+        k for k in state if k.startswith(rowed)
+    }
 
 
 def words(tmp_path: Path, *more: str) -> list[str]:
-    return ["source=torchvision", f"weights={tmp_path / 'theirs.pth'}", f"output={tmp_path / 'ours.pt'}", *more]
+    return [
+        "source=torchvision",
+        f"weights={tmp_path / 'theirs.pth'}",
+        f"output={tmp_path / 'ours.pt'}",
+        *more,
+    ]
 
 
 @pytest.fixture
 def categories(tmp_path: Path) -> str:
     """A COCO file of three classes."""
     path = tmp_path / "classes.json"
-    path.write_text(json.dumps({"categories": [{"id": 7, "name": "c"}, {"id": 2, "name": "b"}, {"id": 1, "name": "a"}]}))
+    path.write_text(
+        json.dumps(
+            {"categories": [{"id": 7, "name": "c"}, {"id": 2, "name": "b"}, {"id": 1, "name": "a"}]}
+        )
+    )
     return f"categories={path}"
 
 
 @pytest.mark.parametrize("eps", [pytest.param(1e-5, marks=pytest.mark.slow), 0.0])
-def test_classes_and_norms_of_ones_own(tmp_path: Path, images: list[Tensor], categories: str, eps: float) -> None:
+def test_classes_and_norms_of_ones_own(
+    tmp_path: Path, images: list[Tensor], categories: str, eps: float
+) -> None:
     theirs = small(num_classes=4, **SIZE, box_detections_per_img=30)
     overwrite_eps(theirs, eps)
     centre(theirs, images[0].float() / 255)
     torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "theirs.pth")
-    convert(words(tmp_path, categories, LIMIT, *([] if eps else ["model.backbone.trunk.norm_eps=0.0"])))
-    assert load_checkpoint(tmp_path / "ours.pt")["categories"] == {"names": ["a", "b", "c"], "ids": [1, 2, 7]}
+    convert(
+        words(tmp_path, categories, LIMIT, *([] if eps else ["model.backbone.trunk.norm_eps=0.0"]))
+    )
+    assert load_checkpoint(tmp_path / "ours.pt")["categories"] == {
+        "names": ["a", "b", "c"],
+        "ids": [1, 2, 7],
+    }
     compare(tmp_path / "ours.pt", theirs, images, ids=False)
     # back: torchvision's own norms have an eps of 1e-5
-    convert(["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"])
-    again = detection.MaskRCNN(resnet_fpn_backbone(backbone_name="resnet18", weights=None), 4, **SIZE, box_detections_per_img=30).eval()
+    convert(
+        ["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"]
+    )
+    again = detection.MaskRCNN(
+        resnet_fpn_backbone(backbone_name="resnet18", weights=None),
+        4,
+        **SIZE,
+        box_detections_per_img=30,
+    ).eval()
     again.load_state_dict(torch.load(tmp_path / "again.pth", weights_only=True), strict=True)
     with torch.no_grad():
-        for one, other in zip(theirs([i.float() / 255 for i in images]), again([i.float() / 255 for i in images]), strict=True):
+        for one, other in zip(
+            theirs([i.float() / 255 for i in images]),
+            again([i.float() / 255 for i in images]),
+            strict=True,
+        ):
             other = in_the_order_of(one["boxes"], one["labels"], other)
             assert one["labels"].tolist() == other["labels"].tolist()
             assert (one["boxes"] - other["boxes"]).abs().max() < 1e-2
 
 
 @pytest.mark.slow
-def test_whole_photographs_are_resized_as_torchvision_does(tmp_path: Path, shared_data: Path, images: list[Tensor], categories: str) -> None:
+def test_whole_photographs_are_resized_as_torchvision_does(
+    tmp_path: Path, shared_data: Path, images: list[Tensor], categories: str
+) -> None:
     theirs = small(num_classes=4, min_size=300, max_size=400, box_detections_per_img=30)
     centre(theirs, images[0].float() / 255)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
     resize = "[{_target_:maskseg.data.transforms.ResizeShortestEdge,sizes:[300],max_size:400}]"
-    convert(words(tmp_path, categories, LIMIT, f"data.test_transforms={resize}", "model.backbone.trunk.norm_eps=1e-5"))
+    convert(
+        words(
+            tmp_path,
+            categories,
+            LIMIT,
+            f"data.test_transforms={resize}",
+            "model.backbone.trunk.norm_eps=1e-5",
+        )
+    )
     predictor = maskseg.load(tmp_path / "ours.pt", device="cpu")
     for name in PICTURES:
         path = shared_data / "coco_tiny" / "val2017" / name
@@ -175,7 +237,10 @@ def test_whole_photographs_are_resized_as_torchvision_does(tmp_path: Path, share
 
 
 def test_old_names_and_the_published_eps(
-    tmp_path: Path, categories: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    categories: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     state = small().state_dict()
     assert set(old_names(state)) != set(state)
@@ -185,7 +250,11 @@ def test_old_names_and_the_published_eps(
     first = load_checkpoint(tmp_path / "ours.pt")
     prefix = hashlib.sha256((tmp_path / "theirs.pth").read_bytes()).hexdigest()[:8]
     kinds = detection.MaskRCNN_ResNet50_FPN_Weights, detection.KeypointRCNN_ResNet50_FPN_Weights
-    for weights, eps in ((kinds[0].COCO_V1, 0.0), (kinds[1].COCO_LEGACY, 1e-5), (kinds[1].COCO_V1, 0.0)):
+    for weights, eps in (
+        (kinds[0].COCO_V1, 0.0),
+        (kinds[1].COCO_LEGACY, 1e-5),
+        (kinds[1].COCO_V1, 0.0),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(weights.value, "url", f"https://nowhere/some_model_coco-{prefix}.pth")
             assert published_files.norm_eps(tmp_path / "theirs.pth") == eps
@@ -205,26 +274,46 @@ def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-def test_tensors_that_do_not_fit(tmp_path: Path, categories: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, categories: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = small().state_dict()
-    state = {k: v for k, v in whole.items() if not k.startswith(("rpn.head.cls_logits", "roi_heads.mask_predictor.conv5"))}
+    state = {
+        k: v
+        for k, v in whole.items()
+        if not k.startswith(("rpn.head.cls_logits", "roi_heads.mask_predictor.conv5"))
+    }
     state |= {"extra.weight": torch.zeros(1), "roi_heads.box_head.fc7.bias": torch.zeros(5)}
     torch.save(state, tmp_path / "theirs.pth")
     said = refused(words(tmp_path, categories), capsys)
-    assert "4 missing (rpn.head.cls_logits.weight, rpn.head.cls_logits.bias, roi_heads.mask_predictor.conv5_mask.weight," in said
+    assert (
+        "4 missing (rpn.head.cls_logits.weight, rpn.head.cls_logits.bias, roi_heads.mask_predictor.conv5_mask.weight,"
+        in said
+    )
     assert "1 left over (extra.weight)" in said
     assert "1 of another shape (roi_heads.box_head.fc7.bias [5] instead of [1024])" in said
-    torch.save({**whole, "roi_heads.mask_predictor.mask_fcn_logits.weight": torch.zeros(2, 256, 1, 1)}, tmp_path / "theirs.pth")
+    torch.save(
+        {**whole, "roi_heads.mask_predictor.mask_fcn_logits.weight": torch.zeros(2, 256, 1, 1)},
+        tmp_path / "theirs.pth",
+    )
     assert "do not fit" in refused(words(tmp_path, categories), capsys)
     # the number of classes
     torch.save(whole, tmp_path / "theirs.pth")
-    assert "tells 3 classes apart, which are not COCO's: categories=FILE.json" in refused(words(tmp_path), capsys)
+    assert "tells 3 classes apart, which are not COCO's: categories=FILE.json" in refused(
+        words(tmp_path), capsys
+    )
     other = tmp_path / "other.json"
     other.write_text('{"categories": [{"id": 1, "name": "a"}]}')
-    assert "tells 3 classes apart, the categories are 1" in refused(words(tmp_path, f"categories={other}"), capsys)
+    assert "tells 3 classes apart, the categories are 1" in refused(
+        words(tmp_path, f"categories={other}"), capsys
+    )
     other.write_text('{"categories": [{"id": 1}]}')
     assert refused(words(tmp_path, f"categories={tmp_path / 'absent.json'}"), capsys)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["classes.json", "other.json", "theirs.pth"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "classes.json",
+        "other.json",
+        "theirs.pth",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -232,28 +321,74 @@ def test_tensors_that_do_not_fit(tmp_path: Path, categories: str, capsys: pytest
     [
         ([], "source=... is missing"),
         (["source=torchvision", "weights=w.pth"], "output=... is missing"),
-        (["source=mmdet", "weights=w.pth", "output=o.pt"], "source must be torchvision, detectron2 or maskseg, not 'mmdet'"),
+        (
+            ["source=mmdet", "weights=w.pth", "output=o.pt"],
+            "source must be torchvision, detectron2 or maskseg, not 'mmdet'",
+        ),
         (["source=torchvision", "weights=absent.pth", "output=o.pt"], "absent.pth: no such file"),
         (["source=maskseg", "weights=absent.pt", "output=o.pt"], "absent.pt: no such checkpoint"),
-        (["source=torchvision", "weights=w.pth", "output=."], "output=.: a file of its own is needed"),
-        (["source=torchvision", "weights=w.pth", "output=w.pth"], "output=w.pth: a file of its own is needed"),
-        (["source=torchvision", "weights=w.pth", "output=o.pt"], "its first tensors are backbone.x; model=NAME"),
+        (
+            ["source=torchvision", "weights=w.pth", "output=."],
+            "output=.: a file of its own is needed",
+        ),
+        (
+            ["source=torchvision", "weights=w.pth", "output=w.pth"],
+            "output=w.pth: a file of its own is needed",
+        ),
+        (
+            ["source=torchvision", "weights=w.pth", "output=o.pt"],
+            "its first tensors are backbone.x; model=NAME",
+        ),
         (["source=torchvision", "weights=w.pth", "outptu=o.pt"], "did you mean 'output'?"),
-        (["source=torchvision", "weights=w.pth", "output=o.pt", "model=torchvision"], "no roi_heads.box_predictor.cls_score.bias"),
+        (
+            ["source=torchvision", "weights=w.pth", "output=o.pt", "model=torchvision"],
+            "no roi_heads.box_predictor.cls_score.bias",
+        ),
         (["source=detectron2", "weights=t.pth", "output=o.pt"], "it looks like source=torchvision"),
-        (["source=torchvision", "weights=t.pth", "output=o.pt", "categories=c.json", "model=torchvision_mask"], "model has no 'torchvision_mask'"),
-        (["source=torchvision", "weights=t.pth", "output=o.pt", "categories=c.json", "model.backbone.chanels=3"], "model.backbone.channels"),
-        (["source=torchvision", "weights=t.pth", "output=o.pt", "categories=t.pth"], "categories=t.pth: no COCO JSON"),
-        (["source=torchvision", "weights=t.pth", "output=no/such/o.pt", "categories=c.json"], "no/such/o.pt"),
+        (
+            [
+                "source=torchvision",
+                "weights=t.pth",
+                "output=o.pt",
+                "categories=c.json",
+                "model=torchvision_mask",
+            ],
+            "model has no 'torchvision_mask'",
+        ),
+        (
+            [
+                "source=torchvision",
+                "weights=t.pth",
+                "output=o.pt",
+                "categories=c.json",
+                "model.backbone.chanels=3",
+            ],
+            "model.backbone.channels",
+        ),
+        (
+            ["source=torchvision", "weights=t.pth", "output=o.pt", "categories=t.pth"],
+            "categories=t.pth: no COCO JSON",
+        ),
+        (
+            ["source=torchvision", "weights=t.pth", "output=no/such/o.pt", "categories=c.json"],
+            "no/such/o.pt",
+        ),
     ],
 )
 def test_words_and_files_that_make_no_sense(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_file: bytes, given: list[str], told: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_file: bytes,
+    given: list[str],
+    told: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"backbone.x": torch.zeros(1)}, "w.pth")
     Path("t.pth").write_bytes(small_file)
-    Path("c.json").write_text(json.dumps({"categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]}))
+    Path("c.json").write_text(
+        json.dumps({"categories": [{"id": i, "name": str(i)} for i in (1, 2, 3)]})
+    )
     assert told in refused(given, capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "t.pth", "w.pth"]
 
@@ -265,17 +400,30 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def test_a_model_that_torchvision_does_not_have(tmp_path: Path, categories: str, small_file: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_torchvision_does_not_have(
+    tmp_path: Path, categories: str, small_file: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "theirs.pth").write_bytes(small_file)
     convert(words(tmp_path, categories))
     back = ["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"]
-    said = refused([*back, "model.classifier.pooler.aligned=true", "model.proposer.anchors.offset=0.5"], capsys)
+    said = refused(
+        [*back, "model.classifier.pooler.aligned=true", "model.proposer.anchors.offset=0.5"], capsys
+    )
     assert "torchvision cannot express this model" in said
     assert "model.classifier.pooler.aligned=True instead of False" in said
     assert "model.proposer.anchors.offset=0.5 instead of 0.0" in said
-    assert "did you mean 'model.classifier.box_weights'" in refused([*back, "model.classifier.box_weight=3"], capsys)
+    assert "did you mean 'model.classifier.box_weights'" in refused(
+        [*back, "model.classifier.box_weight=3"], capsys
+    )
     assert not (tmp_path / "again.pth").exists()
-    convert([*back, "model.classifier.nms_threshold=0.4", "model.pixel_mean=[127.5,127.5,127.5]", "model.classifier.beta=0.0"])
+    convert(
+        [
+            *back,
+            "model.classifier.nms_threshold=0.4",
+            "model.pixel_mean=[127.5,127.5,127.5]",
+            "model.classifier.beta=0.0",
+        ]
+    )
     said = capsys.readouterr().out
     assert "num_classes=4, " in said
     assert "box_nms_thresh=0.4" in said
@@ -283,13 +431,17 @@ def test_a_model_that_torchvision_does_not_have(tmp_path: Path, categories: str,
     # a head that torchvision has not
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
     checkpoint["config"] = checkpoint["config"].replace("    mask:\n", "    other:\n", 1)
-    checkpoint["model"] = {k.replace("heads.mask.", "heads.other."): v for k, v in checkpoint["model"].items()}
+    checkpoint["model"] = {
+        k.replace("heads.mask.", "heads.other."): v for k, v in checkpoint["model"].items()
+    }
     save_checkpoint(tmp_path / "ours.pt", {k: v for k, v in checkpoint.items() if k != "format"})
     assert "torchvision has no model with the heads other" in refused(back, capsys)
 
 
 @pytest.mark.slow
-def test_a_converted_checkpoint_is_one_of_ours(tmp_path: Path, shared_data: Path, small_file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converted_checkpoint_is_one_of_ours(
+    tmp_path: Path, shared_data: Path, small_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is evaluated, predicts, and a training starts from it."""
     monkeypatch.chdir(tmp_path)
     Path("theirs.pth").write_bytes(small_file)
@@ -300,13 +452,41 @@ def test_a_converted_checkpoint_is_one_of_ours(tmp_path: Path, shared_data: Path
     truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] in keep]
     Path("three.json").write_text(json.dumps(truth))
     convert(words(tmp_path, "categories=three.json"))
-    data = ["data=custom", "data.train_json=three.json", "data.val_json=three.json", f"data.images={root / 'val2017'}", "data.num_workers=0"]
-    metrics = evaluate(["checkpoint=ours.pt", "output=out", *data, "evaluation.max_images=2", "trainer.device=cpu"])
+    data = [
+        "data=custom",
+        "data.train_json=three.json",
+        "data.val_json=three.json",
+        f"data.images={root / 'val2017'}",
+        "data.num_workers=0",
+    ]
+    metrics = evaluate(
+        ["checkpoint=ours.pt", "output=out", *data, "evaluation.max_images=2", "trainer.device=cpu"]
+    )
     assert 0 <= metrics["segm/AP"] <= 1
-    predict(["checkpoint=ours.pt", f"input={root / 'val2017' / PICTURES[0]}", "output=drawn", "trainer.device=cpu", "min_score=0.0"])
+    predict(
+        [
+            "checkpoint=ours.pt",
+            f"input={root / 'val2017' / PICTURES[0]}",
+            "output=drawn",
+            "trainer.device=cpu",
+            "min_score=0.0",
+        ]
+    )
     assert json.loads(Path("drawn/predictions.json").read_text())
-    run = ["model=torchvision_mask_rcnn", "experiment=coco_r50_fpn_1x", "model.backbone.trunk.name=resnet18", "trainer.init=ours.pt", "run_dir=run"]
-    run += [*data, "trainer.max_steps=1", "total_batch=1", "trainer.device=cpu", "evaluation.max_images=1"]
+    run = [
+        "model=torchvision_mask_rcnn",
+        "experiment=coco_r50_fpn_1x",
+        "model.backbone.trunk.name=resnet18",
+        "trainer.init=ours.pt",
+        "run_dir=run",
+    ]
+    run += [
+        *data,
+        "trainer.max_steps=1",
+        "total_batch=1",
+        "trainer.device=cpu",
+        "evaluation.max_images=1",
+    ]
     short = "[{_target_:maskseg.data.transforms.ResizeShortestEdge,sizes:[128],max_size:256}]"
     run += [f"data.train_transforms={short}", f"data.test_transforms={short}"]
     assert load_checkpoint(train(configs.compose("train", run)) / "last.pt")["step"] == 1
@@ -321,9 +501,13 @@ class Evil:
 
 
 @pytest.mark.parametrize("source", ["torchvision", "detectron2"])
-def test_an_evil_file_is_refused_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+def test_an_evil_file_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
     path, mark = tmp_path / "evil.pkl", tmp_path / "was_run"
     for content in ({"model": {"a": Evil(mark)}, "__author__": "somebody"}, Evil(mark)):
         path.write_bytes(pickle.dumps(content, protocol=2))
-        assert "refused, a pickle that" in refused([f"source={source}", f"weights={path}", f"output={tmp_path / 'ours.pt'}"], capsys)
+        assert "refused, a pickle that" in refused(
+            [f"source={source}", f"weights={path}", f"output={tmp_path / 'ours.pt'}"], capsys
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pkl"]

@@ -14,7 +14,11 @@ import torch
 from maskseg.errors import UserError
 from maskseg.interop.weight_files import read_weights
 
-STATE = {"a.weight": torch.arange(4.0).view(2, 2), "a.bias": torch.ones(2, dtype=torch.float16), "a.num_batches_tracked": torch.tensor(3)}
+STATE = {
+    "a.weight": torch.arange(4.0).view(2, 2),
+    "a.bias": torch.ones(2, dtype=torch.float16),
+    "a.num_batches_tracked": torch.tensor(3),
+}
 
 
 class Evil:
@@ -41,7 +45,11 @@ def test_files_of_torch(tmp_path: Path, zipped: bool, nested: bool) -> None:
 
 
 def test_files_of_detectron2(tmp_path: Path) -> None:
-    content = {"model": {k: v.numpy() for k, v in STATE.items()}, "__author__": "somebody", "matching_heuristics": True}
+    content = {
+        "model": {k: v.numpy() for k, v in STATE.items()},
+        "__author__": "somebody",
+        "matching_heuristics": True,
+    }
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, protocol=2))
     check(tmp_path / "w.pkl")
 
@@ -60,7 +68,9 @@ def test_a_file_that_runs_code(tmp_path: Path, kind: str) -> None:
     if kind == "pickle":
         path.write_bytes(pickle.dumps({"model": {"a": Evil(mark)}}))
     else:
-        torch.save({"model": {"a": Evil(mark)}}, path, _use_new_zipfile_serialization=kind == "zipped")
+        torch.save(
+            {"model": {"a": Evil(mark)}}, path, _use_new_zipfile_serialization=kind == "zipped"
+        )
     assert "refused" in refused(path)
     assert not mark.exists()
 

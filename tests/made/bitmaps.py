@@ -20,7 +20,9 @@ def encode(mask: Bitmaps) -> dict:
     return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
-def random_masks(n: int, height: int | None = None, width: int | None = None, seed: int = 0) -> list[Bitmaps]:
+def random_masks(
+    n: int, height: int | None = None, width: int | None = None, seed: int = 0
+) -> list[Bitmaps]:
     """Noise, blocks, full and empty masks."""
     rng = np.random.default_rng(seed)
     found = []
@@ -29,7 +31,10 @@ def random_masks(n: int, height: int | None = None, width: int | None = None, se
         if i % 2:
             mask = rng.random((h, w)) < rng.random()
         else:
-            (y0, y1), (x0, x1) = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
+            (y0, y1), (x0, x1) = (
+                np.sort(rng.integers(0, h + 1, 2)),
+                np.sort(rng.integers(0, w + 1, 2)),
+            )
             mask = np.zeros((h, w), dtype=bool)
             mask[y0:y1, x0:x1] = True
         found.append(mask)

@@ -18,8 +18,18 @@ SQUARE = [[4.0, 3.0, 14.0, 3.0, 14.0, 9.0, 4.0, 9.0]]
 
 def dataset(*annotations: dict[str, Any]) -> dict[str, Any]:
     """Two images of 20 x 30 pixels, one good annotation (id 1, image 1) and the given ones, on image 2 unless they say otherwise."""
-    good = {"id": 1, "image_id": 1, "category_id": 4, "bbox": [4, 3, 10, 6], "area": 60, "iscrowd": 0, "segmentation": SQUARE}
-    filled = [{"id": 10 + i, "image_id": 2, "category_id": 4, **a} for i, a in enumerate(annotations)]
+    good = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 4,
+        "bbox": [4, 3, 10, 6],
+        "area": 60,
+        "iscrowd": 0,
+        "segmentation": SQUARE,
+    }
+    filled = [
+        {"id": 10 + i, "image_id": 2, "category_id": 4, **a} for i, a in enumerate(annotations)
+    ]
     return {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2)],
         "annotations": [good, *filled],

@@ -11,7 +11,18 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from maskseg.benchmarks import torchvision_model
 
-HOLES = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]  # labels of torchvision's 91 that COCO has no objects of
+HOLES = [
+    12,
+    26,
+    29,
+    30,
+    45,
+    66,
+    68,
+    69,
+    71,
+    83,
+]  # labels of torchvision's 91 that COCO has no objects of
 
 
 def spread(model: Any) -> Any:
@@ -27,7 +38,9 @@ def spread(model: Any) -> Any:
 def centre(model: Any, image: Tensor) -> None:
     """As the benchmark does it, for labels that exist."""
     number = len(model.roi_heads.box_predictor.cls_score.bias)
-    torchvision_model.centre(model, image, [i for i in range(number) if number != 91 or i not in HOLES])
+    torchvision_model.centre(
+        model, image, [i for i in range(number) if number != 91 or i not in HOLES]
+    )
 
 
 def published(name: str, **keys: Any) -> Any:
@@ -49,7 +62,9 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
         for i in range(4):
-            name = name.replace(f"roi_heads.mask_head.{i}.0.", f"roi_heads.mask_head.mask_fcn{i + 1}.")
+            name = name.replace(
+                f"roi_heads.mask_head.{i}.0.", f"roi_heads.mask_head.mask_fcn{i + 1}."
+            )
             for block in ("inner_blocks", "layer_blocks"):
                 name = name.replace(f"backbone.fpn.{block}.{i}.0.", f"backbone.fpn.{block}.{i}.")
         renamed[name] = tensor

@@ -19,7 +19,16 @@ def main(words: list[str]) -> None:
     """WHAT: `nan`, the loss of rank 1 is not finite at step 2; `raise`, rank 1 raises there; `accumulate`, two pieces a process."""
     scenes, folder, what = Path(words[0]), Path(words[1]), words[2]
     with processes(torch.device("cpu")) as group:
-        run = Run(make_source(scenes), folder, steps=4, batch=4, norm="GN", checkpoint_every=1, keep=9, accumulate=2 if what == "accumulate" else 1)
+        run = Run(
+            make_source(scenes),
+            folder,
+            steps=4,
+            batch=4,
+            norm="GN",
+            checkpoint_every=1,
+            keep=9,
+            accumulate=2 if what == "accumulate" else 1,
+        )
         forward, count = run.model.forward, 0
 
         def poisoned(batch: Batch) -> Any:
@@ -36,7 +45,9 @@ def main(words: list[str]) -> None:
         run.go(group=group)
         states = group.gather(dict(run.model.state_dict()))
         if group.main:
-            assert all(torch.equal(v, states[1][k]) for k, v in states[0].items()), "the processes have drifted apart"
+            assert all(torch.equal(v, states[1][k]) for k, v in states[0].items()), (
+                "the processes have drifted apart"
+            )
             print("equal weights")
         group.wait()
 

@@ -15,15 +15,50 @@ HEIGHT, WIDTH = 40, 60
 
 def proposals() -> dict[str, Any]:
     """Two images of 40 x 60, four annotations, and fields that nobody knows."""
-    rle = {"size": [HEIGHT, WIDTH], "counts": [5 * HEIGHT + 10, 20, 20, 20, HEIGHT * WIDTH - 5 * HEIGHT - 70]}
+    rle = {
+        "size": [HEIGHT, WIDTH],
+        "counts": [5 * HEIGHT + 10, 20, 20, 20, HEIGHT * WIDTH - 5 * HEIGHT - 70],
+    }
     return {
         "info": {"year": 2024, "note": "é"},
-        "images": [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH, "camera": i} for i in (7, 3)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH, "camera": i}
+            for i in (7, 3)
+        ],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 4, "bbox": [4, 3, 10, 6], "area": 60, "iscrowd": 0, "segmentation": SQUARE, "technique": "cam"},
-            {"id": 2, "image_id": 3, "category_id": 4, "bbox": [5, 10, 2, 20], "iscrowd": 0, "segmentation": rle, "score": 0.25},
-            {"id": 5, "image_id": 7, "category_id": 9, "bbox": [20.5, 10.0, 20, 20], "segmentation": []},
-            {"id": 9, "image_id": 3, "category_id": 9, "bbox": [1, 1, 5, 5], "segmentation": [[1.0, 1.0, 6.0, 1.0, 6.0, 6.0, 1.0, 6.0]]},
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 4,
+                "bbox": [4, 3, 10, 6],
+                "area": 60,
+                "iscrowd": 0,
+                "segmentation": SQUARE,
+                "technique": "cam",
+            },
+            {
+                "id": 2,
+                "image_id": 3,
+                "category_id": 4,
+                "bbox": [5, 10, 2, 20],
+                "iscrowd": 0,
+                "segmentation": rle,
+                "score": 0.25,
+            },
+            {
+                "id": 5,
+                "image_id": 7,
+                "category_id": 9,
+                "bbox": [20.5, 10.0, 20, 20],
+                "segmentation": [],
+            },
+            {
+                "id": 9,
+                "image_id": 3,
+                "category_id": 9,
+                "bbox": [1, 1, 5, 5],
+                "segmentation": [[1.0, 1.0, 6.0, 1.0, 6.0, 6.0, 1.0, 6.0]],
+            },
         ],
         "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog", "colour": "red"}],
         "thresholds": [0.1, 0.2],

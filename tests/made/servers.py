@@ -40,7 +40,9 @@ def served(tool: str, *words: str, cwd: Path) -> Iterator[Server]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *words, "port=0"]
     with said.open("w") as output:
-        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
     try:
         yield Server(process, said)
     finally:

@@ -48,31 +48,52 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> str:
         pen = ImageDraw.Draw(picture)
         for k in range(2):
             w, h = (int(v) for v in rng.integers(16, 26, 2))
-            x, y = int(rng.integers(0, SIZE - w)), int(rng.integers(0, SIZE // 2 - h + 1) + k * SIZE // 2)
+            x, y = (
+                int(rng.integers(0, SIZE - w)),
+                int(rng.integers(0, SIZE // 2 - h + 1) + k * SIZE // 2),
+            )
             if k == 0:
                 angle = np.arange(24) * np.pi / 12
-                points = np.stack([x + w / 2 * (1 + np.cos(angle)), y + h / 2 * (1 + np.sin(angle))], axis=1)
+                points = np.stack(
+                    [x + w / 2 * (1 + np.cos(angle)), y + h / 2 * (1 + np.sin(angle))], axis=1
+                )
             else:
                 points = np.array([[x, y + h], [x + w, y + h], [x + w / 2, y]])
-            pen.polygon([tuple(p) for p in points.tolist()], fill=(230, 120, 20) if k == 0 else (30, 120, 240))
-            row = {"image_id": i, "category_id": k + 1, "bbox": [x, y, w, h], "segmentation": [points.ravel().tolist()]}
+            pen.polygon(
+                [tuple(p) for p in points.tolist()],
+                fill=(230, 120, 20) if k == 0 else (30, 120, 240),
+            )
+            row = {
+                "image_id": i,
+                "category_id": k + 1,
+                "bbox": [x, y, w, h],
+                "segmentation": [points.ravel().tolist()],
+            }
             annotations.append({"id": len(annotations) + 1, **row})
         picture.save(folder / "images" / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "height": SIZE, "width": SIZE})
     categories = [{"id": 1, "name": "ellipse"}, {"id": 2, "name": "triangle"}]
     path = folder / "data.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return str(path)
 
 
 def make_source(folder: Path, transforms: list[Transform] | None = None, **keys: Any) -> CocoSource:
     file = str(folder / "data.json")
-    values: dict[str, Any] = {"num_workers": 0, "train_transforms": transforms or [], "val_json": file}
+    values: dict[str, Any] = {
+        "num_workers": 0,
+        "train_transforms": transforms or [],
+        "val_json": file,
+    }
     return CocoSource(file, images=str(folder / "images"), **(values | keys))
 
 
 def validation(source: CocoSource) -> Validation:
-    return Validation(lambda: source.test_loader("val", 2), lambda: source.val.to_dict(), source.categories)
+    return Validation(
+        lambda: source.test_loader("val", 2), lambda: source.val.to_dict(), source.categories
+    )
 
 
 def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
@@ -92,17 +113,39 @@ def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
 class Run:
     """One process' worth of a training: everything is new but the folder."""
 
-    def __init__(self, source: CocoSource, folder: Path, steps: int = 6, seed: int = 0, batch: int = 2, norm: str = "BN", **keys: Any) -> None:
-        values: dict[str, Any] = {"device": "cpu", "reference_batch": batch, "clip_norm": 10.0, "log_every": 1, "checkpoint_every": 0}
+    def __init__(
+        self,
+        source: CocoSource,
+        folder: Path,
+        steps: int = 6,
+        seed: int = 0,
+        batch: int = 2,
+        norm: str = "BN",
+        **keys: Any,
+    ) -> None:
+        values: dict[str, Any] = {
+            "device": "cpu",
+            "reference_batch": batch,
+            "clip_norm": 10.0,
+            "log_every": 1,
+            "checkpoint_every": 0,
+        }
         self.trainer = Trainer(steps, **(values | keys))
         self.model = self.trainer.place(make_model(seed, norm))
-        self.optimizer = self.trainer.optimizer(self.model, partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4), batch)
+        self.optimizer = self.trainer.optimizer(
+            self.model, partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4), batch
+        )
         self.scheduler = multistep(self.optimizer, 6, (0.5,), warmup_steps=2)
         self.source, self.folder, self.batch, self.seed = source, folder, batch, seed
         folder.mkdir(exist_ok=True, parents=True)
 
     def go(
-        self, resume: Checkpoint | None = None, evaluate: Any = None, stop: int | None = None, group: Group | None = None, report: Any = None
+        self,
+        resume: Checkpoint | None = None,
+        evaluate: Any = None,
+        stop: int | None = None,
+        group: Group | None = None,
+        report: Any = None,
     ) -> dict[str, float]:
         """stop: the run is cut off after so many batches, as a kill would."""
 
@@ -110,15 +153,35 @@ class Run:
 
         def loader(step: int) -> Iterable[Batch]:
             batches = self.source.train_loader(
-                self.batch, self.trainer.max_steps, self.seed, step, rank=rank, world=world, pieces=self.trainer.accumulate
+                self.batch,
+                self.trainer.max_steps,
+                self.seed,
+                step,
+                rank=rank,
+                world=world,
+                pieces=self.trainer.accumulate,
             )
             for i, batch in enumerate(batches, start=step):
                 if i == stop:
                     raise Killed
                 yield batch
 
-        about: Checkpoint = {"config": "name: test", "categories": {"names": ["a", "b"], "ids": [1, 2]}}
-        return self.trainer.run(self.model, self.optimizer, self.scheduler, loader, self.folder, about, evaluate, resume, group, report)
+        about: Checkpoint = {
+            "config": "name: test",
+            "categories": {"names": ["a", "b"], "ids": [1, 2]},
+        }
+        return self.trainer.run(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            loader,
+            self.folder,
+            about,
+            evaluate,
+            resume,
+            group,
+            report,
+        )
 
 
 class Killed(Exception):  # noqa: N818
@@ -133,7 +196,9 @@ def log(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
 def assert_same_run(first: Run, second: Run) -> None:
     assert_equal(dict(first.model.state_dict()), dict(second.model.state_dict()))
     assert_equal(first.optimizer.state_dict(), second.optimizer.state_dict())
-    assert_equal(load_checkpoint(first.folder / "last.pt"), load_checkpoint(second.folder / "last.pt"))
+    assert_equal(
+        load_checkpoint(first.folder / "last.pt"), load_checkpoint(second.folder / "last.pt")
+    )
     assert log(first.folder) == log(second.folder)
 
 

@@ -29,10 +29,14 @@ def file_masks(masks: list[Bitmaps]) -> FileMasks:
     return FileMasks.from_file([runs_of(m) for m in masks], *masks[0].shape)
 
 
-def star(rng: np.random.Generator, centre: tuple[float, float], radius: float, points: int = 12) -> np.ndarray:
+def star(
+    rng: np.random.Generator, centre: tuple[float, float], radius: float, points: int = 12
+) -> np.ndarray:
     angle = np.sort(rng.uniform(0, 2 * np.pi, points))
     length = radius * rng.uniform(0.4, 1.0, points)
-    return np.stack([centre[0] + length * np.cos(angle), centre[1] + length * np.sin(angle)], axis=1)
+    return np.stack(
+        [centre[0] + length * np.cos(angle), centre[1] + length * np.sin(angle)], axis=1
+    )
 
 
 def test_rle_round_trip() -> None:
@@ -48,14 +52,26 @@ def test_a_bitmap_and_its_tight_box() -> None:
     for mask, (row, column) in zip(corners, [(0, 0), (10, 6), (10, 0), (3, 5)], strict=True):
         mask[row, column] = True
     bars = [np.zeros((11, 7), dtype=bool) for _ in range(2)]
-    bars[0][:, 2:4], bars[1][-1, 1], bars[1][0, 2] = True, True, True  # runs that go on from column to column
+    bars[0][:, 2:4], bars[1][-1, 1], bars[1][0, 2] = (
+        True,
+        True,
+        True,
+    )  # runs that go on from column to column
     for mask in (*random_masks(20, 11, 7), *corners, *bars, np.ones((11, 7), dtype=bool)):
         rle, (x, y, width, height) = encoded(mask)
         np.testing.assert_array_equal(rle_to_bitmaps([rle])[0], mask)
         rows, columns = np.nonzero(mask)
         if len(rows):
-            assert [x, y, x + width, y + height] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    assert encoded(np.zeros((3, 4), dtype=bool)) == ({"size": [3, 4], "counts": encode(np.zeros((3, 4)))["counts"].decode()}, [0, 0, 0, 0])
+            assert [x, y, x + width, y + height] == [
+                columns.min(),
+                rows.min(),
+                columns.max() + 1,
+                rows.max() + 1,
+            ]
+    assert encoded(np.zeros((3, 4), dtype=bool)) == (
+        {"size": [3, 4], "counts": encode(np.zeros((3, 4)))["counts"].decode()},
+        [0, 0, 0, 0],
+    )
 
 
 # Masks as run lengths
@@ -69,7 +85,9 @@ def test_runs_as_pycocotools_has_them() -> None:
     x, y, w, h = coco_mask.toBbox(rles).T
     np.testing.assert_array_equal(found.boxes(), np.stack([x, y, x + w, y + h], axis=1))
     np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), np.array(masks))
-    np.testing.assert_allclose(found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6)
+    np.testing.assert_allclose(
+        found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6
+    )
 
 
 def test_flips_and_crops_of_runs() -> None:
@@ -85,7 +103,10 @@ def test_flips_and_crops_of_runs() -> None:
         (found.warp(flip_x).warp(Geometry.crop(5, 3, 11, 13)), stack[:, 3:14, ::-1][:, :, 5:18]),
         (found.warp(Geometry.crop(-2, -4, 30, 40)), np.pad(stack, ((0, 0), (4, 7), (2, 11)))),
         (found.warp(Geometry.resize(19, 27, 57, 54)), stack.repeat(3, 1).repeat(2, 2)),
-        (found.warp(Geometry.resize(19, 27, 57, 54)).warp(Geometry.flip_x(57, 54)), stack.repeat(3, 1).repeat(2, 2)[:, :, ::-1]),
+        (
+            found.warp(Geometry.resize(19, 27, 57, 54)).warp(Geometry.flip_x(57, 54)),
+            stack.repeat(3, 1).repeat(2, 2)[:, :, ::-1],
+        ),
     ]
     for masks_there, expected in cases:
         check_bitmaps(masks_there, expected)
@@ -105,7 +126,9 @@ def test_resized_runs_are_sampled_at_pixel_centres(size: tuple[int, int]) -> Non
     found = file_masks(masks).warp(Geometry.resize(19, 27, *size))
     rows = np.floor((np.arange(size[0]) + 0.5) * 19 / size[0]).astype(int)
     columns = np.floor((np.arange(size[1]) + 0.5) * 27 / size[1]).astype(int)
-    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), np.array(masks)[:, rows[:, None], columns])
+    np.testing.assert_array_equal(
+        rle_to_bitmaps(found.to_rle()), np.array(masks)[:, rows[:, None], columns]
+    )
     scale = size[0] / 19 * size[1] / 27
     np.testing.assert_allclose(found.area(), [m.sum() * scale for m in masks], rtol=1e-5)
 
@@ -113,13 +136,21 @@ def test_resized_runs_are_sampled_at_pixel_centres(size: tuple[int, int]) -> Non
 def test_crops_of_runs_on_a_grid() -> None:
     masks = random_masks(20, 16, 16)
     boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]]).expand(len(masks), 4)
-    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes, 16), np.array(masks, dtype=np.float32))
-    np.testing.assert_array_equal(file_masks(masks).crop_resize(boxes + 4, 16), np.pad(masks, ((0, 0), (0, 4), (0, 4)))[:, 4:, 4:])
+    np.testing.assert_array_equal(
+        file_masks(masks).crop_resize(boxes, 16), np.array(masks, dtype=np.float32)
+    )
+    np.testing.assert_array_equal(
+        file_masks(masks).crop_resize(boxes + 4, 16),
+        np.pad(masks, ((0, 0), (0, 4), (0, 4)))[:, 4:, 4:],
+    )
     share = np.array(masks).reshape(-1, 8, 2, 8, 2).mean(axis=(2, 4))
     found, halves = file_masks(masks).crop_resize(boxes, 8).numpy(), share == 0.5
     np.testing.assert_array_equal(found[~halves], share[~halves] > 0.5)
     assert found[halves].mean() == pytest.approx(0.5, abs=0.05)
-    for flip, mirrored in ((Geometry.flip_x(16, 16), found[:, :, ::-1]), (Geometry.flip_y(16, 16), found[:, ::-1])):
+    for flip, mirrored in (
+        (Geometry.flip_x(16, 16), found[:, :, ::-1]),
+        (Geometry.flip_y(16, 16), found[:, ::-1]),
+    ):
         np.testing.assert_array_equal(file_masks(masks).warp(flip).crop_resize(boxes, 8), mirrored)
 
 
@@ -140,7 +171,9 @@ def shares(mask: Bitmaps, box: np.ndarray, size: int) -> np.ndarray:
     steps = np.arange(size + 1) / size
     x, y = (box[i] + steps * (box[i + 2] - box[i]) for i in (0, 1))
     sums = weights(y, height) @ table @ weights(x, width).T
-    return np.diff(np.diff(sums, axis=0), axis=1) * size**2 / ((box[2] - box[0]) * (box[3] - box[1]))
+    return (
+        np.diff(np.diff(sums, axis=0), axis=1) * size**2 / ((box[2] - box[0]) * (box[3] - box[1]))
+    )
 
 
 @pytest.mark.parametrize("size", [1, 7, 14, 28])
@@ -163,7 +196,9 @@ def test_large_shapes_are_cut_as_if_exactly() -> None:
     y, x = np.mgrid[:600, :800]
     sides = rng.uniform(60, (390, 290), (40, 2))
     masks = [((x - 400) / a) ** 2 + ((y - 300) / b) ** 2 < 1 for a, b in sides]
-    boxes = np.array([[400 - a, 300 - b, 400 + a, 300 + b] for a, b in sides]) + rng.uniform(-10, 10, (40, 4))
+    boxes = np.array([[400 - a, 300 - b, 400 + a, 300 + b] for a, b in sides]) + rng.uniform(
+        -10, 10, (40, 4)
+    )
     wanted = np.array([shares(m, box, 28) for m, box in zip(masks, boxes, strict=True)]) >= 0.5
     cut = file_masks(masks).crop_resize(torch.from_numpy(boxes), 28).numpy()
     assert (cut != wanted).mean() < 3e-3
@@ -174,28 +209,46 @@ def test_cells_of_moved_run_lengths() -> None:
     """A target does not depend on where an image was moved to, if its box was moved alike."""
     masks = random_masks(30, 37, 53)
     found = file_masks(masks)
-    boxes = torch.from_numpy(np.sort(np.random.default_rng(0).uniform(0, 37, (len(masks), 2, 2)), axis=1).reshape(-1, 4))
+    boxes = torch.from_numpy(
+        np.sort(np.random.default_rng(0).uniform(0, 37, (len(masks), 2, 2)), axis=1).reshape(-1, 4)
+    )
     wanted = found.crop_resize(boxes, 14).numpy()
-    for geometry in (Geometry.resize(37, 53, 91, 100), Geometry.crop(3, 5, 20, 30), Geometry.flip_x(37, 53), Geometry.flip_y(37, 53)):
+    for geometry in (
+        Geometry.resize(37, 53, 91, 100),
+        Geometry.crop(3, 5, 20, 30),
+        Geometry.flip_x(37, 53),
+        Geometry.flip_y(37, 53),
+    ):
         cut = found.warp(geometry).crop_resize(geometry.boxes(boxes, cut=False), 14).numpy()
-        mirrored = wanted[:, :: -1 if geometry.scale_y < 0 else 1, :: -1 if geometry.scale_x < 0 else 1]
+        mirrored = wanted[
+            :, :: -1 if geometry.scale_y < 0 else 1, :: -1 if geometry.scale_x < 0 else 1
+        ]
         assert (cut != mirrored).mean() < 1e-3
 
 
 def test_perfect_targets_give_nearly_perfect_masks(tmp_path: Path) -> None:
     """The truth's own targets, pasted back, against the truth. detectron2's bitmap rule gives 0.957, a sample at the centre 0.949."""
     make_scenes(tmp_path / "scenes", num_train=0, num_val=80, num_workers=0)
-    file = CocoSource(val_json=str(tmp_path / "scenes" / "val.json"), images=str(tmp_path / "scenes" / "images")).val
+    file = CocoSource(
+        val_json=str(tmp_path / "scenes" / "val.json"), images=str(tmp_path / "scenes" / "images")
+    ).val
     rows, area = [], 0.0
     for index, record in enumerate(file.images):
         truth = file.annotations(index)
         keep = torch.from_numpy(np.flatnonzero(~truth.crowd))
         masks = FileMasks.from_file(truth.shapes, record.height, record.width)[keep]
         boxes = torch.from_numpy(truth.boxes)[keep].float()
-        pasted = SoftMasks(masks.crop_resize(boxes, 28), boxes, torch.tensor([[record.height, record.width]]).expand(len(boxes), 2))
+        pasted = SoftMasks(
+            masks.crop_resize(boxes, 28),
+            boxes,
+            torch.tensor([[record.height, record.width]]).expand(len(boxes), 2),
+        )
         labels = [file.categories.ids[k] for k in truth.labels[keep.numpy()]]
         area += float((pasted.area() / masks.area() - 1).sum())
-        rows += [{"image_id": record.id, "category_id": k, "score": 1.0, "segmentation": r} for k, r in zip(labels, pasted.to_rle(), strict=True)]
+        rows += [
+            {"image_id": record.id, "category_id": k, "score": 1.0, "segmentation": r}
+            for k, r in zip(labels, pasted.to_rle(), strict=True)
+        ]
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO(str(tmp_path / "scenes" / "val.json"))
         evaluator = COCOeval(known, known.loadRes(rows), "segm")
@@ -222,10 +275,17 @@ def polygons(rng: np.random.Generator, n: int, height: int, width: int) -> list[
 def test_polygons_as_pycocotools_has_them() -> None:
     shapes = polygons(np.random.default_rng(0), 30, 80, 100)
     found = FileMasks.from_file(shapes, 80, 100)
-    rles = [coco_mask.merge(coco_mask.frPyObjects([p.ravel().tolist() for p in s.parts], 80, 100)) for s in shapes]
-    np.testing.assert_array_equal(rle_to_bitmaps(found.to_rle()), coco_mask.decode(rles).transpose(2, 0, 1))
+    rles = [
+        coco_mask.merge(coco_mask.frPyObjects([p.ravel().tolist() for p in s.parts], 80, 100))
+        for s in shapes
+    ]
+    np.testing.assert_array_equal(
+        rle_to_bitmaps(found.to_rle()), coco_mask.decode(rles).transpose(2, 0, 1)
+    )
     np.testing.assert_array_equal(found.area(), coco_mask.area(rles))
-    np.testing.assert_allclose(found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6)
+    np.testing.assert_allclose(
+        found.iou(found), coco_mask.iou(rles, rles, [0] * len(rles)), atol=1e-6
+    )
     points = [np.concatenate(s.parts) for s in shapes]
     expected = np.array([[*p.min(axis=0), *p.max(axis=0)] for p in points])
     np.testing.assert_allclose(found.boxes(), expected, atol=1e-4)
@@ -255,10 +315,14 @@ def test_cut_polygons_by_a_fine_bitmap() -> None:
     for target, shape, box in zip(targets, shapes, boxes.numpy().astype(float), strict=True):
         scale = size * fine / (box[2:] - box[:2])
         parts = [((p - box[:2]) * scale).ravel().tolist() for p in shape.parts]
-        whole = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, size * fine, size * fine)))
+        whole = coco_mask.decode(
+            coco_mask.merge(coco_mask.frPyObjects(parts, size * fine, size * fine))
+        )
         share = whole.reshape(size, fine, size, fine).mean(axis=(1, 3))
         assert set(np.unique(target)) <= {0.0, 1.0}
-        assert ((target == 1) != (share >= 0.5)).mean() < 0.03  # pycocotools rounds the outline to a fifth of a cell
+        assert (
+            (target == 1) != (share >= 0.5)
+        ).mean() < 0.03  # pycocotools rounds the outline to a fifth of a cell
         assert (target[share > 0.95] == 1).mean() > 0.995
         assert (target[share < 0.05] == 0).mean() > 0.995
 
@@ -268,7 +332,11 @@ def test_polygons_and_runs_give_like_targets() -> None:
     shapes = polygons(rng, 20, 80, 100)
     exact = FileMasks.from_file(shapes, 80, 100)
     big = exact.warp(Geometry.resize(80, 100, 640, 800)).to_rle()
-    sampled = FileMasks.from_file([Runs(np.cumsum(runs.counts_from_string(r["counts"].encode())), 640, 800) for r in big], 640, 800)
+    sampled = FileMasks.from_file(
+        [Runs(np.cumsum(runs.counts_from_string(r["counts"].encode())), 640, 800) for r in big],
+        640,
+        800,
+    )
     boxes = exact.boxes()
     a, b = exact.crop_resize(boxes, 28), sampled.crop_resize(boxes * 8, 28)
     # Just as large. Where they differ, pycocotools has rounded a polygon's outline to a fifth of a cell, as in detectron2.
@@ -291,7 +359,10 @@ def test_aligned_targets_are_exact() -> None:
 
 
 def test_boxes_without_extent_and_outside() -> None:
-    shapes = [Polygons((np.array([[4.0, 3.0], [14.0, 3.0], [14.0, 9.0]]),)), runs_of(np.ones((20, 30), dtype=bool))] * 2
+    shapes = [
+        Polygons((np.array([[4.0, 3.0], [14.0, 3.0], [14.0, 9.0]]),)),
+        runs_of(np.ones((20, 30), dtype=bool)),
+    ] * 2
     boxes = torch.tensor([[5.0, 5.0, 5.0, 5.0]] * 2 + [[500.0, -90.0, 700.0, -80.0]] * 2)
     found = FileMasks.from_file(shapes, 20, 30).crop_resize(boxes, 14)
     assert found.shape == (4, 14, 14)
@@ -302,7 +373,10 @@ def test_a_box_of_half_a_pixel() -> None:
     """Guards against: a box that is narrower than a pixel is cut out as if it had one."""
     left = np.zeros((10, 12), dtype=bool)
     left[:, :5] = True
-    shapes = [runs_of(left), Polygons((np.array([[0.0, 0.0], [5.0, 0.0], [5.0, 10.0], [0.0, 10.0]]),))]
+    shapes = [
+        runs_of(left),
+        Polygons((np.array([[0.0, 0.0], [5.0, 0.0], [5.0, 10.0], [0.0, 10.0]]),)),
+    ]
     boxes = torch.tensor([[4.75, 2.0, 5.25, 8.0]] * 2)
     for target in FileMasks.from_file(shapes, 10, 12).crop_resize(boxes, 8).numpy():
         assert target[:, :4].all()
@@ -313,10 +387,18 @@ def test_rows_and_empty_file_masks() -> None:
     masks = random_masks(3, 9, 11)
     found = file_masks(masks)
     chosen = np.array([3, 0])
-    np.testing.assert_array_equal(rle_to_bitmaps(found[torch.tensor([3, 0])].to_rle()), np.array(masks)[chosen])
+    np.testing.assert_array_equal(
+        rle_to_bitmaps(found[torch.tensor([3, 0])].to_rle()), np.array(masks)[chosen]
+    )
     keep = torch.tensor([True, False, True, False, True])
-    np.testing.assert_array_equal(rle_to_bitmaps(found[keep].to_rle()), np.array(masks)[keep.numpy()])
-    for none in (FileMasks.from_file([], 9, 11), found[torch.zeros(0, dtype=torch.int64)], FileMasks.cat([])):
+    np.testing.assert_array_equal(
+        rle_to_bitmaps(found[keep].to_rle()), np.array(masks)[keep.numpy()]
+    )
+    for none in (
+        FileMasks.from_file([], 9, 11),
+        found[torch.zeros(0, dtype=torch.int64)],
+        FileMasks.cat([]),
+    ):
         assert len(none) == 0
         assert none.boxes().shape == (0, 4)
         assert none.area().shape == (0,)
@@ -342,6 +424,22 @@ def test_geometry_of_boxes() -> None:
 
 
 def test_points_on_the_border_of_a_frame_are_kept() -> None:
-    points = torch.tensor([[[0.0, 0.0, 2.0], [30.0, 20.0, 2.0], [30.001, 5.0, 2.0], [5.0, -0.001, 1.0], [3.0, 4.0, 0.0]]])
+    points = torch.tensor(
+        [
+            [
+                [0.0, 0.0, 2.0],
+                [30.0, 20.0, 2.0],
+                [30.001, 5.0, 2.0],
+                [5.0, -0.001, 1.0],
+                [3.0, 4.0, 0.0],
+            ]
+        ]
+    )
     kept = Geometry.flip_x(20, 30).points(points)[0]
-    assert kept.tolist() == [[30.0, 0.0, 2.0], [0.0, 20.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert kept.tolist() == [
+        [30.0, 0.0, 2.0],
+        [0.0, 20.0, 2.0],
+        [0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0],
+    ]

@@ -34,7 +34,9 @@ def encode(mask: Bitmaps) -> dict:
     return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
 
 
-def soft_case(seed: int, n: int = 60, height: int = 50, width: int = 70, size: int = 28) -> tuple[Tensor, Tensor, Tensor]:
+def soft_case(
+    seed: int, n: int = 60, height: int = 50, width: int = 70, size: int = 28
+) -> tuple[Tensor, Tensor, Tensor]:
     """Smooth random grids; boxes inside, partly outside, larger than the image, and of less than a pixel."""
     rng = torch.Generator().manual_seed(seed)
     grids = torch.rand(n, 1, 6, 6, generator=rng)
@@ -60,7 +62,9 @@ def compare(found: Bitmaps, values: Tensor, threshold: float = 0.5) -> None:
 def test_pasting_as_torchvision(seed: int, size: int) -> None:
     grids, boxes, frames = soft_case(seed, size=size)
     found = rle_to_bitmaps(SoftMasks(grids, boxes, frames, paste_rule="torchvision").to_rle())
-    seen = (boxes[:, 2:] > 1).all(dim=1) & (boxes[:, 0] < 69) & (boxes[:, 1] < 49)  # torchvision raises for boxes outside the image
+    seen = (
+        (boxes[:, 2:] > 1).all(dim=1) & (boxes[:, 0] < 69) & (boxes[:, 1] < 49)
+    )  # torchvision raises for boxes outside the image
     values = paste_masks_in_image(grids[seen][:, None], boxes[seen], (50, 70))[:, 0]
     assert (values >= 0.5).any(dim=(1, 2)).sum() > 20
     compare(found[seen.numpy()], values)
@@ -68,12 +72,22 @@ def test_pasting_as_torchvision(seed: int, size: int) -> None:
     assert not found[outside.numpy()].any()
 
 
-def whole_image(grids: Tensor, boxes: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
+def whole_image(
+    grids: Tensor, boxes: Tensor, height: int, width: int, mode: str = "bilinear"
+) -> Tensor:
     """detectron2's `_do_paste_mask` over the whole image, in double precision."""
-    x = (torch.arange(width).double() + 0.5 - boxes[:, :1].double()) / (boxes[:, 2:3] - boxes[:, :1]).double() * 2 - 1
-    y = (torch.arange(height).double() + 0.5 - boxes[:, 1:2].double()) / (boxes[:, 3:] - boxes[:, 1:2]).double() * 2 - 1
-    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
-    return functional.grid_sample(grids.double()[:, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[:, 0]
+    x = (torch.arange(width).double() + 0.5 - boxes[:, :1].double()) / (
+        boxes[:, 2:3] - boxes[:, :1]
+    ).double() * 2 - 1
+    y = (torch.arange(height).double() + 0.5 - boxes[:, 1:2].double()) / (
+        boxes[:, 3:] - boxes[:, 1:2]
+    ).double() * 2 - 1
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3
+    )
+    return functional.grid_sample(
+        grids.double()[:, None], grid, mode=mode, padding_mode="zeros", align_corners=False
+    )[:, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,15 +104,22 @@ def test_pasting_in_continuous_coordinates(seed: int, size: int) -> None:
 def test_strings_are_those_of_full_canvases(seed: int) -> None:
     """Byte for byte what torchvision's canvases and pycocotools give, unless a pixel lies at the threshold."""
     grids, boxes, _ = soft_case(seed, height=130, width=170)
-    boxes = torch.cat([boxes[:, :2].clamp(min=0), boxes[:, 2:].minimum(torch.tensor([170.0, 130.0]))], dim=1)
+    boxes = torch.cat(
+        [boxes[:, :2].clamp(min=0), boxes[:, 2:].minimum(torch.tensor([170.0, 130.0]))], dim=1
+    )
     seen = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     grids, boxes = grids[seen], boxes[seen]
-    found = SoftMasks(grids, boxes, torch.tensor([[130, 170]]).expand(len(boxes), 2), paste_rule="torchvision").to_rle()
+    found = SoftMasks(
+        grids, boxes, torch.tensor([[130, 170]]).expand(len(boxes), 2), paste_rule="torchvision"
+    ).to_rle()
     values = paste_masks_in_image(grids[:, None], boxes, (130, 170))[:, 0]
     clear = ((values - 0.5).abs() > 1e-5).all(dim=(1, 2))
     assert clear.sum() > 30
     for i in torch.nonzero(clear).ravel().tolist():
-        assert found[i] == {"size": [130, 170], "counts": encode((values[i] >= 0.5).numpy())["counts"].decode()}
+        assert found[i] == {
+            "size": [130, 170],
+            "counts": encode((values[i] >= 0.5).numpy())["counts"].decode(),
+        }
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -109,18 +130,27 @@ def test_masks_are_their_crops(rule: str, interpolation: str, kind: str) -> None
     rng = torch.Generator().manual_seed(0)
     for size in (1, 2, 7, 28):
         grids, boxes, _ = soft_case(size, size=size)
-        grids = {"smooth": grids, "noise": torch.rand(grids.shape, generator=rng), "hard": grids.round(), "steps": (grids * 8).round() / 8}[kind]
+        grids = {
+            "smooth": grids,
+            "noise": torch.rand(grids.shape, generator=rng),
+            "hard": grids.round(),
+            "steps": (grids * 8).round() / 8,
+        }[kind]
         boxes[::13, 2:] = boxes[::13, :2]
         boxes[1::13, 2:] -= 20
         frames = torch.randint(1, 90, (len(grids), 2), generator=rng)
         found = SoftMasks(grids, boxes, frames, rule, interpolation).to_rle()
-        for rle, grid, box, (height, width) in zip(found, grids, boxes, frames.tolist(), strict=True):
+        for rle, grid, box, (height, width) in zip(
+            found, grids, boxes, frames.tolist(), strict=True
+        ):
             crop, left, top = paste_crop(grid, box, height, width, rule, interpolation)
             values = torch.zeros(height, width)
             values[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
             clear = ((values - 0.5).abs() > 1e-5).numpy()
             assert rle["size"] == [height, width]
-            np.testing.assert_array_equal(rle_to_bitmaps([rle])[0][clear], (values.numpy() >= 0.5)[clear])
+            np.testing.assert_array_equal(
+                rle_to_bitmaps([rle])[0][clear], (values.numpy() >= 0.5)[clear]
+            )
 
 
 @pytest.mark.parametrize("rule", ["continuous", "torchvision"])
@@ -134,13 +164,28 @@ def test_many_columns_are_worked_on_in_parts(rule: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("rule", ["continuous", "torchvision"])
 def test_masks_that_fill_touch_and_miss_the_frame(rule: str) -> None:
     full, none = torch.ones(28, 28), torch.zeros(28, 28)
-    boxes = torch.tensor([[-50.0, -50, 90, 90], [-50, -50, 90, 90], [10, -50, 20, 90], [200, 200, 300, 300], [-9, 3, -5, 8]])
-    masks = SoftMasks(torch.stack([full, none, full, full, full]), boxes, torch.tensor([[30, 40]]).expand(5, 2), rule)
+    boxes = torch.tensor(
+        [
+            [-50.0, -50, 90, 90],
+            [-50, -50, 90, 90],
+            [10, -50, 20, 90],
+            [200, 200, 300, 300],
+            [-9, 3, -5, 8],
+        ]
+    )
+    masks = SoftMasks(
+        torch.stack([full, none, full, full, full]),
+        boxes,
+        torch.tensor([[30, 40]]).expand(5, 2),
+        rule,
+    )
     first, second, third, *others = rle_to_bitmaps(masks.to_rle())
     assert first.all()
     assert not second.any()
     assert third[:, 10:20].all()  # from the bottom of a column to the top of the next
-    assert third.sum() == {"continuous": 300, "torchvision": 360}[rule]  # torchvision's box is rounded outwards
+    assert (
+        third.sum() == {"continuous": 300, "torchvision": 360}[rule]
+    )  # torchvision's box is rounded outwards
     assert not np.any(others)
 
 
@@ -149,7 +194,12 @@ def test_masks_that_fill_touch_and_miss_the_frame(rule: str) -> None:
 def test_numbers_that_are_not_finite(rule: str) -> None:
     """What a model gives that has diverged: the rows' checks say so, nothing breaks before."""
     grids, boxes, frames = soft_case(0, n=6)
-    boxes[0], boxes[1, 2], boxes[2, 0], boxes[3, 3] = float("nan"), float("inf"), -float("inf"), 1e30
+    boxes[0], boxes[1, 2], boxes[2, 0], boxes[3, 3] = (
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        1e30,
+    )
     grids[4, 3], grids[5] = float("nan"), float("inf")
     for rle in SoftMasks(grids, boxes, frames, rule).to_rle():
         assert rle["size"] == [50, 70]
@@ -185,7 +235,9 @@ def test_areas_boxes_and_iou_of_soft_masks() -> None:
     flat = bitmaps.reshape(len(bitmaps), -1).astype(float)
     both = flat @ flat.T
     union = flat.sum(1)[:, None] + flat.sum(1) - both
-    np.testing.assert_allclose(found.iou(found), np.where(union > 0, both / np.maximum(union, 1), 0), atol=1e-6)
+    np.testing.assert_allclose(
+        found.iou(found), np.where(union > 0, both / np.maximum(union, 1), 0), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -206,13 +258,21 @@ def test_soft_masks_move_with_the_image(interpolation: str) -> None:
 def test_cutting_soft_masks() -> None:
     grids, boxes, frames = soft_case(4)
     found = SoftMasks(grids, boxes, frames)
-    torch.testing.assert_close(found.crop_resize(boxes, 28), grids, atol=2e-3, rtol=0)  # single precision in the smallest boxes
+    torch.testing.assert_close(
+        found.crop_resize(boxes, 28), grids, atol=2e-3, rtol=0
+    )  # single precision in the smallest boxes
     other = boxes + (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.tensor([0.1, -0.2, 0.3, 0.1])
     steps = (torch.arange(14) + 0.5) / 14
-    points = (other[:, None, :2] + steps[:, None] * (other[:, None, 2:] - other[:, None, :2]) - boxes[:, None, :2]) / (
-        boxes[:, None, 2:] - boxes[:, None, :2]
+    points = (
+        other[:, None, :2]
+        + steps[:, None] * (other[:, None, 2:] - other[:, None, :2])
+        - boxes[:, None, :2]
+    ) / (boxes[:, None, 2:] - boxes[:, None, :2])
+    grid = (
+        torch.stack(torch.broadcast_tensors(points[:, None, :, 0], points[:, :, None, 1]), dim=3)
+        * 2
+        - 1
     )
-    grid = torch.stack(torch.broadcast_tensors(points[:, None, :, 0], points[:, :, None, 1]), dim=3) * 2 - 1
     expected = functional.grid_sample(grids[:, None], grid, align_corners=False)[:, 0]
     torch.testing.assert_close(found.crop_resize(other, 14), expected, atol=1e-3, rtol=0)
 
@@ -235,11 +295,17 @@ def test_no_soft_masks() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "new"), [(14, 37), (28, 112), (28, 15)])
 def test_kernels_as_torch_has_them(interpolation: str, size: int, new: int) -> None:
-    grids = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grids = torch.rand(
+        3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     steps = ((torch.arange(new, dtype=torch.float64) + 0.5) * size / new - 0.5).expand(3, new)
     found = resample(grids, steps, steps, interpolation)
-    expected = functional.interpolate(grids[:, None], size=(new, new), mode=interpolation, align_corners=False)[:, 0]
-    inner = (steps[0] >= 1) & (steps[0] <= size - 2)  # beyond, torch repeats the border, and zeros follow here
+    expected = functional.interpolate(
+        grids[:, None], size=(new, new), mode=interpolation, align_corners=False
+    )[:, 0]
+    inner = (steps[0] >= 1) & (
+        steps[0] <= size - 2
+    )  # beyond, torch repeats the border, and zeros follow here
     assert inner.sum() > 5
     torch.testing.assert_close(found[:, inner][:, :, inner], expected[:, inner][:, :, inner])
 
@@ -250,7 +316,9 @@ def test_resampling_with_zeros_outside(interpolation: str) -> None:
     boxes = torch.tensor([[-3.0, 2.0, 40.0, 31.0]]).expand(4, 4)
     u = ((torch.arange(50, dtype=torch.float64) + 0.5 + 3) / 43 * 9 - 0.5).expand(4, 50)
     v = ((torch.arange(45, dtype=torch.float64) + 0.5 - 2) / 29 * 9 - 0.5).expand(4, 45)
-    torch.testing.assert_close(resample(grids, u, v, interpolation), whole_image(grids, boxes, 45, 50, interpolation))
+    torch.testing.assert_close(
+        resample(grids, u, v, interpolation), whole_image(grids, boxes, 45, 50, interpolation)
+    )
 
 
 def test_kernels_sum_to_one() -> None:
@@ -268,7 +336,9 @@ def test_kernels_sum_to_one() -> None:
 @pytest.mark.parametrize("threshold", [0.5, 0.25])
 def test_a_value_at_the_threshold_is_inside(threshold: float, interpolation: str) -> None:
     grids, boxes = torch.full((1, 28, 28), threshold), torch.tensor([[10.0, 12.0, 38.0, 40.0]])
-    masks = SoftMasks(grids, boxes, torch.tensor([[60, 50]]), interpolation=interpolation, threshold=threshold)
+    masks = SoftMasks(
+        grids, boxes, torch.tensor([[60, 50]]), interpolation=interpolation, threshold=threshold
+    )
     bitmap = rle_to_bitmaps(masks.to_rle())[0]
     assert bitmap[13:39, 11:37].all()
     if interpolation == "bilinear":  # a pixel at the border is at the centre of a cell

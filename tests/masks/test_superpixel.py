@@ -27,10 +27,22 @@ SIZES = [(17, 23), (1, 1), (1, 40), (31, 1), (19, 27)]
 def segments(seed: int, height: int, width: int, superpixels: int = 9, n: int = 12) -> SegmentMasks:
     """Masks over blocks, noise and pixels without a superpixel; the last three have all superpixels, none, and one without pixels."""
     rng = np.random.default_rng(seed)
-    blocks = rng.integers(-1, superpixels - 1, (height // 4 + 1, width // 5 + 1)).repeat(4, 0).repeat(5, 1)[:height, :width]
-    labels = np.where(rng.random((height, width)) < 0.2, rng.integers(-1, superpixels - 1, (height, width)), blocks)
+    blocks = (
+        rng.integers(-1, superpixels - 1, (height // 4 + 1, width // 5 + 1))
+        .repeat(4, 0)
+        .repeat(5, 1)[:height, :width]
+    )
+    labels = np.where(
+        rng.random((height, width)) < 0.2,
+        rng.integers(-1, superpixels - 1, (height, width)),
+        blocks,
+    )
     members = rng.random((n, superpixels)) < rng.random((n, 1))
-    members[-3:] = [[True] * superpixels, [False] * superpixels, [False] * (superpixels - 1) + [True]]
+    members[-3:] = [
+        [True] * superpixels,
+        [False] * superpixels,
+        [False] * (superpixels - 1) + [True],
+    ]
     return SegmentMasks.of_image(labels, torch.from_numpy(members))
 
 
@@ -43,7 +55,9 @@ def bitmaps_of(masks: SegmentMasks) -> list[Bitmaps]:
 def as_runs(masks: SegmentMasks) -> FileMasks:
     """The same masks as run lengths, from their RLEs."""
     rles = masks.to_rle()
-    shapes = [Runs(np.cumsum(rle.counts_from_string(r["counts"].encode())), *r["size"]) for r in rles]
+    shapes = [
+        Runs(np.cumsum(rle.counts_from_string(r["counts"].encode())), *r["size"]) for r in rles
+    ]
     return FileMasks.cat([FileMasks.from_file([s], s.height, s.width) for s in shapes])
 
 
@@ -51,7 +65,9 @@ def check_like_bitmaps(masks: SegmentMasks) -> None:
     """RLEs, areas and boxes."""
     bitmaps = bitmaps_of(masks)
     rles = [encode(b) for b in bitmaps]
-    assert [(r["size"], r["counts"].encode()) for r in masks.to_rle()] == [(list(r["size"]), r["counts"]) for r in rles]
+    assert [(r["size"], r["counts"].encode()) for r in masks.to_rle()] == [
+        (list(r["size"]), r["counts"]) for r in rles
+    ]
     assert masks.area().tolist() == [b.sum() for b in bitmaps]
     boxes = np.array([coco_mask.toBbox(r) for r in rles]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -68,17 +84,23 @@ def test_literal() -> None:
     assert rle_to_bitmaps(masks.to_rle()).tolist()[:2] == [[[1, 1, 0, 0]] * 2, [[0, 0, 1, 0]] * 2]
     assert masks.iou(masks).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert masks.label_maps()[0].tolist() == [[0, 0, 1, -1]] * 2
-    cells = masks.crop_resize(torch.tensor([[0.0, 0.0, 4.0, 2.0], [2.0, -1.0, 4.0, 1.0], [0.0, 0.0, 4.0, 2.0]]), 2)
+    cells = masks.crop_resize(
+        torch.tensor([[0.0, 0.0, 4.0, 2.0], [2.0, -1.0, 4.0, 1.0], [0.0, 0.0, 4.0, 2.0]]), 2
+    )
     assert cells.tolist() == [[[1, 0], [1, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 0]]]
 
 
 @pytest.mark.parametrize("block", [1, 50, superpixel.BLOCK])
 @pytest.mark.parametrize("size", SIZES)
-def test_one_image_equals_bitmaps(size: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_equals_bitmaps(
+    size: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(superpixel, "BLOCK", block)
     masks = segments(0, *size)
     check_like_bitmaps(masks)
-    torch.testing.assert_close(masks.iou(masks), rle_iou(masks.to_rle(), masks.to_rle()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        masks.iou(masks), rle_iou(masks.to_rle(), masks.to_rle()), rtol=0, atol=1e-6
+    )
 
 
 def test_flat_batch_equals_bitmaps_and_rows_follow_an_index() -> None:
@@ -91,7 +113,9 @@ def test_flat_batch_equals_bitmaps_and_rows_follow_an_index() -> None:
     check_like_bitmaps(mixed)
     check_like_bitmaps(SegmentMasks.cat([mixed, parts[0]]))
     keep = mixed.area() > 5
-    assert mixed[keep].to_rle() == [r for r, k in zip(mixed.to_rle(), keep.tolist(), strict=True) if k]
+    assert mixed[keep].to_rle() == [
+        r for r, k in zip(mixed.to_rle(), keep.tolist(), strict=True) if k
+    ]
     assert mixed[torch.tensor([3, 3])].to_rle() == [mixed.to_rle()[3]] * 2
     assert mixed.maps is batch.maps
     assert mixed.to("meta") is mixed
@@ -102,17 +126,37 @@ def test_flat_batch_equals_bitmaps_and_rows_follow_an_index() -> None:
 
 def test_iou_of_all_kinds_of_masks() -> None:
     """Of the same map, of other maps, of run lengths and of soft masks; masks in other frames share nothing."""
-    same, other, odd = segments(0, 17, 23), segments(1, 17, 23, superpixels=14), segments(2, 19, 27, superpixels=4)
-    batch = SegmentMasks.cat([same, odd, other])[torch.randperm(36, generator=torch.Generator().manual_seed(0))]
+    same, other, odd = (
+        segments(0, 17, 23),
+        segments(1, 17, 23, superpixels=14),
+        segments(2, 19, 27, superpixels=4),
+    )
+    batch = SegmentMasks.cat([same, odd, other])[
+        torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    ]
     drawn = torch.Generator().manual_seed(1)
     low = torch.rand(6, 2, generator=drawn) * 10
-    soft = SoftMasks(torch.rand(6, 4, 4, generator=drawn), torch.cat([low, low + 9], dim=1), torch.tensor([[17, 23]]).expand(6, 2))
+    soft = SoftMasks(
+        torch.rand(6, 4, 4, generator=drawn),
+        torch.cat([low, low + 9], dim=1),
+        torch.tensor([[17, 23]]).expand(6, 2),
+    )
     runs_there = FileMasks.from_file([runs_of(m) for m in random_masks(8, 17, 23)], 17, 23)
-    there: list[Masks] = [same, other, odd, batch, soft, runs_there, FileMasks.cat([runs_there, as_runs(odd)])]
+    there: list[Masks] = [
+        same,
+        other,
+        odd,
+        batch,
+        soft,
+        runs_there,
+        FileMasks.cat([runs_there, as_runs(odd)]),
+    ]
     for first, second in product([same, other, batch, pickle.loads(pickle.dumps(batch))], there):
         rles = first.to_rle(), second.to_rle()
         alike = torch.tensor([[a["size"] == b["size"] for b in rles[1]] for a in rles[0]])
-        expected = rle_iou(*rles) * alike  # pycocotools says -1 where frames differ and boxes overlap
+        expected = (
+            rle_iou(*rles) * alike
+        )  # pycocotools says -1 where frames differ and boxes overlap
         torch.testing.assert_close(first.iou(second), expected, rtol=0, atol=1e-6)
         assert first.iou(second).dtype == torch.float32
     torch.testing.assert_close(runs_there.iou(same), same.iou(runs_there).T, rtol=0, atol=1e-6)
@@ -137,16 +181,31 @@ def test_warped_masks_equal_warped_run_lengths(size: tuple[int, int]) -> None:
     file = as_runs(masks)
     flips = Geometry.flip_x(17, 23), Geometry.flip_y(17, 23)
     resize = Geometry.resize(17, 23, *size)
-    for geometry in (*flips, resize, Geometry.crop(5, 3, 11, 13), Geometry.crop(-2, -4, 30, 40), Geometry.crop(90, 0, 5, 5)):
+    for geometry in (
+        *flips,
+        resize,
+        Geometry.crop(5, 3, 11, 13),
+        Geometry.crop(-2, -4, 30, 40),
+        Geometry.crop(90, 0, 5, 5),
+    ):
         moved = masks.warp(geometry)
         assert [m.shape for m in moved.maps] == [(geometry.height, geometry.width)] * 2
         check_like_bitmaps(moved)
-        np.testing.assert_array_equal(rle_to_bitmaps(moved.to_rle()), rle_to_bitmaps(file.warp(geometry).to_rle()))
-    for chain in ((*flips, resize), (flips[0], Geometry.crop(5, 3, 11, 13)), (flips[1], flips[1]), (resize, Geometry.flip_x(*size))):
+        np.testing.assert_array_equal(
+            rle_to_bitmaps(moved.to_rle()), rle_to_bitmaps(file.warp(geometry).to_rle())
+        )
+    for chain in (
+        (*flips, resize),
+        (flips[0], Geometry.crop(5, 3, 11, 13)),
+        (flips[1], flips[1]),
+        (resize, Geometry.flip_x(*size)),
+    ):
         moved, expected = masks, file
         for geometry in chain:
             moved, expected = moved.warp(geometry), expected.warp(geometry)
-        np.testing.assert_array_equal(rle_to_bitmaps(moved.to_rle()), rle_to_bitmaps(expected.to_rle()))
+        np.testing.assert_array_equal(
+            rle_to_bitmaps(moved.to_rle()), rle_to_bitmaps(expected.to_rle())
+        )
 
 
 def test_crops_sample_the_centres_of_cells() -> None:
@@ -159,7 +218,9 @@ def test_crops_sample_the_centres_of_cells() -> None:
     found = masks.crop_resize(torch.from_numpy(boxes), 7)
     assert found.shape == (24, 7, 7)
     assert found.dtype == torch.float32
-    for bitmap, box, cells in zip(bitmaps_of(masks), boxes.astype(float), found.numpy(), strict=True):
+    for bitmap, box, cells in zip(
+        bitmaps_of(masks), boxes.astype(float), found.numpy(), strict=True
+    ):
         for row, column in product(range(7), range(7)):
             x = int(np.floor(box[0] + (column + 0.5) / 7 * (box[2] - box[0])))
             y = int(np.floor(box[1] + (row + 0.5) / 7 * (box[3] - box[1])))
@@ -172,7 +233,9 @@ def test_crops_on_the_grid_are_the_pixels_and_those_of_run_lengths() -> None:
     masks = segments(0, 16, 16)
     whole = torch.tensor([[0.0, 0.0, 16.0, 16.0]]).expand(len(masks), 4)
     np.testing.assert_array_equal(masks.crop_resize(whole, 16), np.array(bitmaps_of(masks)))
-    torch.testing.assert_close(masks.crop_resize(whole + 4, 16), as_runs(masks).crop_resize(whole + 4, 16))
+    torch.testing.assert_close(
+        masks.crop_resize(whole + 4, 16), as_runs(masks).crop_resize(whole + 4, 16)
+    )
     flipped = masks.warp(Geometry.flip_x(16, 16)).crop_resize(whole, 16)
     torch.testing.assert_close(flipped, masks.crop_resize(whole, 16).flip(2))
 
@@ -182,7 +245,9 @@ def test_crops_on_the_grid_are_the_pixels_and_those_of_run_lengths() -> None:
 
 def test_label_maps_name_the_first_mask_of_each_pixel() -> None:
     masks = SegmentMasks.cat([segments(0, 17, 23), segments(1, 31, 9), segments(2, 4, 4)])
-    rows = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:9]  # none of the third map
+    rows = torch.randperm(24, generator=torch.Generator().manual_seed(0))[
+        :9
+    ]  # none of the third map
     chosen = masks[rows]
     found = chosen.label_maps()
     bitmaps = bitmaps_of(chosen)
@@ -199,8 +264,14 @@ def test_label_maps_name_the_first_mask_of_each_pixel() -> None:
 def test_regions_and_targets_follow_an_index(index: torch.Tensor) -> None:
     masks = SegmentMasks.cat([segments(0, 17, 23), segments(1, 17, 23)])
     regions = Regions(masks.boxes(), masks.map_index, torch.linspace(1, 0, 24), masks=masks)
-    targets = Targets(masks.boxes(), torch.arange(24), masks.map_index, torch.zeros(24, dtype=torch.bool), masks)
-    for chosen in (regions[index], targets[index].to("cpu"), pickle.loads(pickle.dumps(regions))[index]):
+    targets = Targets(
+        masks.boxes(), torch.arange(24), masks.map_index, torch.zeros(24, dtype=torch.bool), masks
+    )
+    for chosen in (
+        regions[index],
+        targets[index].to("cpu"),
+        pickle.loads(pickle.dumps(regions))[index],
+    ):
         assert isinstance(chosen.masks, SegmentMasks)
         assert torch.equal(chosen.masks.boxes(), chosen.boxes)
         assert torch.equal(chosen.masks.map_index, chosen.image_index)
@@ -215,7 +286,11 @@ def test_no_masks_and_no_superpixels() -> None:
     assert not blank.crop_resize(torch.tensor([[0.0, 0.0, 11.0, 9.0]] * 2), 3).any()
     assert (blank.label_maps()[0] == -1).all()
     check_like_bitmaps(SegmentMasks.cat([blank, some, blank]))
-    for none in (some[torch.zeros(12, dtype=torch.bool)], some[torch.zeros(0, dtype=torch.int64)], SegmentMasks.cat([])):
+    for none in (
+        some[torch.zeros(12, dtype=torch.bool)],
+        some[torch.zeros(0, dtype=torch.int64)],
+        SegmentMasks.cat([]),
+    ):
         assert len(none) == 0
         assert none.boxes().shape == (0, 4)
         assert none.area().shape == (0,)
@@ -231,6 +306,11 @@ def test_no_masks_and_no_superpixels() -> None:
 
 def test_labels_and_members_must_go_together() -> None:
     members = torch.zeros((3, 4), dtype=torch.bool)
-    for labels, wrong in ((np.array([[4]]), members), (np.array([[-2]]), members), (np.array([0]), members), (np.array([[0]]), members.float())):
+    for labels, wrong in (
+        (np.array([[4]]), members),
+        (np.array([[-2]]), members),
+        (np.array([0]), members),
+        (np.array([[0]]), members.float()),
+    ):
         with pytest.raises(ValueError, match=r"superpixels are numbered|needs labels"):
             SegmentMasks.of_image(labels, wrong)

@@ -25,7 +25,9 @@ TRUTH = [[(0, 0, 40, 50, 3)], [(50, 50, 60, 80, 1), (0, 0, 20, 20, 0)]]
 
 def classifier(scale: float = 1.0, **settings: object) -> BoxClassifier:
     torch.manual_seed(0)
-    head = BoxClassifier(MultiLevelRoIAlign({"p2": 4, "p3": 8}, 7), FCTrunk(8, 7, 32), K, **settings)  # type: ignore[arg-type]
+    head = BoxClassifier(
+        MultiLevelRoIAlign({"p2": 4, "p3": 8}, 7), FCTrunk(8, 7, 32), K, **settings
+    )  # type: ignore[arg-type]
     with torch.no_grad():
         head.scores.weight *= 100 * scale
         head.deltas.weight *= 300 * scale
@@ -34,15 +36,30 @@ def classifier(scale: float = 1.0, **settings: object) -> BoxClassifier:
 
 @pytest.fixture
 def features(generator: torch.Generator) -> dict[str, Tensor]:
-    return {"p2": torch.randn((2, 8, 32, 32), generator=generator), "p3": torch.randn((2, 8, 16, 16), generator=generator)}
+    return {
+        "p2": torch.randn((2, 8, 32, 32), generator=generator),
+        "p3": torch.randn((2, 8, 16, 16), generator=generator),
+    }
 
 
 @pytest.fixture
-def samples(make_targets: Callable[..., Targets], make_boxes: Callable[..., Tensor], generator: torch.Generator) -> Samples:
+def samples(
+    make_targets: Callable[..., Targets],
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+) -> Samples:
     boxes = torch.cat([make_boxes(10, *size, generator) for size in SIZES])
     labels, matched = torch.full((20,), K), torch.zeros(20, dtype=torch.int64)
     labels[:3], labels[10:13], labels[13:15], matched[10:13], matched[13:15] = 3, 1, 0, 1, 2
-    return Samples(boxes, torch.tensor([0] * 10 + [1] * 10), labels, matched, K, make_targets(TRUTH, SIZES), torch.arange(2))
+    return Samples(
+        boxes,
+        torch.tensor([0] * 10 + [1] * 10),
+        labels,
+        matched,
+        K,
+        make_targets(TRUTH, SIZES),
+        torch.arange(2),
+    )
 
 
 def test_losses_equal_torchvision(features: dict[str, Tensor], samples: Samples) -> None:
@@ -67,12 +84,16 @@ def test_beta_zero_is_the_l1_distance(features: dict[str, Tensor], samples: Samp
     torch.testing.assert_close(head.losses(features, samples)["box_regression"], wanted)
 
 
-def proposals_of(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int = 60) -> Regions:
+def proposals_of(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int = 60
+) -> Regions:
     boxes = torch.cat([make_boxes(count, *size, generator) for size in SIZES])
     return Regions(boxes, torch.tensor([0] * count + [1] * count), torch.ones(2 * count))
 
 
-def test_predict_equals_torchvision(features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+def test_predict_equals_torchvision(
+    features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
     head = classifier(min_size=1e-2, max_detections=25, score_threshold=0.1, nms_threshold=0.4)
     proposals = proposals_of(make_boxes, generator)
     theirs = RoIHeads(None, None, None, 0.5, 0.5, 512, 0.25, WEIGHTS, 0.1, 0.4, 25)
@@ -80,8 +101,14 @@ def test_predict_equals_torchvision(features: dict[str, Tensor], make_boxes: Cal
         found = head.predict(features, proposals, torch.tensor(SIZES))
         logits, deltas = head(features, proposals.boxes, proposals.image_index)
         padded = torch.cat([torch.zeros((120, 4)), deltas.flatten(1)], dim=1)
-        boxes, scores, labels = theirs.postprocess_detections(logits.roll(1, dims=1), padded, list(proposals.boxes.split(60)), SIZES)
-    assert [len(b) for b in boxes] == [int((found.image_index == i).sum()) for i in range(2)] == [25, 25]
+        boxes, scores, labels = theirs.postprocess_detections(
+            logits.roll(1, dims=1), padded, list(proposals.boxes.split(60)), SIZES
+        )
+    assert (
+        [len(b) for b in boxes]
+        == [int((found.image_index == i).sum()) for i in range(2)]
+        == [25, 25]
+    )
     assert found.labels is not None
     assert found.labels.tolist() == (torch.cat(labels) - 1).tolist()
     assert len(found.labels.unique()) > 1
@@ -99,7 +126,10 @@ def test_detections_are_by_image_and_descending_score(
 
 
 def test_class_agnostic_has_one_box_for_all_classes(
-    features: dict[str, Tensor], samples: Samples, make_boxes: Callable[..., Tensor], generator: torch.Generator
+    features: dict[str, Tensor],
+    samples: Samples,
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
 ) -> None:
     head = classifier(class_agnostic=True)
     assert head.deltas.out_features == 4
@@ -107,7 +137,13 @@ def test_class_agnostic_has_one_box_for_all_classes(
     assert logits.shape == (20, K + 1)
     assert deltas.shape == (20, 1, 4)
     wide = classifier()
-    wide.load_state_dict(head.state_dict() | {"deltas.weight": head.deltas.weight.repeat(K, 1), "deltas.bias": head.deltas.bias.repeat(K)})
+    wide.load_state_dict(
+        head.state_dict()
+        | {
+            "deltas.weight": head.deltas.weight.repeat(K, 1),
+            "deltas.bias": head.deltas.bias.repeat(K),
+        }
+    )
     torch.testing.assert_close(head.losses(features, samples), wide.losses(features, samples))
     proposals = proposals_of(make_boxes, generator)
     ours, theirs = (h.predict(features, proposals, torch.tensor(SIZES)) for h in (head, wide))
@@ -117,46 +153,72 @@ def test_class_agnostic_has_one_box_for_all_classes(
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_best_candidates_give_what_all_give(
-    monkeypatch: pytest.MonkeyPatch, features: dict[str, Tensor], make_boxes: Callable[..., Tensor], generator: torch.Generator, size: int
+    monkeypatch: pytest.MonkeyPatch,
+    features: dict[str, Tensor],
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    size: int,
 ) -> None:
     """One image of few proposals beside one of many; scores tie; there are more detections than first candidates, or fewer."""
     head = classifier(max_detections=12, score_threshold=0.0, nms_threshold=0.3)
-    proposals = proposals_of(make_boxes, generator)[torch.tensor([*range(57, 60), *range(60, 120), *range(60, 90)]).sort().values]
+    proposals = proposals_of(make_boxes, generator)[
+        torch.tensor([*range(57, 60), *range(60, 120), *range(60, 90)]).sort().values
+    ]
     with torch.no_grad():
         wanted = head.predict(features, proposals, torch.tensor(SIZES))
         looked_at: list[int] = []
         detections = head._detections
-        monkeypatch.setattr(head, "_detections", lambda *args: looked_at.append(len(args[-1])) or detections(*args))
+        monkeypatch.setattr(
+            head, "_detections", lambda *args: looked_at.append(len(args[-1])) or detections(*args)
+        )
         monkeypatch.setattr(box_head, "FIRST", size)
         monkeypatch.setattr(box_head, "MORE", 2)
         found = head.predict(features, proposals, torch.tensor(SIZES))
     assert len(looked_at) > 1
     assert looked_at[0] < 30 * size
-    assert torch.bincount(found.image_index).tolist() == [int((wanted.image_index == i).sum()) for i in range(2)]
-    for a, b in ((found.image_index, wanted.image_index), (found.labels, wanted.labels), (found.scores, wanted.scores)):
+    assert torch.bincount(found.image_index).tolist() == [
+        int((wanted.image_index == i).sum()) for i in range(2)
+    ]
+    for a, b in (
+        (found.image_index, wanted.image_index),
+        (found.labels, wanted.labels),
+        (found.scores, wanted.scores),
+    ):
         assert torch.equal(a, b)
     torch.testing.assert_close(found.boxes, wanted.boxes)
 
 
-def test_deltas_of_single_pairs_are_those_of_all(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+def test_deltas_of_single_pairs_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
     head = classifier()
-    x, row, label = torch.randn((20, 32), generator=generator), torch.arange(0, 20, 2), torch.randint(K, (10,), generator=generator)
+    x, row, label = (
+        torch.randn((20, 32), generator=generator),
+        torch.arange(0, 20, 2),
+        torch.randint(K, (10,), generator=generator),
+    )
     sides, found, gradients = torch.randn((10, 4), generator=generator), [], []
     for pair in (1000, 0):  # together, one by one
         monkeypatch.setattr(box_head, "PAIR", pair)
         monkeypatch.setattr(box_head, "AT_ONCE", 3)
         found.append(head._deltas(x, row, label))
-        gradients.append(torch.autograd.grad((found[-1] * sides).sum(), (head.deltas.weight, head.deltas.bias)))
+        gradients.append(
+            torch.autograd.grad((found[-1] * sides).sum(), (head.deltas.weight, head.deltas.bias))
+        )
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*gradients)
 
 
 def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]) -> None:
-    head = classifier(score_threshold=0.15, nms_threshold=0.5)  # one class does not suppress another
+    head = classifier(
+        score_threshold=0.15, nms_threshold=0.5
+    )  # one class does not suppress another
     nn.init.zeros_(head.scores.weight)
     nn.init.zeros_(head.deltas.weight)
     proposals = Regions(torch.tensor([[0.0, 0.0, 40.0, 40.0]]), torch.tensor([1]), torch.ones(1))
-    found = head.predict(features, proposals, torch.tensor(SIZES))  # every class has a score of 1 / 5
+    found = head.predict(
+        features, proposals, torch.tensor(SIZES)
+    )  # every class has a score of 1 / 5
     assert sorted(found.labels.tolist()) == [0, 1, 2, 3]
     assert found.image_index.tolist() == [1] * 4
     head.score_threshold = 0.21
@@ -181,7 +243,9 @@ def test_equal_boxes_of_two_images_are_two_detections() -> None:
     head.pooler = Pooled()
     for layer in (head.scores, head.deltas):
         nn.init.zeros_(layer.weight)
-    regions = Regions(torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 4), torch.tensor([0, 0, 1, 2]), torch.ones(4))
+    regions = Regions(
+        torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 4), torch.tensor([0, 0, 1, 2]), torch.ones(4)
+    )
     found = head.predict({}, regions, torch.tensor([[16, 16]] * 3))
     assert found.image_index.tolist() == [0, 1, 2]
 
@@ -206,12 +270,24 @@ def test_the_start_of_the_weights() -> None:
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("kind", ["none", "background"])
 def test_without_objects_the_graph_is_whole(
-    features: dict[str, Tensor], samples: Samples, unreached: Callable[[nn.Module], list[str]], kind: str, agnostic: bool
+    features: dict[str, Tensor],
+    samples: Samples,
+    unreached: Callable[[nn.Module], list[str]],
+    kind: str,
+    agnostic: bool,
 ) -> None:
     head = classifier(class_agnostic=agnostic)
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     rows = torch.nonzero(samples.labels == K).squeeze(1)[: 0 if kind == "none" else 5]
-    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets, samples.seeds)
+    few = Samples(
+        samples.boxes[rows],
+        samples.image_index[rows],
+        samples.labels[rows],
+        samples.matched[rows],
+        K,
+        samples.targets,
+        samples.seeds,
+    )
     losses = head.losses(leaves, few)
     assert all(torch.isfinite(v) for v in losses.values())
     assert losses["box_regression"].item() == 0
@@ -233,17 +309,28 @@ def test_zero_proposals_give_zero_detections(features: dict[str, Tensor]) -> Non
 def test_boxes_outside_the_image_are_dropped(features: dict[str, Tensor]) -> None:
     head = classifier(score_threshold=0.0, nms_threshold=1.0)
     nn.init.zeros_(head.deltas.weight)
-    boxes = torch.tensor([[92.0, 10.0, 99.0, 20.0], [80.0, 10.0, 99.0, 20.0], [89.5, 10.0, 99.0, 20.0]])
+    boxes = torch.tensor(
+        [[92.0, 10.0, 99.0, 20.0], [80.0, 10.0, 99.0, 20.0], [89.5, 10.0, 99.0, 20.0]]
+    )
     proposals = Regions(boxes, torch.zeros(3, dtype=torch.int64), torch.ones(3))
     found = head.predict(features, proposals, torch.tensor(SIZES))
-    assert found.boxes.unique(dim=0).tolist() == [[80.0, 10.0, 90.0, 20.0], [89.5, 10.0, 90.0, 20.0]]
+    assert found.boxes.unique(dim=0).tolist() == [
+        [80.0, 10.0, 90.0, 20.0],
+        [89.5, 10.0, 90.0, 20.0],
+    ]
     head.min_size = 1.0
-    assert head.predict(features, proposals, torch.tensor(SIZES)).boxes.unique(dim=0).tolist() == [[80.0, 10.0, 90.0, 20.0]]
+    assert head.predict(features, proposals, torch.tensor(SIZES)).boxes.unique(dim=0).tolist() == [
+        [80.0, 10.0, 90.0, 20.0]
+    ]
 
 
 def test_trunk_has_as_many_layers_as_asked() -> None:
     trunk = FCTrunk(8, 7, 32, layers=3)
-    assert [(m.in_features, m.out_features) for m in trunk.layers] == [(392, 32), (32, 32), (32, 32)]
+    assert [(m.in_features, m.out_features) for m in trunk.layers] == [
+        (392, 32),
+        (32, 32),
+        (32, 32),
+    ]
     assert trunk(torch.zeros((0, 8, 7, 7))).shape == (0, 32)
     assert trunk(torch.randn((5, 8, 7, 7))).min() == 0  # the last layer has its ReLU too
 
@@ -252,7 +339,9 @@ def test_trunk_has_as_many_layers_as_asked() -> None:
 def test_convolutions_before_the_layers_equal_torchvision(norm: str | None) -> None:
     torch.manual_seed(0)
     ours = FCTrunk(8, 7, 32, layers=1, convs=2, channels=6, norm=norm).eval()
-    theirs = FastRCNNConvFCHead((8, 7, 7), [6, 6], [32], norm_layer=nn.BatchNorm2d if norm else None).eval()
+    theirs = FastRCNNConvFCHead(
+        (8, 7, 7), [6, 6], [32], norm_layer=nn.BatchNorm2d if norm else None
+    ).eval()
     for i, module in enumerate((*ours.convs, ours.layers[0])):
         theirs[i if i < 2 else 3].load_state_dict(module.state_dict())
     pooled = torch.randn((5, 8, 7, 7), generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskseg.models.backbones.resnet import ResNet
 from maskseg.models.box_head import MANY, FCTrunk
 from maskseg.models.fuse import for_inference
-from maskseg.models.layers.conv_norm import AppliedNorm, ConvWithFrozenNorm, folded, merge_frozen, pairs
+from maskseg.models.layers.conv_norm import (
+    AppliedNorm,
+    ConvWithFrozenNorm,
+    folded,
+    merge_frozen,
+    pairs,
+)
 from maskseg.models.layers.norms import norm_layer
 from maskseg.variants.cfm.pyramid import FoldedPyramidLinear, PyramidLinear
 
@@ -24,7 +30,12 @@ def stirred(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d | FrozenBatchNorm2d):
             with torch.no_grad():
-                for name, low, high in (("running_mean", -1, 1), ("running_var", 0.2, 2), ("weight", -1.5, 1.5), ("bias", -1, 1)):
+                for name, low, high in (
+                    ("running_mean", -1, 1),
+                    ("running_var", 0.2, 2),
+                    ("weight", -1.5, 1.5),
+                    ("bias", -1, 1),
+                ):
                     getattr(part, name).uniform_(low, high)
     return module
 
@@ -34,7 +45,9 @@ def stirred(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("shape", [{}, {"stride": 2, "padding": 1}, {"groups": 4, "dilation": 2}])
 def test_one_convolution_for_both(norm: str, bias: bool, shape: dict[str, int]) -> None:
     torch.manual_seed(0)
-    both = stirred(nn.Sequential(nn.Conv2d(8, 16, 3, bias=bias, **shape), norm_layer(norm, 1e-3)(16))).eval()
+    both = stirred(
+        nn.Sequential(nn.Conv2d(8, 16, 3, bias=bias, **shape), norm_layer(norm, 1e-3)(16))
+    ).eval()
     assert pairs(both) == [("0", "1")]
     one = folded(both[0], both[1])
     x = torch.randn(2, 8, 11, 9)
@@ -48,7 +61,11 @@ def test_a_trunk_without_norms_gives_the_same(name: str, norm: str) -> None:
     trunk = stirred(ResNet(name, norm=norm)).eval()
     before = copy.deepcopy(trunk.state_dict())
     fast = for_inference(trunk)
-    left = [m for m in fast.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | ConvWithFrozenNorm)]
+    left = [
+        m
+        for m in fast.modules()
+        if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | ConvWithFrozenNorm)
+    ]
     assert not left
     x = torch.randn(1, 3, 64, 96)
     for one, other in zip(fast(x).values(), trunk(x).values(), strict=True):
@@ -61,12 +78,24 @@ def test_a_trunk_without_norms_gives_the_same(name: str, norm: str) -> None:
 def test_a_frozen_norm_applied_by_its_convolution_learns_the_same() -> None:
     torch.manual_seed(0)
     plain = stirred(
-        nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), FrozenBatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False), FrozenBatchNorm2d(8))
+        nn.Sequential(
+            nn.Conv2d(4, 8, 3, bias=False),
+            FrozenBatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 1, bias=False),
+            FrozenBatchNorm2d(8),
+        )
     )
     merged = copy.deepcopy(plain)
     merge_frozen(merged)
     merged.load_state_dict(plain.state_dict())
-    assert [type(m) for m in merged] == [ConvWithFrozenNorm, AppliedNorm, nn.ReLU, ConvWithFrozenNorm, AppliedNorm]
+    assert [type(m) for m in merged] == [
+        ConvWithFrozenNorm,
+        AppliedNorm,
+        nn.ReLU,
+        ConvWithFrozenNorm,
+        AppliedNorm,
+    ]
     assert list(merged.state_dict()) == list(plain.state_dict())
     x = torch.randn(2, 4, 9, 9, requires_grad=True)
     y = x.detach().clone().requires_grad_()
@@ -97,7 +126,9 @@ def test_the_first_linear_layer_as_a_convolution(regions: int, convs: int) -> No
         wanted = layer(wanted).relu()
     assert torch.allclose(trunk(x), wanted, atol=1e-5)
     assert torch.allclose(for_inference(trunk)(x), wanted, atol=1e-5)
-    assert torch.allclose(for_inference(trunk)(x.to(memory_format=torch.channels_last)), wanted, atol=1e-5)
+    assert torch.allclose(
+        for_inference(trunk)(x.to(memory_format=torch.channels_last)), wanted, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("regions", [0, 3, MANY])
@@ -106,12 +137,19 @@ def test_a_layer_behind_pooled_pyramids(sides: tuple[int, ...], regions: int) ->
     torch.manual_seed(0)
     layer = PyramidLinear(5, sides, 16)
     parts = [torch.randn(regions, 5, side, side) for side in sides]
-    wanted = F.linear(torch.cat([part.flatten(1) for part in parts], dim=1), layer.weight, layer.bias)
+    wanted = F.linear(
+        torch.cat([part.flatten(1) for part in parts], dim=1), layer.weight, layer.bias
+    )
     torch.testing.assert_close(layer(parts), wanted, atol=1e-5, rtol=1e-4)
     fast = for_inference(nn.Sequential(layer))
     assert isinstance(fast[0], FoldedPyramidLinear)
     torch.testing.assert_close(fast(parts), wanted, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(fast([part.to(memory_format=torch.channels_last) for part in parts]), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        fast([part.to(memory_format=torch.channels_last) for part in parts]),
+        wanted,
+        atol=1e-5,
+        rtol=1e-4,
+    )
     half = for_inference(nn.Sequential(layer), torch.bfloat16)
     assert half([part.bfloat16() for part in parts]).dtype == torch.bfloat16
 
@@ -119,7 +157,9 @@ def test_a_layer_behind_pooled_pyramids(sides: tuple[int, ...], regions: int) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights(dtype: torch.dtype) -> None:
     fast = for_inference(make_model(), dtype)
-    layers = [m for m in fast.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    layers = [
+        m for m in fast.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
     assert layers
     assert {m.weight.dtype for m in layers} == {dtype}
     assert {b.dtype for name, b in fast.named_buffers() if "pixel" in name} == {torch.float32}

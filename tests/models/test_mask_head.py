@@ -29,17 +29,27 @@ TRUTH = [[(5, 5, 40, 50, 2), (20.5, 10.25, 90, 60, 0)], [(3, 30, 69, 77, 1), (0,
 
 def head(**settings: object) -> MaskHead:
     torch.manual_seed(0)
-    return MaskHead(MultiLevelRoIAlign({"p2": 4, "p3": 8}, 14), K, CHANNELS, **({"channels": 8, "layers": 2} | settings))  # type: ignore[arg-type]
+    return MaskHead(
+        MultiLevelRoIAlign({"p2": 4, "p3": 8}, 14),
+        K,
+        CHANNELS,
+        **({"channels": 8, "layers": 2} | settings),
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def features(generator: torch.Generator) -> dict[str, Tensor]:
-    return {"p2": torch.randn((2, CHANNELS, 24, 24), generator=generator), "p3": torch.randn((2, CHANNELS, 12, 12), generator=generator)}
+    return {
+        "p2": torch.randn((2, CHANNELS, 24, 24), generator=generator),
+        "p3": torch.randn((2, CHANNELS, 12, 12), generator=generator),
+    }
 
 
 def shaken(boxes: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
     """Boxes near those given, cut at their images' borders as proposals are."""
-    return box_ops.clip(boxes + (torch.rand(boxes.shape, generator=generator) - 0.5) * 8, torch.tensor(SIZES)[image])
+    return box_ops.clip(
+        boxes + (torch.rand(boxes.shape, generator=generator) - 0.5) * 8, torch.tensor(SIZES)[image]
+    )
 
 
 @pytest.fixture
@@ -53,14 +63,18 @@ def samples(make_targets: Callable[..., Targets], generator: torch.Generator) ->
     return Samples(boxes, image, labels, matched, K, targets, torch.arange(9))
 
 
-def inside(points: NDArray[np.float64], polygon: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def inside(
+    points: NDArray[np.float64], polygon: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Whether each point [n, 2] lies in the polygon [m, 2] by the even-odd rule, and how far it is from the outline."""
     a, b = polygon, np.roll(polygon, -1, axis=0)
     x, y = points[:, :1], points[:, 1:]
     crosses = (a[:, 1] > y) != (b[:, 1] > y)
     with np.errstate(divide="ignore", invalid="ignore"):
         at = a[:, 0] + (y - a[:, 1]) * (b[:, 0] - a[:, 0]) / (b[:, 1] - a[:, 1])
-    along = np.clip(((points[:, None] - a) * (b - a)).sum(-1) / np.maximum(((b - a) ** 2).sum(-1), 1e-12), 0, 1)
+    along = np.clip(
+        ((points[:, None] - a) * (b - a)).sum(-1) / np.maximum(((b - a) ** 2).sum(-1), 1e-12), 0, 1
+    )
     distance = np.linalg.norm(a + along[..., None] * (b - a) - points[:, None], axis=-1).min(axis=1)
     return (crosses & (x < at)).sum(axis=1) % 2 == 1, distance
 
@@ -96,7 +110,12 @@ def test_crop_rule_of_a_rectangle_literal() -> None:
     square = np.array([[20.0, 20.0], [40.0, 20.0], [40.0, 60.0], [20.0, 60.0]])
     other = square + np.array([40.0, 0.0])
     masks = FileMasks.from_file([Polygons((square, other))], 100, 100)
-    found = TARGET_RULES["crop"](masks, torch.tensor([0, 0]), torch.tensor([[0.0, 0.0, 80.0, 80.0], [20.0, 20.0, 40.0, 60.0]]), 4)
+    found = TARGET_RULES["crop"](
+        masks,
+        torch.tensor([0, 0]),
+        torch.tensor([[0.0, 0.0, 80.0, 80.0], [20.0, 20.0, 40.0, 60.0]]),
+        4,
+    )
     assert found[0].tolist() == [[0, 0, 0, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
     assert found[1].tolist() == [[1] * 4] * 4
 
@@ -104,7 +123,10 @@ def test_crop_rule_of_a_rectangle_literal() -> None:
 def runs_of(bitmap: NDArray[np.bool_]) -> Runs:
     flat = bitmap.T.ravel().astype(np.int8)
     change = np.flatnonzero(np.diff(flat, prepend=0)) if flat.any() else np.zeros(0, dtype=np.int64)
-    return Runs(np.append(change, flat.size) if not len(change) or change[-1] < flat.size else change, *bitmap.shape)
+    return Runs(
+        np.append(change, flat.size) if not len(change) or change[-1] < flat.size else change,
+        *bitmap.shape,
+    )
 
 
 def test_crop_rule_of_run_lengths_is_half_cover() -> None:
@@ -113,12 +135,22 @@ def test_crop_rule_of_run_lengths_is_half_cover() -> None:
     bitmaps = [np.kron(c, np.ones((6, 7), dtype=bool))[:57, :80] for c in coarse]
     masks = FileMasks.from_file([runs_of(b) for b in bitmaps], 57, 80)
     matched = torch.tensor([0, 1, 1, 0])
-    boxes = torch.tensor([[0.0, 0.0, 80.0, 57.0], [3.3, 4.7, 41.9, 50.2], [60.1, 30.2, 88.8, 61.0], [20.0, 10.0, 21.0, 11.5]])
+    boxes = torch.tensor(
+        [
+            [0.0, 0.0, 80.0, 57.0],
+            [3.3, 4.7, 41.9, 50.2],
+            [60.1, 30.2, 88.8, 61.0],
+            [20.0, 10.0, 21.0, 11.5],
+        ]
+    )
     found = TARGET_RULES["crop"](masks, matched, boxes, size).numpy()
     for i, (row, box) in enumerate(zip(matched.tolist(), boxes.double().tolist(), strict=True)):
         points = cell_centres(np.array(box), fine * size)
         x, y = (np.floor(p).astype(int) for p in points.T)
-        hit = [0 <= a < 80 and 0 <= b < 57 and bool(bitmaps[row][b, a]) for a, b in zip(x, y, strict=True)]
+        hit = [
+            0 <= a < 80 and 0 <= b < 57 and bool(bitmaps[row][b, a])
+            for a, b in zip(x, y, strict=True)
+        ]
         share = np.reshape(hit, (size, fine, size, fine)).mean(axis=(1, 3))
         sure = np.abs(share - 0.5) > 1 / fine
         assert (found[i][sure] == (share[sure] > 0.5)).all()
@@ -138,7 +170,9 @@ def test_roi_align_rule_equals_torchvision(samples: Samples, size: int) -> None:
     first = torch.tensor([0, 2])  # the first row of each image
     for i in range(2):
         own = torch.nonzero((samples.image_index == i) & (samples.matched >= first[i])).squeeze(1)
-        wanted = project_masks_on_boxes(image_bitmaps(targets, i), samples.boxes[own], samples.matched[own] - first[i], size)
+        wanted = project_masks_on_boxes(
+            image_bitmaps(targets, i), samples.boxes[own], samples.matched[own] - first[i], size
+        )
         assert len(own) > 3
         assert 0.2 < wanted.mean() < 0.9
         torch.testing.assert_close(found[own], wanted, rtol=0, atol=1e-5)
@@ -147,10 +181,17 @@ def test_roi_align_rule_equals_torchvision(samples: Samples, size: int) -> None:
 def test_roi_align_rule_at_the_border_of_a_small_image_beside_a_large_one() -> None:
     """A region that ends at its image's border must not see what lies behind it in the batch."""
     whole = [np.array([[0.0, 0.0], [w, 0.0], [w, h], [0.0, h]]) for h, w in SIZES]
-    masks = FileMasks.cat([FileMasks.from_file([Polygons((p,))], h, w) for p, (h, w) in zip(whole, SIZES, strict=True)])
+    masks = FileMasks.cat(
+        [
+            FileMasks.from_file([Polygons((p,))], h, w)
+            for p, (h, w) in zip(whole, SIZES, strict=True)
+        ]
+    )
     boxes = torch.tensor([[60.0, 40.0, 90.0, 60.0], [40.0, 60.0, 70.0, 80.0]])
     for i, (height, width) in enumerate(SIZES):
-        wanted = project_masks_on_boxes(torch.ones((1, height, width)), boxes[i : i + 1], torch.tensor([0]), 14)
+        wanted = project_masks_on_boxes(
+            torch.ones((1, height, width)), boxes[i : i + 1], torch.tensor([0]), 14
+        )
         together = TARGET_RULES["roi_align"](masks, torch.tensor([0, 1]), boxes, 14)[i : i + 1]
         torch.testing.assert_close(together, wanted, rtol=0, atol=1e-5)
 
@@ -158,30 +199,48 @@ def test_roi_align_rule_at_the_border_of_a_small_image_beside_a_large_one() -> N
 @pytest.mark.parametrize("rule", TARGET_RULES)
 def test_targets_of_no_region(make_targets: Callable[..., Targets], rule: str) -> None:
     masks = make_targets(TRUTH, SIZES).masks
-    assert TARGET_RULES[rule](masks, torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)), 28).shape == (0, 28, 28)
+    assert TARGET_RULES[rule](
+        masks, torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)), 28
+    ).shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("rule", TARGET_RULES)
-def test_loss_is_the_mean_over_foreground_cells(features: dict[str, Tensor], samples: Samples, rule: str) -> None:
+def test_loss_is_the_mean_over_foreground_cells(
+    features: dict[str, Tensor], samples: Samples, rule: str
+) -> None:
     module = head(target_rule=rule)
     own = samples.foreground()
     assert samples.targets.masks is not None
     wanted = TARGET_RULES[rule](samples.targets.masks, own.matched, own.boxes, 28)
-    all_classes = module.predictor(F.relu(module.deconv(module.convs(module.pooler(features, own.boxes, own.image_index)))))
+    all_classes = module.predictor(
+        F.relu(module.deconv(module.convs(module.pooler(features, own.boxes, own.image_index))))
+    )
     assert all_classes.shape == (8, K, 28, 28)
-    expected = sum(F.binary_cross_entropy_with_logits(all_classes[i, label], wanted[i]) for i, label in enumerate(own.labels.tolist())) / 8
+    expected = (
+        sum(
+            F.binary_cross_entropy_with_logits(all_classes[i, label], wanted[i])
+            for i, label in enumerate(own.labels.tolist())
+        )
+        / 8
+    )
     torch.testing.assert_close(module.losses(features, samples)["mask"], expected)
 
 
 @pytest.mark.parametrize("agnostic", [True, False])
-def test_each_region_gets_its_own_class(features: dict[str, Tensor], samples: Samples, agnostic: bool) -> None:
+def test_each_region_gets_its_own_class(
+    features: dict[str, Tensor], samples: Samples, agnostic: bool
+) -> None:
     module = head(class_agnostic=agnostic)
     assert module.predictor.out_channels == (1 if agnostic else K)
     own = samples.foreground()
     with torch.no_grad():
         logits = module(features, own.boxes, own.image_index, own.labels)
-        every = module.predictor(F.relu(module.deconv(module.convs(module.pooler(features, own.boxes, own.image_index)))))
-        theirs = maskrcnn_inference(every, [torch.zeros_like(own.labels) if agnostic else own.labels])[0][:, 0]
+        every = module.predictor(
+            F.relu(module.deconv(module.convs(module.pooler(features, own.boxes, own.image_index))))
+        )
+        theirs = maskrcnn_inference(
+            every, [torch.zeros_like(own.labels) if agnostic else own.labels]
+        )[0][:, 0]
     assert logits.shape == (8, 28, 28)
     torch.testing.assert_close(logits.sigmoid(), theirs)
     module.losses(features, samples)["mask"].backward()
@@ -190,7 +249,9 @@ def test_each_region_gets_its_own_class(features: dict[str, Tensor], samples: Sa
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_one_channel_is_that_of_the_convolution(generator: torch.Generator, layout: torch.memory_format) -> None:
+def test_one_channel_is_that_of_the_convolution(
+    generator: torch.Generator, layout: torch.memory_format
+) -> None:
     predictor, channel = nn.Conv2d(16, 30, 1), torch.randint(30, (9,), generator=generator)
     x = torch.randn((9, 16, 6, 6), generator=generator).contiguous(memory_format=layout)
     sides, weights = torch.randn((9, 6, 6), generator=generator), (predictor.weight, predictor.bias)
@@ -213,7 +274,11 @@ def test_predict_puts_grids_over_the_boxes(features: dict[str, Tensor], samples:
     assert torch.equal(found.masks.grids, logits.sigmoid())
     assert torch.equal(found.masks.grid_boxes, own.boxes)
     assert found.masks.frames.tolist() == [list(SIZES[i]) for i in own.image_index.tolist()]
-    assert (found.masks.paste_rule, found.masks.interpolation, found.masks.threshold) == ("torchvision", "bicubic", 0.4)
+    assert (found.masks.paste_rule, found.masks.interpolation, found.masks.threshold) == (
+        "torchvision",
+        "bicubic",
+        0.4,
+    )
     assert torch.equal(found.boxes, own.boxes)
 
 
@@ -221,12 +286,25 @@ def test_predict_puts_grids_over_the_boxes(features: dict[str, Tensor], samples:
 @pytest.mark.parametrize("norm", [None, "GN", "BN", "FrozenBN"])
 @pytest.mark.parametrize("rule", TARGET_RULES)
 def test_without_foreground_the_graph_is_whole(
-    features: dict[str, Tensor], samples: Samples, unreached: Callable[[nn.Module], list[str]], rule: str, norm: str | None, training: bool
+    features: dict[str, Tensor],
+    samples: Samples,
+    unreached: Callable[[nn.Module], list[str]],
+    rule: str,
+    norm: str | None,
+    training: bool,
 ) -> None:
     module = head(target_rule=rule, norm=norm).train(training)
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     rows = torch.tensor([0, 5])
-    few = Samples(samples.boxes[rows], samples.image_index[rows], samples.labels[rows], samples.matched[rows], K, samples.targets, samples.seeds)
+    few = Samples(
+        samples.boxes[rows],
+        samples.image_index[rows],
+        samples.labels[rows],
+        samples.matched[rows],
+        K,
+        samples.targets,
+        samples.seeds,
+    )
     loss = module.losses(leaves, few)["mask"]
     assert loss.item() == 0
     loss.backward()
@@ -237,7 +315,12 @@ def test_without_foreground_the_graph_is_whole(
 
 @pytest.mark.parametrize("norm", [None, "GN", "BN"])
 def test_zero_detections(features: dict[str, Tensor], norm: str | None) -> None:
-    nothing = Regions(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    nothing = Regions(
+        torch.zeros((0, 4)),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0),
+        torch.zeros(0, dtype=torch.int64),
+    )
     found = head(norm=norm).eval().predict(features, nothing, torch.tensor(SIZES))
     assert found.masks is not None
     assert len(found.masks) == len(found) == 0
@@ -247,14 +330,25 @@ def test_zero_detections(features: dict[str, Tensor], norm: str | None) -> None:
 
 def test_layers_and_norm() -> None:
     module = MaskHead(MultiLevelRoIAlign({"p2": 4}, 14), K, CHANNELS, 32, layers=3, norm="GN")
-    assert [(c[0].in_channels, c[0].out_channels, c[0].bias) for c in module.convs] == [(8, 32, None), (32, 32, None), (32, 32, None)]
+    assert [(c[0].in_channels, c[0].out_channels, c[0].bias) for c in module.convs] == [
+        (8, 32, None),
+        (32, 32, None),
+        (32, 32, None),
+    ]
     assert sum(isinstance(m, nn.GroupNorm) for m in module.modules()) == 3
     bare = MaskHead(MultiLevelRoIAlign({"p2": 4}, 7), K, CHANNELS, 32, layers=0)
-    logits = bare({"p2": torch.zeros((1, CHANNELS, 8, 8))}, torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([0]), torch.tensor([1]))
+    logits = bare(
+        {"p2": torch.zeros((1, CHANNELS, 8, 8))},
+        torch.tensor([[0.0, 0.0, 9.0, 9.0]]),
+        torch.tensor([0]),
+        torch.tensor([1]),
+    )
     assert logits.shape == (1, 14, 14)
 
 
-def test_wrong_settings_are_named(features: dict[str, Tensor], samples: Samples, make_targets: Callable[..., Targets]) -> None:
+def test_wrong_settings_are_named(
+    features: dict[str, Tensor], samples: Samples, make_targets: Callable[..., Targets]
+) -> None:
     with pytest.raises(UserError, match="target_rule must be crop or roi_align, not 'paste'"):
         head(target_rule="paste")
     with pytest.raises(UserError, match="no paste_rule 'detectron2'"):
@@ -262,7 +356,15 @@ def test_wrong_settings_are_named(features: dict[str, Tensor], samples: Samples,
     with pytest.raises(UserError, match="interpolation 'nearest'"):
         head(interpolation="nearest")
     boxes_only = make_targets(TRUTH, SIZES, masks=False)
-    without = Samples(samples.boxes, samples.image_index, samples.labels, samples.matched, K, boxes_only, samples.seeds)
+    without = Samples(
+        samples.boxes,
+        samples.image_index,
+        samples.labels,
+        samples.matched,
+        K,
+        boxes_only,
+        samples.seeds,
+    )
     with pytest.raises(UserError, match="ground truth masks, but the data has boxes only"):
         head().losses(features, without)
 

@@ -21,7 +21,10 @@ Model = Callable[..., GeneralizedRCNN]
 Batches = Callable[..., Batch]
 TERMS = {"rpn_objectness", "rpn_box", "box_class", "box_regression", "mask"}
 SIZES = [(90, 120), (64, 100)]
-TRUTH = [[(10, 10, 60, 70, 0), (50, 20, 110, 80, 2), (5, 60, 40, 88, 1, True)], [(20, 5, 90, 50, 1)]]
+TRUTH = [
+    [(10, 10, 60, 70, 0), (50, 20, 110, 80, 2), (5, 60, 40, 88, 1, True)],
+    [(20, 5, 90, 50, 1)],
+]
 
 
 def assert_same_detections(found: Regions, wanted: Regions, atol: float) -> None:
@@ -36,7 +39,9 @@ def assert_same_detections(found: Regions, wanted: Regions, atol: float) -> None
     torch.testing.assert_close(found.masks.grids, wanted.masks.grids, rtol=0, atol=atol)
 
 
-def test_losses_reach_every_parameter(make_model: Model, make_batch: Batches, unreached: Callable[[nn.Module], list[str]]) -> None:
+def test_losses_reach_every_parameter(
+    make_model: Model, make_batch: Batches, unreached: Callable[[nn.Module], list[str]]
+) -> None:
     model = make_model().train()
     losses = model(make_batch(SIZES, TRUTH))
     assert set(losses) == TERMS
@@ -73,13 +78,20 @@ class NoProposals(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> tuple[Regions, dict[str, Tensor]]:
+    def forward(
+        self, features: dict[str, Tensor], batch: Batch
+    ) -> tuple[Regions, dict[str, Tensor]]:
         del batch
         loss = self.weight * features["p6"].sum() * 0
-        return Regions(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0)), {"proposer": loss}
+        return Regions(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0)), {
+            "proposer": loss
+        }
 
 
-@pytest.mark.parametrize(("norm", "agnostic", "append"), [("GN", False, False), ("GN", True, True), ("FrozenBN", False, True)])
+@pytest.mark.parametrize(
+    ("norm", "agnostic", "append"),
+    [("GN", False, False), ("GN", True, True), ("FrozenBN", False, True)],
+)
 @pytest.mark.parametrize("truth", EMPTY.values(), ids=EMPTY)
 @pytest.mark.parametrize("proposals", [True, False])
 def test_the_graph_is_whole_whatever_is_missing(
@@ -92,7 +104,9 @@ def test_the_graph_is_whole_whatever_is_missing(
     agnostic: bool,
     append: bool,
 ) -> None:
-    stages: dict[str, Any] = {"sampler": RegionSampler(3, 16, append_truth=append)} | ({} if proposals else {"proposer": NoProposals()})
+    stages: dict[str, Any] = {"sampler": RegionSampler(3, 16, append_truth=append)} | (
+        {} if proposals else {"proposer": NoProposals()}
+    )
     model = make_model(norm=norm, class_agnostic=agnostic, **stages).train()
     losses = model(make_batch([(32, 64), (60, 50)], truth))
     assert all(torch.isfinite(v) for v in losses.values())
@@ -157,11 +171,18 @@ def test_padding_is_the_mean_colour(make_model: Model, make_batch: Batches) -> N
     assert torch.equal(seen[0][0], wanted)
 
 
-def test_a_batch_gives_each_image_what_it_gets_alone(make_model: Model, make_batch: Batches) -> None:
+def test_a_batch_gives_each_image_what_it_gets_alone(
+    make_model: Model, make_batch: Batches
+) -> None:
     model, batch = make_model(), make_batch(SIZES)
     together = model.predict(batch).detections
     for i in range(2):
-        alone = replace(batch, images=batch.images[i : i + 1], sizes=batch.sizes[i : i + 1], original_sizes=batch.original_sizes[i : i + 1])
+        alone = replace(
+            batch,
+            images=batch.images[i : i + 1],
+            sizes=batch.sizes[i : i + 1],
+            original_sizes=batch.original_sizes[i : i + 1],
+        )
         found = model.predict(alone).detections
         assert not found.image_index.any()
         assert_same_detections(found, together[together.image_index == i], atol=1e-4)
@@ -180,7 +201,9 @@ def test_detections_lie_in_their_image(make_model: Model, make_batch: Batches) -
         assert own.masks.frames.unique(dim=0).tolist() == [[height, width]]
 
 
-def test_predict_keeps_no_gradient_and_ignores_the_truth(make_model: Model, make_batch: Batches) -> None:
+def test_predict_keeps_no_gradient_and_ignores_the_truth(
+    make_model: Model, make_batch: Batches
+) -> None:
     model = make_model()
     outputs = model.predict(make_batch(SIZES, TRUTH))
     found = outputs.detections
@@ -290,5 +313,7 @@ def test_state_is_weights_only_and_loads(make_model: Model, make_batch: Batches)
 
 def test_a_backbone_with_fewer_levels(make_model: Model, make_batch: Batches) -> None:
     """The proposer reads the levels that it names, and no other."""
-    model = make_model(proposer=RPN(RPNHead(32), AnchorGenerator(((32,), (64,))), {"p3": 8, "p5": 32}))
+    model = make_model(
+        proposer=RPN(RPNHead(32), AnchorGenerator(((32,), (64,))), {"p3": 8, "p5": 32})
+    )
     assert set(model(make_batch(SIZES, TRUTH))) == TERMS

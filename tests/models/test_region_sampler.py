@@ -18,13 +18,28 @@ SIZES = [(100, 100), (100, 100)]
 
 
 def regions(boxes: list[tuple[float, ...]], image: list[int]) -> Regions:
-    return Regions(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(image, dtype=torch.int64), torch.ones(len(boxes)))
+    return Regions(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(image, dtype=torch.int64),
+        torch.ones(len(boxes)),
+    )
 
 
 def test_literal_case(make_targets: Callable[..., Targets]) -> None:
-    targets = make_targets([[(0, 0, 10, 10, 3)], [(50, 50, 60, 60, 1), (0, 0, 20, 20, 4), (70, 70, 80, 80, 0, True)]], SIZES)
+    targets = make_targets(
+        [[(0, 0, 10, 10, 3)], [(50, 50, 60, 60, 1), (0, 0, 20, 20, 4), (70, 70, 80, 80, 0, True)]],
+        SIZES,
+    )
     proposals = regions(
-        [(0, 0, 10, 9), (0, 0, 10, 4), (0, 0, 20, 20), (0, 0, 10, 10), (50, 50, 60, 55), (50, 50, 60, 54.9), (70, 70, 79, 79)],
+        [
+            (0, 0, 10, 9),
+            (0, 0, 10, 4),
+            (0, 0, 20, 20),
+            (0, 0, 10, 10),
+            (50, 50, 60, 55),
+            (50, 50, 60, 54.9),
+            (70, 70, 79, 79),
+        ],
         [0, 0, 0, 1, 1, 1, 1],
     )
     samples = RegionSampler(K, EVERYTHING, 0.5)(proposals, targets, SEEDS[:2])
@@ -37,11 +52,15 @@ def test_literal_case(make_targets: Callable[..., Targets]) -> None:
     assert samples.targets is targets
     alone = RegionSampler(K, EVERYTHING, 0.5, append_truth=False)(proposals, targets, SEEDS[:2])
     assert alone.labels.tolist() == [3, K, K, K, 1, K]
-    strict = RegionSampler(K, EVERYTHING, 0.5, positive_iou=0.95, append_truth=False)(proposals, targets, SEEDS[:2])
+    strict = RegionSampler(K, EVERYTHING, 0.5, positive_iou=0.95, append_truth=False)(
+        proposals, targets, SEEDS[:2]
+    )
     assert strict.labels.tolist() == [K] * 6
 
 
-def test_a_region_stands_for_the_truth_it_overlaps_most(make_targets: Callable[..., Targets]) -> None:
+def test_a_region_stands_for_the_truth_it_overlaps_most(
+    make_targets: Callable[..., Targets],
+) -> None:
     targets = make_targets([[(0, 0, 10, 10, 0), (1, 0, 11, 10, 1), (0, 0, 10, 8, 2)]], SIZES[:1])
     proposals = regions([(0.9, 0, 11, 10), (0, 0, 10, 8.5), (0, 0, 10, 9.9)], [0, 0, 0])
     samples = RegionSampler(K, EVERYTHING, 1.0, append_truth=False)(proposals, targets, SEEDS[:1])
@@ -49,38 +68,74 @@ def test_a_region_stands_for_the_truth_it_overlaps_most(make_targets: Callable[.
     assert samples.labels.tolist() == [1, 2, 0]
 
 
-def test_quotas_of_each_image(make_targets: Callable[..., Targets], make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+def test_quotas_of_each_image(
+    make_targets: Callable[..., Targets],
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+) -> None:
     targets = make_targets([[(10, 10, 60, 60, 2)], [], [(0, 0, 50, 50, 1)]], [*SIZES, (100, 100)])
     near = targets.boxes[:1] + torch.rand((40, 4), generator=generator) * 4
     far = make_boxes(100, 100, 100, generator) * 0.05
-    boxes, image = torch.cat([near, far, far, near[:5], far[:7]]), torch.tensor([0] * 140 + [1] * 100 + [2] * 12)
+    boxes, image = (
+        torch.cat([near, far, far, near[:5], far[:7]]),
+        torch.tensor([0] * 140 + [1] * 100 + [2] * 12),
+    )
     samples = RegionSampler(K, 32, 0.25)(Regions(boxes, image, torch.ones(252)), targets, SEEDS[:3])
-    counts = [(int(own.sum()), int((samples.labels[own] < K).sum())) for own in (samples.image_index == i for i in range(3))]
+    counts = [
+        (int(own.sum()), int((samples.labels[own] < K).sum()))
+        for own in (samples.image_index == i for i in range(3))
+    ]
     # The third image: its twelve proposals are far off or in another place, its truth is the one positive.
     assert counts == [(32, 8), (32, 0), (13, 1)]
     first = RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS[:3])
-    assert torch.equal(RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS).boxes, first.boxes)
-    assert not torch.equal(RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS + 1).boxes, first.boxes)
+    assert torch.equal(
+        RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS).boxes,
+        first.boxes,
+    )
+    assert not torch.equal(
+        RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS + 1).boxes,
+        first.boxes,
+    )
 
 
 def test_crowds_never_give_negatives_nor_truths(make_targets: Callable[..., Targets]) -> None:
-    targets = make_targets([[(0, 0, 50, 100, 2, True), (10, 10, 20, 20, 1)], [(60, 60, 90, 90, 0)]], SIZES)
-    boxes = [(0, 0, 50, 100), (5, 5, 40, 40), (40, 0, 60, 20), (40, 0, 61, 20), (39, 0, 60, 20), (10, 10, 20, 19), (80, 80, 99, 99)]
-    samples = RegionSampler(K, EVERYTHING, 0.5, append_truth=False)(regions(boxes * 2, [0] * 7 + [1] * 7), targets, SEEDS[:2])
+    targets = make_targets(
+        [[(0, 0, 50, 100, 2, True), (10, 10, 20, 20, 1)], [(60, 60, 90, 90, 0)]], SIZES
+    )
+    boxes = [
+        (0, 0, 50, 100),
+        (5, 5, 40, 40),
+        (40, 0, 60, 20),
+        (40, 0, 61, 20),
+        (39, 0, 60, 20),
+        (10, 10, 20, 19),
+        (80, 80, 99, 99),
+    ]
+    samples = RegionSampler(K, EVERYTHING, 0.5, append_truth=False)(
+        regions(boxes * 2, [0] * 7 + [1] * 7), targets, SEEDS[:2]
+    )
     first = samples.boxes[samples.image_index == 0].tolist()
     # Half covered is still background, more is not; a crowd of another image does not count.
     assert first == [list(map(float, boxes[i])) for i in (2, 3, 5, 6)]
     assert samples.labels[samples.image_index == 0].tolist() == [K, K, 1, K]
     assert int((samples.image_index == 1).sum()) == 7
     twin = make_targets([[(10, 10, 20, 20, 2, True), (10, 10, 20, 20, 1)]], SIZES[:1])
-    assert RegionSampler(K)(regions([], []), twin, SEEDS[:1]).matched.tolist() == [1]  # the crowd's own box is not appended
-    loose = RegionSampler(K, EVERYTHING, 0.5, append_truth=False, crowd_overlap=1.0)(regions(boxes, [0] * 7), targets, SEEDS[:2])
+    assert RegionSampler(K)(regions([], []), twin, SEEDS[:1]).matched.tolist() == [
+        1
+    ]  # the crowd's own box is not appended
+    loose = RegionSampler(K, EVERYTHING, 0.5, append_truth=False, crowd_overlap=1.0)(
+        regions(boxes, [0] * 7), targets, SEEDS[:2]
+    )
     assert len(loose) == 7
 
 
 @pytest.mark.parametrize("append", [True, False])
-@pytest.mark.parametrize("truth", [[[], []], [[(0, 0, 100, 100, 0, True)], []], [[], [(5, 5, 60, 60, 1)]]])
-def test_zero_proposals(make_targets: Callable[..., Targets], truth: list[list[tuple[float, ...]]], append: bool) -> None:
+@pytest.mark.parametrize(
+    "truth", [[[], []], [[(0, 0, 100, 100, 0, True)], []], [[], [(5, 5, 60, 60, 1)]]]
+)
+def test_zero_proposals(
+    make_targets: Callable[..., Targets], truth: list[list[tuple[float, ...]]], append: bool
+) -> None:
     targets = make_targets(truth, SIZES)
     samples = RegionSampler(K, append_truth=append)(regions([], []), targets, SEEDS[:2])
     assert isinstance(samples, Samples)
@@ -91,24 +146,36 @@ def test_zero_proposals(make_targets: Callable[..., Targets], truth: list[list[t
 
 def test_images_without_objects_give_background(make_targets: Callable[..., Targets]) -> None:
     for truth in ([[], []], [[(90, 90, 95, 95, 0, True)], []]):
-        samples = RegionSampler(K)(regions([(0, 0, 10, 10), (5, 5, 9, 9)], [0, 1]), make_targets(truth, SIZES), SEEDS[:2])
+        samples = RegionSampler(K)(
+            regions([(0, 0, 10, 10), (5, 5, 9, 9)], [0, 1]), make_targets(truth, SIZES), SEEDS[:2]
+        )
         assert samples.labels.tolist() == [K, K]
         assert samples.matched.tolist() == [0, 0]
 
 
 def test_a_truth_without_area_is_background_to_itself(make_targets: Callable[..., Targets]) -> None:
-    samples = RegionSampler(K)(regions([], []), make_targets([[(5, 5, 5, 9, 1)]], SIZES[:1]), SEEDS[:1])
+    samples = RegionSampler(K)(
+        regions([], []), make_targets([[(5, 5, 5, 9, 1)]], SIZES[:1]), SEEDS[:1]
+    )
     assert samples.labels.tolist() == [K]
 
 
 def test_what_is_drawn_of_an_image_does_not_depend_on_the_batch(
-    make_targets: Callable[..., Targets], make_boxes: Callable[..., Tensor], generator: torch.Generator
+    make_targets: Callable[..., Targets],
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
 ) -> None:
     # Guards against: two processes learn from other regions than one with the same images
     truth = [[(10, 10, 60, 60, 2)], [(0, 0, 50, 50, 1), (20, 20, 90, 90, 0)]]
     boxes, image = make_boxes(400, 100, 100, generator), torch.arange(400) // 200
-    both = RegionSampler(K, 32)(Regions(boxes, image, torch.ones(400)), make_targets(truth, SIZES), SEEDS[:2])
+    both = RegionSampler(K, 32)(
+        Regions(boxes, image, torch.ones(400)), make_targets(truth, SIZES), SEEDS[:2]
+    )
     for i in range(2):
-        own = Regions(boxes[image == i].flip(0), torch.zeros(200, dtype=torch.int64), torch.ones(200))  # in another order, too
-        alone = RegionSampler(K, 32)(own, make_targets(truth[i : i + 1], SIZES[:1]), SEEDS[i : i + 1])
+        own = Regions(
+            boxes[image == i].flip(0), torch.zeros(200, dtype=torch.int64), torch.ones(200)
+        )  # in another order, too
+        alone = RegionSampler(K, 32)(
+            own, make_targets(truth[i : i + 1], SIZES[:1]), SEEDS[i : i + 1]
+        )
         assert sorted(alone.boxes.tolist()) == sorted(both.boxes[both.image_index == i].tolist())

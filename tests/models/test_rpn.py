@@ -56,7 +56,9 @@ def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
     state = {}
     for name, tensor in theirs.head.state_dict().items():
         first, *rest = name.split(".")
-        state[f"convs.{rest[0]}.{rest[-1]}" if first == "conv" else f"{names[first]}.{rest[-1]}"] = tensor
+        state[
+            f"convs.{rest[0]}.{rest[-1]}" if first == "conv" else f"{names[first]}.{rest[-1]}"
+        ] = tensor
     ours.head.load_state_dict(state)
     return ours.eval(), theirs.eval()
 
@@ -64,24 +66,38 @@ def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
 def maps_of(batch: Batch, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     n, _, height, width = batch.images.shape
-    return {k: torch.randn((n, CHANNELS, height // s, width // s), generator=generator) for k, s in STRIDES.items()}
+    return {
+        k: torch.randn((n, CHANNELS, height // s, width // s), generator=generator)
+        for k, s in STRIDES.items()
+    }
 
 
-TRUTH = [[(10, 12, 40, 50, 0), (60, 20, 76, 30, 1)], [(5, 5, 60, 60, 2), (30, 50, 50, 80, 0), (2, 90, 20, 100, 1)]]
+TRUTH = [
+    [(10, 12, 40, 50, 0), (60, 20, 76, 30, 1)],
+    [(5, 5, 60, 60, 2), (30, 50, 50, 80, 0), (2, 90, 20, 100, 1)],
+]
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_proposals_and_losses_equal_torchvision(make_batch: Callable[..., Batch], training: bool) -> None:
+def test_proposals_and_losses_equal_torchvision(
+    make_batch: Callable[..., Batch], training: bool
+) -> None:
     ours, theirs = both()
     ours.train(training)
     theirs.train(training)
     batch = make_batch([(100, 96), (128, 80)], TRUTH)
     features = maps_of(batch)
     proposals, losses = ours(features, batch)
-    targets = [{"boxes": torch.tensor([row[:4] for row in rows], dtype=torch.float32)} for rows in TRUTH]
+    targets = [
+        {"boxes": torch.tensor([row[:4] for row in rows], dtype=torch.float32)} for rows in TRUTH
+    ]
     images = ImageList(batch.images, [(100, 96), (128, 80)])
     wanted, their_losses = theirs(images, features, targets if training else None)
-    assert [int((proposals.image_index == i).sum()) for i in range(2)] == [len(w) for w in wanted] == [50 if training else 40] * 2
+    assert (
+        [int((proposals.image_index == i).sum()) for i in range(2)]
+        == [len(w) for w in wanted]
+        == [50 if training else 40] * 2
+    )
     torch.testing.assert_close(proposals.boxes, torch.cat(wanted), rtol=0, atol=1e-3)
     if training:
         torch.testing.assert_close(losses["rpn_objectness"], their_losses["loss_objectness"])
@@ -90,7 +106,9 @@ def test_proposals_and_losses_equal_torchvision(make_batch: Callable[..., Batch]
 
 def test_proposals_are_sorted_clipped_and_apart(make_batch: Callable[..., Batch]) -> None:
     ours, _ = both()
-    proposals, losses = ours(maps_of(make_batch([(100, 96), (128, 80)])), make_batch([(100, 96), (128, 80)]))
+    proposals, losses = ours(
+        maps_of(make_batch([(100, 96), (128, 80)])), make_batch([(100, 96), (128, 80)])
+    )
     assert losses == {}
     assert (proposals.image_index.diff() >= 0).all()
     for i, (height, width) in enumerate([(100, 96), (128, 80)]):
@@ -107,7 +125,9 @@ def test_proposals_are_sorted_clipped_and_apart(make_batch: Callable[..., Batch]
 def test_suppression_is_within_a_level(make_batch: Callable[..., Batch]) -> None:
     """Two levels with the same anchors propose the same box twice, one level never does."""
     head = FixedHead()
-    rpn = RPN(head, AnchorGenerator(((16,), (16,)), aspect_ratios=(1.0,)), {"a": 32, "b": 32}).eval()
+    rpn = RPN(
+        head, AnchorGenerator(((16,), (16,)), aspect_ratios=(1.0,)), {"a": 32, "b": 32}
+    ).eval()
     batch = make_batch([(64, 64)])
     maps = {k: torch.zeros((1, 1, 2, 2)) for k in ("a", "b")}
     proposals, _ = rpn(maps, batch)
@@ -152,7 +172,12 @@ def test_head_order_is_the_anchors_order() -> None:
 
 def grid_rpn(logits: Tensor, deltas: Tensor | None = None, **settings: object) -> RPN:
     """4 x 4 anchors of 16 pixels a side that tile a 64-pixel image."""
-    return RPN(FixedHead(logits, deltas), AnchorGenerator(((16,),), aspect_ratios=(1.0,), offset=0.5), {"p4": 16}, **settings)  # type: ignore[arg-type]
+    return RPN(
+        FixedHead(logits, deltas),
+        AnchorGenerator(((16,),), aspect_ratios=(1.0,), offset=0.5),
+        {"p4": 16},
+        **settings,
+    )  # type: ignore[arg-type]
 
 
 MAPS = {"p4": torch.zeros((1, 1, 4, 4))}
@@ -161,18 +186,27 @@ MAPS = {"p4": torch.zeros((1, 1, 4, 4))}
 def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
     """One truth is the anchor 5 exactly, shifted by 4 pixels: it is positive, its 15 neighbours negative."""
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
-    rpn = grid_rpn(torch.zeros((1, 16)), torch.zeros((1, 16, 4)), positive_iou=0.5, negative_iou=0.3)
+    rpn = grid_rpn(
+        torch.zeros((1, 16)), torch.zeros((1, 16, 4)), positive_iou=0.5, negative_iou=0.3
+    )
     losses = rpn(MAPS, batch)[1]
     assert losses["rpn_objectness"].item() == pytest.approx(0.693147, abs=1e-5)
-    assert losses["rpn_box"].item() == pytest.approx((4 / 16) / 16, abs=1e-6)  # L1 of dx alone, over 16 anchors drawn
+    assert losses["rpn_box"].item() == pytest.approx(
+        (4 / 16) / 16, abs=1e-6
+    )  # L1 of dx alone, over 16 anchors drawn
     sum(losses.values()).backward()
-    assert torch.sign(rpn.head.logits.grad)[0].tolist() == [-1.0 if i == 5 else 1.0 for i in range(16)]
+    assert torch.sign(rpn.head.logits.grad)[0].tolist() == [
+        -1.0 if i == 5 else 1.0 for i in range(16)
+    ]
     assert torch.nonzero(rpn.head.deltas.grad[0]).tolist() == [[5, 0]]
 
 
 def test_divide_by_quota(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
-    drawn, quota = (grid_rpn(torch.zeros((1, 16)), num_samples=256, divide_by=d)(MAPS, batch)[1] for d in ("drawn", "quota"))
+    drawn, quota = (
+        grid_rpn(torch.zeros((1, 16)), num_samples=256, divide_by=d)(MAPS, batch)[1]
+        for d in ("drawn", "quota")
+    )
     for name in drawn:
         assert quota[name].item() == pytest.approx(drawn[name].item() * 16 / 256)
 
@@ -190,22 +224,50 @@ def drawn_anchors(rpn: RPN, batch: Batch) -> list[int]:
     return [int(g) for g in torch.sign(rpn.head.logits.grad)[0].tolist()]
 
 
-def test_crowds_are_no_truth_and_what_they_cover_is_no_negative(make_batch: Callable[..., Batch]) -> None:
+def test_crowds_are_no_truth_and_what_they_cover_is_no_negative(
+    make_batch: Callable[..., Batch],
+) -> None:
     crowd = (0, 0, 40, 64, 0, True)  # covers the first two columns, half of the third
     rpn = grid_rpn(torch.zeros((1, 16)))
     assert drawn_anchors(rpn, make_batch([(64, 64)], [[crowd]])) == [0, 0, 1, 1] * 4
     wider = (0, 0, 41, 64, 0, True)
     assert drawn_anchors(rpn, make_batch([(64, 64)], [[wider]])) == [0, 0, 0, 1] * 4
     # A truth inside the crowd stays a truth.
-    assert drawn_anchors(rpn, make_batch([(64, 64)], [[crowd, (16, 16, 32, 32, 1)]])) == [0, 0, 1, 1, 0, -1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1]
+    assert drawn_anchors(rpn, make_batch([(64, 64)], [[crowd, (16, 16, 32, 32, 1)]])) == [
+        0,
+        0,
+        1,
+        1,
+        0,
+        -1,
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+    ]
     # A truth with the crowd's very box is positive, not ignored.
     same = (16, 16, 32, 32, 0, True)
     assert drawn_anchors(rpn, make_batch([(64, 64)], [[same, same[:5]]]))[5] == -1
 
 
-@pytest.mark.parametrize("truth", [[[], []], [[(0, 0, 128, 128, 0, True)], [(0, 0, 128, 128, 0, True)]], [[], [(5, 5, 60, 60, 1)]]])
+@pytest.mark.parametrize(
+    "truth",
+    [
+        [[], []],
+        [[(0, 0, 128, 128, 0, True)], [(0, 0, 128, 128, 0, True)]],
+        [[], [(5, 5, 60, 60, 1)]],
+    ],
+)
 def test_without_objects_the_graph_is_whole(
-    make_batch: Callable[..., Batch], unreached: Callable[[nn.Module], list[str]], truth: list[list[tuple[float, ...]]]
+    make_batch: Callable[..., Batch],
+    unreached: Callable[[nn.Module], list[str]],
+    truth: list[list[tuple[float, ...]]],
 ) -> None:
     ours, _ = both()
     batch = make_batch([(128, 128)] * 2, truth)
@@ -238,7 +300,9 @@ def test_broken_and_small_boxes_are_no_proposals(make_batch: Callable[..., Batch
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_an_infinite_logit_is_no_certain_proposal(make_batch: Callable[..., Batch], value: float) -> None:
+def test_an_infinite_logit_is_no_certain_proposal(
+    make_batch: Callable[..., Batch], value: float
+) -> None:
     # Guards against: its sigmoid, 1, is finite
     logits = torch.zeros((1, 16))
     logits[0, 5] = value
@@ -256,9 +320,16 @@ def test_no_proposal_survives(make_batch: Callable[..., Batch]) -> None:
 
 
 @pytest.mark.parametrize(("training", "count"), [(True, 3), (False, 5)])
-def test_limits_of_training_and_of_testing(make_batch: Callable[..., Batch], training: bool, count: int) -> None:
-    limits: list[Mapping[str, int]] = [{"per_level": 4, "per_image": 3}, {"per_level": 6, "per_image": 5}]
-    rpn = grid_rpn(torch.arange(16.0)[None], train_limits=limits[0], test_limits=limits[1]).train(training)
+def test_limits_of_training_and_of_testing(
+    make_batch: Callable[..., Batch], training: bool, count: int
+) -> None:
+    limits: list[Mapping[str, int]] = [
+        {"per_level": 4, "per_image": 3},
+        {"per_level": 6, "per_image": 5},
+    ]
+    rpn = grid_rpn(torch.arange(16.0)[None], train_limits=limits[0], test_limits=limits[1]).train(
+        training
+    )
     proposals, _ = rpn(MAPS, make_batch([(64, 64)]))
     assert len(proposals) == count
     torch.testing.assert_close(proposals.scores, torch.arange(15.0, 15.0 - count, -1).sigmoid())
@@ -267,22 +338,35 @@ def test_limits_of_training_and_of_testing(make_batch: Callable[..., Batch], tra
 
 
 def test_quota_and_share_of_positives(make_batch: Callable[..., Batch]) -> None:
-    truth = [(x, y, x + 16, y + 16, 0) for x in range(0, 64, 16) for y in range(0, 64, 32)]  # eight anchors are positive
+    truth = [
+        (x, y, x + 16, y + 16, 0) for x in range(0, 64, 16) for y in range(0, 64, 32)
+    ]  # eight anchors are positive
     batch = make_batch([(64, 64)], [truth])
-    signs = drawn_anchors(grid_rpn(torch.zeros((1, 16)), num_samples=8, positive_fraction=0.25), batch)
+    signs = drawn_anchors(
+        grid_rpn(torch.zeros((1, 16)), num_samples=8, positive_fraction=0.25), batch
+    )
     assert (signs.count(-1), signs.count(1)) == (2, 6)
 
 
 def test_matched_truth_is_the_anchors_own_image(make_targets: Callable[..., Targets]) -> None:
     """Two images with the same anchors and different truths: each anchor learns its own image's box."""
-    targets = make_targets([[(0, 0, 16, 16, 0)], [(16, 16, 32, 32, 0), (48, 48, 64, 62, 0)]], [(64, 64)] * 2)
+    targets = make_targets(
+        [[(0, 0, 16, 16, 0)], [(16, 16, 32, 32, 0), (48, 48, 64, 62, 0)]], [(64, 64)] * 2
+    )
     rpn = grid_rpn(torch.zeros((1, 16)))
     anchors = rpn.anchors([(4, 4)], [16], (64, 64), torch.device("cpu"))[0]
     deltas = torch.zeros((2, 16, 4))
-    deltas[1, 15] = box_ops.encode(torch.tensor([[48.0, 48.0, 64.0, 62.0]]), anchors[15:], (1, 1, 1, 1))[0]
+    deltas[1, 15] = box_ops.encode(
+        torch.tensor([[48.0, 48.0, 64.0, 62.0]]), anchors[15:], (1, 1, 1, 1)
+    )[0]
     losses = rpn.losses(torch.zeros((2, 16)), deltas, anchors, targets, torch.arange(2))
     assert losses["rpn_box"].item() == pytest.approx(0, abs=1e-6)
-    assert rpn.losses(torch.zeros((2, 16)), deltas.flip(0), anchors, targets, torch.arange(2))["rpn_box"].item() > 0.001
+    assert (
+        rpn.losses(torch.zeros((2, 16)), deltas.flip(0), anchors, targets, torch.arange(2))[
+            "rpn_box"
+        ].item()
+        > 0.001
+    )
     assert torchvision.ops.box_iou(anchors[15:], targets.boxes[2:]).item() > 0.7
 
 
@@ -309,4 +393,6 @@ def test_a_proposal_of_just_the_least_size_is_kept(make_batch: Callable[..., Bat
     found = grid_rpn(torch.zeros((1, 16))).eval()(MAPS, batch)[0]
     least = (found.boxes[:, 2:] - found.boxes[:, :2]).min().item()
     assert len(grid_rpn(torch.zeros((1, 16)), min_size=least).eval()(MAPS, batch)[0]) == len(found)
-    assert len(grid_rpn(torch.zeros((1, 16)), min_size=least + 0.01).eval()(MAPS, batch)[0]) < len(found)
+    assert len(grid_rpn(torch.zeros((1, 16)), min_size=least + 0.01).eval()(MAPS, batch)[0]) < len(
+        found
+    )

@@ -17,49 +17,92 @@ WEIGHTS = [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_encode_equals_torchvision(make_boxes: Callable[..., Tensor], generator: torch.Generator, weights: tuple[float, float, float, float]) -> None:
+def test_encode_equals_torchvision(
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    weights: tuple[float, float, float, float],
+) -> None:
     truth, anchors = make_boxes(200, 300, 400, generator), make_boxes(200, 300, 400, generator)
-    torch.testing.assert_close(box_ops.encode(truth, anchors, weights), BoxCoder(weights).encode([truth], [anchors])[0])
+    torch.testing.assert_close(
+        box_ops.encode(truth, anchors, weights), BoxCoder(weights).encode([truth], [anchors])[0]
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_decode_equals_torchvision(make_boxes: Callable[..., Tensor], generator: torch.Generator, weights: tuple[float, float, float, float]) -> None:
+def test_decode_equals_torchvision(
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    weights: tuple[float, float, float, float],
+) -> None:
     anchors = make_boxes(200, 300, 400, generator)
-    deltas = torch.randn((200, 3, 4), generator=generator) * 8  # far beyond the cut of the logarithm
+    deltas = (
+        torch.randn((200, 3, 4), generator=generator) * 8
+    )  # far beyond the cut of the logarithm
     wanted = BoxCoder(weights).decode(deltas.flatten(1), [anchors])
     found = box_ops.decode(deltas, anchors[:, None], weights)
     assert found.shape == (200, 3, 4)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(box_ops.decode(deltas[:, 1], anchors, weights), wanted[:, 1], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        box_ops.decode(deltas[:, 1], anchors, weights), wanted[:, 1], rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_decode_inverts_encode(make_boxes: Callable[..., Tensor], generator: torch.Generator, weights: tuple[float, float, float, float]) -> None:
-    truth, anchors = make_boxes(200, 300, 400, generator), make_boxes(200, 300, 400, generator, least=20)
-    torch.testing.assert_close(box_ops.decode(box_ops.encode(truth, anchors, weights), anchors, weights), truth, rtol=0, atol=1e-3)
+def test_decode_inverts_encode(
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    weights: tuple[float, float, float, float],
+) -> None:
+    truth, anchors = (
+        make_boxes(200, 300, 400, generator),
+        make_boxes(200, 300, 400, generator, least=20),
+    )
+    torch.testing.assert_close(
+        box_ops.decode(box_ops.encode(truth, anchors, weights), anchors, weights),
+        truth,
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 def test_encode_literal() -> None:
     # Centre (5, 10) -> (15, 10): one anchor width to the right; twice as wide, as tall.
-    deltas = box_ops.encode(torch.tensor([[5.0, 0.0, 25.0, 20.0]]), torch.tensor([[0.0, 0.0, 10.0, 20.0]]), (10.0, 10.0, 5.0, 5.0))
+    deltas = box_ops.encode(
+        torch.tensor([[5.0, 0.0, 25.0, 20.0]]),
+        torch.tensor([[0.0, 0.0, 10.0, 20.0]]),
+        (10.0, 10.0, 5.0, 5.0),
+    )
     torch.testing.assert_close(deltas, torch.tensor([[10.0, 0.0, 5 * math.log(2), 0.0]]))
 
 
 def test_decode_is_float32_and_cuts_the_growth() -> None:
     anchor = torch.tensor([[100.0, 100.0, 116.0, 116.0]])
-    found = box_ops.decode(torch.tensor([[0.0, 0.0, 50.0, 0.0]], dtype=torch.float16), anchor.half(), (1.0, 1.0, 1.0, 1.0))
+    found = box_ops.decode(
+        torch.tensor([[0.0, 0.0, 50.0, 0.0]], dtype=torch.float16),
+        anchor.half(),
+        (1.0, 1.0, 1.0, 1.0),
+    )
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor([[108.0 - 500, 100.0, 108.0 + 500, 116.0]]), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        found, torch.tensor([[108.0 - 500, 100.0, 108.0 + 500, 116.0]]), rtol=0, atol=1e-2
+    )
 
 
-def test_iou_equals_torchvision(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+def test_iou_equals_torchvision(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
     first, second = make_boxes(60, 100, 100, generator), make_boxes(40, 100, 100, generator)
     torch.testing.assert_close(box_ops.iou(first, second), torchvision.ops.box_iou(first, second))
     torch.testing.assert_close(box_ops.area(first), torchvision.ops.box_area(first))
 
 
-def test_iou_of_batches_broadcasts(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
-    truth, anchors = make_boxes(12, 100, 100, generator).view(3, 4, 4), make_boxes(40, 100, 100, generator)
+def test_iou_of_batches_broadcasts(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
+    truth, anchors = (
+        make_boxes(12, 100, 100, generator).view(3, 4, 4),
+        make_boxes(40, 100, 100, generator),
+    )
     found = box_ops.iou(truth, anchors)
     assert found.shape == (3, 4, 40)
     for image in range(3):
@@ -85,9 +128,15 @@ def test_clip_equals_torchvision_for_each_image(generator: torch.Generator) -> N
     sizes = torch.tensor([[100, 200], [150, 50]])
     found = box_ops.clip(boxes, sizes[image])
     for i in range(2):
-        torch.testing.assert_close(found[image == i], torchvision.ops.clip_boxes_to_image(boxes[image == i], tuple(sizes[i].tolist())))
+        torch.testing.assert_close(
+            found[image == i],
+            torchvision.ops.clip_boxes_to_image(boxes[image == i], tuple(sizes[i].tolist())),
+        )
 
 
 def test_clip_literal() -> None:
-    found = box_ops.clip(torch.tensor([[-5.0, -5.0, 500.0, 500.0], [10.0, 20.0, 30.0, 40.0]]), torch.tensor([[100, 200], [100, 200]]))
+    found = box_ops.clip(
+        torch.tensor([[-5.0, -5.0, 500.0, 500.0], [10.0, 20.0, 30.0, 40.0]]),
+        torch.tensor([[100, 200], [100, 200]]),
+    )
     assert found.tolist() == [[0.0, 0.0, 200.0, 100.0], [10.0, 20.0, 30.0, 40.0]]

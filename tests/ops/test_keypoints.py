@@ -15,7 +15,19 @@ SIZE = 56
 
 def test_literal_cells() -> None:
     boxes = torch.tensor([[10.0, 20.0, 66.0, 132.0]])  # cells of 1 x 2 pixels
-    points = torch.tensor([[[10.0, 20.0, 2], [10.9, 21.9, 1], [11.0, 22.0, 2], [66.0, 132.0, 2], [66.1, 50.0, 2], [9.9, 50.0, 2], [30.0, 50.0, 0]]])
+    points = torch.tensor(
+        [
+            [
+                [10.0, 20.0, 2],
+                [10.9, 21.9, 1],
+                [11.0, 22.0, 2],
+                [66.0, 132.0, 2],
+                [66.1, 50.0, 2],
+                [9.9, 50.0, 2],
+                [30.0, 50.0, 0],
+            ]
+        ]
+    )
     cell, valid = cells_of(points, boxes, SIZE)
     assert valid.tolist() == [[True, True, True, True, False, False, False]]
     assert cell[0, :4].tolist() == [0, 0, SIZE + 1, SIZE * SIZE - 1]
@@ -24,7 +36,9 @@ def test_literal_cells() -> None:
 def test_cells_are_torchvisions(generator: torch.Generator) -> None:
     boxes = torch.rand((50, 4), generator=generator) * 100
     boxes[:, 2:] += boxes[:, :2] + 1
-    points = torch.rand((50, 17, 3), generator=generator) * torch.tensor([220.0, 220.0, 3.0]) - torch.tensor([5.0, 5.0, 1.0])
+    points = torch.rand((50, 17, 3), generator=generator) * torch.tensor(
+        [220.0, 220.0, 3.0]
+    ) - torch.tensor([5.0, 5.0, 1.0])
     points[:, 0, :2] = boxes[:, 2:]
     cell, valid = cells_of(points, boxes, SIZE)
     wanted, wanted_valid = keypoints_to_heatmap(points, boxes, SIZE)
@@ -42,7 +56,9 @@ def test_weights_are_those_of_interpolate(length: int, generator: torch.Generato
 
 
 @pytest.mark.parametrize("budget", [16_000_000, 100])
-def test_places_are_torchvisions(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+def test_places_are_torchvisions(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
     monkeypatch.setattr(keypoints, "_BUDGET", budget)
     boxes = torch.rand((30, 4), generator=generator) * 200
     boxes[:, 2:] = boxes[:, :2] + torch.rand((30, 2), generator=generator) * 150
@@ -76,7 +92,14 @@ def test_autocast_does_not_blur_the_places(generator: torch.Generator) -> None:
     boxes = torch.tensor([[0.0, 0.0, 400.0, 200.0]]).repeat(5, 1)
     peaks = torch.rand((5, 2), generator=generator) * 40 + 8
     cells = torch.arange(SIZE) + 0.5
-    logits = -((cells[None] - peaks[:, :1])[:, None] ** 2 + (cells[None] - peaks[:, 1:])[:, :, None] ** 2)[:, None] / 50 + 12
+    logits = (
+        -(
+            (cells[None] - peaks[:, :1])[:, None] ** 2
+            + (cells[None] - peaks[:, 1:])[:, :, None] ** 2
+        )[:, None]
+        / 50
+        + 12
+    )
     exact = locate(logits, boxes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(locate(logits, boxes), exact)

@@ -10,23 +10,52 @@ from torchvision.ops import roi_align
 from maskseg.ops import roi_align as module
 
 
-def by_products(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
+def by_products(
+    feature: Tensor,
+    stride: int,
+    boxes: Tensor,
+    image: Tensor,
+    masks: Tensor,
+    size: int,
+    ratio: int,
+    aligned: bool,
+) -> Tensor:
     one = torch.zeros(1, 1)
     found = [
-        roi_align(feature[i][None] * mask, torch.cat([one, box[None]], dim=1), (size, size), 1 / stride, ratio, aligned)
+        roi_align(
+            feature[i][None] * mask,
+            torch.cat([one, box[None]], dim=1),
+            (size, size),
+            1 / stride,
+            ratio,
+            aligned,
+        )
         for i, box, mask in zip(image.tolist(), boxes, masks, strict=True)
     ]
     return torch.cat(found)
 
 
-def masked_roi_align(feature: Tensor, stride: int, boxes: Tensor, image: Tensor, masks: Tensor, size: int, ratio: int, aligned: bool) -> Tensor:
+def masked_roi_align(
+    feature: Tensor,
+    stride: int,
+    boxes: Tensor,
+    image: Tensor,
+    masks: Tensor,
+    size: int,
+    ratio: int,
+    aligned: bool,
+) -> Tensor:
     """On one level, of masks [R, h, w]."""
     inside = lambda _, region, cell: masks.flatten(1)[region, cell]  # noqa: E731
-    return module.masked_roi_align([feature], [stride], boxes, image, torch.zeros_like(image), inside, size, ratio, aligned)[0]
+    return module.masked_roi_align(
+        [feature], [stride], boxes, image, torch.zeros_like(image), inside, size, ratio, aligned
+    )[0]
 
 
 @pytest.mark.parametrize(("size", "ratio", "aligned"), [(6, 2, True), (3, 1, False), (1, 0, True)])
-def test_output_and_gradient_equal_those_of_the_products(size: int, ratio: int, aligned: bool) -> None:
+def test_output_and_gradient_equal_those_of_the_products(
+    size: int, ratio: int, aligned: bool
+) -> None:
     generator = torch.Generator().manual_seed(size)
     feature = torch.randn((2, 5, 14, 17), generator=generator).requires_grad_()
     boxes = torch.rand((20, 4), generator=generator) * 80
@@ -37,21 +66,41 @@ def test_output_and_gradient_equal_those_of_the_products(size: int, ratio: int, 
     expected = by_products(feature, 8, boxes, image, masks, size, ratio, aligned)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     towards = torch.randn(out.shape, generator=generator)
-    (gradient,), (wanted,) = torch.autograd.grad(out, feature, towards), torch.autograd.grad(expected, feature, towards)
+    (gradient,), (wanted,) = (
+        torch.autograd.grad(out, feature, towards),
+        torch.autograd.grad(expected, feature, towards),
+    )
     torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_leaves_nothing() -> None:
-    feature, boxes = torch.randn(1, 3, 8, 8), torch.tensor([[2.0, 3.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0]])
-    image, masks = torch.zeros(2, dtype=torch.int64), torch.stack([torch.ones(8, 8), torch.zeros(8, 8)])
+    feature, boxes = (
+        torch.randn(1, 3, 8, 8),
+        torch.tensor([[2.0, 3.0, 40.0, 50.0], [0.0, 0.0, 64.0, 64.0]]),
+    )
+    image, masks = (
+        torch.zeros(2, dtype=torch.int64),
+        torch.stack([torch.ones(8, 8), torch.zeros(8, 8)]),
+    )
     out = masked_roi_align(feature, 8, boxes, image, masks, 4, 2, True)
-    torch.testing.assert_close(out[:1], roi_align(feature, [boxes[:1]], (4, 4), 1 / 8, 2, True), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        out[:1], roi_align(feature, [boxes[:1]], (4, 4), 1 / 8, 2, True), atol=1e-5, rtol=1e-5
+    )
     assert not out[1].any()
 
 
 def test_no_region() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    out = masked_roi_align(torch.randn(1, 3, 8, 8, requires_grad=True), 8, torch.zeros(0, 4), none, torch.zeros(0, 8, 8), 6, 2, True)
+    out = masked_roi_align(
+        torch.randn(1, 3, 8, 8, requires_grad=True),
+        8,
+        torch.zeros(0, 4),
+        none,
+        torch.zeros(0, 8, 8),
+        6,
+        2,
+        True,
+    )
     assert out.shape == (0, 3, 6, 6)
     out.sum().backward()
 
@@ -62,7 +111,10 @@ def test_levels_and_images_are_read_where_they_are() -> None:
     maps = [torch.randn((2, 3, *shape), generator=generator).requires_grad_() for shape in shapes]
     boxes = torch.rand((40, 4), generator=generator) * 60
     boxes[:, 2:] += boxes[:, :2] + 1
-    image, level = torch.randint(0, 2, (40,), generator=generator), torch.randint(0, 2, (40,), generator=generator) * 2  # none on the second
+    image, level = (
+        torch.randint(0, 2, (40,), generator=generator),
+        torch.randint(0, 2, (40,), generator=generator) * 2,
+    )  # none on the second
     masks = [(torch.rand((40, *shape), generator=generator) > 0.4).float() for shape in shapes]
     asked = []
 
@@ -70,16 +122,26 @@ def test_levels_and_images_are_read_where_they_are() -> None:
         asked.append((i, set(region.tolist())))
         return masks[i].flatten(1)[region, cell]
 
-    found, whole = module.masked_roi_align(maps, strides, boxes, image, level, inside, 4, 2, True, whole=torch.arange(1, 40, 3))
-    assert torch.equal(whole, module.roi_align_levels(maps, strides, boxes, image, level, 4, 2, True)[1::3])
+    found, whole = module.masked_roi_align(
+        maps, strides, boxes, image, level, inside, 4, 2, True, whole=torch.arange(1, 40, 3)
+    )
+    assert torch.equal(
+        whole, module.roi_align_levels(maps, strides, boxes, image, level, 4, 2, True)[1::3]
+    )
     assert asked == [(i, set(torch.nonzero(level == i).flatten().tolist())) for i in range(3)]
     wanted = torch.empty_like(found)
     for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         rows = torch.nonzero(level == i).squeeze(1)
         if len(rows):
-            wanted[rows] = by_products(feature, stride, boxes[rows], image[rows], masks[i][rows], 4, 2, True)
+            wanted[rows] = by_products(
+                feature, stride, boxes[rows], image[rows], masks[i][rows], 4, 2, True
+            )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     towards = torch.randn(found.shape, generator=generator)
     used = [maps[0], maps[2]]
-    for one, other in zip(torch.autograd.grad(found, used, towards), torch.autograd.grad(wanted, used, towards), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(found, used, towards),
+        torch.autograd.grad(wanted, used, towards),
+        strict=True,
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

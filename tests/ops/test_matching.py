@@ -10,7 +10,17 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
 from maskseg.ops import boxes as box_ops
-from maskseg.ops.matching import IGNORED, NEGATIVE, POSITIVE, PaddedTruth, crowd_cover, draw, label_by_iou, pad_by_image, rank_in_group
+from maskseg.ops.matching import (
+    IGNORED,
+    NEGATIVE,
+    POSITIVE,
+    PaddedTruth,
+    crowd_cover,
+    draw,
+    label_by_iou,
+    pad_by_image,
+    rank_in_group,
+)
 from maskseg.ops.random_keys import random_keys
 
 KIND = {-1: NEGATIVE, -2: IGNORED}
@@ -18,7 +28,9 @@ KIND = {-1: NEGATIVE, -2: IGNORED}
 
 def test_pad_by_image_literal() -> None:
     boxes = torch.arange(20.0).view(5, 4)
-    padded = pad_by_image(boxes, torch.tensor([0, 2, 2, 0, 2]), torch.tensor([True, True, True, True, False]), 4)
+    padded = pad_by_image(
+        boxes, torch.tensor([0, 2, 2, 0, 2]), torch.tensor([True, True, True, True, False]), 4
+    )
     assert padded.valid.tolist() == [[True, True], [False, False], [True, True], [False, False]]
     assert padded.row[0].tolist() == [0, 3]
     assert padded.row[2].tolist() == [1, 2]
@@ -28,7 +40,9 @@ def test_pad_by_image_literal() -> None:
 
 
 def test_pad_by_image_without_truth_has_one_empty_slot() -> None:
-    padded = pad_by_image(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), 3)
+    padded = pad_by_image(
+        torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool), 3
+    )
     assert padded.boxes.shape == (3, 1, 4)
     assert not padded.valid.any()
 
@@ -38,14 +52,22 @@ def test_rank_in_group_equals_a_loop(generator: torch.Generator) -> None:
     priority = torch.randint(0, 20, (300,), generator=generator)  # with many ties
     found = rank_in_group(group, priority).tolist()
     for i in range(300):
-        before = [j for j in range(300) if group[j] == group[i] and (int(priority[j]), j) < (int(priority[i]), i)]
+        before = [
+            j
+            for j in range(300)
+            if group[j] == group[i] and (int(priority[j]), j) < (int(priority[i]), i)
+        ]
         assert found[i] == len(before)
     assert rank_in_group(group[:0], priority[:0]).tolist() == []
 
 
-def truths_and_boxes(make_boxes: Callable[..., Tensor], generator: torch.Generator, counts: list[int], grid: float) -> tuple[Tensor, Tensor, Tensor]:
+def truths_and_boxes(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, counts: list[int], grid: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Truths of each image and boxes, corners on a grid of pixels so that many overlaps tie."""
-    boxes = torch.cat([make_boxes(400, 64, 64, generator), make_boxes(100, 64, 64, generator, least=16)])
+    boxes = torch.cat(
+        [make_boxes(400, 64, 64, generator), make_boxes(100, 64, 64, generator, least=16)]
+    )
     truth = make_boxes(sum(counts), 64, 64, generator, least=8)
     image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     return (truth / grid).round() * grid, image, (boxes / grid).round() * grid
@@ -55,22 +77,39 @@ def truths_and_boxes(make_boxes: Callable[..., Tensor], generator: torch.Generat
 @pytest.mark.parametrize(("low", "high"), [(0.3, 0.7), (0.5, 0.5), (0.4, 0.9)])
 @pytest.mark.parametrize("grid", [4.0, 0.01])
 def test_labels_equal_torchvision(
-    make_boxes: Callable[..., Tensor], generator: torch.Generator, grid: float, low: float, high: float, low_quality: bool
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    grid: float,
+    low: float,
+    high: float,
+    low_quality: bool,
 ) -> None:
     counts = [3, 0, 7, 1]
     truth, image, boxes = truths_and_boxes(make_boxes, generator, counts, grid)
     padded = pad_by_image(truth, image, torch.ones(len(truth), dtype=torch.bool), len(counts))
     best, label = label_by_iou(padded, boxes, low, high, low_quality)
     for block in (1, 7 * 4 * 33):  # one box at a time, and so many that the last block is not full
-        assert all(torch.equal(a, b) for a, b in zip((best, label), label_by_iou(padded, boxes, low, high, low_quality, block), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                (best, label),
+                label_by_iou(padded, boxes, low, high, low_quality, block),
+                strict=True,
+            )
+        )
     assert (label[1] == NEGATIVE).all()
     for i in (0, 2, 3):
         iou = box_ops.iou(truth[image == i], boxes)
-        assert (iou.max(dim=1).values > 0).all()  # torchvision gives a truth that nothing touches to every box
+        assert (
+            iou.max(dim=1).values > 0
+        ).all()  # torchvision gives a truth that nothing touches to every box
         matches = Matcher(high, low, low_quality)(iou)
         assert label[i].tolist() == [KIND.get(m, POSITIVE) for m in matches.tolist()]
         assert torch.equal(iou.gather(0, best[i][None])[0], iou.max(dim=0).values)
-        assert torch.equal(iou.gather(0, best[i][None])[0][matches >= 0], iou.gather(0, matches.clamp(min=0)[None])[0][matches >= 0])
+        assert torch.equal(
+            iou.gather(0, best[i][None])[0][matches >= 0],
+            iou.gather(0, matches.clamp(min=0)[None])[0][matches >= 0],
+        )
         if low_quality and grid == 4.0 and i == 2:
             ties = (iou == iou.max(dim=1, keepdim=True).values).sum(dim=1)
             assert (ties > 1).any()
@@ -83,33 +122,55 @@ def row_of(spans: list[tuple[float, float]]) -> Tensor:
 
 def test_low_quality_literal() -> None:
     # Truth 0 is met by boxes 0 and 1 alike (0.2), truth 1 by box 2 alone (0.4), truth 2 by none.
-    truth, boxes = row_of([(0, 10), (20, 30), (90, 99)]), row_of([(0, 2), (8, 10), (26, 30), (50, 60)])
+    truth, boxes = (
+        row_of([(0, 10), (20, 30), (90, 99)]),
+        row_of([(0, 2), (8, 10), (26, 30), (50, 60)]),
+    )
     padded = PaddedTruth(truth[None], torch.ones((1, 3), dtype=torch.bool), torch.arange(3)[None])
     best, label = label_by_iou(padded, boxes, 0.3, 0.7, low_quality=True)
     assert label.tolist() == [[POSITIVE, POSITIVE, POSITIVE, NEGATIVE]]
     assert best[0, :3].tolist() == [0, 0, 1]
-    assert label_by_iou(padded, boxes, 0.3, 0.7, low_quality=False)[1].tolist() == [[NEGATIVE, NEGATIVE, IGNORED, NEGATIVE]]
+    assert label_by_iou(padded, boxes, 0.3, 0.7, low_quality=False)[1].tolist() == [
+        [NEGATIVE, NEGATIVE, IGNORED, NEGATIVE]
+    ]
     padded.valid[0, 1] = False  # a slot of padding, whatever its overlaps
-    assert label_by_iou(padded, boxes, 0.15, 0.7, low_quality=True)[1].tolist() == [[POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]]
+    assert label_by_iou(padded, boxes, 0.15, 0.7, low_quality=True)[1].tolist() == [
+        [POSITIVE, POSITIVE, NEGATIVE, NEGATIVE]
+    ]
 
 
 @pytest.mark.parametrize("low_quality", [True, False])
 def test_no_boxes_to_label(low_quality: bool) -> None:
-    truth = pad_by_image(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([True]), 2)
+    truth = pad_by_image(
+        torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.tensor([1]), torch.tensor([True]), 2
+    )
     best, label = label_by_iou(truth, torch.zeros(0, 4), 0.3, 0.7, low_quality)
     assert best.shape == label.shape == (2, 0)
     assert best.dtype == label.dtype == torch.int64
 
 
 def test_thresholds_are_inclusive_upwards() -> None:
-    padded = PaddedTruth(row_of([(0, 10000)])[None], torch.ones((1, 1), dtype=torch.bool), torch.zeros((1, 1), dtype=torch.int64))
-    label = label_by_iou(padded, row_of([(0, 2500), (0, 5000), (0, 2499), (0, 4999)]), 0.25, 0.5, low_quality=False)[1]
+    padded = PaddedTruth(
+        row_of([(0, 10000)])[None],
+        torch.ones((1, 1), dtype=torch.bool),
+        torch.zeros((1, 1), dtype=torch.int64),
+    )
+    label = label_by_iou(
+        padded, row_of([(0, 2500), (0, 5000), (0, 2499), (0, 4999)]), 0.25, 0.5, low_quality=False
+    )[1]
     assert label.tolist() == [[IGNORED, POSITIVE, NEGATIVE, IGNORED]]
 
 
-def labels_of(counts: list[tuple[int, int, int]], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def labels_of(
+    counts: list[tuple[int, int, int]], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Positives, negatives and ignored of each image, shuffled."""
-    label = torch.cat([torch.tensor([POSITIVE] * p + [NEGATIVE] * n + [IGNORED] * i, dtype=torch.int64) for p, n, i in counts])
+    label = torch.cat(
+        [
+            torch.tensor([POSITIVE] * p + [NEGATIVE] * n + [IGNORED] * i, dtype=torch.int64)
+            for p, n, i in counts
+        ]
+    )
     image = torch.cat([torch.full((sum(c),), i) for i, c in enumerate(counts)])
     order = torch.randperm(len(label), generator=generator)
     return label[order], image[order]
@@ -124,12 +185,22 @@ def labels_of(counts: list[tuple[int, int, int]], generator: torch.Generator) ->
         (1.0, [(20, 0), (2, 18), (0, 20), (20, 0), (0, 0), (20, 0)]),
     ],
 )
-def test_draw_counts(generator: torch.Generator, fraction: float, wanted: list[tuple[int, int]]) -> None:
-    label, image = labels_of([(40, 100, 7), (2, 100, 7), (0, 50, 0), (30, 3, 9), (0, 0, 12), (25, 0, 0)], generator)
+def test_draw_counts(
+    generator: torch.Generator, fraction: float, wanted: list[tuple[int, int]]
+) -> None:
+    label, image = labels_of(
+        [(40, 100, 7), (2, 100, 7), (0, 50, 0), (30, 3, 9), (0, 0, 12), (25, 0, 0)], generator
+    )
     drawn = draw(label, image, torch.rand(len(label), generator=generator), 6, 20, fraction)
     assert drawn.tolist() == sorted(set(drawn.tolist()))
     assert not (label[drawn] == IGNORED).any()
-    found = [(int(((image == i) & (label == POSITIVE))[drawn].sum()), int(((image == i) & (label == NEGATIVE))[drawn].sum())) for i in range(6)]
+    found = [
+        (
+            int(((image == i) & (label == POSITIVE))[drawn].sum()),
+            int(((image == i) & (label == NEGATIVE))[drawn].sum()),
+        )
+        for i in range(6)
+    ]
     assert found == wanted
 
 
@@ -152,6 +223,11 @@ def test_draw_of_nothing() -> None:
 
 
 def test_crowd_cover_literal() -> None:
-    crowds = pad_by_image(torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 90.0, 40.0]]), torch.tensor([0, 0]), torch.tensor([True, True]), 2)
+    crowds = pad_by_image(
+        torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 90.0, 40.0]]),
+        torch.tensor([0, 0]),
+        torch.tensor([True, True]),
+        2,
+    )
     boxes = torch.tensor([[5.0, 0.0, 15.0, 10.0], [50.0, 0.0, 60.0, 10.0], [5.0, 0.0, 15.0, 10.0]])
     assert crowd_cover(boxes, torch.tensor([0, 0, 1]), crowds).tolist() == [0.5, 1.0, 0.0]

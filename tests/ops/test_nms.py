@@ -14,9 +14,14 @@ from maskseg.ops.nms import best, nms_per_group, top_per_group
 
 @pytest.mark.parametrize("count", [200, 3000])
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_nms_equals_one_call_a_group(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int, threshold: float) -> None:
+def test_nms_equals_one_call_a_group(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int, threshold: float
+) -> None:
     boxes = make_boxes(count, 200, 200, generator, least=40)
-    scores, group = torch.rand(count, generator=generator), torch.randint(0, 5, (count,), generator=generator)
+    scores, group = (
+        torch.rand(count, generator=generator),
+        torch.randint(0, 5, (count,), generator=generator),
+    )
     kept = nms_per_group(boxes, scores, group, threshold)
     assert (scores[kept].diff() <= 0).all()
     assert len(kept) < count
@@ -26,7 +31,9 @@ def test_nms_equals_one_call_a_group(make_boxes: Callable[..., Tensor], generato
         assert kept[group[kept] == g].tolist() == wanted.tolist()
 
 
-def test_nms_does_not_depend_on_the_number_of_the_group(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
+def test_nms_does_not_depend_on_the_number_of_the_group(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> None:
     """A batch of 16 images and 80 classes has groups up to 1279; boxes that are shifted apart by it must not lose their precision."""
     boxes = make_boxes(900, 60, 60, generator, least=6) + 1200
     scores = torch.rand(900, generator=generator)
@@ -36,12 +43,17 @@ def test_nms_does_not_depend_on_the_number_of_the_group(make_boxes: Callable[...
 
 
 @pytest.mark.parametrize("count", [40, 1200])
-def test_groups_stay_apart_wherever_the_boxes_are(make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int) -> None:
+def test_groups_stay_apart_wherever_the_boxes_are(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, count: int
+) -> None:
     """Guards against: shifted by the largest coordinate, groups of boxes at negative coordinates lie over each other."""
     for trial in range(50):
         shift = torch.tensor([-300.0, -40.0, 1e4, -1e5])[trial % 4]
         boxes = make_boxes(count, 100, 100, generator, least=20) + shift
-        scores, group = torch.rand(count, generator=generator), torch.randint(0, 8, (count,), generator=generator)
+        scores, group = (
+            torch.rand(count, generator=generator),
+            torch.randint(0, 8, (count,), generator=generator),
+        )
         kept = nms_per_group(boxes, scores, group, 0.5)
         for g in range(8):
             rows = torch.nonzero(group == g).squeeze(1)
@@ -51,12 +63,17 @@ def test_groups_stay_apart_wherever_the_boxes_are(make_boxes: Callable[..., Tens
 
 def test_many_small_groups(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> None:
     boxes = make_boxes(4000, 100, 100, generator, least=30)
-    scores, group = torch.rand(4000, generator=generator).mul(50).round() / 50, torch.randint(0, 1500, (4000,), generator=generator) * 7
+    scores, group = (
+        torch.rand(4000, generator=generator).mul(50).round() / 50,
+        torch.randint(0, 1500, (4000,), generator=generator) * 7,
+    )
     assert set(torch.bincount(group // 7).tolist()) >= {0, 1, 2, 5}
     kept = nms_per_group(boxes, scores, group, 0.4)
     assert len(kept) < 4000
     assert (scores[kept].diff() <= 0).all()
-    assert sorted(kept.tolist()) == sorted(torchvision.ops.boxes.batched_nms(boxes.double(), scores.double(), group, 0.4).tolist())
+    assert sorted(kept.tolist()) == sorted(
+        torchvision.ops.boxes.batched_nms(boxes.double(), scores.double(), group, 0.4).tolist()
+    )
 
 
 def test_best_takes_ties_along() -> None:
@@ -69,16 +86,28 @@ def test_best_takes_ties_along() -> None:
 
 
 def test_nms_literal() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 6.0], [0.0, 0.0, 10.0, 10.0]])
+    boxes = torch.tensor(
+        [
+            [0.0, 0.0, 10.0, 10.0],
+            [0.0, 0.0, 10.0, 5.0],
+            [0.0, 0.0, 10.0, 6.0],
+            [0.0, 0.0, 10.0, 10.0],
+        ]
+    )
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
     # An overlap of exactly the threshold survives; another group is not looked at.
     assert nms_per_group(boxes, scores, torch.tensor([0, 0, 0, 1]), 0.5).tolist() == [0, 1, 3]
-    assert nms_per_group(boxes[:0], scores[:0], torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
+    assert (
+        nms_per_group(boxes[:0], scores[:0], torch.zeros(0, dtype=torch.int64), 0.5).tolist() == []
+    )
 
 
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_top_per_group_equals_topk_of_each(generator: torch.Generator, most: int) -> None:
-    scores, group = torch.rand(300, generator=generator), torch.randint(0, 6, (300,), generator=generator)
+    scores, group = (
+        torch.rand(300, generator=generator),
+        torch.randint(0, 6, (300,), generator=generator),
+    )
     group[group == 3] = 4  # one group is empty
     wanted = []
     for g in range(6):
@@ -89,4 +118,6 @@ def test_top_per_group_equals_topk_of_each(generator: torch.Generator, most: int
 
 
 def test_top_per_group_keeps_the_order_of_ties() -> None:
-    assert top_per_group(torch.tensor([0.5, 0.5, 0.9, 0.5]), torch.tensor([1, 0, 1, 1]), 2).tolist() == [1, 2, 0]
+    assert top_per_group(
+        torch.tensor([0.5, 0.5, 0.9, 0.5]), torch.tensor([1, 0, 1, 1]), 2
+    ).tolist() == [1, 2, 0]

@@ -18,7 +18,9 @@ def test_counts_from_string(seed: int) -> None:
     big[100:650, 50:51] = True
     big[3:5, 800:] = True
     for mask in [*random_masks(40, seed=seed), big, ~big]:
-        np.testing.assert_array_equal(runs.counts_from_string(encode(mask)["counts"]), counts_of(mask))
+        np.testing.assert_array_equal(
+            runs.counts_from_string(encode(mask)["counts"]), counts_of(mask)
+        )
 
 
 def test_counts_from_large_runs() -> None:
@@ -32,7 +34,13 @@ def test_strings_from_counts() -> None:
     big = np.zeros((700, 900), dtype=bool)
     big[100:650, 50:51] = True
     big[3:5, 800:] = True
-    masks = [*random_masks(60), big, ~big, np.zeros((4, 5), dtype=bool), np.ones((4, 5), dtype=bool)]
+    masks = [
+        *random_masks(60),
+        big,
+        ~big,
+        np.zeros((4, 5), dtype=bool),
+        np.ones((4, 5), dtype=bool),
+    ]
     counts = [counts_of(m) for m in masks]
     texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
     assert texts == [encode(m)["counts"].decode() for m in masks]
@@ -48,8 +56,15 @@ def test_strings_of_any_counts(seed: int) -> None:
     texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
     for text, own in zip(texts, counts, strict=True):
         np.testing.assert_array_equal(runs.counts_from_string(text.encode()), own)
-        if len(own) and own.max() < 2**28:  # pycocotools has room for six characters a number, and writes behind it
-            assert text == coco_mask.frPyObjects({"size": [1, int(own.sum())], "counts": own.tolist()}, 1, int(own.sum()))["counts"].decode()
+        if (
+            len(own) and own.max() < 2**28
+        ):  # pycocotools has room for six characters a number, and writes behind it
+            assert (
+                text
+                == coco_mask.frPyObjects(
+                    {"size": [1, int(own.sum())], "counts": own.tolist()}, 1, int(own.sum())
+                )["counts"].decode()
+            )
 
 
 @pytest.mark.parametrize("text", [b"~", b"/", b"o", b"00o", b"oooooooooooo0", b"\xff"])
@@ -96,5 +111,7 @@ def test_counts_from_crop(seed: int) -> None:
     for crop in random_masks(80, seed=seed):
         top, left, below, right = rng.integers(0, 3, 4)
         whole = np.pad(crop, ((top, below), (left, right)))
-        np.testing.assert_array_equal(runs.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole))
+        np.testing.assert_array_equal(
+            runs.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole)
+        )
     assert runs.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]

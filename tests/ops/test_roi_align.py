@@ -21,29 +21,51 @@ CLOSE = 5e-6  # the sums are those of torchvision, in another order
 
 @pytest.fixture
 def features(generator: torch.Generator) -> dict[str, Tensor]:
-    return {k: torch.randn((2, 8, HEIGHT // s, WIDTH // s), generator=generator) for k, s in STRIDES.items()}
+    return {
+        k: torch.randn((2, 8, HEIGHT // s, WIDTH // s), generator=generator)
+        for k, s in STRIDES.items()
+    }
 
 
-def boxes_of_all_levels(make_boxes: Callable[..., Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    fixed = [[0.0, 0.0, 224.0, 224.0], [0.0, 0.0, 112.0, 112.0], [9.0, 9.0, 9.0, 9.0], [0.0, 0.0, WIDTH, HEIGHT]]
+def boxes_of_all_levels(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    fixed = [
+        [0.0, 0.0, 224.0, 224.0],
+        [0.0, 0.0, 112.0, 112.0],
+        [9.0, 9.0, 9.0, 9.0],
+        [0.0, 0.0, WIDTH, HEIGHT],
+    ]
     sizes = [(60, 100, 100, 4.0), (60, HEIGHT, WIDTH, 8.0), (20, HEIGHT, WIDTH, 300.0)]
-    boxes = torch.cat([*(make_boxes(n, h, w, generator, least) for n, h, w, least in sizes), torch.tensor(fixed)])
+    boxes = torch.cat(
+        [*(make_boxes(n, h, w, generator, least) for n, h, w, least in sizes), torch.tensor(fixed)]
+    )
     return boxes, torch.randint(0, 2, (len(boxes),), generator=generator)
 
 
 @pytest.mark.parametrize("size", [7, 14])
 @pytest.mark.parametrize("sampling_ratio", [2, 0])
 def test_not_aligned_equals_torchvision_multi_scale(
-    make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor], size: int, sampling_ratio: int
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    features: dict[str, Tensor],
+    size: int,
+    sampling_ratio: int,
 ) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
-    wanted = MultiScaleRoIAlign(list(STRIDES), size, sampling_ratio)(features, [boxes[image == 0], boxes[image == 1]], [(HEIGHT, WIDTH)] * 2)
+    wanted = MultiScaleRoIAlign(list(STRIDES), size, sampling_ratio)(
+        features, [boxes[image == 0], boxes[image == 1]], [(HEIGHT, WIDTH)] * 2
+    )
     found = MultiLevelRoIAlign(STRIDES, size, sampling_ratio, aligned=False)(features, boxes, image)
     assert found.shape == (len(boxes), 8, size, size)
-    torch.testing.assert_close(torch.cat([found[image == 0], found[image == 1]]), wanted, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(
+        torch.cat([found[image == 0], found[image == 1]]), wanted, rtol=0, atol=CLOSE
+    )
 
 
-def test_aligned_equals_torchvision_on_each_level(make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]) -> None:
+def test_aligned_equals_torchvision_on_each_level(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
     found = MultiLevelRoIAlign(STRIDES, 7, 2)(features, boxes, image)
     level = assign_levels(boxes, 2, 5)
@@ -51,21 +73,41 @@ def test_aligned_equals_torchvision_on_each_level(make_boxes: Callable[..., Tens
         rows = torch.nonzero(level == int(name[1])).squeeze(1)
         assert len(rows) > 0
         rois = torch.cat([image[rows, None].float(), boxes[rows]], dim=1)
-        torch.testing.assert_close(found[rows], roi_align(features[name], rois, 7, 1 / stride, 2, aligned=True), rtol=0, atol=CLOSE)
+        torch.testing.assert_close(
+            found[rows],
+            roi_align(features[name], rois, 7, 1 / stride, 2, aligned=True),
+            rtol=0,
+            atol=CLOSE,
+        )
 
 
 def test_aligned_by_default_reads_a_ramp_exactly() -> None:
     """A map whose cells hold the x of their centres: RoIAlign of a box gives the x of the bins' centres."""
     ramp = ((torch.arange(64.0) + 0.5) * 4).expand(1, 1, 64, 64)
-    found = MultiLevelRoIAlign({"p2": 4}, 4, 2)({"p2": ramp}, torch.tensor([[40.0, 40.0, 120.0, 120.0]]), torch.tensor([0]))
+    found = MultiLevelRoIAlign({"p2": 4}, 4, 2)(
+        {"p2": ramp}, torch.tensor([[40.0, 40.0, 120.0, 120.0]]), torch.tensor([0])
+    )
     torch.testing.assert_close(found[0, 0], torch.tensor([50.0, 70.0, 90.0, 110.0]).expand(4, 4))
 
 
 @pytest.mark.parametrize(
-    ("side", "level"), [(0.0, 2), (111.9, 2), (112.0, 3), (223.9, 3), (223.9999, 4), (224.0, 4), (447.9, 4), (448.0, 5), (5000.0, 5)]
+    ("side", "level"),
+    [
+        (0.0, 2),
+        (111.9, 2),
+        (112.0, 3),
+        (223.9, 3),
+        (223.9999, 4),
+        (224.0, 4),
+        (447.9, 4),
+        (448.0, 5),
+        (5000.0, 5),
+    ],
 )
 def test_level_of_a_box(side: float, level: int) -> None:
-    assert assign_levels(torch.tensor([[10.0, 10.0, 10.0 + side, 10.0 + side]]), 2, 5).tolist() == [level]
+    assert assign_levels(torch.tensor([[10.0, 10.0, 10.0 + side, 10.0 + side]]), 2, 5).tolist() == [
+        level
+    ]
 
 
 def test_level_of_another_canonical_size() -> None:
@@ -75,16 +117,30 @@ def test_level_of_another_canonical_size() -> None:
 
 def test_gradients_reach_the_levels_that_were_read(features: dict[str, Tensor]) -> None:
     leaves = {k: v.requires_grad_() for k, v in features.items()}
-    boxes, image = torch.tensor([[8.0, 8.0, 40.0, 40.0], [10.0, 10.0, 330.0, 330.0]]), torch.tensor([1, 0])
+    boxes, image = (
+        torch.tensor([[8.0, 8.0, 40.0, 40.0], [10.0, 10.0, 330.0, 330.0]]),
+        torch.tensor([1, 0]),
+    )
     MultiLevelRoIAlign(STRIDES, 7, 2)(leaves, boxes, image).sum().backward()
-    total = {k: [float(g) for g in v.grad.sum(dim=(1, 2, 3))] for k, v in leaves.items() if v.grad is not None}
+    total = {
+        k: [float(g) for g in v.grad.sum(dim=(1, 2, 3))]
+        for k, v in leaves.items()
+        if v.grad is not None
+    }
     # Each bin is a mean of values: every one of the 49 bins of 8 channels hands on a gradient of one.
-    assert total == {"p2": [0.0, pytest.approx(392.0, rel=1e-4)], "p3": [0.0, 0.0], "p4": [pytest.approx(392.0, rel=1e-4), 0.0], "p5": [0.0, 0.0]}
+    assert total == {
+        "p2": [0.0, pytest.approx(392.0, rel=1e-4)],
+        "p3": [0.0, 0.0],
+        "p4": [pytest.approx(392.0, rel=1e-4), 0.0],
+        "p5": [0.0, 0.0],
+    }
 
 
 def test_zero_regions_keep_the_graph(features: dict[str, Tensor]) -> None:
     leaves = {k: v.requires_grad_() for k, v in features.items()}
-    found = MultiLevelRoIAlign(STRIDES, 7, 2)(leaves, torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64))
+    found = MultiLevelRoIAlign(STRIDES, 7, 2)(
+        leaves, torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    )
     assert found.shape == (0, 8, 7, 7)
     found.sum().backward()
     assert all(v.grad is not None and not v.grad.any() for v in leaves.values())
@@ -103,7 +159,9 @@ def test_half_precision_features_do_not_round_the_boxes(generator: torch.Generat
 
 def odd_boxes(n: int, height: float, width: float, generator: torch.Generator) -> Tensor:
     """Of every size, within and over the borders, besides those that the kernel has a rule of its own for."""
-    corner = torch.rand((n, 2), generator=generator) * torch.tensor([1.6 * width, 1.6 * height]) - torch.tensor([0.3 * width, 0.3 * height])
+    corner = torch.rand((n, 2), generator=generator) * torch.tensor(
+        [1.6 * width, 1.6 * height]
+    ) - torch.tensor([0.3 * width, 0.3 * height])
     extent = torch.exp(torch.rand((n, 2), generator=generator) * 7 - 1)
     special = [
         [0.0, 0.0, width, height],
@@ -141,7 +199,10 @@ def test_output_and_gradient_equal_torchvision(
     layout: torch.memory_format,
     generator: torch.Generator,
 ) -> None:
-    maps = [torch.randn((images, channels, h, w), generator=generator).contiguous(memory_format=layout) for h, w in shapes]
+    maps = [
+        torch.randn((images, channels, h, w), generator=generator).contiguous(memory_format=layout)
+        for h, w in shapes
+    ]
     strides = [4 * 2**i for i in range(len(shapes))]
     boxes = odd_boxes(60, 4.0 * shapes[0][0], 4.0 * shapes[0][1], generator)
     if ratio == 0:
@@ -159,20 +220,39 @@ def test_output_and_gradient_equal_torchvision(
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_points_at_the_border_fall_on_the_same_side_as_torchvision(ratio: int, generator: torch.Generator) -> None:
+def test_points_at_the_border_fall_on_the_same_side_as_torchvision(
+    ratio: int, generator: torch.Generator
+) -> None:
     """Beyond -1 and H a point gives 0, a rounding before it a whole pixel: the places must be the same to the last bit."""
     feature = torch.ones((1, 1, 25, 25))
     low = torch.rand((4000, 2), generator=generator) * 8 - 12
-    boxes = torch.cat([low, low + torch.rand((4000, 2), generator=generator) * 120], dim=1).mul(8).round().div(8)
-    args = ([4], boxes, torch.zeros(4000, dtype=torch.int64), torch.zeros(4000, dtype=torch.int64), 7, ratio, True)
-    torch.testing.assert_close(roi_align_levels([feature], *args), by_torchvision([feature], *args), rtol=0, atol=CLOSE)
+    boxes = (
+        torch.cat([low, low + torch.rand((4000, 2), generator=generator) * 120], dim=1)
+        .mul(8)
+        .round()
+        .div(8)
+    )
+    args = (
+        [4],
+        boxes,
+        torch.zeros(4000, dtype=torch.int64),
+        torch.zeros(4000, dtype=torch.int64),
+        7,
+        ratio,
+        True,
+    )
+    torch.testing.assert_close(
+        roi_align_levels([feature], *args), by_torchvision([feature], *args), rtol=0, atol=CLOSE
+    )
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
-def test_a_box_that_is_not_finite_has_no_places_and_leaves_the_others(place: int, wrong: float, ratio: int, aligned: bool) -> None:
+def test_a_box_that_is_not_finite_has_no_places_and_leaves_the_others(
+    place: int, wrong: float, ratio: int, aligned: bool
+) -> None:
     """torchvision's kernel reads outside of the map for most of these, and the process may crash."""
     feature = torch.ones((1, 3, 20, 30), requires_grad=True)
     boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0], [8.0, 8.0, 40.0, 40.0]])
@@ -190,12 +270,18 @@ def test_a_box_that_is_not_finite_has_no_places_and_leaves_the_others(place: int
 def test_adaptive_boxes_the_wrong_way_round_give_zeros() -> None:
     """One side of negative length, with which torchvision's kernel fails for want of memory."""
     feature, zeros = torch.ones((1, 3, 20, 30)), torch.zeros(1, dtype=torch.int64)
-    assert not roi_align_levels([feature], [4], torch.tensor([[40.0, 0.0, 0.0, 40.0]]), zeros, zeros, 7, 0, True).any()
+    assert not roi_align_levels(
+        [feature], [4], torch.tensor([[40.0, 0.0, 0.0, 40.0]]), zeros, zeros, 7, 0, True
+    ).any()
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_pieces_and_torchvisions_kernel_change_nothing(
-    ratio: int, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+    ratio: int,
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    features: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
     pool = MultiLevelRoIAlign(STRIDES, 7, ratio)
@@ -208,7 +294,10 @@ def test_pieces_and_torchvisions_kernel_change_nothing(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_are_summed_in_float32(
-    dtype: torch.dtype, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+    dtype: torch.dtype,
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    features: dict[str, Tensor],
 ) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
     level = assign_levels(boxes, 2, 5) - 2
@@ -226,7 +315,9 @@ def test_other_types_are_summed_in_float32(
         torch.testing.assert_close(found, wanted, rtol=one_rounding, atol=2e-5)
 
 
-def test_autocast_changes_nothing(make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]) -> None:
+def test_autocast_changes_nothing(
+    make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
     pool = MultiLevelRoIAlign(STRIDES, 7, 2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -237,7 +328,10 @@ def test_autocast_changes_nothing(make_boxes: Callable[..., Tensor], generator: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_each_time_whatever_the_threads(
-    dtype: torch.dtype, make_boxes: Callable[..., Tensor], generator: torch.Generator, features: dict[str, Tensor]
+    dtype: torch.dtype,
+    make_boxes: Callable[..., Tensor],
+    generator: torch.Generator,
+    features: dict[str, Tensor],
 ) -> None:
     boxes, image = boxes_of_all_levels(make_boxes, generator)
     boxes, image = boxes.repeat(20, 1), image.repeat(20)
@@ -248,7 +342,9 @@ def test_the_same_bits_each_time_whatever_the_threads(
             leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in features.items()}
             out = MultiLevelRoIAlign(STRIDES, 7, 2)(leaves, boxes, image)
             towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-            results.append([out.detach(), *torch.autograd.grad(out, list(leaves.values()), towards)])
+            results.append(
+                [out.detach(), *torch.autograd.grad(out, list(leaves.values()), towards)]
+            )
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -257,7 +353,10 @@ def test_the_same_bits_each_time_whatever_the_threads(
 
 def test_a_level_without_cells_gives_zeros() -> None:
     maps = [torch.ones((1, 2, 8, 8)), torch.ones((1, 2, 0, 4))]
-    boxes, zeros = torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(2, 1), torch.zeros(2, dtype=torch.int64)
+    boxes, zeros = (
+        torch.tensor([[0.0, 0.0, 32.0, 32.0]]).repeat(2, 1),
+        torch.zeros(2, dtype=torch.int64),
+    )
     out = roi_align_levels(maps, [4, 8], boxes, zeros, torch.tensor([0, 1]), 7, 2, True)
     torch.testing.assert_close(out[0], torch.ones(2, 7, 7))
     assert not out[1].any()

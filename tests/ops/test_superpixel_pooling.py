@@ -12,33 +12,58 @@ from maskseg.ops.superpixel_pooling import cell_weights, segment_means, upsample
 
 @pytest.mark.parametrize("stride", [1, 2, 8, 32])
 @pytest.mark.parametrize("cells", [(1, 1), (3, 5), (7, 1)])
-def test_equal_to_interpolate_where_cells_lie_as_it_has_them(stride: int, cells: tuple[int, int], generator: torch.Generator) -> None:
+def test_equal_to_interpolate_where_cells_lie_as_it_has_them(
+    stride: int, cells: tuple[int, int], generator: torch.Generator
+) -> None:
     maps = torch.randn((2, 4, *cells), generator=generator)
     height, width = (stride * side for side in cells)
     wanted = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(upsample(maps, height, width, (stride, stride), (stride / 2, stride / 2)), wanted)
+    torch.testing.assert_close(
+        upsample(maps, height, width, (stride, stride), (stride / 2, stride / 2)), wanted
+    )
 
 
-def by_formula(map_: Tensor, y: float, x: float, stride: tuple[float, float], centre: tuple[float, float]) -> float:
+def by_formula(
+    map_: Tensor, y: float, x: float, stride: tuple[float, float], centre: tuple[float, float]
+) -> float:
     """The map at a point in continuous pixels: its cells' centres are a grid that goes on with its outermost values."""
     found = 0.0
-    (i, low), (j, left) = (divmod((at - c) / s, 1) for at, s, c in zip((y, x), stride, centre, strict=True))
+    (i, low), (j, left) = (
+        divmod((at - c) / s, 1) for at, s, c in zip((y, x), stride, centre, strict=True)
+    )
     for row, down in ((i, 1 - low), (i + 1, low)):
         for column, across in ((j, 1 - left), (j + 1, left)):
-            here = int(min(max(row, 0), map_.shape[0] - 1)), int(min(max(column, 0), map_.shape[1] - 1))
+            here = (
+                int(min(max(row, 0), map_.shape[0] - 1)),
+                int(min(max(column, 0), map_.shape[1] - 1)),
+            )
             found += down * across * float(map_[here])
     return found
 
 
 @pytest.mark.parametrize(
     ("stride", "centre"),
-    [((4.0, 4.0), (0.5, 0.5)), ((16.0, 16.0), (0.5, 0.5)), ((3.2, 5.5), (0.4, 0.7)), ((8.0, 8.0), (-3.5, -3.5)), ((2.0, 2.0), (20.0, 1.0))],
+    [
+        ((4.0, 4.0), (0.5, 0.5)),
+        ((16.0, 16.0), (0.5, 0.5)),
+        ((3.2, 5.5), (0.4, 0.7)),
+        ((8.0, 8.0), (-3.5, -3.5)),
+        ((2.0, 2.0), (20.0, 1.0)),
+    ],
 )
-def test_by_the_formula(stride: tuple[float, float], centre: tuple[float, float], generator: torch.Generator) -> None:
+def test_by_the_formula(
+    stride: tuple[float, float], centre: tuple[float, float], generator: torch.Generator
+) -> None:
     maps, height, width = torch.randn((2, 4, 3), generator=generator), 13, 17
     found = upsample(maps, height, width, stride, centre)
     assert found.shape == (2, height, width)
-    wanted = [[[by_formula(m, y + 0.5, x + 0.5, stride, centre) for x in range(width)] for y in range(height)] for m in maps]
+    wanted = [
+        [
+            [by_formula(m, y + 0.5, x + 0.5, stride, centre) for x in range(width)]
+            for y in range(height)
+        ]
+        for m in maps
+    ]
     torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=0)
 
 
@@ -75,30 +100,45 @@ def test_upsample_is_not_rounded_by_autocast(generator: torch.Generator) -> None
     ],
 )
 def test_means_and_gradients_are_those_of_the_pixels(
-    cells: tuple[int, int], size: tuple[int, int], stride: tuple[float, float], centre: tuple[float, float], generator: torch.Generator
+    cells: tuple[int, int],
+    size: tuple[int, int],
+    stride: tuple[float, float],
+    centre: tuple[float, float],
+    generator: torch.Generator,
 ) -> None:
     maps = torch.randn((3, *cells), generator=generator).requires_grad_()
     coarse = torch.randint(-1, 12, (size[0] // 3 + 1, size[1] // 3 + 1), generator=generator)
-    labels = coarse.repeat_interleave(3, 0).repeat_interleave(3, 1)[: size[0], : size[1]].contiguous()
+    labels = (
+        coarse.repeat_interleave(3, 0).repeat_interleave(3, 1)[: size[0], : size[1]].contiguous()
+    )
     labels[labels == 5] = 6  # a number that no pixel has
     found = segment_means(maps, labels, 14, stride, centre)
     assert found.shape == (14, 3)
     pixels = upsample(maps, *size, stride, centre)
     zero = torch.zeros(3)
-    wanted = torch.stack([pixels[:, labels == k].mean(dim=1) if (labels == k).any() else zero for k in range(14)])
+    wanted = torch.stack(
+        [pixels[:, labels == k].mean(dim=1) if (labels == k).any() else zero for k in range(14)]
+    )
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
     towards = torch.randn((14, 3), generator=generator)
     if wanted.requires_grad and (labels >= 0).any():
-        (ours,), (theirs,) = torch.autograd.grad(found, maps, towards), torch.autograd.grad(wanted, maps, towards)
+        (ours,), (theirs,) = (
+            torch.autograd.grad(found, maps, towards),
+            torch.autograd.grad(wanted, maps, towards),
+        )
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
 
 
 def test_means_of_no_pixel_are_zeros() -> None:
     nowhere = torch.full((4, 6), -1)
-    assert segment_means(torch.ones(2, 2, 3), nowhere, 3, (2, 2), (1, 1)).tolist() == [[0.0, 0.0]] * 3
+    assert (
+        segment_means(torch.ones(2, 2, 3), nowhere, 3, (2, 2), (1, 1)).tolist() == [[0.0, 0.0]] * 3
+    )
 
 
 def test_means_of_single_pixels_are_the_pixels(generator: torch.Generator) -> None:
     maps = torch.randn((2, 3, 4), generator=generator)
     found = segment_means(maps, torch.arange(60).view(6, 10), 60, (2, 2.5), (1, 1.25))
-    torch.testing.assert_close(found.T.reshape(2, 6, 10), upsample(maps, 6, 10, (2, 2.5), (1, 1.25)), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found.T.reshape(2, 6, 10), upsample(maps, 6, 10, (2, 2.5), (1, 1.25)), atol=2e-6, rtol=1e-5
+    )

@@ -10,15 +10,43 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskseg.errors import UserError
-from maskseg.superpixels.methods import SLIC, GraphSegments, Labels, Superpixels, connected, neighbours, renumbered
+from maskseg.superpixels.methods import (
+    SLIC,
+    GraphSegments,
+    Labels,
+    Superpixels,
+    connected,
+    neighbours,
+    renumbered,
+)
 from maskseg.superpixels.opencv import opencv, scipy
 
-KINDS: list[Superpixels] = [SLIC(), SLIC(7, 40.0, 2), GraphSegments(), GraphSegments(0.0, 1000.0, 1)]
-SIZES = [(1, 1), (1, 2), (1, 5), (5, 1), (2, 2), (3, 200), (200, 3), (1, 700), (14, 14), (15, 15), (20, 20), (61, 90)]
+KINDS: list[Superpixels] = [
+    SLIC(),
+    SLIC(7, 40.0, 2),
+    GraphSegments(),
+    GraphSegments(0.0, 1000.0, 1),
+]
+SIZES = [
+    (1, 1),
+    (1, 2),
+    (1, 5),
+    (5, 1),
+    (2, 2),
+    (3, 200),
+    (200, 3),
+    (1, 700),
+    (14, 14),
+    (15, 15),
+    (20, 20),
+    (61, 90),
+]
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
 def blocks(height: int, width: int, side: int = 30) -> NDArray[np.uint8]:
@@ -38,7 +66,12 @@ def flood(labels: NDArray[np.integer]) -> Labels:
         while stack:
             y, x = stack.pop()
             for n in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-                if 0 <= n[0] < labels.shape[0] and 0 <= n[1] < labels.shape[1] and found[n] < 0 and labels[n] == labels[seed]:
+                if (
+                    0 <= n[0] < labels.shape[0]
+                    and 0 <= n[1] < labels.shape[1]
+                    and found[n] < 0
+                    and labels[n] == labels[seed]
+                ):
                     found[n] = count
                     stack.append(n)
         count += 1
@@ -49,13 +82,19 @@ def flood(labels: NDArray[np.integer]) -> Labels:
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 @pytest.mark.parametrize("of", ["noise", "constant", "blocks"])
 def test_labels_are_whole(kind: int, size: tuple[int, int], of: str) -> None:
-    image = {"noise": noise(*size), "constant": np.full((*size, 3), 128, dtype=np.uint8), "blocks": blocks(*size)}[of]
+    image = {
+        "noise": noise(*size),
+        "constant": np.full((*size, 3), 128, dtype=np.uint8),
+        "blocks": blocks(*size),
+    }[of]
     before = image.copy()
     labels = KINDS[kind](image)
     assert np.array_equal(image, before)
     assert labels.dtype == np.int32
     assert labels.shape == size
-    assert np.array_equal(labels, flood(labels))  # connected, contiguous, in order of first appearance
+    assert np.array_equal(
+        labels, flood(labels)
+    )  # connected, contiguous, in order of first appearance
     assert np.array_equal(labels, KINDS[kind](image))
 
 
@@ -85,7 +124,13 @@ def test_the_number_of_threads_does_not_matter(make: Superpixels) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+    "bad",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
 )
 def test_what_is_no_image(bad: NDArray[np.uint8]) -> None:
     for make in KINDS:
@@ -93,7 +138,9 @@ def test_what_is_no_image(bad: NDArray[np.uint8]) -> None:
             make(bad)
 
 
-@pytest.mark.parametrize("arguments", [{"count": 0}, {"ruler": 0.0}, {"ruler": float("nan")}, {"iterations": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"count": 0}, {"ruler": 0.0}, {"ruler": float("nan")}, {"iterations": 0}]
+)
 def test_slic_arguments(arguments: dict[str, float]) -> None:
     with pytest.raises(UserError, match="SLIC: count and iterations must be at least 1"):
         SLIC(**arguments)  # type: ignore[arg-type]
@@ -105,7 +152,9 @@ def test_graph_arguments(arguments: dict[str, float]) -> None:
         GraphSegments(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [(120, 160), (480, 640), (30, 30), (100, 700), (10, 1500), (900, 7), (1, 1500)])
+@pytest.mark.parametrize(
+    "size", [(120, 160), (480, 640), (30, 30), (100, 700), (10, 1500), (900, 7), (1, 1500)]
+)
 def test_about_as_many_as_asked_for(size: tuple[int, int]) -> None:
     y, x = np.indices(size)
     image = np.stack([y * 255 // size[0], x * 255 // size[1], 0 * x], axis=2).astype(np.uint8)
@@ -120,9 +169,15 @@ def test_a_line_is_not_padded_to_a_square() -> None:
 
 
 def test_as_many_as_pixels_at_most() -> None:
-    assert SLIC(15)(np.zeros((3, 5, 3), np.uint8)).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
+    assert SLIC(15)(np.zeros((3, 5, 3), np.uint8)).tolist() == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8, 9],
+        [10, 11, 12, 13, 14],
+    ]
     assert SLIC(14)(np.zeros((3, 5, 3), np.uint8)).max() < 14
-    assert SLIC(390)(np.zeros((20, 20, 3), np.uint8)).max() > 50  # superpixels of one pixel would all be joined
+    assert (
+        SLIC(390)(np.zeros((20, 20, 3), np.uint8)).max() > 50
+    )  # superpixels of one pixel would all be joined
 
 
 def purity(labels: Labels, truth: NDArray[np.integer]) -> float:
@@ -138,7 +193,9 @@ def test_superpixels_keep_to_edges() -> None:
     assert np.array_equal(GraphSegments(0.0)(image), truth)
     assert purity(SLIC(60)(image), truth) > 0.98
     assert purity(SLIC(60, 1e4)(image), truth) < 0.95  # place alone
-    noisy = np.clip(image + np.random.default_rng(0).normal(0, 25, image.shape), 0, 255).astype(np.uint8)
+    noisy = np.clip(image + np.random.default_rng(0).normal(0, 25, image.shape), 0, 255).astype(
+        np.uint8
+    )
     assert purity(SLIC(60)(noisy), truth) > 0.95
 
 
@@ -178,12 +235,19 @@ def test_renumbered_by_brute_force() -> None:
     for top in (1, 5, 300, 10000):
         labels = rng.integers(0, top, (17, 23))
         order = list(dict.fromkeys(labels.ravel().tolist()))
-        assert renumbered(labels).tolist() == [[order.index(v) for v in row] for row in labels.tolist()]
+        assert renumbered(labels).tolist() == [
+            [order.index(v) for v in row] for row in labels.tolist()
+        ]
 
 
 def test_neighbours_literals() -> None:
     # 0 and 3 touch at a corner only.
-    assert neighbours(np.array([[0, 1], [2, 3]], np.int32)).tolist() == [[0, 1], [0, 2], [1, 3], [2, 3]]
+    assert neighbours(np.array([[0, 1], [2, 3]], np.int32)).tolist() == [
+        [0, 1],
+        [0, 2],
+        [1, 3],
+        [2, 3],
+    ]
     assert neighbours(np.array([[2, 0, 2, 1]], np.int32)).tolist() == [[0, 2], [1, 2]]
     for alone in (np.zeros((1, 1), np.int32), np.zeros((4, 3), np.int32)):
         assert neighbours(alone).shape == (0, 2)
@@ -213,10 +277,14 @@ def test_real_images(shared_data: Path) -> None:
     paths = sorted((shared_data / "bsds500" / "images" / "val").glob("*.jpg"))[:4]
     for path in paths:
         image = np.asarray(Image.open(path).convert("RGB"))
-        people = scipy("io").loadmat(path.parents[2] / "groundTruth" / "val" / f"{path.stem}.mat")["groundTruth"][0]
+        people = scipy("io").loadmat(path.parents[2] / "groundTruth" / "val" / f"{path.stem}.mat")[
+            "groundTruth"
+        ][0]
         truths = [person[0, 0]["Segmentation"].astype(np.int64) for person in people]
         slic, graph, grid = (make(image) for make in (SLIC(), GraphSegments(), SLIC(ruler=1e4)))
-        pure = [np.mean([purity(labels, truth) for truth in truths]) for labels in (slic, graph, grid)]
+        pure = [
+            np.mean([purity(labels, truth) for truth in truths]) for labels in (slic, graph, grid)
+        ]
         assert pure[0] > max(0.92, pure[2] + 0.02)
         assert pure[1] > 0.85
         assert 150 <= slic.max() + 1 <= 220

@@ -50,14 +50,20 @@ def test_the_real_one_has_one_thread() -> None:
 
 @pytest.mark.usefixtures("install")
 def test_not_installed() -> None:
-    with pytest.raises(UserError, match=r"needs OpenCV's contrib modules.*No module named 'cv2'.*: pip install maskseg\[classic\]$"):
+    with pytest.raises(
+        UserError,
+        match=r"needs OpenCV's contrib modules.*No module named 'cv2'.*: pip install maskseg\[classic\]$",
+    ):
         opencv()
 
 
 @pytest.mark.parametrize("source", ["import nowhere", "missing", "raise OSError('libGL.so.1')"])
 def test_a_damaged_one_is_taken_away_first(install: Callable[..., None], source: str) -> None:
     install("opencv-contrib-python", source)
-    with pytest.raises(UserError, match=r"cannot be imported \(.+\): pip uninstall -y opencv-contrib-python, then pip install"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be imported \(.+\): pip uninstall -y opencv-contrib-python, then pip install",
+    ):
         opencv()
 
 
@@ -75,7 +81,10 @@ def test_two_wheels(install: Callable[..., None], second: str) -> None:
     with pytest.raises(UserError) as error:
         opencv()
     both = f"{second} and opencv-contrib-python-headless are installed together and overwrite each other's files"
-    assert str(error.value) == f"{both}: pip uninstall -y {second} opencv-contrib-python-headless, then {INSTALL}"
+    assert (
+        str(error.value)
+        == f"{both}: pip uninstall -y {second} opencv-contrib-python-headless, then {INSTALL}"
+    )
 
 
 def test_names_without_files_are_no_wheels(install: Callable[..., None]) -> None:
@@ -94,7 +103,11 @@ def test_no_scipy() -> None:
 def test_nothing_is_imported_before_it_is_used() -> None:
     parts = "import sys, maskseg.variants.hash.merging, maskseg.superpixels.methods"
     found = subprocess.run(
-        [sys.executable, "-c", f"{parts}; print(*sorted({{'cv2', 'scipy', 'torch'}} & set(sys.modules)))"],
+        [
+            sys.executable,
+            "-c",
+            f"{parts}; print(*sorted({{'cv2', 'scipy', 'torch'}} & set(sys.modules)))",
+        ],
         capture_output=True,
         text=True,
         check=True,

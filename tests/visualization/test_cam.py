@@ -48,14 +48,30 @@ def test_the_likeliest_classes_are_drawn_in_order(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cam, "heated", remember)
     maps = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 6)
-    cam_sheet(np.zeros((32, 48, 3), dtype=np.uint8), outputs([0.1, 0.9, 0.3, 0.8], maps), 0, LEVEL, (64, 96), NAMES)
+    cam_sheet(
+        np.zeros((32, 48, 3), dtype=np.uint8),
+        outputs([0.1, 0.9, 0.3, 0.8], maps),
+        0,
+        LEVEL,
+        (64, 96),
+        NAMES,
+    )
     assert drawn == [((480, 720), pytest.approx(k)) for k in (1.0, 3.0, 2.0)]
 
 
 def test_where_a_map_is_bright() -> None:
     maps = torch.zeros((1, 1, 4, 6))
-    maps[0, 0, 1, 4] = 1.0  # its cell's centre is at (72, 24) of 96 x 64 pixels, which are the network's
-    sheet = cam_sheet(np.full((128, 192, 3), 120, dtype=np.uint8), outputs([0.7], maps), 0, LEVEL, (64, 96), ("a",))
+    maps[0, 0, 1, 4] = (
+        1.0  # its cell's centre is at (72, 24) of 96 x 64 pixels, which are the network's
+    )
+    sheet = cam_sheet(
+        np.full((128, 192, 3), 120, dtype=np.uint8),
+        outputs([0.7], maps),
+        0,
+        LEVEL,
+        (64, 96),
+        ("a",),
+    )
     right = sheet[-480 - 8 : -8, -720 - 8 : -8].astype(int).sum(axis=2)
     y, x = np.unravel_index(int(right.argmax()), right.shape)
     assert (y, x) == (pytest.approx(24 * 7.5, abs=1), pytest.approx(72 * 7.5, abs=1))
@@ -63,8 +79,20 @@ def test_where_a_map_is_bright() -> None:
 
 def test_an_overlay_of_a_picture_that_was_resized() -> None:
     sizes = torch.tensor([[64, 96]])
-    batch = Batch(torch.zeros((1, 3, 64, 96), dtype=torch.uint8), sizes, torch.tensor([[640, 960]]), [1], ["x.jpg"])
-    sheet = cam_overlay(torch.zeros((3, 640, 960), dtype=torch.uint8), batch, outputs([0.7, 0.2]), LEVEL, Categories(NAMES[:2], (1, 2)))
+    batch = Batch(
+        torch.zeros((1, 3, 64, 96), dtype=torch.uint8),
+        sizes,
+        torch.tensor([[640, 960]]),
+        [1],
+        ["x.jpg"],
+    )
+    sheet = cam_overlay(
+        torch.zeros((3, 640, 960), dtype=torch.uint8),
+        batch,
+        outputs([0.7, 0.2]),
+        LEVEL,
+        Categories(NAMES[:2], (1, 2)),
+    )
     assert sheet.dtype == np.uint8
     assert sheet.shape[1] == 3 * 720 + 4 * 8  # the picture and as many classes as there are
 

@@ -12,7 +12,12 @@ from maskseg.evaluation.diagnosis import diagnose, worst
 from maskseg.structures import Categories
 from maskseg.visualization import detections
 from maskseg.visualization import diagnosis as diagnosis_pictures
-from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst, draw_worst_images
+from maskseg.visualization.diagnosis import (
+    draw_confusion,
+    draw_pr_curves,
+    draw_worst,
+    draw_worst_images,
+)
 
 ANIMALS = Categories(("cat", "dog"), (3, 7))
 CAT, DOG = 3, 7
@@ -41,7 +46,12 @@ def row(category, x, y, w, h, score, mask=None, image=1):
     return found if mask is False else found | {"segmentation": shape(*(mask or (x, y, w, h)))}
 
 
-TRUTHS = [truth(CAT, 50, 60, 80, 80), truth(CAT, 250, 60, 80, 80), truth(DOG, 450, 60, 80, 80), truth(DOG, 50, 220, 80, 80)]
+TRUTHS = [
+    truth(CAT, 50, 60, 80, 80),
+    truth(CAT, 250, 60, 80, 80),
+    truth(DOG, 450, 60, 80, 80),
+    truth(DOG, 50, 220, 80, 80),
+]
 ROWS = [
     row(CAT, 50, 60, 80, 80, 0.9),
     row(DOG, 250, 60, 80, 80, 0.7),
@@ -59,7 +69,9 @@ def sides(picture, height=HEIGHT, width=WIDTH):
     """The two pictures of a pair, without headings and margins."""
     gap = detections._GAP
     bottom = picture.shape[0] - gap
-    return picture[bottom - height : bottom, gap : gap + width], picture[bottom - height : bottom, 2 * gap + width : 2 * (gap + width)]
+    return picture[bottom - height : bottom, gap : gap + width], picture[
+        bottom - height : bottom, 2 * gap + width : 2 * (gap + width)
+    ]
 
 
 def written(monkeypatch, *arguments):
@@ -67,7 +79,12 @@ def written(monkeypatch, *arguments):
     sides = []
     draw_labels = detections._draw_labels
     monkeypatch.setattr(
-        detections, "_draw_labels", lambda draw, size, labels: (sides.append([t for _, t, _ in labels]), draw_labels(draw, size, labels))
+        detections,
+        "_draw_labels",
+        lambda draw, size, labels: (
+            sides.append([t for _, t, _ in labels]),
+            draw_labels(draw, size, labels),
+        ),
     )
     draw_worst(*arguments)
     return sides
@@ -91,7 +108,9 @@ def test_each_outcome_has_its_colour_where_it_is():
     assert not has(right, "missed").any()
     assert not has(left, "false").any()
     expected = 90 + detections._FILL * (np.array(COLOURS["bad mask"]) - 90.0)
-    np.testing.assert_allclose(right[75, 490], expected, atol=1)  # the mask that was predicted ends at y = 84, the true one at 140
+    np.testing.assert_allclose(
+        right[75, 490], expected, atol=1
+    )  # the mask that was predicted ends at y = 84, the true one at 140
     np.testing.assert_allclose(left[120, 490], expected, atol=1)
     np.testing.assert_array_equal(right[120, 490], [90, 90, 90])
     assert (GREY == 90).all()  # the image given is not painted on
@@ -104,9 +123,12 @@ def test_texts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "missed", "false"), [(30, ["missed cell", "cell"], ["false cell 0.75", "cell 0.75", "0.75"]), (31, None, ["0.75"])]
+    ("count", "missed", "false"),
+    [(30, ["missed cell", "cell"], ["false cell 0.75", "cell 0.75", "0.75"]), (31, None, ["0.75"])],
 )
-def test_of_many_errors_of_the_only_class_just_the_numbers_are_written(monkeypatch, count, missed, false):
+def test_of_many_errors_of_the_only_class_just_the_numbers_are_written(
+    monkeypatch, count, missed, false
+):
     cells = Categories(("cell",), (1,))
     truths = [truth(1, 20 * i, 40, 10, 10) for i in range(count)]
     rows = [row(1, 20 * i, 200, 10, 10, 0.75) for i in range(count)]
@@ -117,17 +139,34 @@ def test_of_many_errors_of_the_only_class_just_the_numbers_are_written(monkeypat
 
 def test_tiny_objects_are_seen():
     left, _ = sides(draw_worst(GREY, one([truth(CAT, 300, 300, 1, 1, mask=False)], []), ANIMALS))
-    assert has(left, "missed")[303, 296:305].all()  # the last rows of a frame of 9 pixels around it, below its text
+    assert has(left, "missed")[
+        303, 296:305
+    ].all()  # the last rows of a frame of 9 pixels around it, below its text
     assert not has(left, "missed")[303, [295, 305]].any()
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((90, 45), (720, 360)), ((100, 1440), (50, 720)), ((3000, 2000), (720, 480)), ((10, 20), (80, 160))])
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((90, 45), (720, 360)),
+        ((100, 1440), (50, 720)),
+        ((3000, 2000), (720, 480)),
+        ((10, 20), (80, 160)),
+    ],
+)
 def test_images_are_scaled_to_one_size(shape, expected):
     height, width = shape
     box = [0.25 * width, 0.25 * height, 0.5 * width, 0.5 * height]
     x, y, w, h = box
     mask = compressed_rle([[x, y, x + w, y, x + w, y + h, x, y + h]], height, width)
-    annotation = {"id": 1, "image_id": 1, "category_id": CAT, "bbox": box, "iscrowd": 0, "segmentation": mask}
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": CAT,
+        "bbox": box,
+        "iscrowd": 0,
+        "segmentation": mask,
+    }
     image = np.full((*shape, 3), 90, dtype=np.uint8)
     left, right = sides(draw_worst(image, one([annotation], []), ANIMALS), *expected)
     assert left.shape[:2] == right.shape[:2] == expected
@@ -138,7 +177,10 @@ def test_images_are_scaled_to_one_size(shape, expected):
 
 
 def test_boxes_alone_boxes_outside_and_no_errors():
-    truths, rows = [truth(CAT, 700, 350, 90, 90, mask=False)], [row(DOG, -50, -50, 90, 90, 0.9, mask=False)]
+    truths, rows = (
+        [truth(CAT, 700, 350, 90, 90, mask=False)],
+        [row(DOG, -50, -50, 90, 90, 0.9, mask=False)],
+    )
     left, right = sides(draw_worst(GREY, one(truths, rows), ANIMALS))
     assert has(left, "missed").any()
     assert has(right, "false").any()
@@ -152,7 +194,10 @@ def test_the_title_is_never_cut_off(monkeypatch):
     monkeypatch.setattr(
         diagnosis_pictures,
         "_under",
-        lambda heading, picture, size, under=diagnosis_pictures._under: (texts.extend(heading), under(heading, picture, size))[1],
+        lambda heading, picture, size, under=diagnosis_pictures._under: (
+            texts.extend(heading),
+            under(heading, picture, size),
+        )[1],
     )
     tower = np.full((720, 20, 3), 90, dtype=np.uint8)
     picture = draw_worst(tower, one([], []), ANIMALS, "a_very_long_name_of_a_narrow_picture.jpg")
@@ -169,7 +214,11 @@ def test_legend_is_on_top(tmp_path):
         asked.append(image_id)
         return GREY
 
-    truths = [truth(CAT, 50, 60 + 20 * i, 80, 10, image=image) for image in range(25) for i in range(1 + image % 3)]
+    truths = [
+        truth(CAT, 50, 60 + 20 * i, 80, 10, image=image)
+        for image in range(25)
+        for i in range(1 + image % 3)
+    ]
     diagnoses = worst(diagnose(truths, [], ANIMALS), 25)
     path = tmp_path / "new" / "worst.png"
     sheet = draw_worst_images(diagnoses, ANIMALS, picture, path, file_names={2: "two.jpg"})
@@ -183,7 +232,9 @@ def test_legend_is_on_top(tmp_path):
 
 def test_legend_of_one_narrow_picture_has_several_lines():
     narrow = np.full((720, 40, 3), 90, dtype=np.uint8)
-    sheet = draw_worst_images([one([truth(CAT, 5, 5, 20, 20, mask=False)], [])], ANIMALS, lambda _: narrow)
+    sheet = draw_worst_images(
+        [one([truth(CAT, 5, 5, 20, 20, mask=False)], [])], ANIMALS, lambda _: narrow
+    )
     rows = [np.flatnonzero(has(sheet[:200], outcome).sum(axis=1) > 15) for outcome in COLOURS]
     assert all(len(r) for r in rows)
     assert rows[0].max() < rows[-1].min()
@@ -205,9 +256,16 @@ def test_pr_curves(tmp_path, monkeypatch, count):
     legends = []
     legend = Axes.legend
     monkeypatch.setattr(
-        Axes, "legend", lambda self, **options: (legends.append([h.get_label() for h in options["handles"]]), legend(self, **options))[1]
+        Axes,
+        "legend",
+        lambda self, **options: (
+            legends.append([h.get_label() for h in options["handles"]]),
+            legend(self, **options),
+        )[1],
     )
-    classes = {f"class {i}": curve(0.9, (i + 1) / 100) for i in range(count)} | {"without truth": np.full(101, -1.0)}
+    classes = {f"class {i}": curve(0.9, (i + 1) / 100) for i in range(count)} | {
+        "without truth": np.full(101, -1.0)
+    }
     picture = draw_pr_curves({"bbox": classes, "segm": classes}, tmp_path / "pr.png")
     assert picture.dtype == np.uint8
     assert picture.shape == (528, 1584, 3)
@@ -236,8 +294,16 @@ def shown(monkeypatch):
 
     texts, shares = [], []
     text, imshow = Axes.text, Axes.imshow
-    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **o: (texts.append((y, x, s)), text(self, x, y, s, **o))[1])
-    monkeypatch.setattr(Axes, "imshow", lambda self, values, **o: (shares.append(values), imshow(self, values, **o))[1])
+    monkeypatch.setattr(
+        Axes,
+        "text",
+        lambda self, x, y, s, **o: (texts.append((y, x, s)), text(self, x, y, s, **o))[1],
+    )
+    monkeypatch.setattr(
+        Axes,
+        "imshow",
+        lambda self, values, **o: (shares.append(values), imshow(self, values, **o))[1],
+    )
     return texts, shares
 
 
@@ -253,7 +319,9 @@ def test_confusion(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [0, 1, 20, 21, 80])
 def test_confusion_of_more_classes(monkeypatch, count):
     texts, _ = shown(monkeypatch)
-    picture = draw_confusion(np.eye(count + 1, dtype=np.int64), [f"a class with a long name {i}" for i in range(count)])
+    picture = draw_confusion(
+        np.eye(count + 1, dtype=np.int64), [f"a class with a long name {i}" for i in range(count)]
+    )
     assert len(texts) == (count + 1 if count <= 20 else 0)
     assert picture.shape[0] > 20 * (count + 1)  # pixels for each name
     for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is cut off
@@ -272,6 +340,8 @@ def test_a_picture_that_cannot_be_written(tmp_path):
 
 
 def test_no_pyplot(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # its import would raise; it holds global state and may want a display
+    monkeypatch.setitem(
+        sys.modules, "matplotlib.pyplot", None
+    )  # its import would raise; it holds global state and may want a display
     draw_confusion(np.eye(2, dtype=np.int64), ["cat"])
     draw_pr_curves({"bbox": {"cat": curve(1.0, 1)}})

@@ -11,9 +11,16 @@ from PIL import Image, ImageDraw
 
 from maskseg.errors import UserError
 from maskseg.visualization import detections, segments, semantic
-from maskseg.visualization.semantic import class_colours, draw_semantic, draw_semantic_confusion, semantic_sheet
+from maskseg.visualization.semantic import (
+    class_colours,
+    draw_semantic,
+    draw_semantic_confusion,
+    semantic_sheet,
+)
 
-GREY = np.full((480, 720, 3), 90, dtype=np.uint8)  # drawn as it is: not enlarged, and the size of a picture in a sheet
+GREY = np.full(
+    (480, 720, 3), 90, dtype=np.uint8
+)  # drawn as it is: not enlarged, and the size of a picture in a sheet
 GAP = detections._GAP
 TITLE = 45  # 1.5 of its 30 pixels
 NAMES = [f"class {k}" for k in range(50)]
@@ -26,18 +33,29 @@ def halves(left, right, shape=GREY.shape[:2]):
 
 
 def filled(label, grey=90):
-    return tuple(int(v) for v in np.round(0.6 * class_colours(label + 1)[label].astype(float) + 0.4 * (64 + grey / 2)))
+    return tuple(
+        int(v)
+        for v in np.round(
+            0.6 * class_colours(label + 1)[label].astype(float) + 0.4 * (64 + grey / 2)
+        )
+    )
 
 
 def colours_in(picture):
     red, green, blue = np.moveaxis(picture.astype(np.int32), 2, 0)
-    return {(v >> 16, v >> 8 & 255, v & 255) for v in np.unique(red << 16 | green << 8 | blue).tolist()}
+    return {
+        (v >> 16, v >> 8 & 255, v & 255) for v in np.unique(red << 16 | green << 8 | blue).tolist()
+    }
 
 
 def swatches(legend):
     """The colours in a legend [H, W, 3], row by row from the top of its first column, read left of the names."""
     column = legend[:, GAP + 4].tolist()
-    return [tuple(b) for a, b in pairwise(column) if a != b and tuple(b) not in ((255, 255, 255), segments._FRAME)]
+    return [
+        tuple(b)
+        for a, b in pairwise(column)
+        if a != b and tuple(b) not in ((255, 255, 255), segments._FRAME)
+    ]
 
 
 def test_colours_depend_on_the_class_alone():
@@ -83,7 +101,9 @@ def test_classes_are_filled_in_their_colour():
     assert (GREY == 90).all()  # the image given is not painted on
     bright = draw_semantic(np.full_like(GREY, 250), labels, NAMES)
     assert tuple(bright[100, 100].tolist()) == filled(3, 250)
-    coloured = draw_semantic(np.broadcast_to(np.array([200, 0, 0], np.uint8), GREY.shape), labels, NAMES)
+    coloured = draw_semantic(
+        np.broadcast_to(np.array([200, 0, 0], np.uint8), GREY.shape), labels, NAMES
+    )
     assert tuple(coloured[100, 100].tolist()) == filled(3, 0.299 * 200)
 
 
@@ -97,21 +117,33 @@ def test_pixels_without_a_class_stay(left, right):
 
 def test_legend_has_the_classes_that_occur(monkeypatch):
     texts, write = [], ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, at, text, **keys: texts.append(text) or write(draw, at, text, **keys))
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda draw, at, text, **keys: texts.append(text) or write(draw, at, text, **keys),
+    )
     picture = draw_semantic(GREY, halves(17, 2), NAMES)
     legend = picture[GAP:, 720 + GAP :]
     assert texts == ["class 2", "class 17"]
     assert swatches(legend) == [filled(2, 128), filled(17, 128)]
-    assert swatches(draw_semantic(GREY, halves(-1, 2), NAMES)[GAP:, 720 + GAP :]) == [filled(2, 128)]
+    assert swatches(draw_semantic(GREY, halves(-1, 2), NAMES)[GAP:, 720 + GAP :]) == [
+        filled(2, 128)
+    ]
     ink = (legend < 100).all(axis=2)
     assert ink[:30].sum() > 100  # a name
     assert ink[30:80].sum() > 100
     assert not ink[80:].any()
-    assert draw_semantic(GREY, halves(-1, -1), NAMES).shape == (480 + 2 * GAP, 720 + 2 * GAP, 3)  # none: no legend
+    assert draw_semantic(GREY, halves(-1, -1), NAMES).shape == (
+        480 + 2 * GAP,
+        720 + 2 * GAP,
+        3,
+    )  # none: no legend
 
 
 def test_names_are_readable_and_cut():
-    short, long, longer = (draw_semantic(GREY, halves(0, 0), [name]).shape[1] for name in ("a", "a" * 80, "a" * 90))
+    short, long, longer = (
+        draw_semantic(GREY, halves(0, 0), [name]).shape[1] for name in ("a", "a" * 80, "a" * 90)
+    )
     assert short < long == longer < 720 + 420
     ink = (draw_semantic(GREY, halves(0, 0), ["H"])[GAP:, 720 + GAP :] < 100).all(axis=2)
     assert np.ptp(np.flatnonzero(ink.any(axis=1))) + 1 >= 14  # pixels of a capital
@@ -128,9 +160,15 @@ def test_a_legend_of_many_classes_fits(count):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 7)])
 def test_odd_images(shape):
-    image, labels = np.full((*shape, 3), 9, np.uint8), np.arange(shape[0] * shape[1]).reshape(shape) % 30
+    image, labels = (
+        np.full((*shape, 3), 9, np.uint8),
+        np.arange(shape[0] * shape[1]).reshape(shape) % 30,
+    )
     found = {filled(k, 128) for k in np.unique(labels).tolist()}
-    for picture in (draw_semantic(image, labels, NAMES), semantic_sheet(image, labels, labels, NAMES)):
+    for picture in (
+        draw_semantic(image, labels, NAMES),
+        semantic_sheet(image, labels, labels, NAMES),
+    ):
         assert found <= colours_in(picture)
         assert picture.shape[0] < shape[0] + 2000
         assert picture.shape[1] < 8 * shape[1] + 3000
@@ -149,7 +187,9 @@ def test_sheet_has_three_pictures_and_one_legend():
     tiles = [sheet[GAP + TITLE :, GAP + i * (720 + GAP) :][:480, :720] for i in range(4)]
     np.testing.assert_array_equal(tiles[0], GREY)
     for tile, labels in zip(tiles[1:], (truth, predicted), strict=False):
-        np.testing.assert_array_equal(tile, draw_semantic(GREY, labels, NAMES)[GAP:-GAP, GAP : GAP + 720])
+        np.testing.assert_array_equal(
+            tile, draw_semantic(GREY, labels, NAMES)[GAP:-GAP, GAP : GAP + 720]
+        )
     assert swatches(sheet[GAP + TITLE :, 3 * (720 + GAP) :]) == [filled(k, 128) for k in (0, 7, 20)]
     for i in range(3):
         assert (sheet[GAP : GAP + TITLE, GAP + i * (720 + GAP) :][:, :200] < 100).any()  # a title
@@ -162,7 +202,10 @@ def test_sheet_has_three_pictures_and_one_legend():
 
 def test_a_small_image_fills_its_place_in_a_sheet():
     small = np.full((160, 240, 3), 90, dtype=np.uint8)
-    sheets = [semantic_sheet(image, halves(1, 2, image.shape[:2]), halves(2, 1, image.shape[:2]), NAMES) for image in (small, GREY)]
+    sheets = [
+        semantic_sheet(image, halves(1, 2, image.shape[:2]), halves(2, 1, image.shape[:2]), NAMES)
+        for image in (small, GREY)
+    ]
     np.testing.assert_array_equal(*sheets)
 
 
@@ -200,7 +243,13 @@ def test_confusion(tmp_path, monkeypatch):
     texts, shares = shown(monkeypatch)
     labels = []
     ticks = Axes.set_yticks
-    monkeypatch.setattr(Axes, "set_yticks", lambda axis, at, names=None, **keys: labels.extend(names or []) or ticks(axis, at, names, **keys))
+    monkeypatch.setattr(
+        Axes,
+        "set_yticks",
+        lambda axis, at, names=None, **keys: (
+            labels.extend(names or []) or ticks(axis, at, names, **keys)
+        ),
+    )
     matrix = np.array([[3, 1, 0], [0, 0, 0]])
     picture = draw_semantic_confusion(matrix, ["cat", "sky"], tmp_path / "confusion.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "confusion.png")), picture)
@@ -217,8 +266,13 @@ def test_confusion(tmp_path, monkeypatch):
 def test_confusion_of_more_classes(monkeypatch, count, without):
     texts, _ = shown(monkeypatch)
     lines, line = [], Axes.axvline
-    monkeypatch.setattr(Axes, "axvline", lambda axis, x, **keys: lines.append(x) or line(axis, x, **keys))
-    picture = draw_semantic_confusion(np.eye(count, count + without, dtype=np.int64), [f"a class with a long name {i}" for i in range(count)])
+    monkeypatch.setattr(
+        Axes, "axvline", lambda axis, x, **keys: lines.append(x) or line(axis, x, **keys)
+    )
+    picture = draw_semantic_confusion(
+        np.eye(count, count + without, dtype=np.int64),
+        [f"a class with a long name {i}" for i in range(count)],
+    )
     assert len(texts) == (count if count <= 20 else 0)
     assert picture.shape[0] > 20 * count  # pixels for each name
     assert lines == [count - 0.5] * without  # before the pixels without a class
@@ -232,4 +286,6 @@ def test_wrong_matrix(tmp_path):
             draw_semantic_confusion(np.zeros(shape, np.int64), ["cat", "sky"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the picture"):
-        draw_semantic_confusion(np.eye(1, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png")
+        draw_semantic_confusion(
+            np.eye(1, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png"
+        )

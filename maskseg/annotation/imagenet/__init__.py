@@ -19,11 +19,16 @@ def class_members(data_set: str) -> dict[str, list[int]]:
     Hyponyms of the class in WordNet and, after them in the file, stand-ins: classes whose pictures show it although they are none of it.
     """
     if data_set not in DATA_SETS:
-        raise UserError(f"ImageNet's classes are told for {' and '.join(DATA_SETS)}, not for {data_set!r}")
+        raise UserError(
+            f"ImageNet's classes are told for {' and '.join(DATA_SETS)}, not for {data_set!r}"
+        )
     table = _table()
     names = {name: name for name in table["coco"]} if data_set == "coco" else table["voc"]
     entries = {name: table["coco"][key] for name, key in names.items()}
-    return {name: sorted(_numbers(entry.get("below", "")) + _numbers(entry.get("stand_ins", ""))) for name, entry in entries.items()}
+    return {
+        name: sorted(_numbers(entry.get("below", "")) + _numbers(entry.get("stand_ins", "")))
+        for name, entry in entries.items()
+    }
 
 
 def members_of(names: Sequence[str]) -> list[list[int]]:
@@ -31,7 +36,9 @@ def members_of(names: Sequence[str]) -> list[list[int]]:
     known = class_members("coco") | class_members("voc")
     found = [known.get(name, []) for name in names]
     if names and not any(found):
-        raise UserError(f"ImageNet has no class for {', '.join(names)}: train a classifier (experiment=classify_coco_r50)")
+        raise UserError(
+            f"ImageNet has no class for {', '.join(names)}: train a classifier (experiment=classify_coco_r50)"
+        )
     return found
 
 
@@ -45,4 +52,8 @@ def _table() -> dict[str, Any]:
 def _numbers(text: str) -> list[int]:
     """`7-9, 12` -> [7, 8, 9, 12]."""
     spans = [part.partition("-") for part in text.split(",") if part.strip()]
-    return [i for first, dash, last in spans for i in range(int(first), int(last if dash else first) + 1)]
+    return [
+        i
+        for first, dash, last in spans
+        for i in range(int(first), int(last if dash else first) + 1)
+    ]

@@ -29,9 +29,17 @@ from maskseg.errors import UserError
 from maskseg.masks.base import Rle, encoded, rle_to_bitmaps
 
 Box = Sequence[float]  # xyxy, pixels
-Recut = Callable[[NDArray[np.uint8], Box | None, Bools, Bools], Cut]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
+Recut = Callable[
+    [NDArray[np.uint8], Box | None, Bools, Bools], Cut
+]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
 Found = dict[str, Any]
-PAGE = {"": "index.html", "app.js": "app.js", "view.js": "view.js", "list.js": "list.js", "style.css": "style.css"}
+PAGE = {
+    "": "index.html",
+    "app.js": "app.js",
+    "view.js": "view.js",
+    "list.js": "list.js",
+    "style.css": "style.css",
+}
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 LONGEST_SIDE = 16384  # pixels, of a browser's canvas
 QUALITY = 92  # of the JPEG that is shown
@@ -54,7 +62,9 @@ class Pictures(Protocol):
         """Names by id."""
 
 
-def review_app(file: ReviewFile, pictures: Pictures, recut: Recut, host: str, uploads: Uploads) -> FastAPI:
+def review_app(
+    file: ReviewFile, pictures: Pictures, recut: Recut, host: str, uploads: Uploads
+) -> FastAPI:
     """host: what the server is bound to. `file` is closed when the application ends."""
 
     @asynccontextmanager
@@ -66,16 +76,22 @@ def review_app(file: ReviewFile, pictures: Pictures, recut: Recut, host: str, up
     app.add_middleware(OwnPageOnly, host=host)
     app.include_router(Routes(file, pictures, recut, uploads).router())
     app.add_exception_handler(UserError, lambda _, error: JSONResponse({"error": str(error)}, 422))
-    app.add_exception_handler(KeyError, lambda _, error: JSONResponse({"error": f"there is no id {error}"}, 404))
+    app.add_exception_handler(
+        KeyError, lambda _, error: JSONResponse({"error": f"there is no id {error}"}, 404)
+    )
     app.add_exception_handler(AnyHTTPException, _told)
-    app.add_exception_handler(RequestValidationError, lambda _, error: JSONResponse({"error": str(error)}, 422))
+    app.add_exception_handler(
+        RequestValidationError, lambda _, error: JSONResponse({"error": str(error)}, 422)
+    )
     return app
 
 
 class Routes:
     """One method a request. Functions that read, write or compute are no coroutines: the server runs them in threads."""
 
-    def __init__(self, file: ReviewFile, pictures: Pictures, recut: Recut, uploads: Uploads) -> None:
+    def __init__(
+        self, file: ReviewFile, pictures: Pictures, recut: Recut, uploads: Uploads
+    ) -> None:
         self.file, self.pictures, self.recut, self.uploads = file, pictures, recut, uploads
 
     def router(self) -> APIRouter:
@@ -115,9 +131,14 @@ class Routes:
     def image(self, number: int) -> Response:
         """The picture as the annotations see it, a JPEG file."""
         if max(self.pictures.size(number)) > LONGEST_SIDE:
-            raise HTTPException(422, f"{self.pictures.name(number)}: browsers show no image of more than {LONGEST_SIDE} pixels a side")
+            raise HTTPException(
+                422,
+                f"{self.pictures.name(number)}: browsers show no image of more than {LONGEST_SIDE} pixels a side",
+            )
         data = io.BytesIO()
-        Image.fromarray(self.pictures.pixels(number)).save(data, "JPEG", quality=QUALITY, subsampling=0)
+        Image.fromarray(self.pictures.pixels(number)).save(
+            data, "JPEG", quality=QUALITY, subsampling=0
+        )
         return Response(data.getvalue(), media_type="image/jpeg")
 
     def annotation(self, number: int) -> Response:
@@ -159,9 +180,13 @@ class Routes:
         height, width = self.pictures.size(annotation["image_id"])
         foreground, background = read_strokes(data, height, width)
         chosen = _posted_box(box, height, width) if box else _box(annotation)
-        cut = self.recut(self.pictures.pixels(annotation["image_id"]), chosen, foreground, background)
+        cut = self.recut(
+            self.pictures.pixels(annotation["image_id"]), chosen, foreground, background
+        )
         if not cut.mask.any():
-            raise HTTPException(422, "nothing would be left of the mask; paint foreground, or reject it")
+            raise HTTPException(
+                422, "nothing would be left of the mask; paint foreground, or reject it"
+            )
         self.file.redraw(number, *encoded(cut.mask), int(cut.mask.sum()), cut.fallback)
         return self._state(number)
 

@@ -63,7 +63,11 @@ class OwnPageOnly:
                 return f"Origin {origin!r} is another page"
         except ValueError:
             return "Host or Origin is no address"
-        return "another page asks" if headers.get("sec-fetch-site") in ("cross-site", "same-site") else ""
+        return (
+            "another page asks"
+            if headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            else ""
+        )
 
 
 class Uploads:
@@ -116,14 +120,22 @@ def read_strokes(data: bytes, height: int, width: int) -> tuple[Bools, Bools]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > height * width:
-                raise HTTPException(413, f"strokes of {image.height} x {image.width} pixels, the image has {height} x {width}")
+                raise HTTPException(
+                    413,
+                    f"strokes of {image.height} x {image.width} pixels, the image has {height} x {width}",
+                )
             if image.size != (width, height):
-                raise HTTPException(422, f"strokes of {image.height} x {image.width} pixels, the image has {height} x {width}")
+                raise HTTPException(
+                    422,
+                    f"strokes of {image.height} x {image.width} pixels, the image has {height} x {width}",
+                )
             pixels = np.asarray(image.convert("RGB"))
     except (HTTPException, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise HTTPException(413, f"strokes of too many pixels, the image has {height} x {width}") from error
+        raise HTTPException(
+            413, f"strokes of too many pixels, the image has {height} x {width}"
+        ) from error
     except UnidentifiedImageError as error:
         raise HTTPException(415, "not a PNG file") from error
     except Exception as error:  # decoders raise almost anything on damaged data

@@ -31,7 +31,10 @@ class Journal:
         try:
             text = path.read_bytes()
             self.length = text.rfind(b"\n") + 1
-            self.entries = [self._entry(line, n) for n, line in enumerate(text[: self.length].splitlines(), start=1)]
+            self.entries = [
+                self._entry(line, n)
+                for n, line in enumerate(text[: self.length].splitlines(), start=1)
+            ]
             if self.length < len(text):
                 self._file.truncate(self.length)
         except (OSError, UserError):
@@ -45,7 +48,9 @@ class Journal:
                 return entry
         except ValueError:
             pass
-        raise UserError(f"{self.path}: line {number} is damaged; mend it, or move the file away to go on without the decisions in it")
+        raise UserError(
+            f"{self.path}: line {number} is damaged; mend it, or move the file away to go on without the decisions in it"
+        )
 
     def append(self, text: str) -> None:
         """One annotation as JSON without line breaks; on the disk when this returns. Raises UserError where it cannot be written; the journal is then
@@ -57,7 +62,9 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(self.length)
-            raise UserError(f"{self.path}: the decision could not be saved ({error.strerror})") from error
+            raise UserError(
+                f"{self.path}: the decision could not be saved ({error.strerror})"
+            ) from error
         self.length += len(line)
 
     def clear(self) -> None:
@@ -80,13 +87,19 @@ def _opened(path: Path) -> FileIO:
         try:
             file = path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); decisions are kept there until they are in the file itself") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); decisions are kept there until they are in the file itself"
+            ) from error
         try:
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):  # not one that its owner has just removed
+            if path.exists() and os.path.samestat(
+                os.fstat(file.fileno()), path.stat()
+            ):  # not one that its owner has just removed
                 return file
         except OSError as error:
             file.close()
-            raise UserError(f"{path}: in use, the file is being reviewed by another process; end that one first") from error
+            raise UserError(
+                f"{path}: in use, the file is being reviewed by another process; end that one first"
+            ) from error
         file.close()

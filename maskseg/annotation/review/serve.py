@@ -40,7 +40,9 @@ class CocoPictures:
 
     def pixels(self, image_id: int) -> NDArray[np.uint8]:
         path = safe_join(self.root, self.name(image_id))
-        return np.ascontiguousarray(load_image(path, self.max_pixels, self.size(image_id)).permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(
+            load_image(path, self.max_pixels, self.size(image_id)).permute(1, 2, 0).numpy()
+        )
 
     def mask(self, annotation: dict[str, Any]) -> Rle | None:
         """That of the annotation as it is now, which may have changed since the file was read; polygons are cut at the image's border."""
@@ -49,9 +51,13 @@ class CocoPictures:
             packer.add(annotation.get("segmentation"))
             shape = packer.packed().shape(0)
         except SegmentationError as error:
-            raise UserError(f"annotation {annotation['id']}: {error.kind}: {error.detail}") from error
+            raise UserError(
+                f"annotation {annotation['id']}: {error.kind}: {error.detail}"
+            ) from error
         if isinstance(shape, Polygons):
-            parts = tuple(part for part in (clip_polygon(part, *size) for part in shape.parts) if len(part))
+            parts = tuple(
+                part for part in (clip_polygon(part, *size) for part in shape.parts) if len(part)
+            )
             shape = Polygons(parts) if parts else None
         return None if shape is None else FileMasks.from_file([shape], *size).to_rle()[0]
 
@@ -94,13 +100,24 @@ def _application() -> Any:
         from maskseg.annotation.review.app import review_app
         from maskseg.annotation.review.guards import Uploads
     except ImportError as error:
-        raise UserError(f"the review page needs FastAPI and uvicorn ({error}): {INSTALL}") from error
+        raise UserError(
+            f"the review page needs FastAPI and uvicorn ({error}): {INSTALL}"
+        ) from error
 
     def serve(file: ReviewFile, pictures: CocoPictures, config: Any) -> None:
         listening = _listen(config.host, config.port)
-        app = review_app(file, pictures, recut, config.host, Uploads(round(config.max_upload_mb * 1e6), config.uploads_at_once))
+        app = review_app(
+            file,
+            pictures,
+            recut,
+            config.host,
+            Uploads(round(config.max_upload_mb * 1e6), config.uploads_at_once),
+        )
         address = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"open http://{address}:{listening.getsockname()[1]} in a browser; Ctrl-C ends", flush=True)
+        print(
+            f"open http://{address}:{listening.getsockname()[1]} in a browser; Ctrl-C ends",
+            flush=True,
+        )
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=LEAVE)
         uvicorn.Server(settings).run(sockets=[listening])
 
@@ -117,14 +134,18 @@ def _listen(host: str, port: int) -> socket.socket:
         return listening
     except (OSError, OverflowError) as error:
         listening.close()
-        raise UserError(f"host={host} port={port} cannot be served ({getattr(error, 'strerror', None) or error}); another port: port=8001") from error
+        raise UserError(
+            f"host={host} port={port} cannot be served ({getattr(error, 'strerror', None) or error}); another port: port=8001"
+        ) from error
 
 
 def _say(file: ReviewFile, host: str) -> None:
     if file.recovered:
         print(f"{file.recovered} decisions of a review that was cut short are in {file.path}")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"host={host}: whoever reaches this machine can see the images and decide; there is no password")
+        print(
+            f"host={host}: whoever reaches this machine can see the images and decide; there is no password"
+        )
     print(f"{len(file.rows())} annotations; decisions go into {file.path}")
 
 

@@ -77,12 +77,16 @@ class ReviewFile:
 
     def _compare(self, source: Path) -> None:
         if sorted(_row(source, a).id for a in _read(source)["annotations"]) != sorted(self._index):
-            raise UserError(f"{self.path}: it is there already, with other annotations than {source}; name another output")
+            raise UserError(
+                f"{self.path}: it is there already, with other annotations than {source}; name another output"
+            )
 
     def _replay(self) -> int:
         for entry in self._journal.entries:
             if entry["id"] not in self._index:
-                raise UserError(f"{self._journal.path}: annotation {entry['id']} is not in {self.path}; move the journal of another file away")
+                raise UserError(
+                    f"{self._journal.path}: annotation {entry['id']} is not in {self.path}; move the journal of another file away"
+                )
             self._set(entry["id"], json.dumps(entry))
         return len(self._journal.entries)
 
@@ -108,7 +112,12 @@ class ReviewFile:
     def redraw(self, number: int, mask: Rle, box: list[int], area: int, fallback: str = "") -> None:
         """A new mask; box: x, y, width, height of the mask, area: its pixels, fallback: why it is not GrabCut's. Raises as `decide` does."""
         made = {"technique": "review"} | ({"fallback": fallback} if fallback else {})
-        self._change(number, lambda annotation: annotation.update(segmentation=mask, bbox=box, area=area, mask_by=made, review="edited"))
+        self._change(
+            number,
+            lambda annotation: annotation.update(
+                segmentation=mask, bbox=box, area=area, mask_by=made, review="edited"
+            ),
+        )
 
     def undo(self) -> int | None:
         """Takes the last decision back. -> the id of its annotation, which is exactly as it was before; None where there is none."""
@@ -134,14 +143,20 @@ class ReviewFile:
             self._write(self.path, texts)
             with self._lock:
                 self.trouble = ""
-                if self._journal.length == length:  # else it is needed still; reading it over the new file comes to the same
+                if (
+                    self._journal.length == length
+                ):  # else it is needed still; reading it over the new file comes to the same
                     self._journal.clear()
 
     def export(self, path: Path) -> dict[str, int]:
         """Writes a copy without the rejected annotations. -> how many there are of each kind. Raises UserError."""
         with self._lock:
             reviews = [row.review for row in self._rows]
-            texts = [text for text, review in zip(self._texts, reviews, strict=True) if review != "rejected"]
+            texts = [
+                text
+                for text, review in zip(self._texts, reviews, strict=True)
+                if review != "rejected"
+            ]
         self._write(path, texts)
         return {kind: reviews.count(kind) for kind in (OPEN, *DECISIONS)}
 
@@ -189,7 +204,10 @@ class ReviewFile:
     def _write(self, path: Path, texts: list[str]) -> None:
         """One line for each annotation, the keys in the file's order."""
         annotations = "[\n" + ",\n".join(texts) + "\n]" if texts else "[]"
-        values = (f"{json.dumps(key)}: {annotations if key == 'annotations' else self._keys[key]}" for key in self._order)
+        values = (
+            f"{json.dumps(key)}: {annotations if key == 'annotations' else self._keys[key]}"
+            for key in self._order
+        )
         with replacing(path, "the reviewed file") as file:
             file.write(("{" + ",\n".join(values) + "}\n").encode())
 
@@ -217,5 +235,7 @@ def _row(path: Path, annotation: Any) -> Row:
     known = annotation if isinstance(annotation, dict) else {}
     number, image, category = (known.get(key) for key in ("id", "image_id", "category_id"))
     if not (type(number) is int and type(image) is int and type(category) is int):
-        raise UserError(f"{path}: annotation {number} has no integer id, image_id and category_id; give each annotation its own id")
+        raise UserError(
+            f"{path}: annotation {number} has no integer id, image_id and category_id; give each annotation its own id"
+        )
     return Row(number, image, category, review_of(known))

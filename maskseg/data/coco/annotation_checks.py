@@ -11,14 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.data.coco.packed_segmentations import MIN_COORDINATES, POLYGONS, RLE, SegmentationError, clip_polygon, runs_box
+from maskseg.data.coco.packed_segmentations import (
+    MIN_COORDINATES,
+    POLYGONS,
+    RLE,
+    SegmentationError,
+    clip_polygon,
+    runs_box,
+)
 from maskseg.data.coco.parse import MISSING, Columns
 from maskseg.data.coco.report import SHOWN, Report
 from maskseg.ops.rle import Ints
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-OVERSHOOT = 1.0  # px: what reaches further out of the image than rounding explains is worth a warning
+OVERSHOOT = (
+    1.0  # px: what reaches further out of the image than rounding explains is worth a warning
+)
 
 _NO_EXTENT = "box of no width or height, left out"
 _OUTSIDE = "annotation outside its image, left out"
@@ -57,10 +66,15 @@ class _Judge:
         """Rows that are left out."""
         self._strike(bad, kind, None, self.report.warn)
 
-    def _strike(self, bad: Bools, kind: str, tell: Callable[[int], str] | None, say: Callable[..., None]) -> None:
+    def _strike(
+        self, bad: Bools, kind: str, tell: Callable[[int], str] | None, say: Callable[..., None]
+    ) -> None:
         rows = np.flatnonzero(bad & self.good)
         if len(rows):
-            names = [self.columns.name(r) + (f": {tell(r)}" if tell else "") for r in rows[:SHOWN].tolist()]
+            names = [
+                self.columns.name(r) + (f": {tell(r)}" if tell else "")
+                for r in rows[:SHOWN].tolist()
+            ]
             say(kind, *names, count=len(rows))
             self.good[rows] = False
 
@@ -68,10 +82,20 @@ class _Judge:
         """Rows that are mended and stay."""
         found = np.flatnonzero(rows & self.good)
         if len(found):
-            self.report.warn(kind, *(self.columns.name(r) for r in found[:SHOWN].tolist()), count=len(found))
+            self.report.warn(
+                kind, *(self.columns.name(r) for r in found[:SHOWN].tolist()), count=len(found)
+            )
 
 
-def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_ids: Ints, labels: Ints, num_points: Ints, report: Report) -> Kept:
+def check_annotations(
+    columns: Columns,
+    image_ids: Ints,
+    sizes: Ints,
+    category_ids: Ints,
+    labels: Ints,
+    num_points: Ints,
+    report: Report,
+) -> Kept:
     """Judges every annotation.
 
     image_ids: i64 [N]; sizes: i64 [N, 2] (height, width), zeros where unknown; category_ids: i64 [C] of the file, the
@@ -82,10 +106,18 @@ def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_i
     image_index = _place(image_ids, columns.image_ids)
     judge.error(image_index < 0, "annotation of an image that is not in the file")
     category = _place(category_ids, columns.category_ids)
-    judge.error(category < 0, "annotation of a category that is not in the file", lambda r: f"category {columns.category_ids[r]}")
-    sizes = np.concatenate([sizes, np.zeros((1, 2), dtype=np.int64)])[image_index]  # row -1 is the unknown image
+    judge.error(
+        category < 0,
+        "annotation of a category that is not in the file",
+        lambda r: f"category {columns.category_ids[r]}",
+    )
+    sizes = np.concatenate([sizes, np.zeros((1, 2), dtype=np.int64)])[
+        image_index
+    ]  # row -1 is the unknown image
     judge.good &= sizes.min(axis=1) > 0  # an image without a size was named before
-    judge.error(columns.has_box & ~np.isfinite(columns.boxes).all(axis=1), "bbox with NaN or infinity")
+    judge.error(
+        columns.has_box & ~np.isfinite(columns.boxes).all(axis=1), "bbox with NaN or infinity"
+    )
     extents = np.full((len(columns.ids), 4), np.nan)
     _check_polygons(judge, extents)
     _clip_polygons(judge, extents, sizes)
@@ -96,7 +128,16 @@ def check_annotations(columns: Columns, image_ids: Ints, sizes: Ints, category_i
     rows = rows[np.argsort(image_index[rows], kind="stable")]
     label = np.append(labels, -1)[category[rows]]
     ids = _fill_ids(judge)
-    return Kept(rows, image_index[rows], label, ids[rows], boxes[rows], columns.areas[rows], columns.crowd[rows], has_points[rows])
+    return Kept(
+        rows,
+        image_index[rows],
+        label,
+        ids[rows],
+        boxes[rows],
+        columns.areas[rows],
+        columns.crowd[rows],
+        has_points[rows],
+    )
 
 
 def duplicates(values: Ints) -> list[tuple[int, int]]:
@@ -118,7 +159,11 @@ def _check_ids(columns: Columns, report: Report) -> None:
     ids = columns.ids[columns.good]
     twice = duplicates(ids[ids != MISSING])
     if twice:
-        report.error("annotation id that is used more than once", *(f"id {i}, {n} times" for i, n in twice[:SHOWN]), count=len(twice))
+        report.error(
+            "annotation id that is used more than once",
+            *(f"id {i}, {n} times" for i, n in twice[:SHOWN]),
+            count=len(twice),
+        )
 
 
 def _fill_ids(judge: _Judge) -> Ints:
@@ -143,11 +188,17 @@ def _check_polygons(judge: _Judge, extents: Floats) -> None:
         return flags
 
     broken = np.flatnonzero(~np.isfinite(packed.coords))
-    judge.error(owners(np.searchsorted(packed.coord_starts, broken, side="right") - 1), "polygon with NaN or infinity")
+    judge.error(
+        owners(np.searchsorted(packed.coord_starts, broken, side="right") - 1),
+        "polygon with NaN or infinity",
+    )
     judge.error(owners(lengths % 2 == 1), "polygon with an odd number of coordinates")
     short = lengths < MIN_COORDINATES
     judge.warn(owners(short), "polygon part of fewer than 3 points, left out")
-    judge.drop((packed.kinds == POLYGONS) & ~owners(~short), "annotation whose polygons all have fewer than 3 points, left out")
+    judge.drop(
+        (packed.kinds == POLYGONS) & ~owners(~short),
+        "annotation whose polygons all have fewer than 3 points, left out",
+    )
     use = judge.good[owner] & ~short
     if not use.any():
         return
@@ -163,7 +214,9 @@ def _check_polygons(judge: _Judge, extents: Floats) -> None:
 def _clip_polygons(judge: _Judge, extents: Floats, sizes: Ints) -> None:
     """Cuts polygons at the image's border, where they cross it."""
     packed, limits = judge.columns.segmentations, sizes[:, ::-1]
-    beyond = np.maximum(-extents[:, :2], extents[:, 2:] - limits).max(axis=1)  # NaN where there are no polygons
+    beyond = np.maximum(-extents[:, :2], extents[:, 2:] - limits).max(
+        axis=1
+    )  # NaN where there are no polygons
     outside = np.zeros(len(sizes), dtype=bool)
     for row in np.flatnonzero(judge.good & (beyond > 0)).tolist():
         height, width = sizes[row].tolist()
@@ -186,7 +239,9 @@ def _check_runs(judge: _Judge, extents: Floats, sizes: Ints) -> None:
     judge.error(
         has_runs & (stated != sizes).any(axis=1),
         "RLE of another size than its image",
-        lambda r: f"{stated[r, 0]} x {stated[r, 1]}, the image is {sizes[r, 0]} x {sizes[r, 1]} (height x width)",
+        lambda r: (
+            f"{stated[r, 0]} x {stated[r, 1]}, the image is {sizes[r, 0]} x {sizes[r, 1]} (height x width)"
+        ),
     )
     empty = np.zeros(len(sizes), dtype=bool)
     for row in np.flatnonzero(has_runs & judge.good).tolist():
@@ -216,7 +271,9 @@ def _check_points(judge: _Judge, expected: Ints) -> Bools:
     triples = columns.points.reshape(-1, 3)
     bad = np.zeros(len(counts), dtype=bool)
     bad[owner[~np.isfinite(triples).all(axis=1) | ~np.isin(triples[:, 2], (0, 1, 2))]] = True
-    judge.error(bad & (expected > 0), "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2")
+    judge.error(
+        bad & (expected > 0), "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2"
+    )
     return np.asarray((counts > 0) & (counts == expected))
 
 
@@ -237,6 +294,9 @@ def _check_boxes(judge: _Judge, extents: Floats, sizes: Ints) -> Floats:
     cut = corners.clip(0, limits)
     judge.drop(_flat(cut), _OUTSIDE)
     changed = (cut != corners).any(axis=1) | ~columns.has_box
-    judge.warn(columns.has_box & (np.abs(cut - corners).max(axis=1) > OVERSHOOT), "bbox that reaches out of its image, cut")
+    judge.warn(
+        columns.has_box & (np.abs(cut - corners).max(axis=1) > OVERSHOOT),
+        "bbox that reaches out of its image, cut",
+    )
     sides = np.concatenate([cut[:, :2], cut[:, 2:] - cut[:, :2]], axis=1)
     return np.where(changed[:, None], sides, columns.boxes)

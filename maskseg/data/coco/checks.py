@@ -105,7 +105,11 @@ def _images(entries: list[Any], report: Report, max_pixels: int) -> list[ImageRe
         if number is None:
             report.error("image without an integer id", f"{entry!r}"[:80])
             continue
-        name, height, width = entry.get("file_name"), integer(entry.get("height")), integer(entry.get("width"))
+        name, height, width = (
+            entry.get("file_name"),
+            integer(entry.get("height")),
+            integer(entry.get("width")),
+        )
         try:
             name = check_name(name)
         except UserError as error:
@@ -116,13 +120,24 @@ def _images(entries: list[Any], report: Report, max_pixels: int) -> list[ImageRe
             report.error("image size that is not two positive integers", stated[:200])
             height = width = 0
         elif height * width > max_pixels:
-            report.error("image of more pixels than data.max_pixels", f"image {number}: {height} x {width}, the cap is {max_pixels}")
+            report.error(
+                "image of more pixels than data.max_pixels",
+                f"image {number}: {height} x {width}, the cap is {max_pixels}",
+            )
             height = width = 0
         records.append(ImageRecord(number, name, height, width))
     twice = duplicates(np.array([r.id for r in records], dtype=np.int64))
     if twice:
-        report.error("image id that is used more than once", *(f"id {i}, {n} times" for i, n in twice[:SHOWN]), count=len(twice))
-    names = [f"{name}, {n} times" for name, n in Counter(r.file_name for r in records).items() if n > 1 and name]
+        report.error(
+            "image id that is used more than once",
+            *(f"id {i}, {n} times" for i, n in twice[:SHOWN]),
+            count=len(twice),
+        )
+    names = [
+        f"{name}, {n} times"
+        for name, n in Counter(r.file_name for r in records).items()
+        if n > 1 and name
+    ]
     if names:
         report.warn("file name of more than one image", *names)
     return records

@@ -57,7 +57,11 @@ class CocoFile:
     def __init__(self, path: Path, checked: Checked, columns: Columns, report: Report) -> None:
         self.path, self.report = path, report
         self.categories, self.images = checked.categories, checked.images
-        self._kept, self._columns, self._segmentations = checked.annotations, columns, columns.segmentations
+        self._kept, self._columns, self._segmentations = (
+            checked.annotations,
+            columns,
+            columns.segmentations,
+        )
         self._starts = np.searchsorted(self._kept.image_index, np.arange(len(self.images) + 1))
 
     def __len__(self) -> int:
@@ -107,13 +111,20 @@ class CocoFile:
     def _to_coco(self, position: int) -> dict[str, Any]:
         """keypoints and num_keypoints of an annotation, as the file has them (none visible where it has none)."""
         own = self._points(position)
-        own = own if len(own) else np.zeros((len(self.categories.keypoints[self._kept.labels[position]]), 3), dtype=np.float32)
+        own = (
+            own
+            if len(own)
+            else np.zeros(
+                (len(self.categories.keypoints[self._kept.labels[position]]), 3), dtype=np.float32
+            )
+        )
         return {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
 
     def has_keypoints(self) -> bool:
         """Whether some object has a visible point of its class."""
         return bool(self.categories.num_points) and any(
-            self._points(position)[:, 2:].any() for position in np.flatnonzero(~self._kept.crowd).tolist()
+            self._points(position)[:, 2:].any()
+            for position in np.flatnonzero(~self._kept.crowd).tolist()
         )
 
     def labels(self, index: int) -> list[int]:
@@ -136,7 +147,10 @@ class CocoFile:
         (polygons or compressed RLE; [] for a box alone), and keypoints and num_keypoints where a class has points. Category ids are those of
         `categories`."""
         ids, kept = np.array(self.categories.ids, dtype=np.int64), self._kept
-        images = [{"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in self.images]
+        images = [
+            {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
+            for i in self.images
+        ]
         annotations = [
             {
                 "id": number,
@@ -162,10 +176,25 @@ class CocoFile:
         if self.categories.num_points:
             for position, annotation in enumerate(annotations):
                 annotation |= self._to_coco(position)
-        categories = [{"id": number, "name": name} for number, name in zip(self.categories.ids, self.categories.names, strict=True)]
-        for category, points, lines in zip(categories, self.categories.keypoints, self.categories.skeletons, strict=True):
-            category |= {"keypoints": list(points), "skeleton": [[a + 1, b + 1] for a, b in lines]} if points else {}
-        return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(self.categories.ids, self.categories.names, strict=True)
+        ]
+        for category, points, lines in zip(
+            categories, self.categories.keypoints, self.categories.skeletons, strict=True
+        ):
+            category |= (
+                {"keypoints": list(points), "skeleton": [[a + 1, b + 1] for a, b in lines]}
+                if points
+                else {}
+            )
+        return {
+            "info": {},
+            "licenses": [],
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        }
 
     def _area(self, position: int) -> float:
         """Pixels: the file's number, or the mask's, or the box's."""
@@ -182,7 +211,10 @@ class CocoFile:
         """For each class: images that show it, single instances, crowds."""
         num_classes, kept = len(self.categories), self._kept
         seen = np.unique(np.stack([kept.labels, kept.image_index], axis=1), axis=0)[:, 0]
-        counts = [np.bincount(labels, minlength=num_classes) for labels in (seen, kept.labels[~kept.crowd], kept.labels[kept.crowd])]
+        counts = [
+            np.bincount(labels, minlength=num_classes)
+            for labels in (seen, kept.labels[~kept.crowd], kept.labels[kept.crowd])
+        ]
         return [(int(a), int(b), int(c)) for a, b, c in zip(*counts, strict=True)]
 
     def class_table(self, width: int = 120) -> str:
@@ -190,15 +222,30 @@ class CocoFile:
         counts = self.class_counts()
         names = [name if len(name) <= 24 else f"{name[:23]}…" for name in self.categories.names]
         longest = max(len("class"), *(len(name) for name in names), 0)
-        rows = [f"{n:<{longest}} {a:>7} {b:>9} {c:>6}" for n, (a, b, c) in zip(names, counts, strict=True)]
+        rows = [
+            f"{n:<{longest}} {a:>7} {b:>9} {c:>6}"
+            for n, (a, b, c) in zip(names, counts, strict=True)
+        ]
         head = f"{'class':<{longest}} {'images':>7} {'instances':>9} {'crowds':>6}"
-        blocks = 1 if len(rows) <= 20 else max(1, min((width + 3) // (len(head) + 3), -(-len(rows) // 10)))
+        blocks = (
+            1
+            if len(rows) <= 20
+            else max(1, min((width + 3) // (len(head) + 3), -(-len(rows) // 10)))
+        )
         deep = -(-len(rows) // blocks)
         columns = [rows[i : i + deep] for i in range(0, len(rows), deep)] if rows else []
-        lines = [" | ".join([head] * len(columns)), " | ".join(["-" * len(head)] * len(columns))] if rows else []
-        lines += [" | ".join(column[i] for column in columns if i < len(column)) for i in range(deep)]
+        lines = (
+            [" | ".join([head] * len(columns)), " | ".join(["-" * len(head)] * len(columns))]
+            if rows
+            else []
+        )
+        lines += [
+            " | ".join(column[i] for column in columns if i < len(column)) for i in range(deep)
+        ]
         crowds, empty = int(self._kept.crowd.sum()), int((np.diff(self._starts) == 0).sum())
-        lines.append(f"{len(rows)} classes, {len(self)} images ({empty} without objects), {self.num_annotations - crowds} instances, {crowds} crowds")
+        lines.append(
+            f"{len(rows)} classes, {len(self)} images ({empty} without objects), {self.num_annotations - crowds} instances, {crowds} crowds"
+        )
         return "\n".join(lines)
 
 
@@ -223,13 +270,19 @@ def read_coco(
 
 
 def check_coco(
-    path: str | Path, *, categories: Categories | None = None, image_root: str | Path | None = None, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    *,
+    categories: Categories | None = None,
+    image_root: str | Path | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Report:
     """The report on a file, whatever is in it. Raises UserError only if it cannot be opened."""
     return _read(Path(path), categories, image_root, max_pixels)[1]
 
 
-def _read(path: Path, categories: Categories | None, image_root: str | Path | None, max_pixels: int) -> tuple[CocoFile | None, Report]:
+def _read(
+    path: Path, categories: Categories | None, image_root: str | Path | None, max_pixels: int
+) -> tuple[CocoFile | None, Report]:
     report = Report(str(path))
     raw: RawCoco | None = read_json(path, max_pixels, report)
     if raw is None:

@@ -50,7 +50,9 @@ class Packer:
             elif isinstance(segmentation, list):
                 parts = [_numbers(part) for part in segmentation]
             elif segmentation is not None:
-                raise SegmentationError("segmentation that is neither polygons nor RLE", type(segmentation).__name__)
+                raise SegmentationError(
+                    "segmentation that is neither polygons nor RLE", type(segmentation).__name__
+                )
         finally:  # a row even for a bad one, so that rows and annotations stay in step
             for part in parts:
                 self.coords.extend(part)
@@ -65,16 +67,27 @@ class Packer:
     def _rle(self, rle: dict[str, Any]) -> tuple[bytes, int, int]:
         """Compressed counts, height, width. The size is judged before any count is looked at."""
         size, counts = rle.get("size"), rle.get("counts")
-        if not isinstance(size, list) or len(size) != 2 or not all(type(v) is int and v > 0 for v in size):
-            raise SegmentationError("RLE without a size of two positive integers", f"size {size!r}"[:80])
+        if (
+            not isinstance(size, list)
+            or len(size) != 2
+            or not all(type(v) is int and v > 0 for v in size)
+        ):
+            raise SegmentationError(
+                "RLE without a size of two positive integers", f"size {size!r}"[:80]
+            )
         height, width = size
         if height * width > self.max_pixels:
-            raise SegmentationError("RLE of more pixels than data.max_pixels", f"{height} x {width}, the cap is {self.max_pixels}")
+            raise SegmentationError(
+                "RLE of more pixels than data.max_pixels",
+                f"{height} x {width}, the cap is {self.max_pixels}",
+            )
         if isinstance(counts, str) and counts:
             try:
                 return counts.encode("ascii"), height, width
             except UnicodeEncodeError as error:
-                raise SegmentationError("RLE that cannot be decoded", "characters outside ASCII") from error
+                raise SegmentationError(
+                    "RLE that cannot be decoded", "characters outside ASCII"
+                ) from error
         if not isinstance(counts, list) or not counts:
             raise SegmentationError("RLE without counts", f"counts {counts!r}"[:80])
         try:
@@ -92,7 +105,9 @@ class Packer:
             coord_starts=_starts(self.lengths),
             coords=np.frombuffer(self.coords, dtype=np.float64) if self.coords else np.zeros(0),
             text_starts=_starts(self.strings),
-            text=np.frombuffer(self.text, dtype=np.uint8) if self.text else np.zeros(0, dtype=np.uint8),
+            text=np.frombuffer(self.text, dtype=np.uint8)
+            if self.text
+            else np.zeros(0, dtype=np.uint8),
             heights=np.array(self.heights, dtype=np.int64),
             widths=np.array(self.widths, dtype=np.int64),
         )
@@ -122,7 +137,9 @@ class Segmentations:
         if row in self.clipped:
             return self.clipped[row]
         ends = self.coord_starts[self.part_starts[row] : self.part_starts[row + 1] + 1].tolist()
-        return tuple(self.coords[a:b].reshape(-1, 2) for a, b in pairwise(ends) if b - a >= MIN_COORDINATES)
+        return tuple(
+            self.coords[a:b].reshape(-1, 2) for a, b in pairwise(ends) if b - a >= MIN_COORDINATES
+        )
 
     def counts(self, row: int) -> Ints:
         """Run lengths of a row. Raises SegmentationError where they are not those of a mask of the stated size."""
@@ -147,7 +164,9 @@ class Segmentations:
         if self.kinds[row] == RLE:
             text = self.text[self.text_starts[row] : self.text_starts[row + 1]].tobytes().decode()
             return {"size": [int(self.heights[row]), int(self.widths[row])], "counts": text}
-        return [p.ravel().tolist() for p in self.polygons(row)] if self.kinds[row] == POLYGONS else []
+        return (
+            [p.ravel().tolist() for p in self.polygons(row)] if self.kinds[row] == POLYGONS else []
+        )
 
 
 def check_counts(counts: Ints, height: int, width: int) -> None:
@@ -158,7 +177,10 @@ def check_counts(counts: Ints, height: int, width: int) -> None:
     total = int(counts.sum()) if not len(counts) or counts.max() <= height * width else None
     if total != height * width:
         found = "more" if total is None else total
-        raise SegmentationError("RLE whose counts do not sum to the mask's pixels", f"{found} instead of {height} x {width} = {height * width}")
+        raise SegmentationError(
+            "RLE whose counts do not sum to the mask's pixels",
+            f"{found} instead of {height} x {width} = {height * width}",
+        )
 
 
 def runs_box(counts: Ints, height: int) -> Floats:
@@ -175,7 +197,12 @@ def clip_polygon(points: Floats, height: int, width: int) -> Floats:
     Pieces that the border separates stay joined by edges along it, which enclose nothing.
     """
     points = points.clip(-1e7, 1e7)  # keeps the products below finite
-    for axis, sign, bound in ((0, 1.0, 0.0), (0, -1.0, float(width)), (1, 1.0, 0.0), (1, -1.0, float(height))):
+    for axis, sign, bound in (
+        (0, 1.0, 0.0),
+        (0, -1.0, float(width)),
+        (1, 1.0, 0.0),
+        (1, -1.0, float(height)),
+    ):
         if not len(points):
             break
         distance = sign * (points[:, axis] - bound)  # positive inside
@@ -186,7 +213,9 @@ def clip_polygon(points: Floats, height: int, width: int) -> Floats:
         cut[:, axis] = bound
         candidates = np.stack([points, cut], axis=1).reshape(-1, 2)
         points = candidates[np.stack([distance >= 0, crosses], axis=1).ravel()]
-    low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(2), np.zeros(2))
+    low, high = (
+        (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(2), np.zeros(2))
+    )
     return points if len(points) >= 3 and (high > low).all() else np.zeros((0, 2))
 
 
@@ -201,4 +230,6 @@ def _numbers(part: Any) -> array[float]:
 
 
 def _starts(lengths: array[int]) -> Ints:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
+    return np.concatenate(
+        [np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))]
+    )

@@ -100,26 +100,37 @@ def read_json(path: Path, max_pixels: int, report: Report) -> RawCoco | None:
         report.error("not JSON: the file is cut short or damaged", str(error))
         return None
     if not isinstance(tree, dict):
-        report.error("not a COCO data set", f"the file holds a {type(tree).__name__}, not an object with {', '.join(_LISTS)}")
+        report.error(
+            "not a COCO data set",
+            f"the file holds a {type(tree).__name__}, not an object with {', '.join(_LISTS)}",
+        )
         return None
     lacking = [key for key in _LISTS if not isinstance(tree.get(key), list)]
     if lacking:
         report.error("not a COCO data set", *(f"it has no list '{key}'" for key in lacking))
         return None
     rows = _rows(tree["annotations"], report)
-    rows = np.concatenate([rows, _label_images(tree["images"], tree["categories"], columns, report)])
+    rows = np.concatenate(
+        [rows, _label_images(tree["images"], tree["categories"], columns, report)]
+    )
     return RawCoco(tree["images"], tree["categories"], columns.columns(rows))
 
 
 def _rows(annotations: list[Any], report: Report) -> Ints:
     for entry in annotations:
         if type(entry) is not _Row:
-            told = f"annotation {entry.get('id')} has no image_id" if isinstance(entry, dict) and "image_id" not in entry else f"{entry!r}"
+            told = (
+                f"annotation {entry.get('id')} has no image_id"
+                if isinstance(entry, dict) and "image_id" not in entry
+                else f"{entry!r}"
+            )
             report.error("entry of 'annotations' that is no annotation", told[:80])
     return np.array([entry for entry in annotations if type(entry) is _Row], dtype=np.int64)
 
 
-def _label_images(images: list[Any], categories: list[Any], columns: _Packer, report: Report) -> Ints:
+def _label_images(
+    images: list[Any], categories: list[Any], columns: _Packer, report: Report
+) -> Ints:
     """Packs the crowds of images that name their classes. -> their rows, i64 [L]."""
     labelled = [image for image in images if isinstance(image, dict) and image.get("category_ids")]
     if not labelled:
@@ -131,14 +142,22 @@ def _label_images(images: list[Any], categories: list[Any], columns: _Packer, re
         own, name = image["category_ids"], f"image {image.get('id')!s:.40}"
         ids = [integer(i) for i in own] if isinstance(own, list) else [None]
         if None in ids or not set(ids) <= known:
-            report.error("category_ids of an image that are not ids of categories", f"{name}: {own!r}"[:120])
+            report.error(
+                "category_ids of an image that are not ids of categories", f"{name}: {own!r}"[:120]
+            )
             continue
         place, height, width = (integer(image.get(key)) for key in ("id", "height", "width"))
         if place is None or not height or not width:
             continue  # which the checks tell
         for category in sorted({i for i in ids if i is not None and (place, i) not in shown}):
             number += 1
-            values = {"id": number, "image_id": place, "category_id": category, "bbox": [0, 0, width, height], "iscrowd": 1}
+            values = {
+                "id": number,
+                "image_id": place,
+                "category_id": category,
+                "bbox": [0, 0, width, height],
+                "iscrowd": 1,
+            }
             rows.append(columns.pack(values))
     return np.array(rows, dtype=np.int64)
 
@@ -156,7 +175,9 @@ class _Packer:
 
     def pack(self, values: dict[str, Any]) -> Any:
         """Every object of the file comes by here, inner ones first; an annotation is one with an image_id and something to learn."""
-        if "image_id" not in values or not ("category_id" in values or "bbox" in values or "segmentation" in values):
+        if "image_id" not in values or not (
+            "category_id" in values or "bbox" in values or "segmentation" in values
+        ):
             return values
         row = _Row(len(self.ids))
         problems = []
@@ -176,7 +197,9 @@ class _Packer:
             problems.append(("iscrowd that is neither 0 nor 1", f"{crowd!r}"[:80]))
         self.crowd.append(crowd == 1)
         area = values.get("area")
-        self.areas.append(float(area) if isinstance(area, int | float) and 0 < area < 1e300 else np.nan)
+        self.areas.append(
+            float(area) if isinstance(area, int | float) and 0 < area < 1e300 else np.nan
+        )
         try:
             self.segmentations.add(values.get("segmentation"))
         except SegmentationError as error:
@@ -211,7 +234,11 @@ class _Packer:
             numbers, wrong = array("f"), True
         self.point_counts.append(0 if wrong else len(numbers))
         self.points.extend(() if wrong else numbers)
-        return [("keypoints that are not x, y, visibility of each point", f"{points!r}"[:80])] if wrong else []
+        return (
+            [("keypoints that are not x, y, visibility of each point", f"{points!r}"[:80])]
+            if wrong
+            else []
+        )
 
     def columns(self, rows: Ints) -> Columns:
         """The columns; only `rows` belong to the file's list of annotations."""
@@ -228,5 +255,7 @@ class _Packer:
             good=np.array(self.good, dtype=bool) & listed,
             segmentations=self.segmentations.packed(),
             points=np.array(self.points, dtype=np.float32),
-            point_starts=np.concatenate([[0], np.cumsum(np.array(self.point_counts, dtype=np.int64))]).astype(np.int64),
+            point_starts=np.concatenate(
+                [[0], np.cumsum(np.array(self.point_counts, dtype=np.int64))]
+            ).astype(np.int64),
         )

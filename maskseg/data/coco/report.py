@@ -37,11 +37,16 @@ class Report:
         for word, findings in (("error", self.errors), ("warning", self.warnings)):
             if findings:
                 total = sum(f.count for f in findings.values())
-                lines += [f"{self.path}: {total} {word}{'s' if total > 1 else ''}", *_listed(findings)]
+                lines += [
+                    f"{self.path}: {total} {word}{'s' if total > 1 else ''}",
+                    *_listed(findings),
+                ]
         return "\n".join(lines) or f"{self.path}: no problems found"
 
 
-def _add(findings: dict[str, Finding], kind: str, examples: tuple[str, ...], count: int | None) -> None:
+def _add(
+    findings: dict[str, Finding], kind: str, examples: tuple[str, ...], count: int | None
+) -> None:
     finding = findings.setdefault(kind, Finding())
     finding.count += len(examples) if count is None else count
     finding.examples += examples[: SHOWN - len(finding.examples)]

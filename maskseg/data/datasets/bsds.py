@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from maskseg.data.datasets.matlab import MatArray, MatError, read_mat
-from maskseg.data.datasets.segmentation_source import SegmentedFiles, SegmentMap, found_root, names_in
+from maskseg.data.datasets.segmentation_source import (
+    SegmentedFiles,
+    SegmentMap,
+    found_root,
+    names_in,
+)
 from maskseg.data.image_files import safe_join
 from maskseg.errors import UserError
 
@@ -36,14 +41,18 @@ class BsdsSource(SegmentedFiles):
         """Those of train, val and test that have a folder of images. Raises UserError where there is none."""
         found = [split for split in _SPLITS if (self.folder / "images" / split).is_dir()]
         if not found:
-            raise UserError(f"{self.folder / 'images'}: none of the folders {', '.join(_SPLITS)} is there")
+            raise UserError(
+                f"{self.folder / 'images'}: none of the folders {', '.join(_SPLITS)} is there"
+            )
         return found
 
     def _list(self, split: str) -> list[str]:
         return names_in(self.folder / "images" / split, ".jpg")
 
     def _files(self, split: str, name: str) -> tuple[Path, Path]:
-        return safe_join(self.folder / "images" / split, f"{name}.jpg"), safe_join(self.folder / "groundTruth" / split, f"{name}.mat")
+        return safe_join(self.folder / "images" / split, f"{name}.jpg"), safe_join(
+            self.folder / "groundTruth" / split, f"{name}.mat"
+        )
 
     def truths(self, split: str, index: int) -> list[SegmentMap]:
         """The map of each annotator. Raises UserError for a file that is missing, damaged, or of another size than the image."""
@@ -51,7 +60,11 @@ class BsdsSource(SegmentedFiles):
         try:
             variables = read_mat(path)
             if "groundTruth" not in variables:
-                raise MatError(f"it has no variable groundTruth ({', '.join(variables) or 'none at all'})"[:200])
+                raise MatError(
+                    f"it has no variable groundTruth ({', '.join(variables) or 'none at all'})"[
+                        :200
+                    ]
+                )
             maps = [cell.field("Segmentation") for cell in variables["groundTruth"].cells()]
             if not maps:
                 raise MatError("groundTruth has no segmentation")
@@ -67,6 +80,11 @@ class BsdsSource(SegmentedFiles):
 def _segments(array: MatArray) -> SegmentMap:
     numbers = array.numbers()
     # A comparison with NaN is false, and so refuses it.
-    if not (numbers.size and numbers.min() >= 0 and numbers.max() <= np.iinfo(np.int32).max and (numbers == np.floor(numbers)).all()):
+    if not (
+        numbers.size
+        and numbers.min() >= 0
+        and numbers.max() <= np.iinfo(np.int32).max
+        and (numbers == np.floor(numbers)).all()
+    ):
         raise MatError("its segments are not numbered from 1 on, or from 0 where unlabelled")
     return np.ascontiguousarray(numbers.astype(np.int32) - 1)

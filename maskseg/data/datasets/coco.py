@@ -30,8 +30,12 @@ _LEAST = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
 def check_numbers(least: Mapping[str, int], **values: int | None) -> None:
     """Raises UserError for a key of the data whose value is no whole number, or below its least one; max_images may be None."""
     for name, value in values.items():
-        if not (value is None and name == "max_images") and (type(value) is not int or value < least[name]):
-            raise UserError(f"data.{name} must be a whole number of at least {least[name]}, not {value!r}")
+        if not (value is None and name == "max_images") and (
+            type(value) is not int or value < least[name]
+        ):
+            raise UserError(
+                f"data.{name} must be a whole number of at least {least[name]}, not {value!r}"
+            )
 
 
 class CocoSource:
@@ -84,12 +88,27 @@ class CocoSource:
         root: str | None = None,
         semantic_encoding: str = "ids",
     ) -> None:
-        check_numbers(_LEAST, max_images=max_images, skip_bad=skip_bad, num_workers=num_workers, divisor=divisor)
+        check_numbers(
+            _LEAST,
+            max_images=max_images,
+            skip_bad=skip_bad,
+            num_workers=num_workers,
+            divisor=divisor,
+        )
         self.root, self.encoding = root, encoding_of(semantic_encoding)
-        self.json, self.proposals = {"train": train_json, "val": val_json}, {"train": train_proposals, "val": val_proposals}
-        self.segments, self.segment_sampler = {"train": train_segments, "val": val_segments}, segment_sampler
+        self.json, self.proposals = (
+            {"train": train_json, "val": val_json},
+            {"train": train_proposals, "val": val_proposals},
+        )
+        self.segments, self.segment_sampler = (
+            {"train": train_segments, "val": val_segments},
+            segment_sampler,
+        )
         self.stuff_json, self.num_things = stuff_json, num_things
-        self.semantic, self.superpixels = {"train": train_semantic, "val": val_semantic}, superpixels
+        self.semantic, self.superpixels = (
+            {"train": train_semantic, "val": val_semantic},
+            superpixels,
+        )
         self.images = {"train": train_images or images, "val": val_images or images}
         self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
         self.point_ranges, self.flip_pairs = point_ranges, flip_pairs
@@ -98,7 +117,9 @@ class CocoSource:
         self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
         self.num_workers, self.timeout, self.divisor = num_workers, timeout, divisor
         self.known: Categories | None = None
-        self._with_stuff: tuple[Categories, Categories] | None = None  # the things, and what `stuff_json` made of them
+        self._with_stuff: tuple[Categories, Categories] | None = (
+            None  # the things, and what `stuff_json` made of them
+        )
 
     def prepare(self) -> None:
         """Makes what can be made before the files are read; nothing for files of the user's own."""
@@ -115,7 +136,9 @@ class CocoSource:
     @cached_property
     def val(self) -> CocoFile:
         """The checked validation file, its classes in the order of the training file's (or of a checkpoint's). Raises UserError."""
-        return self._read("val", self.known or (self.train.categories if self.json["train"] else None))
+        return self._read(
+            "val", self.known or (self.train.categories if self.json["train"] else None)
+        )
 
     def name(self, split: str) -> str:
         """What messages call a split: the key that names its file."""
@@ -134,14 +157,21 @@ class CocoSource:
             return self.known
         file = self.train if self.json["train"] else self.val
         if self.num_classes is not None and self.num_classes != len(file.categories):
-            raise UserError(f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read")
+            raise UserError(
+                f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read"
+            )
         if self.stuff_json is not None:
             if self._with_stuff is None or self._with_stuff[0] is not file.categories:
-                self._with_stuff = file.categories, with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff)
+                self._with_stuff = (
+                    file.categories,
+                    with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff),
+                )
             return self._with_stuff[1]
         ranges = [list(r) for r in file.categories.point_ranges]
         if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
-            raise UserError(f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read")
+            raise UserError(
+                f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read"
+            )
         return file.categories
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
@@ -149,8 +179,16 @@ class CocoSource:
         if not path:
             raise UserError(f"data.{split}_json is not set, and this needs it")
         if not folder:
-            raise UserError(f"data.images is not set: the folder that the file names in {path} are relative to")
-        return read_coco(path, categories=categories, image_root=Path(folder), check_images=self.check_images, max_pixels=self.max_pixels)
+            raise UserError(
+                f"data.images is not set: the folder that the file names in {path} are relative to"
+            )
+        return read_coco(
+            path,
+            categories=categories,
+            image_root=Path(folder),
+            check_images=self.check_images,
+            max_pixels=self.max_pixels,
+        )
 
     def dataset(self, split: str, seed: int = 0) -> CocoDataset:
         """The images of a split with its transforms; for validation all of them, without a random choice."""
@@ -158,21 +196,48 @@ class CocoSource:
         keep_empty = self.keep_empty or split == "val"
         folder = self.images[split] or ""
         skip_bad = self.skip_bad if split == "train" else 0
-        more = self.max_images, self.mirrored(), self.proposals[split], self.semantic_maps(split), self.superpixels
-        draw = None if self.segment_sampler is None else self.segment_sampler(self.categories.num_things, len(self.categories))
+        more = (
+            self.max_images,
+            self.mirrored(),
+            self.proposals[split],
+            self.semantic_maps(split),
+            self.superpixels,
+        )
+        draw = (
+            None
+            if self.segment_sampler is None
+            else self.segment_sampler(self.categories.num_things, len(self.categories))
+        )
         segments = self.segment_store(split)
-        return CocoDataset(file, folder, self.transforms[split], seed, keep_empty, skip_bad, self.max_pixels, *more, segments, draw)
+        return CocoDataset(
+            file,
+            folder,
+            self.transforms[split],
+            seed,
+            keep_empty,
+            skip_bad,
+            self.max_pixels,
+            *more,
+            segments,
+            draw,
+        )
 
     def segment_store(self, split: str) -> SegmentStore | None:
         """The store of a split's segments, where one is named. Raises UserError for one that is not whole."""
         folder = self.segments[split]
-        return None if folder is None else SegmentStore(folder, [(i.id, i.height, i.width) for i in self.records(split)])
+        return (
+            None
+            if folder is None
+            else SegmentStore(folder, [(i.id, i.height, i.width) for i in self.records(split)])
+        )
 
     def records(self, split: str) -> list[ImageRecord]:
         """The images that a data set of the split has."""
         file = self.file(split)
         kept = zip(file.images, file.has_objects(), strict=True)
-        return [record for record, some in kept if self.keep_empty or split == "val" or bool(some)][: self.max_images]
+        return [record for record, some in kept if self.keep_empty or split == "val" or bool(some)][
+            : self.max_images
+        ]
 
     @property
     def labelled(self) -> bool:
@@ -216,27 +281,54 @@ class CocoSource:
             seed,
             start_step,
             aspect_groups(dataset.sizes()) if self.group_by_aspect else None,
-            repeat_factors(dataset.labels(), self.repeat_threshold) if self.repeat_threshold else None,
+            repeat_factors(dataset.labels(), self.repeat_threshold)
+            if self.repeat_threshold
+            else None,
             rank,
             world,
             pieces,
         )
         return self._loader("train", dataset, sampler, pin)
 
-    def test_loader(self, split: str, batch: int, most: int | None = None, rank: int = 0, world: int = 1) -> BatchLoader:
+    def test_loader(
+        self, split: str, batch: int, most: int | None = None, rank: int = 0, world: int = 1
+    ) -> BatchLoader:
         """The (first `most`) images of a split once, in the file's order, with the test transforms; of its batches those of process `rank`."""
         dataset = self.dataset(split)
-        dataset.transforms, dataset.skip_bad = self.transforms["val"], 0  # no image may stand in for one that is tested
+        dataset.transforms, dataset.skip_bad = (
+            self.transforms["val"],
+            0,
+        )  # no image may stand in for one that is tested
         dataset.drawn_only = False
         items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
-        return self._loader(split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world])
+        return self._loader(
+            split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world]
+        )
 
-    def _loader(self, split: str, dataset: CocoDataset, sampler: StepSampler | list[list[Item]], pin: bool = False) -> BatchLoader:
-        return BatchLoader(self.name(split), dataset, sampler, partial(collate, divisor=self.divisor), self.num_workers, self.timeout, pin)
+    def _loader(
+        self,
+        split: str,
+        dataset: CocoDataset,
+        sampler: StepSampler | list[list[Item]],
+        pin: bool = False,
+    ) -> BatchLoader:
+        return BatchLoader(
+            self.name(split),
+            dataset,
+            sampler,
+            partial(collate, divisor=self.divisor),
+            self.num_workers,
+            self.timeout,
+            pin,
+        )
 
     def picture(self, split: str, image_id: int) -> NDArray[np.uint8]:
         """uint8 RGB [H, W, 3]: an image of a split as its file has it."""
         file = self.file(split)
         record = file.images[file.index_of[image_id]]
-        image = load_image(safe_join(Path(self.images[split] or ""), record.file_name), self.max_pixels, (record.height, record.width))
+        image = load_image(
+            safe_join(Path(self.images[split] or ""), record.file_name),
+            self.max_pixels,
+            (record.height, record.width),
+        )
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy())

@@ -21,10 +21,35 @@ from numpy.typing import NDArray
 MAX_BYTES = 2**28  # of a file, and of what it unpacks to
 MAX_ELEMENTS = 10_000  # side by side in one array: more cells than any data set has
 
-_MATRIX, _COMPRESSED = 14, 15  # kinds of elements; 6, 5, 1: those that every array begins with, its flags, shape and name
-_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # the kinds that are numbers
+_MATRIX, _COMPRESSED = (
+    14,
+    15,
+)  # kinds of elements; 6, 5, 1: those that every array begins with, its flags, shape and name
+_STORED = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}  # the kinds that are numbers
 _CELL, _STRUCT = 1, 2  # classes of arrays
-_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # those of numbers
+_CLASSES = {
+    6: "f8",
+    7: "f4",
+    8: "i1",
+    9: "u1",
+    10: "i2",
+    11: "u2",
+    12: "i4",
+    13: "u4",
+    14: "i8",
+    15: "u8",
+}  # those of numbers
 _COMPLEX = 0x0800
 
 
@@ -56,7 +81,9 @@ class MatArray:
         try:
             values = np.frombuffer(parts[0].data, dtype=dtype).reshape(self.shape, order="F")
         except ValueError as error:
-            raise MatError(f"{len(parts[0].data)} bytes of numbers do not make an array of {len(self.shape)} dimensions, {self.shape[:8]}") from error
+            raise MatError(
+                f"{len(parts[0].data)} bytes of numbers do not make an array of {len(self.shape)} dimensions, {self.shape[:8]}"
+            ) from error
         with np.errstate(invalid="ignore"):  # damaged: numbers that their class cannot hold
             return values.astype(_CLASSES[self.kind])
 
@@ -69,7 +96,9 @@ class MatArray:
     def field(self, name: str) -> MatArray:
         """A field of a structure of one element."""
         if self.kind != _STRUCT or math.prod(self.shape) != 1:
-            raise MatError(f"an array of class {self.kind} and shape {self.shape} where one structure was expected")
+            raise MatError(
+                f"an array of class {self.kind} and shape {self.shape} where one structure was expected"
+            )
         parts = list(_elements(self.content, self.order))
         if len(parts) < 2 or len(parts[0].data) != 4:
             raise MatError("a structure without names of its fields")
@@ -77,9 +106,14 @@ class MatArray:
         text = bytes(parts[1].data)
         if length < 1 or len(text) % length:
             raise MatError(f"{len(text)} bytes of names with {length} bytes each")
-        names = [text[i : i + length].partition(b"\0")[0].decode("latin-1") for i in range(0, len(text), length)]
+        names = [
+            text[i : i + length].partition(b"\0")[0].decode("latin-1")
+            for i in range(0, len(text), length)
+        ]
         if name not in names:
-            raise MatError(f"a structure without the field {name!r} (it has {', '.join(names)})"[:200])
+            raise MatError(
+                f"a structure without the field {name!r} (it has {', '.join(names)})"[:200]
+            )
         return self._children(parts[2:], len(names))[names.index(name)]
 
     def _children(self, parts: list[_Element], number: int) -> list[MatArray]:
@@ -107,7 +141,9 @@ def read_mat(path: Path) -> dict[str, MatArray]:
             unpacked = _unpacked(part.data, room)
             room -= len(unpacked)
             inner = _elements(memoryview(unpacked), order)
-        variables.update(_array(element.data, order) for element in inner if element.kind == _MATRIX)
+        variables.update(
+            _array(element.data, order) for element in inner if element.kind == _MATRIX
+        )
     return variables
 
 
@@ -130,13 +166,19 @@ def _elements(data: memoryview, order: str) -> Iterator[_Element]:
     start, number = 0, 0
     while start < len(data):
         if len(data) - start < 8 or number == MAX_ELEMENTS:
-            raise MatError("an element is cut short" if number < MAX_ELEMENTS else f"more than {MAX_ELEMENTS} elements side by side")
+            raise MatError(
+                "an element is cut short"
+                if number < MAX_ELEMENTS
+                else f"more than {MAX_ELEMENTS} elements side by side"
+            )
         kind, size = struct.unpack_from(f"{order}II", data, start)
         if kind >> 16:  # a short one: four bytes of tag, up to four of content
             kind, size, begin, end = kind & 0xFFFF, kind >> 16, start + 4, start + 8
         else:
             begin = start + 8
-            end = begin + (size if kind == _COMPRESSED else -(-size // 8) * 8)  # others are padded to whole words
+            end = begin + (
+                size if kind == _COMPRESSED else -(-size // 8) * 8
+            )  # others are padded to whole words
         if begin + size > min(end, len(data)):
             raise MatError(f"an element of {size} bytes is cut short")
         yield _Element(kind, data[begin : begin + size], end)
@@ -148,10 +190,17 @@ def _array(data: memoryview, order: str) -> tuple[str, MatArray]:
     if not data:  # how an empty cell or field is written
         return "", MatArray(6, (0, 0), memoryview(struct.pack(f"{order}II", 9, 0)), order)
     head = list(islice(_elements(data, order), 3))
-    if [part.kind for part in head] != [6, 5, 1] or len(head[0].data) != 8 or len(head[1].data) % 4 or len(head[1].data) < 8:
+    if (
+        [part.kind for part in head] != [6, 5, 1]
+        or len(head[0].data) != 8
+        or len(head[1].data) % 4
+        or len(head[1].data) < 8
+    ):
         raise MatError("an array without flags, shape or name")
     (flags,) = struct.unpack_from(f"{order}I", head[0].data)
     shape = struct.unpack(f"{order}{len(head[1].data) // 4}i", head[1].data)
     if min(shape) < 0 or flags & _COMPLEX:
         raise MatError(f"an array of shape {shape}, {'complex' if flags & _COMPLEX else 'real'}")
-    return bytes(head[2].data).decode("latin-1"), MatArray(flags & 0xFF, shape, data[head[2].end :], order)
+    return bytes(head[2].data).decode("latin-1"), MatArray(
+        flags & 0xFF, shape, data[head[2].end :], order
+    )

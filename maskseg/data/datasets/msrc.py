@@ -8,14 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from maskseg.data.datasets.segmentation_source import SegmentedFiles, SegmentMap, found_root, names_in
+from maskseg.data.datasets.segmentation_source import (
+    SegmentedFiles,
+    SegmentMap,
+    found_root,
+    names_in,
+)
 from maskseg.data.image_files import load_image, safe_join
 from maskseg.errors import UserError
 from maskseg.superpixels.opencv import scipy
 
 ALL = "all"
 _LISTS = {"train": "Train.txt", "val": "Validation.txt", "test": "Test.txt"}
-_NESTED = ("MSRC_ObjCategImageDatabase_v2", "MSRC_ObjCategImageDatabase_v1")  # as the archives unpack
+_NESTED = (
+    "MSRC_ObjCategImageDatabase_v2",
+    "MSRC_ObjCategImageDatabase_v1",
+)  # as the archives unpack
 _LAYOUT = "a folder with Images/NAME.bmp and GroundTruth/NAME_GT.bmp, or with NAME.bmp and NAME_GT.bmp side by side"
 _MOST_COLOURS = 256  # the data set has 24; a map that was saved as JPEG has thousands
 
@@ -48,7 +56,11 @@ class MsrcSource(SegmentedFiles):
     def _folders(self) -> tuple[Path, Path]:
         """That of the images and that of the maps."""
         nested = (self.folder / "GroundTruth").is_dir()
-        return (self.folder / "Images", self.folder / "GroundTruth") if nested else (self.folder, self.folder)
+        return (
+            (self.folder / "Images", self.folder / "GroundTruth")
+            if nested
+            else (self.folder, self.folder)
+        )
 
     def _list(self, split: str) -> list[str]:
         names = [name for name in names_in(self._folders()[0], ".bmp") if not name.endswith("_GT")]
@@ -59,10 +71,18 @@ class MsrcSource(SegmentedFiles):
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as text ({error})") from error
-        wanted = {line.strip().removesuffix(".bmp"): number for number, line in enumerate(lines, 1) if line.strip()}
+        wanted = {
+            line.strip().removesuffix(".bmp"): number
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        }
         unknown = sorted(wanted.keys() - set(names), key=wanted.__getitem__)
         if unknown or not wanted:
-            told = f"line {wanted[unknown[0]]} names {unknown[0]!r}, which is no image of {self._folders()[0]}" if unknown else "no file name in it"
+            told = (
+                f"line {wanted[unknown[0]]} names {unknown[0]!r}, which is no image of {self._folders()[0]}"
+                if unknown
+                else "no file name in it"
+            )
             raise UserError(f"{path}: {told}")
         return sorted(wanted)
 
@@ -78,7 +98,9 @@ class MsrcSource(SegmentedFiles):
         codes = (red << 16) | (green << 8) | blue
         colours = np.unique(codes)
         if len(colours) > _MOST_COLOURS:
-            raise UserError(f"{path}: {len(colours)} colours; a map has one for each class and must be saved without loss (BMP, not JPEG)")
+            raise UserError(
+                f"{path}: {len(colours)} colours; a map has one for each class and must be saved without loss (BMP, not JPEG)"
+            )
         return [_pieces(codes, colours[colours > 0])]
 
 
@@ -87,7 +109,9 @@ def _pieces(codes: SegmentMap, colours: SegmentMap) -> SegmentMap:
     segments = np.full(codes.shape, -1, dtype=np.int32)
     first = 0
     for colour in colours:
-        numbers, count = scipy("ndimage").label(codes == colour, structure=np.ones((3, 3), dtype=bool))
+        numbers, count = scipy("ndimage").label(
+            codes == colour, structure=np.ones((3, 3), dtype=bool)
+        )
         np.copyto(segments, numbers + (first - 1), where=numbers > 0)
         first += count
     return segments

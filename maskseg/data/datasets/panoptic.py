@@ -53,32 +53,51 @@ class PanopticSource(CocoSource):
     Other keys: `CocoSource`.
     """
 
-    def __init__(self, train_panoptic: str | None = None, val_panoptic: str | None = None, **keys: Any) -> None:
+    def __init__(
+        self, train_panoptic: str | None = None, val_panoptic: str | None = None, **keys: Any
+    ) -> None:
         super().__init__(**keys)
         same = all(of["val"] == of["train"] for of in (self.json, self.semantic))
         self.panoptic = {"train": train_panoptic, "val": train_panoptic if same else val_panoptic}
         self._found: dict[str, PanopticSegments] = {}
 
     def _read(self, split: str, categories: Categories | None) -> CocoFile:
-        file, folder, path = super()._read(split, categories), self.semantic[split], self.panoptic[split]
+        file, folder, path = (
+            super()._read(split, categories),
+            self.semantic[split],
+            self.panoptic[split],
+        )
         if folder is None:
             return file
         if path is None:
-            raise UserError(f"data.{split}_panoptic is not set: the JSON that belongs to the maps in data.{split}_semantic={folder}")
+            raise UserError(
+                f"data.{split}_panoptic is not set: the JSON that belongs to the maps in data.{split}_semantic={folder}"
+            )
         if not Path(folder).is_dir():
             raise UserError(f"data.{split}_semantic={folder}: no such folder of panoptic maps")
-        self._found[split] = read_panoptic(Path(path), file.images, Path(folder), self.check_images, self.max_pixels)
+        self._found[split] = read_panoptic(
+            Path(path), file.images, Path(folder), self.check_images, self.max_pixels
+        )
         return file
 
     def _maps(self, split: str, folder: str, ids: Sequence[int] | None) -> SemanticMaps:
         self.file(split)
-        return PanopticMaps(folder, f"data.{split}_semantic", self._found[split], self.max_pixels, ids)
+        return PanopticMaps(
+            folder, f"data.{split}_semantic", self._found[split], self.max_pixels, ids
+        )
 
 
 class PanopticMaps(SemanticMaps):
     """The class of each pixel, from the PNGs of a folder."""
 
-    def __init__(self, folder: Path | str, key: str, segments: PanopticSegments, max_pixels: int, ids: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        key: str,
+        segments: PanopticSegments,
+        max_pixels: int,
+        ids: Sequence[int] | None,
+    ) -> None:
         super().__init__(folder, key, max_pixels, ids)
         self.segments = segments
         number = segments.category_ids
@@ -86,7 +105,9 @@ class PanopticMaps(SemanticMaps):
             labels = {number: label for label, number in enumerate(ids)}
             number = np.array([labels.get(i, -1) for i in number.tolist()], dtype=np.int64)
         elif number.max(initial=0) > HIGHEST:
-            raise UserError(f"{key}={folder}: category id {number.max()} of the panoptic maps is above {HIGHEST}")
+            raise UserError(
+                f"{key}={folder}: category id {number.max()} of the panoptic maps is above {HIGHEST}"
+            )
         self._classes = number.astype(np.int16)
 
     def of(self, file_name: str, height: int, width: int) -> Tensor:
@@ -94,38 +115,58 @@ class PanopticMaps(SemanticMaps):
         number, name = self.segments.png[file_name]
         here = slice(self.segments.starts[number], self.segments.starts[number + 1])
         path = safe_join(self.folder, name)
-        red, green, blue = np.moveaxis(_colours(path, height, width, self.max_pixels), 2, 0).astype(np.int32)
+        red, green, blue = np.moveaxis(_colours(path, height, width, self.max_pixels), 2, 0).astype(
+            np.int32
+        )
         pixels = red + 256 * green + 65536 * blue
         ids = np.concatenate([[0], self.segments.ids[here]])
         place = (np.searchsorted(ids, pixels, side="right") - 1).astype(np.int64)
         strange = ids[place] != pixels
         if strange.any():
-            raise UserError(f"{path}: the id {pixels[strange][0]} of a pixel is none of the image's segments in the JSON")
+            raise UserError(
+                f"{path}: the id {pixels[strange][0]} of a pixel is none of the image's segments in the JSON"
+            )
         return torch.from_numpy(np.concatenate([[-1], self._classes[here]]).astype(np.int16)[place])
 
 
 def _colours(path: Path, height: int, width: int, max_pixels: int) -> NDArray[np.uint8]:
     """[height, width, 3]. Raises UserError."""
-    return read_png(path, height, width, max_pixels, _WHAT, ("RGB",), "says ids with three bytes of colour")
+    return read_png(
+        path, height, width, max_pixels, _WHAT, ("RGB",), "says ids with three bytes of colour"
+    )
 
 
-def read_panoptic(path: Path, images: Sequence[ImageRecord], folder: Path, check_headers: bool, max_pixels: int) -> PanopticSegments:
+def read_panoptic(
+    path: Path, images: Sequence[ImageRecord], folder: Path, check_headers: bool, max_pixels: int
+) -> PanopticSegments:
     """Reads and checks the JSON for the images, and the headers of its PNGs. Raises UserError with the whole report."""
     report = Report(str(path))
     annotations, known = _content(path, report)
     found = dict(_annotations(annotations, {image.id for image in images}, known, report))
     if not report.errors:
-        lacking = [f"image {image.id}: {image.file_name}" for image in images if image.id not in found]
+        lacking = [
+            f"image {image.id}: {image.file_name}" for image in images if image.id not in found
+        ]
         if lacking:
             report.error("image without a panoptic annotation", *lacking)
         if check_headers:
-            _check_maps([(image, found[image.id][0]) for image in images if image.id in found], folder, report, max_pixels)
+            _check_maps(
+                [(image, found[image.id][0]) for image in images if image.id in found],
+                folder,
+                report,
+                max_pixels,
+            )
     if report.errors:
         raise UserError(report.text())
     rows = [found[image.id][1] for image in images]
     table = np.array([row for own in rows for row in sorted(own)], dtype=np.int64).reshape(-1, 2)
     starts = np.cumsum([0, *map(len, rows)]).astype(np.int64)
-    return PanopticSegments({image.file_name: (i, found[image.id][0]) for i, image in enumerate(images)}, table[:, 0], table[:, 1], starts)
+    return PanopticSegments(
+        {image.file_name: (i, found[image.id][0]) for i, image in enumerate(images)},
+        table[:, 0],
+        table[:, 1],
+        starts,
+    )
 
 
 def _content(path: Path, report: Report) -> tuple[list[Any], set[int]]:
@@ -137,14 +178,20 @@ def _content(path: Path, report: Report) -> tuple[list[Any], set[int]]:
     except (ValueError, RecursionError) as error:
         report.error("not JSON: the file is cut short or damaged", str(error))
         return [], set()
-    lacking = [key for key in _LISTS if not isinstance(tree.get(key), list)] if isinstance(tree, dict) else list(_LISTS)
+    lacking = (
+        [key for key in _LISTS if not isinstance(tree.get(key), list)]
+        if isinstance(tree, dict)
+        else list(_LISTS)
+    )
     if lacking:
         report.error("not a panoptic data set", *(f"it has no list '{key}'" for key in lacking))
         return [], set()
     return tree["annotations"], set(file_categories(tree["categories"], report).ids)
 
 
-def _annotations(entries: list[Any], image_ids: set[int], known: set[int], report: Report) -> Iterator[tuple[int, tuple[str, list[tuple[int, int]]]]]:
+def _annotations(
+    entries: list[Any], image_ids: set[int], known: set[int], report: Report
+) -> Iterator[tuple[int, tuple[str, list[tuple[int, int]]]]]:
     """Of each good annotation the image's id, the name of the PNG, and its segments' ids and category ids (-1 for a crowd)."""
     seen: set[int] = set()
     for entry in entries:
@@ -158,7 +205,13 @@ def _annotations(entries: list[Any], image_ids: set[int], known: set[int], repor
         else:
             seen.add(number)
             try:
-                yield number, (check_name(entry.get("file_name")), _segments(number, entry.get("segments_info"), known, report))
+                yield (
+                    number,
+                    (
+                        check_name(entry.get("file_name")),
+                        _segments(number, entry.get("segments_info"), known, report),
+                    ),
+                )
             except UserError as error:
                 report.error("file name that is not safe", f"image {number}: {error}")
 
@@ -170,22 +223,41 @@ def _segments(image: int, entries: Any, known: set[int], report: Report) -> list
     rows = []
     for entry in entries:
         values = entry if isinstance(entry, dict) else {}
-        number, category, crowd = integer(values.get("id")), integer(values.get("category_id")), values.get("iscrowd") or 0
+        number, category, crowd = (
+            integer(values.get("id")),
+            integer(values.get("category_id")),
+            values.get("iscrowd") or 0,
+        )
         if number is None or not 0 < number < _MOST:
-            report.error(f"segment id that is not within 1 .. {_MOST - 1}", f"image {image}: {values.get('id')!r}"[:80])
+            report.error(
+                f"segment id that is not within 1 .. {_MOST - 1}",
+                f"image {image}: {values.get('id')!r}"[:80],
+            )
         elif category not in known:
-            report.error("segment whose category_id is no category's", f"image {image}, segment {number}: {values.get('category_id')!r}"[:80])
+            report.error(
+                "segment whose category_id is no category's",
+                f"image {image}, segment {number}: {values.get('category_id')!r}"[:80],
+            )
         elif crowd not in (0, 1):
-            report.error("iscrowd that is neither 0 nor 1", f"image {image}, segment {number}: {crowd!r}"[:80])
+            report.error(
+                "iscrowd that is neither 0 nor 1",
+                f"image {image}, segment {number}: {crowd!r}"[:80],
+            )
         else:
             rows.append((number, -1 if crowd else category))
-    twice = [f"image {image}: id {number}, {n} times" for number, n in Counter(number for number, _ in rows).items() if n > 1]
+    twice = [
+        f"image {image}: id {number}, {n} times"
+        for number, n in Counter(number for number, _ in rows).items()
+        if n > 1
+    ]
     if twice:
         report.error("segment id that is used more than once in an image", *twice)
     return rows
 
 
-def _check_maps(pairs: list[tuple[ImageRecord, str]], folder: Path, report: Report, max_pixels: int) -> None:
+def _check_maps(
+    pairs: list[tuple[ImageRecord, str]], folder: Path, report: Report, max_pixels: int
+) -> None:
     """Looks at the header of every PNG: is it there, of three bytes a pixel, and of its image's size."""
 
     def problem(pair: tuple[ImageRecord, str]) -> tuple[str, str] | None:
@@ -199,7 +271,11 @@ def _check_maps(pairs: list[tuple[ImageRecord, str]], folder: Path, report: Repo
         try:
             with Image.open(path, formats=("PNG",)) as header:
                 check_header(header, path, image.height, image.width, max_pixels, _WHAT)
-                return None if header.mode == "RGB" else (f"{_WHAT} that is not RGB", f"{path}: mode {header.mode}")
+                return (
+                    None
+                    if header.mode == "RGB"
+                    else (f"{_WHAT} that is not RGB", f"{path}: mode {header.mode}")
+                )
         except UserError as error:
             return f"{_WHAT} of another size than its image", str(error)
         except Exception as error:  # as where it is decoded

@@ -13,12 +13,23 @@ from numpy.typing import NDArray
 from maskseg.data.datasets.matlab import MatError, read_mat
 from maskseg.data.datasets.semantic_maps import Encoding, SemanticMaps
 from maskseg.data.datasets.stuff import read_labels
-from maskseg.data.datasets.voc import CLASSES, ListedSource, Objects, check_root, truth_files, voc_objects
+from maskseg.data.datasets.voc import (
+    CLASSES,
+    ListedSource,
+    Objects,
+    check_root,
+    truth_files,
+    voc_objects,
+)
 from maskseg.errors import UserError
 from maskseg.superpixels.methods import connected
 
 MIN_REGION = 25  # pixels of the smallest connected region that is taken for an object
-_ALIASES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}  # of the 59 names, those that the 459 have in another spelling
+_ALIASES = {
+    "diningtable": "table",
+    "bedcloth": "bedclothes",
+    "clothes": "cloth",
+}  # of the 59 names, those that the 459 have in another spelling
 _VARIABLE = "LabelMap"
 
 
@@ -32,9 +43,23 @@ class PascalContextSource(ListedSource):
     train_semantic, val_semantic: the folder of .mat files.
     """
 
-    def __init__(self, root: str, cache: str, voc: str, labels: str, classes: str, background: bool = False, **keys: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        cache: str,
+        voc: str,
+        labels: str,
+        classes: str,
+        background: bool = False,
+        **keys: Any,
+    ) -> None:
         super().__init__(root, cache, **keys)
-        self.voc, self.labels, self.classes, self.background = Path(voc), Path(labels), Path(classes), background
+        self.voc, self.labels, self.classes, self.background = (
+            Path(voc),
+            Path(labels),
+            Path(classes),
+            background,
+        )
         self._read_maps: dict[str, ContextMaps] = {}
 
     def _check(self) -> None:
@@ -45,18 +70,24 @@ class PascalContextSource(ListedSource):
     def _folder(self, split: str) -> str:
         folder = self.semantic[split]
         if folder is None:
-            raise UserError(f"data.{split}_semantic is not set: the folder of .mat files, of which the objects are made")
+            raise UserError(
+                f"data.{split}_semantic is not set: the folder of .mat files, of which the objects are made"
+            )
         return folder
 
     @cached_property
     def _numbers(self) -> dict[int, str]:
         """The used classes, names by id."""
-        plain = {_plain(name): number for number, name in read_labels(self.labels, "data.labels").items()}
+        plain = {
+            _plain(name): number for number, name in read_labels(self.labels, "data.labels").items()
+        }
         found: dict[int, str] = {}
         for name in map(_plain, read_labels(self.classes, "data.classes").values()):
             number = plain.get(name, plain.get(_ALIASES.get(name, "")))
             if number is None:
-                raise UserError(f"data.classes={self.classes}: {name!r} is no class of data.labels={self.labels}")
+                raise UserError(
+                    f"data.classes={self.classes}: {name!r} is no class of data.labels={self.labels}"
+                )
             found[number] = name
         return found
 
@@ -64,11 +95,17 @@ class PascalContextSource(ListedSource):
     def _things(self) -> dict[str, int]:
         """Ids of the used classes that VOC has, by VOC's names."""
         voc = {_ALIASES.get(name, name): name for name in CLASSES}
-        return {voc[own]: number for number, name in self._numbers.items() if (own := _ALIASES.get(name, name)) in voc}
+        return {
+            voc[own]: number
+            for number, name in self._numbers.items()
+            if (own := _ALIASES.get(name, name)) in voc
+        }
 
     def _classes(self) -> tuple[dict[int, str], dict[int, str]]:
         if not self._things:
-            raise UserError(f"data.classes={self.classes}: none of VOC's classes, which have the instances")
+            raise UserError(
+                f"data.classes={self.classes}: none of VOC's classes, which have the instances"
+            )
         things = {number: name for name, number in self._things.items()}
         stuff = {number: name for number, name in self._numbers.items() if number not in things}
         return things, stuff | ({0: "background"} if self.background else {})
@@ -86,7 +123,10 @@ class PascalContextSource(ListedSource):
             self._read_maps[split] = self._maps(split, self._folder(split), None)
         classes = self._read_maps[split].of(name, height, width).numpy()
         if truth_files(self.voc, name)[0].is_file():
-            found = ((self._things.get(CLASSES[k - 1]), mask) for k, mask in voc_objects(self.voc, name, height, width, self.max_pixels))
+            found = (
+                (self._things.get(CLASSES[k - 1]), mask)
+                for k, mask in voc_objects(self.voc, name, height, width, self.max_pixels)
+            )
             yield from ((number, mask) for number, mask in found if number is not None)
         else:
             yield from regions(classes, list(self._things.values()))
@@ -101,10 +141,16 @@ class ContextMaps(SemanticMaps):
         try:
             variables = read_mat(path)
             if _VARIABLE not in variables:
-                raise MatError(f"it has no variable {_VARIABLE} ({', '.join(variables) or 'none at all'})"[:200])
+                raise MatError(
+                    f"it has no variable {_VARIABLE} ({', '.join(variables) or 'none at all'})"[
+                        :200
+                    ]
+                )
             array = variables[_VARIABLE]
             if array.shape != (height, width):
-                raise UserError(f"{path}: {_VARIABLE} is {' x '.join(map(str, array.shape))} (height x width), the image {height} x {width}")
+                raise UserError(
+                    f"{path}: {_VARIABLE} is {' x '.join(map(str, array.shape))} (height x width), the image {height} x {width}"
+                )
             numbers = array.numbers()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error

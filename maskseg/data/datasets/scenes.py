@@ -33,8 +33,26 @@ from maskseg.errors import UserError
 from maskseg.files import parse_json
 
 # Category ids have gaps on purpose, as COCO's have: code that takes an id for a label fails here first.
-THINGS = {"disc": 1, "box": 2, "triangle": 4, "star": 5, "ring": 7, "crescent": 9, "cross": 10, "figure": 13}
-STUFF = {"sky": 92, "water": 93, "grass": 95, "sand": 96, "rock": 98, "brick": 101, "tiles": 102, "field": 105}
+THINGS = {
+    "disc": 1,
+    "box": 2,
+    "triangle": 4,
+    "star": 5,
+    "ring": 7,
+    "crescent": 9,
+    "cross": 10,
+    "figure": 13,
+}
+STUFF = {
+    "sky": 92,
+    "water": 93,
+    "grass": 95,
+    "sand": 96,
+    "rock": 98,
+    "brick": 101,
+    "tiles": 102,
+    "field": 105,
+}
 JOINTS = ("head", *(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
                     for side in ("left", "right")))  # fmt: skip
 BONES = (("head", "left_shoulder"), ("head", "right_shoulder"), ("left_shoulder", "right_shoulder"),
@@ -47,7 +65,10 @@ SPLITS = ("train", "val")
 VERSION = 1  # raise it when the same arguments give other pictures
 
 EMPTY, CROWDED = 0.03, 0.06  # of the pictures
-MIN_VISIBLE_PART, MIN_VISIBLE_AREA = 0.45, 45  # a place that leaves less (pixels) of any thing to be seen is not taken
+MIN_VISIBLE_PART, MIN_VISIBLE_AREA = (
+    0.45,
+    45,
+)  # a place that leaves less (pixels) of any thing to be seen is not taken
 
 
 @dataclass(frozen=True)
@@ -74,12 +95,19 @@ class Scene:
 def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     """One picture of size x size pixels: stuff, then things from back to front, then light and noise."""
     image, stuff = draw.background(size, rng)
-    margin = max(int(0.4 * size) + 30, 110)  # room for what stands out of the picture, as half a crowd: pixels whose owner is -2
+    margin = max(
+        int(0.4 * size) + 30, 110
+    )  # room for what stands out of the picture, as half a crowd: pixels whose owner is -2
     canvas = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    owner, things = np.pad(np.full((size, size), -1, np.int16), margin, constant_values=-2), list[Placed]()
+    owner, things = (
+        np.pad(np.full((size, size), -1, np.int16), margin, constant_values=-2),
+        list[Placed](),
+    )
     light = rng.uniform(0, 2 * np.pi)  # the direction that shadows fall in
     if rng.random() >= EMPTY:
-        shapes = [draw.random_shape(size, rng) for _ in range(2 + min(int(rng.geometric(0.22)) - 1, 10))]
+        shapes = [
+            draw.random_shape(size, rng) for _ in range(2 + min(int(rng.geometric(0.22)) - 1, 10))
+        ]
         if rng.random() < CROWDED / (1 - EMPTY):
             shapes.insert(0, draw.crowd(rng))
         for shape in shapes:
@@ -89,7 +117,9 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     image, owner = canvas[margin:-margin, margin:-margin], owner[margin:-margin, margin:-margin]
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     strength = np.float32(rng.uniform(0, 0.2))
-    image *= (1 + strength * (np.cos(light) * ramp[None] + np.sin(light) * ramp[:, None]))[..., None]
+    image *= (1 + strength * (np.cos(light) * ramp[None] + np.sin(light) * ramp[:, None]))[
+        ..., None
+    ]
     image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 7))
     return Scene(np.clip(image, 0, 255).astype(np.uint8), stuff, owner, things)
 
@@ -117,7 +147,11 @@ def _place(
         left = np.append(seen - covered, here.sum())
         if (left >= np.maximum(MIN_VISIBLE_PART * areas, MIN_VISIBLE_AREA)).all():
             owner[window][here] = len(things)
-            things.append(Placed(shape.name, full, shape.joints + np.array([x - margin, y - margin]), shape.crowd))
+            things.append(
+                Placed(
+                    shape.name, full, shape.joints + np.array([x - margin, y - margin]), shape.crowd
+                )
+            )
             return window
     return None
 
@@ -160,10 +194,14 @@ def _keypoints(thing: Placed, mask: NDArray[np.bool_]) -> tuple[list[int], int]:
     return rows.ravel().tolist(), int(inside.sum())
 
 
-def _write_picture(split_and_index: tuple[str, int], *, root: Path, size: int, seed: int) -> list[dict[str, Any]]:
+def _write_picture(
+    split_and_index: tuple[str, int], *, root: Path, size: int, seed: int
+) -> list[dict[str, Any]]:
     """Draws one picture into the folders of root; returns its annotations, without ids. Runs in a worker."""
     split, index = split_and_index
-    scene = draw_scene(np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])), size)
+    scene = draw_scene(
+        np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])), size
+    )
     name = f"{split}_{index:06d}"
     Image.fromarray(scene.image).save(root / "images" / f"{name}.jpg", quality=95)
     of_thing = [UNLABELLED if thing.crowd else THINGS[thing.name] for thing in scene.things]
@@ -175,19 +213,28 @@ def _write_picture(split_and_index: tuple[str, int], *, root: Path, size: int, s
 
 def _categories() -> list[dict[str, Any]]:
     skeleton = [[JOINTS.index(joint) + 1 for joint in bone] for bone in BONES]
-    rows: list[dict[str, Any]] = [{"id": THINGS[name], "name": name, "supercategory": "shape"} for name in THINGS]
+    rows: list[dict[str, Any]] = [
+        {"id": THINGS[name], "name": name, "supercategory": "shape"} for name in THINGS
+    ]
     rows[-1] |= {"supercategory": "being", "keypoints": list(JOINTS), "skeleton": skeleton}
     return rows
 
 
 def _dataset(split: str, size: int, pictures: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """The COCO file of a split, from the annotations of its pictures in order. All ids count from 1."""
-    numbered = enumerate(((image, row) for image, rows in enumerate(pictures, 1) for row in rows), 1)
+    numbered = enumerate(
+        ((image, row) for image, rows in enumerate(pictures, 1) for row in rows), 1
+    )
     images = [f"{split}_{number:06d}.jpg" for number in range(1, len(pictures) + 1)]
     return {
         "info": {"description": f"maskseg scenes, {split}", "version": str(VERSION)},
-        "images": [{"id": i, "file_name": n, "width": size, "height": size} for i, n in enumerate(images, 1)],
-        "annotations": [{"id": number, "image_id": image, **row} for number, (image, row) in numbered],
+        "images": [
+            {"id": i, "file_name": n, "width": size, "height": size}
+            for i, n in enumerate(images, 1)
+        ],
+        "annotations": [
+            {"id": number, "image_id": image, **row} for number, (image, row) in numbered
+        ],
         "categories": _categories(),
         "stuff_categories": [{"id": number, "name": name} for name, number in STUFF.items()],
     }
@@ -204,7 +251,9 @@ def _already_made(root: Path, arguments: dict[str, int]) -> bool:
         raise ValueError(f"{root} exists and is no finished scenes data set: {advice}") from None
     if found != arguments:
         raise ValueError(f"{root} holds scenes made with {found}, not {arguments}: {advice}")
-    if missing := [name for name in ("train.json", "val.json", "images", "stuff") if not (root / name).exists()]:
+    if missing := [
+        name for name in ("train.json", "val.json", "images", "stuff") if not (root / name).exists()
+    ]:
         raise ValueError(f"{root} lacks {', '.join(missing)}: {advice}")
     return True
 
@@ -227,7 +276,13 @@ def make_scenes(
 
     Raises ValueError if root holds anything else, or if an argument is out of range.
     """
-    arguments = {"version": VERSION, "num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
+    arguments = {
+        "version": VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "size": size,
+        "seed": seed,
+    }
     if min(num_train, num_val, seed) < 0 or size < 128:
         raise ValueError(f"want num_train, num_val, seed >= 0 and size >= 128, got {arguments}")
     root = Path(root).expanduser().absolute()
@@ -237,7 +292,11 @@ def make_scenes(
     shutil.rmtree(work, ignore_errors=True)  # what a killed run left
     for folder in ("images", "stuff"):
         (work / folder).mkdir(parents=True)
-    jobs = [(split, 1 + i) for split, count in zip(SPLITS, (num_train, num_val), strict=True) for i in range(count)]
+    jobs = [
+        (split, 1 + i)
+        for split, count in zip(SPLITS, (num_train, num_val), strict=True)
+        for i in range(count)
+    ]
     write = partial(_write_picture, root=work, size=size, seed=seed)
     workers = min((os.cpu_count() or 1) if num_workers is None else num_workers, len(jobs) // 16)
     if workers < 2:
@@ -275,9 +334,22 @@ def filled_box_ap(annotation_file: Path) -> float:
 class ScenesSource(CocoSource):
     """The embedded data set: made under `root` where it is missing. Other keys: `CocoSource`."""
 
-    def __init__(self, root: str, num_train: int = 1500, num_val: int = 150, size: int = 256, scenes_seed: int = 0, **keys: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        num_train: int = 1500,
+        num_val: int = 150,
+        size: int = 256,
+        scenes_seed: int = 0,
+        **keys: Any,
+    ) -> None:
         super().__init__(root=root, **keys)
-        self.arguments: dict[str, int] = {"num_train": num_train, "num_val": num_val, "size": size, "seed": scenes_seed}
+        self.arguments: dict[str, int] = {
+            "num_train": num_train,
+            "num_val": num_val,
+            "size": size,
+            "seed": scenes_seed,
+        }
 
     def prepare(self) -> None:
         """Writes the pictures (seconds) unless they are there. Raises UserError for a folder that holds something else."""

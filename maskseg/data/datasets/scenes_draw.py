@@ -19,7 +19,10 @@ from PIL import Image
 Floats = NDArray[np.floating[Any]]
 Rng = np.random.Generator
 
-MIN_SIDE, MIN_AREA = 12, 58  # pixels; the longest side and the area of a thing, before anything hides a part of it
+MIN_SIDE, MIN_AREA = (
+    12,
+    58,
+)  # pixels; the longest side and the area of a thing, before anything hides a part of it
 MAX_SIDE = 0.586  # of the picture's side: 150 of 256 pixels
 PAD = 10  # pixels around a thing for its soft edge and its shadow
 
@@ -47,16 +50,26 @@ def _ellipse(u: Floats, v: Floats, a: float, b: float) -> Floats:
 def _half_planes(u: Floats, v: Floats, corners: Floats) -> Floats:
     """The convex polygon with corners [n, 2], clockwise as seen with y down."""
     edges = np.roll(corners, -1, axis=0) - corners
-    normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1) / np.linalg.norm(edges, axis=1, keepdims=True)
-    sides = [n[0] * (u - c[0]) + n[1] * (v - c[1]) for n, c in zip(normals.astype(np.float32), corners, strict=True)]
+    normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1) / np.linalg.norm(
+        edges, axis=1, keepdims=True
+    )
+    sides = [
+        n[0] * (u - c[0]) + n[1] * (v - c[1])
+        for n, c in zip(normals.astype(np.float32), corners, strict=True)
+    ]
     return np.asarray(np.maximum.reduce(sides), np.float32)
 
 
 def _capsule(u: Floats, v: Floats, start: Floats, end: Floats, radius: float) -> Floats:
     """A thick line from start [2] to end [2]."""
     du, dv = (end - start).astype(np.float32)
-    along = np.clip(((u - start[0]) * du + (v - start[1]) * dv) / max(float(du * du + dv * dv), 1e-9), 0, 1)
-    return np.asarray(np.hypot(u - start[0] - along * du, v - start[1] - along * dv) - np.float32(radius), np.float32)
+    along = np.clip(
+        ((u - start[0]) * du + (v - start[1]) * dv) / max(float(du * du + dv * dv), 1e-9), 0, 1
+    )
+    return np.asarray(
+        np.hypot(u - start[0] - along * du, v - start[1] - along * dv) - np.float32(radius),
+        np.float32,
+    )
 
 
 def _disc(u: Floats, v: Floats, rng: Rng) -> Floats:
@@ -75,8 +88,14 @@ def _triangle(u: Floats, v: Floats, rng: Rng) -> Floats:
 
 def _star(u: Floats, v: Floats, rng: Rng) -> Floats:
     half, inner = math.pi / int(rng.integers(5, 8)), rng.uniform(0.45, 0.6)
-    radius, angle = np.hypot(u, v), abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half)  # folded onto half a tip
-    du, dv = inner * math.cos(half) - 1, inner * math.sin(half)  # the edge from the tip at (1, 0) to the notch
+    radius, angle = (
+        np.hypot(u, v),
+        abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half),
+    )  # folded onto half a tip
+    du, dv = (
+        inner * math.cos(half) - 1,
+        inner * math.sin(half),
+    )  # the edge from the tip at (1, 0) to the notch
     level = dv * (radius * np.cos(angle) - 1) - du * radius * np.sin(angle)
     return np.asarray(level / math.hypot(du, dv))
 
@@ -97,7 +116,9 @@ def _cross(u: Floats, v: Floats, rng: Rng) -> Floats:
     return np.asarray(np.minimum(np.maximum(u - long, v - wide), np.maximum(u - wide, v - long)))
 
 
-SHAPES = {shape.__name__[1:]: shape for shape in (_disc, _box, _triangle, _star, _ring, _crescent, _cross)}
+SHAPES = {
+    shape.__name__[1:]: shape for shape in (_disc, _box, _triangle, _star, _ring, _crescent, _cross)
+}
 
 
 def _grid(radius: float) -> tuple[Floats, Floats]:
@@ -110,11 +131,16 @@ def _grid(radius: float) -> tuple[Floats, Floats]:
 def _simple_shape(name: str, side: float, rng: Rng) -> Shape:
     """A rotated, squeezed and slightly bent shape with a longest side of about `side` pixels."""
     upright = name in ("box", "cross") and rng.random() < 0.85  # as most boxes in real pictures
-    angle, squeeze = rng.normal(0, 0.08) if upright else rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1)
+    angle, squeeze = (
+        rng.normal(0, 0.08) if upright else rng.uniform(0, 2 * math.pi),
+        rng.uniform(0.8, 1),
+    )
     x, y = _grid(side / 2)
     cos, sin = math.cos(angle) * 2 / side, math.sin(angle) * 2 / side
     u, v = cos * x + sin * y, (cos * y - sin * x) / squeeze
-    bent = u + rng.uniform(0, 0.02 if upright else 0.07) * np.sin(2.5 * v + rng.uniform(0, 2 * math.pi))
+    bent = u + rng.uniform(0, 0.02 if upright else 0.07) * np.sin(
+        2.5 * v + rng.uniform(0, 2 * math.pi)
+    )
     level = SHAPES[name](bent, v, rng) * (squeeze * side / 2)
     return Shape(name, level, np.ones_like(level), np.zeros((0, 2), np.float32))
 
@@ -126,9 +152,17 @@ def _pose(rng: Rng) -> Floats:
     for side, sign in ((0, 1), (1, -1)):
         arm, leg = rng.uniform(0.25, 2.6), rng.uniform(0.03, 0.65)
         fore, shin = arm + rng.uniform(-1.3, 1.3), leg + rng.uniform(-0.6, 0.15)
-        chain = [(0.24, -0.48), (np.sin(arm) * 0.32, np.cos(arm) * 0.32), (np.sin(fore) * 0.3, np.cos(fore) * 0.3)]
+        chain = [
+            (0.24, -0.48),
+            (np.sin(arm) * 0.32, np.cos(arm) * 0.32),
+            (np.sin(fore) * 0.3, np.cos(fore) * 0.3),
+        ]
         joints[[1 + side, 3 + side, 5 + side]] = np.cumsum(chain, axis=0) * (sign, 1)
-        chain = [(0.14, 0.1), (np.sin(leg) * 0.4, np.cos(leg) * 0.4), (np.sin(shin) * 0.38, np.cos(shin) * 0.38)]
+        chain = [
+            (0.14, 0.1),
+            (np.sin(leg) * 0.4, np.cos(leg) * 0.4),
+            (np.sin(shin) * 0.38, np.cos(shin) * 0.38),
+        ]
         joints[[7 + side, 9 + side, 11 + side]] = np.cumsum(chain, axis=0) * (sign, 1)
     lean = rng.normal(0, 0.3) if rng.random() < 0.85 else rng.uniform(-math.pi, math.pi)
     turn = np.array([[np.cos(lean), np.sin(lean)], [-np.sin(lean), np.cos(lean)]], np.float32)
@@ -142,13 +176,18 @@ def _figure(side: float, rng: Rng) -> Shape:
     scale = side / float((high - low).max())
     joints = np.asarray((joints - (low + high) / 2) * scale, np.float32)
     x, y = _grid(side / 2)
-    limb = max(rng.uniform(0.085, 0.11) * scale, 1.3)  # below this a joint's pixel could miss the mask
+    limb = max(
+        rng.uniform(0.085, 0.11) * scale, 1.3
+    )  # below this a joint's pixel could miss the mask
     head, neck = joints[0], joints[1:3].mean(axis=0)
     up = (head - neck) / 0.34
     trunk = _half_planes(x, y, joints[[1, 7, 8, 2]]) - 0.1 * scale
     parts = [(trunk, 1.0), (_capsule(x, y, neck, head, 0.08 * scale), 1.1)]
     for start, end, tone in ((7, 9, 0.72), (9, 11, 0.72), (1, 3, 0.86), (3, 5, 0.86)):
-        parts += [(_capsule(x, y, joints[start + other], joints[end + other], limb), tone) for other in (0, 1)]
+        parts += [
+            (_capsule(x, y, joints[start + other], joints[end + other], limb), tone)
+            for other in (0, 1)
+        ]
     parts.append((np.hypot(x - head[0], y - head[1]) - np.float32(0.18 * scale), 1.2))
     level = np.minimum.reduce([part for part, _ in parts])
     shade = np.ones_like(level)
@@ -201,7 +240,9 @@ LOOKS: dict[str, tuple[tuple[float, float], ...]] = {
     "tiles": ((10, 18), (0.5, 0.5), (0.1, 0.5), (0.5, 0.9)),
     "field": ((7, 14), (0.14, 0.08), (0.35, 0.75), (0.45, 0.85)),
 }
-MIN_CONTRAST = 90.0  # mean RGB distance (0 to 255 a channel) of a thing's colour from what surrounds it
+MIN_CONTRAST = (
+    90.0  # mean RGB distance (0 to 255 a channel) of a thing's colour from what surrounds it
+)
 
 
 def _smooth_noise(shape: tuple[int, int], cell: tuple[float, float], rng: Rng) -> Floats:
@@ -229,18 +270,28 @@ def _pattern(name: str, shape: tuple[int, int], angle: float, rng: Rng) -> Float
         joint = np.mod(x / (1.4 * size) + 0.5 * np.mod(row, 2), 1) < 0.1
         texture = 1.0 * (joint | (y / (0.6 * size) - row < 0.2))
     else:
-        cell = {"grass": (size / 2, 3 * size), "sky": (1.5 * size, 0.7 * size)}.get(name, (size, size))
+        cell = {"grass": (size / 2, 3 * size), "sky": (1.5 * size, 0.7 * size)}.get(
+            name, (size, size)
+        )
         fine = 0.4 if name == "rock" else 0.0
-        texture = (1 - fine) * _smooth_noise(shape, cell, rng) + fine * _smooth_noise(shape, (4, 4), rng)
+        texture = (1 - fine) * _smooth_noise(shape, cell, rng) + fine * _smooth_noise(
+            shape, (4, 4), rng
+        )
     return texture.astype(np.float32)[..., None]
 
 
 def _colours(name: str, rng: Rng) -> tuple[Floats, Floats]:
     """The two RGB colours [3] (0 .. 255) that a kind of stuff mixes by its pattern."""
     (hue, spread), saturation, value = LOOKS[name][1:]
-    h, s, v = rng.uniform(hue - spread, hue + spread) % 1, rng.uniform(*saturation), rng.uniform(*value)
+    h, s, v = (
+        rng.uniform(hue - spread, hue + spread) % 1,
+        rng.uniform(*saturation),
+        rng.uniform(*value),
+    )
     first = 255 * np.array(colorsys.hsv_to_rgb(h, s, v), np.float32)
-    dark = rng.uniform(0.6, 0.85) if rng.random() < 0.7 or name == "sky" else rng.uniform(1.15, 1.35)
+    dark = (
+        rng.uniform(0.6, 0.85) if rng.random() < 0.7 or name == "sky" else rng.uniform(1.15, 1.35)
+    )
     return first, first * np.float32(dark)
 
 
@@ -248,7 +299,9 @@ def background(size: int, rng: Rng) -> tuple[Floats, NDArray[np.uint8]]:
     """Two to four regions of stuff: RGB [S, S, 3] and indices into LOOKS [S, S]."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     chosen = rng.choice(len(LOOKS), rng.integers(2, 5), replace=False)
-    chosen = chosen[np.argsort(chosen > 0, kind="stable")]  # LOOKS starts with the sky, which is on top
+    chosen = chosen[
+        np.argsort(chosen > 0, kind="stable")
+    ]  # LOOKS starts with the sky, which is on top
     stuff = np.full((size, size), chosen[0], np.uint8)
     borders = np.sort(rng.uniform(0.15, 0.9, len(chosen) - 1)) * size
     for kind, border in zip(chosen[1:], borders, strict=True):
@@ -289,12 +342,16 @@ def paint(image: Floats, shape: Shape, light: float, rng: Rng) -> None:
     """Paints a shape into a piece of the picture, [h, w, 3] as its grid, with a shadow that falls towards `light`."""
     level = shape.level
     if rng.random() < 0.5:
-        shift = np.rint(rng.uniform(2, 5) * np.array([math.sin(light), math.cos(light)])).astype(int)
+        shift = np.rint(rng.uniform(2, 5) * np.array([math.sin(light), math.cos(light)])).astype(
+            int
+        )
         image *= 1 - 0.4 * np.clip(0.5 - np.roll(level, shift, (0, 1))[..., None] / 4, 0, 1)
     name, first, second = _material(image[(level > -3) & (level < 6)], rng)
     colour = first + _pattern(name, level.shape, rng.uniform(0, math.pi), rng) * (second - first)
     y, x = (np.linspace(-0.5, 0.5, side) for side in level.shape)
-    tone = shape.tone * (1 - rng.uniform(0, 0.5) * np.add.outer(math.sin(light) * y, math.cos(light) * x))
+    tone = shape.tone * (
+        1 - rng.uniform(0, 0.5) * np.add.outer(math.sin(light) * y, math.cos(light) * x)
+    )
     if shape.crowd or (level.min() < -6 and rng.random() < 0.4):
         tone = tone * np.where(level > -1.5, 0.55, 1)
     image += np.clip(0.5 - level, 0, 1)[..., None] * (colour * tone[..., None] - image)

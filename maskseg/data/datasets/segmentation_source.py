@@ -15,7 +15,9 @@ from maskseg.data.datasets.coco import check_numbers
 from maskseg.data.image_files import MAX_PIXELS, image_size, load_image
 from maskseg.errors import UserError
 
-SegmentMap = NDArray[np.int32]  # [H, W], the number of each pixel's segment, -1 where it is unlabelled
+SegmentMap = NDArray[
+    np.int32
+]  # [H, W], the number of each pixel's segment, -1 where it is unlabelled
 
 
 class SegmentedSource(Protocol):
@@ -54,9 +56,23 @@ class SegmentedFiles(ABC):
         num_things: int | None = None,
         point_ranges: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        check_numbers({"max_pixels": 1, "max_images": 1, "divisor": 1}, max_pixels=max_pixels, max_images=max_images, divisor=divisor)
-        self.root, self.split, self.max_pixels, self.max_images = root, split, max_pixels, max_images
-        self.test_transforms, self.divisor, self.num_classes = list(test_transforms), divisor, num_classes
+        check_numbers(
+            {"max_pixels": 1, "max_images": 1, "divisor": 1},
+            max_pixels=max_pixels,
+            max_images=max_images,
+            divisor=divisor,
+        )
+        self.root, self.split, self.max_pixels, self.max_images = (
+            root,
+            split,
+            max_pixels,
+            max_images,
+        )
+        self.test_transforms, self.divisor, self.num_classes = (
+            list(test_transforms),
+            divisor,
+            num_classes,
+        )
         self.num_things, self.point_ranges = num_things, point_ranges
         self._names: dict[str, list[str]] = {}
 
@@ -85,9 +101,15 @@ class SegmentedFiles(ABC):
             if split not in self.splits():
                 raise UserError(f"split={split}: {self.root} has {', '.join(self.splits())}")
             names = self._list(split)[: self.max_images]
-            missing = [path for path in (self._files(split, name)[1] for name in names) if not path.is_file()]
+            missing = [
+                path
+                for path in (self._files(split, name)[1] for name in names)
+                if not path.is_file()
+            ]
             if missing:
-                raise UserError(f"{missing[0]}: no such file, but there is the image ({len(missing)} of {len(names)} images have no segmentation)")
+                raise UserError(
+                    f"{missing[0]}: no such file, but there is the image ({len(missing)} of {len(names)} images have no segmentation)"
+                )
             self._names[split] = names
         return self._names[split]
 
@@ -99,7 +121,9 @@ class SegmentedFiles(ABC):
         size = image_size(image, self.max_pixels)
         if tuple(shape) != size:
             told = " x ".join(map(str, shape))
-            raise UserError(f"{path}: the segmentation is {told} (height x width), its image {size[0]} x {size[1]}")
+            raise UserError(
+                f"{path}: the segmentation is {told} (height x width), its image {size[0]} x {size[1]}"
+            )
 
 
 def names_in(folder: Path, ending: str) -> list[str]:
@@ -116,4 +140,6 @@ def found_root(root: str, nested: Sequence[str], marks: Sequence[str], told: str
     for folder in folders:
         if all(any(folder.glob(mark)) for mark in marks):
             return folder
-    raise UserError(f"data.root={root}: {'no such folder' if not folders[0].is_dir() else 'not found there'}: {told}")
+    raise UserError(
+        f"data.root={root}: {'no such folder' if not folders[0].is_dir() else 'not found there'}: {told}"
+    )

@@ -38,14 +38,20 @@ class Encoding:
 
     def told(self) -> str:
         """The values, for messages."""
-        return f"{self.values.start} to {self.values.stop - 1}" + "".join(f", {value} for none" for value in self.none)
+        return f"{self.values.start} to {self.values.stop - 1}" + "".join(
+            f", {value} for none" for value in self.none
+        )
 
 
 _COCO_STUFF = range(92, 183)
 ENCODINGS = {
     "ids": Encoding(range(HIGHEST + 1)),
-    "stuffthing": Encoding(range(182), (255,), 1, _COCO_STUFF),  # COCO-stuff's maps of things and stuff
-    "pixelmaps": Encoding(_COCO_STUFF, (0, 183), 0, _COCO_STUFF),  # its maps of stuff alone; 183 is any thing
+    "stuffthing": Encoding(
+        range(182), (255,), 1, _COCO_STUFF
+    ),  # COCO-stuff's maps of things and stuff
+    "pixelmaps": Encoding(
+        _COCO_STUFF, (0, 183), 0, _COCO_STUFF
+    ),  # its maps of stuff alone; 183 is any thing
     "voc": Encoding(range(21), (255,)),  # 0 is background, 255 void
 }
 
@@ -63,10 +69,20 @@ class SemanticMaps:
     suffix = ".png"
 
     def __init__(
-        self, folder: Path | str, key: str, max_pixels: int = MAX_PIXELS, ids: Sequence[int] | None = None, encoding: Encoding = ENCODINGS["ids"]
+        self,
+        folder: Path | str,
+        key: str,
+        max_pixels: int = MAX_PIXELS,
+        ids: Sequence[int] | None = None,
+        encoding: Encoding = ENCODINGS["ids"],
     ) -> None:
         """key: what messages call the folder; ids: of label 0, 1 ..., where the maps are to have labels instead of ids."""
-        self.folder, self.max_pixels, self.ids, self.encoding = Path(folder), max_pixels, ids, encoding
+        self.folder, self.max_pixels, self.ids, self.encoding = (
+            Path(folder),
+            max_pixels,
+            ids,
+            encoding,
+        )
         if not self.folder.is_dir():
             raise UserError(f"{key}={folder}: no such folder of semantic maps")
         self._tables = {top: self._table(top) for top in _TOPS}
@@ -79,8 +95,12 @@ class SemanticMaps:
         if found.min(initial=0) == _WRONG:
             wrong = int(values[found == _WRONG].max())
             if self.encoding == ENCODINGS["ids"]:
-                raise UserError(f"{path}: category id {wrong} of the semantic map is above {HIGHEST}")
-            raise UserError(f"{path}: {wrong} is no value of such a semantic map ({self.encoding.told()})")
+                raise UserError(
+                    f"{path}: category id {wrong} of the semantic map is above {HIGHEST}"
+                )
+            raise UserError(
+                f"{path}: {wrong} is no value of such a semantic map ({self.encoding.told()})"
+            )
         return torch.from_numpy(found)
 
     def _values(self, path: Path, height: int, width: int) -> NDArray[Any]:
@@ -100,12 +120,24 @@ class SemanticMaps:
         return table
 
 
-def read_values(path: Path, height: int, width: int, max_pixels: int, what: str = "semantic map") -> NDArray[Any]:
+def read_values(
+    path: Path, height: int, width: int, max_pixels: int, what: str = "semantic map"
+) -> NDArray[Any]:
     """The values of a one-channel PNG, uint8 or uint16 [height, width], the indices of one with a palette. Raises UserError."""
-    return read_png(path, height, width, max_pixels, what, _MODES, "has one channel of category ids")
+    return read_png(
+        path, height, width, max_pixels, what, _MODES, "has one channel of category ids"
+    )
 
 
-def read_png(path: Path, height: int, width: int, max_pixels: int, what: str, modes: Collection[str], told: str) -> NDArray[Any]:
+def read_png(
+    path: Path,
+    height: int,
+    width: int,
+    max_pixels: int,
+    what: str,
+    modes: Collection[str],
+    told: str,
+) -> NDArray[Any]:
     """The values of a PNG of one of Pillow's `modes`; told: what others lack. Raises UserError."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
@@ -119,7 +151,16 @@ def read_png(path: Path, height: int, width: int, max_pixels: int, what: str, mo
         raise UserError(f"{path}: the {what} cannot be read ({error})") from error
 
 
-def check_header(image: Image.Image, path: Path, height: int, width: int, max_pixels: int, what: str = "semantic map") -> None:
+def check_header(
+    image: Image.Image,
+    path: Path,
+    height: int,
+    width: int,
+    max_pixels: int,
+    what: str = "semantic map",
+) -> None:
     """Raises UserError for a map of another size than its image, or too large to decode."""
     if image.size != (width, height) or width * height > max_pixels:
-        raise UserError(f"{path}: the {what} is {image.size[1]} x {image.size[0]} (height x width), the image {height} x {width}")
+        raise UserError(
+            f"{path}: the {what} is {image.size[1]} x {image.size[0]} (height x width), the image {height} x {width}"
+        )

@@ -23,7 +23,11 @@ def with_stuff(things: Categories, path: Path, within: range | None = None) -> C
     if report.errors:
         raise UserError(report.text())
     named = zip(found.names, found.ids, strict=True)
-    rows = [(name, number) for name, number in named if number not in things.ids and (within is None or number in within)]
+    rows = [
+        (name, number)
+        for name, number in named
+        if number not in things.ids and (within is None or number in within)
+    ]
     if not rows:
         raise UserError(f"data.stuff_json={path}: it has no class that the things do not have")
     return things.with_stuff([name for name, _ in rows], [number for _, number in rows])
@@ -31,14 +35,22 @@ def with_stuff(things: Categories, path: Path, within: range | None = None) -> C
 
 def _entries(path: Path) -> list[Any]:
     if path.suffix == ".txt":
-        return [{"id": number, "name": name} for number, name in read_labels(path, "data.stuff_json").items() if number]
+        return [
+            {"id": number, "name": name}
+            for number, name in read_labels(path, "data.stuff_json").items()
+            if number
+        ]
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         entries = list(content.get("stuff_categories") or content["categories"])
     except OSError as error:
-        raise UserError(f"data.stuff_json={path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"data.stuff_json={path}: cannot be read ({error.strerror or error})"
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"data.stuff_json={path}: no JSON with a list of categories or stuff_categories") from error
+        raise UserError(
+            f"data.stuff_json={path}: no JSON with a list of categories or stuff_categories"
+        ) from error
     return [entry for entry in entries if not (isinstance(entry, dict) and entry.get("isthing"))]
 
 
@@ -56,7 +68,9 @@ def read_labels(path: Path, key: str) -> dict[int, str]:
         if not line.strip():
             continue
         if not (number.isascii() and number.isdigit() and name) or int(number) in found:
-            raise UserError(f"{key}={path}: line {place}, {line[:60]!r}, is not a number of its own, a colon and a name")
+            raise UserError(
+                f"{key}={path}: line {place}, {line[:60]!r}, is not a number of its own, a colon and a name"
+            )
         found[int(number)] = name
     if not found:
         raise UserError(f"{key}={path}: no class in it")

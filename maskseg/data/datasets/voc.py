@@ -59,7 +59,14 @@ class ListedSource(CocoSource, ABC):
     digits of the names. cache: the folder of the COCO files, for messages; train_list, val_list: files with a name a line. Other keys: `CocoSource`.
     """
 
-    def __init__(self, root: str, cache: str, train_list: str | None = None, val_list: str | None = None, **keys: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        cache: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        **keys: Any,
+    ) -> None:
         super().__init__(root=root, **keys)
         self.cache, self.lists = cache, {"train": train_list, "val": val_list}
 
@@ -86,15 +93,24 @@ class ListedSource(CocoSource, ABC):
         for split in self.splits():
             target, path = str(self.json[split]), self.lists[split]
             if path is None:
-                raise UserError(f"data.{split}_list is not set: the file that names the images of data.{split}_json={target}")
-            if target not in made:  # a training that is tested on its own images names one file twice
+                raise UserError(
+                    f"data.{split}_list is not set: the file that names the images of data.{split}_json={target}"
+                )
+            if (
+                target not in made
+            ):  # a training that is tested on its own images names one file twice
                 made.add(target)
                 self._make(split, Path(target), Path(path))
 
     def _make(self, split: str, target: Path, listed: Path) -> None:
         names, classes, images = read_list(listed), self._classes(), Path(self.images[split] or "")
-        sizes = [[path.stat().st_size if path.is_file() else -1 for path in self._truths(split, name)] for name in names]
-        inputs = hashlib.sha256(json.dumps([VERSION, names, sizes, *(list(c.items()) for c in classes)]).encode()).hexdigest()
+        sizes = [
+            [path.stat().st_size if path.is_file() else -1 for path in self._truths(split, name)]
+            for name in names
+        ]
+        inputs = hashlib.sha256(
+            json.dumps([VERSION, names, sizes, *(list(c.items()) for c in classes)]).encode()
+        ).hexdigest()
         head = f'{{"info": {{"made_of": "{inputs}"}}, '.encode()
         if _begins(target, head):
             return
@@ -105,7 +121,10 @@ class ListedSource(CocoSource, ABC):
                 file_name = f"{name}.jpg"
                 height, width = image_size(images / file_name, self.max_pixels)
                 number = int(name.replace("_", ""))
-                rows = [_row(number, category, mask) for category, mask in self._objects(split, name, height, width)]
+                rows = [
+                    _row(number, category, mask)
+                    for category, mask in self._objects(split, name, height, width)
+                ]
             except UserError as error:
                 report.error("image whose files cannot be used", str(error))
                 continue
@@ -114,11 +133,18 @@ class ListedSource(CocoSource, ABC):
         if report.errors:
             raise UserError(report.text())
         lists = [[{"id": i, "name": name} for i, name in named.items()] for named in classes]
-        body = {"images": records, "annotations": annotations, "categories": lists[0], "stuff_categories": lists[1]}
+        body = {
+            "images": records,
+            "annotations": annotations,
+            "categories": lists[0],
+            "stuff_categories": lists[1],
+        }
         self._write(target, head + json.dumps(body).encode()[1:])
 
     def _write(self, target: Path, content: bytes) -> None:
-        advice = f"data.cache={self.cache} must be a folder that can be written to: name another one"
+        advice = (
+            f"data.cache={self.cache} must be a folder that can be written to: name another one"
+        )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target, "the COCO file") as file:
@@ -165,13 +191,21 @@ def voc_objects(root: Path, name: str, height: int, width: int, max_pixels: int)
     """The instances of an image, by number: VOC's class id and mask. Raises UserError."""
     path, classes_path = truth_files(root, name)
     numbers = read_values(path, height, width, max_pixels, "map of objects")
-    classes = SemanticMaps(classes_path.parent, "data.root", max_pixels, encoding=ENCODINGS["voc"]).of(classes_path.name, height, width).numpy()
+    classes = (
+        SemanticMaps(classes_path.parent, "data.root", max_pixels, encoding=ENCODINGS["voc"])
+        .of(classes_path.name, height, width)
+        .numpy()
+    )
     for number in np.unique(numbers).tolist():
         if number not in (0, _VOID):
             mask = numbers == number
-            votes = np.bincount(classes[mask] + 1, minlength=22)[2:]  # nothing and background have none
+            votes = np.bincount(classes[mask] + 1, minlength=22)[
+                2:
+            ]  # nothing and background have none
             if not votes.any():
-                raise UserError(f"{path}: object {number} has no pixel of a class in {classes_path}")
+                raise UserError(
+                    f"{path}: object {number} has no pixel of a class in {classes_path}"
+                )
             yield int(votes.argmax()) + 1, mask
 
 
@@ -180,12 +214,16 @@ def read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the list of images cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(
+            f"{path}: the list of images cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
     names: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name = line.strip()
         if name and not _NAME.fullmatch(name):
-            raise UserError(f"{path}: line {number}, {line[:60]!r}, is no name of an image of VOC, such as 2007_000032")
+            raise UserError(
+                f"{path}: line {number}, {line[:60]!r}, is no name of an image of VOC, such as 2007_000032"
+            )
         if name and names.setdefault(name, number) != number:
             raise UserError(f"{path}: line {number} names {name} again")
     if not names:

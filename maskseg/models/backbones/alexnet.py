@@ -28,7 +28,9 @@ class AlexNet(PlainTrunk):
         frozen_stages: int = 0,
     ) -> None:
         if not 0 <= fc6_padding <= 5:
-            raise UserError(f"fc6_padding must be 0 to 5, not {fc6_padding}: a window of 6 cells must see one of the image")
+            raise UserError(
+                f"fc6_padding must be 0 to 5, not {fc6_padding}: a window of 6 cells must see one of the image"
+            )
         stages = {
             "conv1": Stage(0, (Conv("features.0", 64, kernel=11, stride=4, padding=2),)),
             "conv2": Stage(3, (Conv("features.3", 192, kernel=5, padding=2),)),

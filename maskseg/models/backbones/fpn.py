@@ -20,24 +20,38 @@ class FPN(nn.Module):
     keep: levels of the trunk that are handed on behind the pyramid, for stages that read them.
     """
 
-    def __init__(self, trunk: nn.Module, channels: int = 256, norm: str | None = None, keep: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        channels: int = 256,
+        norm: str | None = None,
+        keep: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         levels = cast(Backbone, trunk).levels
-        self.lateral = nn.ModuleDict({f"p{k[1:]}": conv(v.channels, channels, 1, norm) for k, v in levels.items()})
-        self.output = nn.ModuleDict({f"p{k[1:]}": conv(channels, channels, 3, norm) for k in levels})
+        self.lateral = nn.ModuleDict(
+            {f"p{k[1:]}": conv(v.channels, channels, 1, norm) for k, v in levels.items()}
+        )
+        self.output = nn.ModuleDict(
+            {f"p{k[1:]}": conv(channels, channels, 3, norm) for k in levels}
+        )
         for module in [*self.lateral.modules(), *self.output.modules()]:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.levels = {f"p{k[1:]}": FeatureSpec(v.stride, v.centre, channels) for k, v in levels.items()}
+        self.levels = {
+            f"p{k[1:]}": FeatureSpec(v.stride, v.centre, channels) for k, v in levels.items()
+        }
         name, last = list(self.levels.items())[-1]
         self.coarsest = f"p{int(name[1:]) + 1}"
         self.levels[self.coarsest] = FeatureSpec(last.stride * 2, last.centre, channels)
         self.keep = list(keep)
         if unknown := [name for name in self.keep if name not in levels]:
-            raise UserError(f"fpn: keep names {', '.join(unknown)}, the trunk has {', '.join(levels)}")
+            raise UserError(
+                f"fpn: keep names {', '.join(unknown)}, the trunk has {', '.join(levels)}"
+            )
         self.levels |= {name: levels[name] for name in self.keep}
 
     def forward(self, images: Tensor) -> Features:

@@ -63,7 +63,9 @@ class Stage(NamedTuple):
 
     def layers(self) -> list[Layer]:
         """Of the stage, in order."""
-        return [(self.pool, 2, 0)] * bool(self.pool) + [(c.kernel, c.stride, c.padding) for c in self.convs]
+        return [(self.pool, 2, 0)] * bool(self.pool) + [
+            (c.kernel, c.stride, c.padding) for c in self.convs
+        ]
 
     def build(self, channels: int) -> nn.Sequential:
         """channels: of its input."""
@@ -87,14 +89,25 @@ class PlainTrunk(nn.Module):
     frozen_stages: the first so many get no gradient.
     """
 
-    def __init__(self, name: str, stages: Mapping[str, Stage], levels: Sequence[str], weights: str | None, frozen_stages: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        stages: Mapping[str, Stage],
+        levels: Sequence[str],
+        weights: str | None,
+        frozen_stages: int,
+    ) -> None:
         super().__init__()
         unknown = [level for level in levels if level not in stages]
         if unknown or not levels:
-            raise UserError(f"levels of {name} must be some of {', '.join(stages)}, not {', '.join(unknown) or 'none'}")
+            raise UserError(
+                f"levels of {name} must be some of {', '.join(stages)}, not {', '.join(unknown) or 'none'}"
+            )
         names = list(stages)[: 1 + max(list(stages).index(level) for level in levels)]
         if not 0 <= frozen_stages <= len(names):
-            raise UserError(f"frozen_stages must be 0 to {len(names)} ({', '.join(names)}), not {frozen_stages}")
+            raise UserError(
+                f"frozen_stages must be 0 to {len(names)} ({', '.join(names)}), not {frozen_stages}"
+            )
         self.stages = nn.ModuleDict()
         self.levels: dict[str, FeatureSpec] = {}
         layers: list[Layer] = []
@@ -108,8 +121,16 @@ class PlainTrunk(nn.Module):
                 self.levels[stage] = FeatureSpec(field.stride, field.centre, channels)
         self.least = smallest_input(layers)
         if weights is not None:
-            sources = {f"stages.{s}.conv{i}": c.source for s in names for i, c in enumerate(stages[s].convs, 1)}
-            self.load_state_dict(torchvision_state(name, weights, sources, {k: v.shape for k, v in self.state_dict().items()}))
+            sources = {
+                f"stages.{s}.conv{i}": c.source
+                for s in names
+                for i, c in enumerate(stages[s].convs, 1)
+            }
+            self.load_state_dict(
+                torchvision_state(
+                    name, weights, sources, {k: v.shape for k, v in self.state_dict().items()}
+                )
+            )
         for stage in names[:frozen_stages]:
             self.stages[stage].requires_grad_(False)
 
@@ -127,13 +148,17 @@ class PlainTrunk(nn.Module):
         return features
 
 
-def torchvision_state(name: str, weights: str, sources: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def torchvision_state(
+    name: str, weights: str, sources: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
     """Our names -> tensors of these `shapes`, out of torchvision's network `name`. sources: our layer -> the one there.
 
     A linear layer's weights become a convolution's: both have the order channel, row, column. Raises UserError where they do not fit.
     """
     state = pretrained_state(name, weights)
-    theirs = {ours: f"{sources[ours.rpartition('.')[0]]}.{ours.rpartition('.')[2]}" for ours in shapes}
+    theirs = {
+        ours: f"{sources[ours.rpartition('.')[0]]}.{ours.rpartition('.')[2]}" for ours in shapes
+    }
     wrong = f"weights {weights!r} do not fit {name}"
     missing = [key for key in theirs.values() if not isinstance(state.get(key), Tensor)]
     if missing:
@@ -143,5 +168,7 @@ def torchvision_state(name: str, weights: str, sources: Mapping[str, str], shape
         if found != shape and not (len(shape) == 4 and found == [shape[0], prod(shape[1:])]):
             raise UserError(f"{wrong}: {key} is {found}, not {shape}")
         if not torch.isfinite(state[key]).all():
-            raise UserError(f"weights {weights!r} of {name} have no numbers for {key}: they are not finite")
+            raise UserError(
+                f"weights {weights!r} of {name} have no numbers for {key}: they are not finite"
+            )
     return {ours: state[key].reshape(tuple(shapes[ours])) for ours, key in theirs.items()}

@@ -46,7 +46,9 @@ class ResNet(nn.Module):
             raise UserError(f"last_level must be one of {', '.join(STAGES)}, not {last_level!r}")
         if not 0 <= frozen_stages <= 5:
             raise UserError(f"frozen_stages must be 0 to 5, not {frozen_stages}")
-        trunk = getattr(torchvision.models, name)(weights=None, norm_layer=norm_layer(norm, norm_eps))
+        trunk = getattr(torchvision.models, name)(
+            weights=None, norm_layer=norm_layer(norm, norm_eps)
+        )
         self.stem = nn.Sequential()
         for part in ("conv1", "bn1", "relu", "maxpool"):
             self.stem.add_module(part, getattr(trunk, part))
@@ -58,7 +60,10 @@ class ResNet(nn.Module):
         merge_frozen(self)
         width = trunk.fc.in_features // 8
         # Every stage starts at pixel index 0: kernels and strides are odd and padded by half, so the centre stays at half a pixel.
-        self.levels = {f"c{i}": FeatureSpec(2**i, 0.5, width * 2 ** (i - 2)) for i in range(2, 2 + len(self.stages))}
+        self.levels = {
+            f"c{i}": FeatureSpec(2**i, 0.5, width * 2 ** (i - 2))
+            for i in range(2, 2 + len(self.stages))
+        }
         if weights is not None:
             self._load(name, weights)
         self.frozen_stages = frozen_stages
@@ -74,12 +79,21 @@ class ResNet(nn.Module):
 
     def _load(self, name: str, weights: str) -> None:
         state = pretrained_state(name, weights)
-        others = ("fc.", *(f"{stage}." for stage in STAGES.values() if stage not in self.stages.values()))
-        renamed = {k if k.startswith("layer") else f"stem.{k}": v for k, v in state.items() if not k.startswith(others)}
+        others = (
+            "fc.",
+            *(f"{stage}." for stage in STAGES.values() if stage not in self.stages.values()),
+        )
+        renamed = {
+            k if k.startswith("layer") else f"stem.{k}": v
+            for k, v in state.items()
+            if not k.startswith(others)
+        }
         try:
             missing, unexpected = self.load_state_dict(renamed, strict=False)
         except RuntimeError as error:
-            raise UserError(f"weights {weights!r} do not fit {name}: {str(error).splitlines()[1].strip()}") from error
+            raise UserError(
+                f"weights {weights!r} do not fit {name}: {str(error).splitlines()[1].strip()}"
+            ) from error
         unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
         missing = [k for k in missing if not k.endswith("num_batches_tracked")]
         if missing or unexpected:
@@ -89,7 +103,9 @@ class ResNet(nn.Module):
             )
 
     def _frozen(self) -> list[nn.Module]:
-        return [self.stem, *(getattr(self, stage) for stage in self.stages.values())][: self.frozen_stages]
+        return [self.stem, *(getattr(self, stage) for stage in self.stages.values())][
+            : self.frozen_stages
+        ]
 
     def train(self, mode: bool = True) -> ResNet:
         """Frozen stages stay in evaluation mode, so that their statistics are kept."""
@@ -116,8 +132,16 @@ def pretrained_state(name: str, weights: str) -> dict[str, Any]:
         return state
     choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
-        raise UserError(f"weights {weights!r}: no such file, and torchvision has {', '.join(choices.__members__)} for {name}")
+        raise UserError(
+            f"weights {weights!r}: no such file, and torchvision has {', '.join(choices.__members__)} for {name}"
+        )
     try:
-        return dict(choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True))
+        return dict(
+            choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        )
     except Exception as error:
-        raise UserError(f"weights {weights!r} of {name}: {choices[weights].url} could not be downloaded and read: {error}".splitlines()[0]) from error
+        raise UserError(
+            f"weights {weights!r} of {name}: {choices[weights].url} could not be downloaded and read: {error}".splitlines()[
+                0
+            ]
+        ) from error

@@ -22,7 +22,11 @@ def pairs(module: nn.Module) -> list[tuple[str, str]]:
     elif isinstance(module, nn.Sequential):
         children = list(dict(module.named_children()))
         names = list(pairwise(children))
-    return [(a, b) for a, b in names if isinstance(getattr(module, a), nn.Conv2d) and isinstance(getattr(module, b), NORMS)]
+    return [
+        (a, b)
+        for a, b in names
+        if isinstance(getattr(module, a), nn.Conv2d) and isinstance(getattr(module, b), NORMS)
+    ]
 
 
 def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
@@ -35,7 +39,10 @@ def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     shift = -mean * scale if conv.bias is None else (conv.bias.double() - mean) * scale
     shift = shift if norm.bias is None else shift + norm.bias.double()
     one = _like(conv)
-    one.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype), requires_grad=False)
+    one.weight = nn.Parameter(
+        (conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype),
+        requires_grad=False,
+    )
     one.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
     return one
 
@@ -52,7 +59,9 @@ class ConvWithFrozenNorm(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         (norm,) = self.norm
         scale: Tensor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        out: Tensor = self._conv_forward(x, self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale)
+        out: Tensor = self._conv_forward(
+            x, self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        )
         return out
 
 
@@ -83,7 +92,16 @@ def channels_last(module: M) -> M:
 
 
 def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    names = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
     return {name: getattr(conv, name) for name in names}
 
 

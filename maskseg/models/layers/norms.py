@@ -34,9 +34,13 @@ def norm_layer(name: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
     return factories[name]
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, norm: str | None = None, relu: bool = False) -> nn.Sequential:
+def conv(
+    in_channels: int, out_channels: int, kernel: int, norm: str | None = None, relu: bool = False
+) -> nn.Sequential:
     """A same-size convolution with an optional norm (then without bias) and ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)
+    ]
     if norm is not None:
         layers.append(norm_layer(norm)(out_channels))
     if relu:

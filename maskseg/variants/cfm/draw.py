@@ -41,7 +41,9 @@ class FixedSegments(SegmentSampler):
             crowd_overlap=like.crowd_overlap,
         )
 
-    def __call__(self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def __call__(
+        self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator
+    ) -> tuple[Ints, Ints]:
         """-> rows i64 [n], ascending, and their labels i64 [n] in 0..K."""
         matches = self.match(proposals, truth)
         labels, first = self.labels(matches), len(proposals)
@@ -49,11 +51,15 @@ class FixedSegments(SegmentSampler):
         negatives = np.flatnonzero(labels == self.num_classes)
         if len(negatives) > self.num_samples:
             negatives = rng.choice(negatives, self.num_samples, replace=False)
-        rows = np.sort(np.concatenate([negatives, self.stuff(proposals, matches, labels), first + things]))
+        rows = np.sort(
+            np.concatenate([negatives, self.stuff(proposals, matches, labels), first + things])
+        )
         return rows, np.concatenate([labels, truth.labels])[rows]
 
 
-def draw_segments(sample: Sample, draw: SegmentSampler, rng: np.random.Generator, only: bool) -> Sample:
+def draw_segments(
+    sample: Sample, draw: SegmentSampler, rng: np.random.Generator, only: bool
+) -> Sample:
     """The sample with the labels of the segments that are learnt from (`Sample.drawn`).
 
     only: the other segments go, and the truth's own masks may be among those that stay; else all stay, and those alone: a model that is tested must
@@ -63,7 +69,9 @@ def draw_segments(sample: Sample, draw: SegmentSampler, rng: np.random.Generator
     truth = _truth(sample)
     rows, labels = draw(sample.segments, truth, rng)
     if only:
-        segments = with_truth(sample.segments, truth.masks) if draw.append_truth else sample.segments
+        segments = (
+            with_truth(sample.segments, truth.masks) if draw.append_truth else sample.segments
+        )
         kept = SegmentProposals(segments.labels, segments.members[rows])
         return replace(sample, segments=kept, drawn=torch.from_numpy(labels))
     found = np.full(len(sample.segments), IGNORED, dtype=np.int64)
@@ -78,4 +86,6 @@ def _truth(sample: Sample) -> SegmentTruth:
     if sample.masks is not None and len(sample.masks):
         masks = rle_to_bitmaps(sample.masks.to_rle())
     semantic = None if sample.semantic is None else sample.semantic.numpy()
-    return SegmentTruth(masks, sample.labels.numpy()[: len(masks)], sample.crowd.numpy()[: len(masks)], semantic)
+    return SegmentTruth(
+        masks, sample.labels.numpy()[: len(masks)], sample.crowd.numpy()[: len(masks)], semantic
+    )

@@ -43,7 +43,8 @@ class Pieces:
         pairs, lengths = summed(np.sort(ends[~inside], axis=1), self.lengths[~inside], count)
         return Pieces(
             sizes,
-            _sums(region, self.outlines, count) - 2 * _sums(ends[inside, 0], self.lengths[inside], count),
+            _sums(region, self.outlines, count)
+            - 2 * _sums(ends[inside, 0], self.lengths[inside], count),
             np.minimum.reduceat(self.extents[order], starts),
             np.add.reduceat(self.colors[order] * share, starts),
             np.add.reduceat(self.textures[order] * share, starts),
@@ -121,7 +122,9 @@ def grow(pieces: Sequence[Pieces], terms: Sequence[Sequence[str]], pixels: int) 
         old = pairs[:, 1] < top  # nothing has changed for these
         touched = ~old & (pairs[:, 0] != pairs[:, 1])
         fresh, shared = summed(pairs[touched], lengths[touched], total)
-        score = np.concatenate([score[old], nodes.similarity(fresh, shared, weights[trees[fresh[:, 0]]])])
+        score = np.concatenate(
+            [score[old], nodes.similarity(fresh, shared, weights[trees[fresh[:, 0]]])]
+        )
         pairs, lengths = np.concatenate([pairs[old], fresh]), np.concatenate([lengths[old], shared])
         top += len(new)
     return Forest(children, rounds, trees, nodes.sizes)
@@ -145,7 +148,9 @@ class _Nodes:
     def __init__(self, pieces: Sequence[Pieces], total: int, pixels: int) -> None:
         def rows(*parts: NDArray[Any]) -> NDArray[Any]:
             known = np.concatenate(parts)
-            return np.concatenate([known, np.zeros((total - len(known), *known.shape[1:]), dtype=known.dtype)])
+            return np.concatenate(
+                [known, np.zeros((total - len(known), *known.shape[1:]), dtype=known.dtype)]
+            )
 
         self.pixels = pixels
         self.sizes = rows(*(p.sizes for p in pieces))

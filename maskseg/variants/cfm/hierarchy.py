@@ -17,7 +17,10 @@ from maskseg.variants.cfm.grouping import TERMS, Forest, Ints, Pieces, grow, sum
 Bools = NDArray[np.bool_]
 COLOR_SPACES = {"rgb": None, "lab": "COLOR_RGB2LAB", "hsv": "COLOR_RGB2HSV_FULL"}
 COLOR_BINS = 25  # a channel
-DIRECTIONS, SLOPES = 8, (1.0, 3.0, 8.0, 20.0)  # of the texture: bins of the gradient's direction and of its length, grey levels a pixel
+DIRECTIONS, SLOPES = (
+    8,
+    (1.0, 3.0, 8.0, 20.0),
+)  # of the texture: bins of the gradient's direction and of its length, grey levels a pixel
 BLOCK = 128  # proposals that are compared with those of like area at a time
 
 
@@ -52,9 +55,22 @@ class HierarchicalGrouping:
         self.color_spaces = _known("color_spaces", color_spaces, COLOR_SPACES)
         self.terms = [_known("similarities", s.split("+"), TERMS) for s in similarities]
         self.scales = list(scales)
-        if not self.scales or not self.terms or self.scales[0] <= 0 or self.scales != sorted(set(self.scales)):
-            raise UserError(f"proposals: similarities must not be empty, scales must be above 0 and ascend, not {self.scales}")
-        if not (sigma >= 0 and 0 < superpixel_area <= 1 and 0 <= min_area <= 1 and 0 < max_iou <= 1 and max_proposals >= 1):
+        if (
+            not self.scales
+            or not self.terms
+            or self.scales[0] <= 0
+            or self.scales != sorted(set(self.scales))
+        ):
+            raise UserError(
+                f"proposals: similarities must not be empty, scales must be above 0 and ascend, not {self.scales}"
+            )
+        if not (
+            sigma >= 0
+            and 0 < superpixel_area <= 1
+            and 0 <= min_area <= 1
+            and 0 < max_iou <= 1
+            and max_proposals >= 1
+        ):
             raise UserError(
                 "proposals: sigma is at least 0, superpixel_area and max_iou are above 0 and at most 1, min_area is from 0 to 1, max_proposals"
                 f" at least 1, not {sigma}, {superpixel_area}, {max_iou}, {min_area} and {max_proposals}"
@@ -65,7 +81,9 @@ class HierarchicalGrouping:
     def __call__(self, image: Image) -> SegmentProposals:
         """uint8 RGB [H, W, 3] -> at least one proposal, the whole image. Raises ValueError for another array."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"proposals are of uint8 RGB [H, W, 3], not of {image.dtype} {list(image.shape)}")
+            raise ValueError(
+                f"proposals are of uint8 RGB [H, W, 3], not of {image.dtype} {list(image.shape)}"
+            )
         image = np.ascontiguousarray(image)
         least = math.ceil(self.superpixel_area * image.shape[0] * image.shape[1])
         fine, *coarse = (GraphSegments(self.sigma, k, least) for k in self.scales)
@@ -73,10 +91,16 @@ class HierarchicalGrouping:
         labels = fine(spaces[0])
         count = int(labels.max()) + 1
         textures = texture_histograms(opencv().cvtColor(image, opencv().COLOR_RGB2GRAY), labels)
-        starts, pieces = list[Ints](), list[Pieces]()  # of each hierarchy: the piece of each superpixel; the pieces
+        starts, pieces = (
+            list[Ints](),
+            list[Pieces](),
+        )  # of each hierarchy: the piece of each superpixel; the pieces
         for space in spaces:
             atoms = describe(space, textures, labels)
-            for regions in (np.arange(count), *(majority(labels, segments(space)) for segments in coarse)):
+            for regions in (
+                np.arange(count),
+                *(majority(labels, segments(space)) for segments in coarse),
+            ):
                 starts += [regions] * len(self.terms)
                 pieces += [atoms.merged(regions)] * len(self.terms)
         forest = grow(pieces, self.terms * (len(pieces) // len(self.terms)), labels.size)
@@ -102,7 +126,9 @@ class HierarchicalGrouping:
 def _known(key: str, names: Sequence[str], table: Mapping[str, object]) -> list[str]:
     """The names as a list. Raises UserError where there is none, one twice or one that is not in the table."""
     if not names or len(set(names)) < len(names) or not set(names) <= set(table):
-        raise UserError(f"proposals: {key} are some of {', '.join(table)}, each once, not {', '.join(names) or 'none'}")
+        raise UserError(
+            f"proposals: {key} are some of {', '.join(table)}, each once, not {', '.join(names) or 'none'}"
+        )
     return list(names)
 
 
@@ -115,7 +141,9 @@ def in_space(image: Image, name: str) -> Image:
 def majority(fine: Labels, coarse: Labels) -> Ints:
     """The segment of `coarse` that has most of each superpixel of `fine`, numbered 0..m-1 without gaps. [H, W], [H, W] -> i64 [S]."""
     count, segments = int(fine.max()) + 1, int(coarse.max()) + 1
-    table = np.bincount(fine.ravel().astype(np.int64) * segments + coarse.ravel(), minlength=count * segments)
+    table = np.bincount(
+        fine.ravel().astype(np.int64) * segments + coarse.ravel(), minlength=count * segments
+    )
     return np.unique(table.reshape(count, segments).argmax(axis=1), return_inverse=True)[1]
 
 
@@ -124,13 +152,23 @@ def describe(image: Image, textures: NDArray[np.float32], labels: Labels) -> Pie
     flat, count = labels.ravel().astype(np.int64), int(labels.max()) + 1
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
-    pairs = np.concatenate([np.stack([a[a != b], b[a != b]], axis=1) for a, b in sides]).astype(np.int64)
+    pairs = np.concatenate([np.stack([a[a != b], b[a != b]], axis=1) for a, b in sides]).astype(
+        np.int64
+    )
     outlines = np.bincount(pairs.ravel(), minlength=count) + np.bincount(edge, minlength=count)
     pairs, lengths = summed(np.sort(pairs, axis=1), np.ones(len(pairs)), count)
     bins = image.reshape(-1, 3).astype(np.int64) * COLOR_BINS >> 8
     colors = _histograms(flat[:, None], bins + np.arange(3) * COLOR_BINS, count, 3 * COLOR_BINS)
     sizes = np.bincount(flat, minlength=count).astype(np.float64)
-    return Pieces(sizes, outlines.astype(np.float64), _extents(labels, count), colors, textures, pairs, lengths)
+    return Pieces(
+        sizes,
+        outlines.astype(np.float64),
+        _extents(labels, count),
+        colors,
+        textures,
+        pairs,
+        lengths,
+    )
 
 
 def texture_histograms(grey: NDArray[np.uint8], labels: Labels) -> NDArray[np.float32]:
@@ -142,12 +180,21 @@ def texture_histograms(grey: NDArray[np.uint8], labels: Labels) -> NDArray[np.fl
     direction = (angle * (DIRECTIONS / (2 * np.pi)) + 0.5).astype(np.int64) % DIRECTIONS
     slope = np.digitize(length, SLOPES)
     bins = np.where(slope > 0, (slope - 1) * DIRECTIONS + direction + 1, 0)
-    return _histograms(labels.ravel().astype(np.int64), bins.ravel(), int(labels.max()) + 1, len(SLOPES) * DIRECTIONS + 1)
+    return _histograms(
+        labels.ravel().astype(np.int64),
+        bins.ravel(),
+        int(labels.max()) + 1,
+        len(SLOPES) * DIRECTIONS + 1,
+    )
 
 
 def _histograms(rows: Ints, bins: Ints, count: int, num_bins: int) -> NDArray[np.float32]:
     """f32 [count, num_bins] with sum 1, of pixels in `rows` that fall into `bins`."""
-    table = np.bincount((rows * num_bins + bins).ravel(), minlength=count * num_bins).reshape(count, num_bins).astype(np.float32)
+    table = (
+        np.bincount((rows * num_bins + bins).ravel(), minlength=count * num_bins)
+        .reshape(count, num_bins)
+        .astype(np.float32)
+    )
     return np.asarray(table / table.sum(axis=1, keepdims=True))
 
 
@@ -166,7 +213,9 @@ def distinct(members: Bools, sizes: NDArray[np.float64], max_iou: float) -> Ints
     areas = members @ sizes
     order = np.argsort(areas, kind="stable")
     rows, areas, weights = members[order], areas[order], sizes.astype(np.float32)
-    last = np.searchsorted(areas, areas / max_iou, side="right")  # beyond, the areas alone keep the IoU below
+    last = np.searchsorted(
+        areas, areas / max_iou, side="right"
+    )  # beyond, the areas alone keep the IoU below
     found = [np.empty((0, 2), dtype=np.int64)]
     for start in range(0, len(rows), BLOCK):
         block = slice(start, min(start + BLOCK, len(rows)))
@@ -191,7 +240,9 @@ def best_ious(proposals: SegmentProposals, truths: Bools) -> NDArray[np.float64]
     return np.asarray((common / union).max(axis=1))
 
 
-def recall(proposals: SegmentProposals, truths: Bools, thresholds: Sequence[float] = (0.5, 0.7)) -> list[float]:
+def recall(
+    proposals: SegmentProposals, truths: Bools, thresholds: Sequence[float] = (0.5, 0.7)
+) -> list[float]:
     """The share of the true masks, bool [G, H, W], that a proposal meets with at least each IoU; 1 where there is no mask."""
     best = best_ious(proposals, truths)
     return [float((best >= threshold).mean()) if len(best) else 1.0 for threshold in thresholds]

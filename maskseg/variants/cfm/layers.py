@@ -14,14 +14,21 @@ from maskseg.models.backbones.vgg import fc_state
 from maskseg.variants.cfm.pyramid import PyramidLinear
 from maskseg.variants.cfm.pyramid_ops import wide_linear
 
-VGG16 = (512, 7, 4096, 2)  # channels of conv5, the side to which regions of it are pooled, width and number of the layers behind it
+VGG16 = (
+    512,
+    7,
+    4096,
+    2,
+)  # channels of conv5, the side to which regions of it are pooled, width and number of the layers behind it
 
 
 class Connected(nn.Sequential):
     """Linear layers, the first of which takes the parts of a pyramid of C channels (`PyramidLinear`), to [R, width]; each is followed by ReLU and,
     in training, by dropout of that probability."""
 
-    def __init__(self, channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         for number in range(layers):
@@ -34,14 +41,24 @@ class Connected(nn.Sequential):
         first, *others = self
         x = cast(Tensor, first(parts))
         for layer in others:
-            x = wide_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+            x = (
+                wide_linear(x, layer.weight, layer.bias)
+                if isinstance(layer, nn.Linear)
+                else layer(x)
+            )
             if isinstance(layer, nn.ReLU) and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         return x
 
 
 def connected_paths(
-    kinds: Sequence[str], channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float, weights: str | None
+    kinds: Sequence[str],
+    channels: int,
+    pyramid: Sequence[int],
+    width: int,
+    layers: int,
+    dropout: float,
+    weights: str | None,
 ) -> nn.ModuleDict:
     """`Connected` layers for each kind of path, over C channels pooled to each of `pyramid` bins a side.
 
@@ -50,8 +67,12 @@ def connected_paths(
     fc6 has never seen would be added otherwise, and their gradient is not zero. Raises UserError for other shapes.
     """
     if not (layers >= 1 and width >= 1 and 0 <= dropout < 1):
-        raise UserError(f"cfm: width and layers are at least 1 and dropout is in [0, 1), not {width}, {layers} and {dropout}")
-    paths = nn.ModuleDict({kind: Connected(channels, pyramid, width, layers, dropout) for kind in kinds})
+        raise UserError(
+            f"cfm: width and layers are at least 1 and dropout is in [0, 1), not {width}, {layers} and {dropout}"
+        )
+    paths = nn.ModuleDict(
+        {kind: Connected(channels, pyramid, width, layers, dropout) for kind in kinds}
+    )
     if weights is not None:
         if (channels, pyramid[0], width, layers) != VGG16:
             told = f"{channels}, {pyramid[0]}, {width} and {layers}"

@@ -21,7 +21,10 @@ def nms_of_masks(found: Regions, threshold: float) -> Tensor:
     """
     assert found.labels is not None
     order = torch.argsort(found.scores, descending=True, stable=True).cpu()
-    group = found.image_index.cpu() * (int(found.labels.max()) + 1 if len(found) else 1) + found.labels.cpu()
+    group = (
+        found.image_index.cpu() * (int(found.labels.max()) + 1 if len(found) else 1)
+        + found.labels.cpu()
+    )
     order = order[torch.argsort(group[order], stable=True)]
     lengths = torch.unique_consecutive(group[order], return_counts=True)[1].tolist()
     assert isinstance(found.masks, SegmentMasks)
@@ -29,7 +32,14 @@ def nms_of_masks(found: Regions, threshold: float) -> Tensor:
     kept = []
     for rows in torch.split(order, lengths):
         best = rows[:MOST]
-        kept.append(best[_kept(_iou(found.masks.members[best], sizes[int(found.masks.map_index[best[0]])]), threshold)])
+        kept.append(
+            best[
+                _kept(
+                    _iou(found.masks.members[best], sizes[int(found.masks.map_index[best[0]])]),
+                    threshold,
+                )
+            ]
+        )
     rows = torch.cat([torch.zeros(0, dtype=torch.int64), *kept]).to(found.scores.device)
     return rows[top_per_group(found.scores[rows], found.image_index[rows], len(rows))]
 
@@ -69,7 +79,9 @@ def pasted(found: Regions, sizes: Tensor, height: int, width: int) -> Tensor:
         if not len(rows):
             continue
         superpixels = found.masks.maps[int(found.masks.map_index[rows[0]])]
-        of = np.full(found.masks.members.shape[1] + 1, -1, dtype=np.int64)  # the last one: pixels of no superpixel
+        of = np.full(
+            found.masks.members.shape[1] + 1, -1, dtype=np.int64
+        )  # the last one: pixels of no superpixel
         for row in rows.tolist():
             own = found.masks.members[row].numpy()
             of[:-1][own & (of[:-1] < 0)] = labels[row]

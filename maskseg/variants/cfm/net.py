@@ -23,7 +23,9 @@ class CFMNet(GeneralizedRCNN):
         super().__init__(**stages)
         classes = cast(Any, self.classifier).num_classes
         if not -1 <= unclaimed < classes:
-            raise UserError(f"model.unclaimed must be the label of a class, 0 to {classes - 1}, or -1 for none, not {unclaimed}")
+            raise UserError(
+                f"model.unclaimed must be the label of a class, 0 to {classes - 1}, or -1 for none, not {unclaimed}"
+            )
         self.num_things, self.unclaimed = num_things, unclaimed
 
     def _outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
@@ -35,5 +37,7 @@ class CFMNet(GeneralizedRCNN):
             own = classes[:tall, :wide]
             own[own < 0] = self.unclaimed
         things = found[found.labels < self.num_things]
-        best = top_per_group(things.scores, things.image_index, cast(Any, self.classifier).max_detections)
+        best = top_per_group(
+            things.scores, things.image_index, cast(Any, self.classifier).max_detections
+        )
         return Outputs(things[best], semantic={"classes": semantic})

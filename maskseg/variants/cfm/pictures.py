@@ -44,14 +44,21 @@ def step_pictures(
     plain, height = result.copy(), result.shape[0]
     semantic._paint(result, labels)
     legend = semantic._legend([labels], names, segments._TITLE, height)
-    maps = [outlined(heat(values, at, image.shape[:2], top), inside) for values in (length, np.where(inner, length, np.nan))]
+    maps = [
+        outlined(heat(values, at, image.shape[:2], top), inside)
+        for values in (length, np.where(inner, length, np.nan))
+    ]
     tiles = {
         "image": plain,
         "segment proposal": outlined(image, inside),
-        f"its mask on the {inner.shape[0]} x {inner.shape[1]} cells of {level}": _on_cells(image, inner, at, inside),
+        f"its mask on the {inner.shape[0]} x {inner.shape[1]} cells of {level}": _on_cells(
+            image, inner, at, inside
+        ),
         "feature map": maps[0],
         "masked feature map": np.hstack([maps[1], colour_bar(top, "|f|", height)]),
-        f"result; this segment: {found}" if found else "result": np.hstack([_marked(result, inside), *(tile[:height] for tile in legend)]),
+        f"result; this segment: {found}" if found else "result": np.hstack(
+            [_marked(result, inside), *(tile[:height] for tile in legend)]
+        ),
     }
     return sheet(tiles, 3)
 
@@ -60,10 +67,15 @@ def _on_cells(image: Picture, inner: Bools, at: FeatureSpec, inside: Bools) -> P
     """The image in grey with the cells of the mask, bool [h, w], in colour, and the segment's outline, bool [H, W]."""
     grey = np.repeat((image @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
     shown = on_pixels(inner, at, image.shape[:2])[..., None]
-    return outlined(np.where(shown, grey * (1 - _FILL) + _CELL * _FILL, grey).round().astype(np.uint8), inside)
+    return outlined(
+        np.where(shown, grey * (1 - _FILL) + _CELL * _FILL, grey).round().astype(np.uint8), inside
+    )
 
 
 def _marked(tile: Picture, inside: Bools) -> Picture:
     """A tile with the outline of the segment, bool [H, W], of an image of another size."""
-    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(tile.shape, inside.shape, strict=False))
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(tile.shape, inside.shape, strict=False)
+    )
     return outlined(tile, inside[rows[:, None], columns])

@@ -19,13 +19,24 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.process_pool import ImageJob
 from maskseg.engine.distributed import Group
 from maskseg.errors import UserError
-from maskseg.variants.cfm.store import SegmentStore, check_settings, missing, store_settings, write_store
+from maskseg.variants.cfm.store import (
+    SegmentStore,
+    check_settings,
+    missing,
+    store_settings,
+    write_store,
+)
 
 BEAT = 60.0  # seconds after which processes that wait hear that others are still at work
 
 
 def prepare_segments(
-    model: nn.Module, source: CocoSource, splits: Sequence[str], config: Any, group: Group, words: Sequence[str] | None = None
+    model: nn.Module,
+    source: CocoSource,
+    splits: Sequence[str],
+    config: Any,
+    group: Group,
+    words: Sequence[str] | None = None,
 ) -> None:
     """Makes what is missing of the segments that the model takes, in one process of each machine. Raises UserError where no folder is named, or
     the data lacks something else.
@@ -37,13 +48,23 @@ def prepare_segments(
     if getattr(proposer, "needs", None) != "segments":
         return
     if source.segment_sampler is None:
-        raise UserError("nothing says which segments are learnt from: data.segment_sampler is not set")
+        raise UserError(
+            "nothing says which segments are learnt from: data.segment_sampler is not set"
+        )
     for split in splits:
         folder = source.segments[split]
         if folder is None:
-            raise UserError(f"the model takes segments from a folder: data.{split}_segments is not set (what is missing there is made)")
-        may_make = words is None or configs.names_data(words, f"data.{split}_segments") or Path(folder).resolve().is_relative_to(Path.cwd())
-        once_a_machine(group, partial(ensure, source, split, folder, config.model.proposer.method, may_make))
+            raise UserError(
+                f"the model takes segments from a folder: data.{split}_segments is not set (what is missing there is made)"
+            )
+        may_make = (
+            words is None
+            or configs.names_data(words, f"data.{split}_segments")
+            or Path(folder).resolve().is_relative_to(Path.cwd())
+        )
+        once_a_machine(
+            group, partial(ensure, source, split, folder, config.model.proposer.method, may_make)
+        )
         source.dataset(split)  # what it needs is there
 
 
@@ -70,7 +91,9 @@ def once_a_machine(group: Group, make: Callable[[], None], beat: float = BEAT) -
     teller.join()
 
 
-def ensure(source: CocoSource, split: str, folder: Path | str, method: Any, may_make: bool = True) -> None:
+def ensure(
+    source: CocoSource, split: str, folder: Path | str, method: Any, may_make: bool = True
+) -> None:
     """Makes the segments of a split that are missing in the folder, one process a CPU; says nothing where there are all of them.
 
     method: the config of what makes them. A folder that came of a file of masks is taken as it is, if it is whole. Raises UserError for one of other
@@ -79,7 +102,11 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any, may_
     folder, records = Path(folder), source.records(split)
     found = store_settings(folder) or {}
     if "input" in found:
-        check_settings(folder, settings_of(source, split) | {key: found.get(key) for key in ("input", "max_proposals")})
+        check_settings(
+            folder,
+            settings_of(source, split)
+            | {key: found.get(key) for key in ("input", "max_proposals")},
+        )
         SegmentStore(folder, sizes_of(records))
         return
     settings = settings_of(source, split, method)
@@ -90,7 +117,10 @@ def ensure(source: CocoSource, split: str, folder: Path | str, method: Any, may_
             f"data.{split}_segments={folder} lacks the segments of {len(lacking)} images: name the folder on the command line to make them"
         )
     if lacking:
-        print(f"{folder}: making the segments of {len(lacking)} images, once for all trainings", flush=True)
+        print(
+            f"{folder}: making the segments of {len(lacking)} images, once for all trainings",
+            flush=True,
+        )
         jobs = jobs_of(source, split, [record for record in records if record.id in lacking])
         write_store(folder, jobs, configs.build(method, configs.FROM_CHECKPOINT), settings, 0)
 
@@ -103,13 +133,23 @@ def sizes_of(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:
 def jobs_of(source: CocoSource, split: str, records: Sequence[ImageRecord]) -> list[ImageJob]:
     """The images' files."""
     folder = source.images[split] or ""
-    return [ImageJob(r.id, r.height, r.width, folder, r.file_name, source.max_pixels) for r in records]
+    return [
+        ImageJob(r.id, r.height, r.width, folder, r.file_name, source.max_pixels) for r in records
+    ]
 
 
 def settings_of(source: CocoSource, split: str, method: Any = None) -> dict[str, Any]:
     """What the results follow from, flat: the file of the data set, how many images it has and a hash of what it says of them, and the keys of the
     method."""
-    keys = {} if method is None else configs.flat(yaml.safe_load(configs.to_yaml(method, resolve=True)), "method.")
+    keys = (
+        {}
+        if method is None
+        else configs.flat(yaml.safe_load(configs.to_yaml(method, resolve=True)), "method.")
+    )
     file = source.file(split)
     rows = sorted((r.id, r.height, r.width, r.file_name) for r in file.images)
-    return {"data": file.path.name, "images": f"{len(rows)}, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}", **keys}
+    return {
+        "data": file.path.name,
+        "images": f"{len(rows)}, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}",
+        **keys,
+    }

@@ -40,7 +40,9 @@ class _Axis:
     total: Tensor
 
 
-def _axis(pixels: int, cells: int, stride: float, centre: float, statistic: str, device: torch.device) -> _Axis:
+def _axis(
+    pixels: int, cells: int, stride: float, centre: float, statistic: str, device: torch.device
+) -> _Axis:
     nearest = cell_of_pixels(pixels, cells, stride, centre)
     seen = torch.bincount(nearest, minlength=cells) > 0
     centres = centre + stride * torch.arange(cells, dtype=torch.float64)
@@ -63,7 +65,14 @@ def _axis(pixels: int, cells: int, stride: float, centre: float, statistic: str,
     return _Axis(pixel.to(device), cell.to(device), weight.to(device), total.to(device))
 
 
-def project(masks: Tensor, shape: tuple[int, int], stride: float, centre: float, statistic: str = "mean", threshold: float | None = 0.5) -> Tensor:
+def project(
+    masks: Tensor,
+    shape: tuple[int, int],
+    stride: float,
+    centre: float,
+    statistic: str = "mean",
+    threshold: float | None = 0.5,
+) -> Tensor:
     """Bitmaps on the cells of a map of `shape` (h, w). masks: bool or float in [0, 1], [R, H, W]; stride: at least 1. -> f32 [R, h, w]."""
     height, width = masks.shape[1:]
     down = _axis(height, shape[0], stride, centre, statistic, masks.device)
@@ -109,21 +118,35 @@ class SuperpixelCells:
 
     @classmethod
     def of(
-        cls, labels: Tensor, shape: tuple[int, int], stride: float, centre: float, statistic: str = "mean", threshold: float | None = 0.5
+        cls,
+        labels: Tensor,
+        shape: tuple[int, int],
+        stride: float,
+        centre: float,
+        statistic: str = "mean",
+        threshold: float | None = 0.5,
     ) -> SuperpixelCells:
         """labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none (a pixel of its cell that no mask has); others as in `project`."""
         down = _axis(labels.shape[0], shape[0], stride, centre, statistic, labels.device)
         across = _axis(labels.shape[1], shape[1], stride, centre, statistic, labels.device)
         seen = labels if statistic in ("mean", "max") else labels[down.pixel][:, across.pixel]
         most = int(seen.max()) + 2 if seen.numel() else 1
-        ends = torch.ones_like(seen, dtype=torch.bool)  # of runs of pixels of one row, cell and superpixel
+        ends = torch.ones_like(
+            seen, dtype=torch.bool
+        )  # of runs of pixels of one row, cell and superpixel
         ends[:, :-1] = (seen[:, 1:] != seen[:, :-1]) | (across.cell[1:] != across.cell[:-1])
         row, last = torch.nonzero(ends, as_tuple=True)
         reach = F.pad(across.weight.cumsum(0), (1, 0))
-        before = F.pad(torch.where(last[:-1] + 1 < seen.shape[1], last[:-1] + 1, 0), (1, 0))[: len(last)]
+        before = F.pad(torch.where(last[:-1] + 1 < seen.shape[1], last[:-1] + 1, 0), (1, 0))[
+            : len(last)
+        ]
         weight = down.weight[row] * (reach[last + 1] - reach[before])
-        key, order = ((down.cell[row] * shape[1] + across.cell[last]) * most + seen[row, last] + 1).sort()
-        key, weight = _summed(key, weight[order])  # a dense table of cells and superpixels would take ten times as long
+        key, order = (
+            (down.cell[row] * shape[1] + across.cell[last]) * most + seen[row, last] + 1
+        ).sort()
+        key, weight = _summed(
+            key, weight[order]
+        )  # a dense table of cells and superpixels would take ten times as long
         known = torch.nonzero(key % most).squeeze(1)
         key, weight = key[known], weight[known]
         first = F.pad(torch.bincount(key // most, minlength=shape[0] * shape[1]).cumsum(0), (1, 0))
@@ -136,7 +159,12 @@ class SuperpixelCells:
         found = []
         for part in torch.split(members, max(1, BLOCK // max(len(self.total), 1))):
             sums = F.embedding_bag(
-                self.number, part.T.contiguous().double(), self.first, mode="sum", per_sample_weights=self.weight, include_last_offset=True
+                self.number,
+                part.T.contiguous().double(),
+                self.first,
+                mode="sum",
+                per_sample_weights=self.weight,
+                include_last_offset=True,
             )
             found.append(self._values(sums, self.total[:, None]).T)
         return torch.cat(found).view(len(members), *self.shape)
@@ -144,44 +172,79 @@ class SuperpixelCells:
     def at(self, members: Tensor, mask: Tensor, cell: Tensor) -> Tensor:
         """The values of `maps` at T places, f32 [T], without the rest; mask: i64 [T] in 0..R-1; cell: i64 [T], row by row."""
         leader, flat = self.leader.index_select(0, cell), members.flatten()
-        out = flat.index_select(0, mask * members.shape[1] + leader.clamp(min=0)).float() if flat.numel() else flat.new_zeros(len(cell)).float()
+        out = (
+            flat.index_select(0, mask * members.shape[1] + leader.clamp(min=0)).float()
+            if flat.numel()
+            else flat.new_zeros(len(cell)).float()
+        )
         rest = torch.nonzero(leader < 0).squeeze(1)
-        return out.index_copy_(0, rest, self._summed_at(flat, members.shape[1], mask.index_select(0, rest), cell.index_select(0, rest)))
+        return out.index_copy_(
+            0,
+            rest,
+            self._summed_at(
+                flat, members.shape[1], mask.index_select(0, rest), cell.index_select(0, rest)
+            ),
+        )
 
     def _summed_at(self, flat: Tensor, most: int, mask: Tensor, cell: Tensor) -> Tensor:
         """`at`, by all superpixels of each cell; flat: bool [R * most], members one mask behind the other."""
         each = (self.first[1:] - self.first[:-1])[cell]
         place = torch.arange(len(cell), device=cell.device).repeat_interleave(each)
-        entry = torch.arange(len(place), device=cell.device) + (self.first[cell] - (each.cumsum(0) - each)).index_select(0, place)
-        there = flat.index_select(0, mask.index_select(0, place) * most + self.number.index_select(0, entry))
-        sums = self.total.new_zeros(len(cell)).index_add_(0, place, self.weight.index_select(0, entry) * there)
+        entry = torch.arange(len(place), device=cell.device) + (
+            self.first[cell] - (each.cumsum(0) - each)
+        ).index_select(0, place)
+        there = flat.index_select(
+            0, mask.index_select(0, place) * most + self.number.index_select(0, entry)
+        )
+        sums = self.total.new_zeros(len(cell)).index_add_(
+            0, place, self.weight.index_select(0, entry) * there
+        )
         return self._values(sums, self.total[cell])
 
     def _values(self, sums: Tensor, total: Tensor) -> Tensor:
-        return _cut((sums > 0).double() if self.statistic == "max" else _quotient(sums, total), self.threshold)
+        return _cut(
+            (sums > 0).double() if self.statistic == "max" else _quotient(sums, total),
+            self.threshold,
+        )
 
 
-def _leaders(cell: Tensor, number: Tensor, weight: Tensor, total: Tensor, statistic: str, threshold: float | None) -> Tensor:
+def _leaders(
+    cell: Tensor,
+    number: Tensor,
+    weight: Tensor,
+    total: Tensor,
+    statistic: str,
+    threshold: float | None,
+) -> Tensor:
     """i64 [h * w]: of each cell the superpixel that makes the value of every set which has it 1, and that of every other set 0; -1 where none does.
 
     cell, number: i64 [n], pairs; weight: f64 [n]; total: f64 [h * w].
     """
     most = torch.zeros_like(total).scatter_reduce_(0, cell, weight, "amax")
     if statistic == "max":
-        alone = (torch.bincount(cell, minlength=len(total)) == 1) & (threshold is None or 0 <= threshold < 1)
+        alone = (torch.bincount(cell, minlength=len(total)) == 1) & (
+            threshold is None or 0 <= threshold < 1
+        )
     elif threshold is None:
         alone = most == total
     else:  # quotients rise with what is added up: no other sum is between these two
         alone = (_quotient(most, total) > threshold) & (_quotient(total - most, total) <= threshold)
     first = torch.nonzero((weight == most[cell]) & alone[cell]).squeeze(1)
-    return torch.full((len(total),), -1, device=cell.device).index_copy_(0, cell[first], number[first])
+    return torch.full((len(total),), -1, device=cell.device).index_copy_(
+        0, cell[first], number[first]
+    )
 
 
 def _summed(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Runs of equal keys, i64 [n], as one each, with the sum of their weights, f64 [n]."""
     if not len(key):
         return key, weight
-    ends = torch.cat([torch.nonzero(key[1:] != key[:-1]).squeeze(1), torch.tensor([len(key) - 1], device=key.device)])
+    ends = torch.cat(
+        [
+            torch.nonzero(key[1:] != key[:-1]).squeeze(1),
+            torch.tensor([len(key) - 1], device=key.device),
+        ]
+    )
     sums = weight.cumsum(0)[ends]  # exact, as all sums here are, and so are their differences
     return key[ends], sums - F.pad(sums[:-1], (1, 0))
 

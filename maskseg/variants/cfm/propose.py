@@ -40,19 +40,38 @@ def propose(words: list[str]) -> None:
     records, recall = source.records(split), SegmentRecall()
     if config.input is None:
         settings = settings_of(source, split, config.method)
-        written = write_store(output, jobs_of(source, split, records), configs.build(config.method), settings, config.workers)
+        written = write_store(
+            output,
+            jobs_of(source, split, records),
+            configs.build(config.method),
+            settings,
+            config.workers,
+        )
     else:
         most, path = config.method.max_proposals, Path(config.input)
-        settings = settings_of(source, split) | {"input": str(path.resolve()), "max_proposals": most}
+        settings = settings_of(source, split) | {
+            "input": str(path.resolve()),
+            "max_proposals": most,
+        }
         rles = RleFile(path, records, file.images, most, source.max_pixels)
         written = write_store(output, rles, from_runs, settings, config.workers)
     maps, store = source.semantic_maps(split), SegmentStore(output, sizes_of(records))
-    things = range(source.categories.num_things) if source.labelled else file.categories.ids  # maps have labels, or ids
+    things = (
+        range(source.categories.num_things) if source.labelled else file.categories.ids
+    )  # maps have labels, or ids
     for record in tqdm(records, desc="recall", disable=None):
-        semantic = None if maps is None else maps.of(record.file_name, record.height, record.width).numpy()
+        semantic = (
+            None if maps is None else maps.of(record.file_name, record.height, record.width).numpy()
+        )
         found = store.of(record.id, record.height, record.width)
-        recall.add(found, thing_masks(file, file.index_of[record.id]), stuff_masks(semantic, things))
-    took = f" ({written.made} made now, {written.seconds:.2f} s of a CPU an image)" if written.made else " (all were there)"
+        recall.add(
+            found, thing_masks(file, file.index_of[record.id]), stuff_masks(semantic, things)
+        )
+    took = (
+        f" ({written.made} made now, {written.seconds:.2f} s of a CPU an image)"
+        if written.made
+        else " (all were there)"
+    )
     print(f"{output}: segments of {len(records)} images{took}\n{recall.text()}")
 
 
@@ -69,18 +88,29 @@ class SegmentRecall:
         self.proposals += len(found)
         self.superpixels += found.members.shape[1]
         for kind, truths in (("things", things), ("stuff regions", stuff)):
-            self.best[kind] += best_ious(found, truths).tolist() if len(found) else [0.0] * len(truths)
+            self.best[kind] += (
+                best_ious(found, truths).tolist() if len(found) else [0.0] * len(truths)
+            )
 
     def shares(self) -> dict[str, list[float]]:
         """Of things and of stuff regions, where there are any: the share that some proposal overlaps with each IoU of RECALL_AT or more."""
-        return {kind: [float((np.array(best) >= least).mean()) for least in RECALL_AT] for kind, best in self.best.items() if best}
+        return {
+            kind: [float((np.array(best) >= least).mean()) for least in RECALL_AT]
+            for kind, best in self.best.items()
+            if best
+        }
 
     def text(self) -> str:
         """A line of the numbers, and one for each kind."""
         images = max(self.images, 1)
-        lines = [f"{self.proposals / images:.1f} proposals of {self.superpixels / images:.1f} superpixels an image"]
+        lines = [
+            f"{self.proposals / images:.1f} proposals of {self.superpixels / images:.1f} superpixels an image"
+        ]
         for kind, shares in self.shares().items():
-            told = (f"{share:.3f} at IoU {least}" for share, least in zip(shares, RECALL_AT, strict=True))
+            told = (
+                f"{share:.3f} at IoU {least}"
+                for share, least in zip(shares, RECALL_AT, strict=True)
+            )
             lines.append(f"recall of {len(self.best[kind])} {kind}: {', '.join(told)}")
         return "\n".join(lines)
 
@@ -88,7 +118,11 @@ class SegmentRecall:
 def thing_masks(file: CocoFile, index: int) -> Bools:
     """The masks of the objects of an image that have one, crowds left out, bool [G, H, W]; [0, 0, 0] where there is none."""
     record, truth = file.images[index], file.annotations(index)
-    shapes = [shape for shape, crowd in zip(truth.shapes, truth.crowd, strict=True) if shape is not None and not crowd]
+    shapes = [
+        shape
+        for shape, crowd in zip(truth.shapes, truth.crowd, strict=True)
+        if shape is not None and not crowd
+    ]
     return rle_to_bitmaps(FileMasks.from_file(shapes, record.height, record.width).to_rle())
 
 

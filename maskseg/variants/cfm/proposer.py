@@ -34,12 +34,16 @@ class SegmentProposer(nn.Module):
         """-> proposals with masks, best first within an image; in training those that were drawn, with labels."""
         found = self._made(batch) if batch.proposals is None else batch.proposals
         if found.masks is None:
-            raise UserError("the model takes segments, and data.train_proposals or data.val_proposals has boxes: set data.train_segments instead")
+            raise UserError(
+                "the model takes segments, and data.train_proposals or data.val_proposals has boxes: set data.train_segments instead"
+            )
         return found[top_per_group(found.scores, found.image_index, self.limit)], {}
 
     def _made(self, batch: Batch) -> Regions:
         made = []
-        for index, (image, (height, width)) in enumerate(zip(batch.images, batch.sizes.tolist(), strict=True)):
+        for index, (image, (height, width)) in enumerate(
+            zip(batch.images, batch.sizes.tolist(), strict=True)
+        ):
             pixels = np.ascontiguousarray(image[:, :height, :width].permute(1, 2, 0).cpu().numpy())
             made.append(segment_regions(self.method(pixels), index))
         return concatenate_regions(made).to(batch.images.device)
@@ -54,7 +58,18 @@ class DrawnSegments:
     def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
         """Raises UserError for proposals that nobody has drawn from."""
         if proposals.labels is None:
-            raise UserError("segments are drawn by the data pipeline: data.segment_sampler is not set")
+            raise UserError(
+                "segments are drawn by the data pipeline: data.segment_sampler is not set"
+            )
         own = proposals[torch.nonzero(proposals.labels >= 0).squeeze(1)]
         labels = torch.zeros(0, dtype=torch.int64) if own.labels is None else own.labels
-        return Samples(own.boxes, own.image_index, labels, torch.zeros_like(labels), self.num_classes, targets, seeds, own.masks)
+        return Samples(
+            own.boxes,
+            own.image_index,
+            labels,
+            torch.zeros_like(labels),
+            self.num_classes,
+            targets,
+            seeds,
+            own.masks,
+        )

@@ -41,17 +41,27 @@ class FoldedPyramidLinear(nn.Module):
                 continue
             with torch.device("meta"):
                 conv = nn.Conv2d(layer.channels, len(weight), side, bias=not self.convs)
-            conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+            conv.weight = nn.Parameter(
+                weight.contiguous(memory_format=torch.channels_last), requires_grad=False
+            )
             if not self.convs:
                 conv.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
             self.convs[str(place)] = conv
-        self.rest = None if not rest else _linear(torch.cat(rest, dim=1), None if self.convs else layer.bias.detach())
+        self.rest = (
+            None
+            if not rest
+            else _linear(torch.cat(rest, dim=1), None if self.convs else layer.bias.detach())
+        )
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
         """As `PyramidLinear`'s."""
         found = [conv(parts[int(place)]).flatten(1) for place, conv in self.convs.items()]
         if self.rest is not None:
-            others = [part.permute(0, 2, 3, 1).flatten(1) for place, part in enumerate(parts) if str(place) not in self.convs]
+            others = [
+                part.permute(0, 2, 3, 1).flatten(1)
+                for place, part in enumerate(parts)
+                if str(place) not in self.convs
+            ]
             found.append(wide_linear(torch.cat(others, dim=1), self.rest.weight, self.rest.bias))
         return cast(Tensor, sum(found[1:], found[0]))
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from maskseg.data.coco.checks import ImageRecord
-from maskseg.data.coco.packed_segmentations import MIN_COORDINATES, NONE, RLE, Packer, SegmentationError, clip_polygon
+from maskseg.data.coco.packed_segmentations import (
+    MIN_COORDINATES,
+    NONE,
+    RLE,
+    Packer,
+    SegmentationError,
+    clip_polygon,
+)
 from maskseg.data.coco.parse import integer
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.errors import UserError
@@ -50,14 +57,21 @@ class RleFile:
     """
 
     def __init__(
-        self, path: Path, images: Sequence[ImageRecord], known: Iterable[ImageRecord], max_proposals: int, max_pixels: int = MAX_PIXELS
+        self,
+        path: Path,
+        images: Sequence[ImageRecord],
+        known: Iterable[ImageRecord],
+        max_proposals: int,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.path, self.images, self.max_proposals = path, list(images), max_proposals
         self._known = {record.id: record for record in known}
         self._packer, self._ids, self._scores = Packer(max_pixels), array("q"), array("d")
         self._read()
         self._packed = self._packer.packed()
-        rows = np.lexsort((-np.array(self._scores), np.array(self._ids)))  # stable: by image, then by score
+        rows = np.lexsort(
+            (-np.array(self._scores), np.array(self._ids))
+        )  # stable: by image, then by score
         ids = np.array(self._ids, dtype=np.int64)[rows]
         wanted = [record.id for record in self.images]
         first, last = (np.searchsorted(ids, wanted, side) for side in ("left", "right"))
@@ -71,7 +85,9 @@ class RleFile:
     def __iter__(self) -> Iterator[RunJob]:
         for record in self.images:
             found = (ends for ends in map(self._ends, self._rows[record.id].tolist()) if len(ends))
-            yield RunJob(record.id, record.height, record.width, list(islice(found, self.max_proposals)))
+            yield RunJob(
+                record.id, record.height, record.width, list(islice(found, self.max_proposals))
+            )
 
     def _read(self) -> None:
         """Entries are packed while the JSON is parsed: as Python objects they would take many times the file."""
@@ -80,18 +96,34 @@ class RleFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}: not JSON: the file is cut short or damaged ({error})") from error
-        if not isinstance(tree, list) or any(entry is not None for entry in tree) or len(tree) != len(self._ids):
-            raise UserError(f'{self.path}: not a JSON list of {{"image_id", "segmentation", "score"}}')
+            raise UserError(
+                f"{self.path}: not JSON: the file is cut short or damaged ({error})"
+            ) from error
+        if (
+            not isinstance(tree, list)
+            or any(entry is not None for entry in tree)
+            or len(tree) != len(self._ids)
+        ):
+            raise UserError(
+                f'{self.path}: not a JSON list of {{"image_id", "segmentation", "score"}}'
+            )
 
     def _pack(self, values: dict[str, Any]) -> Any:
         """Every object of the file comes by here, inner ones first. -> None for an entry, which is packed."""
         if "image_id" not in values:
             return values
-        place, number, score = f"{self.path}: entry {len(self._ids)}", integer(values["image_id"]), values.get("score")
+        place, number, score = (
+            f"{self.path}: entry {len(self._ids)}",
+            integer(values["image_id"]),
+            values.get("score"),
+        )
         if number is None or number not in self._known:
             raise UserError(f"{place}: image {values['image_id']!r} is not in the data set")
-        if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
+        if (
+            not isinstance(score, int | float)
+            or isinstance(score, bool)
+            or not math.isfinite(score)
+        ):
             raise UserError(f"{place} (image {number}): the score is not a number but {score!r}")
         self._ids.append(number)
         self._scores.append(score)
@@ -120,10 +152,14 @@ class RleFile:
         packed = self._packed
         first, last = packed.part_starts[row : row + 2]
         lengths = np.diff(packed.coord_starts[first : last + 1])
-        if not np.isfinite(packed.coords[packed.coord_starts[first] : packed.coord_starts[last]]).all():
+        if not np.isfinite(
+            packed.coords[packed.coord_starts[first] : packed.coord_starts[last]]
+        ).all():
             raise SegmentationError("polygon with NaN or infinity")
         if (lengths % 2 == 1).any() or (lengths < MIN_COORDINATES).any():
-            raise SegmentationError("polygon with an odd number of coordinates or of fewer than 3 points")
+            raise SegmentationError(
+                "polygon with an odd number of coordinates or of fewer than 3 points"
+            )
         return Polygons(packed.polygons(row))
 
 
@@ -146,12 +182,18 @@ def from_runs(job: RunJob) -> SegmentProposals:
     for start in range(0, len(members), block):
         some = job.ends[start : start + block]
         sides = (np.full(len(some), side, dtype=np.int64) for side in (job.height, job.width))
-        members[start : start + block] = runs.inside(some, *sides, *(np.tile(c, (len(some), 1)) for c in (x, y)))
+        members[start : start + block] = runs.inside(
+            some, *sides, *(np.tile(c, (len(some), 1)) for c in (x, y))
+        )
     return SegmentProposals(labels, members)
 
 
 def _rasterised(polygons: Polygons, record: ImageRecord) -> Ints:
-    parts = tuple(part for part in (clip_polygon(p, record.height, record.width) for p in polygons.parts) if len(part))
+    parts = tuple(
+        part
+        for part in (clip_polygon(p, record.height, record.width) for p in polygons.parts)
+        if len(part)
+    )
     if not parts:
         return np.zeros(0, dtype=np.int64)
     (rle,) = FileMasks.from_file([Polygons(parts)], record.height, record.width).to_rle()
@@ -161,8 +203,12 @@ def _rasterised(polygons: Polygons, record: ImageRecord) -> Ints:
 def _of_counts(counts: Ints) -> Ints:
     """Where a mask begins and ends along its columns, ascending, the end of the image left out: nothing for a mask without a pixel."""
     ends, times = np.unique(np.cumsum(counts), return_counts=True)
-    return np.asarray(ends[:-1][times[:-1] % 2 == 1])  # an even number of runs that end at one place changes nothing
+    return np.asarray(
+        ends[:-1][times[:-1] % 2 == 1]
+    )  # an even number of runs that end at one place changes nothing
 
 
 def _refused(place: str, image_id: int, error: SegmentationError) -> UserError:
-    return UserError(f"{place} (image {image_id}): {error.kind}{f' ({error.detail})' if error.detail else ''}")
+    return UserError(
+        f"{place} (image {image_id}): {error.kind}{f' ({error.detail})' if error.detail else ''}"
+    )

@@ -57,15 +57,24 @@ class SegmentMatches:
     crowd_share: Floats
 
 
-def mask_overlaps(labels: NDArray[np.int32], members: Bools, regions: NDArray[np.generic], num_regions: int | None = None) -> Floats:
+def mask_overlaps(
+    labels: NDArray[np.int32],
+    members: Bools,
+    regions: NDArray[np.generic],
+    num_regions: int | None = None,
+) -> Floats:
     """Pixels that proposals and regions share: labels i32 [H, W] (-1 none), members bool [R, S] -> f64 [R, G].
 
     regions: bool [G, H, W], or a map [H, W] of 0..G-1 whose other numbers count to none; num_regions: G of a map, up to its largest number if not
     given. Raises ValueError for regions of another size than the labels.
     """
     size, flat = members.shape[1], labels.ravel().astype(np.int64) + 1
-    if regions.shape[-2:] != labels.shape or regions.ndim != (3 if regions.dtype == np.bool_ else 2):
-        raise ValueError(f"regions are bool [G, h, w] or a map [h, w] of the labels' {labels.shape}, not {regions.dtype} {regions.shape}")
+    if regions.shape[-2:] != labels.shape or regions.ndim != (
+        3 if regions.dtype == np.bool_ else 2
+    ):
+        raise ValueError(
+            f"regions are bool [G, h, w] or a map [h, w] of the labels' {labels.shape}, not {regions.dtype} {regions.shape}"
+        )
     if regions.ndim == 3:
         count = len(regions)
         region, pixel = np.divmod(np.flatnonzero(regions), max(labels.size, 1))
@@ -75,7 +84,9 @@ def mask_overlaps(labels: NDArray[np.int32], members: Bools, regions: NDArray[np
         count = int(region.max(initial=-1)) + 1 if num_regions is None else num_regions
         inside = (region >= 0) & (region < count)
         pairs = flat[inside] * count + region[inside]
-    covered = np.bincount(pairs, minlength=(size + 1) * count).reshape(size + 1, count)[1:]  # row 0 is that of the label -1
+    covered = np.bincount(pairs, minlength=(size + 1) * count).reshape(size + 1, count)[
+        1:
+    ]  # row 0 is that of the label -1
     return np.asarray(members.astype(np.float64) @ covered)
 
 
@@ -91,7 +102,12 @@ def thing_ious(labels: NDArray[np.int32], members: Bools, areas: Floats, masks: 
 
 
 def stuff_purity(
-    labels: NDArray[np.int32], members: Bools, areas: Floats, semantic: NDArray[np.integer], num_things: int, num_classes: int
+    labels: NDArray[np.int32],
+    members: Bools,
+    areas: Floats,
+    semantic: NDArray[np.integer],
+    num_things: int,
+    num_classes: int,
 ) -> Floats:
     """IoU of each proposal, of `areas` f64 [R], with what its bounding box holds of each class of stuff, T..K-1 in the map `semantic` [H, W].
     -> f64 [R, K - T].
@@ -100,10 +116,14 @@ def stuff_purity(
     """
     stuff = np.where(semantic >= num_things, semantic.astype(np.int64) - num_things, -1)
     common = mask_overlaps(labels, members, stuff, num_classes - num_things)
-    x0, y0, x1, y1 = SegmentMasks.of_image(labels, torch.from_numpy(members)).boxes().numpy().astype(np.int64).T
+    x0, y0, x1, y1 = (
+        SegmentMasks.of_image(labels, torch.from_numpy(members)).boxes().numpy().astype(np.int64).T
+    )
     held = np.zeros_like(common)
     for kind in np.flatnonzero(np.bincount(stuff.ravel() + 1, minlength=1)[1:]):
-        sums = np.zeros((labels.shape[0] + 1, labels.shape[1] + 1), dtype=np.int32)  # an image has less than 2**31 pixels
+        sums = np.zeros(
+            (labels.shape[0] + 1, labels.shape[1] + 1), dtype=np.int32
+        )  # an image has less than 2**31 pixels
         np.cumsum(np.cumsum(stuff == kind, axis=1, dtype=np.int32), axis=0, out=sums[1:, 1:])
         held[:, kind] = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
     return _iou(common, areas[:, None], held)
@@ -116,7 +136,12 @@ def proposal_overlaps(labels: NDArray[np.int32], members: Bools, areas: Floats) 
 
 
 def pursuit(
-    purity: Floats, areas: Floats, overlaps: Overlaps, min_purity: float = 0.6, overlap: float = 0.2, rng: np.random.Generator | None = None
+    purity: Floats,
+    areas: Floats,
+    overlaps: Overlaps,
+    min_purity: float = 0.6,
+    overlap: float = 0.2,
+    rng: np.random.Generator | None = None,
 ) -> Ints:
     """Segment pursuit: few large segments that stand for a class of stuff, in the order in which they are taken, i64 [n].
 
@@ -137,13 +162,19 @@ def pursuit(
     return np.array(taken, dtype=np.int64)
 
 
-def match_segments(proposals: SegmentProposals, truth: SegmentTruth, num_things: int, num_classes: int) -> SegmentMatches:
+def match_segments(
+    proposals: SegmentProposals, truth: SegmentTruth, num_things: int, num_classes: int
+) -> SegmentMatches:
     """All overlaps that labels and draws follow from. Raises ValueError where a map or a label has a class that there is not."""
     labels, members, semantic = proposals.labels, proposals.members, truth.semantic
     if semantic is not None and semantic.max(initial=-1) >= num_classes:
-        raise ValueError(f"the semantic map has the label {semantic.max()}, there are {num_classes} classes")
+        raise ValueError(
+            f"the semantic map has the label {semantic.max()}, there are {num_classes} classes"
+        )
     if len(truth.labels) and not (truth.labels.min() >= 0 and truth.labels.max() < num_things):
-        raise ValueError(f"things have labels {truth.labels.min()}..{truth.labels.max()}, there are {num_things} classes of things")
+        raise ValueError(
+            f"things have labels {truth.labels.min()}..{truth.labels.max()}, there are {num_things} classes of things"
+        )
     areas = segment_areas(labels, members)
     ious = thing_ious(labels, members, areas, truth.masks)
     ious[:, truth.crowd] = 0
@@ -152,11 +183,23 @@ def match_segments(proposals: SegmentProposals, truth: SegmentTruth, num_things:
         crowds = np.where(truth.masks[truth.crowd].any(axis=0), 0, -1)
         share = mask_overlaps(labels, members, crowds, 1)[:, 0] / np.maximum(areas, 1)
     none = np.zeros((len(members), num_classes - num_things))
-    purity = none if semantic is None else stuff_purity(labels, members, areas, semantic, num_things, num_classes)
-    return SegmentMatches(areas, ious, truth.labels, bool(truth.masks[~truth.crowd].any()), purity, share)
+    purity = (
+        none
+        if semantic is None
+        else stuff_purity(labels, members, areas, semantic, num_things, num_classes)
+    )
+    return SegmentMatches(
+        areas, ious, truth.labels, bool(truth.masks[~truth.crowd].any()), purity, share
+    )
 
 
-def proposal_labels(matches: SegmentMatches, num_things: int, num_classes: int, positive_iou: float = 0.5, min_purity: float = 0.6) -> Ints:
+def proposal_labels(
+    matches: SegmentMatches,
+    num_things: int,
+    num_classes: int,
+    positive_iou: float = 0.5,
+    min_purity: float = 0.6,
+) -> Ints:
     """The class of the truth that each proposal fits best, i64 [R]: what a perfect classifier would answer.
 
     Of the thing of the highest IoU where that is at least `positive_iou`; otherwise of the stuff of the highest purity where that is at least
@@ -179,15 +222,21 @@ def with_truth(proposals: SegmentProposals, masks: Bools) -> SegmentProposals:
         return proposals
     labels, inside = proposals.labels.ravel(), masks.reshape(len(masks), proposals.labels.size)
     piece = labels.astype(np.int64) + 1
-    for byte in np.packbits(inside, axis=0):  # a pixel's piece: its superpixel and the set of masks that have it, numbered without gaps
+    for byte in np.packbits(
+        inside, axis=0
+    ):  # a pixel's piece: its superpixel and the set of masks that have it, numbered without gaps
         piece = piece * 256 + byte
         piece = (np.cumsum(np.bincount(piece) > 0) - 1)[piece]
     first = np.unique(piece, return_index=True)[1]
     parents, chosen = labels[first], inside[:, first]
     keep = (parents >= 0) | chosen.any(axis=0)
     number = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
-    members = np.pad(proposals.members, ((0, 0), (0, 1)))[:, parents]  # the last column, False, is that of the label -1
-    return SegmentProposals(number[piece].reshape(proposals.labels.shape), np.concatenate([members, chosen])[:, keep])
+    members = np.pad(proposals.members, ((0, 0), (0, 1)))[
+        :, parents
+    ]  # the last column, False, is that of the label -1
+    return SegmentProposals(
+        number[piece].reshape(proposals.labels.shape), np.concatenate([members, chosen])[:, keep]
+    )
 
 
 class SegmentSampler:
@@ -221,23 +270,47 @@ class SegmentSampler:
     ) -> None:
         low, high = negative_iou
         if stuff_rule not in STUFF_RULES:
-            raise UserError(f"sampler: stuff_rule is one of {', '.join(STUFF_RULES)}, not {stuff_rule}")
-        if not (num_samples >= 1 and min(thing_fraction, stuff_fraction) >= 0 and thing_fraction + stuff_fraction <= 1):
+            raise UserError(
+                f"sampler: stuff_rule is one of {', '.join(STUFF_RULES)}, not {stuff_rule}"
+            )
+        if not (
+            num_samples >= 1
+            and min(thing_fraction, stuff_fraction) >= 0
+            and thing_fraction + stuff_fraction <= 1
+        ):
             told = f"{num_samples}, {thing_fraction} and {stuff_fraction}"
-            raise UserError(f"sampler: num_samples is at least 1, thing_fraction and stuff_fraction at least 0 and together at most 1, not {told}")
+            raise UserError(
+                f"sampler: num_samples is at least 1, thing_fraction and stuff_fraction at least 0 and together at most 1, not {told}"
+            )
         if not (0 <= low <= high <= positive_iou <= 1 and positive_iou > 0):
-            raise UserError(f"sampler: negative_iou and positive_iou ascend from 0 to 1, the last above 0, not {low}, {high} and {positive_iou}")
+            raise UserError(
+                f"sampler: negative_iou and positive_iou ascend from 0 to 1, the last above 0, not {low}, {high} and {positive_iou}"
+            )
         if not (0 <= max_negative_purity <= min_purity <= 1 and min_purity > 0):
-            raise UserError(f"sampler: max_negative_purity, min_purity ascend from 0 to 1, the last above 0, not {max_negative_purity}, {min_purity}")
+            raise UserError(
+                f"sampler: max_negative_purity, min_purity ascend from 0 to 1, the last above 0, not {max_negative_purity}, {min_purity}"
+            )
         if not (0 <= overlap <= 1 and 0 <= crowd_overlap <= 1):
-            raise UserError(f"sampler: overlap and crowd_overlap are from 0 to 1, not {overlap} and {crowd_overlap}")
+            raise UserError(
+                f"sampler: overlap and crowd_overlap are from 0 to 1, not {overlap} and {crowd_overlap}"
+            )
         self.num_things, self.num_classes, self.num_samples = num_things, num_classes, num_samples
         self.thing_fraction, self.stuff_fraction = thing_fraction, stuff_fraction
-        self.positive_iou, self.negative_iou, self.crowd_overlap = positive_iou, (low, high), crowd_overlap
-        self.min_purity, self.max_negative_purity, self.overlap = min_purity, max_negative_purity, overlap
+        self.positive_iou, self.negative_iou, self.crowd_overlap = (
+            positive_iou,
+            (low, high),
+            crowd_overlap,
+        )
+        self.min_purity, self.max_negative_purity, self.overlap = (
+            min_purity,
+            max_negative_purity,
+            overlap,
+        )
         self.stuff_rule, self.append_truth = stuff_rule, append_truth
 
-    def __call__(self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    def __call__(
+        self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator
+    ) -> tuple[Ints, Ints]:
         """-> rows i64 [n], ascending, and their labels i64 [n] in 0..K, a function of the arguments and the state of `rng`.
 
         With `append_truth`, rows from R on are those of `with_truth(proposals, truth.masks)`.
@@ -248,8 +321,16 @@ class SegmentSampler:
         labels = np.concatenate([fitting, np.where(own, truth.labels, IGNORED)])
         things = np.flatnonzero((labels >= 0) & (labels < self.num_things))
         things = _drawn(things, int(self.num_samples * self.thing_fraction), rng)
-        stuff = _drawn(self.stuff(proposals, matches, fitting, rng), int(self.num_samples * self.stuff_fraction), rng)
-        negatives = _drawn(np.flatnonzero(labels == self.num_classes), self.num_samples - len(things) - len(stuff), rng)
+        stuff = _drawn(
+            self.stuff(proposals, matches, fitting, rng),
+            int(self.num_samples * self.stuff_fraction),
+            rng,
+        )
+        negatives = _drawn(
+            np.flatnonzero(labels == self.num_classes),
+            self.num_samples - len(things) - len(stuff),
+            rng,
+        )
         rows = np.sort(np.concatenate([things, stuff, negatives]))
         return rows, labels[rows]
 
@@ -259,14 +340,26 @@ class SegmentSampler:
 
     def labels(self, matches: SegmentMatches) -> Ints:
         """What each proposal may be drawn as, i64 [R]: 0..K, or IGNORED."""
-        labels = proposal_labels(matches, self.num_things, self.num_classes, self.positive_iou, self.min_purity)
+        labels = proposal_labels(
+            matches, self.num_things, self.num_classes, self.positive_iou, self.min_purity
+        )
         low, high = self.negative_iou
         best = matches.thing_ious.max(axis=1, initial=0)
-        negative = (best >= (low if matches.has_things else 0)) & (best < high) & (matches.areas > 0)
-        negative &= (matches.purity.max(axis=1, initial=0) < self.max_negative_purity) & (matches.crowd_share <= self.crowd_overlap)
+        negative = (
+            (best >= (low if matches.has_things else 0)) & (best < high) & (matches.areas > 0)
+        )
+        negative &= (matches.purity.max(axis=1, initial=0) < self.max_negative_purity) & (
+            matches.crowd_share <= self.crowd_overlap
+        )
         return np.where((labels == self.num_classes) & ~negative, IGNORED, labels)
 
-    def stuff(self, proposals: SegmentProposals, matches: SegmentMatches, labels: Ints, rng: np.random.Generator | None = None) -> Ints:
+    def stuff(
+        self,
+        proposals: SegmentProposals,
+        matches: SegmentMatches,
+        labels: Ints,
+        rng: np.random.Generator | None = None,
+    ) -> Ints:
         """The positives of all classes of stuff, class by class, i64 [n]; labels: what `labels` says of the matches.
 
         Without `rng` pursuit takes the largest, whatever the rule: always the same ones, for classifiers that are fitted once (SVM).
@@ -274,12 +367,19 @@ class SegmentSampler:
         present = np.unique(labels[(labels >= self.num_things) & (labels < self.num_classes)])
         if not len(present):
             return np.zeros(0, dtype=np.int64)
-        overlaps, out = proposal_overlaps(proposals.labels, proposals.members, matches.areas), list[Ints]()
+        overlaps, out = (
+            proposal_overlaps(proposals.labels, proposals.members, matches.areas),
+            list[Ints](),
+        )
         for label in present.tolist():
             candidates = np.flatnonzero(labels == label)
             purity = np.where(labels == label, matches.purity[:, label - self.num_things], 0)
             taken = pursuit(purity, matches.areas, overlaps, self.min_purity, self.overlap, rng)
-            out.append(taken if rng is None or self.stuff_rule == "pursuit" else rng.choice(candidates, len(taken), replace=False))
+            out.append(
+                taken
+                if rng is None or self.stuff_rule == "pursuit"
+                else rng.choice(candidates, len(taken), replace=False)
+            )
         return np.concatenate(out)
 
 

@@ -76,7 +76,9 @@ class SegmentStore:
             raise UserError(f"{folder}: no such folder of segments; {MAKES} one")
         lacking, count = missing(self.folder, (number for number, _, _ in images))
         if lacking:
-            raise UserError(f"{folder} has no segments of image {lacking[0]} ({len(lacking)} of {count} images are missing); {MAKES} them")
+            raise UserError(
+                f"{folder} has no segments of image {lacking[0]} ({len(lacking)} of {count} images are missing); {MAKES} them"
+            )
 
     def of(self, image_id: int, height: int, width: int) -> SegmentProposals:
         """Those of an image of height x width pixels. Raises UserError for a file that is missing, damaged, or of an image of another size."""
@@ -96,13 +98,19 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
         found = parse_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
-            raise UserError(f"{folder} exists and is no folder of segments (it has no {SETTINGS}): choose another one") from None
+            raise UserError(
+                f"{folder} exists and is no folder of segments (it has no {SETTINGS}): choose another one"
+            ) from None
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise UserError(f"{path}: not the settings of a folder of segments ({error}): choose another folder or delete this one") from error
-    if not isinstance(found, dict) or not str(found.get("format")).startswith(FORMAT.rpartition(" ")[0]):
+        raise UserError(
+            f"{path}: not the settings of a folder of segments ({error}): choose another folder or delete this one"
+        ) from error
+    if not isinstance(found, dict) or not str(found.get("format")).startswith(
+        FORMAT.rpartition(" ")[0]
+    ):
         raise UserError(f"{path}: not the settings of a folder of segments: choose another folder")
     return found
 
@@ -121,10 +129,18 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             found |= {"images": own["images"], "data": Path(str(found.get("data"))).name}
     told = "" if found is None else differences(found, own)
     if told:
-        raise UserError(f"{folder} holds segments made otherwise ({told}): choose another folder or delete this one")
+        raise UserError(
+            f"{folder} holds segments made otherwise ({told}): choose another folder or delete this one"
+        )
 
 
-def write_store(folder: Path, jobs: Jobs, method: Callable[[Any], SegmentProposals], settings: Mapping[str, Any], workers: int) -> Written:
+def write_store(
+    folder: Path,
+    jobs: Jobs,
+    method: Callable[[Any], SegmentProposals],
+    settings: Mapping[str, Any],
+    workers: int,
+) -> Written:
     """Calls `method` with what each job loads and writes the results; an image whose file is there and in order is passed over.
 
     settings: flat, plain values by which the results follow from the images; workers: processes, 0 for one a CPU, 1 for this one alone. The results
@@ -142,7 +158,11 @@ def write_store(folder: Path, jobs: Jobs, method: Callable[[Any], SegmentProposa
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     results = (make(job) for job in jobs) if workers < 2 else pooled(make, jobs, workers)
     try:
-        with terminable(), closing(results), tqdm(results, total=len(jobs), desc="segments", disable=None) as bar:
+        with (
+            terminable(),
+            closing(results),
+            tqdm(results, total=len(jobs), desc="segments", disable=None) as bar,
+        ):
             taken = [seconds for seconds in bar if seconds is not None]
     finally:
         with suppress(OSError):  # another process may still write there
@@ -155,23 +175,42 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
     mend = f"delete it: {MAKES} it again"
     try:
         with zipfile.ZipFile(path) as archive:
-            rows, columns, count, superpixels = (int(side) for side in _array(archive, "shape", HEADER, ("<i8",)))
+            rows, columns, count, superpixels = (
+                int(side) for side in _array(archive, "shape", HEADER, ("<i8",))
+            )
             if (rows, columns) != (height, width):
-                raise UserError(f"{path}: these are segments of an image of {rows} x {columns} (height x width), not {height} x {width}; {mend}")
+                raise UserError(
+                    f"{path}: these are segments of an image of {rows} x {columns} (height x width), not {height} x {width}; {mend}"
+                )
             if min(count, superpixels) < 0 or count * superpixels > MAX_ENTRIES:
                 raise ValueError(f"{count} segments of {superpixels} superpixels")
-            labels = _array(archive, "labels", 4 * height * width, ("<u2", "<i4")).reshape(height, width).astype(np.int32)
+            labels = (
+                _array(archive, "labels", 4 * height * width, ("<u2", "<i4"))
+                .reshape(height, width)
+                .astype(np.int32)
+            )
             packed = -(-superpixels // 8)
-            members = np.unpackbits(_array(archive, "members", count * packed, ("|u1",)).reshape(count, packed), axis=1, count=superpixels)
+            members = np.unpackbits(
+                _array(archive, "members", count * packed, ("|u1",)).reshape(count, packed),
+                axis=1,
+                count=superpixels,
+            )
         if labels.min() < 0 or labels.max() >= superpixels:
-            raise ValueError(f"superpixels {labels.min()}..{labels.max()}, the members are those of 0..{superpixels - 1}")
+            raise ValueError(
+                f"superpixels {labels.min()}..{labels.max()}, the members are those of 0..{superpixels - 1}"
+            )
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: there are no segments of this image; {MAKES} them") from error
     except Exception as error:  # zip files raise almost anything on damaged data
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: it says that it goes on where no file can
-            raise UnreadableError(f"{path}: the segments cannot be read ({error.strerror})") from error
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # EINVAL: it says that it goes on where no file can
+            raise UnreadableError(
+                f"{path}: the segments cannot be read ({error.strerror})"
+            ) from error
         raise UserError(f"{path}: the segments are damaged ({error}); {mend}") from error
     return SegmentProposals(labels, members.view(bool))
 
@@ -179,10 +218,15 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
 def _array(archive: zipfile.ZipFile, name: str, most: int, kinds: Sequence[str]) -> NDArray[Any]:
     """An array of one of `kinds` of numbers, at most `most` bytes of them. Read to its end: the checksum tells of damage."""
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > most + HEADER or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if info.file_size > most + HEADER or info.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):
         raise ValueError(f"{name} has {info.file_size} bytes, at most {most} are expected")
     with archive.open(info) as stream:
-        content = stream.read(info.file_size)  # never more, whatever the compressed bytes would give
+        content = stream.read(
+            info.file_size
+        )  # never more, whatever the compressed bytes would give
     start = io.BytesIO(content)
     np.lib.format.read_magic(start)
     shape, _, kind = np.lib.format.read_array_header_1_0(start)
@@ -213,8 +257,14 @@ def _make(job: Job, *, folder: Path, method: Callable[[Any], SegmentProposals]) 
     start = time.process_time()
     found = method(job.load())
     seconds = time.process_time() - start
-    if found.labels.shape != (job.height, job.width) or found.labels.min() < 0 or found.labels.max() >= found.members.shape[1]:
-        raise ValueError(f"{path}: labels {found.labels.shape} do not go with the image or with members {found.members.shape}")
+    if (
+        found.labels.shape != (job.height, job.width)
+        or found.labels.min() < 0
+        or found.labels.max() >= found.members.shape[1]
+    ):
+        raise ValueError(
+            f"{path}: labels {found.labels.shape} do not go with the image or with members {found.members.shape}"
+        )
     _write(path, found)
     return seconds
 
@@ -222,7 +272,9 @@ def _make(job: Job, *, folder: Path, method: Callable[[Any], SegmentProposals]) 
 def _write(path: Path, found: SegmentProposals) -> None:
     count, superpixels = found.members.shape
     if count * superpixels > MAX_ENTRIES:
-        raise UserError(f"{path}: {count} segments of {superpixels} superpixels are too many; method.max_proposals takes the best of them")
+        raise UserError(
+            f"{path}: {count} segments of {superpixels} superpixels are too many; method.max_proposals takes the best of them"
+        )
     kind = "<u2" if superpixels <= 2**16 else "<i4"
     shape = np.array([*found.labels.shape, count, superpixels], dtype="<i8")
     labels, members = found.labels.astype(kind), np.packbits(found.members, axis=1)
@@ -237,7 +289,9 @@ def _write(path: Path, found: SegmentProposals) -> None:
                 unfinished.replace(path)
             return
         except OSError as error:
-            raise UserError(f"{path}: the segments could not be written ({error.strerror}); the next run goes on") from error
+            raise UserError(
+                f"{path}: the segments could not be written ({error.strerror}); the next run goes on"
+            ) from error
         except UserError as error:  # another machine that was done may remove the folder before there is a file in it
             if last or not isinstance(error.__cause__, FileNotFoundError):
                 raise

@@ -46,7 +46,11 @@ class SVMFit:
     def numbers(self) -> dict[str, float]:
         """The objectives' sum; error and missed, the means over the classes."""
         classes = max(len(self.objective), 1)
-        return {"objective": sum(self.objective), "error": sum(self.error) / classes, "missed": sum(self.missed) / classes}
+        return {
+            "objective": sum(self.objective),
+            "error": sum(self.error) / classes,
+            "missed": sum(self.missed) / classes,
+        }
 
 
 class OneVsRestSVM:
@@ -74,13 +78,28 @@ class OneVsRestSVM:
     ) -> None:
         if not min(cost, positive_weight, norm, constant) > 0 or kept < 2:
             told = f"{cost}, {positive_weight}, {norm}, {constant} and {kept}"
-            raise UserError(f"svm: cost (fit.C), positive_weight, norm and constant must be above 0 and kept at least 2, not {told}")
-        self.layer, self.cost, self.positive_weight, self.norm, self.constant, self.kept = layer, cost, positive_weight, norm, constant, kept
+            raise UserError(
+                f"svm: cost (fit.C), positive_weight, norm and constant must be above 0 and kept at least 2, not {told}"
+            )
+        self.layer, self.cost, self.positive_weight, self.norm, self.constant, self.kept = (
+            layer,
+            cost,
+            positive_weight,
+            norm,
+            constant,
+            kept,
+        )
         self.names = [str(k) for k in range(layer.out_features)] if names is None else list(names)
         self.generator = torch.Generator().manual_seed(seed)
-        self.vectors, self.labels = [torch.zeros(0, layer.in_features)], [torch.zeros(0, dtype=torch.int64)]
+        self.vectors, self.labels = (
+            [torch.zeros(0, layer.in_features)],
+            [torch.zeros(0, dtype=torch.int64)],
+        )
         self.keys, self.held = [torch.zeros(0, dtype=torch.float64)], 0
-        self.seen, self.length = [0, 0], 0.0  # of classes and of background; the sum of the vectors' lengths
+        self.seen, self.length = (
+            [0, 0],
+            0.0,
+        )  # of classes and of background; the sum of the vectors' lengths
         self.result: SVMFit | None = None
 
     def update(self, vectors: Tensor, labels: Tensor) -> None:
@@ -89,7 +108,9 @@ class OneVsRestSVM:
         known = (labels >= 0) & (labels <= background)
         vectors, labels = vectors.detach()[known].cpu().float(), labels[known].cpu()
         if not bool(torch.isfinite(vectors).all()):
-            raise UserError("svm: the features hold values that are not finite; was the model trained, and are its weights whole?")
+            raise UserError(
+                "svm: the features hold values that are not finite; was the model trained, and are its weights whole?"
+            )
         negatives = int((labels == background).sum())
         self.seen = [self.seen[0] + len(labels) - negatives, self.seen[1] + negatives]
         self.length += float(vectors.double().norm(dim=1).sum())
@@ -109,8 +130,14 @@ class OneVsRestSVM:
         labels, keys = torch.cat(self.labels), torch.cat(self.keys)
         self.vectors = [torch.cat(self.vectors)]
         if len(labels) > self.kept:
-            groups = [torch.nonzero((labels == self.layer.out_features) == is_background).squeeze(1) for is_background in (False, True)]
-            chosen = [rows[keys[rows].argsort()[:quota]] for rows, quota in zip(groups, self._quotas(), strict=True)]
+            groups = [
+                torch.nonzero((labels == self.layer.out_features) == is_background).squeeze(1)
+                for is_background in (False, True)
+            ]
+            chosen = [
+                rows[keys[rows].argsort()[:quota]]
+                for rows, quota in zip(groups, self._quotas(), strict=True)
+            ]
             rows = torch.cat(chosen).sort().values
             self.vectors, labels, keys = [self.vectors[0][rows]], labels[rows], keys[rows]
         self.labels, self.keys, self.held = [labels], [keys], len(labels)
@@ -143,9 +170,15 @@ class OneVsRestSVM:
             if not count:
                 warnings.warn(f"svm: no positives for {name}; it never fires", stacklevel=3)
             elif count == len(vectors):
-                warnings.warn(f"svm: nothing but positives for {name}; nothing says what it is not", stacklevel=3)
+                warnings.warn(
+                    f"svm: nothing but positives for {name}; nothing says what it is not",
+                    stacklevel=3,
+                )
         if len(vectors) > 1 and bool((vectors == vectors[0]).all()):
-            warnings.warn("svm: all feature vectors are the same; nothing in them tells the classes apart", stacklevel=3)
+            warnings.warn(
+                "svm: all feature vectors are the same; nothing in them tells the classes apart",
+                stacklevel=3,
+            )
 
 
 def solve(vectors: Tensor, positive: Tensor, cost: Tensor, scale: float, constant: float) -> SVMFit:
@@ -179,16 +212,26 @@ class _Rows:
 
     def exact(self, piece: Tensor) -> Tensor:
         """[m, C] -> f64 [m, C + 1]."""
-        return torch.cat([self.scale * piece.double(), torch.full((len(piece), 1), self.constant, dtype=torch.float64)], dim=1)
+        return torch.cat(
+            [
+                self.scale * piece.double(),
+                torch.full((len(piece), 1), self.constant, dtype=torch.float64),
+            ],
+            dim=1,
+        )
 
     def margins(self, weight: Tensor) -> Tensor:
         """[k, C + 1] -> [n, k]."""
-        return torch.cat([self.exact(piece) @ weight.T for piece in torch.split(self.vectors, _PIECE)])
+        return torch.cat(
+            [self.exact(piece) @ weight.T for piece in torch.split(self.vectors, _PIECE)]
+        )
 
     def sums(self, values: Tensor) -> Tensor:
         """The rows' sums with the values [n, k] as weights: [k, C + 1]."""
         out = torch.zeros((values.shape[1], self.vectors.shape[1] + 1), dtype=torch.float64)
-        for piece, part in zip(torch.split(self.vectors, _PIECE), torch.split(values, _PIECE), strict=True):
+        for piece, part in zip(
+            torch.split(self.vectors, _PIECE), torch.split(values, _PIECE), strict=True
+        ):
             own = part.any(dim=1)  # most vectors have no loss
             out += part[own].T @ self.exact(piece[own])
         return out
@@ -196,7 +239,9 @@ class _Rows:
     def curvature(self, active: Tensor, weight: Tensor) -> Tensor:
         """The Hessian's products with weight [k, C + 1]; active: [n, k], the costs of the vectors that have a loss, else 0."""
         out = weight.clone()
-        for piece, part in zip(torch.split(self.vectors, _PIECE), torch.split(active, _PIECE), strict=True):
+        for piece, part in zip(
+            torch.split(self.vectors, _PIECE), torch.split(active, _PIECE), strict=True
+        ):
             own = part.any(dim=1)
             rows = self.exact(piece[own])
             out += (2 * part[own] * (rows @ weight.T)).T @ rows
@@ -218,19 +263,26 @@ def _newton(rows: _Rows, signs: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, T
         if not len(todo) or len(steps) > _MOST_STEPS:
             break
         own_signs, own_cost = signs[:, todo], cost[:, todo]
-        step = _conjugate_gradients(rows, own_cost * (slack[:, todo] > 0), -gradient[todo], size[todo].sqrt().clamp(max=0.1))
+        step = _conjugate_gradients(
+            rows, own_cost * (slack[:, todo] > 0), -gradient[todo], size[todo].sqrt().clamp(max=0.1)
+        )
         along = rows.margins(step)
         length = _exact_length(weight[todo], step, margins[:, todo], along, own_signs, own_cost)
         weight[todo] += length[:, None] * step
         margins[:, todo] += length * along
     if len(todo):
-        warnings.warn(f"svm: after {_MOST_STEPS} steps the largest gradient is still {float(size.max()):.2g} of that at zero", stacklevel=5)
+        warnings.warn(
+            f"svm: after {_MOST_STEPS} steps the largest gradient is still {float(size.max()):.2g} of that at zero",
+            stacklevel=5,
+        )
     return weight, margins, size, steps
 
 
 def _objective(weight: Tensor, margins: Tensor, signs: Tensor, cost: Tensor) -> Tensor:
     """Of each class, f64 [K]."""
-    return weight.square().sum(dim=1) / 2 + (cost * (1 - signs * margins).clamp(min=0).square()).sum(dim=0)
+    return weight.square().sum(dim=1) / 2 + (
+        cost * (1 - signs * margins).clamp(min=0).square()
+    ).sum(dim=0)
 
 
 def _conjugate_gradients(rows: _Rows, active: Tensor, target: Tensor, tolerance: Tensor) -> Tensor:
@@ -244,7 +296,9 @@ def _conjugate_gradients(rows: _Rows, active: Tensor, target: Tensor, tolerance:
             break
         product = rows.curvature(active, search)
         # never 0 while it moves: the Hessian is the identity and more
-        step = torch.where(moving, power / torch.where(moving, (search * product).sum(dim=1), 1.0), 0.0)[:, None]
+        step = torch.where(
+            moving, power / torch.where(moving, (search * product).sum(dim=1), 1.0), 0.0
+        )[:, None]
         found += step * search
         rest -= step * product
         after = rest.square().sum(dim=1)
@@ -253,10 +307,16 @@ def _conjugate_gradients(rows: _Rows, active: Tensor, target: Tensor, tolerance:
     return found
 
 
-def _exact_length(weight: Tensor, step: Tensor, margins: Tensor, along: Tensor, signs: Tensor, cost: Tensor) -> Tensor:
+def _exact_length(
+    weight: Tensor, step: Tensor, margins: Tensor, along: Tensor, signs: Tensor, cost: Tensor
+) -> Tensor:
     """How far to go along each step [k]: where the slope is 0. It is piecewise linear and rises: Newton's method, within a bracket that shrinks."""
     linear, square = (weight * step).sum(dim=1), step.square().sum(dim=1)
-    length, low, high = torch.ones_like(linear), torch.zeros_like(linear), torch.full_like(linear, torch.inf)
+    length, low, high = (
+        torch.ones_like(linear),
+        torch.zeros_like(linear),
+        torch.full_like(linear, torch.inf),
+    )
     start = linear - (2 * cost * signs * along * (1 - signs * margins).clamp(min=0)).sum(dim=0)
     for _ in range(_MOST_STEPS):
         slack = (1 - signs * (margins + length * along)).clamp(min=0)

@@ -25,7 +25,14 @@ class CFMSvm(CFMClassifier):
 
     fitted_by = "tools/fit_svm.py"  # and not trained by gradients
 
-    def __init__(self, levels: Sequence[str], at: Mapping[str, FeatureSpec], num_classes: int, score_threshold: float = 0.27, **keys: Any) -> None:
+    def __init__(
+        self,
+        levels: Sequence[str],
+        at: Mapping[str, FeatureSpec],
+        num_classes: int,
+        score_threshold: float = 0.27,
+        **keys: Any,
+    ) -> None:
         super().__init__(levels, at, num_classes, score_threshold=score_threshold, **keys)
         self.scores = nn.Linear(self.scores.in_features, num_classes)
         nn.init.zeros_(self.scores.weight)
@@ -41,10 +48,16 @@ class CFMSvm(CFMClassifier):
         Raises UserError where a gradient is asked for.
         """
         if torch.is_grad_enabled():
-            raise UserError("SVMs are not trained by gradients: train model=cfm with its softmax, then tools/fit_svm.py checkpoint=... fits them")
+            raise UserError(
+                "SVMs are not trained by gradients: train model=cfm with its softmax, then tools/fit_svm.py checkpoint=... fits them"
+            )
         assert samples.masks is not None
         margins = self(features, samples.boxes, samples.image_index, samples.masks)
-        signs = torch.where(samples.labels[:, None] == torch.arange(self.num_classes, device=margins.device), 1.0, -1.0)
+        signs = torch.where(
+            samples.labels[:, None] == torch.arange(self.num_classes, device=margins.device),
+            1.0,
+            -1.0,
+        )
         fitted = self.scores.weight.any(dim=1)
         hinge = (1 - signs * margins).clamp(min=0)[:, fitted]
         return {"segment_class": hinge.square().sum() / mean_count(len(samples), margins)}

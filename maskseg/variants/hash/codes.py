@@ -13,7 +13,9 @@ def pack_bits(bits: Tensor) -> Tensor:
     """bool [..., b] -> uint8 [..., ceil(b / 8)]; bit i is bit i % 8 of byte i // 8, missing ones are zeros."""
     padded = F.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
     bytes_ = padded.reshape(*bits.shape[:-1], padded.shape[-1] // 8, 8)
-    return (bytes_ << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(dim=-1, dtype=torch.uint8)
+    return (bytes_ << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(
+        dim=-1, dtype=torch.uint8
+    )
 
 
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
@@ -56,7 +58,9 @@ def statistics(bits: Tensor) -> dict[str, float]:
     centred = values - share
     spread = centred.pow(2).mean(dim=0).sqrt()
     scale = spread[:, None] * spread
-    related = torch.where(scale > 0, (centred.T @ centred / count) / scale.clamp(min=1e-300), 1.0).abs()
+    related = torch.where(
+        scale > 0, (centred.T @ centred / count) / scale.clamp(min=1e-300), 1.0
+    ).abs()
     pairs = length * (length - 1)
     return {
         "balance": float(torch.minimum(share, 1 - share).mean()),

@@ -31,7 +31,12 @@ from maskseg.structures import Categories
 from maskseg.variants.hash.itq import ITQ, Fit
 from maskseg.variants.hash.segmenter import HashSegmenter
 from maskseg.variants.hash.study import SegmentStudy, check_study, flat, look, table
-from maskseg.visualization.segments import panel, plot_segmentation_iou, segment_panel, step_pictures
+from maskseg.visualization.segments import (
+    panel,
+    plot_segmentation_iou,
+    segment_panel,
+    step_pictures,
+)
 
 Labels = NDArray[np.int32]
 
@@ -40,7 +45,9 @@ def fit(words: list[str]) -> None:
     """What `tools/fit_hash.py` does: a backbone with a hash layer learnt from a data set, as a checkpoint. Raises UserError."""
     path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
     if path:
-        model, config, categories = trained_model(Path(path), words, "fit_hash", configs.part("model.segmenter", ["model=mask_rcnn_hash"]))
+        model, config, categories = trained_model(
+            Path(path), words, "fit_hash", configs.part("model.segmenter", ["model=mask_rcnn_hash"])
+        )
     else:
         config, categories = configs.compose("fit_backbone", words), Categories((), ())
         model = _new_model(config)
@@ -71,7 +78,9 @@ def evaluate(words: list[str]) -> None:
     source = _source(config)
     names = source.names(config.split)
     if config.checkpoint:
-        model, of_model, _ = trained_model(Path(config.checkpoint), [w for w in words if w.startswith("model.")], "fit_hash")
+        model, of_model, _ = trained_model(
+            Path(config.checkpoint), [w for w in words if w.startswith("model.")], "fit_hash"
+        )
     else:
         source.names(_split(source, config.fit.split))
         model, of_model = _new_model(config), config
@@ -81,21 +90,46 @@ def evaluate(words: list[str]) -> None:
     output = made_folder(Path(config.output))
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
-        _save(output / "hash.pt", model, config, Categories((), ()), _fit(fitter, model, source, _split(source, config.fit.split), config))
+        _save(
+            output / "hash.pt",
+            model,
+            config,
+            Categories((), ()),
+            _fit(fitter, model, source, _split(source, config.fit.split), config),
+        )
     shown = for_inference(model, dtype)
-    study = SegmentStudy(cast(PixelModel, shown), _segmenter(shown), single_image(of_model), config.sweep, config.scales, config.base)
+    study = SegmentStudy(
+        cast(PixelModel, shown),
+        _segmenter(shown),
+        single_image(of_model),
+        config.sweep,
+        config.scales,
+        config.base,
+    )
     for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
         pixels, truths = source.image(config.split, index), source.truths(config.split, index)
         made = study.add(pixels, truths)
         if index < config.pictures:
-            _draw(output, f"{index + 1:03d}_{Path(name).stem}", study, pixels, made[config.sweep[-1]], truths[0] if truths else None)
+            _draw(
+                output,
+                f"{index + 1:03d}_{Path(name).stem}",
+                study,
+                pixels,
+                made[config.sweep[-1]],
+                truths[0] if truths else None,
+            )
     _write(output, study)
-    print(f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures")
+    print(
+        f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures"
+    )
 
 
 def _check_truth(source: SegmentedSource, split: str) -> None:
     """Raises UserError where some truth cannot be read, or none has a labelled pixel."""
-    found = [any((truth >= 0).any() for truth in source.truths(split, index)) for index in range(len(source.names(split)))]
+    found = [
+        any((truth >= 0).any() for truth in source.truths(split, index))
+        for index in range(len(source.names(split)))
+    ]
     if not any(found):
         raise UserError(f"split={split}: no image has a labelled pixel to compare with")
 
@@ -107,19 +141,31 @@ def _write(output: Path, study: SegmentStudy) -> None:
     with replacing(output / "table.txt", "the table") as file:
         file.write(f"{text}\n".encode())
     count = {value: values["num_segments"] for value, values in numbers["superpixels"].items()}
-    rows = {method: [(count[value], values["segments"]) for value, values in of.items()] for method, of in numbers.items()}
+    rows = {
+        method: [(count[value], values["segments"]) for value, values in of.items()]
+        for method, of in numbers.items()
+    }
     plot_segmentation_iou(rows, output / "segmentation_iou.png")
     print(text)
 
 
-def _draw(output: Path, name: str, study: SegmentStudy, pixels: Tensor, made: tuple[Labels, Labels], truth: NDArray[Any] | None) -> None:
+def _draw(
+    output: Path,
+    name: str,
+    study: SegmentStudy,
+    pixels: Tensor,
+    made: tuple[Labels, Labels],
+    truth: NDArray[Any] | None,
+) -> None:
     """NAME.png: superpixels, bit planes, segments, truth; NAME_steps.png: what each step makes of the image."""
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     seen, (superpixels, segments) = study.seen(pixels), made
     codes = study.segmenter.of_pixels(seen.codes, seen.frame)
     own = (study.segmenter.means(seen.codes, superpixels, seen.frame) > 0.5).cpu().numpy()
     features = study.segmenter.cells_inside(seen.features, seen.frame).cpu().numpy()
-    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(output / f"{name}.png")
+    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(
+        output / f"{name}.png"
+    )
     steps = step_pictures(image, features, codes.cpu().numpy(), superpixels, own, segments)
     Image.fromarray(panel(steps, 4)).save(output / f"{name}_steps.png")
 
@@ -147,9 +193,13 @@ def _source(config: Any, may_make: bool = True) -> SegmentedSource:
 def _new_model(config: Any) -> nn.Module:
     """The experiment's model. Of one with classes there are none: it finds segments alone. Raises UserError."""
     if "segmenter" not in config.model:
-        raise UserError("the experiment's model has no segmenter; model=hash_net has one, and checkpoint=... names a trained model")
+        raise UserError(
+            "the experiment's model has no segmenter; model=hash_net has one, and checkpoint=... names a trained model"
+        )
     if "classifier" in config.model:
-        raise UserError("the experiment's model has to be trained first: name it with checkpoint=...")
+        raise UserError(
+            "the experiment's model has to be trained first: name it with checkpoint=..."
+        )
     torch.manual_seed(config.seed)
     return configs.build_model(config)
 
@@ -157,7 +207,9 @@ def _new_model(config: Any) -> nn.Module:
 def _segmenter(model: nn.Module) -> HashSegmenter:
     segmenter = getattr(model, "segmenter", None)
     if not isinstance(segmenter, HashSegmenter):
-        raise UserError("the checkpoint's model has no hash layer: tools/fit_hash.py checkpoint=... makes one with it")
+        raise UserError(
+            "the checkpoint's model has no hash layer: tools/fit_hash.py checkpoint=... makes one with it"
+        )
     return segmenter
 
 
@@ -185,6 +237,10 @@ def _fit(fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, con
 
 
 def _save(path: Path, model: nn.Module, config: Any, categories: Categories, result: Fit) -> None:
-    text = configs.to_yaml(configs.only(config, configs.compose("train", [])))  # what a training saves, without the tool's keys
+    text = configs.to_yaml(
+        configs.only(config, configs.compose("train", []))
+    )  # what a training saves, without the tool's keys
     about = {"config": text, "categories": categories.to_dict()}
-    save_checkpoint(path, {**about, "model": model.state_dict(), "step": 0, "metrics": result.numbers()})
+    save_checkpoint(
+        path, {**about, "model": model.state_dict(), "step": 0, "metrics": result.numbers()}
+    )

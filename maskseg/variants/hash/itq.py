@@ -13,7 +13,10 @@ from maskseg.variants.hash.codes import statistics
 from maskseg.variants.hash.layer import HashLayer
 
 _PIECE = 8192  # vectors at a time
-_RANK, _ROUNDING = 1e-10, 1e-13  # of the largest variance, and of the vectors' mean square: a direction with less holds rounding alone
+_RANK, _ROUNDING = (
+    1e-10,
+    1e-13,
+)  # of the largest variance, and of the vectors' mean square: a direction with less holds rounding alone
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,26 @@ class ITQ:
     Fewer vectors than bits, or vectors that span fewer directions than bits, give a warning: some bits then repeat what others say.
     """
 
-    def __init__(self, layer: HashLayer, kept: int = 50_000, iterations: int = 50, seed: int = 0) -> None:
+    def __init__(
+        self, layer: HashLayer, kept: int = 50_000, iterations: int = 50, seed: int = 0
+    ) -> None:
         if kept < 1 or iterations < 1:
-            raise UserError(f"itq: kept and iterations must be at least 1, got {kept} and {iterations}")
+            raise UserError(
+                f"itq: kept and iterations must be at least 1, got {kept} and {iterations}"
+            )
         self.layer, self.kept, self.iterations = layer, kept, iterations
         channels = layer.conv.in_channels
         self.generator = torch.Generator().manual_seed(seed)
         self.count = 0
-        self.sum, self.outer = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, channels, dtype=torch.float64)
-        self.pieces, self.keys, self.held = [torch.zeros(0, channels)], [torch.zeros(0, dtype=torch.float64)], 0
+        self.sum, self.outer = (
+            torch.zeros(channels, dtype=torch.float64),
+            torch.zeros(channels, channels, dtype=torch.float64),
+        )
+        self.pieces, self.keys, self.held = (
+            [torch.zeros(0, channels)],
+            [torch.zeros(0, dtype=torch.float64)],
+            0,
+        )
         self.result: Fit | None = None
 
     def update(self, vectors: Tensor) -> None:
@@ -56,7 +70,9 @@ class ITQ:
         for piece in torch.split(vectors.detach().cpu().float(), _PIECE):
             exact = piece.double()
             if not bool(torch.isfinite(exact).all()):
-                raise UserError("itq: the features hold values that are not finite; was the backbone trained, and are its weights whole?")
+                raise UserError(
+                    "itq: the features hold values that are not finite; was the backbone trained, and are its weights whole?"
+                )
             self.count += len(piece)
             self.sum += exact.sum(dim=0)
             self.outer += exact.T @ exact
@@ -86,17 +102,42 @@ class ITQ:
             raise UserError("itq: there is no feature vector to learn from")
         mean = self.sum / self.count
         covariance = self.outer / self.count - mean[:, None] * mean
-        self.result = solve(self.sample, mean, covariance, self.layer.bits, self.iterations, self.generator, self.count)
+        self.result = solve(
+            self.sample,
+            mean,
+            covariance,
+            self.layer.bits,
+            self.iterations,
+            self.generator,
+            self.count,
+        )
         self.layer.set(self.result.weight, self.result.bias)
 
 
-def solve(sample: Tensor, mean: Tensor, covariance: Tensor, bits: int, iterations: int, generator: torch.Generator, count: int) -> Fit:
+def solve(
+    sample: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    bits: int,
+    iterations: int,
+    generator: torch.Generator,
+    count: int,
+) -> Fit:
     """PCA of the covariance [C, C] to `bits` directions, then the rotation that quantises the sample [n, C] best. count: of all vectors."""
     directions, rank = _principal(covariance, bits, float(covariance.trace() + mean @ mean))
     if count < bits or rank < bits:
-        why = f"{count} feature vectors" if count < bits else f"feature vectors that span {rank} directions"
-        warnings.warn(f"itq: {bits} bits from {why}; some bits repeat what others say (fewer bits say as much)", stacklevel=3)
-    projected = torch.cat([(piece.double() - mean) @ directions for piece in torch.split(sample, _PIECE)])
+        why = (
+            f"{count} feature vectors"
+            if count < bits
+            else f"feature vectors that span {rank} directions"
+        )
+        warnings.warn(
+            f"itq: {bits} bits from {why}; some bits repeat what others say (fewer bits say as much)",
+            stacklevel=3,
+        )
+    projected = torch.cat(
+        [(piece.double() - mean) @ directions for piece in torch.split(sample, _PIECE)]
+    )
     deviation = projected.pow(2).mean().sqrt()
     scale = 1 / float(deviation) if float(deviation) > 0 else 1.0
     rotation, errors = rotate(projected * scale, iterations, generator)
@@ -117,7 +158,9 @@ def _principal(covariance: Tensor, bits: int, power: float) -> tuple[Tensor, int
     return wanted, int(there.sum())
 
 
-def rotate(projected: Tensor, iterations: int, generator: torch.Generator) -> tuple[Tensor, list[float]]:
+def rotate(
+    projected: Tensor, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, list[float]]:
     """V [n, b] -> R [b, b], orthogonal, that makes |sgn(VR) - VR|^2 small: B = sgn(VR), then the R next to B (orthogonal Procrustes), in turn
     (section 2.2). Also the error of a vector after each turn."""
     bits = projected.shape[1]
@@ -129,5 +172,10 @@ def rotate(projected: Tensor, iterations: int, generator: torch.Generator) -> tu
         left, _, right = torch.linalg.svd(projected.T @ torch.where(turned > 0, 1.0, -1.0).double())
         rotation = left @ right
         # |B - VR|^2 = |B|^2 + |V|^2 - 2 <B, VR>, and sgn(VR) is the B for which the last is the sum of |VR|
-        errors.append(float((projected.numel() + length - 2 * (projected @ rotation).abs().sum()) / max(len(projected), 1)))
+        errors.append(
+            float(
+                (projected.numel() + length - 2 * (projected @ rotation).abs().sum())
+                / max(len(projected), 1)
+            )
+        )
     return rotation, errors

@@ -17,7 +17,9 @@ from maskseg.variants.hash.codes import expected_hamming
 def shares(regions: NDArray[np.int64], superpixels: NDArray[Any], count: int) -> Tensor:
     """Which share of each superpixel lies in each region, f32 [count, T], T the number of regions there are. Both maps [H, W]; -1 is nowhere."""
     there, number = np.unique(regions, return_inverse=True)
-    table = np.bincount(superpixels.ravel() * len(there) + number.ravel(), minlength=count * len(there)).reshape(count, -1)
+    table = np.bincount(
+        superpixels.ravel() * len(there) + number.ravel(), minlength=count * len(there)
+    ).reshape(count, -1)
     areas = table.sum(axis=1, keepdims=True).clip(1)
     return torch.from_numpy((table[:, there >= 0] / areas).astype(np.float32))
 

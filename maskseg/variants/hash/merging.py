@@ -26,7 +26,9 @@ def merge(codes: NDArray[np.bool_], pairs: Ints | None, radius: int = 0) -> Ints
     if pairs is not None:
         near = (codes[pairs[:, 0]] != codes[pairs[:, 1]]).sum(axis=1) <= radius
         return _linked(pairs[near], len(codes))
-    packed, first, kind = np.unique(np.packbits(codes, axis=1), axis=0, return_index=True, return_inverse=True)
+    packed, first, kind = np.unique(
+        np.packbits(codes, axis=1), axis=0, return_index=True, return_inverse=True
+    )
     of_kind = _linked_by_distance(codes[first], radius) if radius else np.arange(len(packed))
     return renumbered(of_kind[kind.ravel()]).astype(np.int64)
 
@@ -39,7 +41,9 @@ def cluster(features: NDArray[np.float32], count: int, seed: int = 0, iterations
     not finite.
     """
     if count < 1 or iterations < 1:
-        raise UserError(f"k-means: count and iterations must be at least 1, not {count} and {iterations}")
+        raise UserError(
+            f"k-means: count and iterations must be at least 1, not {count} and {iterations}"
+        )
     if not np.isfinite(features).all():
         raise UserError("k-means: the features of the superpixels are not finite")
     distinct, first, kind = np.unique(features, axis=0, return_index=True, return_inverse=True)
@@ -48,7 +52,11 @@ def cluster(features: NDArray[np.float32], count: int, seed: int = 0, iterations
         return renumbered(kind).astype(np.int64)
     cv2 = opencv()
     cv2.setRNGSeed(seed)
-    until = (cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS, iterations, 0.0)  # 0: until no centre moves
+    until = (
+        cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS,
+        iterations,
+        0.0,
+    )  # 0: until no centre moves
     labels = cv2.kmeans(features, count, None, until, ATTEMPTS, cv2.KMEANS_PP_CENTERS)[1].ravel()
     # A cluster that has run empty is given any superpixel, also one of several that are equal.
     return renumbered(labels[first][kind]).astype(np.int64)
@@ -65,7 +73,9 @@ def _linked(pairs: Ints, count: int) -> Ints:
     """Connected components of a graph of `count` nodes, i64 [count], numbered as their first nodes are; pairs: i64 [E, 2]."""
     edges = (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1]))
     graph = scipy("sparse").coo_array(edges, shape=(count, count))
-    return renumbered(scipy("sparse.csgraph").connected_components(graph, directed=False)[1]).astype(np.int64)
+    return renumbered(
+        scipy("sparse.csgraph").connected_components(graph, directed=False)[1]
+    ).astype(np.int64)
 
 
 def _linked_by_distance(codes: NDArray[np.bool_], radius: int) -> Ints:
@@ -76,5 +86,7 @@ def _linked_by_distance(codes: NDArray[np.bool_], radius: int) -> Ints:
     for start in range(0, len(codes), rows):
         # The product of two codes of 1 and -1 is the bits that agree minus those that differ. Earlier rows have seen these.
         a, b = np.nonzero(signs[start : start + rows] @ signs[start:].T >= bits - 2 * radius)
-        number = _linked(np.stack([number[start + a], number[start + b]], axis=1), len(codes))[number]
+        number = _linked(np.stack([number[start + a], number[start + b]], axis=1), len(codes))[
+            number
+        ]
     return number

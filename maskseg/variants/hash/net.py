@@ -28,4 +28,7 @@ class SegmentationNet(PixelModel):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
         """Segments in the frame of the padded batch."""
-        return Outputs(no_detections(batch), cast(Segmenter, self.segmenter).predict(self.features(batch), batch))
+        return Outputs(
+            no_detections(batch),
+            cast(Segmenter, self.segmenter).predict(self.features(batch), batch),
+        )

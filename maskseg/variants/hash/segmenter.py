@@ -67,16 +67,26 @@ class HashSegmenter(nn.Module):
                 f"segmenter: scope must be {' or '.join(SCOPES)} and relaxation {' or '.join(RELAXATIONS)}, not {scope!r}, {relaxation!r}"
             )
         if radius < 0 or loss_weight < 0:
-            raise UserError(f"segmenter: radius and loss_weight must not be negative, got {radius} and {loss_weight}")
+            raise UserError(
+                f"segmenter: radius and loss_weight must not be negative, got {radius} and {loss_weight}"
+            )
         self.level, self.at, self.superpixels = level, at, superpixels
-        self.radius, self.scope, self.loss_weight, self.margin, self.relaxation = radius, scope, loss_weight, margin, relaxation
+        self.radius, self.scope, self.loss_weight, self.margin, self.relaxation = (
+            radius,
+            scope,
+            loss_weight,
+            margin,
+            relaxation,
+        )
         self.layer = HashLayer(at.channels, bits, normalise)
         self.layer.requires_grad_(loss_weight > 0)
 
     def predict(self, features: Features, batch: Batch) -> Regions:
         """-> class-agnostic segments that cover each image without overlap, the largest first; scores: their share of the image."""
         soft = self.layer(features[self.level])
-        found = [self._segments(soft[i], labels, i) for i, labels in enumerate(self.label_maps(batch))]
+        found = [
+            self._segments(soft[i], labels, i) for i, labels in enumerate(self.label_maps(batch))
+        ]
         regions = [region for region, _ in found]
         return Regions(
             torch.cat([r.boxes for r in regions]).to(soft.device),
@@ -97,23 +107,35 @@ class HashSegmenter(nn.Module):
 
     def means(self, maps: Tensor, labels: Labels, frame: Frame) -> Tensor:
         """Maps of the level [C, h, w] of one image, its superpixels [H, W] in `frame` -> the mean over each, f32 [S, C]."""
-        numbers, count = torch.from_numpy(labels.astype(np.int64)).to(maps.device), int(labels.max()) + 1
+        numbers, count = (
+            torch.from_numpy(labels.astype(np.int64)).to(maps.device),
+            int(labels.max()) + 1,
+        )
         parts = torch.split(self.cells_inside(maps, frame), BLOCK)
-        return torch.cat([segment_means(part, numbers, count, *self._grid(frame)) for part in parts], dim=1)
+        return torch.cat(
+            [segment_means(part, numbers, count, *self._grid(frame)) for part in parts], dim=1
+        )
 
     def of_pixels(self, maps: Tensor, frame: Frame) -> Tensor:
         """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear between the cells inside it, f32 [C, H, W]."""
-        return upsample(self.cells_inside(maps, frame), frame.height, frame.width, *self._grid(frame))
+        return upsample(
+            self.cells_inside(maps, frame), frame.height, frame.width, *self._grid(frame)
+        )
 
     def _grid(self, frame: Frame) -> tuple[tuple[float, float], tuple[float, float]]:
         """Stride and first centre of the cells, (down, across), in the frame's pixels."""
         down, across = frame.scale
-        return (self.at.stride / down, self.at.stride / across), (self.at.centre / down, self.at.centre / across)
+        return (self.at.stride / down, self.at.stride / across), (
+            self.at.centre / down,
+            self.at.centre / across,
+        )
 
     def cells_inside(self, maps: Tensor, frame: Frame) -> Tensor:
         """Of maps of the level [C, h, w] the cells whose centre lies in the frame, without those of the padding."""
         sides = (frame.height * frame.scale[0], frame.width * frame.scale[1])
-        down, across = (max(1, math.ceil((side - self.at.centre) / self.at.stride - ROUNDING)) for side in sides)
+        down, across = (
+            max(1, math.ceil((side - self.at.centre) / self.at.stride - ROUNDING)) for side in sides
+        )
         return maps[:, :down, :across]
 
     def merged(self, codes: Tensor, labels: Labels) -> NDArray[np.int64]:
@@ -129,7 +151,11 @@ class HashSegmenter(nn.Module):
         codes, pairs, weights, start = [], [], [], 0
         for i, labels in enumerate(self.label_maps(batch)):
             own = self.means(soft[i], labels, Frame(*labels.shape))
-            near = neighbours(labels) if self.scope == "neighbours" else np.stack(np.triu_indices(len(own), 1), axis=1)
+            near = (
+                neighbours(labels)
+                if self.scope == "neighbours"
+                else np.stack(np.triu_indices(len(own), 1), axis=1)
+            )
             near_here = torch.from_numpy(near)
             weights.append(agreement(shares(region_map(batch, i), labels, len(own)), near_here))
             pairs.append(near_here + start)
@@ -137,13 +163,20 @@ class HashSegmenter(nn.Module):
             start += len(own)
         seen = torch.cat(codes)
         seen = straight_through(seen) if self.relaxation == "straight_through" else seen
-        terms = contrast(seen, torch.cat(pairs).to(seen.device), torch.cat(weights).to(seen.device), self.margin)
+        terms = contrast(
+            seen, torch.cat(pairs).to(seen.device), torch.cat(weights).to(seen.device), self.margin
+        )
         return {name: self.loss_weight * value for name, value in terms.items()}
 
     def label_maps(self, batch: Batch) -> list[Labels]:
         """The superpixels of each image, without its padding: the batch's, or made here."""
         sizes = batch.sizes.tolist()
         if batch.superpixels is not None:
-            return [m[:h, :w].cpu().numpy() for m, (h, w) in zip(batch.superpixels, sizes, strict=True)]
-        pictures = (image[:, :h, :w].permute(1, 2, 0).cpu().numpy() for image, (h, w) in zip(batch.images, sizes, strict=True))
+            return [
+                m[:h, :w].cpu().numpy() for m, (h, w) in zip(batch.superpixels, sizes, strict=True)
+            ]
+        pictures = (
+            image[:, :h, :w].permute(1, 2, 0).cpu().numpy()
+            for image, (h, w) in zip(batch.images, sizes, strict=True)
+        )
         return [self.superpixels(np.ascontiguousarray(picture)) for picture in pictures]

@@ -48,9 +48,15 @@ def look(model: PixelModel, segmenter: HashSegmenter, batch: Batch) -> Seen:
 def check_study(sweep: Sequence[float], scales: Sequence[float], base: str) -> None:
     """Raises UserError for arguments of a `SegmentStudy` that it cannot use."""
     whole = all(type(value) is int or (base == "egs" and type(value) is float) for value in sweep)
-    numbers = whole and all(type(value) in (int, float) for value in scales) and min([*sweep, *scales], default=0) > 0
+    numbers = (
+        whole
+        and all(type(value) in (int, float) for value in scales)
+        and min([*sweep, *scales], default=0) > 0
+    )
     if base not in BASES or not sweep or not scales or not numbers or len(set(sweep)) < len(sweep):
-        raise UserError(f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of different, positive numbers (of slic whole ones)")
+        raise UserError(
+            f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of different, positive numbers (of slic whole ones)"
+        )
 
 
 class SegmentStudy:
@@ -63,22 +69,34 @@ class SegmentStudy:
     """
 
     def __init__(
-        self, model: PixelModel, segmenter: HashSegmenter, prepare: Prepare, sweep: Sequence[int], scales: Sequence[float], base: str = "slic"
+        self,
+        model: PixelModel,
+        segmenter: HashSegmenter,
+        prepare: Prepare,
+        sweep: Sequence[int],
+        scales: Sequence[float],
+        base: str = "slic",
     ) -> None:
         check_study(sweep, scales, base)
         self.model, self.segmenter, self.prepare = model, segmenter, prepare
         self.sweep, self.scales, self.base = list(sweep), list(scales), base
-        self.scores = {(method, value): SegmentationIoU() for method in METHODS for value in self.sweep}
+        self.scores = {
+            (method, value): SegmentationIoU() for method in METHODS for value in self.sweep
+        }
 
     @torch.no_grad()
-    def add(self, pixels: Tensor, truths: Sequence[NDArray[Any]]) -> dict[int, tuple[Labels, Labels]]:
+    def add(
+        self, pixels: Tensor, truths: Sequence[NDArray[Any]]
+    ) -> dict[int, tuple[Labels, Labels]]:
         """pixels: uint8 RGB [3, H, W]; truths: of each annotator, [H, W] -> for each value of the sweep the superpixels and what was made of them."""
         seen = self.seen(pixels)
         image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
         graphs = [GraphSegments(k=scale)(image) for scale in self.scales]
         made = {}
         for value in self.sweep:
-            superpixels = SLIC(value)(image) if self.base == "slic" else GraphSegments(k=value)(image)
+            superpixels = (
+                SLIC(value)(image) if self.base == "slic" else GraphSegments(k=value)(image)
+            )
             segments = self.hashed(seen, superpixels)
             wanted = int(segments.max()) + 1
             found = {
@@ -107,12 +125,19 @@ class SegmentStudy:
         """Superpixels merged by k-means on their mean features, k such that the number of segments is next to `wanted`."""
         features = self.segmenter.means(seen.features, superpixels, seen.frame).cpu().numpy()
         pairs = neighbours(superpixels) if self.segmenter.scope == "neighbours" else None
-        merges: Iterable[NDArray[np.int64]] = (merge_labels(cluster(features, k), pairs) for k in (*_CLUSTERS, len(features)) if k <= len(features))
+        merges: Iterable[NDArray[np.int64]] = (
+            merge_labels(cluster(features, k), pairs)
+            for k in (*_CLUSTERS, len(features))
+            if k <= len(features)
+        )
         return _nearest([merged[superpixels].astype(np.int32) for merged in merges], wanted)
 
     def numbers(self) -> dict[str, dict[int, dict[str, float]]]:
         """Method -> value of the sweep -> what `SegmentationIoU.compute` gives."""
-        return {method: {value: self.scores[method, value].compute() for value in self.sweep} for method in METHODS}
+        return {
+            method: {value: self.scores[method, value].compute() for value in self.sweep}
+            for method in METHODS
+        }
 
 
 def _nearest(found: Sequence[Labels], wanted: int) -> Labels:
@@ -127,14 +152,19 @@ def flat(numbers: dict[str, dict[int, dict[str, float]]]) -> dict[str, float]:
         for value, values in rows.items():
             key = f"segmentation_iou/{method}/{value}"
             found[key] = values["segments"]
-            found |= {f"{key}/{name}": values[name] for name in (*VALUES[1:], "num_segments", "images_counted")}
+            found |= {
+                f"{key}/{name}": values[name]
+                for name in (*VALUES[1:], "num_segments", "images_counted")
+            }
     return found
 
 
 def table(numbers: dict[str, dict[int, dict[str, float]]], base: str) -> str:
     """Method by number of superpixels (of base `egs`: by k), as text."""
     names = " ".join(f"{name:>14}" for name in VALUES)
-    lines = [f"{'method':12} {'superpixels' if base == 'slic' else 'k':>11} {'segments':>9}  IoU: {names}"]
+    lines = [
+        f"{'method':12} {'superpixels' if base == 'slic' else 'k':>11} {'segments':>9}  IoU: {names}"
+    ]
     for method, rows in numbers.items():
         for value, values in rows.items():
             cells = " ".join(f"{values[name]:14.4f}" for name in VALUES)

@@ -28,7 +28,12 @@ from maskseg.data.coco.file import read_coco
 PNG = {"content-type": "image/png"}
 
 
-def strokes(foreground: np.ndarray | None = None, background: np.ndarray | None = None, height: int = HEIGHT, width: int = WIDTH) -> bytes:
+def strokes(
+    foreground: np.ndarray | None = None,
+    background: np.ndarray | None = None,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+) -> bytes:
     """What the page sends: green on black is foreground, red is background."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     for painted, channel in ((background, 0), (foreground, 1)):
@@ -48,7 +53,9 @@ class Page:
         self.path, self.result, self.fallback = path, disc(6), ""
         self.file = ReviewFile(path, delay=1e6)
         self.pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 30_000)
-        app = review_app(self.file, self.pictures, cut or self.cut, "127.0.0.1", Uploads(100_000, 2))
+        app = review_app(
+            self.file, self.pictures, cut or self.cut, "127.0.0.1", Uploads(100_000, 2)
+        )
         self.client = TestClient(app, base_url="http://127.0.0.1:8000")
 
     def cut(self, *arguments: Any) -> Cut:
@@ -74,7 +81,12 @@ def pixels_of(answer: Any) -> np.ndarray:
 
 
 def test_the_page_and_its_parts(page: Page) -> None:
-    for path, kind in (("/", "text/html"), ("/app.js", "text/javascript"), ("/view.js", "text/javascript"), ("/style.css", "text/css")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/app.js", "text/javascript"),
+        ("/view.js", "text/javascript"),
+        ("/style.css", "text/css"),
+    ):
         answer = page.client.get(path)
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(kind)
@@ -105,9 +117,28 @@ def test_the_file_is_true_when_the_page_is_opened(page: Page) -> None:
 
 
 def test_one_annotation(page: Page) -> None:
-    common = {"height": HEIGHT, "width": WIDTH, "review": "open", "undoable": 0, "trouble": "", "fallback": ""}
-    assert page.client.get("/api/annotations/2").json() == {"id": 2, "image_id": 3, "box": [5, 10, 7, 30], "score": 0.25, **common}
-    assert page.client.get("/api/annotations/5").json() == {"id": 5, "image_id": 7, "box": [20.5, 10, 40.5, 30], "score": None, **common}
+    common = {
+        "height": HEIGHT,
+        "width": WIDTH,
+        "review": "open",
+        "undoable": 0,
+        "trouble": "",
+        "fallback": "",
+    }
+    assert page.client.get("/api/annotations/2").json() == {
+        "id": 2,
+        "image_id": 3,
+        "box": [5, 10, 7, 30],
+        "score": 0.25,
+        **common,
+    }
+    assert page.client.get("/api/annotations/5").json() == {
+        "id": 5,
+        "image_id": 7,
+        "box": [20.5, 10, 40.5, 30],
+        "score": None,
+        **common,
+    }
 
 
 def test_the_image(page: Page) -> None:
@@ -120,25 +151,42 @@ def test_the_image(page: Page) -> None:
 def test_masks_of_polygons_and_run_lengths(page: Page) -> None:
     expected = {
         1: coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(SQUARE, HEIGHT, WIDTH))),
-        2: coco_mask.decode(coco_mask.frPyObjects(proposals()["annotations"][1]["segmentation"], HEIGHT, WIDTH)),
+        2: coco_mask.decode(
+            coco_mask.frPyObjects(proposals()["annotations"][1]["segmentation"], HEIGHT, WIDTH)
+        ),
         5: np.zeros((HEIGHT, WIDTH)),
     }
     for number, mask in expected.items():
-        np.testing.assert_array_equal(pixels_of(page.client.get(f"/api/annotations/{number}/mask"))[..., 3], mask * 255)
+        np.testing.assert_array_equal(
+            pixels_of(page.client.get(f"/api/annotations/{number}/mask"))[..., 3], mask * 255
+        )
 
 
 def test_decisions_and_undo(page: Page) -> None:
-    assert page.client.post("/api/annotations/1/decision?decision=accepted").json()["review"] == "accepted"
+    assert (
+        page.client.post("/api/annotations/1/decision?decision=accepted").json()["review"]
+        == "accepted"
+    )
     assert page.client.post("/api/annotations/2/decision?decision=rejected").json()["undoable"] == 2
     undone = page.client.post("/api/undo").json()
     assert (undone["id"], undone["review"], undone["undoable"]) == (2, "open", 1)
-    assert {k: v.get("review") for k, v in page.held().items()} == {1: "accepted", 2: None, 5: None, 9: None}
+    assert {k: v.get("review") for k, v in page.held().items()} == {
+        1: "accepted",
+        2: None,
+        5: None,
+        9: None,
+    }
     page.client.post("/api/undo")
     refused = page.client.post("/api/undo")
-    assert (refused.status_code, refused.json()) == (409, {"error": "there is nothing to take back"})
+    assert (refused.status_code, refused.json()) == (
+        409,
+        {"error": "there is nothing to take back"},
+    )
 
 
-@pytest.mark.parametrize("query", ["?decision=edited", "?decision=1", "?decision=", "", "?accepted"])
+@pytest.mark.parametrize(
+    "query", ["?decision=edited", "?decision=1", "?decision=", "", "?accepted"]
+)
 def test_other_decisions_are_refused(page: Page, query: str) -> None:
     answer = page.client.post(f"/api/annotations/1/decision{query}", json={"decision": "accepted"})
     assert answer.status_code == 422
@@ -148,7 +196,11 @@ def test_other_decisions_are_refused(page: Page, query: str) -> None:
 
 def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
     foreground, background = disc(3), ~disc(15)
-    answer = page.client.post("/api/annotations/1/cut?box=10.5,4,50,39", content=strokes(foreground, background), headers=PNG)
+    answer = page.client.post(
+        "/api/annotations/1/cut?box=10.5,4,50,39",
+        content=strokes(foreground, background),
+        headers=PNG,
+    )
     assert answer.status_code == 200, answer.text
     image, box, seen_foreground, seen_background = page.calls[0]
     np.testing.assert_array_equal(image, np.asarray(Image.open(page.path.parent / "7.png")))
@@ -160,16 +212,28 @@ def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
     np.testing.assert_array_equal(coco_mask.decode(rle), page.result)
     before = proposals()["annotations"][0]
     del before["segmentation"]
-    assert held == {**before, "bbox": [24, 14, 12, 12], "area": page.result.sum(), "mask_by": {"technique": "review"}, "review": "edited"}
+    assert held == {
+        **before,
+        "bbox": [24, 14, 12, 12],
+        "area": page.result.sum(),
+        "mask_by": {"technique": "review"},
+        "review": "edited",
+    }
     assert list(coco_mask.toBbox(rle)) == held["bbox"]
-    np.testing.assert_array_equal(pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255)
+    np.testing.assert_array_equal(
+        pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255
+    )
     assert answer.json()["box"] == [24, 14, 36, 26]
 
 
-def test_an_edited_mask_that_is_rejected_stays_edited_and_undo_brings_polygons_back(page: Page) -> None:
+def test_an_edited_mask_that_is_rejected_stays_edited_and_undo_brings_polygons_back(
+    page: Page,
+) -> None:
     page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
     page.client.post("/api/annotations/1/decision?decision=rejected")
-    np.testing.assert_array_equal(pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255)
+    np.testing.assert_array_equal(
+        pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255
+    )
     for _ in range(2):
         page.client.post("/api/undo")
     assert pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3].sum() == 60 * 255
@@ -178,11 +242,26 @@ def test_an_edited_mask_that_is_rejected_stays_edited_and_undo_brings_polygons_b
 
 def test_the_box_of_a_cut(page: Page) -> None:
     for query, box in (("", [4, 3, 14, 9]), ("?box=-5,-5,700,20", [0, 0, WIDTH, 20])):
-        assert page.client.post(f"/api/annotations/1/cut{query}", content=strokes(), headers=PNG).status_code == 200
+        assert (
+            page.client.post(
+                f"/api/annotations/1/cut{query}", content=strokes(), headers=PNG
+            ).status_code
+            == 200
+        )
         assert page.calls[-1][1] == box
         page.client.post("/api/undo")
-    for bad in ("1,2,3", "1,2,3,x", "1,2,nan,5", "1,2,inf,5", "10,10,10,20", "20,10,10,20", "100,100,120,120"):
-        refused = page.client.post(f"/api/annotations/1/cut?box={bad}", content=strokes(), headers=PNG)
+    for bad in (
+        "1,2,3",
+        "1,2,3,x",
+        "1,2,nan,5",
+        "1,2,inf,5",
+        "10,10,10,20",
+        "20,10,10,20",
+        "100,100,120,120",
+    ):
+        refused = page.client.post(
+            f"/api/annotations/1/cut?box={bad}", content=strokes(), headers=PNG
+        )
         assert refused.status_code == 422, bad
         assert "box" in refused.json()["error"]
     assert page.file.undoable() == 0
@@ -195,7 +274,12 @@ def test_an_annotation_without_a_box_is_cut_anywhere(tmp_path: Path, box: Any) -
     path.write_text(json.dumps(tree))
     page = Page(path)
     assert page.client.get("/api/annotations/1").json()["box"] is None
-    assert page.client.post("/api/annotations/1/cut", content=strokes(disc(3)), headers=PNG).status_code == 200
+    assert (
+        page.client.post(
+            "/api/annotations/1/cut", content=strokes(disc(3)), headers=PNG
+        ).status_code
+        == 200
+    )
     assert page.calls[0][1] is None
     page.file.close()
 
@@ -204,23 +288,39 @@ def test_an_annotation_without_a_box_is_cut_anywhere(tmp_path: Path, box: Any) -
 def test_a_mask_of_one_pixel(page: Page, corner: tuple[int, int]) -> None:
     page.result = np.zeros((HEIGHT, WIDTH), dtype=bool)
     page.result[corner] = True
-    assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).status_code == 200
+    assert (
+        page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).status_code
+        == 200
+    )
     held = page.held()[1]
     np.testing.assert_array_equal(coco_mask.decode(held["segmentation"]), page.result)
     assert (held["bbox"], held["area"]) == ([corner[1], corner[0], 1, 1], 1)
 
 
 def test_masks_that_are_full_or_noise(page: Page) -> None:
-    for mask in (np.ones((HEIGHT, WIDTH), dtype=bool), np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5):
+    for mask in (
+        np.ones((HEIGHT, WIDTH), dtype=bool),
+        np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5,
+    ):
         page.result = mask
         page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
         np.testing.assert_array_equal(coco_mask.decode(page.held()[1]["segmentation"]), mask)
 
 
 def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
-    assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == ""
+    assert (
+        page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()[
+            "fallback"
+        ]
+        == ""
+    )
     page.fallback = "no background seeds"
-    assert page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()["fallback"] == "no background seeds"
+    assert (
+        page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()[
+            "fallback"
+        ]
+        == "no background seeds"
+    )
     assert page.client.get("/api/annotations/1").json()["fallback"] == "no background seeds"
     assert page.held()[1]["mask_by"] == {"technique": "review", "fallback": "no background seeds"}
 
@@ -228,14 +328,20 @@ def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
 @pytest.mark.parametrize(
     ("made", "score", "fallback"),
     [
-        ({"technique": "cam", "score": 0.75, "fallback": "the map is constant"}, 0.75, "the map is constant"),
+        (
+            {"technique": "cam", "score": 0.75, "fallback": "the map is constant"},
+            0.75,
+            "the map is constant",
+        ),
         ({"technique": "box"}, 0.25, ""),
         ({"score": "high", "fallback": 3}, None, ""),
         ({"score": True, "fallback": ["x"]}, None, ""),
         (["score"], 0.25, ""),
     ],
 )
-def test_what_made_the_mask_is_told(tmp_path: Path, made: Any, score: float | None, fallback: str) -> None:
+def test_what_made_the_mask_is_told(
+    tmp_path: Path, made: Any, score: float | None, fallback: str
+) -> None:
     path, tree = write_proposals(tmp_path), proposals()
     tree["annotations"][1]["mask_by"] = made
     path.write_text(json.dumps(tree))
@@ -259,7 +365,9 @@ def test_an_empty_cut_changes_nothing(page: Page) -> None:
 
 def test_grabcut_finds_the_disc(tmp_path: Path) -> None:
     page = Page(write_proposals(tmp_path), recut)
-    answer = page.client.post("/api/annotations/1/cut?box=20,10,40,30", content=strokes(disc(2)), headers=PNG)
+    answer = page.client.post(
+        "/api/annotations/1/cut?box=20,10,40,30", content=strokes(disc(2)), headers=PNG
+    )
     assert answer.status_code == 200, answer.text
     found = coco_mask.decode(page.held()[1]["segmentation"]).astype(bool)
     assert (found & disc(8)).sum() / (found | disc(8)).sum() > 0.9
@@ -271,7 +379,10 @@ def test_unknown_ids(page: Page) -> None:
         answer = page.client.get(path)
         assert (answer.status_code, answer.json()) == (404, {"error": "there is no id 77"})
     assert page.client.post("/api/annotations/77/decision?decision=accepted").status_code == 404
-    assert page.client.post("/api/annotations/77/cut", content=strokes(), headers=PNG).status_code == 404
+    assert (
+        page.client.post("/api/annotations/77/cut", content=strokes(), headers=PNG).status_code
+        == 404
+    )
     for path in ("/api/images/7.png", "/api/images/..%2f7.png", "/api/annotations/x"):
         assert page.client.get(path).status_code in (404, 422)
 
@@ -287,14 +398,19 @@ def test_unknown_ids(page: Page) -> None:
         ("masks.json", "not an image"),
     ],
 )
-def test_files_outside_the_folder_and_bad_ones_are_refused(tmp_path: Path, name: str, told: str) -> None:
+def test_files_outside_the_folder_and_bad_ones_are_refused(
+    tmp_path: Path, name: str, told: str
+) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "secret.png")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     page = Page(write_proposals(tmp_path / "images"))
     images = page.pictures.coco.images
     images[0] = replace(images[0], file_name=name)
-    answers = [page.client.get("/api/images/7"), page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)]
+    answers = [
+        page.client.get("/api/images/7"),
+        page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG),
+    ]
     for answer in answers:
         assert answer.status_code == 422
         assert told in answer.json()["error"]
@@ -313,7 +429,10 @@ def test_an_image_over_the_cap_or_too_long_for_a_browser_is_refused(tmp_path: Pa
     Image.new("RGB", (1000, 1000)).save(tmp_path / "3.png")
     page = Page(path)
     assert "16384 pixels a side" in page.client.get("/api/images/7").json()["error"]
-    assert "3.png: the image has 1000 x 1000 pixels" in page.client.get("/api/images/3").json()["error"]
+    assert (
+        "3.png: the image has 1000 x 1000 pixels"
+        in page.client.get("/api/images/3").json()["error"]
+    )
     page.file.close()
 
 
@@ -328,4 +447,7 @@ def test_the_file_is_closed_with_the_application(tmp_path: Path) -> None:
 
 def test_trouble_with_the_file_is_told(page: Page) -> None:
     page.file.trouble = "disk full"
-    assert page.client.post("/api/annotations/1/decision?decision=accepted").json()["trouble"] == "disk full"
+    assert (
+        page.client.post("/api/annotations/1/decision?decision=accepted").json()["trouble"]
+        == "disk full"
+    )

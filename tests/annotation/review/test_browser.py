@@ -24,16 +24,27 @@ from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 
 pytestmark = pytest.mark.browser
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-browser installs it")
+    driver = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: make test-browser installs it"
+    )
     if CHROMIUM is None:
         pytest.skip("needs Chromium: make test-browser installs it")
     with driver.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        opened = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else []
+        )
         yield opened
         opened.close()
 
@@ -66,7 +77,10 @@ class Desk:
         self.path, self.problems, self.addresses = path, [], set()
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(20_000)
-        self.page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda message: self.problems.append(message.text) if message.type == "error" else None,
+        )
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self.addresses.add(request.url))
         self.page.goto(address)
@@ -85,14 +99,20 @@ class Desk:
         scale = min(view["width"] / size[1], view["height"] / size[0])
         middle = view["x"] + view["width"] / 2, view["y"] + view["height"] / 2
         for i, (x, y) in enumerate(points):
-            self.page.mouse.move(middle[0] + scale * (x - size[1] / 2), middle[1] + scale * (y - size[0] / 2), steps=4)
+            self.page.mouse.move(
+                middle[0] + scale * (x - size[1] / 2),
+                middle[1] + scale * (y - size[0] / 2),
+                steps=4,
+            )
             if i == 0:
                 self.page.mouse.down()
         self.page.mouse.up()
 
     def marks(self) -> list[str]:
         """What the list says of each annotation that is in sight."""
-        return [mark.get_attribute("aria-label") for mark in self.page.locator(".row .review").all()]
+        return [
+            mark.get_attribute("aria-label") for mark in self.page.locator(".row .review").all()
+        ]
 
     def held(self) -> dict[str, Any]:
         return dict(json.loads(self.path.read_text()))
@@ -145,13 +165,22 @@ def _review(desk: Desk) -> None:
     edited, changed = held["annotations"][2], expected["annotations"][2]
     mask = coco_mask.decode(edited["segmentation"]).astype(bool)
     assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
-    changed |= {"segmentation": edited["segmentation"], "bbox": list(coco_mask.toBbox(edited["segmentation"])), "area": mask.sum()}
+    changed |= {
+        "segmentation": edited["segmentation"],
+        "bbox": list(coco_mask.toBbox(edited["segmentation"])),
+        "area": mask.sum(),
+    }
     changed["mask_by"] = {"technique": "review"}
-    for annotation, review in zip(expected["annotations"], ("accepted", "rejected", "edited"), strict=False):
+    for annotation, review in zip(
+        expected["annotations"], ("accepted", "rejected", "edited"), strict=False
+    ):
         annotation["review"] = review
     assert held == expected
     assert desk.problems == []
-    assert {urlsplit(address).hostname for address in desk.addresses} <= {"127.0.0.1", None}  # None: data and blobs
+    assert {urlsplit(address).hostname for address in desk.addresses} <= {
+        "127.0.0.1",
+        None,
+    }  # None: data and blobs
 
 
 def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
@@ -184,7 +213,9 @@ def test_a_box_is_drawn_where_the_object_is(desk: Desk) -> None:
 
 def test_painted_pixels_are_kept(desk: Desk) -> None:
     """What is painted at a place of the view is what the mask holds there."""
-    desk.page.locator("#size").evaluate("(size) => { size.value = 4; size.dispatchEvent(new Event('input')); }")
+    desk.page.locator("#size").evaluate(
+        "(size) => { size.value = 4; size.dispatchEvent(new Event('input')); }"
+    )
     desk.keys("f")
     desk.draw((4, 35), (12, 35))
     desk.keys("g")
@@ -225,7 +256,12 @@ def test_keys_that_are_pressed_fast_wait_for_each_other(desk: Desk) -> None:
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
     desk.page.reload()
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
-    assert [a["review"] for a in desk.held()["annotations"]] == ["accepted", "accepted", "rejected", "rejected"]
+    assert [a["review"] for a in desk.held()["annotations"]] == [
+        "accepted",
+        "accepted",
+        "rejected",
+        "rejected",
+    ]
 
 
 def test_a_key_that_is_held_decides_once(desk: Desk) -> None:
@@ -251,12 +287,18 @@ def test_a_button_is_not_pressed_again_by_the_space_bar(desk: Desk) -> None:
 
 def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
     path, tree = write_proposals(tmp_path), proposals()
-    tree["annotations"][0]["mask_by"] = {"technique": "cam", "score": 0.5, "fallback": "no class map"}
+    tree["annotations"][0]["mask_by"] = {
+        "technique": "cam",
+        "score": 0.5,
+        "fallback": "no class map",
+    }
     path.write_text(json.dumps(tree))
     with served_here(path) as address:
         desk = Desk(browser, address, path)
         desk.about("annotation 1, score 0.50: open")
-        desk.page.get_by_role("alert").filter(has_text="No object was found here (no class map)").wait_for()
+        desk.page.get_by_role("alert").filter(
+            has_text="No object was found here (no class map)"
+        ).wait_for()
         desk.keys("ArrowRight")
         desk.about("annotation 5")
         assert desk.page.get_by_role("alert").inner_text() == ""
@@ -264,7 +306,10 @@ def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_pa
 
 
 def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
-    desk.page.route("**/api/annotations/5", lambda route: route.fulfill(status=500, json={"error": "no such luck"}))
+    desk.page.route(
+        "**/api/annotations/5",
+        lambda route: route.fulfill(status=500, json={"error": "no such luck"}),
+    )
     desk.keys("ArrowRight")
     desk.page.get_by_role("alert").filter(has_text="no such luck").wait_for()
     desk.keys("r", "ArrowRight")
@@ -272,12 +317,16 @@ def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
     assert desk.marks() == ["open"] * 4
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(browser: Any, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(
+    browser: Any, tmp_path: Path
+) -> None:
     path = write_proposals(tmp_path)
     (tmp_path / "7.png").write_text("no picture")
     with served_here(path) as address:
         desk = Desk(browser, address, path)
-        desk.page.get_by_role("alert").filter(has_text="7.png: not an image that can be read").wait_for()
+        desk.page.get_by_role("alert").filter(
+            has_text="7.png: not an image that can be read"
+        ).wait_for()
         desk.keys("r")
         desk.page.get_by_text("1 of 4 reviewed").wait_for()
         desk.page.close()
@@ -285,8 +334,12 @@ def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(browser: Any,
 
 def test_of_thousands_only_those_in_sight_are_in_the_page(browser: Any, tmp_path: Path) -> None:
     path, tree = write_proposals(tmp_path), proposals()
-    tree["images"] = [{"id": i, "file_name": "7.png", "height": 40, "width": 60} for i in range(5000)]
-    tree["annotations"] = [{**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)]
+    tree["images"] = [
+        {"id": i, "file_name": "7.png", "height": 40, "width": 60} for i in range(5000)
+    ]
+    tree["annotations"] = [
+        {**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)
+    ]
     path.write_text(json.dumps(tree))
     with served_here(path) as address:
         desk = Desk(browser, address, path)

@@ -30,7 +30,12 @@ CUT = "/api/annotations/1/cut"
 MOST = 1_000_000
 
 
-def make(folder: Path, host: str = "127.0.0.1", cut: Any = lambda *_: Cut(disc(5)), uploads: Uploads | None = None) -> FastAPI:
+def make(
+    folder: Path,
+    host: str = "127.0.0.1",
+    cut: Any = lambda *_: Cut(disc(5)),
+    uploads: Uploads | None = None,
+) -> FastAPI:
     path = write_proposals(folder)
     pictures = CocoPictures(read_coco(path, check_images=False), folder, 10_000)
     return review_app(ReviewFile(path, delay=1e6), pictures, cut, host, uploads or Uploads(MOST, 4))
@@ -50,10 +55,17 @@ def bomb(side: int) -> bytes:
     """A PNG file of a few bytes whose header says side x side."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture
@@ -61,14 +73,28 @@ def client(tmp_path: Path) -> TestClient:
     return TestClient(make(tmp_path), base_url="http://127.0.0.1:8000")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "localhost", "LOCALHOST:1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "localhost", "LOCALHOST:1"]
+)
 def test_own_names(client: TestClient, host: str) -> None:
     assert client.get("/api/items", headers={"host": host}).status_code == 200
-    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"host": host, "origin": f"http://{host}"}).is_success
+    assert client.post(
+        "/api/annotations/1/decision?decision=accepted",
+        headers={"host": host, "origin": f"http://{host}"},
+    ).is_success
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost@evil.example", "", "[::1", "192.168.1.5:8000"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "localhost@evil.example",
+        "",
+        "[::1",
+        "192.168.1.5:8000",
+    ],
 )
 def test_other_names_are_refused(client: TestClient, host: str) -> None:
     for path in ("/", "/api/items", "/api/images/7"):
@@ -76,16 +102,31 @@ def test_other_names_are_refused(client: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://127.0.0.1:8001", "http://localhost:8000", "null", "http://[", "http://127.0.0.1:8000.evil"]
+    "origin",
+    [
+        "http://evil.example",
+        "http://127.0.0.1:8001",
+        "http://localhost:8000",
+        "null",
+        "http://[",
+        "http://127.0.0.1:8000.evil",
+    ],
 )
 def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
-    assert client.post("/api/annotations/1/decision?decision=accepted", headers={"origin": origin}).status_code == 403
+    assert (
+        client.post(
+            "/api/annotations/1/decision?decision=accepted", headers={"origin": origin}
+        ).status_code
+        == 403
+    )
     assert client.post("/api/undo", headers={"origin": origin}).status_code == 403
     assert client.get("/api/items").json()["undoable"] == 0
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_what_the_browser_says_comes_from_another_page_is_refused(client: TestClient, site: str) -> None:
+def test_what_the_browser_says_comes_from_another_page_is_refused(
+    client: TestClient, site: str
+) -> None:
     assert client.get("/api/images/7", headers={"sec-fetch-site": site}).status_code == 403
     assert client.get("/api/images/7", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
@@ -94,7 +135,9 @@ def test_bound_to_the_network_any_name_is_its_own_but_other_pages_are_not(tmp_pa
     client = TestClient(make(tmp_path, host="0.0.0.0"), base_url="http://desk.example:8000")
     assert client.get("/api/items").status_code == 200
     assert client.post("/api/undo", headers={"origin": "http://evil.example"}).status_code == 403
-    assert client.post("/api/undo", headers={"origin": "http://desk.example:8000"}).status_code == 409
+    assert (
+        client.post("/api/undo", headers={"origin": "http://desk.example:8000"}).status_code == 409
+    )
 
 
 def test_no_other_page_may_frame_or_read_it(client: TestClient) -> None:
@@ -108,10 +151,18 @@ def test_no_other_page_may_frame_or_read_it(client: TestClient) -> None:
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "text/plain", "multipart/form-data", "", None])
 def test_other_types_are_refused(client: TestClient, kind: str | None) -> None:
-    assert client.post(CUT, content=black(), headers={} if kind is None else {"content-type": kind}).status_code == 415
+    assert (
+        client.post(
+            CUT, content=black(), headers={} if kind is None else {"content-type": kind}
+        ).status_code
+        == 415
+    )
 
 
-@pytest.mark.parametrize("data", [b"", b"GIF89a", png(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "JPEG"), b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GIF89a", png(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "JPEG"), b"\x89PNG\r\n\x1a\n"],
+)
 def test_what_is_no_png_is_refused(client: TestClient, data: bytes) -> None:
     answer = client.post(CUT, content=data, headers={"content-type": "image/png"})
     assert answer.status_code == 415
@@ -134,16 +185,27 @@ def test_a_bomb_is_refused_before_it_is_decoded(client: TestClient, side: int) -
 
 
 def test_another_size_is_refused(client: TestClient) -> None:
-    answer = client.post(CUT, content=png(np.zeros((WIDTH, HEIGHT, 3), np.uint8)), headers={"content-type": "image/png"})
+    answer = client.post(
+        CUT,
+        content=png(np.zeros((WIDTH, HEIGHT, 3), np.uint8)),
+        headers={"content-type": "image/png"},
+    )
     assert answer.status_code == 422
     assert "strokes of 60 x 40 pixels, the image has 40 x 60" in answer.json()["error"]
 
 
 def test_a_stated_length_over_the_limit_is_refused_unread(client: TestClient) -> None:
-    assert client.post(CUT, content=black() + bytes(MOST), headers={"content-type": "image/png"}).status_code == 413
+    assert (
+        client.post(
+            CUT, content=black() + bytes(MOST), headers={"content-type": "image/png"}
+        ).status_code
+        == 413
+    )
 
 
-def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = CUT, query: bytes = b"") -> tuple[int, int]:
+def ask(
+    app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = CUT, query: bytes = b""
+) -> tuple[int, int]:
     """Sends a body in pieces, as a server would hand it on. -> the status, and how many pieces were read before it came."""
     status, read = 0, 0
 
@@ -156,15 +218,37 @@ def ask(app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = 
         nonlocal status
         status = message.get("status", status)
 
-    raw = [(k.encode(), v.encode()) for k, v in {"host": "127.0.0.1", "content-type": "image/png", **headers}.items()]
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": query, "headers": raw, "http_version": "1.1"}
-    asyncio.run(app({**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}, receive, send))
+    raw = [
+        (k.encode(), v.encode())
+        for k, v in {"host": "127.0.0.1", "content-type": "image/png", **headers}.items()
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query,
+        "headers": raw,
+        "http_version": "1.1",
+    }
+    asyncio.run(
+        app(
+            {**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)},
+            receive,
+            send,
+        )
+    )
     return status, read
 
 
-@pytest.mark.parametrize(("path", "query", "status"), [("/api/annotations/1/decision", b"decision=accepted", 200), ("/api/undo", b"", 409)])
+@pytest.mark.parametrize(
+    ("path", "query", "status"),
+    [("/api/annotations/1/decision", b"decision=accepted", 200), ("/api/undo", b"", 409)],
+)
 def test_decisions_read_no_body(tmp_path: Path, path: str, query: bytes, status: int) -> None:
-    assert ask(make(tmp_path), [bytes(100_000)] * 600, {"content-type": "application/json"}, path, query) == (status, 0)
+    assert ask(
+        make(tmp_path), [bytes(100_000)] * 600, {"content-type": "application/json"}, path, query
+    ) == (status, 0)
 
 
 def test_sixty_megabytes_are_refused_while_they_arrive(tmp_path: Path) -> None:
@@ -190,8 +274,22 @@ def test_an_upload_that_does_not_come_is_given_up(tmp_path: Path) -> None:
         status = message.get("status", status)
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"image/png")]
-    scope = {"type": "http", "method": "POST", "path": CUT, "raw_path": b"", "query_string": b"", "headers": headers, "http_version": "1.1"}
-    asyncio.run(app({**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}, receive, send))
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CUT,
+        "raw_path": b"",
+        "query_string": b"",
+        "headers": headers,
+        "http_version": "1.1",
+    }
+    asyncio.run(
+        app(
+            {**scope, "scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)},
+            receive,
+            send,
+        )
+    )
     assert status == 408
 
 
@@ -208,7 +306,9 @@ def test_twenty_at_once(tmp_path: Path) -> None:
     statuses: list[int] = []
 
     def post() -> None:
-        statuses.append(client.post(CUT, content=black(), headers={"content-type": "image/png"}).status_code)
+        statuses.append(
+            client.post(CUT, content=black(), headers={"content-type": "image/png"}).status_code
+        )
 
     with client:
         first = [threading.Thread(target=post) for _ in range(4)]

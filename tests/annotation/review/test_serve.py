@@ -33,7 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def accept(address: str, number: int) -> None:
-    with urllib.request.urlopen(f"{address}/api/annotations/{number}/decision?decision=accepted", b"", timeout=30) as answer:
+    with urllib.request.urlopen(
+        f"{address}/api/annotations/{number}/decision?decision=accepted", b"", timeout=30
+    ) as answer:
         assert answer.status == 200
 
 
@@ -49,7 +51,9 @@ def reviews(path: Path) -> list[Any]:
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
-def test_a_server_that_is_stopped_or_killed_keeps_what_was_decided(path: Path, number: int, code: int) -> None:
+def test_a_server_that_is_stopped_or_killed_keeps_what_was_decided(
+    path: Path, number: int, code: int
+) -> None:
     with served("review", f"file={path}", f"images={path.parent}", cwd=path.parent) as server:
         assert server.address.startswith("http://127.0.0.1:")
         accept(server.address, 1)
@@ -76,9 +80,14 @@ def test_export(path: Path) -> None:
     path.with_name("same.json").symlink_to(path)
     before = path.read_bytes(), clean.read_bytes()
     for own in (path, path.with_name("same.json")):
-        assert_refused(said("review", f"file={path}", f"export={own}"), f"export={own} is a file that is read: choose another name")
+        assert_refused(
+            said("review", f"file={path}", f"export={own}"),
+            f"export={own} is a file that is read: choose another name",
+        )
     out = path.with_name("out.json")
-    assert_refused(said("review", f"file={path}", f"output={out}", f"export={out}"), "is a file that is read")
+    assert_refused(
+        said("review", f"file={path}", f"output={out}", f"export={out}"), "is a file that is read"
+    )
     assert_refused(said("review", f"file={path}", f"export={clean}"), f"{clean} is there already")
     assert (path.read_bytes(), clean.read_bytes()) == before
 
@@ -99,10 +108,16 @@ def test_what_is_missing_or_wrong_is_named(path: Path) -> None:
     assert_refused(said("review", f"file={path}", "images=none"), "images=none: no such folder")
     assert_refused(said("review", "file=none.json", folder), "none.json: cannot be read")
     assert_refused(said("review", f"file={path}", folder, "prot=1"), "prot")
-    assert_refused(said("review", f"file={path}", folder, "port=70000"), "port=70000 cannot be served")
+    assert_refused(
+        said("review", f"file={path}", folder, "port=70000"), "port=70000 cannot be served"
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert_refused(said("review", f"file={path}", folder, f"port={port}"), f"port={port} cannot be served", "another port")
+        assert_refused(
+            said("review", f"file={path}", folder, f"port={port}"),
+            f"port={port} cannot be served",
+            "another port",
+        )
     assert reviews(path) == [None] * 4
     assert not path.with_name("masks.json.journal").exists()
 
@@ -112,12 +127,30 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
         client = TestClient(server.config.app, base_url="http://desk.example")
-        cut = client.post("/api/annotations/1/cut", content=b"\x89PNG\r\n\x1a\n" + bytes(2000), headers={"content-type": "image/png"})
-        seen.extend([sockets[0].getsockname()[0], cut.status_code, client.get("/api/images/7").json()["error"]])
+        cut = client.post(
+            "/api/annotations/1/cut",
+            content=b"\x89PNG\r\n\x1a\n" + bytes(2000),
+            headers={"content-type": "image/png"},
+        )
+        seen.extend(
+            [
+                sockets[0].getsockname()[0],
+                cut.status_code,
+                client.get("/api/images/7").json()["error"],
+            ]
+        )
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     Image.new("RGB", (600, 400)).save(path.with_name("7.png"))
-    words = (f"file={path}", f"images={path.parent}", "host=0.0.0.0", "port=0", "max_upload_mb=0.001", "max_pixels=3000", "uploads_at_once=1")
+    words = (
+        f"file={path}",
+        f"images={path.parent}",
+        "host=0.0.0.0",
+        "port=0",
+        "max_upload_mb=0.001",
+        "max_pixels=3000",
+        "uploads_at_once=1",
+    )
     out = done("review", *words)
     assert "there is no password" in out
     assert "4 annotations" in out
@@ -139,14 +172,26 @@ def test_a_broken_file_is_reported_as_for_training(path: Path) -> None:
 
 def test_without_the_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert_refused(said("review", f"file={path}", f"images={path.parent}"), "needs FastAPI and uvicorn", "pip install maskseg[demo]")
+    assert_refused(
+        said("review", f"file={path}", f"images={path.parent}"),
+        "needs FastAPI and uvicorn",
+        "pip install maskseg[demo]",
+    )
 
 
 def test_run_lengths_that_changed_since_the_file_was_read_are_checked(path: Path) -> None:
     pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
     annotation = proposals()["annotations"][0]
-    assert pictures.mask(annotation | {"segmentation": {"size": [40, 60], "counts": [2400]}}) is not None
-    for bad in ({"size": [40, 60], "counts": [5]}, {"size": [400, 600], "counts": [240_000]}, {"size": [40, 60], "counts": "\x7f"}, {}):
+    assert (
+        pictures.mask(annotation | {"segmentation": {"size": [40, 60], "counts": [2400]}})
+        is not None
+    )
+    for bad in (
+        {"size": [40, 60], "counts": [5]},
+        {"size": [400, 600], "counts": [240_000]},
+        {"size": [40, 60], "counts": "\x7f"},
+        {},
+    ):
         with pytest.raises(UserError, match="annotation 1: RLE"):
             pictures.mask(annotation | {"segmentation": bad})
 
@@ -154,7 +199,10 @@ def test_run_lengths_that_changed_since_the_file_was_read_are_checked(path: Path
 def test_polygons_are_the_annotations_own_cut_at_the_border(path: Path) -> None:
     """Of an annotation with id 0 too, which is numbered anew when a file is read."""
     tree = proposals()
-    tree["annotations"][0] |= {"id": 0, "segmentation": [[-5.0, 3.0, 4.0, 3.0, 4.0, 9.0, -5.0, 9.0], [1.0, 1.0]]}
+    tree["annotations"][0] |= {
+        "id": 0,
+        "segmentation": [[-5.0, 3.0, 4.0, 3.0, 4.0, 9.0, -5.0, 9.0], [1.0, 1.0]],
+    }
     path.write_text(json.dumps(tree))
     pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
     found = pictures.mask(tree["annotations"][0])

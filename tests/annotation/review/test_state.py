@@ -45,7 +45,13 @@ def expected(changes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-EDITED = {"segmentation": NEW, "bbox": [1, 2, 3, 4], "area": 9, "mask_by": {"technique": "review"}, "review": "edited"}
+EDITED = {
+    "segmentation": NEW,
+    "bbox": [1, 2, 3, 4],
+    "area": 9,
+    "mask_by": {"technique": "review"},
+    "review": "edited",
+}
 AFTER = {1: {"review": "accepted"}, 2: {"review": "rejected"}, 5: EDITED}
 
 
@@ -98,7 +104,12 @@ def test_nothing_decided_nothing_written(path: Path, writes: list[Path]) -> None
 def test_rows(path: Path) -> None:
     file = ReviewFile(path, delay=NEVER)
     decide(file)
-    assert [tuple(row) for row in file.rows()] == [(1, 7, 4, "accepted"), (2, 3, 4, "rejected"), (5, 7, 9, "edited"), (9, 3, 9, "open")]
+    assert [tuple(row) for row in file.rows()] == [
+        (1, 7, 4, "accepted"),
+        (2, 3, 4, "rejected"),
+        (5, 7, 9, "edited"),
+        (9, 3, 9, "open"),
+    ]
     file.close()
 
 
@@ -177,7 +188,14 @@ def test_a_kill_within_a_line_loses_that_line_alone(path: Path, tmp_path: Path) 
     whole = journal(path).read_bytes()
     second = whole.index(b"\n", whole.index(b"\n") + 1) + 1
     before = {1: AFTER[1], 2: AFTER[2]}
-    for number, (length, result) in enumerate([(5, {}), (second + 1, before), ((second + len(whole)) // 2, before), (len(whole) - 1, before)]):
+    for number, (length, result) in enumerate(
+        [
+            (5, {}),
+            (second + 1, before),
+            ((second + len(whole)) // 2, before),
+            (len(whole) - 1, before),
+        ]
+    ):
         left = killed(path, tmp_path / str(number))
         journal(left).write_bytes(whole[:length])
         again = ReviewFile(left, delay=NEVER)
@@ -203,7 +221,9 @@ def test_a_kill_between_the_file_and_the_end_of_its_journal(path: Path, tmp_path
     file.close()
 
 
-def test_a_decision_while_the_file_is_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_while_the_file_is_written(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = ReviewFile(path, delay=NEVER)
     file.decide(1, "accepted")
 
@@ -237,8 +257,12 @@ def test_the_file_becomes_true_by_itself(path: Path) -> None:
 
 def test_of_a_large_file_only_what_changes_is_written(tmp_path: Path, writes: list[Path]) -> None:
     tree = proposals()
-    tree["images"] = [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in range(5000)]
-    tree["annotations"] = [{**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)]
+    tree["images"] = [
+        {"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in range(5000)
+    ]
+    tree["annotations"] = [
+        {**tree["annotations"][0], "id": i + 1, "image_id": i} for i in range(5000)
+    ]
     path = tmp_path / "masks.json"
     path.write_text(json.dumps(tree))
     file = ReviewFile(path, delay=NEVER)
@@ -248,7 +272,9 @@ def test_of_a_large_file_only_what_changes_is_written(tmp_path: Path, writes: li
     assert journal(path).stat().st_size < 200 * 300
     file.close()
     assert writes == [path]
-    assert [a["id"] for a in held(path)["annotations"] if a.get("review") == "accepted"] == list(range(1, 201))
+    assert [a["id"] for a in held(path)["annotations"] if a.get("review") == "accepted"] == list(
+        range(1, 201)
+    )
 
 
 def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +298,9 @@ def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.Monkey
     assert held(path) == proposals()
 
 
-def test_a_file_that_cannot_be_written_keeps_its_journal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_keeps_its_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = ReviewFile(path, delay=0.01)
 
     @contextmanager
@@ -358,7 +386,12 @@ def test_a_damaged_journal_is_named(path: Path, line: str) -> None:
 def test_export_leaves_the_rejected_out(path: Path, tmp_path: Path) -> None:
     file = ReviewFile(path, delay=NEVER)
     decide(file)
-    assert file.export(tmp_path / "clean.json") == {"open": 1, "accepted": 1, "rejected": 1, "edited": 1}
+    assert file.export(tmp_path / "clean.json") == {
+        "open": 1,
+        "accepted": 1,
+        "rejected": 1,
+        "edited": 1,
+    }
     file.close()
     tree = expected(AFTER)
     tree["annotations"] = [a for a in tree["annotations"] if a["id"] != 2]
@@ -381,9 +414,20 @@ def test_a_file_without_annotations(path: Path, tmp_path: Path) -> None:
         ("{", "cut short or damaged"),
         ("[]", "not a COCO data set"),
         ('{"images": [], "annotations": {}, "categories": []}', "not a COCO data set"),
-        ('{"images": [], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}', "no integer id"),
+        (
+            '{"images": [], "annotations": [{"image_id": 1, "category_id": 1}], "categories": []}',
+            "no integer id",
+        ),
         ('{"images": [], "annotations": [3], "categories": []}', "no integer id"),
-        (json.dumps({**proposals(), "annotations": [*proposals()["annotations"], proposals()["annotations"][0]]}), "one id"),
+        (
+            json.dumps(
+                {
+                    **proposals(),
+                    "annotations": [*proposals()["annotations"], proposals()["annotations"][0]],
+                }
+            ),
+            "one id",
+        ),
     ],
 )
 def test_what_is_no_file_of_masks_is_refused(tmp_path: Path, content: str, told: str) -> None:

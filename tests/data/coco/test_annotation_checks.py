@@ -15,7 +15,16 @@ PIXELS = 20 * 30
 
 
 def test_boxes(tmp_path: Path) -> None:
-    boxes = [[5, 5, 0, 4], [5, 5, 4, -1], [600, 5, 1e-7, 1], [40, 5, 4, 4], [-9, -9, 4, 4], [28, 18, 9, 9], [1e300, 1, 1e308, 1], [-5, -5, 90, 90]]
+    boxes = [
+        [5, 5, 0, 4],
+        [5, 5, 4, -1],
+        [600, 5, 1e-7, 1],
+        [40, 5, 4, 4],
+        [-9, -9, 4, 4],
+        [28, 18, 9, 9],
+        [1e300, 1, 1e308, 1],
+        [-5, -5, 90, 90],
+    ]
     file, warnings = cleaned(tmp_path, dataset(*({"bbox": b} for b in boxes)))
     assert warnings == {
         "box of no width or height, left out": 4,
@@ -23,7 +32,10 @@ def test_boxes(tmp_path: Path) -> None:
         "bbox that reaches out of its image, cut": 2,
     }
     np.testing.assert_array_equal(file.annotations(1).boxes, [[28, 18, 30, 20], [0, 0, 30, 20]])
-    assert [a["bbox"] for a in file.to_dict()["annotations"]][1:] == [[28, 18, 2, 2], [0, 0, 30, 20]]
+    assert [a["bbox"] for a in file.to_dict()["annotations"]][1:] == [
+        [28, 18, 2, 2],
+        [0, 0, 30, 20],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +64,9 @@ def test_areas_that_are_none_are_counted(tmp_path: Path, area: Any) -> None:
 
 @pytest.mark.parametrize("crowd", [2, "1", [1], float("nan")])
 def test_broken_crowd_flags(tmp_path: Path, crowd: Any) -> None:
-    assert errors(tmp_path, dataset({"bbox": [1, 1, 2, 2], "iscrowd": crowd})) == {"iscrowd that is neither 0 nor 1": 1}
+    assert errors(tmp_path, dataset({"bbox": [1, 1, 2, 2], "iscrowd": crowd})) == {
+        "iscrowd that is neither 0 nor 1": 1
+    }
 
 
 def test_nothing_to_learn_is_a_warning(tmp_path: Path) -> None:
@@ -69,15 +83,28 @@ def test_a_dropped_annotation_leaves_the_others(tmp_path: Path) -> None:
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[3:9, 4:14] = 1
     text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    bad = [{"segmentation": [[1, 1]]}, {"bbox": [0, 0, 0, 0]}, {"segmentation": rle([PIXELS])}, {"segmentation": [[-9, -9, -8, -8, -9, -7]]}]
-    good = [{"segmentation": rle(text)}, {"segmentation": SQUARE}, {"bbox": [4, 3, 10, 6], "segmentation": [[0, 0], *SQUARE]}]
+    bad = [
+        {"segmentation": [[1, 1]]},
+        {"bbox": [0, 0, 0, 0]},
+        {"segmentation": rle([PIXELS])},
+        {"segmentation": [[-9, -9, -8, -8, -9, -7]]},
+    ]
+    good = [
+        {"segmentation": rle(text)},
+        {"segmentation": SQUARE},
+        {"bbox": [4, 3, 10, 6], "segmentation": [[0, 0], *SQUARE]},
+    ]
     rng = np.random.default_rng(0)
-    drawn = [(bad + good)[i] | {"image_id": int(rng.integers(1, 3))} for i in rng.integers(0, 7, 200)]
+    drawn = [
+        (bad + good)[i] | {"image_id": int(rng.integers(1, 3))} for i in rng.integers(0, 7, 200)
+    ]
     file, _ = cleaned(tmp_path, dataset(*drawn))
     coco = COCO()
     coco.dataset = file.to_dict()
     coco.createIndex()
-    assert len(coco.anns) == 1 + sum({k: v for k, v in d.items() if k != "image_id"} in good for d in drawn)
+    assert len(coco.anns) == 1 + sum(
+        {k: v for k, v in d.items() if k != "image_id"} in good for d in drawn
+    )
     for annotation in coco.anns.values():
         assert annotation["bbox"] == [4, 3, 10, 6]
         np.testing.assert_array_equal(coco.annToMask(annotation), mask)

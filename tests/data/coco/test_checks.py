@@ -20,7 +20,19 @@ from maskseg.errors import UserError
 # The file itself
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"images": [', json.dumps(dataset())[:-30], "hello", '{"images": [1,,]}', "[" * 100_000, "NaN,"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        '{"images": [',
+        json.dumps(dataset())[:-30],
+        "hello",
+        '{"images": [1,,]}',
+        "[" * 100_000,
+        "NaN,",
+    ],
+)
 def test_not_json(tmp_path: Path, text: str) -> None:
     assert errors(tmp_path, text) == {"not JSON: the file is cut short or damaged": 1}
 
@@ -46,7 +58,9 @@ def test_not_coco(tmp_path: Path, key: str) -> None:
     assert errors(tmp_path, content) == {"not a COCO data set": 1}
     assert f"'{key}'" in check_coco(write(tmp_path, content)).text()
     assert errors(tmp_path, dataset() | {key: {"a": 1}}) == {"not a COCO data set": 1}
-    assert errors(tmp_path, dataset()["annotations"]) == {"not a COCO data set": 1}  # a file of results
+    assert errors(tmp_path, dataset()["annotations"]) == {
+        "not a COCO data set": 1
+    }  # a file of results
     assert errors(tmp_path, {}) == {"not a COCO data set": 3}
 
 
@@ -78,11 +92,20 @@ def test_dangling_ids(tmp_path: Path) -> None:
     assert "annotation 10 (image 99)" in text
     assert "annotation 12 (image 2): category 5" in text
     content = dataset() | {"categories": []}
-    assert errors(tmp_path, content) == {"no categories": 1, "annotation of a category that is not in the file": 1}
+    assert errors(tmp_path, content) == {
+        "no categories": 1,
+        "annotation of a category that is not in the file": 1,
+    }
 
 
 def test_ids_of_other_types(tmp_path: Path) -> None:
-    content = dataset({"id": "x", "bbox": [1, 1, 2, 2]}, {"image_id": "2"}, {"category_id": None}, {"image_id": 2**70}, {"id": True})
+    content = dataset(
+        {"id": "x", "bbox": [1, 1, 2, 2]},
+        {"image_id": "2"},
+        {"category_id": None},
+        {"image_id": 2**70},
+        {"id": True},
+    )
     for annotation in content["annotations"]:
         annotation.setdefault("bbox", [1, 1, 2, 2])
     assert errors(tmp_path, content) == {
@@ -102,7 +125,11 @@ def test_ids_of_other_types(tmp_path: Path) -> None:
 
 
 def test_ids_are_filled_in(tmp_path: Path) -> None:
-    content = dataset({"id": None, "bbox": [1, 1, 2, 2]}, {"id": 0, "bbox": [1, 1, 2, 2]}, {"id": 3.0, "bbox": [1, 1, 2, 2]})
+    content = dataset(
+        {"id": None, "bbox": [1, 1, 2, 2]},
+        {"id": 0, "bbox": [1, 1, 2, 2]},
+        {"id": 3.0, "bbox": [1, 1, 2, 2]},
+    )
     file, warnings = cleaned(tmp_path, content)
     assert file.annotations(1).ids.tolist() == [4, 5, 3]
     assert sorted(warnings.values()) == [1, 1]
@@ -112,7 +139,10 @@ def test_repeated_names_are_a_warning(tmp_path: Path) -> None:
     content = dataset()
     content["images"][1]["file_name"] = "1.png"
     content["categories"].append({"id": 5, "name": "cat"})
-    assert set(cleaned(tmp_path, content)[1]) == {"file name of more than one image", "category name that is used more than once"}
+    assert set(cleaned(tmp_path, content)[1]) == {
+        "file name of more than one image",
+        "category name that is used more than once",
+    }
 
 
 # Images
@@ -142,7 +172,10 @@ def test_image_files(tmp_path: Path) -> None:
     root, content = tmp_path / "images", dataset()
     root.mkdir()
     names = ["good", "missing", "text", "size", "link", "bomb", "stored"]
-    content["images"] = [{"id": i + 1, "file_name": f"{n}.png", "height": 20, "width": 30} for i, n in enumerate(names)]
+    content["images"] = [
+        {"id": i + 1, "file_name": f"{n}.png", "height": 20, "width": 30}
+        for i, n in enumerate(names)
+    ]
     picture, exif = Image.new("RGB", (30, 20)), Image.Exif()
     exif[0x0112] = 6
     picture.save(root / "good.png")
@@ -159,7 +192,13 @@ def test_image_files(tmp_path: Path) -> None:
         "file name that is not safe": 1,
     }
     text = check_coco(write(tmp_path, content), image_root=root, max_pixels=10_000).text()
-    for expected in ("missing.png", "text.png", "30 x 20 (height x width), the annotations say 20 x 30", "200 x 200", "link.png"):
+    for expected in (
+        "missing.png",
+        "text.png",
+        "30 x 20 (height x width), the annotations say 20 x 30",
+        "200 x 200",
+        "link.png",
+    ):
         assert expected in text
     assert len(read_coco(tmp_path / "data.json", image_root=root, check_images=False)) == 7
     content["images"] = [content["images"][i] for i in (0, 6)]
@@ -212,7 +251,10 @@ def test_duplicates() -> None:
 def test_many_annotations_are_checked_quickly(tmp_path: Path) -> None:
     row = '{"id": %d, "image_id": %d, "category_id": 4, "bbox": [4, 3, 10, 6], "segmentation": [[4, 3, 14, 3, 14, 9, 4, 9]]}'
     content = dataset() | {"annotations": []}
-    text = json.dumps(content).replace('"annotations": []', '"annotations": [' + ",".join(row % (i + 1, i % 2 + 1) for i in range(100_000)) + "]")
+    text = json.dumps(content).replace(
+        '"annotations": []',
+        '"annotations": [' + ",".join(row % (i + 1, i % 2 + 1) for i in range(100_000)) + "]",
+    )
     start = time.perf_counter()
     file = read_coco(write(tmp_path, text))
     assert time.perf_counter() - start < 15  # 1 s where nothing else runs

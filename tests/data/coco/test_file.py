@@ -37,7 +37,10 @@ def rle(compressed: bool, mask: np.ndarray | None = None) -> dict[str, Any]:
         encoded = coco_mask.encode(np.asfortranarray(mask))
         return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
     change = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F")])))
-    return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], change, [mask.size]])).tolist()}
+    return {
+        "size": list(mask.shape),
+        "counts": np.diff(np.concatenate([[0], change, [mask.size]])).tolist(),
+    }
 
 
 def dataset() -> dict[str, Any]:
@@ -48,10 +51,28 @@ def dataset() -> dict[str, Any]:
             {"id": 3, "file_name": "sub/a.png", "height": HEIGHT, "width": WIDTH},
             {"id": 9, "file_name": "none.png", "height": 5, "width": 6},
         ],
-        "categories": [{"id": 90, "name": "cup"}, {"id": 7, "name": "cat"}, {"id": 12, "name": "dog", "supercategory": "x"}],
+        "categories": [
+            {"id": 90, "name": "cup"},
+            {"id": 7, "name": "cat"},
+            {"id": 12, "name": "dog", "supercategory": "x"},
+        ],
         "annotations": [
-            {"id": 5, "image_id": 3, "category_id": 90, "bbox": [4, 3, 10, 6], "area": 60.0, "iscrowd": 0, "segmentation": SQUARE},
-            {"id": 8, "image_id": 70, "category_id": 7, "bbox": [20, 5, 11, 7], "segmentation": rle(True)},
+            {
+                "id": 5,
+                "image_id": 3,
+                "category_id": 90,
+                "bbox": [4, 3, 10, 6],
+                "area": 60.0,
+                "iscrowd": 0,
+                "segmentation": SQUARE,
+            },
+            {
+                "id": 8,
+                "image_id": 70,
+                "category_id": 7,
+                "bbox": [20, 5, 11, 7],
+                "segmentation": rle(True),
+            },
             {"image_id": 3, "category_id": 12, "iscrowd": 1, "segmentation": rle(False)},
             {"id": 2, "image_id": 3, "category_id": 7, "bbox": [1.25, 2.5, 3.125, 4.75]},
             {"id": 4, "image_id": 3, "category_id": 7, "iscrowd": None, "segmentation": SQUARE},
@@ -74,7 +95,9 @@ def pycoco(file: CocoFile) -> COCO:
 
 def bitmaps(file: CocoFile, index: int) -> np.ndarray:
     image = file.images[index]
-    return rle_to_bitmaps(FileMasks.from_file(file.annotations(index).shapes, image.height, image.width).to_rle())
+    return rle_to_bitmaps(
+        FileMasks.from_file(file.annotations(index).shapes, image.height, image.width).to_rle()
+    )
 
 
 def test_mixed_file(tmp_path: Path) -> None:
@@ -90,7 +113,9 @@ def test_mixed_file(tmp_path: Path) -> None:
     assert found.crowd.tolist() == [False, True, False, False]
     assert found.crowd.dtype == bool
     assert found.boxes.dtype == np.float32
-    np.testing.assert_array_equal(found.boxes, [[4, 3, 14, 9], [20, 5, 31, 12], [1.25, 2.5, 4.375, 7.25], [4, 3, 14, 9]])
+    np.testing.assert_array_equal(
+        found.boxes, [[4, 3, 14, 9], [20, 5, 31, 12], [1.25, 2.5, 4.375, 7.25], [4, 3, 14, 9]]
+    )
     assert isinstance(found.shapes[0], Polygons)
     assert isinstance(found.shapes[1], Runs)
     assert found.shapes[2] is None
@@ -127,7 +152,10 @@ def test_random_masks_in_every_encoding(tmp_path: Path) -> None:
     content = dataset()
     masks = [(rng.random((HEIGHT, WIDTH)) < rng.random()).astype(np.uint8) for _ in range(60)]
     masks = [m for m in masks if m.any()]
-    content["annotations"] = [{"id": i + 1, "image_id": 3, "category_id": 7, "segmentation": rle(i % 2 == 0, m)} for i, m in enumerate(masks)]
+    content["annotations"] = [
+        {"id": i + 1, "image_id": 3, "category_id": 7, "segmentation": rle(i % 2 == 0, m)}
+        for i, m in enumerate(masks)
+    ]
     file = read_coco(write(tmp_path / "a.json", content))
     np.testing.assert_array_equal(bitmaps(file, 1), np.array(masks, dtype=bool))
     coco = pycoco(file)
@@ -172,7 +200,9 @@ def test_class_table(tmp_path: Path) -> None:
         "3 classes, 3 images (1 without objects), 4 instances, 1 crowds",
     ]
     content = dataset()
-    content["categories"] += [{"id": 100 + i, "name": f"class number {i} {'x' * (i % 30)}"} for i in range(80)]
+    content["categories"] += [
+        {"id": 100 + i, "name": f"class number {i} {'x' * (i % 30)}"} for i in range(80)
+    ]
     lines = read_coco(write(tmp_path / "b.json", content)).class_table().splitlines()
     assert len({len(line) for line in lines[:-2]}) == 1
     assert max(len(line) for line in lines) <= 120
@@ -181,7 +211,12 @@ def test_class_table(tmp_path: Path) -> None:
 
 
 def test_no_categories_and_no_annotations(tmp_path: Path) -> None:
-    file = read_coco(write(tmp_path / "a.json", {"images": dataset()["images"], "annotations": [], "categories": []}))
+    file = read_coco(
+        write(
+            tmp_path / "a.json",
+            {"images": dataset()["images"], "annotations": [], "categories": []},
+        )
+    )
     assert file.class_counts() == []
     assert file.to_dict()["annotations"] == []
     assert len(file.annotations(0)) == 0
@@ -201,12 +236,16 @@ def test_real_coco_as_pycocotools_has_it(split: str, capsys: pytest.CaptureFixtu
     for number, annotation in theirs.anns.items():
         for key in ("image_id", "category_id", "bbox", "area", "iscrowd"):
             assert ours.anns[number][key] == annotation[key]
-        np.testing.assert_array_equal(ours.annToMask(ours.anns[number]), theirs.annToMask(annotation))
+        np.testing.assert_array_equal(
+            ours.annToMask(ours.anns[number]), theirs.annToMask(annotation)
+        )
     for index, image in enumerate(file.images):
         expected = theirs.loadAnns(theirs.getAnnIds([image.id]))
         assert file.annotations(index).ids.tolist() == [a["id"] for a in expected]
         if expected:
-            np.testing.assert_array_equal(bitmaps(file, index), [theirs.annToMask(a).astype(bool) for a in expected])
+            np.testing.assert_array_equal(
+                bitmaps(file, index), [theirs.annToMask(a).astype(bool) for a in expected]
+            )
 
 
 @pytest.mark.skipif(not (SHARED / "nuclei").is_dir(), reason="needs ../shared/data/nuclei")
@@ -216,5 +255,7 @@ def test_nineteen_thousand_masks_are_read_quickly() -> None:
     assert time.perf_counter() - start < 10  # 0.6 s where nothing else runs
     assert (len(file), file.num_annotations) == (457, 19142)
     boxes = file.annotations(0).boxes
-    x, y, w, h = coco_mask.toBbox(FileMasks.from_file(file.annotations(0).shapes, 256, 320).to_rle()).T
+    x, y, w, h = coco_mask.toBbox(
+        FileMasks.from_file(file.annotations(0).shapes, 256, 320).to_rle()
+    ).T
     np.testing.assert_array_equal(boxes, np.stack([x, y, x + w, y + h], axis=1))

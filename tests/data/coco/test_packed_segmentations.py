@@ -38,11 +38,18 @@ PIXELS = 20 * 30
 )
 def test_broken_polygons(tmp_path: Path, polygons: Any, kind: str) -> None:
     assert errors(tmp_path, dataset({"bbox": [1, 1, 8, 4], "segmentation": polygons})) == {kind: 1}
-    assert errors(tmp_path, dataset({"segmentation": polygons}, {"segmentation": SQUARE}, {"segmentation": polygons})) == {kind: 2}
+    assert errors(
+        tmp_path,
+        dataset({"segmentation": polygons}, {"segmentation": SQUARE}, {"segmentation": polygons}),
+    ) == {kind: 2}
 
 
 def test_short_polygons_leave(tmp_path: Path) -> None:
-    content = dataset({"segmentation": [[1, 1, 2, 2], *SQUARE]}, {"bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 2, 2]]}, {"segmentation": [[], []]})
+    content = dataset(
+        {"segmentation": [[1, 1, 2, 2], *SQUARE]},
+        {"bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 2, 2]]},
+        {"segmentation": [[], []]},
+    )
     file, warnings = cleaned(tmp_path, content)
     assert warnings == {
         "polygon part of fewer than 3 points, left out": 3,
@@ -62,7 +69,9 @@ def test_polygons_outside_the_image(tmp_path: Path) -> None:
         {"segmentation": [[40, 0, 50, 0, 50, 10]]},
         {"segmentation": [[-1e300, -1e300, 1e300, -1e300, 1e300, 1e300, -1e300, 1e300]]},
         {"segmentation": [[1, 1, 30.25, 1, 30.25, 9, 1, 9]]},
-        {"segmentation": [[-30, 5, 5, 40, -30, 40]]},  # its box meets the image, the triangle does not
+        {
+            "segmentation": [[-30, 5, 5, 40, -30, 40]]
+        },  # its box meets the image, the triangle does not
     )
     file, warnings = cleaned(tmp_path, content)
     found = file.annotations(1)
@@ -73,7 +82,10 @@ def test_polygons_outside_the_image(tmp_path: Path) -> None:
         for part in shape.parts:
             assert part.min() >= 0
             assert (part <= [30, 20]).all()
-    assert warnings == {"annotation outside its image, left out": 3, "polygon that reaches out of its image, cut": 2}
+    assert warnings == {
+        "annotation outside its image, left out": 3,
+        "polygon that reaches out of its image, cut": 2,
+    }
 
 
 def test_cut_polygons_keep_their_pixels() -> None:
@@ -112,7 +124,10 @@ def test_inside_polygons_are_untouched() -> None:
         (rle([10, 20]), "RLE whose counts do not sum to the mask's pixels"),
         (rle([10, 20, PIXELS]), "RLE whose counts do not sum to the mask's pixels"),
         (rle([PIXELS + 5, -5]), "RLE with negative counts"),
-        (rle([2**62, 2**62, 2**62, 2**62 + PIXELS]), "RLE whose counts do not sum to the mask's pixels"),
+        (
+            rle([2**62, 2**62, 2**62, 2**62 + PIXELS]),
+            "RLE whose counts do not sum to the mask's pixels",
+        ),
         (rle([10, PIXELS - 10], (30, 20)), "RLE of another size than its image"),
         (rle([100], (10, 10)), "RLE of another size than its image"),
         (rle([1.5, PIXELS - 1.5]), "RLE counts that are not integers"),
@@ -137,7 +152,9 @@ def test_inside_polygons_are_untouched() -> None:
     ],
 )
 def test_broken_rle(tmp_path: Path, segmentation: Any, kind: str) -> None:
-    assert errors(tmp_path, dataset({"bbox": [1, 1, 8, 4], "segmentation": segmentation})) == {kind: 1}
+    assert errors(tmp_path, dataset({"bbox": [1, 1, 8, 4], "segmentation": segmentation})) == {
+        kind: 1
+    }
     assert "annotation 10 (image 2)" in check_coco(tmp_path / "data.json", max_pixels=10_000).text()
 
 
@@ -161,13 +178,22 @@ def test_damaged_strings_never_pass() -> None:
             continue
         passed += 1
         decoded = coco_mask.decode(rle(string))
-        np.testing.assert_array_equal(decoded.ravel(order="F"), np.repeat(np.arange(len(counts)) % 2, counts))
+        np.testing.assert_array_equal(
+            decoded.ravel(order="F"), np.repeat(np.arange(len(counts)) % 2, counts)
+        )
     assert 0 < passed < 100
 
 
 def test_empty_masks_leave(tmp_path: Path) -> None:
     box = {"bbox": [1, 1, 5, 5]}
     zeros = coco_mask.encode(np.zeros((20, 30), dtype=np.uint8, order="F"))["counts"].decode()
-    file, warnings = cleaned(tmp_path, dataset({**box, "segmentation": rle([PIXELS])}, {"segmentation": rle(zeros)}, {**box, "segmentation": []}))
+    file, warnings = cleaned(
+        tmp_path,
+        dataset(
+            {**box, "segmentation": rle([PIXELS])},
+            {"segmentation": rle(zeros)},
+            {**box, "segmentation": []},
+        ),
+    )
     assert warnings == {"annotation with an empty mask, left out": 2}
     assert file.annotations(1).shapes == (None,)

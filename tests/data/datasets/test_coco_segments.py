@@ -34,7 +34,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def segments_of(folder: Path, **keys: object) -> CocoSegments:
-    return CocoSegments(make_source(folder, val_semantic=str(folder / "stuff"), test_transforms=[Flip(1.0, 0.0)], **keys))
+    return CocoSegments(
+        make_source(
+            folder, val_semantic=str(folder / "stuff"), test_transforms=[Flip(1.0, 0.0)], **keys
+        )
+    )
 
 
 def test_images_are_the_files_whatever_the_transforms(folder: Path) -> None:

@@ -55,16 +55,36 @@ def save(path: Path, values: np.ndarray) -> None:
 def root(tmp_path: Path) -> Path:
     """COCO's layout with one image a split, and the maps in both ways."""
     categories = [{"id": number, "name": name} for number, name in THINGS.items()]
-    stuff = [{"id": n, "name": f"stuff {n}", "supercategory": "stuff"} for n in IDS[2:]] + [{"id": 183, "name": "other", "supercategory": "other"}]
-    dog = {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10, 20, 20, 20], "segmentation": [[10, 20, 30, 20, 30, 40, 10, 40]]}
+    stuff = [{"id": n, "name": f"stuff {n}", "supercategory": "stuff"} for n in IDS[2:]] + [
+        {"id": 183, "name": "other", "supercategory": "other"}
+    ]
+    dog = {
+        "id": 1,
+        "image_id": 7,
+        "category_id": 18,
+        "bbox": [10, 20, 20, 20],
+        "segmentation": [[10, 20, 30, 20, 30, 40, 10, 40]],
+    }
     (tmp_path / "annotations").mkdir()
     for split in ("train2017", "val2017"):
-        content = {"images": [{"id": 7, "file_name": "000000000007.jpg", "height": HEIGHT, "width": WIDTH}], "annotations": [dog]}
-        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps({**content, "categories": categories}))
-        (tmp_path / "annotations" / f"stuff_{split}.json").write_text(json.dumps({"images": [], "annotations": [], "categories": stuff}))
+        content = {
+            "images": [
+                {"id": 7, "file_name": "000000000007.jpg", "height": HEIGHT, "width": WIDTH}
+            ],
+            "annotations": [dog],
+        }
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(
+            json.dumps({**content, "categories": categories})
+        )
+        (tmp_path / "annotations" / f"stuff_{split}.json").write_text(
+            json.dumps({"images": [], "annotations": [], "categories": stuff})
+        )
         save(tmp_path / split / "000000000007.jpg", np.full((HEIGHT, WIDTH, 3), 90))
         save(tmp_path / "stuffthingmaps" / split / "000000000007.png", stuffthing(truth()))
-        save(tmp_path / "annotations" / f"stuff_{split}_pixelmaps" / "000000000007.png", pixelmaps(truth()))
+        save(
+            tmp_path / "annotations" / f"stuff_{split}_pixelmaps" / "000000000007.png",
+            pixelmaps(truth()),
+        )
     return tmp_path
 
 
@@ -85,13 +105,22 @@ def labels(ids: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda number: IDS.index(number) if number in IDS else -1)(ids)
 
 
-PIXELMAPS = ["data.semantic_encoding=pixelmaps", *(f"data.{s}_semantic=${{data.root}}/annotations/stuff_{s}2017_pixelmaps" for s in ("train", "val"))]
+PIXELMAPS = [
+    "data.semantic_encoding=pixelmaps",
+    *(
+        f"data.{s}_semantic=${{data.root}}/annotations/stuff_{s}2017_pixelmaps"
+        for s in ("train", "val")
+    ),
+]
 
 
 def test_maps_of_things_and_stuff(root: Path) -> None:
     data = source(root, "data.test_transforms=[]")
     assert data.categories.ids == IDS
-    assert (data.categories.num_things, data.categories.names[2:]) == (2, ("stuff 92", "stuff 124", "stuff 182"))
+    assert (data.categories.num_things, data.categories.names[2:]) == (
+        2,
+        ("stuff 92", "stuff 124", "stuff 182"),
+    )
     (batch,) = data.test_loader("val", 1)
     assert batch.semantic is not None
     assert np.array_equal(batch.semantic[0, :HEIGHT, :WIDTH].numpy(), labels(truth()))
@@ -108,42 +137,81 @@ def test_maps_of_stuff_alone_leave_things_unlabelled(root: Path) -> None:
 
 
 def test_the_list_of_labels_names_the_stuff_too(root: Path) -> None:
-    lines = ["0: unlabeled", "1: person", "12: street sign", "18: dog", "92: banner", "124: grass", "", "182: wood"]
+    lines = [
+        "0: unlabeled",
+        "1: person",
+        "12: street sign",
+        "18: dog",
+        "92: banner",
+        "124: grass",
+        "",
+        "182: wood",
+    ]
     (root / "labels.txt").write_text("\n".join(lines))
     found = source(root, "data.stuff_json=${data.root}/labels.txt").categories
-    assert (found.ids, found.names[2:]) == (IDS, ("banner", "grass", "wood"))  # no instance has 12, and no stuff of COCO's has such an id
+    assert (found.ids, found.names[2:]) == (
+        IDS,
+        ("banner", "grass", "wood"),
+    )  # no instance has 12, and no stuff of COCO's has such an id
 
 
-@pytest.mark.parametrize(("name", "last"), [("stuffthing", 181), ("pixelmaps", 182), ("voc", 20), ("ids", 254)])
+@pytest.mark.parametrize(
+    ("name", "last"), [("stuffthing", 181), ("pixelmaps", 182), ("voc", 20), ("ids", 254)]
+)
 def test_every_value_of_an_encoding(tmp_path: Path, name: str, last: int) -> None:
     encoding = ENCODINGS[name]
     values = np.array([[*encoding.none, *range(encoding.values.start, last + 1)]])
     save(tmp_path / "a.png", values)
     found = SemanticMaps(tmp_path, "key", encoding=encoding).of("a.jpg", *values.shape)[0].tolist()
-    wanted = {"stuffthing": [-1, *range(1, 183)], "pixelmaps": [-1, -1, *range(92, 183)], "voc": [-1, *range(21)], "ids": list(range(255))}
+    wanted = {
+        "stuffthing": [-1, *range(1, 183)],
+        "pixelmaps": [-1, -1, *range(92, 183)],
+        "voc": [-1, *range(21)],
+        "ids": list(range(255)),
+    }
     assert found == wanted[name]
-    known = SemanticMaps(tmp_path, "key", ids=[last, 5], encoding=encoding).of("a.jpg", *values.shape)[0].tolist()
+    known = (
+        SemanticMaps(tmp_path, "key", ids=[last, 5], encoding=encoding)
+        .of("a.jpg", *values.shape)[0]
+        .tolist()
+    )
     assert known == [{last: 0, 5: 1}.get(number, -1) for number in found]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("stuffthing", 182), ("stuffthing", 254), ("pixelmaps", 1), ("pixelmaps", 91), ("pixelmaps", 255), ("voc", 21)]
+    ("name", "value"),
+    [
+        ("stuffthing", 182),
+        ("stuffthing", 254),
+        ("pixelmaps", 1),
+        ("pixelmaps", 91),
+        ("pixelmaps", 255),
+        ("voc", 21),
+    ],
 )
 def test_values_that_an_encoding_does_not_have(tmp_path: Path, name: str, value: int) -> None:
     # Guards against: maps of the other kind are read all the same, and every class is another one
     save(tmp_path / "a.png", np.array([[ENCODINGS[name].none[0], value]]))
-    with pytest.raises(UserError, match=rf"a\.png: {value} is no value of such a semantic map \({ENCODINGS[name].values.start} to"):
+    with pytest.raises(
+        UserError,
+        match=rf"a\.png: {value} is no value of such a semantic map \({ENCODINGS[name].values.start} to",
+    ):
         SemanticMaps(tmp_path, "key", encoding=ENCODINGS[name]).of("a.jpg", 1, 2)
 
 
 def test_what_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.semantic_encoding=pixels: there are ids, stuffthing, pixelmaps, voc"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.semantic_encoding=pixels: there are ids, stuffthing, pixelmaps, voc",
+    ):
         source(root, "data.semantic_encoding=pixels")
     maps = source(root, "data.semantic_encoding=pixelmaps").semantic_maps("val")
     with pytest.raises(UserError, match="255 is no value of such a semantic map"):
         maps.of("000000000007.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
     (root / "stuffthingmaps" / "val2017").rename(root / "elsewhere")
-    with pytest.raises(UserError, match=r"data\.val_semantic=.*stuffthingmaps/val2017: no such folder"):
+    with pytest.raises(
+        UserError, match=r"data\.val_semantic=.*stuffthingmaps/val2017: no such folder"
+    ):
         source(root).dataset("val")
 
 
@@ -172,7 +240,11 @@ def test_lists_of_labels_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_of_a_panoptic_file_what_is_a_thing_is_no_stuff(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"id": 2, "name": "car", "isthing": 1}, {"id": 92, "name": "banner", "isthing": 0}, {"id": 95, "name": "bridge"}]
+    rows: list[dict[str, Any]] = [
+        {"id": 2, "name": "car", "isthing": 1},
+        {"id": 92, "name": "banner", "isthing": 0},
+        {"id": 95, "name": "bridge"},
+    ]
     (tmp_path / "a.json").write_text(json.dumps({"categories": rows}))
     things = Categories(("person",), (1,))
     assert with_stuff(things, tmp_path / "a.json").names == ("person", "banner", "bridge")
@@ -184,7 +256,11 @@ def test_of_a_panoptic_file_what_is_a_thing_is_no_stuff(tmp_path: Path) -> None:
 def test_through_the_tool(root: Path) -> None:
     assert "2 classes, 1 images" in done("check_data", "data=coco_stuff", f"data.root={root}")
     (root / "annotations" / "stuff_val2017.json").unlink()
-    assert_refused(said("check_data", "data=coco_stuff", f"data.root={root}"), "data.stuff_json=", "cannot be read")
+    assert_refused(
+        said("check_data", "data=coco_stuff", f"data.root={root}"),
+        "data.stuff_json=",
+        "cannot be read",
+    )
 
 
 def test_segments_of_things_alone(root: Path) -> None:
@@ -192,17 +268,32 @@ def test_segments_of_things_alone(root: Path) -> None:
     job = ImageJob(7, HEIGHT, WIDTH, str(root / "train2017"), "000000000007.jpg")
     found = SegmentProposals((truth() == 18).astype(np.int32), np.eye(2, dtype=bool))
     write_store(root / "segments", [job], lambda _: found, {}, 1)
-    words = ["experiment=coco_cfm_r50_fpn", "data.stuff_json=null", f"data.train_segments={root / 'segments'}"]
+    words = [
+        "experiment=coco_cfm_r50_fpn",
+        "data.stuff_json=null",
+        f"data.train_segments={root / 'segments'}",
+    ]
     data = source(root, *words, "data.train_transforms=[]", "data.val_segments=null")
     assert data.categories.ids == IDS[:2]
     sample = data.dataset("train")[0, 0, 0]
     assert sample.semantic is not None
     assert np.array_equal(sample.semantic.numpy(), np.where(truth() == 18, 1, -1))
     assert sample.drawn is not None
-    assert sorted(sample.drawn.tolist()) == [1, 1]  # the dog, as a proposal and as the truth; what is around it is too near to it
-    whole = source(root, *words[:1], "data.val_segments=null", "data.stuff_json=null", "data.segment_sampler=null").semantic_maps("val")
+    assert sorted(sample.drawn.tolist()) == [
+        1,
+        1,
+    ]  # the dog, as a proposal and as the truth; what is around it is too near to it
+    whole = source(
+        root,
+        *words[:1],
+        "data.val_segments=null",
+        "data.stuff_json=null",
+        "data.segment_sampler=null",
+    ).semantic_maps("val")
     assert whole is not None
-    assert np.array_equal(whole.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), truth())  # for models that are told of no classes
+    assert np.array_equal(
+        whole.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), truth()
+    )  # for models that are told of no classes
 
 
 def test_the_file_of_stuff_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

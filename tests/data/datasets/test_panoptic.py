@@ -19,7 +19,12 @@ from maskseg.data.datasets.panoptic import PanopticSource
 from maskseg.errors import UserError
 
 HEIGHT, WIDTH = 64, 80
-GRASS, DOG, CROWD, SKY = 5, 300, 70_000, 256 * 256 * 256 - 1  # segment ids that need one, two and three bytes
+GRASS, DOG, CROWD, SKY = (
+    5,
+    300,
+    70_000,
+    256 * 256 * 256 - 1,
+)  # segment ids that need one, two and three bytes
 CLASS = {GRASS: 193, DOG: 18, CROWD: 1, SKY: 187}
 IDS = (1, 18, 187, 193)
 
@@ -39,7 +44,9 @@ def labels() -> np.ndarray:
 
 
 def write_png(path: Path, ids: np.ndarray) -> None:
-    Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)).save(path)
+    Image.fromarray(
+        np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+    ).save(path)
 
 
 @pytest.fixture
@@ -47,17 +54,41 @@ def root(tmp_path: Path) -> Path:
     """COCO's layout with two images a split."""
     notes = tmp_path / "annotations"
     things = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
-    whole = [{**thing, "isthing": 1} for thing in things] + [{"id": 187, "name": "sky", "isthing": 0}, {"id": 193, "name": "grass", "isthing": 0}]
-    infos = [{"id": n, "category_id": CLASS[n], "iscrowd": int(n == CROWD), "area": int((segments() == n).sum())} for n in (SKY, DOG, GRASS, CROWD)]
+    whole = [{**thing, "isthing": 1} for thing in things] + [
+        {"id": 187, "name": "sky", "isthing": 0},
+        {"id": 193, "name": "grass", "isthing": 0},
+    ]
+    infos = [
+        {
+            "id": n,
+            "category_id": CLASS[n],
+            "iscrowd": int(n == CROWD),
+            "area": int((segments() == n).sum()),
+        }
+        for n in (SKY, DOG, GRASS, CROWD)
+    ]
     for split in ("train2017", "val2017"):
         (notes / f"panoptic_{split}").mkdir(parents=True)
         (tmp_path / split).mkdir()
-        images = [{"id": i, "file_name": f"{i:012d}.jpg", "height": HEIGHT, "width": WIDTH} for i in (7, 9)]
-        dog = {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10, 20, 20, 20], "segmentation": [[10, 20, 30, 20, 30, 40, 10, 40]]}
-        (notes / f"instances_{split}.json").write_text(json.dumps({"images": images, "annotations": [dog], "categories": things}))
+        images = [
+            {"id": i, "file_name": f"{i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
+            for i in (7, 9)
+        ]
+        dog = {
+            "id": 1,
+            "image_id": 7,
+            "category_id": 18,
+            "bbox": [10, 20, 20, 20],
+            "segmentation": [[10, 20, 30, 20, 30, 40, 10, 40]],
+        }
+        (notes / f"instances_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": [dog], "categories": things})
+        )
         rows = [{"image_id": 9, "file_name": "000000000009.png", "segments_info": infos[2:3]}]
         rows.append({"image_id": 7, "file_name": "000000000007.png", "segments_info": infos})
-        (notes / f"panoptic_{split}.json").write_text(json.dumps({"images": images, "annotations": rows, "categories": whole}))
+        (notes / f"panoptic_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": rows, "categories": whole})
+        )
         write_png(notes / f"panoptic_{split}" / "000000000007.png", segments())
         write_png(notes / f"panoptic_{split}" / "000000000009.png", np.full((HEIGHT, WIDTH), GRASS))
         for i in (7, 9):
@@ -103,7 +134,10 @@ def test_ids_that_a_map_cannot_hold_are_refused(root: Path) -> None:
     maps = source(root).semantic_maps("train")  # they have labels
     assert maps is not None
     assert np.array_equal(maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), labels())
-    with pytest.raises(UserError, match=r"data\.train_semantic=.*panoptic_train2017: category id 40000 of the panoptic maps is above 32767"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.train_semantic=.*panoptic_train2017: category id 40000 of the panoptic maps is above 32767",
+    ):
         source(root, "data.stuff_json=null").semantic_maps("train")
 
 
@@ -116,7 +150,11 @@ def test_a_validation_with_the_trainings_own_images(root: Path) -> None:
 
 
 def test_without_maps_the_panoptic_files_are_not_needed(root: Path) -> None:
-    words = ["data.train_semantic=null", "data.val_semantic=null", "data.train_panoptic=absent.json"]
+    words = [
+        "data.train_semantic=null",
+        "data.val_semantic=null",
+        "data.train_panoptic=absent.json",
+    ]
     data = source(root, *words)
     assert data.semantic_maps("train") is None
     assert len(data.train) == 2
@@ -129,7 +167,9 @@ def test_a_class_that_the_training_does_not_have_is_unlabelled(root: Path) -> No
     path.write_text(json.dumps(content))
     maps = source(root, "data.val_panoptic=${data.train_panoptic}").semantic_maps("val")
     assert maps is not None
-    assert np.array_equal(maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), np.where(labels() == 3, -1, labels()))
+    assert np.array_equal(
+        maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), np.where(labels() == 3, -1, labels())
+    )
 
 
 def first(tree: Any) -> Any:
@@ -162,10 +202,15 @@ def change_segment(key: str, value: object) -> Callable[[Any], None]:
         (lambda tree: tree["annotations"].pop(), "image without a panoptic annotation"),
         (lambda tree: tree["annotations"].insert(0, 3), "annotation without an integer image_id"),
         (lambda tree: tree.pop("categories"), "not a panoptic data set"),
-        (lambda tree: tree["categories"].append({"id": 1, "name": "x"}), "category id that is used more than once"),
+        (
+            lambda tree: tree["categories"].append({"id": 1, "name": "x"}),
+            "category id that is used more than once",
+        ),
     ],
 )
-def test_what_does_not_fit_is_reported(root: Path, damage: Callable[[Any], None], kind: str) -> None:
+def test_what_does_not_fit_is_reported(
+    root: Path, damage: Callable[[Any], None], kind: str
+) -> None:
     path = root / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
     damage(content)
@@ -185,7 +230,14 @@ def damage_png(path: Path, how: str) -> None:
         path.write_bytes(b"none")
 
 
-@pytest.mark.parametrize(("how", "kind"), [("size", "of another size than its image"), ("mode", "that is not RGB"), ("none", "that cannot be read")])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("size", "of another size than its image"),
+        ("mode", "that is not RGB"),
+        ("none", "that cannot be read"),
+    ],
+)
 def test_maps_that_do_not_fit_are_reported(root: Path, how: str, kind: str) -> None:
     path = root / "annotations" / "panoptic_train2017" / "000000000009.png"
     damage_png(path, how)
@@ -200,8 +252,13 @@ def test_maps_that_do_not_fit_are_reported(root: Path, how: str, kind: str) -> N
 def test_a_colour_without_a_segment_is_named(root: Path) -> None:
     path = root / "annotations" / "panoptic_train2017" / "000000000009.png"
     for strange in (1, DOG, GRASS + 256):
-        write_png(path, np.where(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) == 77, strange, GRASS))
-        with pytest.raises(UserError, match=rf"000000000009\.png: the id {strange} of a pixel is none of the image's segments"):
+        write_png(
+            path, np.where(np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) == 77, strange, GRASS)
+        )
+        with pytest.raises(
+            UserError,
+            match=rf"000000000009\.png: the id {strange} of a pixel is none of the image's segments",
+        ):
             source(root).semantic_maps("train").of("000000000009.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
 
 
@@ -218,7 +275,9 @@ def test_keys_that_are_missing(root: Path) -> None:
         _ = source(root, "data.train_panoptic=null").train
     with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
         _ = source(root, "data.train_panoptic=absent.json").train
-    with pytest.raises(UserError, match=r"data\.train_semantic=absent: no such folder of panoptic maps"):
+    with pytest.raises(
+        UserError, match=r"data\.train_semantic=absent: no such folder of panoptic maps"
+    ):
         _ = source(root, "data.train_semantic=absent").train
     (root / "annotations" / "panoptic_train2017.json").write_text('{"annotations": [')
     with pytest.raises(UserError, match="not JSON"):

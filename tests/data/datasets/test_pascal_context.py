@@ -22,7 +22,17 @@ pytest.importorskip("cv2")
 HEIGHT, WIDTH = 64, 96
 NAMES = {"train": ["2008_000002", "2008_000008"], "val": ["2009_000015"]}
 # In other orders and spellings than the short list, as they are published.
-LABELS = {1: "accordion", 2: "aeroplane", 9: "bag", 85: "cloth", 104: "dining room", 258: "person", 259: "grass", 397: "table", 430: "tv monitor"}
+LABELS = {
+    1: "accordion",
+    2: "aeroplane",
+    9: "bag",
+    85: "cloth",
+    104: "dining room",
+    258: "person",
+    259: "grass",
+    397: "table",
+    430: "tv monitor",
+}
 CLASSES = ["aeroplane", "clothes", "diningtable", "grass", "person", "tvmonitor"]
 IDS = (2, 258, 397, 430, 85, 259)  # things in ascending order, then stuff
 PERSON, TABLE, GRASS, CLOTH, ACCORDION = 258, 397, 259, 85, 1
@@ -47,7 +57,9 @@ def object_map() -> np.ndarray:
     return found
 
 
-def write_mat(path: Path, values: np.ndarray, compressed: bool = True, name: str = "LabelMap") -> None:
+def write_mat(
+    path: Path, values: np.ndarray, compressed: bool = True, name: str = "LabelMap"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy_io.savemat(path, {name: values}, do_compression=compressed)
 
@@ -59,21 +71,42 @@ def root(tmp_path: Path) -> Path:
     for folder in ("JPEGImages", "ImageSets/Main", "SegmentationObject", "SegmentationClass"):
         (voc / folder).mkdir(parents=True)
     for split, names in NAMES.items():
-        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text(
+            "".join(f"{name}\n" for name in names)
+        )
         for name in names:
-            Image.fromarray((label_map() % 250).astype(np.uint8)).convert("RGB").save(voc / "JPEGImages" / f"{name}.jpg")
-            write_mat(context / "trainval" / f"{name}.mat", label_map(), compressed=name.endswith("2"))
+            Image.fromarray((label_map() % 250).astype(np.uint8)).convert("RGB").save(
+                voc / "JPEGImages" / f"{name}.jpg"
+            )
+            write_mat(
+                context / "trainval" / f"{name}.mat", label_map(), compressed=name.endswith("2")
+            )
     objects = object_map()
     Image.fromarray(objects).save(voc / "SegmentationObject" / "2008_000002.png")
-    Image.fromarray(np.array([0, *VOC_OBJECT.values()], dtype=np.uint8)[objects]).save(voc / "SegmentationClass" / "2008_000002.png")
-    (context / "labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in LABELS.items()))
-    (context / "59_labels.txt").write_text("".join(f"{number}: {name}\n" for number, name in enumerate(CLASSES, 1)))
+    Image.fromarray(np.array([0, *VOC_OBJECT.values()], dtype=np.uint8)[objects]).save(
+        voc / "SegmentationClass" / "2008_000002.png"
+    )
+    (context / "labels.txt").write_text(
+        "".join(f"{number}: {name}\n" for number, name in LABELS.items())
+    )
+    (context / "59_labels.txt").write_text(
+        "".join(f"{number}: {name}\n" for number, name in enumerate(CLASSES, 1))
+    )
     return tmp_path
 
 
 @lru_cache
 def composed(*words: str) -> DictConfig:
-    return configs.compose("train", ["data=pascal_context", "data.num_workers=0", "data.test_transforms=[]", "data.train_transforms=[]", *words])
+    return configs.compose(
+        "train",
+        [
+            "data=pascal_context",
+            "data.num_workers=0",
+            "data.test_transforms=[]",
+            "data.train_transforms=[]",
+            *words,
+        ],
+    )
 
 
 def source(root: Path, *words: str) -> PascalContextSource:
@@ -92,7 +125,14 @@ def labels(ids: tuple[int, ...], other: int = -1) -> np.ndarray:
 def test_classes_of_pixels(root: Path) -> None:
     data = source(root)
     assert (data.categories.ids, data.categories.num_things) == (IDS, 4)
-    assert data.categories.names == ("aeroplane", "person", "diningtable", "tvmonitor", "clothes", "grass")
+    assert data.categories.names == (
+        "aeroplane",
+        "person",
+        "diningtable",
+        "tvmonitor",
+        "clothes",
+        "grass",
+    )
     (batch,) = data.test_loader("train", 2)
     assert batch.image_ids == [2008000002, 2008000008]
     assert batch.semantic is not None
@@ -107,7 +147,9 @@ def test_with_the_background_as_the_sixtieth_class(root: Path) -> None:
     maps = data.semantic_maps("val")
     assert maps is not None
     ids = data.categories.ids
-    assert np.array_equal(maps.of("2009_000015.jpg", HEIGHT, WIDTH).numpy(), labels(ids, ids.index(0)))
+    assert np.array_equal(
+        maps.of("2009_000015.jpg", HEIGHT, WIDTH).numpy(), labels(ids, ids.index(0))
+    )
 
 
 def masks_of(data: PascalContextSource, split: str, index: int) -> list[tuple[str, np.ndarray]]:
@@ -128,7 +170,11 @@ def test_and_elsewhere_connected_regions(root: Path) -> None:
     data = source(root)
     for split, index in (("train", 1), ("val", 0)):
         found = masks_of(data, split, index)
-        assert [name for name, _ in found] == ["person", "diningtable", "diningtable"]  # the two people are one, the speck is none
+        assert [name for name, _ in found] == [
+            "person",
+            "diningtable",
+            "diningtable",
+        ]  # the two people are one, the speck is none
         assert np.array_equal(found[0][1], (label_map() == PERSON) & (np.arange(WIDTH) < 60))
         assert np.array_equal(found[1][1] | found[2][1], label_map() == TABLE)
 
@@ -139,11 +185,16 @@ def test_regions_touch_by_their_sides_and_have_a_least_size() -> None:
     ids[0, 10:] = 3
     assert MIN_REGION == 25
     found = list(regions(ids, [7, 8]))
-    assert [(number, int(mask.sum()), int(mask.argmax())) for number, mask in found] == [(7, 25, 0), (7, 25, 105)]
+    assert [(number, int(mask.sum()), int(mask.argmax())) for number, mask in found] == [
+        (7, 25, 0),
+        (7, 25, 105),
+    ]
     assert list(regions(np.full((4, 4), -1, dtype=np.int16), [7])) == []
 
 
-def test_lists_of_ones_own_and_instances_that_came_later(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_of_ones_own_and_instances_that_came_later(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "own.txt").write_text("2008_000008\n")
     words = ["data.train_list=${data.root}/../own.txt"]
     assert [image.file_name for image in source(root, *words).train.images] == ["2008_000008.jpg"]
@@ -151,7 +202,9 @@ def test_lists_of_ones_own_and_instances_that_came_later(root: Path, capsys: pyt
     source(root, *words)
     assert capsys.readouterr().out == ""
     for folder in ("SegmentationObject", "SegmentationClass"):
-        (root / "VOC2010" / folder / "2008_000008.png").write_bytes((root / "VOC2010" / folder / "2008_000002.png").read_bytes())
+        (root / "VOC2010" / folder / "2008_000008.png").write_bytes(
+            (root / "VOC2010" / folder / "2008_000002.png").read_bytes()
+        )
     assert source(root, *words).train.labels(0) == [1, 1, 2]
 
 
@@ -185,7 +238,9 @@ def test_maps_that_are_missing_or_damaged(root: Path) -> None:
 def test_lists_of_classes_that_do_not_fit(root: Path) -> None:
     path = root / "context" / "59_labels.txt"
     path.write_text("1: aeroplane\n2: zebra\n")
-    with pytest.raises(UserError, match=r"data\.classes=.*59_labels\.txt: 'zebra' is no class of data\.labels="):
+    with pytest.raises(
+        UserError, match=r"data\.classes=.*59_labels\.txt: 'zebra' is no class of data\.labels="
+    ):
         source(root)
     path.write_text("1: grass\n")
     with pytest.raises(UserError, match=r"59_labels\.txt: none of VOC's classes"):
@@ -209,6 +264,13 @@ def test_what_is_not_there(root: Path) -> None:
 def test_checked_and_proposed_for_by_the_tools(root: Path, tmp_path: Path) -> None:
     words = ["data=pascal_context", f"data.root={root}/context", f"data.voc={root}/VOC2010"]
     assert "4 classes, 2 images (0 without objects), 6 instances" in done("check_data", *words)
-    assert "recall of 3 things" in done("propose", *words, "split=val", f"output={tmp_path / 'segments'}", "workers=1", "data.stuff_json=null")
+    assert "recall of 3 things" in done(
+        "propose",
+        *words,
+        "split=val",
+        f"output={tmp_path / 'segments'}",
+        "workers=1",
+        "data.stuff_json=null",
+    )
     (root / "context" / "labels.txt").write_text("none")
     assert_refused(said("check_data", *words), "data.labels=")

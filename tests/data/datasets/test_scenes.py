@@ -15,7 +15,14 @@ from pycocotools.coco import COCO
 
 from maskseg.data.datasets import scenes
 from maskseg.data.datasets import scenes_draw as draw
-from maskseg.data.datasets.scenes import JOINTS, STUFF, THINGS, UNLABELLED, filled_box_ap, make_scenes
+from maskseg.data.datasets.scenes import (
+    JOINTS,
+    STUFF,
+    THINGS,
+    UNLABELLED,
+    filled_box_ap,
+    make_scenes,
+)
 
 NUM_TRAIN, NUM_VAL = 160, 50
 
@@ -33,7 +40,11 @@ def coco(root: Path) -> COCO:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def visible(coco: COCO, row: dict[str, Any]) -> np.ndarray:
@@ -41,18 +52,28 @@ def visible(coco: COCO, row: dict[str, Any]) -> np.ndarray:
 
 
 def test_files(root: Path) -> None:
-    names = {f"{split}_{i:06d}" for split, n in (("train", NUM_TRAIN), ("val", NUM_VAL)) for i in range(1, n + 1)}
+    names = {
+        f"{split}_{i:06d}"
+        for split, n in (("train", NUM_TRAIN), ("val", NUM_VAL))
+        for i in range(1, n + 1)
+    }
     assert {path.name for path in (root / "images").iterdir()} == {f"{name}.jpg" for name in names}
     assert {path.name for path in (root / "stuff").iterdir()} == {f"{name}.png" for name in names}
-    assert [path.name for path in root.parent.iterdir()] == ["scenes"]  # nothing unfinished beside it
+    assert [path.name for path in root.parent.iterdir()] == [
+        "scenes"
+    ]  # nothing unfinished beside it
     for name, mode in (("images/train_000001.jpg", "RGB"), ("stuff/val_000001.png", "L")):
         with Image.open(root / name) as image:
             assert (image.mode, image.size) == (mode, (256, 256))
 
 
-def test_workers_change_nothing_and_pictures_do_not_depend_on_their_number(root: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing_and_pictures_do_not_depend_on_their_number(
+    root: Path, tmp_path: Path
+) -> None:
     make_scenes(tmp_path / "one", num_train=30, num_val=10, num_workers=0)
-    make_scenes(tmp_path / "two", num_train=30, num_val=10, num_workers=2)  # 40 pictures: enough to start two workers
+    make_scenes(
+        tmp_path / "two", num_train=30, num_val=10, num_workers=2
+    )  # 40 pictures: enough to start two workers
     one, larger = contents(tmp_path / "one"), contents(root)
     assert one == contents(tmp_path / "two")
     assert all(one[name] == larger[name] for name in one if name.endswith(("jpg", "png")))
@@ -62,7 +83,10 @@ def test_workers_change_nothing_and_pictures_do_not_depend_on_their_number(root:
 
 def test_seed_changes_the_pictures(root: Path, tmp_path: Path) -> None:
     make_scenes(tmp_path / "other", num_train=1, num_val=1, seed=1)
-    assert contents(tmp_path / "other")["images/train_000001.jpg"] != contents(root)["images/train_000001.jpg"]
+    assert (
+        contents(tmp_path / "other")["images/train_000001.jpg"]
+        != contents(root)["images/train_000001.jpg"]
+    )
 
 
 def test_categories(coco: COCO) -> None:
@@ -74,7 +98,9 @@ def test_categories(coco: COCO) -> None:
     assert [name for name, row in things.items() if "keypoints" in row] == ["figure"]
     figure = things["figure"]
     assert len(figure["keypoints"]) == len(set(figure["keypoints"])) == 13
-    assert {name.replace("left_", "right_") for name in figure["keypoints"]} < set(figure["keypoints"])
+    assert {name.replace("left_", "right_") for name in figure["keypoints"]} < set(
+        figure["keypoints"]
+    )
     assert {joint for bone in figure["skeleton"] for joint in bone} == set(range(1, 14))
     assert {row["category_id"] for row in coco.dataset["annotations"]} == set(THINGS.values())
 
@@ -113,7 +139,9 @@ def test_stuff_map_agrees_with_the_masks_which_do_not_overlap(root: Path, coco: 
 
 
 def test_empty_pictures_and_crowds_occur(coco: COCO) -> None:
-    empty = {row["id"] for row in coco.dataset["images"]} - {row["image_id"] for row in coco.dataset["annotations"]}
+    empty = {row["id"] for row in coco.dataset["images"]} - {
+        row["image_id"] for row in coco.dataset["annotations"]
+    }
     crowded = [row for row in coco.dataset["annotations"] if row["iscrowd"]]
     assert 1 <= len(empty) <= 0.08 * NUM_TRAIN
     assert 1 <= len(crowded) <= 0.12 * NUM_TRAIN
@@ -150,10 +178,14 @@ def test_existing_folders(root: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     make_scenes(root, num_train=NUM_TRAIN, num_val=NUM_VAL)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    with pytest.raises(ValueError, match=r"scenes holds .*: delete the folder or choose another data\.root"):
+    with pytest.raises(
+        ValueError, match=r"scenes holds .*: delete the folder or choose another data\.root"
+    ):
         make_scenes(root, num_train=NUM_TRAIN + 1, num_val=NUM_VAL)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match=r"mine exists and is no finished scenes data set: delete .* data\.root"):
+    with pytest.raises(
+        ValueError, match=r"mine exists and is no finished scenes data set: delete .* data\.root"
+    ):
         make_scenes(tmp_path / "mine")
     copy = shutil.copytree(root, tmp_path / "copy")
     (copy / "val.json").unlink()
@@ -184,11 +216,15 @@ def test_other_sizes(tmp_path: Path) -> None:
     assert all(max(row["bbox"][2:]) <= 75 for row in rows["annotations"] if not row["iscrowd"])
 
 
-def test_the_largest_crowd_has_room_in_the_smallest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_crowd_has_room_in_the_smallest_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def largest(_: np.random.Generator) -> draw.Shape:
         level = np.ones((200, 200), np.float32)  # 4 x 4 figures of 36 pixels take 195
         level[60:140, 60:140] = -1
-        return draw.Shape("figure", level, np.ones_like(level), np.zeros((0, 2), np.float32), crowd=True)
+        return draw.Shape(
+            "figure", level, np.ones_like(level), np.zeros((0, 2), np.float32), crowd=True
+        )
 
     monkeypatch.setattr(draw, "crowd", largest)
     monkeypatch.setattr(scenes, "CROWDED", 1.0)

@@ -26,11 +26,16 @@ scipy_io = pytest.importorskip("scipy.io")
 MAPS = [np.array([[1, 1, 2], [1, 3, 3]]), np.array([[1, 1, 1], [0, 2, 2]])]
 
 
-def write_mat(path: Path, maps: list[np.ndarray], dtype: type = np.uint16, compressed: bool = True) -> None:
+def write_mat(
+    path: Path, maps: list[np.ndarray], dtype: type = np.uint16, compressed: bool = True
+) -> None:
     """A file as BSDS500 has it: a cell for each annotator, in it a structure with Segmentation and Boundaries."""
     cells = np.empty((1, len(maps)), dtype=object)
     for i, one in enumerate(maps):
-        cells[0, i] = {"Boundaries": np.zeros(one.shape, dtype=bool), "Segmentation": one.astype(dtype)}
+        cells[0, i] = {
+            "Boundaries": np.zeros(one.shape, dtype=bool),
+            "Segmentation": one.astype(dtype),
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy_io.savemat(path, {"other": "text", "groundTruth": cells}, do_compression=compressed)
 
@@ -87,11 +92,16 @@ def test_bsds_as_it_unpacks(root: Path, nested: str) -> None:
 @pytest.mark.parametrize("compressed", [True, False])
 def test_numbers_of_every_type(root: Path, dtype: type, compressed: bool) -> None:
     write_mat(root / "groundTruth/val/a.mat", MAPS, dtype, compressed)
-    assert [t.tolist() for t in BsdsSource(str(root)).truths("val", 0)] == [(m - 1).tolist() for m in MAPS]
+    assert [t.tolist() for t in BsdsSource(str(root)).truths("val", 0)] == [
+        (m - 1).tolist() for m in MAPS
+    ]
 
 
 def test_bsds_folders_that_do_not_fit(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data.root=.*/none: no such folder: a folder with images/\{train,val,test\}"):
+    with pytest.raises(
+        UserError,
+        match=r"data.root=.*/none: no such folder: a folder with images/\{train,val,test\}",
+    ):
         BsdsSource(str(root / "none")).splits()
     with pytest.raises(UserError, match="not found there"):
         BsdsSource(str(root / "images")).names("val")
@@ -102,7 +112,9 @@ def test_bsds_folders_that_do_not_fit(root: Path) -> None:
         BsdsSource(str(root)).names("train")
     (root / "groundTruth/val/b.mat").unlink()
     assert BsdsSource(str(root), max_images=1).names("val") == ["a"]
-    with pytest.raises(UserError, match=r"val/b.mat: no such file, but there is the image \(1 of 2 images"):
+    with pytest.raises(
+        UserError, match=r"val/b.mat: no such file, but there is the image \(1 of 2 images"
+    ):
         BsdsSource(str(root)).names("val")
     for part in ("val", "test", "train"):
         (root / "images" / part).rename(root / "images" / f"{part}_")
@@ -123,7 +135,10 @@ def test_bsds_files_that_do_not_fit(root: Path) -> None:
         ({}, "it has no variable groundTruth (none at all)"),
         ({"groundTruth": MAPS[0]}, "where cells were expected"),
         ({"groundTruth": np.empty((1, 0), dtype=object)}, "groundTruth has no segmentation"),
-        ({"groundTruth": np.array([[{"Boundaries": 1}, 0]], dtype=object)}, "without the field 'Segmentation' (it has Boundaries)"),
+        (
+            {"groundTruth": np.array([[{"Boundaries": 1}, 0]], dtype=object)},
+            "without the field 'Segmentation' (it has Boundaries)",
+        ),
         ({"groundTruth": np.array([[1, 2]], dtype=object)}, "where one structure was expected"),
     ):
         scipy_io.savemat(path, values)
@@ -144,10 +159,25 @@ def test_bsds_files_that_do_not_fit(root: Path) -> None:
         (b"", "does not begin as a MATLAB 5 file"),
         (b"\x80\x04." + bytes(200), "does not begin as a MATLAB 5 file"),  # a pickle
         (b"MATLAB 7.3 MAT-file".ljust(600), "version 7.3 (HDF5); save it again with -v7"),
-        (b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0e\x00\x00\x00\xff\xff\xff\xff", "cut short"),
-        (b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0f\x00\x00\x00\x04\x00\x00\x00abcd", "compressed data are damaged"),
-        (b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0e\x00\x00\x00\x08\x00\x00\x00" + bytes(8), "without flags, shape or name"),
-        (b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x01\x00\x00\x00\x00\x00\x00\x00" * 10_001, "more than 10000 elements"),
+        (
+            b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0e\x00\x00\x00\xff\xff\xff\xff",
+            "cut short",
+        ),
+        (
+            b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0f\x00\x00\x00\x04\x00\x00\x00abcd",
+            "compressed data are damaged",
+        ),
+        (
+            b"MATLAB 5.0".ljust(124)
+            + b"\x00\x01IM"
+            + b"\x0e\x00\x00\x00\x08\x00\x00\x00"
+            + bytes(8),
+            "without flags, shape or name",
+        ),
+        (
+            b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x01\x00\x00\x00\x00\x00\x00\x00" * 10_001,
+            "more than 10000 elements",
+        ),
     ],
 )
 def test_what_is_no_mat_file(root: Path, data: bytes, what: str) -> None:
@@ -201,7 +231,9 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(root: Path) -> None:
             except UserError as error:
                 refusals.append(str(error))
             else:
-                assert all(m.shape == (2, 3) and m.dtype == np.int32 and m.min() >= -1 for m in maps)
+                assert all(
+                    m.shape == (2, 3) and m.dtype == np.int32 and m.min() >= -1 for m in maps
+                )
                 read += 1
     assert min(read, len(refusals)) > 100
     assert all("groundTruth/val/a.mat: " in message and "\n" not in message for message in refusals)
@@ -221,18 +253,29 @@ def test_the_real_bsds_as_scipy_reads_it(shared_data: Path) -> None:
             assert len(found) == wanted.shape[1] >= 4
             assert source.image(split, i).shape[1:] == found[0].shape
             for k, one in enumerate(found):
-                np.testing.assert_array_equal(one, wanted[0, k]["Segmentation"][0, 0].astype(np.int64) - 1)
+                np.testing.assert_array_equal(
+                    one, wanted[0, k]["Segmentation"][0, 0].astype(np.int64) - 1
+                )
 
 
 RED, BLUE, VOID = (128, 0, 0), (0, 0, 128), (0, 0, 0)
-COLOURS = np.array([[RED, VOID, VOID, RED], [BLUE, VOID, RED, VOID], [VOID, VOID, VOID, VOID], [BLUE, BLUE, BLUE, RED]])
+COLOURS = np.array(
+    [
+        [RED, VOID, VOID, RED],
+        [BLUE, VOID, RED, VOID],
+        [VOID, VOID, VOID, VOID],
+        [BLUE, BLUE, BLUE, RED],
+    ]
+)
 
 
 @pytest.fixture(params=["v2", "v1", "unpacked"])
 def msrc(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """MSRC's layouts: the images 1_2_s and 1_1_s."""
     inner = tmp_path / "MSRC_ObjCategImageDatabase_v2" if request.param == "unpacked" else tmp_path
-    images, maps = (inner, inner) if request.param == "v1" else (inner / "Images", inner / "GroundTruth")
+    images, maps = (
+        (inner, inner) if request.param == "v1" else (inner / "Images", inner / "GroundTruth")
+    )
     for name in ("1_2_s", "1_1_s"):
         write_image(images / f"{name}.bmp", np.full((4, 4, 3), 7))
         write_image(maps / f"{name}_GT.bmp", COLOURS)
@@ -242,7 +285,11 @@ def msrc(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_msrc(msrc: Path) -> None:
     source: SegmentedSource = MsrcSource(str(msrc))
     source.prepare()
-    assert (source.split, source.splits(), source.names("all")) == ("all", ["all"], ["1_1_s", "1_2_s"])
+    assert (source.split, source.splits(), source.names("all")) == (
+        "all",
+        ["all"],
+        ["1_1_s", "1_2_s"],
+    )
     assert int(source.image("all", 0).sum()) == 7 * 48
     (truth,) = source.truths("all", 0)
     assert truth.dtype == np.int32
@@ -258,7 +305,11 @@ def test_msrc_lists(tmp_path: Path) -> None:
     (tmp_path / "Test.txt").write_text("1_2_s\n")
     source = MsrcSource(str(tmp_path), "test")
     assert source.splits() == ["all", "train", "test"]
-    assert [source.names(split) for split in source.splits()] == [["1_1_s", "1_2_s", "1_3_s"], ["1_1_s", "1_3_s"], ["1_2_s"]]
+    assert [source.names(split) for split in source.splits()] == [
+        ["1_1_s", "1_2_s", "1_3_s"],
+        ["1_1_s", "1_3_s"],
+        ["1_2_s"],
+    ]
     assert source.truths("test", 0)[0].tolist() == [[-1] * 4] * 4
     with pytest.raises(UserError, match=r"^split=val: .* has all, train, test"):
         source.names("val")
@@ -272,14 +323,20 @@ def test_msrc_lists(tmp_path: Path) -> None:
 
 
 def test_msrc_files_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.root=.*: not found there: a folder with Images/NAME.bmp"):
+    with pytest.raises(
+        UserError, match=r"data.root=.*: not found there: a folder with Images/NAME.bmp"
+    ):
         MsrcSource(str(tmp_path)).splits()
     write_image(tmp_path / "1_1_s.bmp", np.zeros((20, 30, 3)))
     write_image(tmp_path / "1_1_s_GT.bmp", np.zeros((30, 20, 3)))
     source = MsrcSource(str(tmp_path))
-    assert "1_1_s_GT.bmp: the segmentation is 30 x 20 (height x width), its image 20 x 30" in told(source, "all")
+    assert "1_1_s_GT.bmp: the segmentation is 30 x 20 (height x width), its image 20 x 30" in told(
+        source, "all"
+    )
     write_image(tmp_path / "1_1_s_GT.bmp", np.random.default_rng(0).integers(0, 256, (20, 30, 3)))
-    assert "colours; a map has one for each class and must be saved without loss" in told(source, "all")
+    assert "colours; a map has one for each class and must be saved without loss" in told(
+        source, "all"
+    )
     (tmp_path / "1_1_s_GT.bmp").write_bytes(b"BM")
     assert "1_1_s_GT.bmp: not an image" in told(source, "all")
     write_image(tmp_path / "1_2_s.bmp", np.zeros((20, 30, 3)))
@@ -296,15 +353,32 @@ def test_msrc_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert said.endswith("pip install maskseg[classic]")
 
 
-@pytest.mark.parametrize("keys", [{"max_images": 0}, {"max_pixels": 0}, {"divisor": 0}, {"max_images": 1.5}, {"max_pixels": None}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"max_images": 0},
+        {"max_pixels": 0},
+        {"divisor": 0},
+        {"max_images": 1.5},
+        {"max_pixels": None},
+    ],
+)
 def test_keys_that_cannot_be(keys: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"data.{next(iter(keys))} must be a whole number"):
         BsdsSource("x", **keys)
 
 
-@pytest.mark.parametrize(("name", "kind", "split"), [("bsds", BsdsSource, "val"), ("msrc", MsrcSource, "all")])
+@pytest.mark.parametrize(
+    ("name", "kind", "split"), [("bsds", BsdsSource, "val"), ("msrc", MsrcSource, "all")]
+)
 def test_the_configs_build(name: str, kind: type, split: str) -> None:
     composed = config.compose("train", [f"data={name}", "data.root=x"])
     source = config.build(composed.data)
     assert isinstance(source, kind)
-    assert (source.root, source.split, source.test_transforms, source.divisor, source.num_classes) == ("x", split, [], 32, None)
+    assert (
+        source.root,
+        source.split,
+        source.test_transforms,
+        source.divisor,
+        source.num_classes,
+    ) == ("x", split, [], 32, None)

@@ -32,7 +32,10 @@ def write(path: Path, ids: np.ndarray, mode: str = "L") -> None:
     image.save(path)
 
 
-@pytest.mark.parametrize(("mode", "ids"), [("L", IDS), ("P", IDS), ("I;16", np.array([[0, 255, 256], [32767, 65535, 1]]))])
+@pytest.mark.parametrize(
+    ("mode", "ids"),
+    [("L", IDS), ("P", IDS), ("I;16", np.array([[0, 255, 256], [32767, 65535, 1]]))],
+)
 def test_modes(tmp_path: Path, mode: str, ids: np.ndarray) -> None:
     write(tmp_path / "a" / "b.png", ids, mode)
     with Image.open(tmp_path / "a" / "b.png") as image:
@@ -61,10 +64,15 @@ def refused(folder: Path, name: str = "a.jpg", size: tuple[int, int] = (2, 3), *
 def test_what_is_refused(tmp_path: Path) -> None:
     folder, path = tmp_path / "maps", tmp_path / "maps" / "a.png"
     write(path, IDS)
-    assert f"{path}: the semantic map is 2 x 3 (height x width), the image 3 x 2" in refused(folder, size=(3, 2))
+    assert f"{path}: the semantic map is 2 x 3 (height x width), the image 3 x 2" in refused(
+        folder, size=(3, 2)
+    )
     assert str(folder / "b.png") in refused(folder, "b.jpg")
     Image.new("RGB", (3, 2)).save(path)
-    assert f"{path}: a semantic map has one channel of category ids, this one is of mode RGB" in refused(folder)
+    assert (
+        f"{path}: a semantic map has one channel of category ids, this one is of mode RGB"
+        in refused(folder)
+    )
     for mode in ("LA", "RGBA", "1"):
         Image.new(mode, (3, 2)).save(path)
         assert f"this one is of mode {mode}" in refused(folder)
@@ -79,7 +87,9 @@ def test_damaged_files(tmp_path: Path, cut: int) -> None:
     write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (40, 50)))
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[:cut])
-    assert f"{tmp_path / 'a.png'}: the semantic map cannot be read" in refused(tmp_path, size=(40, 50))
+    assert f"{tmp_path / 'a.png'}: the semantic map cannot be read" in refused(
+        tmp_path, size=(40, 50)
+    )
     (tmp_path / "a.png").write_bytes(b"")
     assert "cannot be read" in refused(tmp_path, size=(40, 50))
 
@@ -99,7 +109,9 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.val_semantic=.*absent: no such folder of semantic maps"):
+    with pytest.raises(
+        UserError, match=r"data\.val_semantic=.*absent: no such folder of semantic maps"
+    ):
         SemanticMaps(tmp_path / "absent", "data.val_semantic")
 
 
@@ -116,11 +128,23 @@ LEVELS = 20  # grey levels from one id to the next
 def make_sample(height: int = 96, width: int = 128) -> Sample:
     """Blocks of random ids in 0..11 and -1; the image's grey is LEVELS * (id + 1)."""
     rng = np.random.default_rng(3)
-    ids = np.kron(rng.integers(-1, 12, (height // BLOCK, width // BLOCK)), np.ones((BLOCK, BLOCK), dtype=int))
+    ids = np.kron(
+        rng.integers(-1, 12, (height // BLOCK, width // BLOCK)), np.ones((BLOCK, BLOCK), dtype=int)
+    )
     image = torch.from_numpy((LEVELS * (ids + 1)).astype(np.uint8)).expand(3, -1, -1).clone()
     nothing = torch.zeros(0, dtype=torch.int64)
     semantic = torch.from_numpy(ids.astype(np.int16))
-    return Sample(image, torch.zeros(0, 4), nothing, nothing.bool(), None, 1, "a.png", (height, width), semantic=semantic)
+    return Sample(
+        image,
+        torch.zeros(0, 4),
+        nothing,
+        nothing.bool(),
+        None,
+        1,
+        "a.png",
+        (height, width),
+        semantic=semantic,
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +163,12 @@ def test_flips_and_crops_move_image_and_map_alike(transform: Transform) -> None:
 
 @pytest.mark.parametrize(
     "transform",
-    [ResizeShortestEdge([192]), ResizeShortestEdge([130]), ResizeShortestEdge([48]), ScaleJitterCrop(90, (0.6, 1.9))],
+    [
+        ResizeShortestEdge([192]),
+        ResizeShortestEdge([130]),
+        ResizeShortestEdge([48]),
+        ScaleJitterCrop(90, (0.6, 1.9)),
+    ],
     ids=["twice", "larger", "half", "scale and crop"],
 )
 def test_resizes_move_image_and_map_alike(transform: Transform) -> None:
@@ -148,8 +177,14 @@ def test_resizes_move_image_and_map_alike(transform: Transform) -> None:
         assert moved.semantic is not None
         assert moved.semantic.shape == moved.size
         ids = moved.semantic.int()
-        around = [ids[2 + y : len(ids) - 2 + y, 2 + x : ids.shape[1] - 2 + x] for y in (-2, 2) for x in (-2, 2)]
-        inside = torch.stack(around).eq(ids[2:-2, 2:-2]).all(dim=0)  # where no border is near, which the resize blurs
+        around = [
+            ids[2 + y : len(ids) - 2 + y, 2 + x : ids.shape[1] - 2 + x]
+            for y in (-2, 2)
+            for x in (-2, 2)
+        ]
+        inside = (
+            torch.stack(around).eq(ids[2:-2, 2:-2]).all(dim=0)
+        )  # where no border is near, which the resize blurs
         off = (moved.image[0].int() - LEVELS * (ids + 1)).abs()
         assert inside.float().mean() > 0.2
         assert off[2:-2, 2:-2][inside].max() <= 1
@@ -195,13 +230,20 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def source(scenes: Path, **keys: object) -> CocoSource:
-    values = {"train_json": f"{scenes}/train.json", "val_json": f"{scenes}/val.json", "images": f"{scenes}/images", "num_workers": 0}
+    values = {
+        "train_json": f"{scenes}/train.json",
+        "val_json": f"{scenes}/val.json",
+        "images": f"{scenes}/images",
+        "num_workers": 0,
+    }
     return CocoSource(**{**values, "val_semantic": f"{scenes}/stuff", **keys})  # type: ignore[arg-type]
 
 
 def quarters(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
-    return (2 * (np.arange(height) >= height // 2)[:, None] + (np.arange(width) >= width // 2)).astype(np.int32)
+    return (
+        2 * (np.arange(height) >= height // 2)[:, None] + (np.arange(width) >= width // 2)
+    ).astype(np.int32)
 
 
 def test_through_the_loader(scenes: Path) -> None:
@@ -217,7 +259,10 @@ def test_through_the_loader(scenes: Path) -> None:
         wanted = np.asarray(Image.open((scenes / "stuff" / name).with_suffix(".png")))
         ids = np.where(wanted == 255, -1, wanted.astype(int))[:, ::-1]
         assert batch.semantic[i].tolist() == ids.tolist()
-        assert batch.superpixels[i].tolist() == corner(batch.images[i].permute(1, 2, 0).numpy()).tolist()
+        assert (
+            batch.superpixels[i].tolist()
+            == corner(batch.images[i].permute(1, 2, 0).numpy()).tolist()
+        )
     (train,) = flipped.test_loader("train", 4)
     assert train.semantic is None
     assert train.superpixels is not None

@@ -25,7 +25,16 @@ def file(folder: Path, content: object) -> Path:
 
 
 def test_stuff_comes_behind_the_things_by_id(tmp_path: Path) -> None:
-    found = with_stuff(THINGS, file(tmp_path, {"categories": [], "stuff_categories": [{"id": 95, "name": "grass"}, {"id": 92, "name": "sky"}]}))
+    found = with_stuff(
+        THINGS,
+        file(
+            tmp_path,
+            {
+                "categories": [],
+                "stuff_categories": [{"id": 95, "name": "grass"}, {"id": 92, "name": "sky"}],
+            },
+        ),
+    )
     assert found.names == ("dog", "cat", "sky", "grass")
     assert found.ids == (3, 18, 92, 95)
     assert (found.num_things, found.num_stuff) == (2, 2)
@@ -61,4 +70,6 @@ def test_no_file(tmp_path: Path) -> None:
 def test_maps_have_labels_where_ids_are_given(tmp_path: Path) -> None:
     Image.fromarray(np.array([[3, 92, 7], [255, 18, 95]], dtype=np.uint8)).save(tmp_path / "a.png")
     maps = SemanticMaps(tmp_path, "data.train_semantic", ids=(3, 18, 92, 95))
-    assert torch.equal(maps.of("a.jpg", 2, 3), torch.tensor([[0, 2, -1], [-1, 1, 3]], dtype=torch.int16))
+    assert torch.equal(
+        maps.of("a.jpg", 2, 3), torch.tensor([[0, 2, -1], [-1, 1, 3]], dtype=torch.int16)
+    )

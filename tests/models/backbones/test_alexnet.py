@@ -96,14 +96,20 @@ def test_images_of_any_size(padding: int) -> None:
         assert trunk.least == (63 if padding else 223)
         for size in ((1, 1), (32, 32), (32, 1333), (223, 64)):
             assert all(min(map_.shape) >= 1 for map_ in trunk(torch.zeros(2, 3, *size)).values())
-        assert trunk(torch.zeros(1, 3, 481, 321))["fc7"].shape[-2:] == ((14 + 2 * padding - 5, 9 + 2 * padding - 5))
+        assert trunk(torch.zeros(1, 3, 481, 321))["fc7"].shape[-2:] == (
+            (14 + 2 * padding - 5, 9 + 2 * padding - 5)
+        )
         assert AlexNet(levels=["conv5"]).least == 31
 
 
 @torch.no_grad()
 def test_the_form_for_inference(file: str) -> None:
     trunk, images = AlexNet(file), torch.randn(1, 3, 96, 128)
-    wanted, fast, half = trunk(images), for_inference(trunk)(images), for_inference(trunk, torch.bfloat16)(images)
+    wanted, fast, half = (
+        trunk(images),
+        for_inference(trunk)(images),
+        for_inference(trunk, torch.bfloat16)(images),
+    )
     for name, map_ in wanted.items():
         torch.testing.assert_close(fast[name], map_, rtol=1e-4, atol=1e-4)
         assert half[name].dtype == torch.bfloat16
@@ -114,9 +120,13 @@ def test_seven_stages_can_be_frozen() -> None:
     with torch.device("meta"):
         trunk = AlexNet(frozen_stages=6)
         assert {n.split(".")[1] for n, p in trunk.named_parameters() if p.requires_grad} == {"fc7"}
-        with pytest.raises(UserError, match=r"frozen_stages must be 0 to 7 \(conv1, .*fc7\), not 8"):
+        with pytest.raises(
+            UserError, match=r"frozen_stages must be 0 to 7 \(conv1, .*fc7\), not 8"
+        ):
             AlexNet(frozen_stages=8)
-        with pytest.raises(UserError, match=r"levels of alexnet must be some of conv1, .*, not pool5"):
+        with pytest.raises(
+            UserError, match=r"levels of alexnet must be some of conv1, .*, not pool5"
+        ):
             AlexNet(levels=["pool5"])
         for padding in (-1, 6):
             with pytest.raises(UserError, match=f"fc6_padding must be 0 to 5, not {padding}"):
@@ -128,17 +138,24 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "alexnet.pth"
     few = {k: v for k, v in state.items() if k.startswith("features.")}
     torch.save(few, path)
-    with pytest.raises(UserError, match=r"alexnet.pth' do not fit alexnet: 4 missing \(\['classifier.1.weight'"):
+    with pytest.raises(
+        UserError, match=r"alexnet.pth' do not fit alexnet: 4 missing \(\['classifier.1.weight'"
+    ):
         AlexNet(str(path))
     own = AlexNet(str(path), levels=["conv5"]).state_dict()  # which needs no classifier
     assert torch.equal(own["stages.conv5.conv1.weight"], state["features.10.weight"])
     torch.save(few | {"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
-    with pytest.raises(UserError, match=r"do not fit alexnet: features.0.weight is \[64, 3, 3, 3\], not \[64, 3, 11, 11\]"):
+    with pytest.raises(
+        UserError,
+        match=r"do not fit alexnet: features.0.weight is \[64, 3, 3, 3\], not \[64, 3, 11, 11\]",
+    ):
         AlexNet(str(path), levels=["conv5"])
     torch.save(few | {"features.3.bias": torch.full((192,), torch.nan)}, path)
     with pytest.raises(UserError, match=r"have no numbers for features.3.bias"):
         AlexNet(str(path), levels=["conv5"])
-    with pytest.raises(UserError, match="no such file, and torchvision has IMAGENET1K_V1, DEFAULT for alexnet"):
+    with pytest.raises(
+        UserError, match="no such file, and torchvision has IMAGENET1K_V1, DEFAULT for alexnet"
+    ):
         AlexNet("IMAGENET21K")
 
 

@@ -22,7 +22,9 @@ class Trunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.levels = {k: FeatureSpec(4 * 2**i, 0.5, c) for i, (k, c) in enumerate(CHANNELS.items())}
+        self.levels = {
+            k: FeatureSpec(4 * 2**i, 0.5, c) for i, (k, c) in enumerate(CHANNELS.items())
+        }
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         return maps
@@ -39,8 +41,16 @@ def test_equal_to_torchvision(norm: str | None, side: int) -> None:
         nn.init.normal_(parameter, 0.1, 0.1)
     names = {"inner_blocks": "lateral", "layer_blocks": "output"}
     pieces = {k: k.split(".") for k in theirs.state_dict()}
-    ours.load_state_dict({".".join([names[p[0]], f"p{int(p[1]) + 2}", *p[2:]]): theirs.state_dict()[k] for k, p in pieces.items()})
-    maps = {k: torch.randn((2, c, side * 2 ** (3 - i), 3 * 2 ** (3 - i))) for i, (k, c) in enumerate(CHANNELS.items())}
+    ours.load_state_dict(
+        {
+            ".".join([names[p[0]], f"p{int(p[1]) + 2}", *p[2:]]): theirs.state_dict()[k]
+            for k, p in pieces.items()
+        }
+    )
+    maps = {
+        k: torch.randn((2, c, side * 2 ** (3 - i), 3 * 2 ** (3 - i)))
+        for i, (k, c) in enumerate(CHANNELS.items())
+    }
     wanted = theirs(OrderedDict(maps))
     found = ours(maps)
     assert list(found) == list(ours.levels) == ["p2", "p3", "p4", "p5", "p6"]

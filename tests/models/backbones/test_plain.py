@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from maskseg import config as configs
 from maskseg.errors import UserError
 from maskseg.models.backbones.alexnet import AlexNet
-from maskseg.models.backbones.plain import Conv, Field, Layer, PlainTrunk, Stage, receptive_field, smallest_input
+from maskseg.models.backbones.plain import (
+    Conv,
+    Field,
+    Layer,
+    PlainTrunk,
+    Stage,
+    receptive_field,
+    smallest_input,
+)
 from maskseg.models.backbones.resnet import ResNet
 from maskseg.models.backbones.vgg import VGG16
 from maskseg.models.box_head import BoxClassifier, FCTrunk
@@ -22,7 +30,17 @@ from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.structures import Batch, Features, Losses, Regions
 
-ALEXNET = [(11, 4, 2), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0), (6, 1, 0)]
+ALEXNET = [
+    (11, 4, 2),
+    (3, 2, 0),
+    (5, 1, 2),
+    (3, 2, 0),
+    (3, 1, 1),
+    (3, 1, 1),
+    (3, 1, 1),
+    (3, 2, 0),
+    (6, 1, 0),
+]
 
 
 def stack(layers: list[Layer]) -> nn.Sequential:
@@ -59,7 +77,10 @@ def test_stacks_against_the_gradient(seed: int) -> None:
     field = receptive_field(layers)
     pixels = torch.zeros(1, 1, 2000 + 4 * field.size, dtype=torch.float64, requires_grad=True)
     map_ = stack(layers)(pixels)
-    for cell in (-(-field.size // field.stride), 1000 // field.stride + field.size // field.stride):  # far from the border
+    for cell in (
+        -(-field.size // field.stride),
+        1000 // field.stride + field.size // field.stride,
+    ):  # far from the border
         first, last = seen(map_, cell, pixels)
         assert last + 1 - first == field.size
         assert (first + last + 1) / 2 == field.centre + cell * field.stride
@@ -141,13 +162,18 @@ def test_frozen_stages_get_no_gradient(frozen: int) -> None:
     if frozen < 3:
         sum(f.sum() for f in features.values()).backward()
     for i, stage in enumerate(trunk.stages.values()):
-        assert all((p.grad is None) == (i < frozen) and p.requires_grad == (i >= frozen) for p in stage.parameters())
+        assert all(
+            (p.grad is None) == (i < frozen) and p.requires_grad == (i >= frozen)
+            for p in stage.parameters()
+        )
 
 
 def test_a_level_is_not_changed_by_the_stages_behind_it() -> None:
     trunk = PlainTrunk("net", SMALL, ["a", "b", "c"], None, 0)
     alone = PlainTrunk("net", SMALL, ["a"], None, 0)
-    alone.load_state_dict({k: v for k, v in trunk.state_dict().items() if k.startswith("stages.a.")})
+    alone.load_state_dict(
+        {k: v for k, v in trunk.state_dict().items() if k.startswith("stages.a.")}
+    )
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(alone(images)["a"], trunk(images)["a"])
     assert trunk(images)["a"].min() == 0
@@ -182,7 +208,9 @@ def test_wrong_settings_are_named() -> None:
         ("resnet", ResNet, ["c2", "c3", "c4", "c5"]),
     ],
 )
-def test_every_backbone_composes_and_builds(name: str, kind: type[nn.Module], levels: list[str]) -> None:
+def test_every_backbone_composes_and_builds(
+    name: str, kind: type[nn.Module], levels: list[str]
+) -> None:
     config = configs.compose("train", [f"model/backbone={name}", "model.backbone.weights=null"])
     with torch.device("meta"):
         backbone = configs.build(config.model.backbone)
@@ -192,7 +220,9 @@ def test_every_backbone_composes_and_builds(name: str, kind: type[nn.Module], le
 
 def test_the_trunk_alone_has_the_keys_of_the_one_below_a_pyramid() -> None:
     folder = configs.config_folder() / "model"
-    assert OmegaConf.load(folder / "backbone" / "resnet.yaml") == OmegaConf.load(folder / "trunk" / "resnet.yaml")
+    assert OmegaConf.load(folder / "backbone" / "resnet.yaml") == OmegaConf.load(
+        folder / "trunk" / "resnet.yaml"
+    )
 
 
 class Whole(nn.Module):
@@ -206,7 +236,9 @@ class Whole(nn.Module):
 def test_a_backbone_without_a_pyramid_in_a_whole_model(make_model: Any, make_batch: Any) -> None:
     backbone = VGG16(frozen_stages=2)
     classifier = BoxClassifier(MultiLevelRoIAlign({"conv5": 16}, 7), FCTrunk(512, 7, 16), 3)
-    model: GeneralizedRCNN = make_model(heads=False, backbone=backbone, proposer=Whole(), classifier=classifier)
+    model: GeneralizedRCNN = make_model(
+        heads=False, backbone=backbone, proposer=Whole(), classifier=classifier
+    )
     losses = model(make_batch([(40, 64), (32, 32)], [[(5, 5, 60, 38, 1)], []]))
     sum(losses.values(), torch.zeros(())).backward()
     gradients = [backbone.get_parameter(f"stages.conv{i}.conv2.weight").grad for i in (2, 3, 4, 5)]

@@ -59,17 +59,25 @@ def linear_trunk(name: str, **settings: Any) -> ResNet:
     return trunk.double().eval()
 
 
-@pytest.mark.parametrize(("name", "first"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
+@pytest.mark.parametrize(
+    ("name", "first"), [("resnet18", False), ("resnet50", False), ("resnet50", True)]
+)
 @pytest.mark.parametrize("across", [True, False])
 def test_centre_is_the_middle_of_the_receptive_field(name: str, first: bool, across: bool) -> None:
     """The gradient of one cell far from the borders lies evenly around centre + cell * stride."""
     trunk = linear_trunk(name, stride_in_1x1=first)
-    images = torch.ones((1, 3, 32, 1024) if across else (1, 3, 1024, 32), dtype=torch.float64, requires_grad=True)
+    images = torch.ones(
+        (1, 3, 32, 1024) if across else (1, 3, 1024, 32), dtype=torch.float64, requires_grad=True
+    )
     features = trunk(images)
     pixels = torch.arange(1024) + 0.5
     for level, map_ in zip(trunk.levels.values(), features.values(), strict=True):
         cell = 512 // level.stride
-        (gradient,) = torch.autograd.grad(map_[0, :, 0, cell].sum() if across else map_[0, :, cell, 0].sum(), images, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            map_[0, :, 0, cell].sum() if across else map_[0, :, cell, 0].sum(),
+            images,
+            retain_graph=True,
+        )
         profile = gradient.sum(dim=(0, 1, 2) if across else (0, 1, 3))
         seen = torch.nonzero(profile).squeeze(1)
         assert seen[0] > 0
@@ -88,11 +96,18 @@ def test_stride_in_the_first_convolution() -> None:
             assert block.get_submodule("downsample.0").stride == (stride, stride)
             assert model.get_submodule(f"{stage}.1.conv1").stride == (1, 1)
     assert trunk.state_dict().keys() == other.state_dict().keys()
-    with pytest.raises(UserError, match="stride_in_1x1 needs bottlenecks, which resnet18 does not have"):
+    with pytest.raises(
+        UserError, match="stride_in_1x1 needs bottlenecks, which resnet18 does not have"
+    ):
         ResNet("resnet18", stride_in_1x1=True)
 
 
-NORMS: dict[str, type[nn.Module]] = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d, "GN": nn.GroupNorm, "SyncBN": nn.SyncBatchNorm}
+NORMS: dict[str, type[nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": nn.GroupNorm,
+    "SyncBN": nn.SyncBatchNorm,
+}
 
 
 @pytest.mark.parametrize(("norm", "kind"), NORMS.items())
@@ -128,7 +143,11 @@ def test_frozen_stages_learn_nothing_and_keep_their_statistics(frozen: int) -> N
 def test_frozen_stages_stay_so_inside_another_module() -> None:
     trunk = ResNet("resnet18", norm="BN", frozen_stages=2)
     nn.Sequential(trunk).eval().train()
-    assert [trunk.stem.training, trunk.layer1.training, trunk.layer2.training] == [False, False, True]
+    assert [trunk.stem.training, trunk.layer1.training, trunk.layer2.training] == [
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN"])
@@ -136,21 +155,33 @@ def test_weights_of_a_file_give_torchvisions_features(tmp_path: Path, norm: str)
     theirs = torchvision_trunk()
     torch.save(theirs.state_dict(), tmp_path / "trunk.pth")
     ours = ResNet("resnet18", weights=str(tmp_path / "trunk.pth"), norm=norm).eval()
-    state = {(k if k.startswith("layer") else f"stem.{k}"): v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    state = {
+        (k if k.startswith("layer") else f"stem.{k}"): v
+        for k, v in theirs.state_dict().items()
+        if not k.startswith("fc.")
+    }
     own = ours.state_dict()
-    assert set(own) == {k for k in state if norm != "FrozenBN" or not k.endswith("num_batches_tracked")}
+    assert set(own) == {
+        k for k in state if norm != "FrozenBN" or not k.endswith("num_batches_tracked")
+    }
     assert all(torch.equal(v, state[k]) for k, v in own.items())
     if norm == "SyncBN":
         return
     with torch.no_grad():
         images = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(0))
-        for found, wanted in zip(ours(images).values(), torchvision_features(theirs, images), strict=True):
+        for found, wanted in zip(
+            ours(images).values(), torchvision_features(theirs, images), strict=True
+        ):
             assert wanted.std() > 0.05
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_without_the_counter_of_batches_are_complete(tmp_path: Path) -> None:
-    state = {k: v for k, v in torchvision_trunk().state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {
+        k: v
+        for k, v in torchvision_trunk().state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
     torch.save(state, tmp_path / "trunk.pth")
     own = ResNet("resnet18", weights=str(tmp_path / "trunk.pth"), norm="BN").state_dict()
     assert torch.equal(own["layer4.1.bn2.running_var"], state["layer4.1.bn2.running_var"])
@@ -197,7 +228,9 @@ class Code:
     ],
     ids=["text", "code", "nested", "list", "tensor"],
 )
-def test_a_wrong_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, words: str) -> None:
+def test_a_wrong_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, words: str
+) -> None:
     file = tmp_path / "wrong.pth"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -219,7 +252,9 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file, and torchvision has IMAGENET1K_V1") as error:
         ResNet("resnet18", weights=str(tmp_path / "gone.pth"))
     assert "gone.pth" in one_line(error)
-    with pytest.raises(UserError, match=r"torchvision has IMAGENET1K_V1, IMAGENET1K_V2, .*for resnet50"):
+    with pytest.raises(
+        UserError, match=r"torchvision has IMAGENET1K_V1, IMAGENET1K_V2, .*for resnet50"
+    ):
         ResNet("resnet50", weights="IMAGENET1K_V3")
 
 
@@ -234,15 +269,23 @@ def test_weights_by_name_are_taken_from_torchs_cache(hub: Path) -> None:
     theirs = torchvision_trunk()
     hub.mkdir(parents=True)
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    torch.save(theirs.state_dict(), hub / url.rsplit("/", 1)[1])  # a file that is there is not asked for its hash again
+    torch.save(
+        theirs.state_dict(), hub / url.rsplit("/", 1)[1]
+    )  # a file that is there is not asked for its hash again
     trunk = ResNet("resnet18", weights="IMAGENET1K_V1")
     assert torch.equal(trunk.state_dict()["stem.conv1.weight"], theirs.state_dict()["conv1.weight"])
-    assert torch.equal(trunk.state_dict()["layer3.1.bn2.running_mean"], theirs.state_dict()["layer3.1.bn2.running_mean"])
+    assert torch.equal(
+        trunk.state_dict()["layer3.1.bn2.running_mean"],
+        theirs.state_dict()["layer3.1.bn2.running_mean"],
+    )
 
 
 def test_a_cached_file_runs_no_code(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.mkdir(parents=True)
-    torch.save({"conv1.weight": Code()}, hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
+    torch.save(
+        {"conv1.weight": Code()},
+        hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1],
+    )
     with pytest.raises((pickle.UnpicklingError, UserError)):
         pretrained_state("resnet18", "IMAGENET1K_V1")
     assert "printed" not in capsys.readouterr().out
@@ -254,27 +297,37 @@ def serve(folder: Path, monkeypatch: pytest.MonkeyPatch, prefix: str | None) -> 
     torch.save(theirs.state_dict(), folder / "weights")
     prefix = prefix or hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
     file = (folder / "weights").rename(folder / f"resnet18-{prefix}.pth")
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", file.as_uri())
+    monkeypatch.setattr(
+        torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", file.as_uri()
+    )
     return theirs
 
 
-def test_weights_by_name_are_downloaded_once(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_by_name_are_downloaded_once(
+    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = serve(tmp_path, monkeypatch, None)
     state = pretrained_state("resnet18", "IMAGENET1K_V1")
     assert torch.equal(state["conv1.weight"], theirs.state_dict()["conv1.weight"])
     (cached,) = hub.iterdir()
     (tmp_path / cached.name).unlink()
-    assert torch.equal(pretrained_state("resnet18", "IMAGENET1K_V1")["conv1.weight"], state["conv1.weight"])
+    assert torch.equal(
+        pretrained_state("resnet18", "IMAGENET1K_V1")["conv1.weight"], state["conv1.weight"]
+    )
 
 
-def test_a_download_with_another_hash_is_refused(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_with_another_hash_is_refused(
+    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve(tmp_path, monkeypatch, "0badf00d")
     with pytest.raises((RuntimeError, UserError), match="invalid hash"):
         pretrained_state("resnet18", "IMAGENET1K_V1")
     assert list(hub.iterdir()) == []
 
 
-def test_a_failed_download_is_told_in_one_line(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_told_in_one_line(
+    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = (tmp_path / "resnet18-00000000.pth").as_uri()
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", gone)
     with pytest.raises(UserError, match="IMAGENET1K_V1") as error:
@@ -286,8 +339,16 @@ def test_a_failed_download_is_told_in_one_line(tmp_path: Path, hub: Path, monkey
 @pytest.mark.parametrize("first", [False, True])
 def test_what_is_behind_the_last_level_is_not_built(first: bool, tmp_path: Path) -> None:
     torch.save(torchvision_trunk("resnet50").state_dict(), tmp_path / "weights.pth")
-    keys: dict[str, Any] = {"weights": str(tmp_path / "weights.pth"), "norm": "BN", "stride_in_1x1": first, "frozen_stages": 5}
-    whole, part = ResNet("resnet50", **keys).eval(), ResNet("resnet50", **keys, last_level="c3").eval()
+    keys: dict[str, Any] = {
+        "weights": str(tmp_path / "weights.pth"),
+        "norm": "BN",
+        "stride_in_1x1": first,
+        "frozen_stages": 5,
+    }
+    whole, part = (
+        ResNet("resnet50", **keys).eval(),
+        ResNet("resnet50", **keys, last_level="c3").eval(),
+    )
     assert part.levels == {name: whole.levels[name] for name in ("c2", "c3")}
     images = torch.randn(1, 3, 64, 96)
     found, wanted = part(images), whole(images)

@@ -89,7 +89,11 @@ def test_gradients_are_torchvisions(file: str) -> None:
     theirs = features()
     theirs.zero_grad()
     theirs[:-1](images).square().mean().backward()
-    for ours, place in ((("conv3", "conv1"), 10), (("conv4", "conv2"), 19), (("conv5", "conv3"), 28)):
+    for ours, place in (
+        (("conv3", "conv1"), 10),
+        (("conv4", "conv2"), 19),
+        (("conv5", "conv3"), 28),
+    ):
         found = trunk.get_submodule(f"stages.{'.'.join(ours)}").weight.grad
         torch.testing.assert_close(found, theirs[place].weight.grad, rtol=1e-3, atol=1e-6)
 
@@ -97,7 +101,11 @@ def test_gradients_are_torchvisions(file: str) -> None:
 @torch.no_grad()
 def test_the_form_for_inference(file: str) -> None:
     trunk, images = VGG16(file), torch.randn(1, 3, 64, 32)
-    wanted, fast, half = trunk(images), for_inference(trunk)(images), for_inference(trunk, torch.bfloat16)(images)
+    wanted, fast, half = (
+        trunk(images),
+        for_inference(trunk)(images),
+        for_inference(trunk, torch.bfloat16)(images),
+    )
     for name, map_ in wanted.items():
         torch.testing.assert_close(fast[name], map_, rtol=1e-4, atol=1e-4)
         assert half[name].dtype == torch.bfloat16
@@ -109,9 +117,16 @@ def test_the_classifier_over_pooled_regions(tmp_path: Path) -> None:
     """torchvision's own classifier, which flattens channel, row, column, gives the same for regions of 7 x 7 cells."""
     with torch.device("meta"):
         theirs = torchvision.models.vgg16(weights=None).eval()
-    shapes = {k: v.shape for k, v in theirs.state_dict().items() if k.startswith(("classifier.0.", "classifier.3."))}
+    shapes = {
+        k: v.shape
+        for k, v in theirs.state_dict().items()
+        if k.startswith(("classifier.0.", "classifier.3."))
+    }
     noise = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) / 80
-    saved = {k: noise.repeat(shape.numel() // len(noise) + 1)[: shape.numel()].view(shape) for k, shape in shapes.items()}
+    saved = {
+        k: noise.repeat(shape.numel() // len(noise) + 1)[: shape.numel()].view(shape)
+        for k, shape in shapes.items()
+    }
     torch.save(saved, tmp_path / "vgg16.pth")
     theirs.load_state_dict(saved, strict=False, assign=True)
     pooled = torch.rand(3, 512, 7, 7, generator=torch.Generator().manual_seed(1))
@@ -127,12 +142,17 @@ def test_the_classifier_over_pooled_regions(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"features.28.bias": None}, r"1 missing \(\['features.28.bias'\]\)"),
-        ({"features.5.weight": torch.zeros(128, 64, 1, 1)}, r"features.5.weight is \[128, 64, 1, 1\], not \[128, 64, 3, 3\]"),
+        (
+            {"features.5.weight": torch.zeros(128, 64, 1, 1)},
+            r"features.5.weight is \[128, 64, 1, 1\], not \[128, 64, 3, 3\]",
+        ),
         ({"features.0.bias": torch.zeros(64, 1)}, r"features.0.bias is \[64, 1\], not \[64\]"),
         ({"features.0.bias": torch.zeros(())}, r"features.0.bias is \[\], not \[64\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_weights_that_do_not_fit_are_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     path = tmp_path / "other.pth"
     torch.save(state() | change, path)
     with pytest.raises(UserError, match=f"other.pth' do not fit vgg16: {words}") as error:
@@ -143,7 +163,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any
 def test_a_classifier_that_is_not_there_is_named(file: str) -> None:
     with pytest.raises(UserError, match=r"do not fit vgg16: 4 missing \(\['classifier.0.weight'"):
         fc_state(file)
-    with pytest.raises(UserError, match="no such file, and torchvision has IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT for vgg16"):
+    with pytest.raises(
+        UserError,
+        match="no such file, and torchvision has IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT for vgg16",
+    ):
         fc_state("IMAGENET1K_V9")
 
 

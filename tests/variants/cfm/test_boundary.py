@@ -41,9 +41,17 @@ class OneConv(nn.Module):
 
 
 def batch(height: int = 24, width: int = 32) -> Batch:
-    images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     size = torch.tensor([[height, width]])
-    return Batch(images, size, size, torch.zeros(1, dtype=torch.int64), torch.zeros((1, 3), dtype=torch.int64))
+    return Batch(
+        images,
+        size,
+        size,
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros((1, 3), dtype=torch.int64),
+    )
 
 
 def disc(height: int = 24, width: int = 32, radius: float = 8.0) -> Tensor:
@@ -59,17 +67,24 @@ def by_loop(inside: Tensor, shape: tuple[int, int], at: FeatureSpec) -> Tensor:
         for j in range(shape[1]):
             y, x = at.centre + i * at.stride, at.centre + j * at.stride
             if y < inside.shape[0] and x < inside.shape[1] and inside[int(y), int(x)]:
-                gaps = [math.hypot(max(abs(y - r - 0.5) - 0.5, 0), max(abs(x - c - 0.5) - 0.5, 0)) for r, c in outside]
+                gaps = [
+                    math.hypot(max(abs(y - r - 0.5) - 0.5, 0), max(abs(x - c - 0.5) - 0.5, 0))
+                    for r, c in outside
+                ]
                 out[i, j] = min(gaps, default=math.inf)
     return out
 
 
-@pytest.mark.parametrize("at", [PIXELS, FeatureSpec(4, 0.5, 4), FeatureSpec(4, 2.0, 4), FeatureSpec(8, 7.5, 4)])
+@pytest.mark.parametrize(
+    "at", [PIXELS, FeatureSpec(4, 0.5, 4), FeatureSpec(4, 2.0, 4), FeatureSpec(8, 7.5, 4)]
+)
 def test_distances_are_those_to_the_nearest_pixel_outside(at: FeatureSpec) -> None:
     shape = (-(-24 // at.stride), -(-32 // at.stride))
     rough = torch.rand((24, 32), generator=torch.Generator().manual_seed(3)) > 0.1
     for inside in (disc(), ~disc(), rough, torch.ones(24, 32).bool()):
-        torch.testing.assert_close(distances(inside, shape, at), by_loop(inside, shape, at), equal_nan=True)
+        torch.testing.assert_close(
+            distances(inside, shape, at), by_loop(inside, shape, at), equal_nan=True
+        )
     assert distances(torch.zeros(24, 32).bool(), shape, at).isnan().all()
 
 
@@ -90,7 +105,10 @@ def test_a_network_of_single_pixels_has_no_boundary() -> None:
 
 def test_a_window_of_three_sees_the_boundary_within_its_reach_alone() -> None:
     model = PixelModel(OneConv(3), MEAN, STD)
-    difference, apart = differences(model, batch(), disc())["f"], distances(disc(), (24, 32), PIXELS)
+    difference, apart = (
+        differences(model, batch(), disc())["f"],
+        distances(disc(), (24, 32), PIXELS),
+    )
     assert difference[apart < 1].gt(0).all()
     assert not difference[apart > 1].any()
     study = BoundaryStudy((0.0, 1.0, 4.0, 100.0))
@@ -110,7 +128,9 @@ def test_differences_are_relative_and_none_where_there_is_no_feature() -> None:
     model = PixelModel(Half(), MEAN, STD)
     found = differences(model, batch(), torch.zeros(24, 32).bool())["f"]
     assert found[:, :16].isnan().all()
-    torch.testing.assert_close(found[:, 16:], torch.ones(24, 16))  # all becomes the mean, which is 0
+    torch.testing.assert_close(
+        found[:, 16:], torch.ones(24, 16)
+    )  # all becomes the mean, which is 0
     study = BoundaryStudy()
     study.add({"f": found}, torch.ones(24, 32).bool(), {"f": PIXELS})
     assert set(study.numbers()["f"].values()) == {None}  # no border: no distance
@@ -118,8 +138,13 @@ def test_differences_are_relative_and_none_where_there_is_no_feature() -> None:
 
 def test_cells_lie_where_they_look() -> None:
     cells = np.arange(6).reshape(2, 3)
-    assert on_pixels(cells, FeatureSpec(4, 2.0, 1), (8, 12)).tolist() == np.kron(cells, np.ones((4, 4))).tolist()
-    assert on_pixels(cells[:1], FeatureSpec(4, 0.5, 1), (1, 9)).tolist() == [[0, 0, 0, 1, 1, 1, 1, 2, 2]]
+    assert (
+        on_pixels(cells, FeatureSpec(4, 2.0, 1), (8, 12)).tolist()
+        == np.kron(cells, np.ones((4, 4))).tolist()
+    )
+    assert on_pixels(cells[:1], FeatureSpec(4, 0.5, 1), (1, 9)).tolist() == [
+        [0, 0, 0, 1, 1, 1, 1, 2, 2]
+    ]
 
 
 def test_colours_go_from_dark_to_light_and_are_grey_without_a_number() -> None:

@@ -39,12 +39,26 @@ def regions(count: int = 9, seed: int = 0, image: int = 0) -> Regions:
 
 def maps(images: int = 1) -> Features:
     generator = torch.Generator().manual_seed(5)
-    return {name: torch.randn((images, CHANNELS, 64 // level.stride, 64 // level.stride), generator=generator) for name, level in LEVELS.items()}
+    return {
+        name: torch.randn(
+            (images, CHANNELS, 64 // level.stride, 64 // level.stride), generator=generator
+        )
+        for name, level in LEVELS.items()
+    }
 
 
 def classifier(**keys: Any) -> CFMClassifier:
     torch.manual_seed(0)
-    return CFMClassifier(**{"levels": ["p2", "p3"], "at": LEVELS, "num_classes": 3, "width": 16, "canonical_size": 80.0, **keys})
+    return CFMClassifier(
+        **{
+            "levels": ["p2", "p3"],
+            "at": LEVELS,
+            "num_classes": 3,
+            "width": 16,
+            "canonical_size": 80.0,
+            **keys,
+        }
+    )
 
 
 def bitmaps(found: Regions) -> Tensor:
@@ -59,24 +73,45 @@ def test_masked_pooling_is_that_of_the_masked_map(level: str) -> None:
     at, feature = LEVELS[level], features[level]
     cells = project(bitmaps(found), (feature.shape[2], feature.shape[3]), at.stride, at.centre)
     assert isinstance(found.masks, SegmentMasks)
-    assert torch.equal(model.projected(found.masks, (feature.shape[2], feature.shape[3]), at), cells)
-    boxes = torch.cat([torch.zeros(len(found), 1), found.boxes + 0.5 * at.stride - at.centre], dim=1)  # RoIAlign knows no centres
-    pooled = torch.cat([roi_align(feature * c, b[None], (6, 6), 1 / at.stride, 2, True) for c, b in zip(cells, boxes, strict=True)])
+    assert torch.equal(
+        model.projected(found.masks, (feature.shape[2], feature.shape[3]), at), cells
+    )
+    boxes = torch.cat(
+        [torch.zeros(len(found), 1), found.boxes + 0.5 * at.stride - at.centre], dim=1
+    )  # RoIAlign knows no centres
+    pooled = torch.cat(
+        [
+            roi_align(feature * c, b[None], (6, 6), 1 / at.stride, 2, True)
+            for c, b in zip(cells, boxes, strict=True)
+        ]
+    )
     wanted = model.layers["segment"]([F.adaptive_max_pool2d(pooled, s) for s in (6, 3, 2, 1)])
-    torch.testing.assert_close(model.vectors(features, found.boxes, found.image_index, found.masks), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.vectors(features, found.boxes, found.image_index, found.masks),
+        wanted,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("paths", [["segment", "box"], ["box"], ["segment"]])
 def test_equal_boxes_are_looked_at_once(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = concatenate_regions([regions(300, image=0), regions(300, image=1)])  # many sets of squares reach all four borders
+    found = concatenate_regions(
+        [regions(300, image=0), regions(300, image=1)]
+    )  # many sets of squares reach all four borders
     assert found.masks is not None
     distinct = len(torch.unique(torch.cat([found.image_index[:, None], found.boxes], dim=1), dim=0))
     assert distinct < 400
     features, model, rows = maps(2), classifier(paths=paths), list[tuple[str, int]]()
     for path in paths:
-        model.layers[path].register_forward_pre_hook(lambda _, given, path=path: rows.append((path, len(given[0][0]))))
+        model.layers[path].register_forward_pre_hook(
+            lambda _, given, path=path: rows.append((path, len(given[0][0])))
+        )
     monkeypatch.setattr(cfm, "BLOCK", 2**17)  # several blocks
-    each, once = (model.train(training).vectors(features, found.boxes, found.image_index, found.masks) for training in (True, False))
+    each, once = (
+        model.train(training).vectors(features, found.boxes, found.image_index, found.masks)
+        for training in (True, False)
+    )
     torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-5)
     assert len(rows) > 2 * len(paths)
     seen = {path: sum(count for of, count in rows if of == path) for path in paths}
@@ -88,11 +123,15 @@ def test_equal_boxes_are_looked_at_once(paths: list[str], monkeypatch: pytest.Mo
 
 def test_segments_are_read_from_the_level_of_their_box() -> None:
     found, features = regions(30), maps()
-    small = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(dim=1).sqrt() < 40.0  # canonical_size 80 goes to stride 16, half of that to stride 8
+    small = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(
+        dim=1
+    ).sqrt() < 40.0  # canonical_size 80 goes to stride 16, half of that to stride 8
     model, alone = classifier(), {name: classifier(levels=[name]) for name in LEVELS}
     assert found.masks is not None
     both = model(features, found.boxes, found.image_index, found.masks)
-    fine, coarse = (alone[name](features, found.boxes, found.image_index, found.masks) for name in LEVELS)
+    fine, coarse = (
+        alone[name](features, found.boxes, found.image_index, found.masks) for name in LEVELS
+    )
     torch.testing.assert_close(both, torch.where(small[:, None], fine, coarse))
 
 
@@ -115,11 +154,15 @@ def test_pool_first_masks_the_levels_it_is_told() -> None:
     found, features = regions(1), maps()  # the whole image: no mask to see
     assert found.masks is not None
     rest = features, found.boxes, found.image_index, found.masks
-    torch.testing.assert_close(classifier(design="pool_first")(*rest), classifier(design="pool_first", masked=[])(*rest))
+    torch.testing.assert_close(
+        classifier(design="pool_first")(*rest), classifier(design="pool_first", masked=[])(*rest)
+    )
     found = regions(4)[torch.tensor([2])]
     assert found.masks is not None
     rest = features, found.boxes, found.image_index, found.masks
-    outputs = [classifier(design="pool_first", masked=masked)(*rest) for masked in ([], [6], [6, 3])]
+    outputs = [
+        classifier(design="pool_first", masked=masked)(*rest) for masked in ([], [6], [6, 3])
+    ]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
 
@@ -128,7 +171,16 @@ def test_pool_first_masks_the_levels_it_is_told() -> None:
 def test_gradients_reach_everything_and_no_segments_keep_the_graph(keys: dict[str, Any]) -> None:
     model, found = classifier(**keys), concatenate_regions([regions(5), regions(4, 1, 1)])
     features = {name: value.requires_grad_() for name, value in maps(2).items()}
-    samples = Samples(found.boxes, found.image_index, torch.arange(9) % 4, NONE.new_zeros(9), 3, TARGETS, NONE, found.masks)
+    samples = Samples(
+        found.boxes,
+        found.image_index,
+        torch.arange(9) % 4,
+        NONE.new_zeros(9),
+        3,
+        TARGETS,
+        NONE,
+        found.masks,
+    )
     (loss,) = model.losses(features, samples).values()
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
@@ -141,11 +193,17 @@ def test_gradients_reach_everything_and_no_segments_keep_the_graph(keys: dict[st
 
 
 def test_detections_are_of_things_and_stuff_with_the_segments_as_masks() -> None:
-    model, found = classifier(score_threshold=0.2, nms_threshold=0.9, max_detections=5), concatenate_regions([regions(9), regions(6, 1, 1)])
+    model, found = (
+        classifier(score_threshold=0.2, nms_threshold=0.9, max_detections=5),
+        concatenate_regions([regions(9), regions(6, 1, 1)]),
+    )
     detections = model.predict(maps(2), found, torch.tensor([[64, 64], [64, 64]]))
     assert detections.labels is not None
     assert isinstance(detections.masks, SegmentMasks)
-    assert detections.image_index.bincount().tolist() == [27, 18]  # each segment for each class: `max_detections` is of things alone, in CFMNet
+    assert detections.image_index.bincount().tolist() == [
+        27,
+        18,
+    ]  # each segment for each class: `max_detections` is of things alone, in CFMNet
     assert ((detections.labels >= 0) & (detections.labels < 3)).all()
     for i in range(2):
         own = detections.scores[detections.image_index == i]
@@ -180,7 +238,9 @@ def make_batch(proposals: Regions | None) -> Batch:
 def test_the_proposer_takes_those_of_the_batch_or_makes_them() -> None:
     def quarters(image: np.ndarray) -> SegmentProposals:
         height, width = image.shape[:2]
-        labels = (2 * (np.arange(height)[:, None] >= height // 2) + (np.arange(width) >= width // 2)).astype(np.int32)
+        labels = (
+            2 * (np.arange(height)[:, None] >= height // 2) + (np.arange(width) >= width // 2)
+        ).astype(np.int32)
         return SegmentProposals(labels, np.eye(4, dtype=bool))
 
     made, losses = SegmentProposer(quarters, limit=3)({}, make_batch(None))
@@ -197,7 +257,13 @@ def test_the_proposer_takes_those_of_the_batch_or_makes_them() -> None:
 
 def test_what_was_drawn_is_learnt_from() -> None:
     given = concatenate_regions([regions(5), regions(2, 1, 1)])
-    drawn = Regions(given.boxes, given.image_index, given.scores, torch.tensor([-1, 3, -1, 0, 1, 3, -1]), given.masks)
+    drawn = Regions(
+        given.boxes,
+        given.image_index,
+        given.scores,
+        torch.tensor([-1, 3, -1, 0, 1, 3, -1]),
+        given.masks,
+    )
     samples = DrawnSegments(3)(drawn, TARGETS, NONE)
     assert samples.labels.tolist() == [3, 0, 1, 3]
     assert samples.image_index.tolist() == [0, 0, 0, 1]
@@ -216,7 +282,11 @@ def test_segments_by_codes_are_proposals_like_others() -> None:
     features = maps(2)
     with torch.no_grad():
         segments = segmenter.predict(features, batch)
-        found = classifier(score_threshold=0.0, nms_threshold=0.99, max_detections=1000).eval().predict(features, segments, batch.sizes)
+        found = (
+            classifier(score_threshold=0.0, nms_threshold=0.99, max_detections=1000)
+            .eval()
+            .predict(features, segments, batch.sizes)
+        )
     assert len(segments) >= 4
     assert len(found) == 3 * len(segments)
     assert found.masks is not None
@@ -232,11 +302,19 @@ def test_levels_follow_each_other(levels: list[str]) -> None:
 
 def test_the_map_is_made_of_more_segments_than_there_are_detections() -> None:
     labels = (np.arange(64)[:, None] // 8 * 8 + np.arange(64) // 8).astype(np.int32)
-    proposals = concatenate_regions([segment_regions(SegmentProposals(labels, np.eye(64, dtype=bool)))])  # 64 squares that do not overlap
+    proposals = concatenate_regions(
+        [segment_regions(SegmentProposals(labels, np.eye(64, dtype=bool)))]
+    )  # 64 squares that do not overlap
     part = classifier(max_detections=5, score_threshold=0.0, nms_threshold=0.9)
-    model = CFMNet(2, backbone=nn.Identity(), proposer=nn.Identity(), sampler=DrawnSegments(3), classifier=part)
+    model = CFMNet(
+        2, backbone=nn.Identity(), proposer=nn.Identity(), sampler=DrawnSegments(3), classifier=part
+    )
     sizes = torch.tensor([[64, 64]])
     with torch.no_grad():
-        found = model._outputs(maps(), proposals, Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""]))
+        found = model._outputs(
+            maps(),
+            proposals,
+            Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""]),
+        )
     assert len(found.detections) == 5
     assert (found.semantic["classes"] >= 0).all()

@@ -22,9 +22,17 @@ from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.variants.cfm.svm_classifier import CFMSvm
 
 pytest.importorskip("cv2")
-SMALL = ["model.backbone.channels=16", "model.classifier.width=64", "data.num_workers=0", "trainer.device=cpu"]
+SMALL = [
+    "model.backbone.channels=16",
+    "model.classifier.width=64",
+    "data.num_workers=0",
+    "trainer.device=cpu",
+]
 # One hierarchy of segments: the test is not of their making.
-METHOD = [f"model.proposer.method.{key}" for key in ("color_spaces=[lab]", "scales=[60.0]", "similarities=[color]")]
+METHOD = [
+    f"model.proposer.method.{key}"
+    for key in ("color_spaces=[lab]", "scales=[60.0]", "similarities=[color]")
+]
 FOLDERS = ["data.train_segments=segments_train", "data.val_segments=segments_val"]
 WORDS = ["experiment=scenes_cfm", *SMALL, *METHOD, *SCENES, *FOLDERS, "data.max_images=6"]
 FIT = ["checkpoint=softmax.pt", "fit.C=10.0"]  # enough for few images
@@ -39,7 +47,9 @@ def make_checkpoint(path: Path, words: list[str]) -> None:
     configs.set_categories(config, source.categories)
     torch.manual_seed(0)
     about = {"config": configs.to_yaml(config), "categories": source.categories.to_dict()}
-    save_checkpoint(path, {**about, "model": configs.build_model(config).state_dict(), "step": 0, "metrics": {}})
+    save_checkpoint(
+        path, {**about, "model": configs.build_model(config).state_dict(), "step": 0, "metrics": {}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("svm")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.cpu_count", lambda: 1)  # segments are made in this process: others take seconds to start
+        patch.setattr(
+            "os.cpu_count", lambda: 1
+        )  # segments are made in this process: others take seconds to start
         make_checkpoint(folder / "softmax.pt", WORDS)
         (folder / "said.txt").write_text(done("fit_svm", *FIT, "output=svm"))
     return folder
@@ -65,7 +77,9 @@ def test_the_model_is_the_same_but_for_its_last_layer(home: Path) -> None:
     softmax, fitted = (load_checkpoint(home / name) for name in ("softmax.pt", "svm/last.pt"))
     last = [f"classifier.scores.{name}" for name in ("weight", "bias")]
     assert list(fitted["model"]) == list(softmax["model"])
-    assert_equal(*({k: v for k, v in c["model"].items() if k not in last} for c in (softmax, fitted)))
+    assert_equal(
+        *({k: v for k, v in c["model"].items() if k not in last} for c in (softmax, fitted))
+    )
     assert [tuple(fitted["model"][name].shape) for name in last] == [(16, 128), (16,)]
     assert fitted["model"][last[0]].abs().sum() > 0
     assert fitted["categories"] == softmax["categories"]
@@ -74,7 +88,11 @@ def test_the_model_is_the_same_but_for_its_last_layer(home: Path) -> None:
     assert "fit" not in config
     assert config.model.classifier._target_ == "maskseg.variants.cfm.svm_classifier.CFMSvm"
     assert config.model.classifier.score_threshold == 0.27
-    config.model.classifier = {**config.model.classifier, "_target_": before.model.classifier._target_, "score_threshold": 0.05}
+    config.model.classifier = {
+        **config.model.classifier,
+        "_target_": before.model.classifier._target_,
+        "score_threshold": 0.05,
+    }
     assert config == before
     assert OmegaConf.load(home / "svm" / "config.yaml").model.classifier.num_classes == 16
 
@@ -82,21 +100,37 @@ def test_the_model_is_the_same_but_for_its_last_layer(home: Path) -> None:
 def test_what_is_told(home: Path) -> None:
     found = lines(home / "svm")
     assert [line["step"] for line in found] == list(range(len(found)))
-    assert all(later["objective"] <= earlier["objective"] for earlier, later in itertools.pairwise(found))
+    assert all(
+        later["objective"] <= earlier["objective"] for earlier, later in itertools.pairwise(found)
+    )
     parts = {f"{part}/{name}" for part in ("objective", "error", "missed") for name in NAMES}
     assert set(found[-1]) == {"step", "kind", "objective", *parts}
-    assert sum(found[-1][f"objective/{name}"] for name in NAMES) == pytest.approx(found[-1]["objective"])
+    assert sum(found[-1][f"objective/{name}"] for name in NAMES) == pytest.approx(
+        found[-1]["objective"]
+    )
     events = EventAccumulator(str(home / "svm" / "tensorboard"))
     events.Reload()
-    assert {"train/objective", "train/error/disc", "train/missed/water"} <= set(events.Tags()["scalars"])
+    assert {"train/objective", "train/error/disc", "train/missed/water"} <= set(
+        events.Tags()["scalars"]
+    )
     text = (home / "said.txt").read_text()
     assert "segments seen" in text
     assert "written to svm: last.pt, config.yaml, metrics.jsonl, tensorboard" in text
-    table = {line.split()[0]: int(line.split()[1]) for line in text.splitlines() if line.split()[0] in NAMES}
+    table = {
+        line.split()[0]: int(line.split()[1])
+        for line in text.splitlines()
+        if line.split()[0] in NAMES
+    }
     truth = json.loads((home / "scenes" / "train.json").read_text())
     images = {image["id"] for image in truth["images"][:6]}
-    own = [a["category_id"] for a in truth["annotations"] if a["image_id"] in images and not a["iscrowd"]]
-    assert {name: table[name] for name in THINGS} == {name: own.count(number) for name, number in THINGS.items()}
+    own = [
+        a["category_id"]
+        for a in truth["annotations"]
+        if a["image_id"] in images and not a["iscrowd"]
+    ]
+    assert {name: table[name] for name in THINGS} == {
+        name: own.count(number) for name, number in THINGS.items()
+    }
     assert sum(table[name] for name in STUFF) > 0
     for name, positives in table.items():
         assert (f"no positives for {name};" in text) == (positives == 0)
@@ -113,7 +147,14 @@ def test_what_was_learnt_is_found_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_prediction(at_home: Path, tmp_path: Path) -> None:
     image = at_home / "scenes" / "images" / "train_000001.jpg"
-    done("predict", "checkpoint=svm", f"input={image}", f"output={tmp_path / 'out'}", "trainer.device=cpu", "model.classifier.score_threshold=0.5")
+    done(
+        "predict",
+        "checkpoint=svm",
+        f"input={image}",
+        f"output={tmp_path / 'out'}",
+        "trainer.device=cpu",
+        "model.classifier.score_threshold=0.5",
+    )
     assert (tmp_path / "out" / "train_000001.jpg_classes.png").is_file()
     rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert all(row["score"] > 0.5 for row in rows)
@@ -125,21 +166,53 @@ def test_prediction(at_home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_call_gives_the_same_weights_and_mirrors_give_others(tmp_path: Path, at_home: Path) -> None:
+def test_the_same_call_gives_the_same_weights_and_mirrors_give_others(
+    tmp_path: Path, at_home: Path
+) -> None:
     first = (at_home / "said.txt").read_text()
-    text = done("fit_svm", *FIT, f"output={tmp_path / 'again'}", "data.num_workers=2", "evaluation.batch=3")
-    one, other = (load_checkpoint(folder / "last.pt")["model"] for folder in (at_home / "svm", tmp_path / "again"))
+    text = done(
+        "fit_svm", *FIT, f"output={tmp_path / 'again'}", "data.num_workers=2", "evaluation.batch=3"
+    )
+    one, other = (
+        load_checkpoint(folder / "last.pt")["model"]
+        for folder in (at_home / "svm", tmp_path / "again")
+    )
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     assert text.splitlines()[:-1] == first.splitlines()[1:-1]  # the segments are there
-    mirrored = done("fit_svm", *FIT, f"output={tmp_path / 'mirrored'}", "fit.flip=true", "fit.kept=100", "model.classifier.score_threshold=0.5")
-    seen = [int(line.split()[0]) for t in (first, mirrored) for line in t.splitlines() if "segments seen" in line]
+    mirrored = done(
+        "fit_svm",
+        *FIT,
+        f"output={tmp_path / 'mirrored'}",
+        "fit.flip=true",
+        "fit.kept=100",
+        "model.classifier.score_threshold=0.5",
+    )
+    seen = [
+        int(line.split()[0])
+        for t in (first, mirrored)
+        for line in t.splitlines()
+        if "segments seen" in line
+    ]
     assert seen[1] > 1.5 * seen[0]
     assert ", 100 kept" in mirrored
-    assert OmegaConf.load(tmp_path / "mirrored" / "config.yaml").model.classifier.score_threshold == 0.5
+    assert (
+        OmegaConf.load(tmp_path / "mirrored" / "config.yaml").model.classifier.score_threshold
+        == 0.5
+    )
     # SVMs are fitted anew, and keep their threshold
-    done("fit_svm", f"checkpoint={tmp_path / 'mirrored'}", "fit.C=10.0", f"output={tmp_path / 'refitted'}")
-    assert OmegaConf.load(tmp_path / "refitted" / "config.yaml").model.classifier.score_threshold == 0.5
-    torch.testing.assert_close(load_checkpoint(tmp_path / "refitted" / "last.pt")["model"], one, rtol=1e-3, atol=1e-5)
+    done(
+        "fit_svm",
+        f"checkpoint={tmp_path / 'mirrored'}",
+        "fit.C=10.0",
+        f"output={tmp_path / 'refitted'}",
+    )
+    assert (
+        OmegaConf.load(tmp_path / "refitted" / "config.yaml").model.classifier.score_threshold
+        == 0.5
+    )
+    torch.testing.assert_close(
+        load_checkpoint(tmp_path / "refitted" / "last.pt")["model"], one, rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -164,20 +237,49 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
         pytest.param(["checkpoint=softmax.pt"], "output=... is missing", marks=pytest.mark.slow),
         pytest.param(["output=OUT"], "checkpoint=... is missing", marks=pytest.mark.slow),
         pytest.param(["checkpoint=absent.pt", "output=OUT"], "absent.pt", marks=pytest.mark.slow),
-        (["checkpoint=boxes.pt", "output=OUT"], "boxes.pt: the model classifies no segments; SVMs are fitted to one of model=cfm"),
-        pytest.param([*FIT, "output=OUT", "data.segment_sampler=null"], "data.segment_sampler is not set", marks=pytest.mark.slow),
-        pytest.param([*FIT, "output=OUT", "data.train_segments=null"], "data.train_segments is not set", marks=pytest.mark.slow),
-        pytest.param([*FIT, "output=OUT", "data.train_json=absent.json"], "absent.json", marks=pytest.mark.slow),
-        ([*FIT, "output=OUT", "fit.negative_below=0.9"], "fit.negative_below above 0 and at most 0.5"),
+        (
+            ["checkpoint=boxes.pt", "output=OUT"],
+            "boxes.pt: the model classifies no segments; SVMs are fitted to one of model=cfm",
+        ),
+        pytest.param(
+            [*FIT, "output=OUT", "data.segment_sampler=null"],
+            "data.segment_sampler is not set",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [*FIT, "output=OUT", "data.train_segments=null"],
+            "data.train_segments is not set",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [*FIT, "output=OUT", "data.train_json=absent.json"],
+            "absent.json",
+            marks=pytest.mark.slow,
+        ),
+        (
+            [*FIT, "output=OUT", "fit.negative_below=0.9"],
+            "fit.negative_below above 0 and at most 0.5",
+        ),
         ([*FIT, "output=OUT", "fit.C=0.0"], "cost (fit.C)"),
         pytest.param([*FIT, "output=OUT", "fit.kept=1"], "kept at least 2", marks=pytest.mark.slow),
-        pytest.param([*FIT, "output=OUT", "fit.cost=1"], "no such key 'fit.cost'", marks=pytest.mark.slow),
-        pytest.param([*FIT, "output=OUT", "evaluation.batch=0"], "evaluation.batch must be at least 1", marks=pytest.mark.slow),
+        pytest.param(
+            [*FIT, "output=OUT", "fit.cost=1"], "no such key 'fit.cost'", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [*FIT, "output=OUT", "evaluation.batch=0"],
+            "evaluation.batch must be at least 1",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_refused(at_home: Path, tmp_path: Path, words: list[str], told: str) -> None:
     if not (at_home / "boxes.pt").exists():
-        small = ["model.backbone.channels=16", "model.classifier.trunk.width=16", "~model/heads@model.heads.mask", "trainer.device=cpu"]
+        small = [
+            "model.backbone.channels=16",
+            "model.classifier.trunk.width=16",
+            "~model/heads@model.heads.mask",
+            "trainer.device=cpu",
+        ]
         make_checkpoint(at_home / "boxes.pt", ["experiment=scenes_r18", *small, *SCENES])
     before = sorted(path for path in at_home.rglob("*") if path.is_file())
     assert_refused(said("fit_svm", *(w.replace("OUT", str(tmp_path / "out")) for w in words)), told)
@@ -194,6 +296,17 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_they_are_not_trained() -> None:
-    words = [*WORDS, "model/classifier=cfm_svm", "trainer.max_steps=1", "trainer.evaluate_every=0", "data.val_json=null", "total_batch=1"]
-    assert_refused(said("train", *words, "run_dir=trained"), "model.classifier is not trained by gradients", "tools/fit_svm.py checkpoint=...")
+    words = [
+        *WORDS,
+        "model/classifier=cfm_svm",
+        "trainer.max_steps=1",
+        "trainer.evaluate_every=0",
+        "data.val_json=null",
+        "total_batch=1",
+    ]
+    assert_refused(
+        said("train", *words, "run_dir=trained"),
+        "model.classifier is not trained by gradients",
+        "tools/fit_svm.py checkpoint=...",
+    )
     assert not Path("trained").exists()

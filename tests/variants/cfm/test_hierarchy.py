@@ -18,7 +18,16 @@ from maskseg.masks.superpixel import SegmentProposals
 from maskseg.superpixels.methods import GraphSegments, Labels, connected
 from maskseg.variants.cfm import hierarchy as made
 from maskseg.variants.cfm.grouping import TERMS, Forest, Pieces, grow, mutual_best, summed
-from maskseg.variants.cfm.hierarchy import HierarchicalGrouping, best_ious, describe, distinct, in_space, majority, recall, texture_histograms
+from maskseg.variants.cfm.hierarchy import (
+    HierarchicalGrouping,
+    best_ious,
+    describe,
+    distinct,
+    in_space,
+    majority,
+    recall,
+    texture_histograms,
+)
 
 SIZES = [(1, 1), (1, 2), (2, 1), (1, 40), (5, 300), (300, 5), (40, 61)]
 ALL = "+".join(TERMS)
@@ -68,22 +77,42 @@ def test_colors_and_textures_literal() -> None:
     image[..., 2] = 255
     image[:, 6:, 0] = 128
     pieces = pieces_of(image, np.zeros((9, 12), dtype=np.int32))
-    assert {i: round(float(v), 4) for i, v in enumerate(pieces.colors[0]) if v} == {0: 0.1667, 12: 0.1667, 25: 0.3333, 74: 0.3333}
-    ramp = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[None], 20, axis=0)  # 5 grey levels a pixel, to the right
+    assert {i: round(float(v), 4) for i, v in enumerate(pieces.colors[0]) if v} == {
+        0: 0.1667,
+        12: 0.1667,
+        25: 0.3333,
+        74: 0.3333,
+    }
+    ramp = np.repeat(
+        np.arange(0, 240, 5, dtype=np.uint8)[None], 20, axis=0
+    )  # 5 grey levels a pixel, to the right
     inner = np.zeros((20, 48), dtype=np.int32)
     inner[5:15, 5:43] = 1
-    right, down = texture_histograms(ramp, inner)[1], texture_histograms(ramp.T.copy(), inner.T.copy())[1]
+    right, down = (
+        texture_histograms(ramp, inner)[1],
+        texture_histograms(ramp.T.copy(), inner.T.copy())[1],
+    )
     assert np.flatnonzero(right).tolist() == [1 + 8]  # from 3 to 8, direction 0 of 8
     assert np.flatnonzero(down).tolist() == [1 + 8 + 2]
-    assert texture_histograms(np.full((4, 4), 9, dtype=np.uint8), np.zeros((4, 4), dtype=np.int32))[0, 0] == 1
+    assert (
+        texture_histograms(np.full((4, 4), 9, dtype=np.uint8), np.zeros((4, 4), dtype=np.int32))[
+            0, 0
+        ]
+        == 1
+    )
 
 
 def test_merged_pieces_are_those_of_the_merged_map() -> None:
     image, labels = patches()
     region = np.random.default_rng(1).integers(0, 7, int(labels.max()) + 1)
-    found, wanted = pieces_of(image, labels).merged(region), pieces_of(image, region[labels].astype(np.int32))
+    found, wanted = (
+        pieces_of(image, labels).merged(region),
+        pieces_of(image, region[labels].astype(np.int32)),
+    )
     for field in fields(Pieces):
-        assert np.allclose(getattr(found, field.name), getattr(wanted, field.name), atol=1e-6), field.name
+        assert np.allclose(getattr(found, field.name), getattr(wanted, field.name), atol=1e-6), (
+            field.name
+        )
 
 
 def test_mutual_best_literal() -> None:
@@ -99,17 +128,26 @@ def test_summed_literal() -> None:
     assert (pairs.tolist(), values.tolist()) == ([[0, 1], [2, 5]], [2, 5])
 
 
-def slow_scores(image: NDArray[np.uint8], labels: Labels, terms: list[str]) -> dict[tuple[int, int], float]:
+def slow_scores(
+    image: NDArray[np.uint8], labels: Labels, terms: list[str]
+) -> dict[tuple[int, int], float]:
     """The similarity of all neighbours, each term from the pixels."""
     n, found, pixels = pieces_of(image, labels), {}, labels.size
     for a, b in np.argwhere(np.triu(np.ones((len(n.sizes),) * 2), 1)):
         one, other = labels == a, labels == b
-        right, below = (one[:, :-1] & other[:, 1:]) | (other[:, :-1] & one[:, 1:]), (one[:-1] & other[1:]) | (other[:-1] & one[1:])
+        right, below = (
+            (one[:, :-1] & other[:, 1:]) | (other[:, :-1] & one[:, 1:]),
+            (one[:-1] & other[1:]) | (other[:-1] & one[1:]),
+        )
         if not (length := int(right.sum() + below.sum())):
             continue
         y, x = np.nonzero(one | other)
         box = (y.max() - y.min() + 1) * (x.max() - x.min() + 1)
-        sides = [int(np.abs(np.diff(np.pad(m, 1).astype(int), axis=axis)).sum()) for m in (one, other) for axis in (0, 1)]
+        sides = [
+            int(np.abs(np.diff(np.pad(m, 1).astype(int), axis=axis)).sum())
+            for m in (one, other)
+            for axis in (0, 1)
+        ]
         values = {
             "color": np.minimum(n.colors[a], n.colors[b]).sum(),
             "texture": np.minimum(n.textures[a], n.textures[b]).sum(),
@@ -136,7 +174,13 @@ def test_each_round_merges_the_mutually_best(terms: list[str]) -> None:
         new = nodes[forest.rounds[nodes] == number]
         merged = {tuple(sorted(np.searchsorted(alive, forest.children[i]).tolist())) for i in new}
         assert all(score[pair] > max(best[i] for i in pair) - 1e-6 for pair in merged)
-        alone = {p for p, s in score.items() if not [q for q, other in score.items() if q != p and set(p) & set(q) and other > s - 1e-6]}
+        alone = {
+            p
+            for p, s in score.items()
+            if not [
+                q for q, other in score.items() if q != p and set(p) & set(q) and other > s - 1e-6
+            ]
+        }
         assert alone <= merged
         for i in new:
             name[np.isin(name, forest.children[i])] = i
@@ -160,10 +204,18 @@ def test_by_size_the_tree_is_that_of_single_merges() -> None:
     rng = np.random.default_rng(2)
     pieces.sizes[:] = rng.permutation(count) + rng.random(count)  # no ties
     found = set(node_sets(grow([pieces], [["size"]], int(pieces.sizes.sum())), count))
-    sizes, touch = {frozenset([i]): float(s) for i, s in enumerate(pieces.sizes)}, set(map(tuple, pieces.pairs.tolist()))
+    sizes, touch = (
+        {frozenset([i]): float(s) for i, s in enumerate(pieces.sizes)},
+        set(map(tuple, pieces.pairs.tolist())),
+    )
     wanted = set(sizes)
     while len(sizes) > 1:
-        pairs = [(a, b) for a in sizes for b in sizes if a != b and any((i, j) in touch for i in a for j in b)]
+        pairs = [
+            (a, b)
+            for a in sizes
+            for b in sizes
+            if a != b and any((i, j) in touch for i in a for j in b)
+        ]
         one, other = min(pairs, key=lambda p: sizes[p[0]] + sizes[p[1]])
         sizes[one | other] = sizes.pop(one) + sizes.pop(other)
         wanted.add(one | other)
@@ -181,7 +233,9 @@ def test_what_lies_within_joins_its_surroundings_by_the_border() -> None:
 def test_places_and_fill_literal() -> None:
     # Tree 0: nodes 0, 1, 2 -> 5 = 0 + 1, 7 = 5 + 2; tree 1: nodes 3, 4 -> 6.
     children = np.array([[-1, -1]] * 5 + [[0, 1], [3, 4], [2, 5]])
-    forest = Forest(children, np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 0, 1, 0]), np.ones(8))
+    forest = Forest(
+        children, np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 0, 1, 0]), np.ones(8)
+    )
     assert forest.places().tolist() == [5, 4, 3, 3, 2, 2, 1, 1]
     rows = np.array([1, 2, 4, 8, 16, 0, 0, 0], dtype=np.uint8)[:, None]
     forest.fill(rows)
@@ -248,7 +302,11 @@ def test_the_result_depends_on_the_pixels_alone() -> None:
     image, _ = patches(39, 60)
     grouping = HierarchicalGrouping()
     first = grouping(image)
-    for other in (image, np.asfortranarray(image), np.concatenate([image, image], axis=1)[:, : image.shape[1]]):
+    for other in (
+        image,
+        np.asfortranarray(image),
+        np.concatenate([image, image], axis=1)[:, : image.shape[1]],
+    ):
         again = grouping(other)
         assert (first.labels == again.labels).all()
         assert first.members.tolist() == again.members.tolist()
@@ -262,11 +320,17 @@ def textured() -> NDArray[np.uint8]:
 def test_max_proposals_keeps_the_best(textured: NDArray[np.uint8]) -> None:
     everything = HierarchicalGrouping()(textured)
     assert len(everything) > 40
-    assert HierarchicalGrouping(max_proposals=7)(textured).members.tolist() == everything.members[:7].tolist()
+    assert (
+        HierarchicalGrouping(max_proposals=7)(textured).members.tolist()
+        == everything.members[:7].tolist()
+    )
 
 
 def test_min_area_leaves_the_small_out(textured: NDArray[np.uint8]) -> None:
-    everything, large = HierarchicalGrouping(max_iou=1.0)(textured), HierarchicalGrouping(max_iou=1.0, min_area=0.2)(textured)
+    everything, large = (
+        HierarchicalGrouping(max_iou=1.0)(textured),
+        HierarchicalGrouping(max_iou=1.0, min_area=0.2)(textured),
+    )
     least = 0.2 * textured[..., 0].size
     assert everything.areas().min() < least
     assert large.members.tolist() == everything.members[everything.areas() >= least].tolist()
@@ -294,8 +358,17 @@ def test_one_hierarchy_has_all_nodes_of_its_tree(textured: NDArray[np.uint8]) ->
     found = grouping(textured)
     assert (found.labels == GraphSegments(0.5, 30.0, 3)(textured)).all()
     count = found.members.shape[1]
-    sets = node_sets(grow([describe(textured, texture_histograms(_grey(textured), found.labels), found.labels)], [list(TERMS)], 5400), count)
-    assert [frozenset(np.flatnonzero(row).tolist()) for row in found.members] == sets[::-1]  # the last merge first
+    sets = node_sets(
+        grow(
+            [describe(textured, texture_histograms(_grey(textured), found.labels), found.labels)],
+            [list(TERMS)],
+            5400,
+        ),
+        count,
+    )
+    assert [frozenset(np.flatnonzero(row).tolist()) for row in found.members] == sets[
+        ::-1
+    ]  # the last merge first
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -304,9 +377,19 @@ def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("space", ["rgb", "lab", "hsv"])
-def test_scales_add_the_coarser_segments_of_the_space(textured: NDArray[np.uint8], space: str) -> None:
-    options: dict[str, Any] = {"color_spaces": (space,), "similarities": ("size",), "min_area": 0.0, "max_iou": 1.0}
-    one, two = (HierarchicalGrouping(scales=scales, **options)(textured) for scales in ((30.0,), (30.0, 900.0)))
+def test_scales_add_the_coarser_segments_of_the_space(
+    textured: NDArray[np.uint8], space: str
+) -> None:
+    options: dict[str, Any] = {
+        "color_spaces": (space,),
+        "similarities": ("size",),
+        "min_area": 0.0,
+        "max_iou": 1.0,
+    }
+    one, two = (
+        HierarchicalGrouping(scales=scales, **options)(textured)
+        for scales in ((30.0,), (30.0, 900.0))
+    )
     assert (one.labels == two.labels).all()
     start = majority(one.labels, GraphSegments(0.5, 900.0, 3)(in_space(textured, space)))
     assert 1 < start.max() + 1 < one.members.shape[1]
@@ -319,7 +402,9 @@ def test_scales_add_the_coarser_segments_of_the_space(textured: NDArray[np.uint8
 
 def test_each_space_and_similarity_adds_its_hierarchy(textured: NDArray[np.uint8]) -> None:
     def rows(spaces: tuple[str, ...], *similarities: str) -> set[tuple[bool, ...]]:
-        found = HierarchicalGrouping(spaces, (30.0,), similarities, min_area=0.0, max_iou=1.0)(textured)
+        found = HierarchicalGrouping(spaces, (30.0,), similarities, min_area=0.0, max_iou=1.0)(
+            textured
+        )
         return {tuple(row) for row in found.members.tolist()}
 
     lab, both = rows(("lab",), "color"), rows(("lab", "hsv"), "color")
@@ -331,10 +416,14 @@ def test_each_space_and_similarity_adds_its_hierarchy(textured: NDArray[np.uint8
 
 def test_what_several_hierarchies_find_comes_first() -> None:
     image, masks = shapes()
-    image = np.clip(image + np.random.default_rng(0).normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+    image = np.clip(image + np.random.default_rng(0).normal(0, 12, image.shape), 0, 255).astype(
+        np.uint8
+    )
     found = HierarchicalGrouping()(image)
     assert len(found) > 20
-    assert (best_ious(SegmentProposals(found.labels, found.members[:12]), np.stack(masks)) > 0.9).all()
+    assert (
+        best_ious(SegmentProposals(found.labels, found.members[:12]), np.stack(masks)) > 0.9
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -343,7 +432,10 @@ def test_what_several_hierarchies_find_comes_first() -> None:
         ({"color_spaces": ("lab", "cmyk")}, "color_spaces are some of rgb, lab, hsv"),
         ({"color_spaces": ()}, "not none"),
         ({"color_spaces": ("lab", "lab")}, "each once"),
-        ({"similarities": ("color+colour",)}, "similarities are some of color, texture, size, fill, border"),
+        (
+            {"similarities": ("color+colour",)},
+            "similarities are some of color, texture, size, fill, border",
+        ),
         ({"similarities": ()}, "similarities must not be empty"),
         ({"scales": ()}, "scales"),
         ({"scales": (0.0, 10.0)}, "above 0"),
@@ -360,7 +452,10 @@ def test_wrong_keys_are_named(options: dict[str, Any], message: str) -> None:
         HierarchicalGrouping(**options)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
+)
 def test_other_arrays_are_refused(image: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match="uint8 RGB"):
         HierarchicalGrouping()(image)
@@ -387,10 +482,23 @@ def test_large_objects_of_photographs_are_found(shared_data: Path) -> None:
     best = []
     for entry in data["images"][:6]:
         height, width = entry["height"], entry["width"]
-        objects = [a for a in data["annotations"] if a["image_id"] == entry["id"] and not a["iscrowd"] and a["area"] > 0.02 * height * width]
+        objects = [
+            a
+            for a in data["annotations"]
+            if a["image_id"] == entry["id"]
+            and not a["iscrowd"]
+            and a["area"] > 0.02 * height * width
+        ]
         if not objects:
             continue
-        truths = np.stack([coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], height, width))).astype(bool) for a in objects])
+        truths = np.stack(
+            [
+                coco_mask.decode(
+                    coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], height, width))
+                ).astype(bool)
+                for a in objects
+            ]
+        )
         with Image.open(root / "val2017" / entry["file_name"]) as image:
             best.append(best_ious(HierarchicalGrouping()(np.asarray(image.convert("RGB"))), truths))
     found = np.concatenate(best)

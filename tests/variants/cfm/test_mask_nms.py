@@ -11,20 +11,28 @@ from maskseg.structures import Regions
 from maskseg.variants.cfm import mask_nms
 from maskseg.variants.cfm.mask_nms import _iou, nms_of_masks, pasted
 
-STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(3, axis=0)  # ten superpixels of 3 x 2 pixels side by side
+STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(
+    3, axis=0
+)  # ten superpixels of 3 x 2 pixels side by side
 
 
-def segments(ranges: list[tuple[int, int]], scores: list[float], labels: list[int], image: int = 0) -> Regions:
+def segments(
+    ranges: list[tuple[int, int]], scores: list[float], labels: list[int], image: int = 0
+) -> Regions:
     members = torch.zeros((len(ranges), 10), dtype=torch.bool)
     for row, (first, last) in zip(members, ranges, strict=True):
         row[first:last] = True
     masks = SegmentMasks.of_image(STRIP, members)
     index = torch.full((len(ranges),), image)
-    return Regions(masks.boxes(), index, torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), masks)
+    return Regions(
+        masks.boxes(), index, torch.tensor(scores), torch.tensor(labels, dtype=torch.int64), masks
+    )
 
 
 def test_the_best_of_overlapping_segments_of_a_class_stays() -> None:
-    found = segments([(0, 4), (1, 5), (0, 4), (6, 9), (3, 8)], [0.6, 0.9, 0.8, 0.3, 0.5], [0, 0, 1, 0, 0])
+    found = segments(
+        [(0, 4), (1, 5), (0, 4), (6, 9), (3, 8)], [0.6, 0.9, 0.8, 0.3, 0.5], [0, 0, 1, 0, 0]
+    )
     # 0 and 1 share three of five superpixels; the third is of another class; 4 shares two of seven with 1 and of six with 3
     assert nms_of_masks(found, 0.3).tolist() == [1, 2, 4]
     assert nms_of_masks(found, 0.5).tolist() == [1, 2, 4, 3]
@@ -36,10 +44,21 @@ def test_none() -> None:
 
 
 def test_images_do_not_meet() -> None:
-    first, second = segments([(0, 4)], [0.5], [0]), segments([(0, 4), (5, 6)], [0.9, 0.95], [0, 0], image=1)
-    masks = SegmentMasks.cat([m for m in (first.masks, second.masks) if isinstance(m, SegmentMasks)])
+    first, second = (
+        segments([(0, 4)], [0.5], [0]),
+        segments([(0, 4), (5, 6)], [0.9, 0.95], [0, 0], image=1),
+    )
+    masks = SegmentMasks.cat(
+        [m for m in (first.masks, second.masks) if isinstance(m, SegmentMasks)]
+    )
     labels = torch.zeros(3, dtype=torch.int64)
-    both = Regions(masks.boxes(), torch.tensor([0, 1, 1]), torch.cat([first.scores, second.scores]), labels, masks)
+    both = Regions(
+        masks.boxes(),
+        torch.tensor([0, 1, 1]),
+        torch.cat([first.scores, second.scores]),
+        labels,
+        masks,
+    )
     assert nms_of_masks(both, 0.3).tolist() == [0, 2, 1]
     maps = pasted(both, torch.tensor([[3, 20], [3, 20]]), 4, 24)
     assert maps.shape == (2, 4, 24)
@@ -59,7 +78,9 @@ def test_pixels_of_no_superpixel_stay_without_a_class() -> None:
     labels = STRIP.copy()
     labels[0, 0] = -1
     masks = SegmentMasks.of_image(labels, torch.ones((1, 10), dtype=torch.bool))
-    found = Regions(masks.boxes(), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.tensor([3]), masks)
+    found = Regions(
+        masks.boxes(), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.tensor([3]), masks
+    )
     (own,) = pasted(found, torch.tensor([[3, 20]]), 3, 20)
     assert own[0, 0] == -1
     assert (own.flatten()[1:] == 3).all()
@@ -70,7 +91,9 @@ def test_the_iou_is_that_of_the_masks(exact: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mask_nms, "EXACT", exact)
     generator = np.random.default_rng(0)
     labels = generator.integers(-1, 12, (20, 30)).astype(np.int32)
-    members = torch.from_numpy(generator.random((9, 15)) < 0.3)  # superpixels 12 to 14 have no pixel
+    members = torch.from_numpy(
+        generator.random((9, 15)) < 0.3
+    )  # superpixels 12 to 14 have no pixel
     masks = SegmentMasks.of_image(labels, members)
     for lower in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=lower):

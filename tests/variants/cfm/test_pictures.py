@@ -15,7 +15,9 @@ AT = FeatureSpec(8, 4.0, 3)
 def drawn(inside: np.ndarray, cells: torch.Tensor, classes: np.ndarray) -> np.ndarray:
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     feature = torch.rand((3, 6, 8), generator=torch.Generator().manual_seed(0)) + 1
-    return step_pictures(image, inside, cells, feature, AT, classes, ["one", "two"], "p3", "one 0.90")
+    return step_pictures(
+        image, inside, cells, feature, AT, classes, ["one", "two"], "p3", "one 0.90"
+    )
 
 
 def test_all_steps_are_there() -> None:
@@ -42,8 +44,12 @@ def test_no_mask_no_class() -> None:
 def test_cells_are_filled_where_they_look() -> None:
     cells = np.zeros((6, 8), dtype=bool)
     cells[2, 3] = True
-    tile = _on_cells(np.full((48, 64, 3), 100, dtype=np.uint8), cells, AT, np.zeros((48, 64), dtype=bool))
-    coloured = np.argwhere(tile.max(axis=2).astype(int) - tile.min(axis=2) > 75)  # half of the colour: pixels are enlarged smoothly
+    tile = _on_cells(
+        np.full((48, 64, 3), 100, dtype=np.uint8), cells, AT, np.zeros((48, 64), dtype=bool)
+    )
+    coloured = np.argwhere(
+        tile.max(axis=2).astype(int) - tile.min(axis=2) > 75
+    )  # half of the colour: pixels are enlarged smoothly
     scale = 720 / 64
     assert coloured.min(axis=0).tolist() == pytest.approx([16 * scale, 24 * scale], abs=3)
     assert coloured.max(axis=0).tolist() == pytest.approx([24 * scale, 32 * scale], abs=3)

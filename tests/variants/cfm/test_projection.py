@@ -13,17 +13,40 @@ from torch.nn import functional as F
 from maskseg.benchmarks.projection import projection, proposed
 from maskseg.benchmarks.report import table
 from maskseg.variants.cfm import projection as module
-from maskseg.variants.cfm.projection import STATISTICS, SuperpixelCells, cell_of_pixels, project, project_superpixels
+from maskseg.variants.cfm.projection import (
+    STATISTICS,
+    SuperpixelCells,
+    cell_of_pixels,
+    project,
+    project_superpixels,
+)
 
-PLACES = [(stride, centre) for stride in (4, 8, 16, 32) for centre in dict.fromkeys((0.5, stride / 2, 15.5))]
-SHAPES = {4: (10, 14), 8: (6, 7), 16: (3, 4), 32: (3, 2)}  # for 37 x 53 pixels: with cells behind the image, one short, or as many as there are
+PLACES = [
+    (stride, centre)
+    for stride in (4, 8, 16, 32)
+    for centre in dict.fromkeys((0.5, stride / 2, 15.5))
+]
+SHAPES = {
+    4: (10, 14),
+    8: (6, 7),
+    16: (3, 4),
+    32: (3, 2),
+}  # for 37 x 53 pixels: with cells behind the image, one short, or as many as there are
 
 
-def by_loop(mask: Tensor, shape: tuple[int, int], stride: float, centre: float, statistic: str, threshold: float | None) -> Tensor:
+def by_loop(
+    mask: Tensor,
+    shape: tuple[int, int],
+    stride: float,
+    centre: float,
+    statistic: str,
+    threshold: float | None,
+) -> Tensor:
     """One mask [H, W], pixel by pixel, from the definition. Fractions do not round."""
     values: dict[tuple[int, ...], list[Fraction]] = {}
     nearest = [
-        [min(range(n), key=lambda i: abs(p + 0.5 - centre - i * stride)) for p in range(side)] for n, side in zip(shape, mask.shape, strict=True)
+        [min(range(n), key=lambda i: abs(p + 0.5 - centre - i * stride)) for p in range(side)]
+        for n, side in zip(shape, mask.shape, strict=True)
     ]
     for y, row in enumerate(mask.tolist()):
         for x, value in enumerate(row):
@@ -45,7 +68,9 @@ def rough(masks: int, height: int, width: int, generator: torch.Generator) -> Te
 @pytest.mark.parametrize("threshold", [0.5, 0.3, None])
 @pytest.mark.parametrize("statistic", ["mean", "max"])
 @pytest.mark.parametrize(("stride", "centre"), PLACES)
-def test_equal_to_a_loop_over_pixels(stride: int, centre: float, statistic: str, threshold: float | None, generator: torch.Generator) -> None:
+def test_equal_to_a_loop_over_pixels(
+    stride: int, centre: float, statistic: str, threshold: float | None, generator: torch.Generator
+) -> None:
     soft = rough(2, 37, 53, generator)
     soft[0, :, :33] = 0
     labels, members = proposed(3, 30, 37, 53, generator)
@@ -55,14 +80,25 @@ def test_equal_to_a_loop_over_pixels(stride: int, centre: float, statistic: str,
         wanted = torch.stack([by_loop(mask, *options) for mask in masks])
         assert torch.equal(project(masks, *options), wanted)
         assert threshold is None or 0 < wanted.mean() < 1
-    assert torch.equal(project_superpixels(labels.int(), members, *options), torch.stack([by_loop(mask, *options) for mask in bitmaps[:3]]))
+    assert torch.equal(
+        project_superpixels(labels.int(), members, *options),
+        torch.stack([by_loop(mask, *options) for mask in bitmaps[:3]]),
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.3, None])
 @pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize(("stride", "centre"), [(1, 0.5), (3, 1.5), (3, 2.0), (5, -4.0), (7, 0.5), (16, 8.0), (16, 15.5), (32, 16.0)])
+@pytest.mark.parametrize(
+    ("stride", "centre"),
+    [(1, 0.5), (3, 1.5), (3, 2.0), (5, -4.0), (7, 0.5), (16, 8.0), (16, 15.5), (32, 16.0)],
+)
 def test_superpixels_equal_to_their_bitmaps(
-    stride: int, centre: float, statistic: str, threshold: float | None, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    stride: int,
+    centre: float,
+    statistic: str,
+    threshold: float | None,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     labels, members = proposed(40, 25, 61, 83, generator)
     labels[labels == 7] = -1
@@ -72,7 +108,10 @@ def test_superpixels_equal_to_their_bitmaps(
         found = project_superpixels(labels.int(), members, *options)
         assert found.dtype == torch.float32
         assert torch.equal(found, project(bitmaps, *options))
-        for block in (1, 7 * 61 * 83):  # one mask at a time, and so many that the last block is not full
+        for block in (
+            1,
+            7 * 61 * 83,
+        ):  # one mask at a time, and so many that the last block is not full
             monkeypatch.setattr(module, "BLOCK", block)
             assert torch.equal(found, project_superpixels(labels.int(), members, *options))
             assert torch.equal(found, project(bitmaps, *options))
@@ -89,15 +128,47 @@ def test_equal_to_torch_where_cells_are_squares(stride: int, generator: torch.Ge
         "area": F.interpolate(masks[None], size=shape, mode="bilinear", antialias=True)[0],
     }
     for statistic in STATISTICS:
-        torch.testing.assert_close(project(masks, shape, stride, stride / 2, statistic, None), wanted[statistic], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            project(masks, shape, stride, stride / 2, statistic, None),
+            wanted[statistic],
+            atol=1e-6,
+            rtol=0,
+        )
 
 
 def test_cell_of_pixels_literal() -> None:
     assert cell_of_pixels(8, 2, 4, 2.0).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert cell_of_pixels(9, 3, 4, 0.5).tolist() == [0, 0, 0, 1, 1, 1, 1, 2, 2]  # pixel 2 lies between two centres, and so does 6
-    assert cell_of_pixels(9, 2, 4, 0.5).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]  # beyond the last centre
+    assert cell_of_pixels(9, 3, 4, 0.5).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]  # pixel 2 lies between two centres, and so does 6
+    assert cell_of_pixels(9, 2, 4, 0.5).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]  # beyond the last centre
     assert cell_of_pixels(9, 2, 4, 7.5).tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 0]
-    assert cell_of_pixels(6, 4, 3, -1.5).tolist() == [1, 1, 1, 2, 2, 2]  # the first centre lies outside of the image
+    assert cell_of_pixels(6, 4, 3, -1.5).tolist() == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]  # the first centre lies outside of the image
     assert cell_of_pixels(1, 5, 16, 8.0).tolist() == [0]
     assert cell_of_pixels(0, 5, 16, 8.0).tolist() == []
 
@@ -128,8 +199,15 @@ def test_a_threshold_is_the_fraction_that_is_written() -> None:
     labels = torch.arange(100).view(10, 10)
     for percent in range(101):
         wanted = (torch.arange(101) > percent).float()
-        assert torch.equal(project(masks, (1, 1), 10, 5.0, threshold=percent / 100).flatten(), wanted)
-        assert torch.equal(project_superpixels(labels, masks.flatten(1), (1, 1), 10, 5.0, threshold=percent / 100).flatten(), wanted)
+        assert torch.equal(
+            project(masks, (1, 1), 10, 5.0, threshold=percent / 100).flatten(), wanted
+        )
+        assert torch.equal(
+            project_superpixels(
+                labels, masks.flatten(1), (1, 1), 10, 5.0, threshold=percent / 100
+            ).flatten(),
+            wanted,
+        )
     third = torch.tensor([[[True, False, False]]])
     for threshold, wanted in ((0.333333333, 1.0), (0.333333334, 0.0)):  # one number as float32
         found = (
@@ -149,10 +227,22 @@ def test_pixels_without_a_superpixel_count_to_their_cell() -> None:
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_nothing_to_project(statistic: str) -> None:
     labels = torch.full((9, 9), -1, dtype=torch.int32)
-    assert project(torch.zeros(0, 9, 9, dtype=torch.bool), (3, 3), 4, 2.0, statistic).shape == (0, 3, 3)
-    assert project_superpixels(labels, torch.zeros(0, 5, dtype=torch.bool), (3, 3), 4, 2.0, statistic).shape == (0, 3, 3)
-    assert torch.equal(project_superpixels(labels, torch.zeros(2, 0, dtype=torch.bool), (3, 3), 4, 2.0, statistic), torch.zeros(2, 3, 3))
-    assert torch.equal(project_superpixels(labels, torch.ones(2, 5, dtype=torch.bool), (3, 3), 4, 2.0, statistic), torch.zeros(2, 3, 3))
+    assert project(torch.zeros(0, 9, 9, dtype=torch.bool), (3, 3), 4, 2.0, statistic).shape == (
+        0,
+        3,
+        3,
+    )
+    assert project_superpixels(
+        labels, torch.zeros(0, 5, dtype=torch.bool), (3, 3), 4, 2.0, statistic
+    ).shape == (0, 3, 3)
+    assert torch.equal(
+        project_superpixels(labels, torch.zeros(2, 0, dtype=torch.bool), (3, 3), 4, 2.0, statistic),
+        torch.zeros(2, 3, 3),
+    )
+    assert torch.equal(
+        project_superpixels(labels, torch.ones(2, 5, dtype=torch.bool), (3, 3), 4, 2.0, statistic),
+        torch.zeros(2, 3, 3),
+    )
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -160,7 +250,12 @@ def test_one_pixel(statistic: str) -> None:
     wanted = torch.zeros(1, 2, 2)
     wanted[0, 0, 0] = 1
     assert torch.equal(project(torch.ones(1, 1, 1), (2, 2), 32, 16.0, statistic), wanted)
-    assert torch.equal(project_superpixels(torch.zeros(1, 1).int(), torch.ones(1, 1).bool(), (2, 2), 32, 16.0, statistic), wanted)
+    assert torch.equal(
+        project_superpixels(
+            torch.zeros(1, 1).int(), torch.ones(1, 1).bool(), (2, 2), 32, 16.0, statistic
+        ),
+        wanted,
+    )
 
 
 def test_not_rounded_by_autocast(generator: torch.Generator) -> None:
@@ -173,24 +268,36 @@ def test_not_rounded_by_autocast(generator: torch.Generator) -> None:
 
 
 def test_an_unknown_statistic_is_refused() -> None:
-    for call in (lambda: project(torch.ones(1, 4, 4), (1, 1), 4, 2.0, "median"), lambda: project(torch.ones(0, 4, 4), (1, 1), 4, 2.0, "")):
+    for call in (
+        lambda: project(torch.ones(1, 4, 4), (1, 1), 4, 2.0, "median"),
+        lambda: project(torch.ones(0, 4, 4), (1, 1), 4, 2.0, ""),
+    ):
         with pytest.raises(ValueError, match="statistic must be one of mean, max, nearest, area"):
             call()
 
 
 def test_the_suite_runs_beside_bitmaps() -> None:
-    numbers = projection(SimpleNamespace(rounds=1), proposals=12, superpixels=20, height=64, width=96)
-    assert [list(one["seconds"]) for one in numbers["cases"]] == [["bitmaps, projected", "bitmaps, avg_pool2d", "maskseg"]] * 2
+    numbers = projection(
+        SimpleNamespace(rounds=1), proposals=12, superpixels=20, height=64, width=96
+    )
+    assert [list(one["seconds"]) for one in numbers["cases"]] == [
+        ["bitmaps, projected", "bitmaps, avg_pool2d", "maskseg"]
+    ] * 2
     assert all(one["agreement"] == {"cells that differ": 0} for one in numbers["cases"])
     assert "12 proposals, 20 superpixels, 96 x 64, stride 8" in table(numbers)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.2, 0.8, 1.0, -0.1, None])
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_some_cells_alone_are_those_of_the_whole_maps(statistic: str, threshold: float | None, generator: torch.Generator) -> None:
+def test_some_cells_alone_are_those_of_the_whole_maps(
+    statistic: str, threshold: float | None, generator: torch.Generator
+) -> None:
     labels, members = proposed(40, 25, 61, 83, generator)
     labels[labels == 7] = -1
     cells = SuperpixelCells.of(labels.int(), (9, 11), 8, 0.5, statistic, threshold)
-    mask, cell = torch.randint(0, 40, (4000,), generator=generator), torch.randint(0, 99, (4000,), generator=generator)
+    mask, cell = (
+        torch.randint(0, 40, (4000,), generator=generator),
+        torch.randint(0, 99, (4000,), generator=generator),
+    )
     assert torch.equal(cells.at(members, mask, cell), cells.maps(members).flatten(1)[mask, cell])
     assert cells.at(members, mask[:0], cell[:0]).shape == (0,)

@@ -19,7 +19,9 @@ from maskseg.variants.cfm.store import SegmentStore, write_store
 IMAGES = [ImageRecord(7, "a.png", 2, 4), ImageRecord(-2, "b.png", 3, 3)]
 
 
-def read(folder: Path, entries: Any, most: int = 10, images: list[ImageRecord] = IMAGES) -> dict[int, SegmentProposals]:
+def read(
+    folder: Path, entries: Any, most: int = 10, images: list[ImageRecord] = IMAGES
+) -> dict[int, SegmentProposals]:
     path = folder / "masks.json"
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     jobs = RleFile(path, images, IMAGES, most, max_pixels=1000)
@@ -31,16 +33,34 @@ def bitmaps(found: SegmentProposals) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return found.members[:, found.labels]
 
 
-def entry(counts: Any, score: float = 0.5, image_id: int = 7, size: tuple[int, int] = (2, 4)) -> dict[str, Any]:
-    return {"image_id": image_id, "segmentation": {"size": list(size), "counts": counts}, "score": score}
+def entry(
+    counts: Any, score: float = 0.5, image_id: int = 7, size: tuple[int, int] = (2, 4)
+) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "segmentation": {"size": list(size), "counts": counts},
+        "score": score,
+    }
 
 
 def test_a_literal(tmp_path: Path) -> None:
     """Two masks that overlap in one column, one that is inside both, and one of another image."""
-    found = read(tmp_path, [entry([0, 4, 4], 0.3), entry([2, 4, 2], 0.9), entry([3, 1, 4], 0.1), entry([0, 9], 1.0, -2, (3, 3))])
+    found = read(
+        tmp_path,
+        [
+            entry([0, 4, 4], 0.3),
+            entry([2, 4, 2], 0.9),
+            entry([3, 1, 4], 0.1),
+            entry([0, 9], 1.0, -2, (3, 3)),
+        ],
+    )
     assert found[7].labels.dtype == np.int32
     assert found[7].labels.tolist() == [[0, 1, 2, 3], [0, 4, 2, 3]]
-    assert found[7].members.tolist() == [[False, True, True, False, True], [True, True, False, False, True], [False, False, False, False, True]]
+    assert found[7].members.tolist() == [
+        [False, True, True, False, True],
+        [True, True, False, False, True],
+        [False, False, False, False, True],
+    ]
     assert found[-2].labels.tolist() == [[0] * 3] * 3
     assert found[-2].members.tolist() == [[True]]
 
@@ -50,19 +70,35 @@ def test_forms_of_a_mask(tmp_path: Path) -> None:
     packed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
     square = [[1.0, 0.0, 3.0, 0.0, 3.0, 2.0, 1.0, 2.0]]
     large = [[1.0, -5.0, 3.0, -5.0, 3.0, 9.0, 1.0, 9.0]]
-    for segmentation in ({"size": [2, 4], "counts": packed}, {"size": [2, 4], "counts": [2, 3, 0, 1, 2, 0]}, square, large):
+    for segmentation in (
+        {"size": [2, 4], "counts": packed},
+        {"size": [2, 4], "counts": [2, 3, 0, 1, 2, 0]},
+        square,
+        large,
+    ):
         found = read(tmp_path, [{"image_id": 7, "segmentation": segmentation, "score": 1}])[7]
         assert bitmaps(found).tolist() == [mask.astype(bool).tolist()], segmentation
 
 
 def test_the_best_by_score_and_none_without_a_pixel(tmp_path: Path) -> None:
     outside = {"image_id": 7, "segmentation": [[9.0, 9.0, 12.0, 9.0, 12.0, 12.0]], "score": 0.9}
-    entries = [entry([1, 1, 6], 0.2), entry([8], 1.0), entry([2, 1, 5], 0.7), entry([3, 1, 4], 0.7), entry([0, 8], 0.1), outside, entry([0, 0, 8], 1)]
+    entries = [
+        entry([1, 1, 6], 0.2),
+        entry([8], 1.0),
+        entry([2, 1, 5], 0.7),
+        entry([3, 1, 4], 0.7),
+        entry([0, 8], 0.1),
+        outside,
+        entry([0, 0, 8], 1),
+    ]
     found = read(tmp_path, entries, most=3)
     assert [np.flatnonzero(m.T.ravel()).tolist() for m in bitmaps(found[7])] == [[2], [3], [1]]
     assert found[-2].members.shape == (0, 1)
     assert found[-2].labels.tolist() == [[0] * 3] * 3
-    assert [m.all() for m in bitmaps(read(tmp_path, [entry([0, 8]), entry([0, 8, 0])])[7])] == [True, True]
+    assert [m.all() for m in bitmaps(read(tmp_path, [entry([0, 8]), entry([0, 8, 0])])[7])] == [
+        True,
+        True,
+    ]
     assert set(read(tmp_path, entries, images=IMAGES[1:])) == {-2}
     assert read(tmp_path, [])[7].members.shape == (0, 1)
 
@@ -100,27 +136,51 @@ GOOD = entry([0, 4, 4])
         ({**GOOD, "score": float("nan")}, "the score is not a number but nan"),
         ({**GOOD, "score": True}, "the score is not a number but True"),
         ({"image_id": 7, "score": 1.0}, r"entry 1 \(image 7\): there is no segmentation"),
-        (entry([0, 4, 4], size=(4, 2)), r"entry 1 \(image 7\): RLE of another size than its image \(4 x 2, the image is 2 x 4 \(height x width\)\)"),
-        (entry([0, 4, 5]), r"entry 1 \(image 7\): RLE whose counts do not sum to the mask's pixels \(9 instead of 2 x 4 = 8\)"),
+        (
+            entry([0, 4, 4], size=(4, 2)),
+            r"entry 1 \(image 7\): RLE of another size than its image \(4 x 2, the image is 2 x 4 \(height x width\)\)",
+        ),
+        (
+            entry([0, 4, 5]),
+            r"entry 1 \(image 7\): RLE whose counts do not sum to the mask's pixels \(9 instead of 2 x 4 = 8\)",
+        ),
         (entry([0, 12, -4]), "RLE with negative counts"),
         (entry("0"), "RLE whose counts do not sum"),
         (entry("~~~"), "RLE that cannot be decoded"),
         (entry([0, 10**6], size=(1000, 1000)), r"RLE of more pixels than data\.max_pixels"),
         ({**GOOD, "segmentation": [[0, 0, 2, 0, float("nan"), 2]]}, "polygon with NaN or infinity"),
-        ({**GOOD, "segmentation": [[0, 0, 2, 0, 2, 2, 1]]}, "polygon with an odd number of coordinates or of fewer than 3 points"),
+        (
+            {**GOOD, "segmentation": [[0, 0, 2, 0, 2, 2, 1]]},
+            "polygon with an odd number of coordinates or of fewer than 3 points",
+        ),
         ({**GOOD, "segmentation": [[0, 0, 2, 0]]}, "of fewer than 3 points"),
         ({**GOOD, "segmentation": "x"}, "segmentation that is neither polygons nor RLE"),
     ],
 )
-def test_bad_entries_are_named_by_their_place(tmp_path: Path, bad: dict[str, Any], told: str) -> None:
+def test_bad_entries_are_named_by_their_place(
+    tmp_path: Path, bad: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserError, match=rf"masks\.json: .*{told}"):
         read(tmp_path, [GOOD, bad])
-    with pytest.raises(UserError, match=rf"masks\.json: .*{told}"):  # of images that are not asked for, too
+    with pytest.raises(
+        UserError, match=rf"masks\.json: .*{told}"
+    ):  # of images that are not asked for, too
         read(tmp_path, [GOOD, bad], images=IMAGES[1:])
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "{}", "[1]", "[null]", '{"annotations": []}', json.dumps({"a": [GOOD]}), json.dumps([[GOOD]]), "[" * 10**5]
+    "text",
+    [
+        "",
+        "[",
+        "{}",
+        "[1]",
+        "[null]",
+        '{"annotations": []}',
+        json.dumps({"a": [GOOD]}),
+        json.dumps([[GOOD]]),
+        "[" * 10**5,
+    ],
 )
 def test_files_of_something_else(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"masks\.json: not "):

@@ -17,7 +17,13 @@ import maskseg
 from maskseg.data.datasets.scenes import STUFF, THINGS, make_scenes
 
 pytest.importorskip("cv2")
-SMALL = ["model.backbone.channels=16", "model.classifier.width=16", "data.num_workers=0", "trainer.device=cpu", "trainer.log_every=1"]
+SMALL = [
+    "model.backbone.channels=16",
+    "model.classifier.width=16",
+    "data.num_workers=0",
+    "trainer.device=cpu",
+    "trainer.log_every=1",
+]
 TRAIN = ["experiment=scenes_cfm", *SMALL, *SCENES, "total_batch=2"]
 FOLDERS = ["data.train_segments=segments_train", "data.val_segments=segments_val"]
 
@@ -28,7 +34,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cfm")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     with contextlib.chdir(folder):
-        (folder / "said.txt").write_text(done("train", *TRAIN, *FOLDERS, "trainer.max_steps=2", "run_dir=run"))
+        (folder / "said.txt").write_text(
+            done("train", *TRAIN, *FOLDERS, "trainer.max_steps=2", "run_dir=run")
+        )
     return folder
 
 
@@ -44,13 +52,28 @@ def test_a_training_makes_its_segments_and_scores_pixels(at_home: Path) -> None:
     assert len(list((at_home / "segments_train").glob("*.npz"))) == 8
     assert all("loss/segment_class" in line for line in lines(at_home / "run"))
     (found,) = lines(at_home / "run", "val")
-    assert {"semantic/mIoU", "semantic/mIoU_things", "semantic/mIoU_stuff", "segm/AP", "loss/segment_class"} <= set(found)
-    assert {"semantic.png", "semantic_confusion.png", "best.pt"} <= {path.name for path in (at_home / "run").iterdir()}
+    assert {
+        "semantic/mIoU",
+        "semantic/mIoU_things",
+        "semantic/mIoU_stuff",
+        "segm/AP",
+        "loss/segment_class",
+    } <= set(found)
+    assert {"semantic.png", "semantic_confusion.png", "best.pt"} <= {
+        path.name for path in (at_home / "run").iterdir()
+    }
 
 
 @pytest.mark.slow
 def test_it_goes_on_where_it_was_and_makes_nothing_twice(at_home: Path) -> None:
-    text = done("train", *TRAIN, *FOLDERS, "trainer.max_steps=3", "trainer.resume=run", "trainer.evaluate_every=0")
+    text = done(
+        "train",
+        *TRAIN,
+        *FOLDERS,
+        "trainer.max_steps=3",
+        "trainer.resume=run",
+        "trainer.evaluate_every=0",
+    )
     assert "making the segments" not in text
     assert [line["step"] for line in lines(at_home / "run")] == [1, 2, 3]
 
@@ -61,11 +84,28 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
     metrics = json.loads((at_home / "evaluation" / "metrics.json").read_text())
     assert 0 <= metrics["semantic/mIoU"] <= 1
     rows = json.loads((at_home / "evaluation" / "detections.json").read_text())
-    other = ["data=custom", "data.val_json=scenes/val.json", "data.images=scenes/images", "data.val_segments=segments_val", "data.num_workers=0"]
-    done("evaluate", "checkpoint=run", "output=elsewhere", "trainer.device=cpu", "pictures=0", *other)
-    assert json.loads((at_home / "elsewhere" / "metrics.json").read_text())["segm/AP"] == metrics["segm/AP"]
+    other = [
+        "data=custom",
+        "data.val_json=scenes/val.json",
+        "data.images=scenes/images",
+        "data.val_segments=segments_val",
+        "data.num_workers=0",
+    ]
+    done(
+        "evaluate", "checkpoint=run", "output=elsewhere", "trainer.device=cpu", "pictures=0", *other
+    )
+    assert (
+        json.loads((at_home / "elsewhere" / "metrics.json").read_text())["segm/AP"]
+        == metrics["segm/AP"]
+    )
     assert {row["category_id"] for row in rows} <= set(THINGS.values())
-    done("predict", "checkpoint=run", "input=scenes/images/val_000001.jpg", "output=predicted", "trainer.device=cpu")
+    done(
+        "predict",
+        "checkpoint=run",
+        "input=scenes/images/val_000001.jpg",
+        "output=predicted",
+        "trainer.device=cpu",
+    )
     ids = np.asarray(Image.open(at_home / "predicted" / "val_000001.jpg_ids.png"))
     assert ids.shape == (128, 128)
     assert set(np.unique(ids).tolist()) <= {*THINGS.values(), *STUFF.values(), 65535}
@@ -80,7 +120,10 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["data.train_segments=null", "data.val_segments=segments_val"], "data.train_segments is not set"),
+        (
+            ["data.train_segments=null", "data.val_segments=segments_val"],
+            "data.train_segments is not set",
+        ),
         (["data.segment_sampler=null", *FOLDERS], "data.segment_sampler is not set"),
         (["data.stuff_json=absent.json", *FOLDERS], "data.stuff_json=absent.json"),
         (["data.train_semantic=absent", *FOLDERS], "data.train_semantic=absent"),
@@ -99,8 +142,18 @@ def test_a_damaged_file_is_named_and_made_again_where_it_was_deleted(at_home: Pa
     file = at_home / "segments_train" / "3.npz"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    words = [*TRAIN, *FOLDERS, "trainer.max_steps=4", "trainer.evaluate_every=0", "data.val_json=null"]
-    assert_refused(said("train", *words, "run_dir=damaged"), "segments_train/3.npz: the segments are damaged", "delete it")
+    words = [
+        *TRAIN,
+        *FOLDERS,
+        "trainer.max_steps=4",
+        "trainer.evaluate_every=0",
+        "data.val_json=null",
+    ]
+    assert_refused(
+        said("train", *words, "run_dir=damaged"),
+        "segments_train/3.npz: the segments are damaged",
+        "delete it",
+    )
     file.unlink()
     assert "making the segments of 1 images" in done("train", *words, "run_dir=mended")
     assert file.read_bytes() == whole

@@ -39,15 +39,28 @@ def random_image(height: int, width: int, seed: int = 0) -> tuple[SegmentProposa
     The truth: things that overlap, one without a pixel, one crowd; a map of all labels with unlabelled pixels.
     """
     rng = np.random.default_rng(seed)
-    blocks = rng.integers(-1, 8, (height // 4 + 1, width // 5 + 1)).repeat(4, 0).repeat(5, 1)[:height, :width]
-    labels = np.where(rng.random((height, width)) < 0.1, rng.integers(-1, 8, (height, width)), blocks).astype(np.int32)
+    blocks = (
+        rng.integers(-1, 8, (height // 4 + 1, width // 5 + 1))
+        .repeat(4, 0)
+        .repeat(5, 1)[:height, :width]
+    )
+    labels = np.where(
+        rng.random((height, width)) < 0.1, rng.integers(-1, 8, (height, width)), blocks
+    ).astype(np.int32)
     members = rng.random((40, 9)) < rng.random((40, 1))
     members[-3:] = [[True] * 9, [False] * 9, [False] * 8 + [True]]
     masks = rng.random((5, height, width)) < 0.3
     masks[1] = np.isin(labels, np.flatnonzero(members[0]))
     masks[2] = False
-    semantic = rng.integers(-1, CLASSES, (height // 6 + 1, width // 6 + 1)).repeat(6, 0).repeat(6, 1)[:height, :width].astype(np.int16)
-    truth = SegmentTruth(masks, np.array([2, 0, 1, 1, 2]), np.array([False, False, False, True, False]), semantic)
+    semantic = (
+        rng.integers(-1, CLASSES, (height // 6 + 1, width // 6 + 1))
+        .repeat(6, 0)
+        .repeat(6, 1)[:height, :width]
+        .astype(np.int16)
+    )
+    truth = SegmentTruth(
+        masks, np.array([2, 0, 1, 1, 2]), np.array([False, False, False, True, False]), semantic
+    )
     return SegmentProposals(labels, members), truth
 
 
@@ -64,28 +77,49 @@ def iou(first: Array, second: Array) -> float:
 def strips(*rows: tuple[int, int], width: int = 100) -> SegmentProposals:
     """An image one pixel high, each pixel a superpixel; proposals from a column to before another."""
     column = np.arange(width)
-    members = np.array([(column >= first) & (column < last) for first, last in rows], dtype=bool).reshape(len(rows), width)
+    members = np.array(
+        [(column >= first) & (column < last) for first, last in rows], dtype=bool
+    ).reshape(len(rows), width)
     return SegmentProposals(column[None].astype(np.int32), members)
 
 
-def truth_of(things: list[Span], stuff: Sequence[Span] = (), crowds: Sequence[int] = (), width: int = 100) -> SegmentTruth:
+def truth_of(
+    things: list[Span], stuff: Sequence[Span] = (), crowds: Sequence[int] = (), width: int = 100
+) -> SegmentTruth:
     """Things and stuff from a column to before another, with their labels; which of the things are crowds."""
     column, semantic = np.arange(width), np.full((1, width), -1, dtype=np.int16)
-    masks = np.array([[(column >= first) & (column < last)] for first, last, _ in things], dtype=bool).reshape(-1, 1, width)
+    masks = np.array(
+        [[(column >= first) & (column < last)] for first, last, _ in things], dtype=bool
+    ).reshape(-1, 1, width)
     for first, last, label in [*stuff, *things]:
         semantic[0, first:last] = label
     crowd = np.isin(np.arange(len(things)), crowds)
-    return SegmentTruth(masks, np.array([label for *_, label in things], dtype=np.int64), crowd, semantic)
+    return SegmentTruth(
+        masks, np.array([label for *_, label in things], dtype=np.int64), crowd, semantic
+    )
 
 
-def pursue(proposals: SegmentProposals, purity: list[float] | None = None, seed: int | None = None, **keys: Any) -> list[int]:
+def pursue(
+    proposals: SegmentProposals,
+    purity: list[float] | None = None,
+    seed: int | None = None,
+    **keys: Any,
+) -> list[int]:
     scores = np.ones(len(proposals)) if purity is None else np.array(purity)
     areas = segment_areas(proposals.labels, proposals.members)
     rng = None if seed is None else np.random.default_rng(seed)
-    return pursuit(scores, areas, proposal_overlaps(proposals.labels, proposals.members, areas), rng=rng, **keys).tolist()
+    return pursuit(
+        scores,
+        areas,
+        proposal_overlaps(proposals.labels, proposals.members, areas),
+        rng=rng,
+        **keys,
+    ).tolist()
 
 
-def draw(sampler: SegmentSampler, proposals: SegmentProposals, truth: SegmentTruth, seed: int = 0) -> list[tuple[int, int]]:
+def draw(
+    sampler: SegmentSampler, proposals: SegmentProposals, truth: SegmentTruth, seed: int = 0
+) -> list[tuple[int, int]]:
     """Rows and labels."""
     rows, labels = sampler(proposals, truth, np.random.default_rng(seed))
     assert rows.dtype == labels.dtype == np.int64
@@ -100,11 +134,23 @@ def test_overlaps_equal_bitmaps(size: tuple[int, int]) -> None:
     assert truth.semantic is not None
     areas = segment_areas(labels, members)
     assert areas.tolist() == bitmaps.sum(axis=(1, 2)).tolist()
-    assert mask_overlaps(labels, members, truth.masks).tolist() == [[(b & m).sum() for m in truth.masks] for b in bitmaps]
-    for found, count in ((mask_overlaps(labels, members, truth.semantic, 9), 9), (mask_overlaps(labels, members, truth.semantic, 2), 2)):
-        assert found.tolist() == [[(b & (truth.semantic == k)).sum() for k in range(count)] for b in bitmaps]
-    assert mask_overlaps(labels, members, truth.semantic).shape == (len(members), truth.semantic.max() + 1)
-    assert thing_ious(labels, members, areas, truth.masks).tolist() == [[iou(b, m) for m in truth.masks] for b in bitmaps]
+    assert mask_overlaps(labels, members, truth.masks).tolist() == [
+        [(b & m).sum() for m in truth.masks] for b in bitmaps
+    ]
+    for found, count in (
+        (mask_overlaps(labels, members, truth.semantic, 9), 9),
+        (mask_overlaps(labels, members, truth.semantic, 2), 2),
+    ):
+        assert found.tolist() == [
+            [(b & (truth.semantic == k)).sum() for k in range(count)] for b in bitmaps
+        ]
+    assert mask_overlaps(labels, members, truth.semantic).shape == (
+        len(members),
+        truth.semantic.max() + 1,
+    )
+    assert thing_ious(labels, members, areas, truth.masks).tolist() == [
+        [iou(b, m) for m in truth.masks] for b in bitmaps
+    ]
     overlaps = proposal_overlaps(labels, members, areas)
     for row in (0, 7, -1, -2):
         assert overlaps(row).tolist() == [iou(bitmaps[row], b) for b in bitmaps]
@@ -115,13 +161,17 @@ def test_purity_equals_bitmaps(size: tuple[int, int]) -> None:
     proposals, truth = random_image(*size)
     assert truth.semantic is not None
     areas = segment_areas(proposals.labels, proposals.members)
-    found = stuff_purity(proposals.labels, proposals.members, areas, truth.semantic, THINGS, CLASSES)
+    found = stuff_purity(
+        proposals.labels, proposals.members, areas, truth.semantic, THINGS, CLASSES
+    )
     for row, bitmap in enumerate(bitmaps_of(proposals)):
         frame = np.zeros_like(bitmap)
         if bitmap.any():
             y, x = np.nonzero(bitmap)
             frame[y.min() : y.max() + 1, x.min() : x.max() + 1] = True
-        assert found[row].tolist() == [iou(bitmap, frame & (truth.semantic == label)) for label in range(THINGS, CLASSES)]
+        assert found[row].tolist() == [
+            iou(bitmap, frame & (truth.semantic == label)) for label in range(THINGS, CLASSES)
+        ]
 
 
 def test_purity_literal() -> None:
@@ -131,16 +181,30 @@ def test_purity_literal() -> None:
     members = np.zeros((3, 18), dtype=bool)
     members[0, [0, 6, 12, 13]] = True
     members[1, 2:6] = True
-    assert stuff_purity(labels, members, np.array([4.0, 4.0, 0.0]), semantic, 3, 5).tolist() == [[4 / 6, 0], [0.5, 0], [0, 0]]
+    assert stuff_purity(labels, members, np.array([4.0, 4.0, 0.0]), semantic, 3, 5).tolist() == [
+        [4 / 6, 0],
+        [0.5, 0],
+        [0, 0],
+    ]
 
 
 def test_regions_of_another_size_are_refused() -> None:
     proposals, truth = random_image(4, 6)
-    for regions in (np.zeros((2, 6, 4), dtype=bool), np.zeros((4, 5), dtype=int), np.zeros((4, 6), dtype=bool), np.zeros((1, 4, 6), dtype=int)):
+    for regions in (
+        np.zeros((2, 6, 4), dtype=bool),
+        np.zeros((4, 5), dtype=int),
+        np.zeros((4, 6), dtype=bool),
+        np.zeros((1, 4, 6), dtype=int),
+    ):
         with pytest.raises(ValueError, match="regions are bool"):
             mask_overlaps(proposals.labels, proposals.members, regions)
     with pytest.raises(ValueError, match="has the label 6, there are 5"):
-        match_segments(proposals, SegmentTruth(truth.masks, truth.labels, truth.crowd, np.full((4, 6), 6)), THINGS, 5)
+        match_segments(
+            proposals,
+            SegmentTruth(truth.masks, truth.labels, truth.crowd, np.full((4, 6), 6)),
+            THINGS,
+            5,
+        )
     with pytest.raises(ValueError, match=r"labels 0..2, there are 2"):
         match_segments(proposals, truth, 2, CLASSES)
 
@@ -155,9 +219,15 @@ def test_pursuit_takes_the_largest_and_drops_what_overlaps_it() -> None:
 
 
 def test_pursuit_meets_its_thresholds_exactly() -> None:
-    assert pursue(strips((0, 6), (4, 10), (50, 55)), overlap=0.2) == [0, 1]  # 2 of 10, the IoU itself stays; 5 is below the mean
+    assert pursue(strips((0, 6), (4, 10), (50, 55)), overlap=0.2) == [
+        0,
+        1,
+    ]  # 2 of 10, the IoU itself stays; 5 is below the mean
     assert pursue(strips((0, 6), (4, 10)), overlap=0.19) == [0]
-    assert pursue(strips((0, 6), (0, 6), (0, 5)), overlap=1.0) == [0, 1]  # nothing is dropped, each is taken once
+    assert pursue(strips((0, 6), (0, 6), (0, 5)), overlap=1.0) == [
+        0,
+        1,
+    ]  # nothing is dropped, each is taken once
     assert pursue(strips((0, 6), (10, 16), (20, 26))) == [0, 1, 2]  # all are the mean
     assert pursue(strips((0, 6), (10, 16), (20, 26)), [0.6, 0.59, 1.0], min_purity=0.6) == [0, 2]
 
@@ -171,7 +241,11 @@ def test_pursuit_counts_the_mean_of_the_initial_candidates() -> None:
 
 def test_pursuit_of_nothing() -> None:
     assert pursue(strips()) == pursue(strips(), seed=0) == []
-    assert pursue(strips((0, 5), (3, 3)), [0.1, 1.0]) == pursue(strips((0, 5), (3, 3)), [0.1, 1.0], seed=0) == []
+    assert (
+        pursue(strips((0, 5), (3, 3)), [0.1, 1.0])
+        == pursue(strips((0, 5), (3, 3)), [0.1, 1.0], seed=0)
+        == []
+    )
     assert pursue(strips((4, 5))) == pursue(strips((4, 5)), seed=3) == [0]
 
 
@@ -181,8 +255,12 @@ def test_stochastic_pursuit_draws_by_area() -> None:
     runs = [pursue(proposals, seed=seed) for seed in range(3000)]
     first = np.bincount([run[0] for run in runs], minlength=4)
     expected = 3000 * np.array(areas) / sum(areas)
-    assert ((first - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom: 1 in 1000
-    second = np.bincount([run[1] for run in runs if run[0] == 0], minlength=4)  # in proportion among those that are left
+    assert (
+        (first - expected) ** 2 / expected
+    ).sum() < 16.3  # chi-square, 3 degrees of freedom: 1 in 1000
+    second = np.bincount(
+        [run[1] for run in runs if run[0] == 0], minlength=4
+    )  # in proportion among those that are left
     expected = second.sum() * np.array([0, 10, 20, 40]) / 70
     assert second[0] == 0
     assert ((second - expected)[1:] ** 2 / expected[1:]).sum() < 13.8  # 2 degrees of freedom
@@ -195,7 +273,9 @@ def test_stochastic_pursuit_draws_by_area() -> None:
 def test_stochastic_pursuit_drops_what_overlaps() -> None:
     proposals = strips((0, 30), (0, 20), (10, 30), (60, 90), (0, 12))
     runs = [pursue(proposals, seed=seed) for seed in range(200)]
-    overlaps = proposal_overlaps(proposals.labels, proposals.members, segment_areas(proposals.labels, proposals.members))
+    overlaps = proposal_overlaps(
+        proposals.labels, proposals.members, segment_areas(proposals.labels, proposals.members)
+    )
     assert all(overlaps(a)[b] <= 0.2 for run in runs for a in run for b in run if a != b)
     assert all(3 in run for run in runs)
     assert len({tuple(run) for run in runs}) > 4
@@ -232,7 +312,9 @@ def test_labels_literal() -> None:
 
 def test_keys_of_stuff() -> None:
     truth = truth_of([(10, 30, 1)], [(30, 60, 4)])
-    proposals = strips((24, 32), (30, 45), (35, 50), (20, 42))  # a quarter is stuff, at a thing's IoU of 6 / 22; two at an IoU of 0.5; 12 of 22
+    proposals = strips(
+        (24, 32), (30, 45), (35, 50), (20, 42)
+    )  # a quarter is stuff, at a thing's IoU of 6 / 22; two at an IoU of 0.5; 12 of 22
     for purity, label in ((0.25, IGNORED), (0.26, 7)):
         sampler = SegmentSampler(THINGS, CLASSES, max_negative_purity=purity)
         assert sampler.labels(sampler.match(proposals, truth)).tolist() == [label, 4, 4, IGNORED]
@@ -249,14 +331,20 @@ def test_a_thing_is_no_stuff() -> None:
     truth.semantic[0, :30] = 4
     proposals = strips((0, 30), (0, 40), (32, 40))
     sampler = SegmentSampler(THINGS, CLASSES, append_truth=False)
-    assert draw(sampler, proposals, truth) == [(0, 1), (1, 1), (2, 4)]  # the only candidate: the mean is its own area
+    assert draw(sampler, proposals, truth) == [
+        (0, 1),
+        (1, 1),
+        (2, 4),
+    ]  # the only candidate: the mean is its own area
     sampler = SegmentSampler(THINGS, CLASSES, append_truth=False, positive_iou=0.9)
     assert draw(sampler, proposals, truth) == [(0, 1), (1, 4)]
 
 
 def test_the_best_of_several_truths_gives_the_label() -> None:
     truth = truth_of([(0, 10, 2), (2, 10, 0), (0, 12, 1)])
-    matches = match_segments(strips((0, 10), (2, 10), (0, 12), (1, 10), (40, 50)), truth, THINGS, CLASSES)
+    matches = match_segments(
+        strips((0, 10), (2, 10), (0, 12), (1, 10), (40, 50)), truth, THINGS, CLASSES
+    )
     assert proposal_labels(matches, THINGS, CLASSES).tolist() == [2, 0, 1, 2, 7]
     assert proposal_labels(matches, THINGS, CLASSES, positive_iou=0.95).tolist() == [2, 0, 1, 7, 7]
 
@@ -265,34 +353,66 @@ def test_nothing_inside_a_crowd_is_a_negative() -> None:
     # Two pixels of the thing and six of the crowd: a negative by its IoU of 2 / 16 alone.
     things = [(0, 10, 0), (10, 20, 1)]
     proposals = strips((8, 16), (6, 10), (8, 12), (10, 20), (0, 9))
-    assert draw(SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things, crowds=[1])) == [(2, 7), (4, 0)]
-    assert (0, 7) in draw(SegmentSampler(THINGS, CLASSES, append_truth=False, crowd_overlap=0.8), proposals, truth_of(things, crowds=[1]))
-    assert draw(SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things)) == [(0, 1), (2, 7), (3, 1), (4, 0)]
+    assert draw(
+        SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things, crowds=[1])
+    ) == [(2, 7), (4, 0)]
+    assert (0, 7) in draw(
+        SegmentSampler(THINGS, CLASSES, append_truth=False, crowd_overlap=0.8),
+        proposals,
+        truth_of(things, crowds=[1]),
+    )
+    assert draw(
+        SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things)
+    ) == [(0, 1), (2, 7), (3, 1), (4, 0)]
     only = truth_of([(0, 100, 0)], crowds=[0])
     assert draw(SegmentSampler(THINGS, CLASSES), proposals, only) == []
     beside = truth_of([(50, 100, 0)], crowds=[0])  # crowds are no things to be near to
-    assert draw(SegmentSampler(THINGS, CLASSES), proposals, beside) == [(row, 7) for row in range(5)]
+    assert draw(SegmentSampler(THINGS, CLASSES), proposals, beside) == [
+        (row, 7) for row in range(5)
+    ]
 
 
 def test_images_of_stuff_only() -> None:
     sampler = SegmentSampler(THINGS, CLASSES)
     halves = truth_of([], [(0, 50, 3), (50, 100, 6)])
-    assert draw(sampler, strips((0, 50), (50, 100), (40, 60)), halves) == [(0, 3), (1, 6)]  # what has half of each is neither stuff nor negative
-    runs = [draw(sampler, strips((0, 50), (45, 100), (50, 100)), halves, seed) for seed in range(50)]
-    assert {tuple(run) for run in runs} == {((0, 3), (1, 6)), ((0, 3), (2, 6))}  # one of two that overlap, another one at another call
+    assert draw(sampler, strips((0, 50), (50, 100), (40, 60)), halves) == [
+        (0, 3),
+        (1, 6),
+    ]  # what has half of each is neither stuff nor negative
+    runs = [
+        draw(sampler, strips((0, 50), (45, 100), (50, 100)), halves, seed) for seed in range(50)
+    ]
+    assert {tuple(run) for run in runs} == {
+        ((0, 3), (1, 6)),
+        ((0, 3), (2, 6)),
+    }  # one of two that overlap, another one at another call
     half = truth_of([], [(0, 50, 3)])
-    assert draw(sampler, strips((0, 50), (40, 60), (50, 100), (70, 90)), half) == [(0, 3), (2, 7), (3, 7)]
+    assert draw(sampler, strips((0, 50), (40, 60), (50, 100), (70, 90)), half) == [
+        (0, 3),
+        (2, 7),
+        (3, 7),
+    ]
 
 
 def test_images_without_any_truth_give_negatives() -> None:
     proposals = strips((0, 50), (20, 30), (5, 5))
     nothing = truth_of([])
     assert draw(SegmentSampler(THINGS, CLASSES), proposals, nothing) == [(0, 7), (1, 7)]
-    assert draw(SegmentSampler(THINGS, CLASSES), proposals, SegmentTruth(nothing.masks, nothing.labels, nothing.crowd)) == [(0, 7), (1, 7)]
+    assert draw(
+        SegmentSampler(THINGS, CLASSES),
+        proposals,
+        SegmentTruth(nothing.masks, nothing.labels, nothing.crowd),
+    ) == [(0, 7), (1, 7)]
     assert draw(SegmentSampler(THINGS, CLASSES, negative_iou=(0, 0)), proposals, nothing) == []
-    assert draw(SegmentSampler(THINGS, THINGS), proposals, nothing) == [(0, 3), (1, 3)]  # no stuff at all
+    assert draw(SegmentSampler(THINGS, THINGS), proposals, nothing) == [
+        (0, 3),
+        (1, 3),
+    ]  # no stuff at all
     # A thing that a crop has left no pixel of is none.
-    assert draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(4, 4, 0)])) == [(0, 7), (1, 7)]
+    assert draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(4, 4, 0)])) == [
+        (0, 7),
+        (1, 7),
+    ]
 
 
 def test_no_proposals() -> None:
@@ -309,7 +429,9 @@ def test_rows_of_appended_truth() -> None:
     proposals = strips((0, 9), (80, 90))
     drawn = draw(SegmentSampler(THINGS, CLASSES), proposals, truth)
     assert drawn == [(0, 1), (2, 1), (5, 0)]
-    assert np.array_equal(bitmaps_of(with_truth(proposals, truth.masks))[[2, 5]], truth.masks[[0, 3]])
+    assert np.array_equal(
+        bitmaps_of(with_truth(proposals, truth.masks))[[2, 5]], truth.masks[[0, 3]]
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -322,7 +444,9 @@ def test_with_truth_equals_bitmaps(size: tuple[int, int], count: int) -> None:
     assert (found.labels.dtype, found.members.dtype) == (np.int32, np.bool_)
     assert np.array_equal(found.labels == -1, (proposals.labels == -1) & ~masks.any(axis=0))
     if count:  # no superpixel is without pixels
-        assert np.unique(found.labels[found.labels >= 0]).tolist() == list(range(found.members.shape[1]))
+        assert np.unique(found.labels[found.labels >= 0]).tolist() == list(
+            range(found.members.shape[1])
+        )
 
 
 def many() -> tuple[SegmentProposals, SegmentTruth]:
@@ -330,7 +454,9 @@ def many() -> tuple[SegmentProposals, SegmentTruth]:
     things = [(first, first + 40) for first in range(0, 11)]
     negatives = [(0, 8 + i % 3) for i in range(60)]
     stuff = [(50 + 5 * i, 55 + 5 * i) for i in range(30)]
-    return strips(*things, *negatives, *stuff, width=200), truth_of([(0, 40, 2)], [(50, 200, 5)], width=200)
+    return strips(*things, *negatives, *stuff, width=200), truth_of(
+        [(0, 40, 2)], [(50, 200, 5)], width=200
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,7 +467,15 @@ def many() -> tuple[SegmentProposals, SegmentTruth]:
         ({"num_samples": 20, "thing_fraction": 0.5, "stuff_fraction": 0.5}, (10, 10, 0)),
         ({"num_samples": 20, "thing_fraction": 0.0, "stuff_fraction": 0.1}, (0, 2, 18)),
         ({"num_samples": 60, "thing_fraction": 0.5}, (12, 15, 33)),  # negatives fill up
-        ({"num_samples": 20, "append_truth": False, "thing_fraction": 0.9, "stuff_fraction": 0.0}, (11, 0, 9)),
+        (
+            {
+                "num_samples": 20,
+                "append_truth": False,
+                "thing_fraction": 0.9,
+                "stuff_fraction": 0.0,
+            },
+            (11, 0, 9),
+        ),
         ({"num_samples": 1}, (0, 0, 1)),
     ],
 )
@@ -358,7 +492,12 @@ def test_draws_follow_the_seed_and_are_even() -> None:
     runs = [draw(sampler, proposals, truth, seed) for seed in range(600)]
     assert len({tuple(run) for run in runs}) > 590
     times = np.bincount([row for run in runs for row, _ in run], minlength=len(proposals) + 1)
-    for rows, share in ((times[:11], 5 / 12), (times[11:71], 10 / 60), (times[71:101], 5 / 30), (times[101:], 5 / 12)):
+    for rows, share in (
+        (times[:11], 5 / 12),
+        (times[11:71], 10 / 60),
+        (times[71:101], 5 / 30),
+        (times[101:], 5 / 12),
+    ):
         # Five standard deviations of a binomial share.
         assert np.abs(rows / 600 - share).max() < 5 * (share * (1 - share) / 600) ** 0.5
 
@@ -368,12 +507,17 @@ def test_random_draws_as_many_as_pursuit_but_evenly() -> None:
     truth = truth_of([], [(0, 80, 3), (80, 100, 4)])
     proposals = strips((0, 60), *((60 + i, 61 + i) for i in range(9)), (80, 100))
     taken = {
-        rule: [draw(SegmentSampler(THINGS, CLASSES, stuff_rule=rule), proposals, truth, seed) for seed in range(300)]
+        rule: [
+            draw(SegmentSampler(THINGS, CLASSES, stuff_rule=rule), proposals, truth, seed)
+            for seed in range(300)
+        ]
         for rule in ("pursuit", "random")
     }
     assert all((0, 3) in run and (10, 4) in run for run in taken["pursuit"])
     assert all((10, 4) in run for run in taken["random"])
-    counts = {rule: np.bincount([len(run) for run in runs], minlength=12) for rule, runs in taken.items()}
+    counts = {
+        rule: np.bincount([len(run) for run in runs], minlength=12) for rule, runs in taken.items()
+    }
     assert counts["pursuit"].tolist() == counts["random"].tolist()
     extra = sum(len(run) - 1 for run in taken["random"])
     share = sum((0, 3) in run for run in taken["random"]) / extra
@@ -406,19 +550,27 @@ def test_a_draw_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     proposals = strips((0, 10), (10, 20), (40, 50))
     draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(0, 10, 1)], [(40, 60, 3)]))
     assert counted == {"segment_areas": 1, "proposal_labels": 1, "proposal_overlaps": 1}
-    draw(SegmentSampler(THINGS, CLASSES), proposals, truth_of([(0, 10, 1)]))  # without stuff, nothing is pursued
+    draw(
+        SegmentSampler(THINGS, CLASSES), proposals, truth_of([(0, 10, 1)])
+    )  # without stuff, nothing is pursued
     assert counted == {"segment_areas": 2, "proposal_labels": 2, "proposal_overlaps": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_images_give_what_the_labels_allow(seed: int) -> None:
     proposals, truth = random_image(29, 37, seed)
-    sampler = SegmentSampler(THINGS, CLASSES, 30, negative_iou=(0.05, 0.4), positive_iou=0.4, min_purity=0.35)
+    sampler = SegmentSampler(
+        THINGS, CLASSES, 30, negative_iou=(0.05, 0.4), positive_iou=0.4, min_purity=0.35
+    )
     allowed = sampler.labels(sampler.match(proposals, truth))
     drawn = draw(sampler, proposals, truth, seed)
     assert drawn
-    appended = {len(proposals) + i: label for i, label in enumerate([2, 0, 1, 1, 2]) if i in (0, 1, 4)}
-    assert all(label == (allowed[row] if row < len(proposals) else appended[row]) for row, label in drawn)
+    appended = {
+        len(proposals) + i: label for i, label in enumerate([2, 0, 1, 1, 2]) if i in (0, 1, 4)
+    }
+    assert all(
+        label == (allowed[row] if row < len(proposals) else appended[row]) for row, label in drawn
+    )
     assert IGNORED not in [label for _, label in drawn]
     bitmaps = bitmaps_of(proposals)
     for row, label in drawn:
@@ -433,7 +585,10 @@ def test_random_images_give_what_the_labels_allow(seed: int) -> None:
     [
         ({"stuff_rule": "evenly"}, "stuff_rule is one of pursuit, random, not evenly"),
         ({"num_samples": 0}, "num_samples is at least 1"),
-        ({"thing_fraction": 0.6, "stuff_fraction": 0.5}, "together at most 1, not 128, 0.6 and 0.5"),
+        (
+            {"thing_fraction": 0.6, "stuff_fraction": 0.5},
+            "together at most 1, not 128, 0.6 and 0.5",
+        ),
         ({"thing_fraction": float("nan")}, "together at most 1"),
         ({"negative_iou": (0.1, 0.6)}, "negative_iou and positive_iou ascend"),
         ({"negative_iou": (0.0, 0.0), "positive_iou": 0.0}, "negative_iou and positive_iou ascend"),

@@ -30,22 +30,37 @@ from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.variants.cfm import store as segment_store
 from maskseg.variants.cfm.hierarchy import HierarchicalGrouping
-from maskseg.variants.cfm.store import MAX_ENTRIES, SegmentStore, check_settings, missing, read_segments, write_store
+from maskseg.variants.cfm.store import (
+    MAX_ENTRIES,
+    SegmentStore,
+    check_settings,
+    missing,
+    read_segments,
+    write_store,
+)
 
 SIZE = (24, 32)
 METHOD = HierarchicalGrouping(superpixel_area=0.01)
 KEYS = {"data": "/x/train.json", "method.sigma": 0.5}
 
 
-def proposals(height: int, width: int, superpixels: int, count: int, seed: int = 0) -> SegmentProposals:
+def proposals(
+    height: int, width: int, superpixels: int, count: int, seed: int = 0
+) -> SegmentProposals:
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(height * width) % superpixels).reshape(height, width).astype(np.int32)
+    labels = (
+        rng.permutation(np.arange(height * width) % superpixels)
+        .reshape(height, width)
+        .astype(np.int32)
+    )
     return SegmentProposals(labels, rng.random((count, superpixels)) < 0.3)
 
 
 def same(one: SegmentProposals, other: SegmentProposals) -> bool:
     arrays = zip((one.labels, one.members), (other.labels, other.members), strict=True)
-    return all(a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all()) for a, b in arrays)
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all()) for a, b in arrays
+    )
 
 
 class Made:
@@ -97,14 +112,30 @@ def stored(tmp_path: Path) -> tuple[Path, SegmentProposals]:
     return tmp_path / "store" / "1.npz", found
 
 
-@pytest.mark.parametrize("shape", [(10, 12, 20, 7), (1, 1, 1, 1), (3, 5, 8, 0), (300, 300, 90_000, 2), (256, 256, 2**16, 1), (9, 9, 9, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (10, 12, 20, 7),
+        (1, 1, 1, 1),
+        (3, 5, 8, 0),
+        (300, 300, 90_000, 2),
+        (256, 256, 2**16, 1),
+        (9, 9, 9, 3),
+    ],
+)
 def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, int, int, int]) -> None:
     found = proposals(*shape)
     jobs = [Made(7, found), Made(-3, found), Made(2**40, found)]
     written = write_store(tmp_path / "a" / "store", jobs, itself, KEYS, 1)
     assert written.made == 3
-    assert sorted(contents(tmp_path / "a" / "store")) == sorted(["7.npz", "-3.npz", f"{2**40}.npz", "settings.json"])
-    store = pickle.loads(pickle.dumps(SegmentStore(tmp_path / "a" / "store", [(j.image_id, j.height, j.width) for j in jobs])))
+    assert sorted(contents(tmp_path / "a" / "store")) == sorted(
+        ["7.npz", "-3.npz", f"{2**40}.npz", "settings.json"]
+    )
+    store = pickle.loads(
+        pickle.dumps(
+            SegmentStore(tmp_path / "a" / "store", [(j.image_id, j.height, j.width) for j in jobs])
+        )
+    )
     for job in jobs:
         assert same(store.of(job.image_id, job.height, job.width), found)
     with np.load(tmp_path / "a" / "store" / "7.npz", allow_pickle=False) as arrays:
@@ -143,9 +174,15 @@ def test_what_is_there_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(KeyboardInterrupt(), None), (OSError(errno.ENOSPC, "No space left"), r"could not be written \(No space")]
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), None),
+        (OSError(errno.ENOSPC, "No space left"), r"could not be written \(No space"),
+    ],
 )
-def test_stopped_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str | None) -> None:
+def test_stopped_in_the_middle_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str | None
+) -> None:
     store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(3)]
     write_store(store, given[:1], itself, KEYS, 1)
     before = contents(store)
@@ -170,7 +207,10 @@ def test_damaged_files_are_named(stored: tuple[Path, SegmentProposals]) -> None:
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"1\.npz: the segments are damaged .*; delete it: tools/propose\.py makes it again"):
+        with pytest.raises(
+            UserError,
+            match=r"1\.npz: the segments are damaged .*; delete it: tools/propose\.py makes it again",
+        ):
             read_segments(path, 10, 12)
     unchanged = 0
     for place in range(len(whole)):
@@ -185,7 +225,9 @@ def test_damaged_files_are_named(stored: tuple[Path, SegmentProposals]) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_files_that_cannot_be_read_are_not_made_again(stored: tuple[Path, SegmentProposals], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_files_that_cannot_be_read_are_not_made_again(
+    stored: tuple[Path, SegmentProposals], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     path, found = stored
     whole = path.read_bytes()
 
@@ -193,17 +235,26 @@ def test_files_that_cannot_be_read_are_not_made_again(stored: tuple[Path, Segmen
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(segment_store.zipfile, "ZipFile", refused)
-    for call in (lambda: read_segments(path, 10, 12), lambda: write_store(path.parent, [Made(1, found)], itself, KEYS, 1)):
-        with pytest.raises(UserError, match=rf"1\.npz: the segments cannot be read \({os.strerror(number)}\)"):
+    for call in (
+        lambda: read_segments(path, 10, 12),
+        lambda: write_store(path.parent, [Made(1, found)], itself, KEYS, 1),
+    ):
+        with pytest.raises(
+            UserError, match=rf"1\.npz: the segments cannot be read \({os.strerror(number)}\)"
+        ):
             call()
     assert path.read_bytes() == whole
     monkeypatch.setattr(Path, "read_text", refused)
-    with pytest.raises(UserError, match=rf"settings\.json: cannot be read \({os.strerror(number)}\)"):
+    with pytest.raises(
+        UserError, match=rf"settings\.json: cannot be read \({os.strerror(number)}\)"
+    ):
         check_settings(path.parent, KEYS)
 
 
 @pytest.mark.parametrize("call", ["mkdir", "replace"])
-def test_folders_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_folders_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(2)]
     write_store(store, given[:1], itself, KEYS, 1)
     before, original = (store / "0.npz").read_bytes(), getattr(Path, call)
@@ -214,7 +265,10 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
         return original(path, *given, **keys)
 
     monkeypatch.setattr(Path, call, refused)
-    with pytest.raises(UserError, match=r"store/1\.npz: the segments could not be written \(Read-only file system\)"):
+    with pytest.raises(
+        UserError,
+        match=r"store/1\.npz: the segments could not be written \(Read-only file system\)",
+    ):
         write_store(store, given, itself, KEYS, 1)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in store.glob("*.npz")} == {"0.npz": before}
@@ -222,7 +276,9 @@ def test_folders_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_another_machine_that_is_done_removes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+def test_another_machine_that_is_done_removes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     store, given, left = tmp_path / "store", Made(1, proposals(6, 7, 5, 3)), [0] * times
     original = segment_store.replacing
 
@@ -237,12 +293,17 @@ def test_another_machine_that_is_done_removes_the_folder(tmp_path: Path, monkeyp
         assert write_store(store, [given], itself, KEYS, 1).made == 1
         assert same(read_segments(store / "1.npz", 6, 7), given.found)
     else:
-        with pytest.raises(UserError, match=r"1\.npz: the segments could not be written \(No such file"):
+        with pytest.raises(
+            UserError, match=r"1\.npz: the segments could not be written \(No such file"
+        ):
             write_store(store, [given], itself, KEYS, 1)
 
 
 def test_another_images_size(stored: tuple[Path, SegmentProposals]) -> None:
-    with pytest.raises(UserError, match=r"1\.npz: these are segments of an image of 10 x 12 \(height x width\), not 12 x 10; delete it"):
+    with pytest.raises(
+        UserError,
+        match=r"1\.npz: these are segments of an image of 10 x 12 \(height x width\), not 12 x 10; delete it",
+    ):
         read_segments(stored[0], 12, 10)
 
 
@@ -258,12 +319,16 @@ def crafted(path: Path, **arrays: Any) -> None:
             stream = io.BytesIO()
             if not isinstance(value, bytes):
                 np.lib.format.write_array(stream, value)
-            archive.writestr(f"{name}.npy", value if isinstance(value, bytes) else stream.getvalue())
+            archive.writestr(
+                f"{name}.npy", value if isinstance(value, bytes) else stream.getvalue()
+            )
 
 
 def header(shape: tuple[int, ...], kind: str) -> bytes:
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": kind, "fortran_order": False, "shape": shape}
+    )
     return stream.getvalue()
 
 
@@ -275,17 +340,28 @@ def header(shape: tuple[int, ...], kind: str) -> bytes:
         ({"shape": np.array([10, 12, -1, 20])}, "-1 segments"),
         ({"shape": np.array([10, 12, 2**40, 2**40])}, f"{2**40} segments of {2**40} superpixels"),
         ({"shape": np.array([10, 12, 2, 2000])}, "cannot reshape"),
-        ({"labels": np.full((10, 12), 20, dtype=np.uint16)}, r"superpixels 20\.\.20, the members are those of 0\.\.19"),
+        (
+            {"labels": np.full((10, 12), 20, dtype=np.uint16)},
+            r"superpixels 20\.\.20, the members are those of 0\.\.19",
+        ),
         ({"labels": np.full((10, 12), -1, dtype=np.int32)}, r"superpixels -1\.\.-1"),
         ({"labels": np.zeros((12, 9), dtype=np.uint16)}, "cannot reshape"),
         ({"labels": header((2**34,), "<i4")}, "labels is <i4"),
         ({"labels": header((10, 12), "|O") + b"cos\nsystem\n"}, r"labels is \|O"),
-        ({"labels": np.zeros(10**7, dtype=np.uint16)}, "labels has 20000128 bytes, at most 480 are expected"),
-        ({"members": np.zeros((2000, 2000), dtype=np.uint8)}, "members has 4000128 bytes, at most 6 are expected"),
+        (
+            {"labels": np.zeros(10**7, dtype=np.uint16)},
+            "labels has 20000128 bytes, at most 480 are expected",
+        ),
+        (
+            {"members": np.zeros((2000, 2000), dtype=np.uint8)},
+            "members has 4000128 bytes, at most 6 are expected",
+        ),
         ({"members": b"no array"}, "the magic string is not correct"),
     ],
 )
-def test_files_that_lie_take_no_memory(tmp_path: Path, memory: Callable[[], int], arrays: dict[str, Any], told: str) -> None:
+def test_files_that_lie_take_no_memory(
+    tmp_path: Path, memory: Callable[[], int], arrays: dict[str, Any], told: str
+) -> None:
     crafted(tmp_path / "1.npz")
     assert read_segments(tmp_path / "1.npz", 10, 12).members.shape == (2, 20)
     crafted(tmp_path / "1.npz", **arrays)
@@ -310,7 +386,9 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, memory: Callable[[], int]) -> No
 
 
 def test_too_many_to_read_are_not_written(tmp_path: Path) -> None:
-    many = SegmentProposals(np.zeros((1, 1), dtype=np.int32), np.broadcast_to(False, (MAX_ENTRIES // 2 + 1, 2)))
+    many = SegmentProposals(
+        np.zeros((1, 1), dtype=np.int32), np.broadcast_to(False, (MAX_ENTRIES // 2 + 1, 2))
+    )
     with pytest.raises(UserError, match=r"1\.npz: \d+ segments of 2 superpixels are too many"):
         write_store(tmp_path / "store", [Made(1, many)], itself, KEYS, 1)
 
@@ -319,13 +397,19 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     store = tmp_path / "store"
     given = [Made(i, proposals(6, 7, 5, 3, i)) for i in (1, 2)]
     write_store(store, given, itself, KEYS, 1)
-    with pytest.raises(UserError, match=r"store has no segments of image 5 \(2 of 3 images are missing\); tools/propose\.py makes them"):
+    with pytest.raises(
+        UserError,
+        match=r"store has no segments of image 5 \(2 of 3 images are missing\); tools/propose\.py makes them",
+    ):
         SegmentStore(store, [(1, 6, 7), (5, 6, 7), (9, 6, 7)])
     with pytest.raises(UserError, match=r"absent: no such folder of segments"):
         SegmentStore(tmp_path / "absent", [])
     other = {"data": "/y/train.json", "method.sigma": 0.5, "method.scales": [1.0]}
     told = r"data='/x/train\.json' there, '/y/train\.json' here; method\.scales=None there, \[1\.0\] here\): choose another folder or delete"
-    for refused in (lambda: check_settings(store, other), lambda: write_store(store, given, itself, other, 1)):
+    for refused in (
+        lambda: check_settings(store, other),
+        lambda: write_store(store, given, itself, other, 1),
+    ):
         with pytest.raises(UserError, match=told):
             refused()
     check_settings(store, KEYS)
@@ -341,7 +425,9 @@ def test_what_the_images_are_counts_not_where_they_lie(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(images='2, abc' there, '2, abd' here\)"):
         check_settings(tmp_path, own | {"images": "2, abd"})
     # A folder without that key: the name of the file counts.
-    (tmp_path / "settings.json").write_text(json.dumps({"format": "maskseg segments 1", "data": "/x/train.json", "method.sigma": 0.5}))
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"format": "maskseg segments 1", "data": "/x/train.json", "method.sigma": 0.5})
+    )
     check_settings(tmp_path, own)
     with pytest.raises(UserError, match=r"\(data='train\.json' there, 'val\.json' here\)"):
         check_settings(tmp_path, own | {"data": "val.json"})
@@ -352,10 +438,14 @@ def test_what_the_images_are_counts_not_where_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"format": "something else"}'])
 def test_folders_of_something_else(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(UserError, match=r"settings\.json: not the settings of a folder of segments"):
+    with pytest.raises(
+        UserError, match=r"settings\.json: not the settings of a folder of segments"
+    ):
         write_store(tmp_path, [], itself, KEYS, 1)
     (tmp_path / "settings.json").rename(tmp_path / "picture.png")
-    with pytest.raises(UserError, match=r"exists and is no folder of segments \(it has no settings\.json\)"):
+    with pytest.raises(
+        UserError, match=r"exists and is no folder of segments \(it has no settings\.json\)"
+    ):
         write_store(tmp_path, [], itself, KEYS, 1)
 
 
@@ -415,10 +505,26 @@ def here(folder: Path, store: str) -> int:
         return int(importlib.import_module("segments_run").main([store, "1"]))
 
 
-def start(folder: Path, store: str, workers: int, seconds: float, **environment: str) -> subprocess.Popen[str]:
-    own = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", "SECONDS": str(seconds), **environment}
+def start(
+    folder: Path, store: str, workers: int, seconds: float, **environment: str
+) -> subprocess.Popen[str]:
+    own = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{folder}",
+        "OMP_NUM_THREADS": "1",
+        "SECONDS": str(seconds),
+        **environment,
+    }
     command = [sys.executable, "segments_run.py", store, str(workers)]
-    return subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -444,13 +550,18 @@ def test_a_stopped_run_goes_on(place: Path, number: int, workers: int, code: int
         assert time.monotonic() < end
         time.sleep(0.01)
     below = children(process.pid)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # a terminal's Ctrl-C goes to all
+    (os.killpg if number == signal.SIGINT else os.kill)(
+        process.pid, number
+    )  # a terminal's Ctrl-C goes to all
     found, said = finish(process)
     assert found == code, said
     while any(alive(pid) for pid in below):  # they end by themselves
         assert time.monotonic() < end
         time.sleep(0.01)
-    whole, made = contents(place / "whole"), {path.name: path.read_bytes() for path in store.glob("*.npz")}
+    whole, made = (
+        contents(place / "whole"),
+        {path.name: path.read_bytes() for path in store.glob("*.npz")},
+    )
     assert 3 <= len(made) < 12
     assert all(whole[name] == content for name, content in made.items())
     assert here(place, name) == 12 - len(made)
@@ -463,7 +574,9 @@ def test_a_dead_worker_is_told(place: Path) -> None:
         dies = str(np.asarray(image)[0, 0, 0])
     code, said = finish(start(place, "dead", 2, 0.0, DIES_AT=dies))
     assert code == 2
-    assert said.splitlines()[-1].startswith("error: a worker process has died, perhaps for want of memory")
+    assert said.splitlines()[-1].startswith(
+        "error: a worker process has died, perhaps for want of memory"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -477,9 +590,14 @@ def test_a_bad_image_is_told(tmp_path: Path, workers: int) -> None:
 
 def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     found = proposals(6, 7, 5, 3)
-    for wrong in (SegmentProposals(found.labels[:5], found.members), SegmentProposals(found.labels, found.members[:, :4])):
+    for wrong in (
+        SegmentProposals(found.labels[:5], found.members),
+        SegmentProposals(found.labels, found.members[:, :4]),
+    ):
         job = Made(1, wrong)
         job.height = 6
-        with pytest.raises(ValueError, match=r"1\.npz: labels \(\d, 7\) do not go with the image or with members"):
+        with pytest.raises(
+            ValueError, match=r"1\.npz: labels \(\d, 7\) do not go with the image or with members"
+        ):
             write_store(tmp_path / "store", [job], itself, KEYS, 1)
     assert list(contents(tmp_path / "store")) == ["settings.json"]

@@ -24,11 +24,15 @@ def fitted(vectors: Tensor, labels: Tensor, classes: int, **keys: Any) -> tuple[
     return layer, fitter.result
 
 
-def clusters(count: int, channels: int, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def clusters(
+    count: int, channels: int, classes: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Overlapping classes and background, far from the origin as features behind a ReLU are."""
     labels = torch.randint(classes + 1, (count,), generator=generator)
     centres = torch.randn((classes + 1, channels), generator=generator)
-    return torch.relu(2 + centres[labels] + 1.5 * torch.randn((count, channels), generator=generator)), labels
+    return torch.relu(
+        2 + centres[labels] + 1.5 * torch.randn((count, channels), generator=generator)
+    ), labels
 
 
 def objective(weight: Any, bias: Any, scaled: Any, signs: Any, cost: Any, constant: float) -> Any:
@@ -57,14 +61,26 @@ def test_the_minimum_is_that_of_scipy(keys: dict[str, float], generator: torch.G
         signs = np.where(own == k, 1.0, -1.0)
         cost = keys.get("cost", 1e-3) * np.where(own == k, keys.get("positive_weight", 2.0), 1.0)
 
-        def value(x: np.ndarray, signs: np.ndarray = signs, cost: np.ndarray = cost) -> tuple[float, np.ndarray]:
+        def value(
+            x: np.ndarray, signs: np.ndarray = signs, cost: np.ndarray = cost
+        ) -> tuple[float, np.ndarray]:
             slack = np.maximum(1 - signs * (scale * used @ x[:-1] + constant * x[-1]), 0)
-            slope = x - 2 * np.append(scale * used.T @ (cost * signs * slack), constant * (cost * signs * slack).sum())
+            slope = x - 2 * np.append(
+                scale * used.T @ (cost * signs * slack), constant * (cost * signs * slack).sum()
+            )
             return objective(x[:-1], constant * x[-1], scale * used, signs, cost, constant), slope
 
-        best = optimize.minimize(value, np.zeros(8), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-11, "maxiter": 5000})
+        best = optimize.minimize(
+            value,
+            np.zeros(8),
+            jac=True,
+            method="L-BFGS-B",
+            options={"ftol": 1e-15, "gtol": 1e-11, "maxiter": 5000},
+        )
         assert result.objective[k] == pytest.approx(best.fun, rel=1e-9)
-        np.testing.assert_allclose(layer.weight[k].detach().numpy(), scale * best.x[:-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            layer.weight[k].detach().numpy(), scale * best.x[:-1], rtol=1e-4, atol=1e-5
+        )
         assert layer.bias[k].item() == pytest.approx(constant * best.x[-1], rel=1e-4, abs=1e-5)
         margins = used @ layer.weight[k].detach().double().numpy() + layer.bias[k].item()
         assert result.error[k] == pytest.approx(((margins > 0) != (signs > 0)).mean())
@@ -84,22 +100,43 @@ def test_the_gradient_at_the_end_is_zero(cost: float, generator: torch.Generator
         for share in (0.0, 1.0):
             weight = (share * layer.weight[k].detach().double() / scale).requires_grad_()
             bias = (share * layer.bias[k].detach().double()).requires_grad_()
-            gradients = torch.autograd.grad(objective(weight, bias, scale * vectors.double(), signs, costs, 10.0), (weight, bias))
-            lengths.append(float((gradients[0].square().sum() + (10 * gradients[1]).square()).sqrt()))
+            gradients = torch.autograd.grad(
+                objective(weight, bias, scale * vectors.double(), signs, costs, 10.0),
+                (weight, bias),
+            )
+            lengths.append(
+                float((gradients[0].square().sum() + (10 * gradients[1]).square()).sqrt())
+            )
         assert lengths[1] < 3e-6 * lengths[0]  # the layer's weights are rounded to f32
         assert result.gradient[k] < 1e-7
-    assert all(later <= earlier for earlier, later in zip(result.steps[:-1], result.steps[1:], strict=True))
+    assert all(
+        later <= earlier for earlier, later in zip(result.steps[:-1], result.steps[1:], strict=True)
+    )
     assert result.steps[-1] == pytest.approx(sum(result.objective))
 
 
 def test_two_points() -> None:
     # w^2 / 2 + 2 (1 - w)^2 is least at w = 4 / 5, between the points the bias is 0
-    layer, result = fitted(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]), 1, cost=1.0, positive_weight=1.0, norm=1.0)
+    layer, result = fitted(
+        torch.tensor([[1.0], [-1.0]]),
+        torch.tensor([0, 1]),
+        1,
+        cost=1.0,
+        positive_weight=1.0,
+        norm=1.0,
+    )
     assert layer.weight.tolist() == [[pytest.approx(0.8)]]
     assert layer.bias.tolist() == [pytest.approx(0.0, abs=1e-7)]
     assert result.objective == [pytest.approx(0.8**2 / 2 + 2 * 0.2**2)]
     # vectors of length 3, scaled to 1: the same margins
-    layer, _ = fitted(torch.tensor([[3.0], [-3.0]]), torch.tensor([0, 1]), 1, cost=1.0, positive_weight=1.0, norm=1.0)
+    layer, _ = fitted(
+        torch.tensor([[3.0], [-3.0]]),
+        torch.tensor([0, 1]),
+        1,
+        cost=1.0,
+        positive_weight=1.0,
+        norm=1.0,
+    )
     assert layer.weight.tolist() == [[pytest.approx(0.8 / 3)]]
 
 
@@ -108,7 +145,12 @@ def test_a_positive_weight_is_that_many_positives(generator: torch.Generator) ->
     vectors = vectors / vectors.norm(dim=1, keepdim=True)  # the mean length stays as it is
     positive = vectors[labels == 0]
     weighted, _ = fitted(vectors, labels, 1, positive_weight=3.0)
-    repeated, _ = fitted(torch.cat([vectors, positive, positive]), torch.cat([labels, labels.new_zeros(2 * len(positive))]), 1, positive_weight=1.0)
+    repeated, _ = fitted(
+        torch.cat([vectors, positive, positive]),
+        torch.cat([labels, labels.new_zeros(2 * len(positive))]),
+        1,
+        positive_weight=1.0,
+    )
     torch.testing.assert_close(weighted.weight, repeated.weight, rtol=1e-4, atol=1e-6)
 
 
@@ -117,13 +159,19 @@ def test_classes_apart_are_told_apart(generator: torch.Generator) -> None:
     layer, result = fitted(vectors, labels, 6, cost=1.0)
     assert result.error == [0.0] * 6
     assert result.missed == [0.0] * 6
-    assert result.numbers() == {"objective": pytest.approx(sum(result.objective)), "error": 0.0, "missed": 0.0}
+    assert result.numbers() == {
+        "objective": pytest.approx(sum(result.objective)),
+        "error": 0.0,
+        "missed": 0.0,
+    }
     positive = layer(vectors) > 0
     assert torch.equal(positive, labels[:, None] == torch.arange(6))
 
 
 @pytest.mark.parametrize("kept", [10_000, 400])
-def test_pieces_are_as_good_as_all_at_once(kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_as_good_as_all_at_once(
+    kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, labels = clusters(1000, 12, 3, generator)
     found = []
     for piece, sizes in ((8192, [1000]), (50, [1, 99, 0, 500, 400]), (50, [10] * 100)):
@@ -142,9 +190,18 @@ def test_pieces_are_as_good_as_all_at_once(kept: int, generator: torch.Generator
 
 @pytest.mark.parametrize(
     ("positives", "background", "kept"),
-    [(30, 500, (30, 170)), (150, 500, (100, 100)), (500, 30, (170, 30)), (500, 500, (100, 100)), (60, 60, (60, 60)), (500, 0, (200, 0))],
+    [
+        (30, 500, (30, 170)),
+        (150, 500, (100, 100)),
+        (500, 30, (170, 30)),
+        (500, 500, (100, 100)),
+        (60, 60, (60, 60)),
+        (500, 0, (200, 0)),
+    ],
 )
-def test_background_gives_way_first(positives: int, background: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_gives_way_first(
+    positives: int, background: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(svm, "_PIECE", 20)
     labels = torch.cat([torch.zeros(positives), torch.full((background,), 2)]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
@@ -160,23 +217,35 @@ def test_background_gives_way_first(positives: int, background: int, kept: tuple
         assert torch.equal(place, place.sort().values)
         times[vectors[:, 0].long()] += 1
     for rows, number in ((labels == 0, kept[0]), (labels == 2, kept[1])):
-        if rows.any():  # an even draw: five standard deviations of the binomial share of early and of late ones
+        if (
+            rows.any()
+        ):  # an even draw: five standard deviations of the binomial share of early and of late ones
             share = number / int(rows.sum())
             for half in times[rows].chunk(2):
-                assert abs(float(half.mean()) / seeds - share) <= 5 * (share * (1 - share) / seeds / len(half)) ** 0.5
+                assert (
+                    abs(float(half.mean()) / seeds - share)
+                    <= 5 * (share * (1 - share) / seeds / len(half)) ** 0.5
+                )
 
 
 def test_what_is_kept_counts_for_all_it_stands_for(generator: torch.Generator) -> None:
     things, _ = clusters(40, 6, 1, generator)
-    wall = torch.rand((1, 6), generator=generator).expand(900, 6)  # all alike: whichever are kept, the problem is the same
-    vectors, labels = torch.cat([things, wall]), torch.cat([torch.zeros(40), torch.ones(900)]).long()
+    wall = torch.rand((1, 6), generator=generator).expand(
+        900, 6
+    )  # all alike: whichever are kept, the problem is the same
+    vectors, labels = (
+        torch.cat([things, wall]),
+        torch.cat([torch.zeros(40), torch.ones(900)]).long(),
+    )
     whole, some = (fitted(vectors, labels, 1, kept=kept) for kept in (1000, 100))
     assert some[1].positives == [40]
     torch.testing.assert_close(whole[0].weight, some[0].weight, rtol=1e-4, atol=1e-7)
     assert whole[1].objective == pytest.approx(some[1].objective)
 
 
-def told(vectors: Tensor, labels: Tensor, classes: int, **keys: Any) -> tuple[nn.Linear, SVMFit, str]:
+def told(
+    vectors: Tensor, labels: Tensor, classes: int, **keys: Any
+) -> tuple[nn.Linear, SVMFit, str]:
     """What is learnt, and the warnings."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -193,17 +262,35 @@ def test_a_class_without_positives_never_fires(generator: torch.Generator) -> No
     assert layer.bias[1] == NEVER
     assert (result.positives[1], result.error[1], result.missed[1]) == (0, 0.0, 0.0)
     assert (layer(1e3 * vectors).sigmoid()[:, 1] == 0).all()
-    others, _ = fitted(vectors[rest], torch.where(labels[rest] == 0, 0, torch.where(labels[rest] == 2, 1, 2)), 2)
+    others, _ = fitted(
+        vectors[rest], torch.where(labels[rest] == 0, 0, torch.where(labels[rest] == 2, 1, 2)), 2
+    )
     torch.testing.assert_close(layer.weight[[0, 2]], others.weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("vectors", "labels", "warning"),
     [
-        (torch.zeros(0, 4), [], "no positives for 0; it never fires | svm: no positives for 1; it never fires"),
-        (torch.rand(3, 4), [2, 2, 2], "no positives for 0; it never fires | svm: no positives for 1; it never fires"),
-        (torch.rand(3, 4), [0, 0, 0], "nothing but positives for 0; nothing says what it is not | svm: no positives for 1; it never fires"),
-        (torch.ones(4, 4), [0, 1, 2, 2], "all feature vectors are the same; nothing in them tells the classes apart"),
+        (
+            torch.zeros(0, 4),
+            [],
+            "no positives for 0; it never fires | svm: no positives for 1; it never fires",
+        ),
+        (
+            torch.rand(3, 4),
+            [2, 2, 2],
+            "no positives for 0; it never fires | svm: no positives for 1; it never fires",
+        ),
+        (
+            torch.rand(3, 4),
+            [0, 0, 0],
+            "nothing but positives for 0; nothing says what it is not | svm: no positives for 1; it never fires",
+        ),
+        (
+            torch.ones(4, 4),
+            [0, 1, 2, 2],
+            "all feature vectors are the same; nothing in them tells the classes apart",
+        ),
         (torch.zeros(4, 4), [0, 1, 2, 2], "all feature vectors are the same"),
         (torch.ones(1, 4), [0], "no positives for 1"),
     ],
@@ -213,7 +300,16 @@ def test_little_to_learn_from(vectors: Tensor, labels: list[int], warning: str) 
     assert f"svm: {warning}" in said
     assert torch.isfinite(layer.weight).all()
     assert torch.isfinite(layer.bias).all()
-    assert all(np.isfinite(value) for value in (*result.objective, *result.gradient, *result.error, *result.missed, *result.steps))
+    assert all(
+        np.isfinite(value)
+        for value in (
+            *result.objective,
+            *result.gradient,
+            *result.error,
+            *result.missed,
+            *result.steps,
+        )
+    )
 
 
 def test_enough_to_learn_from_gives_no_warning(generator: torch.Generator) -> None:
@@ -222,7 +318,10 @@ def test_enough_to_learn_from_gives_no_warning(generator: torch.Generator) -> No
 
 def test_an_early_end_is_told(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svm, "_MOST_STEPS", 1)
-    assert "svm: after 1 steps the largest gradient is still" in told(*clusters(200, 8, 3, generator), 3)[2]
+    assert (
+        "svm: after 1 steps the largest gradient is still"
+        in told(*clusters(200, 8, 3, generator), 3)[2]
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -233,9 +332,15 @@ def test_values_that_are_not_finite(value: float) -> None:
         OneVsRestSVM(nn.Linear(4, 2)).update(vectors, torch.zeros(10, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("keys", [{"cost": 0.0}, {"positive_weight": -1.0}, {"norm": 0.0}, {"constant": 0.0}, {"kept": 1}])
+@pytest.mark.parametrize(
+    "keys",
+    [{"cost": 0.0}, {"positive_weight": -1.0}, {"norm": 0.0}, {"constant": 0.0}, {"kept": 1}],
+)
 def test_keys_that_do_not_fit(keys: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"svm: cost \(fit\.C\), positive_weight, norm and constant must be above 0 and kept at least 2"):
+    with pytest.raises(
+        UserError,
+        match=r"svm: cost \(fit\.C\), positive_weight, norm and constant must be above 0 and kept at least 2",
+    ):
         OneVsRestSVM(nn.Linear(4, 2), **keys)
 
 

@@ -44,7 +44,16 @@ def vectors_of(model: CFMClassifier, found: Regions) -> Tensor:
 
 
 def samples_of(found: Regions, labels: Tensor) -> Samples:
-    return Samples(found.boxes, found.image_index, labels, torch.zeros_like(labels), CLASSES, TARGETS, NONE, found.masks)
+    return Samples(
+        found.boxes,
+        found.image_index,
+        labels,
+        torch.zeros_like(labels),
+        CLASSES,
+        TARGETS,
+        NONE,
+        found.masks,
+    )
 
 
 def margins_are(model: CFMSvm, found: Regions, wanted: Tensor) -> None:
@@ -65,7 +74,9 @@ def test_features_are_those_of_the_softmax_model() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_before_a_fit_nothing_is_found(threshold: float) -> None:
-    found = CFMSvm(**KEYS, score_threshold=threshold).predict(maps(), concatenate_regions([regions(6), regions(4, 1)]), SIZES)
+    found = CFMSvm(**KEYS, score_threshold=threshold).predict(
+        maps(), concatenate_regions([regions(6), regions(4, 1)]), SIZES
+    )
     assert len(found) == 0
     assert found.labels is not None
 
@@ -73,12 +84,16 @@ def test_before_a_fit_nothing_is_found(threshold: float) -> None:
 def test_a_segment_is_each_class_above_the_threshold() -> None:
     torch.manual_seed(0)
     model, found = CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0), regions(4)
-    wanted = torch.tensor([[1.0, 2.0, -1.0], [-3.0, -0.1, -2.0], [0.1, -1.0, 3.0], [-1.0, -1.0, 0.5]])
+    wanted = torch.tensor(
+        [[1.0, 2.0, -1.0], [-3.0, -0.1, -2.0], [0.1, -1.0, 3.0], [-1.0, -1.0, 0.5]]
+    )
     margins_are(model, found, wanted)
     kept = model.predict(maps(), found, SIZES[:1])
     assert kept.labels is not None
     assert kept.labels.tolist() == [2, 1, 0, 2, 0]  # of margins 3, 2, 1, 0.5 and 0.1
-    torch.testing.assert_close(kept.scores, torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1]).sigmoid(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        kept.scores, torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1]).sigmoid(), atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(kept.boxes, found.boxes[[2, 0, 0, 3, 2]])
     model.score_threshold = 0.27  # a margin of -1 is a score of 0.269
     kept = model.predict(maps(), found, SIZES[:1])
@@ -100,7 +115,10 @@ def test_suppression_is_that_of_the_softmax_model() -> None:
 
 def test_what_is_fitted_is_found() -> None:
     torch.manual_seed(0)
-    model, found = CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0), concatenate_regions([regions(6), regions(6, 1)])
+    model, found = (
+        CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0),
+        concatenate_regions([regions(6), regions(6, 1)]),
+    )
     labels = torch.arange(12) % (CLASSES + 1)
     fitter = OneVsRestSVM(model.scores, cost=1e4)
     fitter.update(vectors_of(model, found), labels)
@@ -109,25 +127,38 @@ def test_what_is_fitted_is_found() -> None:
     assert fitter.result.error == [0.0] * CLASSES
     kept = model.predict(maps(), found, SIZES)
     assert kept.labels is not None
-    own = [(row.tolist(), int(label)) for row, label in zip(found.boxes, labels, strict=True) if label < CLASSES]
-    assert sorted((row.tolist(), int(label)) for row, label in zip(kept.boxes, kept.labels, strict=True)) == sorted(own)
+    own = [
+        (row.tolist(), int(label))
+        for row, label in zip(found.boxes, labels, strict=True)
+        if label < CLASSES
+    ]
+    assert sorted(
+        (row.tolist(), int(label)) for row, label in zip(kept.boxes, kept.labels, strict=True)
+    ) == sorted(own)
 
 
 def test_the_loss_of_a_validation_is_the_hinge() -> None:
     torch.manual_seed(0)
     model, found = CFMSvm(**KEYS), regions(3)
-    margins_are(model, found, torch.tensor([[2.0, 0.5, -2.0], [-2.0, -2.0, 0.0], [-1.0, 0.0, -3.0]]))
+    margins_are(
+        model, found, torch.tensor([[2.0, 0.5, -2.0], [-2.0, -2.0, 0.0], [-1.0, 0.0, -3.0]])
+    )
     samples = samples_of(found, torch.tensor([0, 1, CLASSES]))
     with torch.no_grad():
         (loss,) = model.losses(maps(), samples).values()
         assert float(loss) == pytest.approx((1.5**2 + 3.0**2 + 1.0**2 + 1.0**2) / 3, rel=1e-3)
         model.scores.weight[1] = 0  # as of a class without positives
         model.scores.bias[1] = -1000
-        assert float(model.losses(maps(), samples)["segment_class"]) == pytest.approx(1.0**2 / 3, rel=1e-3)
+        assert float(model.losses(maps(), samples)["segment_class"]) == pytest.approx(
+            1.0**2 / 3, rel=1e-3
+        )
         nothing = model.losses(maps(), samples_of(found[NONE], NONE))
     assert float(nothing["segment_class"]) == 0
 
 
 def test_no_training() -> None:
-    with pytest.raises(UserError, match=r"not trained by gradients: .* tools/fit_svm\.py checkpoint=\.\.\. fits them"):
+    with pytest.raises(
+        UserError,
+        match=r"not trained by gradients: .* tools/fit_svm\.py checkpoint=\.\.\. fits them",
+    ):
         CFMSvm(**KEYS).losses(maps(), samples_of(regions(3), torch.tensor([0, 1, 2])))

@@ -40,7 +40,12 @@ from maskseg.variants.cfm.pyramid_ops import flattened
 from maskseg.variants.cfm.store import write_store
 
 NONE = torch.zeros(0, dtype=torch.int64)
-ON_SCENES = ["experiment=voc_cfm_vgg16", "data=scenes", "data.stuff_json=${data.train_json}", "data.val_semantic=${data.root}/stuff"]
+ON_SCENES = [
+    "experiment=voc_cfm_vgg16",
+    "data=scenes",
+    "data.stuff_json=${data.train_json}",
+    "data.val_semantic=${data.root}/stuff",
+]
 NUMBERS = ["data.num_classes=5", "data.num_things=4"]
 TINY = [*ON_SCENES, "model.backbone.weights=null", "model.classifier.width=16"]
 
@@ -79,7 +84,10 @@ def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -
     model = configs.build_model(configs.compose("train", words)).eval()
     classifier = model.classifier
     assert isinstance(classifier, CFMClassifier)
-    image, whole = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)), segments(1, 224)
+    image, whole = (
+        torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)),
+        segments(1, 224),
+    )
     wanted = theirs(image)
     assert wanted.std() > 0.1
     assert whole.masks is not None
@@ -95,7 +103,12 @@ def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -
 @pytest.fixture
 def small_vgg(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Fully connected layers as those of VGG-16, of 3 channels and width 8."""
-    shapes = {"layers.0.weight": (8, 3 * 49), "layers.0.bias": (8,), "layers.1.weight": (8, 8), "layers.1.bias": (8,)}
+    shapes = {
+        "layers.0.weight": (8, 3 * 49),
+        "layers.0.bias": (8,),
+        "layers.1.weight": (8, 8),
+        "layers.1.bias": (8,),
+    }
     state = filled({name: torch.Size(shape) for name, shape in shapes.items()})
     monkeypatch.setattr(cfm_layers, "VGG16", (3, 7, 8, 2))
     monkeypatch.setattr(cfm_layers, "fc_state", lambda _: state)
@@ -114,18 +127,30 @@ def test_further_levels_begin_at_zero_and_learn(small_vgg: dict[str, Tensor]) ->
         columns = path[0].weight[:, 3 * 49 :], path[0].weight.grad[:, 3 * 49 :]
         assert not columns[0].any()
         assert columns[1].any()
-    assert paths["segment"][0].weight.data_ptr() != paths["box"][0].weight.data_ptr()  # each path has its own
+    assert (
+        paths["segment"][0].weight.data_ptr() != paths["box"][0].weight.data_ptr()
+    )  # each path has its own
 
 
-@pytest.mark.parametrize(("channels", "pyramid", "width", "layers"), [(4, [7], 8, 2), (3, [6, 7], 8, 2), (3, [7], 16, 2), (3, [7], 8, 3)])
+@pytest.mark.parametrize(
+    ("channels", "pyramid", "width", "layers"),
+    [(4, [7], 8, 2), (3, [6, 7], 8, 2), (3, [7], 16, 2), (3, [7], 8, 3)],
+)
 @pytest.mark.usefixtures("small_vgg")
-def test_weights_for_other_shapes_are_refused(channels: int, pyramid: list[int], width: int, layers: int) -> None:
-    with pytest.raises(UserError, match=f"weights are those of VGG-16 behind conv5: .*, not {channels}, {pyramid[0]}, {width} and {layers}"):
+def test_weights_for_other_shapes_are_refused(
+    channels: int, pyramid: list[int], width: int, layers: int
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"weights are those of VGG-16 behind conv5: .*, not {channels}, {pyramid[0]}, {width} and {layers}",
+    ):
         connected_paths(["both"], channels, pyramid, width, layers, 0.0, "vgg16.pth")
     assert connected_paths(["both"], channels, pyramid, width, layers, 0.0, None)
 
 
-@pytest.mark.parametrize(("width", "layers", "dropout"), [(0, 2, 0.0), (8, 0, 0.0), (8, 2, 1.0), (8, 2, -0.1)])
+@pytest.mark.parametrize(
+    ("width", "layers", "dropout"), [(0, 2, 0.0), (8, 0, 0.0), (8, 2, 1.0), (8, 2, -0.1)]
+)
 def test_numbers_that_make_no_layers_are_refused(width: int, layers: int, dropout: float) -> None:
     with pytest.raises(UserError, match="width and layers are at least 1 and dropout is in"):
         connected_paths(["both"], 3, [7], width, layers, dropout, None)
@@ -137,16 +162,22 @@ def test_dropout_is_for_training_and_changes_no_names() -> None:
     other = Connected(2, [5], 400, 2)
     other.load_state_dict(layers.state_dict())
     torch.testing.assert_close(layers.eval()(x), other(x))
-    first = layers[1](layers[0](x))  # with dropout behind the last layer alone: what it keeps is doubled
+    first = layers[1](
+        layers[0](x)
+    )  # with dropout behind the last layer alone: what it keeps is doubled
     first = first[:, :, None, None]
     alone = Connected(400, [1], 400, 1, dropout=0.5)
-    alone.load_state_dict({name: layers.state_dict()[f"2.{name[2:]}"] for name in alone.state_dict()})
+    alone.load_state_dict(
+        {name: layers.state_dict()[f"2.{name[2:]}"] for name in alone.state_dict()}
+    )
     wanted, found = alone.eval()([first]), alone.train()([first])
     kept = found != 0
     torch.testing.assert_close(found[kept], 2 * wanted[kept])
     assert 0.4 < float((wanted[~kept] != 0).sum() / (wanted != 0).sum()) < 0.6
     torch.manual_seed(1)
-    dropped = layers.train()(x)  # behind both layers: not the same as behind the last one, where it keeps
+    dropped = layers.train()(
+        x
+    )  # behind both layers: not the same as behind the last one, where it keeps
     kept = dropped != 0
     assert not torch.allclose(dropped[kept], 2 * other(x)[kept], rtol=0.01)
 
@@ -161,7 +192,11 @@ class Flattened(nn.Module):
 @lru_cache
 def trunk_levels() -> dict[str, FeatureSpec]:
     with torch.device("meta"):
-        return {"alexnet": AlexNet().levels["conv5"], "vgg16": VGG16().levels["conv5"], "resnet18": ResNet("resnet18").levels["c4"]}
+        return {
+            "alexnet": AlexNet().levels["conv5"],
+            "vgg16": VGG16().levels["conv5"],
+            "resnet18": ResNet("resnet18").levels["c4"],
+        }
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18"])
@@ -177,8 +212,15 @@ def test_regions_are_pooled_from_where_the_trunk_looks(name: str) -> None:
     whole = segments(1, 256)
     assert whole.masks is not None
     box = torch.tensor([[64.0, 80.0, 184.0, 144.0]])
-    bins = torch.stack([(64 + 120 * (torch.arange(4) + 0.5) / 4).expand(4, 4), (80 + 64 * (torch.arange(4) + 0.5) / 4)[:, None].expand(4, 4)])
-    for found in model.vectors(features, box, torch.zeros(1, dtype=torch.int64), whole.masks).split(32, dim=1):
+    bins = torch.stack(
+        [
+            (64 + 120 * (torch.arange(4) + 0.5) / 4).expand(4, 4),
+            (80 + 64 * (torch.arange(4) + 0.5) / 4)[:, None].expand(4, 4),
+        ]
+    )
+    for found in model.vectors(features, box, torch.zeros(1, dtype=torch.int64), whole.masks).split(
+        32, dim=1
+    ):
         torch.testing.assert_close(found.view(2, 4, 4), bins)
 
 
@@ -186,26 +228,64 @@ def make_net(kind: str, design: str, **keys: Any) -> CFMNet:
     torch.manual_seed(0)
     backbone, levels = {
         "c4": lambda: (ResNet("resnet18", norm="BN", frozen_stages=2), ["c4"]),
-        "fpn": lambda: (FPN(ResNet("resnet18", norm="BN", frozen_stages=2), channels=8), ["p2", "p3", "p4", "p5"]),
+        "fpn": lambda: (
+            FPN(ResNet("resnet18", norm="BN", frozen_stages=2), channels=8),
+            ["p2", "p3", "p4", "p5"],
+        ),
         "conv5": lambda: (VGG16(levels=["conv5"], frozen_stages=2), ["conv5"]),
     }[kind]()
     at = {name: backbone.levels[name] for name in levels}
     bins = {"size": 14, "pyramid": [7, 1], "masked": [7], "dropout": 0.5, "sampling_ratio": 1}
-    classifier = CFMClassifier(levels, at, num_classes=3, design=design, width=16, score_threshold=0.2, canonical_size=100.0, **bins)
-    return CFMNet(2, backbone=backbone, proposer=SegmentProposer(method=lambda _: None), sampler=DrawnSegments(3), classifier=classifier, **keys)
+    classifier = CFMClassifier(
+        levels,
+        at,
+        num_classes=3,
+        design=design,
+        width=16,
+        score_threshold=0.2,
+        canonical_size=100.0,
+        **bins,
+    )
+    return CFMNet(
+        2,
+        backbone=backbone,
+        proposer=SegmentProposer(method=lambda _: None),
+        sampler=DrawnSegments(3),
+        classifier=classifier,
+        **keys,
+    )
 
 
 def make_batch(proposals: Regions) -> Batch:
-    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     sizes = torch.tensor([[64, 64], [48, 64]])
-    return Batch(images, sizes, sizes, [0, 1], ["a", "b"], Targets(torch.zeros(0, 4), NONE, NONE, NONE.bool()), proposals=proposals)
+    return Batch(
+        images,
+        sizes,
+        sizes,
+        [0, 1],
+        ["a", "b"],
+        Targets(torch.zeros(0, 4), NONE, NONE, NONE.bool()),
+        proposals=proposals,
+    )
 
 
 @pytest.mark.parametrize("design", ["full_map", "pool_first"])
 @pytest.mark.parametrize("kind", ["c4", "fpn", "conv5"])
 def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
-    model, found = make_net(kind, design), concatenate_regions([segments(5), segments(4, seed=1, image=1)])
-    drawn = Regions(found.boxes, found.image_index, found.scores, torch.tensor([0, 1, 2, 3, -1, 3, 2, 1, 0]), found.masks)
+    model, found = (
+        make_net(kind, design),
+        concatenate_regions([segments(5), segments(4, seed=1, image=1)]),
+    )
+    drawn = Regions(
+        found.boxes,
+        found.image_index,
+        found.scores,
+        torch.tensor([0, 1, 2, 3, -1, 3, 2, 1, 0]),
+        found.masks,
+    )
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses = model.train()(make_batch(drawn))
     assert list(losses) == ["segment_class"]
@@ -215,11 +295,20 @@ def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
     frozen = {name for name, value in model.named_parameters() if value.grad is None}
     parts = ("stages.conv1.", "stages.conv2.") if kind == "conv5" else ("stem.", "layer1.")
     assert frozen
-    assert all(any(part in name for part in (*parts, "layer4.")) for name in frozen)  # layer4 is behind c4
-    stays = frozen | {name for name, value in model.named_parameters() if value.grad is not None and not value.grad.any()}
+    assert all(
+        any(part in name for part in (*parts, "layer4.")) for name in frozen
+    )  # layer4 is behind c4
+    stays = frozen | {
+        name
+        for name, value in model.named_parameters()
+        if value.grad is not None and not value.grad.any()
+    }
     assert not any(name.startswith("classifier.") for name in stays)
     assert len(stays) < len(before) / 2
-    assert all(torch.equal(value, before[name]) == (name in stays) for name, value in model.named_parameters())
+    assert all(
+        torch.equal(value, before[name]) == (name in stays)
+        for name, value in model.named_parameters()
+    )
     outputs = model.eval().predict(make_batch(found[NONE]))
     assert len(outputs.detections) == 0
     assert (outputs.semantic["classes"] == -1).all()
@@ -229,7 +318,10 @@ def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
 
 def test_pixels_that_no_segment_claims_are_of_a_class() -> None:
     found = concatenate_regions([segments(3), segments(0, image=1)])
-    model, plain = make_net("conv5", "full_map", unclaimed=2).eval(), make_net("conv5", "full_map").eval()
+    model, plain = (
+        make_net("conv5", "full_map", unclaimed=2).eval(),
+        make_net("conv5", "full_map").eval(),
+    )
     with torch.no_grad():
         for own in (model, plain):  # all segments are things of label 1
             own.classifier.scores.weight.zero_()  # type: ignore[union-attr]
@@ -251,7 +343,10 @@ def test_pixels_that_no_segment_claims_are_of_a_class() -> None:
 
 @pytest.mark.parametrize("label", [3, -2])
 def test_a_label_that_no_class_has_is_refused(label: int) -> None:
-    with pytest.raises(UserError, match=f"model.unclaimed must be the label of a class, 0 to 2, or -1 for none, not {label}"):
+    with pytest.raises(
+        UserError,
+        match=f"model.unclaimed must be the label of a class, 0 to 2, or -1 for none, not {label}",
+    ):
         make_net("conv5", "full_map", unclaimed=label)
 
 
@@ -262,7 +357,11 @@ def test_the_experiment_builds() -> None:
     assert list(model.classifier.at.items()) == [("conv5", FeatureSpec(16, 8.0, 512))]  # type: ignore[union-attr, operator]
     assert all(layers.dropout == 0.5 for layers in model.classifier.layers.values())  # type: ignore[union-attr, operator]
     assert isinstance(model.backbone, VGG16)
-    assert not any(p.requires_grad for name in ("conv1", "conv2") for p in model.backbone.stages[name].parameters())
+    assert not any(
+        p.requires_grad
+        for name in ("conv1", "conv2")
+        for p in model.backbone.stages[name].parameters()
+    )
 
 
 def test_its_data_are_things_and_a_background_that_is_not_learnt() -> None:
@@ -277,7 +376,9 @@ def test_its_data_are_things_and_a_background_that_is_not_learnt() -> None:
 
 
 def test_the_experiment_with_stuff() -> None:
-    config = configs.compose("train", ["experiment=context_cfm_vgg16", *NUMBERS, "model.backbone.weights=null"])
+    config = configs.compose(
+        "train", ["experiment=context_cfm_vgg16", *NUMBERS, "model.backbone.weights=null"]
+    )
     model = configs.build_model(config)
     assert isinstance(model, CFMNet)
     assert model.unclaimed == -1
@@ -297,11 +398,31 @@ def test_a_checkpoints_model_reads_no_weights() -> None:
 @pytest.mark.slow
 def test_the_experiment_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cv2")
-    monkeypatch.setattr(prepare, "write_store", lambda *given: write_store(*given[:-1], 1))  # processes of its own would take longest
+    monkeypatch.setattr(
+        prepare, "write_store", lambda *given: write_store(*given[:-1], 1)
+    )  # processes of its own would take longest
     make_scenes(tmp_path / "scenes", num_train=4, num_val=2, size=128, num_workers=0)
-    words = [*TINY, "data.root=scenes", "data.num_train=4", "data.num_val=2", "data.size=128", "data.num_workers=0", "trainer.device=cpu"]
-    words += ["data.train_transforms=[]", "data.test_transforms=[]", "total_batch=4", "trainer.max_steps=2", "trainer.log_every=1", "run_dir=run"]
-    words += [f"model.proposer.method.{key}" for key in ("color_spaces=[lab]", "scales=[40.0]", "max_proposals=60")]
+    words = [
+        *TINY,
+        "data.root=scenes",
+        "data.num_train=4",
+        "data.num_val=2",
+        "data.size=128",
+        "data.num_workers=0",
+        "trainer.device=cpu",
+    ]
+    words += [
+        "data.train_transforms=[]",
+        "data.test_transforms=[]",
+        "total_batch=4",
+        "trainer.max_steps=2",
+        "trainer.log_every=1",
+        "run_dir=run",
+    ]
+    words += [
+        f"model.proposer.method.{key}"
+        for key in ("color_spaces=[lab]", "scales=[40.0]", "max_proposals=60")
+    ]
     with contextlib.chdir(tmp_path):
         done("train", *words)
         assert all("loss/segment_class" in line for line in lines(tmp_path / "run"))

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskseg.variants.hash.codes import expected_hamming, hamming, pack_bits, statistics, straight_through, unpack_bits
+from maskseg.variants.hash.codes import (
+    expected_hamming,
+    hamming,
+    pack_bits,
+    statistics,
+    straight_through,
+    unpack_bits,
+)
 
 
 def random_bits(count: int, bits: int, generator: torch.Generator) -> Tensor:
@@ -18,7 +25,9 @@ def random_bits(count: int, bits: int, generator: torch.Generator) -> Tensor:
 def test_packing_literals() -> None:
     bits = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0, 0, 1, 0, 0]]).bool()
     assert pack_bits(bits).tolist() == [[1, 3], [2 + 128, 0]]
-    assert unpack_bits(torch.tensor([[5, 255]], dtype=torch.uint8), 10).int().tolist() == [[1, 0, 1, 0, 0, 0, 0, 0, 1, 1]]
+    assert unpack_bits(torch.tensor([[5, 255]], dtype=torch.uint8), 10).int().tolist() == [
+        [1, 0, 1, 0, 0, 0, 0, 0, 1, 1]
+    ]
 
 
 @pytest.mark.parametrize("bits", range(1, 65))
@@ -36,23 +45,34 @@ def test_hamming_by_brute_force(bits: int, generator: torch.Generator) -> None:
     first, second = random_bits(9, bits, generator), random_bits(14, bits, generator)
     found = hamming(pack_bits(first), pack_bits(second))
     assert found.dtype == torch.int64
-    assert found.tolist() == [[sum(x != y for x, y in zip(a, b, strict=True)) for b in second.tolist()] for a in first.tolist()]
+    assert found.tolist() == [
+        [sum(x != y for x, y in zip(a, b, strict=True)) for b in second.tolist()]
+        for a in first.tolist()
+    ]
     assert hamming(pack_bits(first[:0]), pack_bits(second)).shape == (0, 14)
     assert hamming(pack_bits(first), pack_bits(first)).diagonal().tolist() == [0] * 9
 
 
 def test_expected_hamming_of_bits_is_hamming(generator: torch.Generator) -> None:
     first, second = random_bits(30, 11, generator), random_bits(30, 11, generator)
-    assert expected_hamming(first.float(), second.float()).tolist() == hamming(pack_bits(first), pack_bits(second)).diagonal().tolist()
+    assert (
+        expected_hamming(first.float(), second.float()).tolist()
+        == hamming(pack_bits(first), pack_bits(second)).diagonal().tolist()
+    )
 
 
 def test_expected_hamming_is_the_mean_over_draws(generator: torch.Generator) -> None:
     first, second = torch.rand(5, 6, generator=generator), torch.rand(5, 6, generator=generator)
     draws = 20_000
-    one, other = (torch.rand(draws, 5, 6, generator=generator) < chance for chance in (first, second))
+    one, other = (
+        torch.rand(draws, 5, 6, generator=generator) < chance for chance in (first, second)
+    )
     distance = (one != other).sum(dim=-1).double()
     # Five standard deviations of a mean of so many.
-    assert ((distance.mean(dim=0) - expected_hamming(first, second)).abs() < 5 * distance.std(dim=0) / draws**0.5).all()
+    assert (
+        (distance.mean(dim=0) - expected_hamming(first, second)).abs()
+        < 5 * distance.std(dim=0) / draws**0.5
+    ).all()
 
 
 def test_expected_hamming_is_not_rounded_by_autocast(generator: torch.Generator) -> None:
@@ -82,16 +102,31 @@ def test_straight_through() -> None:
         ([[0, 1], [0, 0]], 0.25, 1.0, 1.0, 2),  # a bit that never changes
         ([[1, 1, 1]] * 3, 0.0, 0.0, 1.0, 1),
         ([[0], [1], [1], [1]], 0.25, 2 - 0.75 * math.log2(3), 0.0, 2),  # one bit has no pair
-        ([[0, 1, 1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0, 0, 1, 1]], 1 / 18, 1.0, 1.0, 2),  # differ in the second byte
+        (
+            [[0, 1, 1, 0, 1, 0, 0, 1, 0], [0, 1, 1, 0, 1, 0, 0, 1, 1]],
+            1 / 18,
+            1.0,
+            1.0,
+            2,
+        ),  # differ in the second byte
     ],
 )
-def test_statistics_literals(bits: list[list[int]], balance: float, entropy: float, correlation: float, codes: int) -> None:
+def test_statistics_literals(
+    bits: list[list[int]], balance: float, entropy: float, correlation: float, codes: int
+) -> None:
     found = statistics(torch.tensor(bits).bool())
-    assert found == pytest.approx({"balance": balance, "entropy": entropy, "correlation": correlation, "codes": codes})
+    assert found == pytest.approx(
+        {"balance": balance, "entropy": entropy, "correlation": correlation, "codes": codes}
+    )
 
 
 def test_statistics_of_nothing() -> None:
-    assert statistics(torch.zeros((0, 8), dtype=torch.bool)) == {"balance": 0.0, "entropy": 0.0, "correlation": 0.0, "codes": 0.0}
+    assert statistics(torch.zeros((0, 8), dtype=torch.bool)) == {
+        "balance": 0.0,
+        "entropy": 0.0,
+        "correlation": 0.0,
+        "codes": 0.0,
+    }
 
 
 def test_statistics_of_even_bits(generator: torch.Generator) -> None:

@@ -16,17 +16,23 @@ from maskseg.variants.hash.itq import ITQ, Fit, rotate
 from maskseg.variants.hash.layer import HashLayer
 
 
-def correlated(count: int, channels: int, generator: torch.Generator, clusters: bool = False) -> Tensor:
+def correlated(
+    count: int, channels: int, generator: torch.Generator, clusters: bool = False
+) -> Tensor:
     """Vectors of variances that fall, in directions of no channel, around a mean that is not zero; normal, or in two clusters along each."""
     spread = torch.exp(-torch.arange(channels) / (channels / 8))
     turn = torch.linalg.qr(torch.randn((channels, channels), generator=generator))[0]
     values = torch.randn((count, channels), generator=generator)
     if clusters:
-        values = torch.where(values > 0, 1.0, -1.0) + 0.3 * torch.randn((count, channels), generator=generator)
+        values = torch.where(values > 0, 1.0, -1.0) + 0.3 * torch.randn(
+            (count, channels), generator=generator
+        )
     return values * spread @ turn + torch.randn(channels, generator=generator)
 
 
-def fitted(vectors: Tensor, bits: int, normalise: bool = False, seed: int = 0, **keys: int) -> tuple[HashLayer, Fit]:
+def fitted(
+    vectors: Tensor, bits: int, normalise: bool = False, seed: int = 0, **keys: int
+) -> tuple[HashLayer, Fit]:
     layer = HashLayer(vectors.shape[1], bits, normalise)
     fitter = ITQ(layer, seed=seed, **keys)
     fitter.update(vectors)
@@ -53,15 +59,21 @@ def test_quantises_as_well_as_faiss(bits: int, generator: torch.Generator) -> No
     vectors = correlated(10_000, 256, generator)
     unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)  # what faiss learns from
     theirs.train(vectors.numpy())
-    assert error(own_values(*fitted(unit, bits), unit)) == pytest.approx(error(theirs.pca_then_itq.apply(unit.numpy())), rel=0.02)
+    assert error(own_values(*fitted(unit, bits), unit)) == pytest.approx(
+        error(theirs.pca_then_itq.apply(unit.numpy())), rel=0.02
+    )
     # Any rotation of such vectors is as good as another. Of vectors in clusters one is much better, and no worse than what faiss finds.
     vectors = correlated(10_000, 256, generator, clusters=True)
     unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)
     clusters.train(vectors.numpy())
-    assert error(own_values(*fitted(unit, bits), unit)) < 1.02 * error(clusters.pca_then_itq.apply(unit.numpy()))
+    assert error(own_values(*fitted(unit, bits), unit)) < 1.02 * error(
+        clusters.pca_then_itq.apply(unit.numpy())
+    )
 
 
-def by_the_paper(projected: np.ndarray, rng: np.random.Generator, iterations: int = 50) -> np.ndarray:
+def by_the_paper(
+    projected: np.ndarray, rng: np.random.Generator, iterations: int = 50
+) -> np.ndarray:
     """V R by section 2.2: B = sgn(VR), then, with the decomposition S W S'^T of B^T V, R = S' S^T."""
     rotation = np.linalg.qr(rng.normal(size=(projected.shape[1],) * 2))[0]
     for _ in range(iterations):
@@ -74,7 +86,9 @@ def by_the_paper(projected: np.ndarray, rng: np.random.Generator, iterations: in
 def test_quantises_as_well_as_the_papers_steps(bits: int, generator: torch.Generator) -> None:
     vectors = correlated(5000, 64, generator, clusters=True)
     exact = vectors.double().numpy()
-    projected = (exact - exact.mean(axis=0)) @ np.linalg.svd(exact - exact.mean(axis=0), full_matrices=False)[2][:bits].T
+    projected = (exact - exact.mean(axis=0)) @ np.linalg.svd(
+        exact - exact.mean(axis=0), full_matrices=False
+    )[2][:bits].T
     projected /= projected.std()
     # What a start leads to differs: the best of a few of each.
     wanted = min(error(by_the_paper(projected, np.random.default_rng(seed))) for seed in range(8))
@@ -100,7 +114,9 @@ def test_the_convolution_is_mean_pca_and_rotation(bits: int, generator: torch.Ge
     scale = 1 / ((x - mean) @ directions).std()
     rotation = directions.T @ weight / scale
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(bits), atol=1e-5)
-    np.testing.assert_allclose(directions @ rotation * scale, weight, atol=1e-5 * scale)  # nothing of W lies outside of the PCA
+    np.testing.assert_allclose(
+        directions @ rotation * scale, weight, atol=1e-5 * scale
+    )  # nothing of W lies outside of the PCA
     logits = ((x - mean) @ directions @ rotation) * scale
     sure = np.abs(logits) > 1e-5
     codes = layer.codes(features)[0].flatten(1).T.numpy()
@@ -126,11 +142,15 @@ def test_a_rotation_that_is_known(generator: torch.Generator) -> None:
     found = [rotate(corners @ turn, 50, torch.Generator().manual_seed(seed)) for seed in range(5)]
     rotation, errors = min(found, key=lambda one: one[1][-1])
     assert errors[-1] < 1e-9
-    torch.testing.assert_close((corners @ turn @ rotation).abs(), torch.ones(500, 3, dtype=torch.float64))
+    torch.testing.assert_close(
+        (corners @ turn @ rotation).abs(), torch.ones(500, 3, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("kept", [50_000, 700])
-def test_pieces_change_nothing(kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_change_nothing(
+    kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(itq, "_PIECE", 1024)
     vectors = correlated(5000, 24, generator)
     found = []
@@ -144,7 +164,9 @@ def test_pieces_change_nothing(kept: int, generator: torch.Generator, monkeypatc
     for fitter in found:
         exact = vectors.double()
         torch.testing.assert_close(fitter.sum / 5000, exact.mean(dim=0), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(fitter.outer / 5000, exact.T @ exact / 5000, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            fitter.outer / 5000, exact.T @ exact / 5000, rtol=1e-12, atol=1e-12
+        )
         assert torch.equal(fitter.sample, found[0].sample)
         assert fitter.result is not None
         assert found[0].result is not None
@@ -189,7 +211,9 @@ def test_mean_and_directions_are_those_of_all(generator: torch.Generator) -> Non
     covariance = np.cov(vectors.double().numpy().T)
     directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :2]
     weight = fit.weight.double().numpy().T
-    np.testing.assert_allclose(directions @ (directions.T @ weight), weight, atol=1e-5 * np.abs(weight).max())
+    np.testing.assert_allclose(
+        directions @ (directions.T @ weight), weight, atol=1e-5 * np.abs(weight).max()
+    )
     middle = vectors.double().mean(dim=0).float()[None, :, None, None]
     assert layer.logits(middle).abs().max() < 1e-4 * float(fit.weight.abs().max())
 
@@ -212,7 +236,11 @@ def weak(generator: torch.Generator) -> dict[str, tuple[Tensor, int, str]]:
         "flat, far away": (flat + 50, 8, "8 bits from feature vectors that span 2 directions"),
         "zeros": (torch.zeros((30, 16)), 8, "8 bits from feature vectors that span 0 directions"),
         "constant": (constant, 2, "2 bits from feature vectors that span 0 directions"),
-        "more bits than channels": (torch.randn((300, 16), generator=generator), 40, "40 bits from feature vectors that span 16 directions"),
+        "more bits than channels": (
+            torch.randn((300, 16), generator=generator),
+            40,
+            "40 bits from feature vectors that span 16 directions",
+        ),
     }
 
 

@@ -36,7 +36,9 @@ def test_the_length_of_a_vector_says_nothing_once_normalised(generator: torch.Ge
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_new_weights_give_logits_of_a_deviation_of_one(normalise: bool, generator: torch.Generator) -> None:
+def test_new_weights_give_logits_of_a_deviation_of_one(
+    normalise: bool, generator: torch.Generator
+) -> None:
     torch.manual_seed(0)
     layer = HashLayer(256, 64, normalise)
     features = torch.randn((1, 256, 20, 20), generator=generator)

@@ -18,16 +18,29 @@ from maskseg.variants.hash.loss import agreement, contrast, shares
 Rectangle = tuple[int, int, int, int]
 
 
-def make_batch(objects: Sequence[Sequence[Rectangle]], sizes: Sequence[tuple[int, int]], crowd: Sequence[int] = (), stuff: Sequence = ()) -> Batch:
+def make_batch(
+    objects: Sequence[Sequence[Rectangle]],
+    sizes: Sequence[tuple[int, int]],
+    crowd: Sequence[int] = (),
+    stuff: Sequence = (),
+) -> Batch:
     """Images padded to 8 x 8 with rectangles (xyxy) as instances; crowd: rows of those that are crowds; stuff: of each image its semantic map."""
-    shapes = [[Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=float),)) for x0, y0, x1, y1 in own] for own in objects]
+    shapes = [
+        [
+            Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=float),))
+            for x0, y0, x1, y1 in own
+        ]
+        for own in objects
+    ]
     rows = [(i, box) for i, own in enumerate(objects) for box in own]
     targets = Targets(
         torch.tensor([box for _, box in rows], dtype=torch.float32).reshape(-1, 4),
         torch.zeros(len(rows), dtype=torch.int64),
         torch.tensor([i for i, _ in rows], dtype=torch.int64),
         torch.tensor([row in crowd for row in range(len(rows))], dtype=torch.bool),
-        FileMasks.cat([FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]),
+        FileMasks.cat(
+            [FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
+        ),
     )
     semantic = torch.full((len(sizes), 8, 8), -1, dtype=torch.int16)
     for canvas, own in zip(semantic, stuff, strict=False):
@@ -35,14 +48,28 @@ def make_batch(objects: Sequence[Sequence[Rectangle]], sizes: Sequence[tuple[int
     side = torch.tensor(sizes)
     images = torch.zeros((len(sizes), 3, 8, 8), dtype=torch.uint8)
     names = [f"{i}.png" for i in range(len(sizes))]
-    return Batch(images, side, side, list(range(len(sizes))), names, targets, semantic=semantic if stuff else None)
+    return Batch(
+        images,
+        side,
+        side,
+        list(range(len(sizes))),
+        names,
+        targets,
+        semantic=semantic if stuff else None,
+    )
 
 
 def test_instances_and_crowds() -> None:
-    batch = make_batch([[(0, 0, 2, 1)], [(0, 0, 2, 2), (1, 1, 4, 2), (3, 2, 5, 3)]], [(2, 3), (3, 5)], crowd=[3])
+    batch = make_batch(
+        [[(0, 0, 2, 1)], [(0, 0, 2, 2), (1, 1, 4, 2), (3, 2, 5, 3)]], [(2, 3), (3, 5)], crowd=[3]
+    )
     assert region_map(batch, 0).tolist() == [[0, 0, -1], [-1, -1, -1]]
     # Of two instances the later one has the pixel, and the crowd is nobody's.
-    assert region_map(batch, 1).tolist() == [[0, 0, -1, -1, -1], [0, 1, 1, 1, -1], [-1, -1, -1, -1, -1]]
+    assert region_map(batch, 1).tolist() == [
+        [0, 0, -1, -1, -1],
+        [0, 1, 1, 1, -1],
+        [-1, -1, -1, -1, -1],
+    ]
     assert region_map(batch, 1).dtype == np.int64
 
 
@@ -54,7 +81,11 @@ def test_stuff_behind_the_instances() -> None:
     # Each connected piece is one: the sea is in three pieces, of which those of one pixel are too small.
     split = region_map(batch, 0, split_stuff=2)
     assert len(set(split[split >= 0].tolist())) == 2
-    assert (split >= 0).tolist() == [[True, True, True, True], [True, False, True, False], [False, False, True, True]]
+    assert (split >= 0).tolist() == [
+        [True, True, True, True],
+        [True, False, True, False],
+        [False, False, True, True],
+    ]
     assert len(set(split[np.array(region_map(batch, 0)) == 93].tolist())) == 1
     pieces = region_map(batch, 0, split_stuff=1)
     sea_pieces = [pieces[1, 1], pieces[1, 3], pieces[2, 0]]
@@ -69,11 +100,15 @@ def test_two_pieces_of_a_kind_of_stuff_that_an_instance_divides() -> None:
     assert whole.tolist() == [[8, 8, 0, 8, 8]] * 2
     assert len({split[0, 0], split[0, 2], split[0, 4]}) == 3
     assert (split >= 0).all()
-    assert (region_map(batch, 0, split_stuff=5) >= 0).tolist() == [[False, False, True, False, False]] * 2
+    assert (region_map(batch, 0, split_stuff=5) >= 0).tolist() == [
+        [False, False, True, False, False]
+    ] * 2
 
 
 def test_a_crowd_hides_stuff_and_no_truth_is_nowhere() -> None:
-    batch = make_batch([[(0, 0, 1, 1)], []], [(1, 3), (1, 3)], crowd=[0], stuff=[[[4, 4, 4]], [[4, -1, 4]]])
+    batch = make_batch(
+        [[(0, 0, 1, 1)], []], [(1, 3), (1, 3)], crowd=[0], stuff=[[[4, 4, 4]], [[4, -1, 4]]]
+    )
     assert region_map(batch, 0).tolist() == [[-1, 5, 5]]
     assert region_map(batch, 1).tolist() == [[4, -1, 4]]
     assert region_map(replace(batch, targets=None), 1).tolist() == [[4, -1, 4]]
@@ -110,7 +145,9 @@ def test_agreement_is_the_chance_of_two_pixels(generator: torch.Generator) -> No
         one, other = (regions[superpixels == number] for number in (a, b))
         both = [(x, y) for x in one for y in other]
         assert same == pytest.approx(sum(x == y >= 0 for x, y in both) / len(both), abs=1e-6)
-        assert different == pytest.approx(sum(x != y and min(x, y) >= 0 for x, y in both) / len(both), abs=1e-6)
+        assert different == pytest.approx(
+            sum(x != y and min(x, y) >= 0 for x, y in both) / len(both), abs=1e-6
+        )
 
 
 CODES = [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.5, 0.5, 0.5]]
@@ -123,17 +160,30 @@ PAIRS = [[0, 1], [0, 2], [1, 2], [0, 3]]  # 1, 3, 2 and 1.5 bits apart
         ([[1, 0], [1, 0], [0, 1], [0, 1]], 2.0, (1 + 3) / 2, (0 + 0.5) / 2),
         ([[0, 1], [0, 1], [0, 1], [0, 1]], 4.0, 0.0, (3 + 1 + 2 + 2.5) / 4),
         ([[1, 0], [1, 0], [1, 0], [1, 0]], 2.0, (1 + 3 + 2 + 1.5) / 4, 0.0),
-        ([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75], [0.75, 0.25]], 2.0, (0.5 + 1.5 + 0.5 + 1.125) / 2, (0.5 + 0.125) / 2),
+        (
+            [[0.5, 0.5], [0.5, 0.5], [0.25, 0.75], [0.75, 0.25]],
+            2.0,
+            (0.5 + 1.5 + 0.5 + 1.125) / 2,
+            (0.5 + 0.125) / 2,
+        ),
         ([[0.1, 0.0], [0, 0], [0, 0], [0, 0]], 2.0, 0.1, 0.0),  # fewer than one pair in all
         ([[0, 0]] * 4, 2.0, 0.0, 0.0),
     ],
 )
-def test_contrast_literals(weights: list[list[float]], margin: float, together: float, apart: float) -> None:
-    found = contrast(torch.tensor(CODES), torch.tensor(PAIRS), torch.tensor(weights, dtype=torch.float32), margin)
-    assert {name: float(value) for name, value in found.items()} == pytest.approx({"hash_together": together, "hash_apart": apart})
+def test_contrast_literals(
+    weights: list[list[float]], margin: float, together: float, apart: float
+) -> None:
+    found = contrast(
+        torch.tensor(CODES), torch.tensor(PAIRS), torch.tensor(weights, dtype=torch.float32), margin
+    )
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {"hash_together": together, "hash_apart": apart}
+    )
 
 
-@pytest.mark.parametrize("codes", [torch.zeros(0, 8), torch.rand(3, 8, generator=torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize(
+    "codes", [torch.zeros(0, 8), torch.rand(3, 8, generator=torch.Generator().manual_seed(0))]
+)
 def test_no_pairs_keep_the_graph_whole(codes: Tensor) -> None:
     weight = torch.ones(8, requires_grad=True)
     found = contrast(codes * weight, torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0, 2), 2.0)
@@ -147,8 +197,12 @@ def test_gradients_pull_together_and_push_apart() -> None:
     codes = torch.tensor([[0.6, 0.4], [0.4, 0.4]], requires_grad=True)
     pairs = torch.tensor([[0, 1]])
     for weights, sign in (([[1.0, 0.0]], 1), ([[0.0, 1.0]], -1)):
-        (gradient,) = torch.autograd.grad(sum(contrast(codes, pairs, torch.tensor(weights), 2.0).values()), codes)
+        (gradient,) = torch.autograd.grad(
+            sum(contrast(codes, pairs, torch.tensor(weights), 2.0).values()), codes
+        )
         # d of a + b - 2ab by a is 1 - 2b
         torch.testing.assert_close(gradient, sign * torch.tensor([[0.2, 0.2], [-0.2, 0.2]]))
-    (gradient,) = torch.autograd.grad(contrast(codes, pairs, torch.tensor([[0.0, 1.0]]), 0.5)["hash_apart"], codes)
+    (gradient,) = torch.autograd.grad(
+        contrast(codes, pairs, torch.tensor([[0.0, 1.0]]), 0.5)["hash_apart"], codes
+    )
     assert not gradient.any()  # they are far enough from each other

@@ -48,14 +48,20 @@ def test_merge_literals() -> None:
 @pytest.mark.parametrize("bits", [1, 3, 8, 9, 32])
 @pytest.mark.parametrize("radius", [0, 1, 2, 5, 40])
 @pytest.mark.parametrize("block", [1, 2**20])
-def test_merge_by_brute_force(bits: int, radius: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_by_brute_force(
+    bits: int, radius: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(merging, "BLOCK", block)
     rng = np.random.default_rng(bits * 100 + radius)
     for count in (1, 2, 30):
         seeds = rng.random((6, bits)) < 0.5
         codes = seeds[rng.integers(0, 6, count)] ^ (rng.random((count, bits)) < 0.06)
         for pairs in (None, random_pairs(count, 40, rng)):
-            links = list(itertools.combinations(range(count), 2)) if pairs is None else [(a, b) for a, b in pairs.tolist()]
+            links = (
+                list(itertools.combinations(range(count), 2))
+                if pairs is None
+                else [(a, b) for a, b in pairs.tolist()]
+            )
             near = [(a, b) for a, b in links if int((codes[a] != codes[b]).sum()) <= radius]
             found = merge(codes, pairs, radius)
             assert found.dtype == np.int64
@@ -77,7 +83,13 @@ def test_merge_of_little() -> None:
 def test_merge_labels_literals() -> None:
     labels = np.array([5, 2, 5, 2, 5])
     assert merge_labels(labels, None).tolist() == [0, 1, 0, 1, 0]
-    assert merge_labels(labels, np.array([[0, 1], [1, 2], [1, 3], [2, 4]])).tolist() == [0, 1, 2, 1, 2]
+    assert merge_labels(labels, np.array([[0, 1], [1, 2], [1, 3], [2, 4]])).tolist() == [
+        0,
+        1,
+        2,
+        1,
+        2,
+    ]
     assert merge_labels(labels, np.zeros((0, 2), dtype=np.int64)).tolist() == [0, 1, 2, 3, 4]
     assert merge_labels(labels[:0], None).tolist() == []
 
@@ -88,7 +100,10 @@ def test_merge_labels_by_brute_force() -> None:
         labels, pairs = rng.integers(0, 4, count), random_pairs(count, 2 * count, rng)
         near = [(a, b) for a, b in pairs.tolist() if labels[a] == labels[b]]
         assert merge_labels(labels, pairs).tolist() == filled(near, count)
-        assert merge_labels(labels, None).tolist() == merge(np.eye(4, dtype=bool)[labels], None).tolist()
+        assert (
+            merge_labels(labels, None).tolist()
+            == merge(np.eye(4, dtype=bool)[labels], None).tolist()
+        )
 
 
 def clouds(rng: np.random.Generator) -> tuple[NDArray[np.float32], Ints]:
@@ -117,7 +132,12 @@ def test_cluster_hangs_on_the_seed_alone() -> None:
 
 def spread(features: NDArray[np.float32], labels: Ints) -> float:
     """The squared distances to the clusters' means, summed: what k-means makes small."""
-    return float(sum(((features[labels == k] - features[labels == k].mean(axis=0)) ** 2).sum() for k in range(labels.max() + 1)))
+    return float(
+        sum(
+            ((features[labels == k] - features[labels == k].mean(axis=0)) ** 2).sum()
+            for k in range(labels.max() + 1)
+        )
+    )
 
 
 def test_cluster_settles() -> None:

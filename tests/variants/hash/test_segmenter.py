@@ -39,8 +39,13 @@ def segmenter(count: int = 30, **keys: Any) -> HashSegmenter:
 def features_of(batch: Batch, generator: torch.Generator, channels: int = 6) -> dict[str, Tensor]:
     """Noise that varies slowly, so that there is something to merge."""
     n, _, height, width = batch.images.shape
-    coarse = torch.randn((n, channels, max(height // 16, 2), max(width // 16, 2)), generator=generator)
-    return {"c2": F.interpolate(coarse, size=(height // 4, width // 4), mode="bilinear"), "c3": torch.zeros(n, 1, 1, 1)}
+    coarse = torch.randn(
+        (n, channels, max(height // 16, 2), max(width // 16, 2)), generator=generator
+    )
+    return {
+        "c2": F.interpolate(coarse, size=(height // 4, width // 4), mode="bilinear"),
+        "c3": torch.zeros(n, 1, 1, 1),
+    }
 
 
 def maps_of(regions: Regions) -> list[np.ndarray]:
@@ -55,7 +60,9 @@ def flooded(codes: np.ndarray, superpixels: np.ndarray, radius: int, scope: str)
     height, width = superpixels.shape
     for y in range(height):
         for x in range(width):
-            for other in ([superpixels[y + 1, x]] if y + 1 < height else []) + ([superpixels[y, x + 1]] if x + 1 < width else []):
+            for other in ([superpixels[y + 1, x]] if y + 1 < height else []) + (
+                [superpixels[y, x + 1]] if x + 1 < width else []
+            ):
                 touch[superpixels[y, x], other] = touch[other, superpixels[y, x]] = True
     segment = np.full(count, -1)
     for start in range(count):
@@ -63,7 +70,11 @@ def flooded(codes: np.ndarray, superpixels: np.ndarray, radius: int, scope: str)
         while stack:
             here = stack.pop()
             segment[here] = number
-            near = [o for o in range(count) if segment[o] < 0 and (scope == "anywhere" or touch[here, o])]
+            near = [
+                o
+                for o in range(count)
+                if segment[o] < 0 and (scope == "anywhere" or touch[here, o])
+            ]
             stack += [o for o in near if int((codes[o] != codes[here]).sum()) <= radius]
     return segment[superpixels]
 
@@ -79,7 +90,9 @@ SIZES = [(32, 48), (20, 31), (1, 1), (13, 40)]
 
 @pytest.mark.parametrize("radius", [0, 1])
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_by_brute_force(scope: str, radius: int, make_batch: MakeBatch, generator: torch.Generator) -> None:
+def test_by_brute_force(
+    scope: str, radius: int, make_batch: MakeBatch, generator: torch.Generator
+) -> None:
     batch = make_batch(SIZES)
     features = features_of(batch, generator)
     model = segmenter(bits=5, scope=scope, radius=radius)
@@ -88,17 +101,29 @@ def test_by_brute_force(scope: str, radius: int, make_batch: MakeBatch, generato
         soft = model.layer(features["c2"])
     numbers = []
     for i, ((height, width), made) in enumerate(zip(SIZES, maps_of(found), strict=True)):
-        superpixels = SLIC(30)(np.ascontiguousarray(batch.images[i, :, :height, :width].permute(1, 2, 0).numpy()))
-        inside = soft[i : i + 1, :, : max(1, -(-(height - 2) // 4)), : max(1, -(-(width - 2) // 4))]  # cells whose centre the image holds
-        pixels = F.pad(F.interpolate(inside, scale_factor=4, mode="bilinear", align_corners=False), (0, 4, 0, 4), mode="replicate")
+        superpixels = SLIC(30)(
+            np.ascontiguousarray(batch.images[i, :, :height, :width].permute(1, 2, 0).numpy())
+        )
+        inside = soft[
+            i : i + 1, :, : max(1, -(-(height - 2) // 4)), : max(1, -(-(width - 2) // 4))
+        ]  # cells whose centre the image holds
+        pixels = F.pad(
+            F.interpolate(inside, scale_factor=4, mode="bilinear", align_corners=False),
+            (0, 4, 0, 4),
+            mode="replicate",
+        )
         own = pixels[0, :, :height, :width].numpy()
-        codes = np.stack([own[:, superpixels == s].mean(axis=1) > 0.5 for s in range(superpixels.max() + 1)])
+        codes = np.stack(
+            [own[:, superpixels == s].mean(axis=1) > 0.5 for s in range(superpixels.max() + 1)]
+        )
         wanted = flooded(codes, superpixels, radius, scope)
         assert made.shape == (height, width)
         assert same_pieces(made, wanted)
         numbers.append((len(codes), wanted.max() + 1))
         check_rows(found, i, made)
-    assert any(1 < segments < superpixels for superpixels, segments in numbers)  # something was merged, and not all
+    assert any(
+        1 < segments < superpixels for superpixels, segments in numbers
+    )  # something was merged, and not all
 
 
 def check_rows(found: Regions, image: int, made: np.ndarray) -> None:
@@ -120,13 +145,19 @@ def test_rows_are_by_image(make_batch: MakeBatch, generator: torch.Generator) ->
     found = segmenter().predict(features_of(batch, generator), batch)
     assert (found.image_index.diff() >= 0).all()
     assert found.image_index.unique().tolist() == [0, 1, 2, 3]
-    assert (found.boxes.dtype, found.scores.dtype, found.image_index.dtype) == (torch.float32, torch.float32, torch.int64)
+    assert (found.boxes.dtype, found.scores.dtype, found.image_index.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.int64,
+    )
     assert found.labels is None
     assert not found.boxes.requires_grad
 
 
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_images_do_not_know_of_each_other(scope: str, make_batch: MakeBatch, generator: torch.Generator) -> None:
+def test_images_do_not_know_of_each_other(
+    scope: str, make_batch: MakeBatch, generator: torch.Generator
+) -> None:
     batch = make_batch([(32, 48), (20, 31)])
     features = features_of(batch, generator)
     model = segmenter(scope=scope)
@@ -140,7 +171,9 @@ def test_images_do_not_know_of_each_other(scope: str, make_batch: MakeBatch, gen
         first += len(alone)
 
 
-def test_superpixels_of_the_batch_are_used(make_batch: MakeBatch, generator: torch.Generator) -> None:
+def test_superpixels_of_the_batch_are_used(
+    make_batch: MakeBatch, generator: torch.Generator
+) -> None:
     batch = make_batch([(32, 48), (20, 31)])
     features = features_of(batch, generator)
     model = segmenter()
@@ -165,10 +198,14 @@ def test_means_in_the_frame_of_another_size(generator: torch.Generator) -> None:
     wanted = F.interpolate(maps[None], size=(40, 48), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(model.of_pixels(maps, frame), wanted)
     labels = np.arange(40 * 48, dtype=np.int32).reshape(40, 48) // (8 * 48)
-    torch.testing.assert_close(model.means(maps, labels, frame), wanted.view(6, 5, 8 * 48).mean(dim=2).T)
+    torch.testing.assert_close(
+        model.means(maps, labels, frame), wanted.view(6, 5, 8 * 48).mean(dim=2).T
+    )
 
 
-def test_segments_in_the_pixels_of_the_file(make_batch: MakeBatch, generator: torch.Generator) -> None:
+def test_segments_in_the_pixels_of_the_file(
+    make_batch: MakeBatch, generator: torch.Generator
+) -> None:
     batch = make_batch([(32, 48)])
     found = segmenter().predict(features_of(batch, generator), batch)
     (made,) = maps_of(found)
@@ -189,7 +226,9 @@ def tiny_net(**keys: Any) -> SegmentationNet:
 def test_through_the_predictor(dtype: torch.dtype | None, generator: torch.Generator) -> None:
     net = tiny_net()
     image = torch.randint(0, 256, (37, 50, 3), generator=generator, dtype=torch.uint8).numpy()
-    predictor = Predictor(for_inference(net, dtype), Categories((), ()), SingleImage([ResizeShortestEdge([64], 200)]))
+    predictor = Predictor(
+        for_inference(net, dtype), Categories((), ()), SingleImage([ResizeShortestEdge([64], 200)])
+    )
     found = predictor(image)
     assert found.segments is not None
     assert found.segments.shape == (37, 50)
@@ -206,10 +245,17 @@ def test_through_the_predictor(dtype: torch.dtype | None, generator: torch.Gener
     assert predictor(image[:1, :1]).segments.tolist() == [[0]]  # type: ignore[union-attr]
 
 
-def test_half_precision_changes_few_pixels(generator: torch.Generator, make_batch: MakeBatch) -> None:
+def test_half_precision_changes_few_pixels(
+    generator: torch.Generator, make_batch: MakeBatch
+) -> None:
     net, batch = tiny_net(), make_batch([(64, 96)])
-    batch.images[:] = F.interpolate(torch.rand((1, 3, 4, 6), generator=generator) * 255, size=(64, 96), mode="bilinear").to(torch.uint8)
-    soft = [model.segmenter.layer(model.features(batch)["c2"]) for model in (net, for_inference(net), for_inference(net, torch.bfloat16))]
+    batch.images[:] = F.interpolate(
+        torch.rand((1, 3, 4, 6), generator=generator) * 255, size=(64, 96), mode="bilinear"
+    ).to(torch.uint8)
+    soft = [
+        model.segmenter.layer(model.features(batch)["c2"])
+        for model in (net, for_inference(net), for_inference(net, torch.bfloat16))
+    ]
     torch.testing.assert_close(soft[0], soft[1], atol=1e-4, rtol=0)
     assert soft[2].dtype == torch.float32
     assert ((soft[0] > 0.5) == (soft[2] > 0.5)).float().mean() > 0.9
@@ -233,7 +279,9 @@ class Pixels(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         colour = F.avg_pool2d(batch.images.float() / 255, 4)
-        noise = torch.randn((len(batch), 3, *colour.shape[2:]), generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(
+            (len(batch), 3, *colour.shape[2:]), generator=torch.Generator().manual_seed(1)
+        )
         return {"c2": torch.cat([colour, noise], dim=1)}
 
 
@@ -266,19 +314,26 @@ def test_training_finds_the_regions(relaxation: str, scope: str, make_batch: Mak
 
 def test_the_loss_is_that_of_its_parts(make_batch: MakeBatch) -> None:
     batch, features = quarters(make_batch), Pixels()
-    one, three = (segmenter(16, loss_weight=weight, scope="anywhere").losses(features(batch), batch) for weight in (1.0, 3.0))
+    one, three = (
+        segmenter(16, loss_weight=weight, scope="anywhere").losses(features(batch), batch)
+        for weight in (1.0, 3.0)
+    )
     for name, value in one.items():
         assert float(three[name].detach()) == pytest.approx(3 * float(value.detach()))
     # Superpixels that are whole quarters: pairs (0, 3) alike in no region, (1, 2) of the stuff.
     model = segmenter(loss_weight=1.0, scope="anywhere", margin=3.0)
     labels = torch.arange(2).repeat_interleave(16)
     given = replace(batch, superpixels=(labels[:, None] * 2 + labels)[None].int())
-    codes = model.means(model.layer(features(batch)["c2"])[0], given.superpixels[0].numpy(), Frame(32, 32))  # type: ignore[index]
+    codes = model.means(
+        model.layer(features(batch)["c2"])[0], given.superpixels[0].numpy(), Frame(32, 32)
+    )  # type: ignore[index]
     distance = (codes[:, None] + codes - 2 * codes[:, None] * codes).sum(dim=2)
     found = model.losses(features(batch), given)
     torch.testing.assert_close(found["hash_together"], distance[1, 2])
     apart = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
-    torch.testing.assert_close(found["hash_apart"], torch.stack([F.relu(3 - distance[a, b]) for a, b in apart]).mean())
+    torch.testing.assert_close(
+        found["hash_apart"], torch.stack([F.relu(3 - distance[a, b]) for a, b in apart]).mean()
+    )
 
 
 def test_without_a_weight_nothing_is_learnt(make_batch: MakeBatch) -> None:
@@ -307,7 +362,9 @@ def test_images_without_truth_keep_the_graph_whole(
 
 
 def test_pairs_of_one_image_alone_count(make_batch: MakeBatch, generator: torch.Generator) -> None:
-    batch = make_batch([(32, 32), (20, 31)], [[(0, 0, 16, 16, 0)], [(3, 3, 20, 18, 1), (0, 0, 10, 10, 0)]])
+    batch = make_batch(
+        [(32, 32), (20, 31)], [[(0, 0, 16, 16, 0)], [(3, 3, 20, 18, 1), (0, 0, 10, 10, 0)]]
+    )
     batch = replace(batch, semantic=torch.zeros((2, *batch.images.shape[2:]), dtype=torch.int16))
     features = features_of(batch, generator)
     model = segmenter(loss_weight=1.0)
@@ -329,12 +386,17 @@ def test_pairs_of_one_image_alone_count(make_batch: MakeBatch, generator: torch.
             whole[name] += float(value.detach()) * max(round(count), 1)
             counts[name] += count
     for name, value in together.items():
-        assert float(value.detach()) == pytest.approx(whole[name] / max(round(counts[name]), 1), rel=1e-4)
+        assert float(value.detach()) == pytest.approx(
+            whole[name] / max(round(counts[name]), 1), rel=1e-4
+        )
 
 
 def pair_weights(batch: Batch, labels: np.ndarray) -> dict[str, float]:
     """How many pairs of neighbours count for each term."""
-    weights = agreement(shares(region_map(batch, 0), labels, int(labels.max()) + 1), torch.from_numpy(neighbours(labels))).sum(dim=0)
+    weights = agreement(
+        shares(region_map(batch, 0), labels, int(labels.max()) + 1),
+        torch.from_numpy(neighbours(labels)),
+    ).sum(dim=0)
     return dict(zip(("hash_together", "hash_apart"), weights.tolist(), strict=True))
 
 

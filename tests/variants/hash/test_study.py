@@ -39,17 +39,28 @@ class Colours(nn.Module):
 def net(normalise: bool = True, **keys: Any) -> SegmentationNet:
     torch.manual_seed(0)
     trunk = Colours()
-    return SegmentationNet(trunk, HashSegmenter("c2", trunk.levels["c2"], SLIC(20), 6, normalise, **keys)).eval()
+    return SegmentationNet(
+        trunk, HashSegmenter("c2", trunk.levels["c2"], SLIC(20), 6, normalise, **keys)
+    ).eval()
 
 
-def study(model: SegmentationNet, prepare: SingleImage | None = None, sweep: list[int] | None = None, **keys: Any) -> SegmentStudy:
-    return SegmentStudy(model, model.segmenter, prepare or SingleImage(), sweep or [12, 30], SCALES, **keys)  # type: ignore[arg-type]
+def study(
+    model: SegmentationNet,
+    prepare: SingleImage | None = None,
+    sweep: list[int] | None = None,
+    **keys: Any,
+) -> SegmentStudy:
+    return SegmentStudy(
+        model, model.segmenter, prepare or SingleImage(), sweep or [12, 30], SCALES, **keys
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def picture(generator: torch.Generator) -> Tensor:
     """Patches of colours, with a little noise, uint8 RGB [3, 48, 64]."""
-    patches = F.interpolate(torch.rand((1, 3, 3, 4), generator=generator) * 200, size=(48, 64), mode="nearest")[0]
+    patches = F.interpolate(
+        torch.rand((1, 3, 3, 4), generator=generator) * 200, size=(48, 64), mode="nearest"
+    )[0]
     return (patches + 30 * torch.rand((3, 48, 64), generator=generator)).to(torch.uint8)
 
 
@@ -69,7 +80,9 @@ def test_each_method_is_what_it_says(base: str, picture: Tensor) -> None:
     numbers = own.numbers()
     assert list(numbers) == list(METHODS)
     for value, (superpixels, segments) in made.items():
-        np.testing.assert_array_equal(superpixels, (SLIC(value) if base == "slic" else GraphSegments(k=value))(image))
+        np.testing.assert_array_equal(
+            superpixels, (SLIC(value) if base == "slic" else GraphSegments(k=value))(image)
+        )
         wanted = int(segments.max()) + 1
         # The segmenter's own, had the batch brought these superpixels.
         batch = SingleImage()(picture)
@@ -78,20 +91,32 @@ def test_each_method_is_what_it_says(base: str, picture: Tensor) -> None:
         pairs = set(zip(given.ravel().tolist(), segments.ravel().tolist(), strict=True))
         assert len(pairs) == wanted == len(set(given.ravel().tolist()))
         expected = {"hash": segments, "superpixels": superpixels, "slic": SLIC(wanted)(image)}
-        expected["egs"] = min((GraphSegments(k=k)(image) for k in SCALES), key=lambda labels: abs(np.log((labels.max() + 1) / wanted)))
+        expected["egs"] = min(
+            (GraphSegments(k=k)(image) for k in SCALES),
+            key=lambda labels: abs(np.log((labels.max() + 1) / wanted)),
+        )
         for method, labels in expected.items():
             alone = SegmentationIoU()
             alone.add(labels, [TRUTH])
             assert numbers[method][value] == alone.compute(), method
-        best = min(abs(np.log((labels.max() + 1) / wanted)) for labels in clusterings(model, picture, superpixels))
+        best = min(
+            abs(np.log((labels.max() + 1) / wanted))
+            for labels in clusterings(model, picture, superpixels)
+        )
         assert abs(np.log(numbers["kmeans"][value]["num_segments"] / wanted)) == pytest.approx(best)
 
 
-def clusterings(model: SegmentationNet, picture: Tensor, superpixels: np.ndarray) -> list[np.ndarray]:
+def clusterings(
+    model: SegmentationNet, picture: Tensor, superpixels: np.ndarray
+) -> list[np.ndarray]:
     """The superpixels merged by k-means on their mean features, for some k (whose seeds a rounding can change: the means are the segmenter's)."""
     seen = look(model, model.segmenter, SingleImage()(picture))  # type: ignore[arg-type]
     means = model.segmenter.means(seen.features, superpixels, seen.frame).detach().numpy()  # type: ignore[operator, union-attr]
-    ks = [k for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, len(means)) if k <= len(means)]
+    ks = [
+        k
+        for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, len(means))
+        if k <= len(means)
+    ]
     return [merge_labels(cluster(means, k), neighbours(superpixels))[superpixels] for k in ks]
 
 
@@ -101,7 +126,9 @@ def test_what_the_network_sees_in_the_images_own_frame(normalise: bool, picture:
     plain = study(model).seen(picture)
     assert (plain.frame.height, plain.frame.width, plain.frame.scale) == (48, 64, (1.0, 1.0))
     features = model.features(SingleImage()(picture))["c2"]
-    torch.testing.assert_close(plain.features, (F.normalize(features, dim=1) if normalise else features)[0])
+    torch.testing.assert_close(
+        plain.features, (F.normalize(features, dim=1) if normalise else features)[0]
+    )
     torch.testing.assert_close(plain.codes, model.segmenter.layer(features)[0])  # type: ignore[operator, union-attr]
     # The same picture at twice the size has twice the cells; its superpixels' codes are nearly the same.
     twice = study(model, SingleImage([ResizeShortestEdge([96])])).seen(picture)
@@ -117,7 +144,10 @@ def test_a_padded_image_of_another_scale_down_than_across(picture: Tensor) -> No
     model = net()
     batch = SingleImage([ResizeShortestEdge([25])])(picture[:, :47, :63])
     seen = look(model, model.segmenter, batch)  # type: ignore[arg-type]
-    assert seen.frame.scale == (pytest.approx(25 / 47), pytest.approx(batch.sizes[0, 1].item() / 63))
+    assert seen.frame.scale == (
+        pytest.approx(25 / 47),
+        pytest.approx(batch.sizes[0, 1].item() / 63),
+    )
     superpixels = np.zeros((47, 63), dtype=np.int32)
     assert model.segmenter.means(seen.codes, superpixels, seen.frame).shape == (1, 6)  # type: ignore[operator, union-attr]
 
@@ -137,8 +167,18 @@ def test_images_add_up_and_scope_anywhere(picture: Tensor, generator: torch.Gene
 
 
 def test_what_is_written() -> None:
-    values = {"segments": 0.5, "images": 0.25, "best_annotator": 0.75, "covering": 0.125, "num_segments": 7.5, "images_counted": 2.0}
-    numbers = {"hash": {10: values, 20: values | {"segments": 0.625}}, "slic": {10: values, 20: values}}
+    values = {
+        "segments": 0.5,
+        "images": 0.25,
+        "best_annotator": 0.75,
+        "covering": 0.125,
+        "num_segments": 7.5,
+        "images_counted": 2.0,
+    }
+    numbers = {
+        "hash": {10: values, 20: values | {"segments": 0.625}},
+        "slic": {10: values, 20: values},
+    }
     found = flat(numbers)
     assert found["segmentation_iou/hash/20"] == 0.625
     assert found["segmentation_iou/slic/10/num_segments"] == 7.5
@@ -146,19 +186,40 @@ def test_what_is_written() -> None:
         f"segmentation_iou/{method}/{value}{name}"
         for method in ("hash", "slic")
         for value in (10, 20)
-        for name in ("", "/images", "/best_annotator", "/covering", "/num_segments", "/images_counted")
+        for name in (
+            "",
+            "/images",
+            "/best_annotator",
+            "/covering",
+            "/num_segments",
+            "/images_counted",
+        )
     }
     lines = table(numbers, "slic").splitlines()
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["method", "superpixels", "segments", "IoU:", "segments", "images", "best_annotator", "covering"]
+    assert lines[0].split() == [
+        "method",
+        "superpixels",
+        "segments",
+        "IoU:",
+        "segments",
+        "images",
+        "best_annotator",
+        "covering",
+    ]
     assert lines[2].split() == ["hash", "20", "7.5", "0.6250", "0.2500", "0.7500", "0.1250"]
     assert table(numbers, "egs").split()[1] == "k"
 
 
-@pytest.mark.parametrize("keys", [{"base": "kmeans"}, {"sweep": [0, 5]}, {"base": "egs", "sweep": [-1]}])
+@pytest.mark.parametrize(
+    "keys", [{"base": "kmeans"}, {"sweep": [0, 5]}, {"base": "egs", "sweep": [-1]}]
+)
 def test_keys_that_do_not_fit(keys: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="segments: base must be slic or egs, sweep and scales lists of different, positive numbers"):
+    with pytest.raises(
+        UserError,
+        match="segments: base must be slic or egs, sweep and scales lists of different, positive numbers",
+    ):
         study(net(), **keys)
 
 
