@@ -1,6 +1,7 @@
 """Packages and version; everything else is in pyproject.toml.
 
-`configs/` and `tools/` lie at the top of the repository and travel inside the package, so that `pip install` alone is enough.
+`configs/` is at the top of the repository and is installed inside the package, so that
+`pip install` alone is enough.
 """
 
 import re

@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A trained model, ready to be called with an image: `maskseg.load("runs/.../best.pt")("photo.jpg")`.
+    """Load a trained model: `maskseg.load("runs/.../best.pt")("photo.jpg")`.
 
-    path: a checkpoint or a run folder (its best.pt, else last.pt). Raises `maskseg.errors.UserError`.
+    path: a checkpoint or a run folder (its best.pt, else last.pt).
+    Raises `maskseg.errors.UserError`.
     """
-    from maskseg.config.restore import (
-        load_predictor,
-    )  # only here: a data worker must not pay for importing torch's whole world
+    # Imported here: the loader processes must not pay for importing torch.
+    from maskseg.config.restore import load_predictor
 
     return load_predictor(Path(path), device)

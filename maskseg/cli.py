@@ -1,4 +1,7 @@
-"""What all tools share: help, one line for an error, exit codes. Each tool is a module of `maskseg.commands` with a function `main`."""
+"""Shared entry point of the command-line tools: help texts, one-line errors and exit codes.
+
+Each tool is a module of `maskseg.commands` with a function `main`.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,27 @@ from pathlib import Path
 from maskseg.errors import Interrupted, UserError
 from maskseg.files.configs import experiments
 
-# Read when torch is imported, so the tools import this module first. By default OpenMP's threads spin while they wait for each other; as soon
-# as one core is busy with something else, a loader's process for example, a step takes up to ten times longer. Spinning briefly, then sleeping,
-# costs nothing where all cores are free. See docs/decisions/0003-threads.md.
+# These variables are read when torch is imported, so the tools import this module first. By
+# default, OpenMP threads spin while they wait for each other. As soon as one core is busy with
+# something else, such as a loader process, a step takes up to ten times longer. Spinning briefly
+# and then sleeping costs nothing if all cores are free. See docs/decisions/0003-threads.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# NumPy's products have threads of their own, in each of the loader's processes as many as there are cores.
+# NumPy's matrix products start one thread per core, in each loader process again.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# Parameters of mallopt, from glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def keep_memory() -> bool:
-    """Lets glibc's malloc keep what is freed, at most 1 GiB at the heap's end and no block from 256 MiB on (32 MiB in an old glibc), for the next
-    step, which needs as much. -> whether that holds: not where there is another C library or malloc was set up by the environment. See
-    docs/decisions/0014-memory-is-kept.md.
+    """Make glibc's malloc keep freed memory for the next step, which needs the same amount.
+
+    It keeps at most 1 GiB at the end of the heap, and no block of 256 MiB or more (32 MiB in old
+    versions of glibc). See docs/decisions/0014-memory-is-kept.md.
+
+    Returns whether the setting took effect. It does not with another C library, or if malloc is
+    configured by environment variables.
     """
     if "GLIBC_TUNABLES" in os.environ or any(key.startswith("MALLOC_") for key in os.environ):
         return False
@@ -36,37 +46,33 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no such function, or Windows
         return False
-    blocks = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (2**28, 2**25))
-    return blocks and mallopt(M_TRIM_THRESHOLD, 2**30) == 1
+    has_mmap_threshold = any(mallopt(M_MMAP_THRESHOLD, size) == 1 for size in (2**28, 2**25))
+    return has_mmap_threshold and mallopt(M_TRIM_THRESHOLD, 2**30) == 1
 
 
 keep_memory()
-_OTHERS_FIRST = 3.0  # seconds
+_RANK_ZERO_FIRST = 3.0  # seconds that other ranks wait before they report an error
 
 
 def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | None = None) -> int:
-    """Calls `main` with the command line's key=value words. -> 0; 2 after an error of the user's, which is printed in one message; 143 after
-    SIGTERM and 130 after Ctrl-C.
+    """Call `main` with the command line's key=value arguments.
 
-    Of several processes (torchrun) the first one reports; another one, if it alone has something to report.
+    Args:
+        main: the tool.
+        usage: help text, printed for -h and --help.
+        argv: arguments; by default those of the process.
+
+    Returns the exit code: 0; 2 after a UserError, which is printed as one message; 143 after
+    SIGTERM and 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if any(word in ("-h", "--help") for word in words):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument in ("-h", "--help") for argument in arguments):
         print(usage.strip())
         return 0
     try:
-        _recorded(main)(words)
+        _record_errors(main)(arguments)
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank != "0":
-            time.sleep(
-                _OTHERS_FIRST
-            )  # an error of all is told by the first, whose end ends this process too
-        print(
-            f"error: {error}" if rank == "0" else f"error in process {rank}: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _report(error)
         return 2
     except Interrupted as stop:
         return stop.code
@@ -75,8 +81,22 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
     return 0
 
 
-def _recorded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Under torchrun, what a process fails with is in torchrun's own summary too."""
+def _report(error: UserError) -> None:
+    """Print an error to stderr.
+
+    Rank 0 reports an error common to all ranks, and its exit ends this process. Only an error that
+    rank 0 does not have is reported by another rank.
+    """
+    rank = os.environ.get("RANK", "0")
+    message = f"error: {error}"
+    if rank != "0":
+        message = f"error in process {rank}: {error}"
+        time.sleep(_RANK_ZERO_FIRST)
+    print(message, file=sys.stderr, flush=True)
+
+
+def _record_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """Under torchrun, include the error of a process in torchrun's summary."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return main
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -85,14 +105,17 @@ def _recorded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 
 def help_text(tool: str) -> str:
-    """The help of a tool: the docstring of its module, read without importing it, which would import torch."""
+    """Return the help of a tool: the docstring of its module.
+
+    It is read from the source, because importing the module would import torch.
+    """
     source = Path(__file__).parent / "commands" / f"{tool}.py"
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     return text.replace("{experiments}", ", ".join(experiments()))
 
 
 def run_tool(tool: str, argv: Sequence[str] | None = None) -> int:
-    """Runs `maskseg.commands.<tool>` with the command line's arguments. -> the exit code (`run`)."""
+    """Run `maskseg.commands.<tool>` with the command line's arguments. Returns its exit code."""
 
     def main(arguments: list[str]) -> None:
         import_module(f"maskseg.commands.{tool}").main(arguments)

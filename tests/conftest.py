@@ -1,12 +1,11 @@
-"""What the tests share: real data where there is some, small models, small batches."""
+"""Shared fixtures: real data if available, small models, small batches."""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "1000"
-)  # before torch: tests that run side by side must not spin in each other's way
+# Before torch is imported: threads of parallel tests must not slow each other down by spinning.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskseg.masks.annotated import FileMasks, Polygons
+from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.backbones.fpn import FPN
 from maskseg.models.backbones.resnet import ResNet
-from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.box_head import BoxHead, BoxHeadMLP
 from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
@@ -35,13 +34,13 @@ CHANNELS = 32
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """torch starts with a random seed: each test, and what is made for it, begins with the same one."""
+    """Seed torch, which otherwise starts randomly, before each test and its fixtures."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the repository; the test is skipped where there is none."""
+    """The folder of real data beside the repository. Without it the test is skipped."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs real data in {folder}")
@@ -49,7 +48,7 @@ def shared_data() -> Path:
 
 
 def ellipse(box: Sequence[float], points: int = 24) -> Polygons:
-    """The ellipse that touches the sides of an xyxy box."""
+    """Return the ellipse inscribed in an xyxy box."""
     angle = np.arange(points) * 2 * np.pi / points
     x0, y0, x1, y1 = box
     return Polygons(
@@ -68,16 +67,21 @@ def ellipse(box: Sequence[float], points: int = 24) -> Polygons:
 def build_targets(
     truth: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tuple[int, int]], masks: bool = True
 ) -> Targets:
-    """For each image its objects as (x1, y1, x2, y2, label) or (..., label, crowd); their masks are ellipses."""
-    rows = [(image, *row) for image, rows in enumerate(truth) for row in rows]
+    """Build targets whose masks are ellipses.
+
+    truth: for each image its objects as (x1, y1, x2, y2, label) or (..., label, iscrowd).
+    """
+    rows: list[tuple[float, ...]] = []
+    for image, objects in enumerate(truth):
+        rows += [(image, *row) for row in objects]
     shapes = [[ellipse(row[:4]) for row in rows] for rows in truth]
     return Targets(
         boxes=torch.tensor([r[1:5] for r in rows], dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor([int(r[5]) for r in rows], dtype=torch.int64),
         image_index=torch.tensor([r[0] for r in rows], dtype=torch.int64),
-        crowd=torch.tensor([len(r) > 6 and bool(r[6]) for r in rows], dtype=torch.bool),
-        masks=FileMasks.cat(
-            [FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
+        iscrowd=torch.tensor([len(r) > 6 and bool(r[6]) for r in rows], dtype=torch.bool),
+        masks=AnnotatedMasks.cat(
+            [AnnotatedMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
         )
         if masks
         else None,
@@ -90,7 +94,10 @@ def build_batch(
     padded: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Batch:
-    """Noise images of the given (height, width), padded to a multiple of 32 or to `padded`; `truth` as for `build_targets`."""
+    """Build noise images of the given (height, width), padded to a multiple of 32 or to `padded`.
+
+    truth: see `build_targets`.
+    """
     height, width = padded or tuple(-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
     images = torch.zeros((len(sizes), 3, height, width), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +108,7 @@ def build_batch(
         sizes=torch.tensor(sizes),
         original_sizes=torch.tensor(sizes),
         image_ids=list(range(len(sizes))),
-        names=[f"{i}.png" for i in range(len(sizes))],
+        file_names=[f"{i}.png" for i in range(len(sizes))],
         targets=None if truth is None else build_targets(truth, sizes),
     )
 
@@ -113,11 +120,14 @@ def build_model(
     class_agnostic: bool = False,
     **stages: Any,
 ) -> GeneralizedRCNN:
-    """ResNet-18, a narrow FPN and narrow heads with fixed random weights, in evaluation mode. `stages` replaces parts of the model."""
+    """Build a small model with fixed random weights, in evaluation mode.
+
+    It has a ResNet-18, a narrow FPN and narrow heads. stages: replacements of parts.
+    """
     torch.manual_seed(0)
-    classifier = BoxClassifier(
+    classifier = BoxHead(
         MultiLevelRoIAlign(STRIDES, 7),
-        FCTrunk(CHANNELS, 7, 64),
+        BoxHeadMLP(CHANNELS, 7, 64),
         num_classes,
         class_agnostic=class_agnostic,
         score_threshold=0.01,
@@ -143,7 +153,7 @@ def build_model(
 def random_boxes(
     count: int, height: float, width: float, generator: torch.Generator, least: float = 4.0
 ) -> Tensor:
-    """xyxy boxes f32 [count, 4] inside an image, sides of at least `least` pixels."""
+    """Sample xyxy boxes f32 [count, 4] inside an image, with sides of at least `least` pixels."""
     size = least + torch.rand((count, 2), generator=generator) ** 2 * (
         torch.tensor([width, height]) - least
     )
@@ -177,14 +187,14 @@ def make_boxes() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Random numbers that are the same in every run."""
+    """A seeded random generator."""
     return torch.Generator().manual_seed(0)
 
 
 def missing_gradients(module: torch.nn.Module) -> list[str]:
-    """Names of the trainable parameters that a backward pass did not reach or reached with something that is not finite."""
-    found = [(n, p.grad) for n, p in module.named_parameters() if p.requires_grad]
-    return [name for name, grad in found if grad is None or not torch.isfinite(grad).all()]
+    """List the trainable parameters without a gradient, or whose gradient is not finite."""
+    gradients = [(n, p.grad) for n, p in module.named_parameters() if p.requires_grad]
+    return [name for name, grad in gradients if grad is None or not torch.isfinite(grad).all()]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Measures the style of the package: python tests/measure_style.py [FILE or FOLDER ...]
 
-Prints, over all files: statements per code line, the 90th percentile and the maximum of the line length and of the functions' cyclomatic
-complexity, and how often `cast`, `Any` and private members of other objects are used. `tests/test_style.py` holds the limits.
+Prints, over all files: statements per code line, the 90th percentile and the maximum of the line
+length and of the functions' cyclomatic complexity, and how often `cast`, `Any` and private members
+of other objects are used.
 """
 
 from __future__ import annotations
@@ -85,12 +86,16 @@ def code_lines(source: str, tree: ast.AST) -> list[int]:
 
 
 def complexity(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """McCabe's cyclomatic complexity: 1 and one more for each branch, loop, comprehension, handler and case."""
+    """McCabe's cyclomatic complexity: 1 and one more for each branch, loop, comprehension, handler
+    and case.
+    """
     return 1 + sum(isinstance(node, BRANCHES) for node in ast.walk(function))
 
 
 def is_reach_in(node: ast.Attribute) -> bool:
-    """Whether a private member of another object is used: `other._member`, where `other` is not self, cls or super()."""
+    """Whether a private member of another object is used: `other._member`, where `other` is not
+    self, cls or super().
+    """
     if not node.attr.startswith("_") or node.attr.startswith("__"):
         return False
     owner = ast.unparse(node.value)

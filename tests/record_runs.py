@@ -1,12 +1,15 @@
-"""Does a refactor change the numbers? Records short runs, and compares a folder of records with another, bit for bit.
+"""Does a refactor change the numbers? Records short runs and compares them, bit for bit.
 
-  python tests/record_runs.py FOLDER                        before the change: records every run below
-  python tests/record_runs.py NEW --against FOLDER          after it: records again and compares
-  python tests/record_runs.py NEW --only scenes_r18 ...     some of the runs
+  python tests/record_runs.py FOLDER                      before the change: records all runs
+  python tests/record_runs.py NEW --against FOLDER        after it: records again and compares
+  python tests/record_runs.py NEW --only scenes_r18 ...   some of the runs
 
-A record is the losses of 60 training steps (fp32, seed 0, one thread, no EMA) and the evaluation of the checkpoint on 16 images: every JSON
-file that `tools/evaluate.py` writes. Numbers are compared as the text of their shortest exact decimal form, so that equal means equal bits.
-Everything runs through the command line, which stays while the package behind it changes. A difference ends the comparison with exit code 1.
+A record is the losses of 60 training steps (fp32, seed 0, one thread, no EMA) and the evaluation of
+the checkpoint on 16 images: every JSON file that `tools/evaluate.py` writes. Numbers are compared
+as
+the text of their shortest exact decimal form, so that equal means equal bits. Everything runs
+through the command line, which stays while the package behind it changes. A difference ends the
+comparison with exit code 1.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ def call_tool(tool: str, arguments: list[str], log: Path) -> None:
 
 
 def data_arguments(experiment: str, folder: Path) -> list[str]:
-    """The data of a run: nuclei as they are, the synthetic dataset in a size that 60 steps use up."""
+    """The data of a run; the synthetic dataset has the size that 60 steps use up."""
     if experiment == "nuclei_r18":
         return [f"data.root={NUCLEI}"]
     small = experiment == "classify_scenes"
@@ -91,7 +94,9 @@ def record_run(experiment: str, folder: Path) -> dict[str, list[str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A JSON file as lines without the volatile values: one a row of .jsonl, one an entry of a list or an object."""
+    """A JSON file as lines without the volatile values: one a row of .jsonl, one an entry of a
+    list or an object.
+    """
     text = path.read_text()
     if path.suffix == ".jsonl":
         return [
@@ -114,7 +119,7 @@ def without_volatile(value: object) -> object:
 
 
 def compare(old: dict[str, list[str]], new: dict[str, list[str]]) -> list[str]:
-    """-> a message for each file that differs, with its first difference; none where all is equal."""
+    """-> a message for each file that differs, with its first difference."""
     differences = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old or name not in new:

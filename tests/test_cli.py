@@ -1,4 +1,4 @@
-"""What every tool sets up before it starts."""
+"""The process settings of the command-line tools."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ print(faults() - before)
 
 
 def page_faults(**environment: str) -> int:
-    """Of ten tensors of 16 MB one after another, in a process of its own."""
+    """Count the page faults of ten tensors of 16 MB, one after another, in a separate process."""
     plain = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("MALLOC_", "GLIBC_", "THP_"))
     }
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PAGES],
         env={**plain, **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(told.stdout)
+    return int(process.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is glibc's here alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 def test_memory_is_kept_for_the_next_step() -> None:
-    kept, usual = (
-        page_faults(),
-        page_faults(MALLOC_MMAP_THRESHOLD_="1000000"),
-    )  # who sets malloc up means it
-    assert usual > 20
-    assert kept < usual / 10
+    faults = page_faults()
+    # A malloc that the environment configures is left unchanged.
+    usual_faults = page_faults(MALLOC_MMAP_THRESHOLD_="1000000")
+    assert usual_faults > 20
+    assert faults < usual_faults / 10

@@ -1,8 +1,9 @@
-"""Every experiment composes and builds; a word of the command line that does not fit is one clear line."""
+"""Every experiment composes and builds; a wrong override raises an error of one clear line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,14 @@ NO_WEIGHTS = [
 TINY = [
     "model.backbone.trunk.name=resnet18",
     "model.backbone.channels=16",
-    "model.classifier.trunk.width=16",
+    "model.classifier.mlp.width=16",
 ]
 TINY += ["model.heads.mask.channels=16", "model.heads.mask.layers=1", *NO_WEIGHTS]
 
 
-def refused(words: list[str], name: str = "train") -> str:
+def refusal(overrides: list[str], name: str = "train") -> str:
     with pytest.raises(UserError) as raised:
-        configs.compose(name, words)
+        configs.compose(name, overrides)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -53,30 +54,30 @@ def make_batch() -> Batch:
     return Batch(torch.zeros((1, 3, 64, 64), dtype=torch.uint8), sizes, sizes, [0], [""])
 
 
-def test_segments_alone_build_from_alexnet() -> None:
+def test_a_model_of_segments_only_builds_from_alexnet() -> None:
     config = configs.compose("train", ["experiment=hash_bsds", "model.backbone.weights=null"])
     model = configs.build_model(config)
     assert config.name == "hash_bsds"
     assert isinstance(model, SegmentationNet)
-    assert model.segmenter.at == model.backbone.levels["fc7"]
-    source = configs.build(config.data)
+    assert model.segmenter.feature_spec == model.backbone.levels["fc7"]
+    source = configs.build_source(config.data)
     assert isinstance(source, BsdsSource)
     assert source.split == "val"
 
 
-NO_RESNET = ("hash_bsds", "voc_cfm_vgg16", "context_cfm_vgg16")  # with tests of their own
+NO_RESNET = ("hash_bsds", "voc_cfm_vgg16", "context_cfm_vgg16")  # tested elsewhere
 
 
 @pytest.mark.parametrize(
     "experiment", [name for name in configs.experiments() if name not in NO_RESNET]
 )
 def test_every_experiment_builds(experiment: str) -> None:
-    without = (
+    no_weights = (
         ["model.backbone.weights=null", "data.num_classes=3", "trainer.device=cpu"]
         if experiment.startswith("classify")
         else NO_WEIGHTS
     )
-    config = configs.compose("train", [f"experiment={experiment}", *without])
+    config = configs.compose("train", [f"experiment={experiment}", *no_weights])
     assert config.name == experiment
     model = configs.build_model(config)
     if experiment.startswith("classify"):
@@ -89,7 +90,7 @@ def test_every_experiment_builds(experiment: str) -> None:
     trainer = configs.build(config.trainer)
     assert isinstance(trainer, Trainer)
     assert trainer.max_steps == config.trainer.max_steps
-    optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
+    optimizer = trainer.build_optimizer(model, configs.build(config.optimizer), config.total_batch)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == trainable
     assert optimizer.param_groups[0]["lr"] == pytest.approx(
@@ -100,18 +101,18 @@ def test_every_experiment_builds(experiment: str) -> None:
     end = scheduler.lr_lambdas[0](trainer.max_steps - 1)
     assert full == pytest.approx(1.0)
     assert end < 0.02
-    source = configs.build(config.data)
+    source = configs.build_source(config.data)
     assert isinstance(source, CocoSource)
     assert source.splits() == ["train", "val"]
-    assert all(callable(t) for split in source.transforms.values() for t in split)
-    assert source.transforms["train"]
+    assert all(callable(t) for name in ("train", "val") for t in source.split(name).transforms)
+    assert source.split("train").transforms
 
 
 @pytest.mark.parametrize(
     ("experiment", "frozen", "norm"),
     [("coco_r50_fpn_1x", 2, "FrozenBatchNorm2d"), ("coco_r50_fpn_lsj", 0, "SyncBatchNorm")],
 )
-def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int, norm: str) -> None:
+def test_values_of_an_experiment_reach_the_model(experiment: str, frozen: int, norm: str) -> None:
     model = configs.build_model(configs.compose("train", [f"experiment={experiment}", *NO_WEIGHTS]))
     assert model.backbone.trunk.frozen_stages == frozen  # type: ignore[union-attr]
     assert norm in {
@@ -128,7 +129,7 @@ def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int,
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["optimizer=adamw"],
         ["scheduler=cosine"],
@@ -138,9 +139,10 @@ def test_what_an_experiment_says_reaches_the_model(experiment: str, frozen: int,
         ["data=nuclei"],
     ],
 )
-def test_every_choice_composes_and_builds(words: list[str]) -> None:
-    config = configs.compose("train", words)
-    for part in (config.data, config.optimizer, config.scheduler, config.trainer):
+def test_every_choice_composes_and_builds(overrides: list[str]) -> None:
+    config = configs.compose("train", overrides)
+    configs.build_source(config.data)
+    for part in (config.optimizer, config.scheduler, config.trainer):
         configs.build(part)
 
 
@@ -148,39 +150,36 @@ def test_the_debug_modes() -> None:
     smoke = configs.compose("train", ["debug=smoke"])
     assert (smoke.trainer.max_steps, smoke.data.max_images, smoke.data.num_workers) == (4, 8, 0)
     overfit = configs.compose("train", ["debug=overfit", "data.root=x"])
-    source = configs.build(overfit.data)
-    assert source.json["val"] == source.json["train"] == "x/train.json"
-    assert source.transforms["train"] == source.transforms["val"] == []
+    source = configs.build_source(overfit.data)
+    assert source.split("val").json == source.split("train").json == "x/train.json"
+    assert source.split("train").transforms == source.split("val").transforms == ()
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["experiment=scenes_cfm"],
         ["experiment=coco_cfm_r50_fpn", "data=coco_panoptic"],
         ["data=coco_stuff", "data.train_proposals=x"],
     ],
 )
-def test_overfitting_tests_with_all_that_it_trains_on(words: list[str]) -> None:
-    # Guards against: the validation of the same images looks for their segments, maps or proposals among those of the validation images
-    source = configs.build(configs.compose("train", [*words, "debug=overfit"]).data)
-    for parts in (
-        source.json,
-        source.images,
-        source.proposals,
-        source.semantic,
-        source.segments,
-        getattr(source, "panoptic", {}),
-    ):
-        assert parts.get("val") == parts.get("train")
-    assert source.semantic["val"] is not None
-
-
-def test_segments_are_found_alike_by_both_tools() -> None:
-    alone, within = (
-        configs.compose("propose_segments", []),
-        configs.compose("train", ["experiment=scenes_cfm"]),
+def test_overfitting_validates_with_all_files_of_the_training_images(overrides: list[str]) -> None:
+    # Guards against: segments, maps or proposals of the validation images are used with the
+    # training images.
+    source = configs.build_source(configs.compose("train", [*overrides, "debug=overfit"]).data)
+    train = source.split("train")
+    assert source.split("val") == replace(
+        train, name="val", transforms=source.split("val").transforms
     )
+    folders = {} if source.segments is None else source.segments.folders
+    for parts in (folders, getattr(source, "panoptic", {})):
+        assert parts.get("val") == parts.get("train")
+    assert source.split("val").semantic is not None
+
+
+def test_both_tools_propose_segments_with_the_same_method() -> None:
+    alone = configs.compose("propose_segments", [])
+    within = configs.compose("train", ["experiment=scenes_cfm"])
     assert alone.method == within.model.proposer.method
     assert (
         configs.compose(
@@ -191,7 +190,7 @@ def test_segments_are_found_alike_by_both_tools() -> None:
 
 
 def targets(node: Any, path: str = "") -> Iterator[str]:
-    """The paths of all nodes that become an object."""
+    """The paths of all nodes that an object is built from."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path
@@ -201,7 +200,7 @@ def targets(node: Any, path: str = "") -> Iterator[str]:
 
 
 def test_no_key_of_a_model_is_ignored() -> None:
-    """Each object's constructor refuses a key that it does not know: what is written in a config is used."""
+    """Each constructor refuses an unknown key, so every key of a config is used."""
     config = configs.compose("train", TINY)
     paths = list(targets(config.model, "model"))
     assert len(paths) >= 11
@@ -219,16 +218,17 @@ def test_no_key_of_the_rest_is_ignored() -> None:
     for group in ("data", "trainer", "optimizer", "scheduler"):
         OmegaConf.set_struct(config, False)
         config[group].no_such_key = 1
-        if "_partial_" in config[group]:  # says so when it is called
+        if "_partial_" in config[group]:  # raises when it is called
             with pytest.raises(TypeError, match="no_such_key"):
                 configs.build(config[group])([nn.Parameter(torch.zeros(1))])
         else:
+            build = configs.build_source if group == "data" else configs.build
             with pytest.raises(UserError, match="no_such_key"):
-                configs.build(config[group])
+                build(config[group])
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         (
             "trainer.max_step=3",
@@ -248,12 +248,14 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ("model.proposer.anchors.aspect_ratios=1", "expected a list"),
         (
             "experiment=scenes_r19",
-            "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? (there are classify_coco_r50, ",
+            "experiment has no 'scenes_r19'; did you mean 'scenes_r18'? "
+            "(there are classify_coco_r50, ",
         ),
         ("optimizer=adam", "optimizer has no 'adam'; did you mean 'adamw'? (there are adamw, sgd)"),
         (
             "data=coc",
-            "data has no 'coc'; did you mean 'coco'? (there are bsds, coco, coco_panoptic, coco_stuff, custom, ",
+            "data has no 'coc'; did you mean 'coco'? "
+            "(there are bsds, coco, coco_panoptic, coco_stuff, custom, ",
         ),
         ("model/backbone=fnp", "model/backbone has no 'fnp'; did you mean 'fpn'?"),
         ("+trainer.foo=3", "+trainer.foo=3: no such key 'trainer.foo'"),
@@ -264,19 +266,20 @@ def test_no_key_of_the_rest_is_ignored() -> None:
         ),
         ("--verbose", "'--verbose' is not of the form key=value"),
         ("data.root=${data.nothing}", "data.nothing"),
-        # Guards against: a value that is no name of the group's, or an optional group's, gets past (or out as a ValueError)
+        # Guards against: a choice that does not exist is ignored, or raises a ValueError, as for
+        # an optional group
         ("debug=smok", "debug has no 'smok'; did you mean 'smoke'?"),
         ("trainer=3", "trainer has no '3'"),
         ("experiment=null", "experiment has no 'null'"),
         ("=3", "=3"),
     ],
 )
-def test_words_that_do_not_fit_are_told_in_one_line(word: str, told: str) -> None:
-    assert told in refused([word])
+def test_wrong_overrides_are_reported_in_one_line(override: str, message: str) -> None:
+    assert message in refusal([override])
 
 
 @pytest.mark.parametrize(
-    "word",
+    "override",
     [
         "trainer.resume=a=b",
         "optimizer.lr=[1",
@@ -285,21 +288,21 @@ def test_words_that_do_not_fit_are_told_in_one_line(word: str, told: str) -> Non
         "/model/backbone=fpn",
     ],
 )
-def test_words_that_hydra_cannot_parse_are_named(word: str) -> None:
-    # Guards against: of some of Hydra's messages the user cannot see which word is meant
-    assert word in refused(["seed=1", word])
+def test_overrides_that_hydra_cannot_parse_are_named(override: str) -> None:
+    # Guards against: some of Hydra's messages do not show which override is wrong
+    assert override in refusal(["seed=1", override])
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"]
+    "override", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"]
 )
-def test_null_is_no_number(word: str) -> None:
-    # Guards against: a TypeError with a traceback comes later
-    assert word.split("=")[0] in refused([word])
+def test_null_is_not_a_number(override: str) -> None:
+    # Guards against: a TypeError with a traceback later
+    assert override.split("=")[0] in refusal([override])
 
 
 @pytest.mark.parametrize(
-    "word",
+    "override",
     [
         "data.max_images=all",
         "data.max_images=2.5",
@@ -308,25 +311,26 @@ def test_null_is_no_number(word: str) -> None:
         "data.divisor=0",
     ],
 )
-def test_numbers_of_the_data_that_make_no_sense(word: str) -> None:
-    # Guards against: a default of null takes anything, and no constructor looks at these; a traceback comes later
-    with pytest.raises(UserError, match=word.split(".")[1].split("=")[0]):
-        configs.build(configs.compose("train", [word]).data)
+def test_invalid_numbers_of_the_data(override: str) -> None:
+    # Guards against: a traceback later, because a default of null accepts anything and no
+    # constructor checks these numbers
+    with pytest.raises(UserError, match=override.split(".")[1].split("=")[0]):
+        configs.build_source(configs.compose("train", [override]).data)
 
 
-def test_a_right_key_of_the_wrong_group() -> None:
-    assert "no such key 'optimizer.betas'" in refused(
+def test_a_valid_key_of_the_wrong_group() -> None:
+    assert "no such key 'optimizer.betas'" in refusal(
         ["optimizer=sgd", "optimizer.betas=[0.9,0.99]"]
     )
     config = configs.compose("train", ["optimizer=adamw", "optimizer.betas=[0.8,0.99]"])
     assert configs.build(config.optimizer).keywords["betas"] == [0.8, 0.99]
 
 
-def test_whole_numbers_where_a_number_is_meant() -> None:
+def test_whole_numbers_for_a_float_key() -> None:
     assert configs.compose("train", ["optimizer.lr=1"]).optimizer.lr == 1
     assert (
         configs.compose("train", ["trainer.resume=auto"]).trainer.resume == "auto"
-    )  # null takes a text
+    )  # a default of null accepts text
     assert configs.compose("train", ["trainer.resume=null"]).trainer.resume is None
 
 
@@ -377,29 +381,30 @@ def test_targets_outside_the_allowed_are_refused(target: object) -> None:
     ],
 )
 def test_targets_that_reach_out_of_the_package_are_refused(target: str) -> None:
-    # Guards against: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is torch.hub.load, which downloads code and runs it;
-    # os.system is only stopped by a list inside Hydra. The object itself must come from the package, not only its name.
+    # Guards against: `maskseg.engine.checkpoint.torch.hub.load` begins with "maskseg." and is
+    # torch.hub.load, which downloads and runs code. os.system is only stopped by a list inside
+    # Hydra. The object must be defined in the package, not only its name must begin with it.
     with pytest.raises(UserError, match="is refused"):
         configs.check_targets({"_target_": target})
     with pytest.raises(UserError, match="is refused"):
         configs.check_closed({"_target_": target.replace("maskseg.", "torch.optim.", 1)})
 
 
-def test_constructors_that_refuse_say_so_in_one_line() -> None:
+def test_errors_of_constructors_have_one_line() -> None:
     with pytest.raises(UserError, match="trunk must be one of resnet18"):
         configs.build_model(configs.compose("train", [*TINY, "model.backbone.trunk.name=resnet19"]))
     with pytest.raises(UserError, match=r"trainer\.precision must be one of"):
         configs.build(configs.compose("train", ["trainer.precision=fp8"]).trainer)
 
 
-def test_weights_that_are_not_there() -> None:
+def test_missing_weights() -> None:
     with pytest.raises(
         UserError, match="weights 'IMAGENET1K_V9': no such file, and torchvision has IMAGENET1K_V1"
     ):
         configs.build_model(
             configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"])
         )
-    # without `pretrained` nothing is looked for
+    # Without `pretrained`, no file is needed.
     configs.build_model(
         configs.compose("train", [*TINY, "model.backbone.trunk.weights=IMAGENET1K_V9"]),
         pretrained=False,
@@ -407,9 +412,12 @@ def test_weights_that_are_not_there() -> None:
 
 
 def test_a_model_without_masks() -> None:
-    # Guards against: an experiment's own numbers for the head, such as scenes_r18's, stay behind as a group without a _target_
-    words = [w for w in TINY if not w.startswith("model.heads")]
-    model = configs.build_model(configs.compose("train", [*words, "~model/heads@model.heads.mask"]))
+    # Guards against: the values of an experiment for the head, such as those of scenes_r18, remain
+    # as a group without a _target_
+    overrides = [w for w in TINY if not w.startswith("model.heads")]
+    model = configs.build_model(
+        configs.compose("train", [*overrides, "~model/heads@model.heads.mask"])
+    )
     assert isinstance(model, GeneralizedRCNN)
     assert len(model.heads) == 0
     assert model.eval().predict(make_batch()).detections.masks is None
@@ -419,22 +427,22 @@ def test_a_model_without_masks() -> None:
 
 
 @lru_cache
-def checkpoint_text(*words: str) -> str:
-    """The config that `train` puts into a checkpoint."""
-    config = configs.compose("train", [*TINY, *words])
+def checkpoint_text(*overrides: str) -> str:
+    """The config that `train` writes into a checkpoint."""
+    config = configs.compose("train", [*TINY, *overrides])
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     return configs.to_yaml(config)
 
 
 def test_a_checkpoints_config_with_a_tools_keys() -> None:
-    words = [
+    overrides = [
         "checkpoint=best.pt",
         "output=out",
         "evaluation.max_images=5",
         "model.classifier.score_threshold=0.2",
         "trainer.device=cpu",
     ]
-    config = configs.from_checkpoint(checkpoint_text(), words, "evaluate")
+    config = configs.from_checkpoint(checkpoint_text(), overrides, "evaluate")
     assert (config.checkpoint, config.output, config.split, config.pictures) == (
         "best.pt",
         "out",
@@ -442,8 +450,8 @@ def test_a_checkpoints_config_with_a_tools_keys() -> None:
         16,
     )
     assert config.evaluation.max_images == 5
-    assert config.evaluation.max_detections == 100  # still follows the model's key
-    model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
+    assert config.evaluation.max_detections == 100  # still refers to the key of the model
+    model = configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
     assert model.classifier.score_threshold == 0.2  # type: ignore[union-attr]
     more = configs.from_checkpoint(
         checkpoint_text(), ["model.classifier.max_detections=300"], "evaluate"
@@ -451,7 +459,7 @@ def test_a_checkpoints_config_with_a_tools_keys() -> None:
     assert more.evaluation.max_detections == 300
 
 
-def test_a_checkpoint_from_before_a_key_was_there() -> None:
+def test_a_checkpoint_without_new_keys() -> None:
     text = checkpoint_text("evaluation.batch=3")
     lines = [
         line
@@ -468,11 +476,14 @@ def test_a_checkpoint_from_before_a_key_was_there() -> None:
 
 
 def test_a_checkpoint_of_a_model_without_masks() -> None:
-    words = ["experiment=coco_r50_fpn_1x", *(w for w in TINY if not w.startswith("model.heads"))]
-    config = configs.compose("train", [*words, "~model/heads@model.heads.mask"])
+    overrides = [
+        "experiment=coco_r50_fpn_1x",
+        *(w for w in TINY if not w.startswith("model.heads")),
+    ]
+    config = configs.compose("train", [*overrides, "~model/heads@model.heads.mask"])
     model = configs.build_model(
         configs.from_checkpoint(configs.to_yaml(config), [], "predict"),
-        configs.FROM_CHECKPOINT,
+        configs.CHECKPOINT_TARGETS,
         pretrained=False,
     )
     assert isinstance(model, GeneralizedRCNN)
@@ -488,55 +499,53 @@ def test_a_checkpoint_on_other_data() -> None:
         ["data=custom", "data.val_json=v.json", "data.images=pics", "data.num_workers=0"],
         "evaluate",
     )
-    source = configs.build(config.data)
+    source = configs.build_source(config.data)
     assert type(source) is CocoSource
-    assert (source.json, source.images["val"], source.num_workers) == (
-        {"train": None, "val": "v.json"},
+    assert (source.json_files(), source.split("val").images, source.loading.num_workers) == (
+        [None, "v.json"],
         "pics",
         0,
     )
-    assert source.num_classes == 3
-    assert source.transforms["val"][0].sizes == [64]
-    own = configs.build(configs.from_checkpoint(text, ["data.root=elsewhere"], "evaluate").data)
-    assert isinstance(own, ScenesSource)
-    assert own.json["val"] == "elsewhere/val.json"
+    assert source.class_options.num_classes == 3
+    assert source.split("val").transforms[0].sizes == [64]
+    same_data = configs.build_source(
+        configs.from_checkpoint(text, ["data.root=elsewhere"], "evaluate").data
+    )
+    assert isinstance(same_data, ScenesSource)
+    assert same_data.split("val").json == "elsewhere/val.json"
 
 
 def test_a_model_of_segments_on_other_data() -> None:
-    # Guards against: what says how segments are drawn stays behind, and the data cannot be used
+    # Guards against: the segment sampler is lost, and the data cannot be used
     config = configs.compose(
         "train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7", *NO_WEIGHTS]
     )
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
-    text, words = (
-        configs.to_yaml(config),
-        ["data=custom", "data.val_json=v.json", "data.images=pics", "data.val_segments=s"],
-    )
-    source = configs.build(configs.from_checkpoint(text, words, "evaluate").data)
+    text = configs.to_yaml(config)
+    overrides = ["data=custom", "data.val_json=v.json", "data.images=pics", "data.val_segments=s"]
+    source = configs.build_source(configs.from_checkpoint(text, overrides, "evaluate").data)
     assert (
-        source.segments["val"],
-        source.semantic["val"],
-        source.segment_sampler(2, 3).num_samples,
+        source.segments.folders["val"],
+        source.split("val").semantic,
+        source.segments.make_sampler(2, 3).num_samples,
     ) == ("s", None, 7)
-    other = configs.build(
-        configs.from_checkpoint(
-            text, [*words, "data.segment_sampler.num_samples=9"], "evaluate"
-        ).data
-    )
-    assert other.segment_sampler(2, 3).num_samples == 9
+    changed = [*overrides, "data.segment_sampler.num_samples=9"]
+    other = configs.build_source(configs.from_checkpoint(text, changed, "evaluate").data)
+    assert other.segments.make_sampler(2, 3).num_samples == 9
     assert isinstance(
-        configs.build(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data), BsdsSource
+        configs.build_source(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data),
+        BsdsSource,
     )
     assert (
-        configs.build(
-            configs.from_checkpoint(checkpoint_text(), words, "evaluate").data
-        ).segment_sampler
+        configs.build_source(
+            configs.from_checkpoint(checkpoint_text(), overrides, "evaluate").data
+        ).segments
         is None
     )
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("split", "'split' is not of the form key=value"),
         ("spilt=val", "spilt=val: no such key 'spilt'; did you mean 'split'?"),
@@ -547,17 +556,18 @@ def test_a_model_of_segments_on_other_data() -> None:
         ),
         (
             "data=mine",
-            "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, nuclei, pascal_context, scenes, ",
+            "data has no 'mine' (there are bsds, coco, coco_panoptic, coco_stuff, custom, msrc, "
+            "nuclei, pascal_context, scenes, ",
         ),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),
     ],
 )
-def test_words_that_do_not_fit_a_checkpoint(word: str, told: str) -> None:
+def test_wrong_overrides_for_a_checkpoint(override: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
-        configs.from_checkpoint(checkpoint_text(), [word], "evaluate")
-    assert told in str(raised.value)
+        configs.from_checkpoint(checkpoint_text(), [override], "evaluate")
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -575,7 +585,7 @@ def test_a_checkpoints_config_cannot_name_foreign_code(key: str) -> None:
         configs.from_checkpoint(OmegaConf.to_yaml(config), [], "predict")
 
 
-def test_a_target_that_hides_behind_an_interpolation() -> None:
+def test_a_target_behind_an_interpolation() -> None:
     config = OmegaConf.create(checkpoint_text())
     OmegaConf.update(config, "hidden", "os.system", force_add=True)
     OmegaConf.update(config, "model.backbone.trunk._target_", "${hidden}", force_add=True)
@@ -584,11 +594,13 @@ def test_a_target_that_hides_behind_an_interpolation() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "a: [", "model: 3"])
-def test_a_checkpoint_whose_config_is_none(text: str) -> None:
-    # Guards against: a damaged or foreign config text ends in a traceback
+def test_a_checkpoint_whose_config_is_not_one(text: str) -> None:
+    # Guards against: a traceback for a damaged or foreign config
     with pytest.raises(UserError):
         configs.build_model(
-            configs.from_checkpoint(text, [], "predict"), configs.FROM_CHECKPOINT, pretrained=False
+            configs.from_checkpoint(text, [], "predict"),
+            configs.CHECKPOINT_TARGETS,
+            pretrained=False,
         )
 
 
@@ -602,8 +614,10 @@ def test_a_config_survives_the_checkpoint() -> None:
 
 
 def test_transforms_from_the_command_line() -> None:
-    word = "data.train_transforms=[{_target_:maskseg.data.transforms.Flip,horizontal:1.0}]"
-    (flip,) = configs.build(configs.compose("train", [word]).data).transforms["train"]
+    override = "data.train_transforms=[{_target_:maskseg.data.transforms.Flip,horizontal:1.0}]"
+    (flip,) = (
+        configs.build_source(configs.compose("train", [override]).data).split("train").transforms
+    )
     assert isinstance(flip, Flip)
     assert (flip.horizontal, flip.vertical) == (1.0, 0.0)
 
@@ -614,12 +628,12 @@ def test_the_folder_of_the_configs() -> None:
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def main(words: list[str]) -> None:
-        if words == ["error"]:
+    def main(overrides: list[str]) -> None:
+        if overrides == ["error"]:
             raise UserError("what is wrong")
-        if words == ["stop"]:
+        if overrides == ["stop"]:
             raise KeyboardInterrupt
-        if words == ["bug"]:
+        if overrides == ["bug"]:
             raise ZeroDivisionError
 
     assert cli.run(main, "usage", ["fine"]) == 0
@@ -628,18 +642,18 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(main, "usage", ["error"]) == 2
     assert capsys.readouterr().err == "error: what is wrong\n"
     assert cli.run(main, "usage", ["stop"]) == 130
-    with pytest.raises(ZeroDivisionError):  # a defect of ours keeps its traceback
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         cli.run(main, "usage", ["bug"])
 
 
 def test_composing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     configs.compose("train", [])
-    refused(["nothing=1"])
+    refusal(["nothing=1"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stage_that_is_swapped_takes_the_experiments_keys_for_it_along() -> None:
+def test_a_replaced_stage_drops_the_keys_of_the_experiment() -> None:
     config = configs.compose("train", ["experiment=nuclei_r18", "model/proposer=file", *NO_WEIGHTS])
     assert set(config.model.proposer) == {"_target_", "train_limit", "test_limit"}
     configs.build_model(config)
@@ -647,15 +661,15 @@ def test_a_stage_that_is_swapped_takes_the_experiments_keys_for_it_along() -> No
         configs.compose("train", ["model/proposer=file", "model.proposer.anchors.offset=0.5"])
 
 
-def test_what_differs_between_a_checkpoints_model_and_this_one() -> None:
+def test_differences_between_the_models_of_a_checkpoint_and_a_config() -> None:
     trained = configs.compose("train", ["model.pixel_std=[1.0,1.0,1.0]", *NO_WEIGHTS])
-    here = configs.compose(
+    config = configs.compose(
         "train", ["experiment=scenes_keypoint_r18", "model.heads.mask.threshold=0.4", *NO_WEIGHTS]
     )
-    found = configs.model_differences(here, configs.to_yaml(trained))
-    assert found == [
+    differences = configs.model_differences(config, configs.to_yaml(trained))
+    assert differences == [
         "model.heads.mask.threshold=0.5 (here 0.4)",
         "model.pixel_std=[1.0, 1.0, 1.0] (here [58.395, 57.12, 57.375])",
     ]
-    assert configs.model_differences(here, configs.to_yaml(here)) == []
-    assert configs.model_differences(here, "") == []
+    assert configs.model_differences(config, configs.to_yaml(config)) == []
+    assert configs.model_differences(config, "") == []

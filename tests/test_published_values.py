@@ -1,6 +1,7 @@
-"""Numbers that other frameworks' own tests state, for their own inputs.
+"""Values from the tests of other frameworks, for the same inputs.
 
-Inputs and values are facts of the tests that are named; the random ones follow from a seed and the order in which that framework draws.
+Each test names its source. Random inputs follow from a seed and the order of the draws in that
+framework.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from maskseg.interop.detectron2 import reorder_anchors
 from maskseg.models.anchors import AnchorGenerator
-from maskseg.models.box_head import BoxClassifier
+from maskseg.models.box_head import BoxHead
 from maskseg.models.rpn import RPN, RPNHead
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Batch, Regions, Samples, Targets
@@ -20,8 +21,11 @@ SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
 
 
 def draw_resnet50() -> None:
-    """Draws what detectron2 draws to build the default backbone, stem to res5: of each convolution torch's own start, then of a block's
-    convolutions He's, the shortcut last."""
+    """Draw the random numbers that detectron2 draws for the default backbone, stem to res5.
+
+    Each convolution draws torch's default initialization; then those of a block draw He's, the
+    shortcut last.
+    """
 
     def msra(*convs: nn.Conv2d) -> None:
         for conv in convs:
@@ -41,7 +45,7 @@ def draw_resnet50() -> None:
 
 
 def detectron2_head(widths: list[int]) -> RPNHead:
-    """The head as detectron2 starts it, its anchors in our order."""
+    """Return the head with detectron2's initialization, its anchors in our order."""
     layers, inputs = [], 1024
     for width in widths:
         layers.append(nn.Conv2d(inputs, width, 3, padding=1))
@@ -79,8 +83,8 @@ def test_rpn_of_detectron2(widths: list[int], wanted: tuple[float, float]) -> No
         head,
         AnchorGenerator([list(SIZES)], RATIOS),
         {"c4": 16},
-        {"per_level": 12000, "per_image": 2000},
-        divide_by="quota",
+        {"pre_nms_top_n": 12000, "post_nms_top_n": 2000},
+        normalize_by="quota",
     )
     boxes = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 2.0, 6.0, 6.0]])
     targets = Targets(
@@ -96,7 +100,7 @@ def test_rpn_of_detectron2(widths: list[int], wanted: tuple[float, float]) -> No
     proposals, losses = rpn(features, batch)
     assert losses["rpn_objectness"].item() == pytest.approx(wanted[0], rel=1e-5)
     assert losses["rpn_box"].item() == pytest.approx(wanted[1], rel=1e-5)
-    if widths == [1024]:  # with five layers all logits are nearly zero
+    if widths == [1024]:  # with five layers, all logits are nearly zero
         own = proposals[proposals.image_index == 0]
         torch.testing.assert_close(
             own.boxes, torch.tensor([[0, 0, 10, 10], [7.2702, 0, 10, 10]]), atol=1e-4, rtol=0
@@ -107,7 +111,7 @@ def test_rpn_of_detectron2(widths: list[int], wanted: tuple[float, float]) -> No
 
 
 class Rows(nn.Module):
-    """Stands for pooling: a row of features for each region."""
+    """A pooler that returns one row of features per region."""
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         del boxes, image_index
@@ -130,8 +134,8 @@ def test_fast_rcnn_of_detectron2() -> None:
     for layer in (scores, deltas):
         nn.init.constant_(layer.bias, 0)
     rows = torch.rand(2, 8)
-    head = BoxClassifier(Rows(), Nothing(), 5)  # type: ignore[arg-type]
-    head.scores, head.deltas = scores, deltas
+    head = BoxHead(Rows(), Nothing(), 5)  # type: ignore[arg-type]
+    head.cls_score, head.bbox_pred = scores, deltas
     truth = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 2.0, 6.0, 6.0]])
     labels, image = torch.tensor([1, 2]), torch.tensor([0, 0])
     targets = Targets(truth, labels, image, torch.zeros(2, dtype=torch.bool))
@@ -157,7 +161,10 @@ def test_fast_rcnn_of_detectron2() -> None:
 
 
 def test_box_coding_of_mmdetection() -> None:
-    """tests/test_models/test_task_modules/test_coder/test_delta_xywh_bbox_coder.py: decoding, then clipping to 32 x 32 pixels."""
+    """test_task_modules/test_coder/test_delta_xywh_bbox_coder.py in tests/test_models.
+
+    Decoding, then clipping to 32 x 32 pixels.
+    """
     rois = torch.tensor(
         [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 5.0, 5.0]]
     )

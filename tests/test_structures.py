@@ -1,4 +1,4 @@
-"""The flat structures: rows and masks follow an index together."""
+"""The flat structures: all fields are indexed and moved together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from maskseg.masks.annotated import FileMasks
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.annotated import AnnotatedMasks
+from maskseg.masks.predicted import MaskGrids
 from maskseg.structures import Batch, Categories, Regions, Samples, Targets
 
 
@@ -22,10 +22,10 @@ def test_categories_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("names", "ids"), [(("cat",), (1, 2)), (("cat", "dog"), (1, 1))])
-def test_categories_need_one_distinct_id_a_name(
+def test_categories_need_one_distinct_id_per_name(
     names: tuple[str, ...], ids: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match="one distinct id a name"):
+    with pytest.raises(ValueError, match="one distinct id per name"):
         Categories(names, ids)
 
 
@@ -36,9 +36,7 @@ def three_targets(make_targets: Callable[..., Targets]) -> Targets:
 
 
 @pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
-def test_targets_rows_follow_an_index(
-    make_targets: Callable[..., Targets], index: torch.Tensor
-) -> None:
+def test_targets_can_be_indexed(make_targets: Callable[..., Targets], index: torch.Tensor) -> None:
     targets = three_targets(make_targets)
     chosen = targets[index]
     rows = [2, 0] if index.dtype == torch.int64 else [0, 2]
@@ -46,14 +44,14 @@ def test_targets_rows_follow_an_index(
     assert len(chosen) == 2
     assert chosen.labels.tolist() == [{0: 2, 1: 0, 2: 1}[r] for r in rows]
     assert chosen.image_index.tolist() == [{0: 0, 1: 1, 2: 1}[r] for r in rows]
-    assert chosen.crowd.tolist() == [False, False]
+    assert chosen.iscrowd.tolist() == [False, False]
     assert torch.equal(chosen.boxes, targets.boxes[rows])
-    assert isinstance(chosen.masks, FileMasks)
+    assert isinstance(chosen.masks, AnnotatedMasks)
     assert torch.allclose(chosen.masks.boxes(), chosen.boxes)
     assert chosen.masks.frames.tolist() == [{0: [32, 32], 2: [32, 40]}[r] for r in rows]
 
 
-def test_regions_follow_an_index_with_and_without_masks() -> None:
+def test_regions_can_be_indexed_with_and_without_masks() -> None:
     regions = Regions(
         torch.rand(4, 4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.9, 0.3, 0.8, 0.7])
     )
@@ -61,18 +59,18 @@ def test_regions_follow_an_index_with_and_without_masks() -> None:
     assert chosen.labels is None
     assert chosen.masks is None
     assert chosen.scores.tolist() == pytest.approx([0.9, 0.7])
-    masks = SoftMasks(torch.arange(4.0).view(4, 1, 1), regions.boxes, torch.tensor([[8, 8]] * 4))
+    masks = MaskGrids(torch.arange(4.0).view(4, 1, 1), regions.boxes, torch.tensor([[8, 8]] * 4))
     labelled = Regions(
         regions.boxes, regions.image_index, regions.scores, torch.tensor([3, 2, 1, 0]), masks
     )[torch.tensor([3, 1])]
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [0, 2]
-    assert isinstance(labelled.masks, SoftMasks)
+    assert isinstance(labelled.masks, MaskGrids)
     assert labelled.masks.grids.flatten().tolist() == [3.0, 1.0]
     assert len(labelled[torch.zeros(2, dtype=torch.bool)]) == 0
 
 
-def test_foreground_keeps_the_rows_that_stand_for_an_object(
+def test_foreground_has_the_matched_regions(
     make_targets: Callable[..., Targets],
 ) -> None:
     targets = three_targets(make_targets)
@@ -86,29 +84,29 @@ def test_foreground_keeps_the_rows_that_stand_for_an_object(
         targets,
         torch.arange(2),
     )
-    own = samples.foreground()
-    assert own.boxes.tolist() == boxes[1:3].tolist()
-    assert own.image_index.tolist() == [0, 1]
-    assert own.labels.tolist() == [2, 1]
-    assert own.matched.tolist() == [0, 2]
-    assert own.targets is targets
+    foreground = samples.foreground()
+    assert foreground.boxes.tolist() == boxes[1:3].tolist()
+    assert foreground.image_index.tolist() == [0, 1]
+    assert foreground.labels.tolist() == [2, 1]
+    assert foreground.matched_gt.tolist() == [0, 2]
+    assert foreground.targets is targets
 
 
-def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch]) -> None:
+def test_batch_can_be_moved_and_pickled(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(30, 40), (64, 20)], [[(0, 0, 10, 20, 2)], []])
     assert len(batch) == 2
     assert batch.images.shape == (2, 3, 64, 64)
     moved = batch.to("meta")
     assert moved.targets is not None
-    truth = moved.targets
+    targets = moved.targets
     tensors = [
         moved.images,
         moved.sizes,
         moved.original_sizes,
-        truth.boxes,
-        truth.labels,
-        truth.image_index,
-        truth.crowd,
+        targets.boxes,
+        targets.labels,
+        targets.image_index,
+        targets.iscrowd,
     ]
     assert all(t.device.type == "meta" for t in tensors)
     assert moved.image_ids == [0, 1]
@@ -131,6 +129,6 @@ def test_batch_moves_whole_and_survives_a_worker(make_batch: Callable[..., Batch
         {"names": ["a"]},
     ],
 )
-def test_categories_of_other_types(values: dict[str, Any]) -> None:
+def test_categories_from_invalid_values(values: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError, KeyError)):
         Categories.from_dict(values)

@@ -1,6 +1,6 @@
-"""With torchvision's weights and settings the model gives torchvision's detections, losses and gradients, and learns what it learns.
+"""Equality with torchvision's model: detections, losses, gradients and training.
 
-On pictures that are made here, and on photographs where they are at hand.
+With the same weights and settings, on synthetic images, and on photographs if available.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg import config as configs
 from maskseg.interop.torchvision import from_torchvision, our_name
-from maskseg.masks.annotated import FileMasks, Polygons
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.annotated import AnnotatedMasks, Polygons
+from maskseg.masks.predicted import MaskGrids
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.backbones.fpn import FPN
 from maskseg.models.backbones.resnet import ResNet
-from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.box_head import BoxHead, BoxHeadMLP
 from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
@@ -43,7 +43,7 @@ from maskseg.structures import Batch, Targets
 
 K = 80
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
-EVERYTHING = 10**6  # a quota that no image fills: both sides draw all anchors and regions there are
+EVERYTHING = 10**6  # a quota that no image reaches: both models use all anchors and regions
 WIDE, TALL = (
     "000000025560.jpg",
     "000000322864.jpg",
@@ -52,7 +52,10 @@ SETTINGS = [("resnet50", 0.0), ("resnet18", 1e-5)]
 
 
 def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
-    """Random weights, scaled so that features stay of order one, scores and boxes differ and a hundred detections survive."""
+    """Return torchvision's model with scaled random weights.
+
+    Features are of order one, scores and boxes differ, and a hundred detections remain.
+    """
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name=trunk, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
@@ -60,7 +63,7 @@ def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
     model = MaskRCNN(
         backbone,
         K + 1,
-        min_size=640,  # the images' longer side is 640: they keep their size
+        min_size=640,  # the longer side of the images is 640, so they are not resized
         max_size=640,
         rpn_pre_nms_top_n_train=400,
         rpn_post_nms_top_n_train=300,
@@ -72,7 +75,7 @@ def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.eps = eps
-            # Small variances, as trained weights have them: there the eps matters.
+            # Small variances, as in trained weights, for which the eps matters.
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5e-3, 1.5e-3)
             module.bias.normal_(0, 0.1)
@@ -90,23 +93,23 @@ def torchvision_model(trunk: str, eps: float) -> MaskRCNN:
 
 
 def our_model(trunk: str, eps: float) -> GeneralizedRCNN:
-    """The same stages with torchvision's rules."""
+    """Return our model with torchvision's settings."""
     return GeneralizedRCNN(
         FPN(ResNet(trunk, norm="FrozenBN", norm_eps=eps)),
         RPN(
             RPNHead(),
             AnchorGenerator(rounded=True, stride_from="image"),
             STRIDES | {"p6": 64},
-            train_limits={"per_level": 400, "per_image": 300},
-            test_limits={"per_level": 1000, "per_image": 1000},
+            train_limits={"pre_nms_top_n": 400, "post_nms_top_n": 300},
+            test_limits={"pre_nms_top_n": 1000, "post_nms_top_n": 1000},
             num_samples=EVERYTHING,
             min_size=1e-3,
             beta=1 / 9,
         ),
         RegionSampler(K, EVERYTHING, 0.5),
-        BoxClassifier(
+        BoxHead(
             MultiLevelRoIAlign(STRIDES, 7, 2, aligned=False),
-            FCTrunk(),
+            BoxHeadMLP(),
             K,
             beta=1 / 9,
             min_size=1e-2,
@@ -115,8 +118,8 @@ def our_model(trunk: str, eps: float) -> GeneralizedRCNN:
             "mask": MaskHead(
                 MultiLevelRoIAlign(STRIDES, 14, 2, aligned=False),
                 K,
-                target_rule="roi_align",
-                paste_rule="torchvision",
+                target_mode="roi_align",
+                paste_mode="torchvision",
             )
         },
     ).eval()
@@ -124,13 +127,14 @@ def our_model(trunk: str, eps: float) -> GeneralizedRCNN:
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda p: f"{p[0]}-eps{p[1]:g}")
 def models(request: pytest.FixtureRequest) -> tuple[GeneralizedRCNN, MaskRCNN]:
-    """Ours and torchvision's, with the same weights."""
+    """Our model and torchvision's, with the same weights."""
     theirs, ours = torchvision_model(*request.param), our_model(*request.param)
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     return ours, theirs
 
 
-LEARNT = 3  # the variant of the made pictures that is trained on: no cell of a mask lies at a kink of a ReLU there
+# Variant of the synthetic images for training: no mask cell is close to the kink of a ReLU.
+TRAIN_VARIANT = 3
 SHAPES = {WIDE: (480, 640), TALL: (640, 427)}
 
 
@@ -140,7 +144,10 @@ def load(folder: Path, name: str) -> Tensor:
 
 
 def outlines(name: str, variant: int = 0) -> list[NDArray[np.float64]]:
-    """Seven shapes of many corners that lie in a made picture, some of them over each other, two cut off by its border. Each f64 [points, 2]."""
+    """Return seven polygons in a synthetic image, each f64 [points, 2].
+
+    Some overlap each other, two are cut off by the border.
+    """
     height, width = SHAPES[name]
     rng = np.random.default_rng(height + variant)
     found = []
@@ -158,7 +165,7 @@ def outlines(name: str, variant: int = 0) -> list[NDArray[np.float64]]:
 
 
 def make(name: str, variant: int = 0) -> Tensor:
-    """A picture of the photograph's size: clouds of colour at four scales, and shapes."""
+    """Return a synthetic image of the photograph's size: noise at four scales, and shapes."""
     height, width = SHAPES[name]
     generator = torch.Generator().manual_seed(height)
     pixels = torch.zeros(1, 3, height, width)
@@ -178,7 +185,7 @@ def make(name: str, variant: int = 0) -> Tensor:
 
 @pytest.fixture(params=["made", "photographs"])
 def pictures(request: pytest.FixtureRequest) -> dict[str, Tensor]:
-    """Two pictures by name."""
+    """Two images by name."""
     if request.param == "made":
         return {name: make(name) for name in SHAPES}
     folder: Path = request.getfixturevalue("shared_data") / "coco_tiny" / "val2017"
@@ -202,7 +209,10 @@ def to_batch(images: list[Tensor], targets: Targets | None = None) -> Batch:
 
 
 def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> dict[str, float]:
-    """The largest differences of boxes, scores and pasted soft masks; asserts that counts and labels are equal."""
+    """Return the largest differences of boxes, scores and pasted masks.
+
+    Assert that counts and labels are equal.
+    """
     ours, theirs = models
     found = ours.predict(to_batch(images)).detections
     worst = {"box": 0.0, "score": 0.0, "mask": 0.0}
@@ -211,7 +221,7 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
         wanted: list[dict[str, Tensor]] = theirs([i.float() / 255 for i in images])
     for i, (theirs_, image) in enumerate(zip(wanted, images, strict=True)):
         own = found[found.image_index == i]
-        assert isinstance(own.masks, SoftMasks)
+        assert isinstance(own.masks, MaskGrids)
         assert own.labels is not None
         assert len(own) == len(theirs_["boxes"]) == 100
         assert len(own.labels.unique()) > 1
@@ -221,7 +231,7 @@ def compare(models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor]) -> d
         height, width = image.shape[-2:]
         for grid, box, mask in zip(own.masks.grids, own.boxes, theirs_["masks"][:, 0], strict=True):
             values, left, top = paste_crop(
-                grid, box, height, width, own.masks.paste_rule, own.masks.interpolation
+                grid, box, height, width, own.masks.paste_mode, own.masks.interpolation
             )
             mask = mask.clone()
             mask[top : top + values.shape[0], left : left + values.shape[1]] -= values
@@ -267,7 +277,7 @@ Found = list[tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
 def made_annotations(names: list[str], variant: int) -> Found:
-    """The same for the shapes of made pictures."""
+    """The same for the polygons of synthetic images."""
     found = []
     for name in names:
         rows = []
@@ -287,7 +297,7 @@ def made_annotations(names: list[str], variant: int) -> Found:
 def annotations(
     shared_data: Path, names: list[str]
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each image's record with its annotations, their category already a label."""
+    """Return each image's record with its annotations; categories are converted to labels."""
     content = json.loads(
         (shared_data / "coco_tiny" / "annotations" / "instances_val2017.json").read_text()
     )
@@ -309,7 +319,7 @@ def annotations(
 def both_targets(
     found: list[tuple[dict[str, Any], list[dict[str, Any]]]],
 ) -> tuple[Targets, list[dict[str, Tensor]]]:
-    """The truth as ours (polygons) and as torchvision's (bitmaps)."""
+    """Return the ground truth as ours (polygons) and as torchvision's (bitmaps)."""
     masks, theirs = [], []
     for image, rows in found:
         height, width = image["height"], image["width"]
@@ -317,7 +327,7 @@ def both_targets(
             Polygons(tuple(np.array(p, dtype=np.float64).reshape(-1, 2) for p in a["segmentation"]))
             for a in rows
         ]
-        masks.append(FileMasks.from_file(polygons, height, width))
+        masks.append(AnnotatedMasks.from_file(polygons, height, width))
         bitmaps = [
             coco_mask.decode(
                 coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], height, width))
@@ -335,9 +345,9 @@ def both_targets(
         torch.cat([t["boxes"] for t in theirs]),
         torch.cat([t["labels"] - 1 for t in theirs]),
     )
-    return Targets(
-        boxes, labels, image_index, torch.zeros(len(boxes), dtype=torch.bool), FileMasks.cat(masks)
-    ), theirs
+    iscrowd = torch.zeros(len(boxes), dtype=torch.bool)
+    targets = Targets(boxes, labels, image_index, iscrowd, AnnotatedMasks.cat(masks))
+    return targets, theirs
 
 
 TERMS = {
@@ -352,7 +362,7 @@ TERMS = {
 def compare_training(
     models: tuple[GeneralizedRCNN, MaskRCNN], images: list[Tensor], truth: Found
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative differences of each loss, and of each gradient, by its norm."""
+    """Return the relative difference of each loss, and of each gradient by norm."""
     ours, theirs = models
     targets, their_targets = both_targets(truth)
     try:
@@ -385,10 +395,13 @@ def test_losses_and_gradients_equal_torchvision(
     pictures: dict[str, Tensor],
     request: pytest.FixtureRequest,
 ) -> None:
-    """Two images of different size, every anchor and region drawn on both sides."""
+    """Two images of different size; both models use every anchor and region."""
     names = [WIDE, TALL]
     if torch.equal(pictures[WIDE], make(WIDE)):
-        images, truth = [make(name, LEARNT) for name in names], made_annotations(names, LEARNT)
+        images, truth = (
+            [make(name, TRAIN_VARIANT) for name in names],
+            made_annotations(names, TRAIN_VARIANT),
+        )
     else:
         images, truth = (
             [pictures[name] for name in names],
@@ -400,12 +413,12 @@ def test_losses_and_gradients_equal_torchvision(
 
 
 def test_three_steps_of_training_equal_torchvision() -> None:
-    """The losses of each step, and how far the weights have come."""
+    """Return the losses of each step, and the change of the weights."""
     ours, theirs = our_model("resnet18", 1e-5), torchvision_model("resnet18", 1e-5)
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     start = {n: p.detach().clone() for n, p in ours.named_parameters()}
-    targets, their_targets = both_targets(made_annotations([TALL], LEARNT))
-    image = make(TALL, LEARNT)
+    targets, their_targets = both_targets(made_annotations([TALL], TRAIN_VARIANT))
+    image = make(TALL, TRAIN_VARIANT)
     optimizers = [
         torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-3, 0.9)
         for m in (ours.train(), theirs.train())
@@ -430,7 +443,7 @@ def test_three_steps_of_training_equal_torchvision() -> None:
 
 
 def by_config(model: str, *words: str) -> GeneralizedRCNN:
-    """A model of ours by the installed config that is meant for torchvision's weights."""
+    """Build our model from the installed config for torchvision's weights."""
     config = configs.compose(
         "train",
         [
@@ -442,14 +455,17 @@ def by_config(model: str, *words: str) -> GeneralizedRCNN:
     )
     ranges = [[0, 17]] if "keypoint" in model else None
     for key, value in {"num_classes": 1 if ranges else K, "point_ranges": ranges}.items():
-        configs.put(config, f"data.{key}", value)
+        configs.set_key(config, f"data.{key}", value)
     built = configs.build_model(config, pretrained=False)
     assert isinstance(built, GeneralizedRCNN)
     return built.eval()
 
 
 def test_detections_of_the_second_version_equal_torchvision() -> None:
-    """maskrcnn_resnet50_fpn_v2's parts over a ResNet-18: norms everywhere, two convolutions in the RPN, four in the box head."""
+    """maskrcnn_resnet50_fpn_v2 with a ResNet-18.
+
+    It has norms in all parts, two convolutions in the RPN and four in the box head.
+    """
     torch.manual_seed(0)
     body = torchvision.models.resnet18(norm_layer=nn.BatchNorm2d)
     backbone = _resnet_fpn_extractor(body, 5, norm_layer=nn.BatchNorm2d)
@@ -492,12 +508,12 @@ def test_keypoints_equal_torchvision() -> None:
     assert (found.boxes - wanted["boxes"]).abs().max() < 1e-2
     assert (found.scores - wanted["scores"]).abs().max() < 1e-4
     near = (found.keypoints[..., :2] - wanted["keypoints"][..., :2]).norm(dim=2) < 1e-2
-    assert near.float().mean() > 0.99  # a heatmap's two highest cells may change places
+    assert near.float().mean() > 0.99  # the two highest cells of a heatmap may be swapped
 
 
 def test_every_tensor_is_renamed_once(models: tuple[GeneralizedRCNN, MaskRCNN]) -> None:
     ours, theirs = models
     names = [our_name(n) for n in theirs.state_dict()]
     assert sorted(names) == sorted(ours.state_dict())
-    with pytest.raises(KeyError, match="has no place in this model"):
+    with pytest.raises(KeyError, match="has no counterpart in this model"):
         our_name("roi_heads.other_head.0.weight")

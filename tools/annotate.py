@@ -1,4 +1,4 @@
-"""Masks from boxes or image labels: python tools/annotate.py data.val_json=BOXES.json data.images=DIR output=MASKS.json"""
+"""Masks from boxes or image labels: python tools/annotate.py data.val_json=BOXES.json ..."""
 
 import sys
 

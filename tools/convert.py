@@ -1,4 +1,4 @@
-"""Turns torchvision's and detectron2's weights into checkpoints, and back: python tools/convert.py source=... weights=... output=..."""
+"""Weights of torchvision and detectron2 -> checkpoints, and back: python tools/convert.py ..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A hash layer for a backbone, without labels: python tools/fit_hash.py checkpoint=... output=..."""
+"""A hash layer for a backbone, without labels: python tools/fit_hash.py checkpoint=..."""
 
 import sys
 

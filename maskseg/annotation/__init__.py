@@ -1,1 +1,1 @@
-"""Masks for annotators: proposals from boxes and class activation maps, and their review."""
+"""Tools for annotation: mask proposals from boxes and class activation maps, and their review."""

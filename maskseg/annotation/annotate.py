@@ -1,4 +1,4 @@
-"""Masks proposed for a data set of boxes or image labels: what tools/annotate.py does."""
+"""Proposal of masks for a data set with boxes or image labels. Implements `tools/annotate.py`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,45 @@ from pathlib import Path
 from typing import Any
 
 from maskseg import config as configs
-from maskseg.annotation.activation_maps import STRIDE, ClassMaps, Maps, Published, Side, built
+from maskseg.annotation.activation_maps import (
+    STRIDE,
+    ActivationMapper,
+    ClassActivationMaps,
+    Side,
+    TorchvisionClassifier,
+    build_classifier,
+)
 from maskseg.annotation.cam import CAMModel
 from maskseg.annotation.classifier import ImageClassifier
+from maskseg.annotation.grabcut import Bools
 from maskseg.annotation.imagenet import members_of
-from maskseg.annotation.jobs import BY, AnnotationJob, annotation_jobs, file_mark, work_through
-from maskseg.annotation.pictures import Example, contact_sheet, save_whole
-from maskseg.annotation.study import (
-    Found,
-    Measuring,
-    Proposing,
-    Row,
-    best_of,
-    maps_of,
-    save_study,
-    study,
-    study_text,
+from maskseg.annotation.jobs import (
+    MODES,
+    AnnotationJob,
+    MaskRequest,
+    annotation_jobs,
+    run_jobs,
+    sha256_of,
 )
-from maskseg.annotation.techniques import OF_MAPS, USUAL, WITH_THRESHOLD, Technique, at_all
+from maskseg.annotation.pictures import Example, contact_sheet
+from maskseg.annotation.study import (
+    CountsByImage,
+    ProposeMasks,
+    ScoreTechniques,
+    TechniqueScores,
+    best_scores,
+    format_study,
+    request_maps,
+    save_study,
+    summarize,
+)
+from maskseg.annotation.techniques import (
+    CAM_TECHNIQUES,
+    DEFAULT_THRESHOLDS,
+    WITH_THRESHOLD,
+    Technique,
+    all_techniques,
+)
 from maskseg.annotation.write import (
     check_not_read,
     check_output,
@@ -35,394 +56,463 @@ from maskseg.annotation.write import (
     object_annotations,
     write_annotations,
 )
+from maskseg.config import Config
 from maskseg.config.restore import open_data, trained_model
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import checkpoint_path
 from maskseg.errors import UserError
+from maskseg.visualization.layout import save_image_atomically
 
-SHOWN = 5  # annotations or images that a warning names
+MAX_LISTED = 5  # annotations or images listed in a warning
+MasksByImage = Mapping[int, Sequence[Mapping[str, Any]]]  # results of `ProposeMasks` by image id
 
 
-def annotate(words: list[str]) -> None:
-    """What `tools/annotate.py` does with its key=value words. Raises UserError before anything is written where data, keys or weights are wrong."""
-    config = configs.compose("annotate", words)
-    configs.require(config, "output")
-    _check(config)
-    source, output = open_data(config), Path(config.output)
-    check_output(output, source.json.values())
-    run = _Run(config, source, output)
-    technique = run.technique()
-    rows = run.table() if _tabled(config) else ""
+def annotate(overrides: list[str]) -> None:
+    """Run `tools/annotate.py`.
+
+    overrides: key=value arguments of the command line. Raises UserError before anything is written
+    if data, keys or weights are invalid.
+    """
+    config = configs.compose("annotate", overrides)
+    configs.require_keys(config, "output")
+    _check_config(config)
+    source = open_data(config)
+    output = Path(config.output)
+    check_output(output, source.json_files())
+    run = _AnnotationRun(config, source, output)
+    technique = run.select_technique()
+    table = run.write_table() if _has_table(config) else ""
     if technique is not None:
-        run.masks(technique)
-    if rows:
-        print(rows)
+        run.write_masks(technique)
+    if table:
+        print(table)
     for journal in run.journals:
         journal.unlink(missing_ok=True)
 
 
-class _Run:
-    """One call of the tool. journals: what is left of it if it is stopped."""
+class _AnnotationRun:
+    """One run of the tool. journals: the files from which an interrupted run resumes."""
 
-    def __init__(self, config: Any, source: CocoSource, output: Path) -> None:
-        self.config, self.source, self.output = config, source, output
-        self.journals, self._files, self._told = list[Path](), dict[str, CocoFile](), set[str]()
-        self._measured: dict[str, Found] = {}
-        self.marks = _marks(config)
-        for path in self._beside().values():
-            check_not_read(path, [*source.json.values(), config.checkpoint, config.weights], "")
+    def __init__(self, config: Config, source: CocoSource, output: Path) -> None:
+        self.config = config
+        self.source = source
+        self.output = output
+        self.journals: list[Path] = []
+        self._files: dict[str, CocoFile] = {}
+        self._reported_classes: set[str] = set()
+        self._counts: dict[str, CountsByImage] = {}
+        self.checksums = _classifier_checksums(config)
+        for path in self._side_outputs().values():
+            check_not_read(path, [*source.json_files(), config.checkpoint, config.weights], "")
         self.file = self._file(config.split)
-        self.maps = self._maps(self.file)
+        self.maps = self._build_maps(self.file)
 
-    def technique(self) -> Technique | None:
-        """The one that the keys name, or the best one of those at hand on images that have masks; None where all are wanted."""
+    def select_technique(self) -> Technique | None:
+        """The configured technique, or for `auto` the best one on images with masks.
+
+        None for `all`, which compares techniques without writing masks.
+        """
         name = self.config.technique
-        if name in OF_MAPS and self.maps is None:
+        if name in CAM_TECHNIQUES and self.maps is None:
             raise UserError(
-                f"technique {name} needs a classifier: checkpoint=RUN, or classifier=NAME weights=..."
+                f"technique {name} needs a classifier: checkpoint=RUN, "
+                "or classifier=NAME weights=..."
             )
+        if name == "all":
+            return None
         if name != "auto":
-            return None if name == "all" else _technique(self.config)
-        split = next(
-            (s for s in ("train", "val") if s != self.config.split and self._has_truth(s)),
-            self.config.split,
-        )
-        rows, count = self._study(split, self.config.tune_images)
-        best = best_of(rows, self.config.by)
+            return _configured_technique(self.config)
+        split = self._tuning_split()
+        rows, count = self._score_techniques(split, self.config.tune_images)
+        best = best_scores(rows, self.config.by)
         means = ", ".join(f"{key} {value:.3f}" for key, value in best.means.items())
         print(
-            f"{best.technique.text} is the best technique on {count} images of {self._file(split).path} ({means})",
+            f"{best.technique.label} is the best technique on {count} images of "
+            f"{self._file(split).path} ({means})",
             flush=True,
         )
         return best.technique
 
-    def table(self) -> str:
-        """All techniques at all thresholds; the numbers and the curves go beside the output."""
-        rows, paths, names = (
-            self._study(self.config.split)[0],
-            self._beside(),
-            self.file.categories.names,
-        )
-        save_study(rows, names, paths["table.json"], paths["curves.png"])
-        return f"{study_text(rows, names, self.config.by)}\nwritten: {paths['table.json']}, {paths['curves.png']}"
+    def _tuning_split(self) -> str:
+        """The other split if it has masks, to tune on different images; else the same split."""
+        for split in ("train", "val"):
+            if split != self.config.split and self._has_ground_truth(split):
+                return split
+        return str(self.config.split)
 
-    def masks(self, technique: Technique) -> None:
-        """The masks of all images, and the contact sheet."""
-        jobs = list(self._jobs(self.config.split, truth=False))
-        work = Proposing(
-            technique,
-            self.maps if technique.needs_map else None,
-            self.config.segmentation == "polygons",
-        )
+    def write_table(self) -> str:
+        """Score all techniques at all thresholds; write numbers and curves beside the output.
+
+        Returns the text to print.
+        """
+        rows, _ = self._score_techniques(self.config.split)
+        names = self.file.categories.names
+        paths = self._side_outputs()
+        table = paths["table.json"]
+        curves = paths["curves.png"]
+        save_study(rows, names, table, curves)
+        return f"{format_study(rows, names, self.config.by)}\nwritten: {table}, {curves}"
+
+    def write_masks(self, technique: Technique) -> None:
+        """Write the masks of all images, and the contact sheet."""
+        jobs = list(self._jobs(self.config.split, ground_truth=False))
+        as_polygons = self.config.segmentation == "polygons"
+        work = ProposeMasks(technique, self.maps if technique.needs_map else None, as_polygons)
         journal, settings, workers = self._journal("masks", self.config.split)
-        settings |= {f"technique.{key}": value for key, value in technique.values().items()} | {
-            "segmentation": self.config.segmentation
-        }
-        found = work_through(jobs, work, journal, settings, workers, "masks")
-        rows = [row for own in found.values() for row in own]
-        _warn(found, self.config.by, technique)
-        if self.config.by == "object":
-            content = object_annotations(self.file, {row["id"]: row for row in rows})
-        else:
-            content = class_annotations(
-                self.file,
-                {
-                    image: [_class_row(row) for row in own if row["area"]]
-                    for image, own in found.items()
-                },
-            )
-        write_annotations(self.output, content)
-        told = f"{self.output}: {sum(row['area'] > 0 for row in rows)} masks in {len(jobs)} images ({technique.text})"
+        settings |= {f"technique.{key}": value for key, value in technique.to_dict().items()}
+        settings["segmentation"] = self.config.segmentation
+        masks = run_jobs(jobs, work, journal, settings, workers, "masks")
+        _warn_about_fallbacks(masks, self.config.by, technique)
+        write_annotations(self.output, self._content(masks))
+        count = sum(row["area"] > 0 for rows in masks.values() for row in rows)
+        message = f"{self.output}: {count} masks in {len(jobs)} images ({technique.label})"
         if self.config.pictures:
-            sheet = self._beside()["pictures.png"]
-            save_whole(contact_sheet(self._examples(technique, work.maps)), sheet)
-            told += f"; {sheet}"
-        print(told)
+            sheet = self._side_outputs()["pictures.png"]
+            save_image_atomically(contact_sheet(self._examples(technique, work.maps)), sheet)
+            message += f"; {sheet}"
+        print(message)
 
-    def _examples(self, technique: Technique, maps: Maps | None) -> list[Example]:
-        """One of each of the first images that have any, the one of the largest box."""
-        both = zip(*(self._jobs(self.config.split, truth) for truth in (False, True)), strict=True)
-        examples = []
-        for job, true_job in islice(
-            ((job, other) for job, other in both if job.wanted), self.config.pictures
-        ):
-            image, (height, width) = job.load(), (job.height, job.width)
-            at = max(range(len(job.wanted)), key=lambda i: _extent(job.wanted[i].box))
-            wanted, own = job.wanted[at], maps_of(maps, image, job)[at][1]
-            cut, values = (
-                technique(image, wanted.box, own),
-                technique.map(wanted.box, own, height, width),
-            )
-            codes = technique.codes(wanted.box, values, height, width)
-            truth = next(
-                (
-                    w.true_mask()
-                    for w in true_job.wanted
-                    if (w.id, w.label) == (wanted.id, wanted.label)
-                ),
-                None,
-            )
-            title = f"{self.file.categories.names[wanted.label]}, {job.file_name}"
-            examples.append(
-                Example(title, image, cut.mask, wanted.box, values, codes, truth, cut.fallback)
-            )
+    def _content(self, masks: MasksByImage) -> dict[str, Any]:
+        """The COCO content to write."""
+        if self.config.by == "object":
+            by_annotation = {}
+            for rows in masks.values():
+                for row in rows:
+                    by_annotation[row["id"]] = row
+            return object_annotations(self.file, by_annotation)
+        by_image = {}
+        for image_id, rows in masks.items():
+            by_image[image_id] = [_without_id(row) for row in rows if row["area"]]
+        return class_annotations(self.file, by_image)
+
+    def _examples(self, technique: Technique, maps: ActivationMapper | None) -> list[Example]:
+        """The request with the largest box of each of the first images that have requests."""
+        jobs = self._jobs(self.config.split, ground_truth=False)
+        ground_truth_jobs = self._jobs(self.config.split, ground_truth=True)
+        examples: list[Example] = []
+        for job, ground_truth_job in zip(jobs, ground_truth_jobs, strict=True):
+            if job.requests:
+                examples.append(self._example(technique, maps, job, ground_truth_job))
+            if len(examples) == self.config.pictures:
+                break
         return examples
 
-    def _study(self, split: str, most: int | None = None) -> tuple[list[Row], int]:
-        """Every technique on the (first `most`) images of a split that have masks, and how many there are. Images of the table are looked at once."""
-        file, keys = self._file(split), _keys(self.config)
-        maps = self.maps if file is self.file else self._maps(file)
-        measuring = Measuring(
-            tuple(at_all(list(self.config.thresholds), maps is not None, **keys)), maps
+    def _example(
+        self,
+        technique: Technique,
+        maps: ActivationMapper | None,
+        job: AnnotationJob,
+        ground_truth_job: AnnotationJob,
+    ) -> Example:
+        image = job.load()
+        largest = max(range(len(job.requests)), key=lambda i: _box_area(job.requests[i].box))
+        request = job.requests[largest]
+        _, class_map = request_maps(maps, image, job)[largest]
+        result = technique(image, request.box, class_map)
+        size = (job.height, job.width)
+        foreground_map = technique.foreground_map(request.box, class_map, *size)
+        return Example(
+            title=f"{self.file.categories.names[request.label]}, {job.file_name}",
+            image=image,
+            mask=result.mask,
+            box=request.box,
+            map=foreground_map,
+            trimap=technique.trimap(request.box, foreground_map, *size),
+            ground_truth=_find_ground_truth(ground_truth_job, request),
+            note=result.fallback_reason,
         )
-        part = "table" if split == self.config.split and _tabled(self.config) else "tuning"
-        if part not in self._measured:
-            jobs = list(
-                islice(
-                    (job for job in self._jobs(split, truth=True) if job.wanted),
-                    most if part == "tuning" else None,
-                )
-            )
+
+    def _score_techniques(
+        self, split: str, max_images: int | None = None
+    ) -> tuple[list[TechniqueScores], int]:
+        """Score every technique on the first `max_images` images of a split that have masks.
+
+        Returns the scores and the number of images. The table's images are processed only once.
+        """
+        file = self._file(split)
+        maps = self.maps if file is self.file else self._build_maps(file)
+        thresholds = list(self.config.thresholds)
+        techniques = all_techniques(thresholds, maps is not None, **_technique_fields(self.config))
+        work = ScoreTechniques(tuple(techniques), maps)
+        part = "table" if split == self.config.split and _has_table(self.config) else "tuning"
+        if part not in self._counts:
+            candidates = (job for job in self._jobs(split, ground_truth=True) if job.requests)
+            jobs = list(islice(candidates, max_images if part == "tuning" else None))
             if not jobs:
                 raise UserError(f"{file.path}: there are no masks to compare techniques with")
-            self._measured[part] = work_through(
-                jobs, measuring, *self._journal(part, split), "techniques"
-            )
-        found = dict(islice(self._measured[part].items(), most))
-        return study(found, measuring.techniques, len(file.categories), self.config.min_area), len(
-            found
-        )
+            journal, settings, workers = self._journal(part, split)
+            self._counts[part] = run_jobs(jobs, work, journal, settings, workers, "techniques")
+        counts = dict(islice(self._counts[part].items(), max_images))
+        rows = summarize(counts, work.techniques, len(file.categories), self.config.min_area)
+        return rows, len(counts)
 
-    def _has_truth(self, split: str) -> bool:
-        return self.source.json[split] is not None and any(
-            job.wanted for job in self._jobs(split, truth=True)
-        )
+    def _has_ground_truth(self, split: str) -> bool:
+        if self.source.split(split).json is None:
+            return False
+        return any(job.requests for job in self._jobs(split, ground_truth=True))
 
     def _file(self, split: str) -> CocoFile:
-        """The file of a split with its own category ids, whatever the other split's are; what was mended in it is printed. Raises UserError."""
-        if split not in self._files:
-            self._files[split] = file = self.source._read(split, None)
-            names, root = (
-                {record.file_name for record in file.images},
-                Path(self.source.images[split] or "").resolve(),
-            )
-            for path in (path.resolve() for path in self._beside().values()):
-                if path.is_relative_to(root) and path.relative_to(root).as_posix() in names:
-                    raise UserError(f"{path} is an image of the data: choose another output")
-            if file.report.warnings:
-                print(file.report.text(), flush=True)
-        return self._files[split]
+        """The file of a split with its own categories, independent of the other split's.
 
-    def _jobs(self, split: str, truth: bool) -> Iterator[AnnotationJob]:
-        root = self.source.images[split] or ""
+        Prints the warnings about its content. Raises UserError.
+        """
+        if split in self._files:
+            return self._files[split]
+        file = self.source.read_file(split, None)
+        self._files[split] = file
+        names = {record.file_name for record in file.images}
+        root = Path(self.source.split(split).images or "").resolve()
+        for side_output in self._side_outputs().values():
+            path = side_output.resolve()
+            if path.is_relative_to(root) and path.relative_to(root).as_posix() in names:
+                raise UserError(f"{path} is an image of the data: choose another output")
+        if file.report.warnings:
+            print(file.report.text(), flush=True)
+        return file
+
+    def _jobs(self, split: str, ground_truth: bool) -> Iterator[AnnotationJob]:
         return annotation_jobs(
             self._file(split),
-            root,
-            self.source.max_pixels,
+            self.source.split(split).images or "",
+            self.source.reading.max_pixels,
             self.config.by,
-            truth,
-            self.source.max_images,
+            ground_truth,
+            self.source.reading.max_images,
         )
 
-    def _maps(self, file: CocoFile) -> ClassMaps | None:
-        """The class activation maps of the classes that a file shows, by the classifier of the keys; None where they name none.
+    def _build_maps(self, file: CocoFile) -> ClassActivationMaps | None:
+        """Activation maps of the classes in a file, or None without a configured classifier.
 
-        Classes that it does not know are told, and have none. Raises UserError where it knows none of them, or cannot be had.
+        Classes that the classifier does not know are reported and have no map. Raises UserError if
+        it knows none of them, or cannot be loaded.
         """
-        config, names = self.config, file.categories.names
+        config = self.config
         if not (config.checkpoint or config.classifier):
             return None
-        shown = [label for label, (images, _, _) in enumerate(file.class_counts()) if images]
-        build: _Trained | Published
+        names = file.categories.names
+        labels = [label for label, (images, _, _) in enumerate(file.class_counts()) if images]
+        build: TrainedClassifier | TorchvisionClassifier
         if config.checkpoint:
-            build = _Trained(str(config.checkpoint), self.marks["checkpoint"])
-            members = build.members([names[label] for label in shown])
+            build = TrainedClassifier(str(config.checkpoint), self.checksums["checkpoint"])
+            members = build.members([names[label] for label in labels])
         else:
-            build = Published(config.classifier, str(config.weights), self.marks.get("weights", ""))
-            model = built(build, config.device)
-            classes = model.layer.weight.shape[0] if isinstance(model, CAMModel) else 0
-            if not isinstance(model, CAMModel) or (not model.names and classes != len(names)):
-                raise UserError(
-                    f"weights={config.weights}: {classes} classes without names are not the {len(names)} of {file.path}"
-                )
-            members = (
-                members_of([names[label] for label in shown])
-                if model.names
-                else [[label] for label in shown]
+            checksum = self.checksums.get("weights", "")
+            build = TorchvisionClassifier(config.classifier, str(config.weights), checksum)
+            members = self._torchvision_members(build, file, labels)
+        members_by_label = dict(zip(labels, members, strict=True))
+        self._report_unknown_classes([names[k] for k, own in members_by_label.items() if not own])
+        side = build.side() if config.map_side is None else config.map_side
+        all_members = tuple(tuple(members_by_label.get(k, ())) for k in range(len(names)))
+        return ClassActivationMaps(build, all_members, side, config.device)
+
+    def _torchvision_members(
+        self, build: TorchvisionClassifier, file: CocoFile, labels: Sequence[int]
+    ) -> list[list[int]]:
+        """The classifier's classes of each label: by name, or the same index if it has no names.
+
+        Raises UserError if the classifier has no class names and another number of classes.
+        """
+        names = file.categories.names
+        model = build_classifier(build, self.config.device)
+        assert isinstance(model, CAMModel)
+        if model.class_names:
+            return members_of([names[label] for label in labels])
+        num_classes = model.classifier.weight.shape[0]
+        if num_classes != len(names):
+            raise UserError(
+                f"weights={self.config.weights}: {num_classes} classes without names do not match "
+                f"the {len(names)} of {file.path}"
             )
-        every = dict(zip(shown, members, strict=True))
-        without = [
-            names[label]
-            for label, own in every.items()
-            if not own and names[label] not in self._told
-        ]
-        if without:
+        return [[label] for label in labels]
+
+    def _report_unknown_classes(self, names: Sequence[str]) -> None:
+        """Warn about classes without an activation map, once per class."""
+        unknown = [name for name in names if name not in self._reported_classes]
+        if unknown:
             print(
-                f"warning: the classifier does not know {', '.join(without)}: these have no class activation maps",
+                f"warning: the classifier does not know {', '.join(unknown)}: "
+                "no class activation maps for them",
                 flush=True,
             )
-            self._told.update(without)
-        side = build.side() if config.map_side is None else config.map_side
-        return ClassMaps(
-            build,
-            tuple(tuple(every.get(label, ())) for label in range(len(names))),
-            side,
-            config.device,
-        )
+            self._reported_classes.update(unknown)
 
     def _journal(self, part: str, split: str) -> tuple[Path, dict[str, Any], int]:
-        """Its file, the settings that its results follow from, and the number of processes."""
+        """Path of a journal, the settings that determine its results, number of processes."""
         path = self.output.with_name(f".{self.output.name}.{part}")
         self.journals.append(path)
+        files = self.source.split(split)
         names = ("by", "checkpoint", "classifier", "weights", "map_side", "device")
-        settings = {name: self.config[name] for name in names} | {
-            f"content of {key}": mark for key, mark in self.marks.items()
-        }
+        settings = {name: self.config[name] for name in names}
+        settings |= {f"content of {key}": value for key, value in self.checksums.items()}
         settings |= {
             "split": split,
-            "max_images": self.source.max_images,
-            "images": str(Path(self.source.images[split] or "").resolve()),
+            "max_images": self.source.reading.max_images,
+            "images": str(Path(files.images or "").resolve()),
+            "data": sha256_of(Path(str(files.json))),
         }
-        settings |= {"data": file_mark(Path(str(self.source.json[split])))}
         if part != "masks":
-            settings |= _keys(self.config) | {
+            settings |= _technique_fields(self.config)
+            settings |= {
                 "thresholds": list(self.config.thresholds),
                 "tune_images": self.config.tune_images,
             }
         return path, settings, self.config.workers
 
-    def _beside(self) -> dict[str, Path]:
-        """What is written beside the output, by the ends of the names."""
-        parts = ["table.json", "curves.png"] if _tabled(self.config) else []
-        parts += ["pictures.png"] if self.config.pictures and self.config.technique != "all" else []
-        return {part: self.output.with_name(f"{self.output.stem}_{part}") for part in parts}
+    def _side_outputs(self) -> dict[str, Path]:
+        """Paths of the files written beside the output, by the suffix of their names."""
+        suffixes = []
+        if _has_table(self.config):
+            suffixes += ["table.json", "curves.png"]
+        if self.config.pictures and self.config.technique != "all":
+            suffixes += ["pictures.png"]
+        stem = self.output.stem
+        return {suffix: self.output.with_name(f"{stem}_{suffix}") for suffix in suffixes}
 
 
-def _tabled(config: Any) -> bool:
+def _has_table(config: Config) -> bool:
+    """Whether the run writes the table of all techniques."""
     return bool(config.technique == "all" or config.evaluate)
 
 
-def _technique(config: Any) -> Technique:
-    """The one that the keys name. Raises UserError."""
-    return Technique(
-        config.technique,
-        USUAL.get(config.technique) if config.threshold is None else config.threshold,
-        **_keys(config),
-    )
+def _configured_technique(config: Config) -> Technique:
+    """The technique that the config describes. Raises UserError."""
+    threshold = config.threshold
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLDS.get(config.technique)
+    return Technique(config.technique, threshold, **_technique_fields(config))
 
 
-def _keys(config: Any) -> dict[str, Any]:
+def _technique_fields(config: Config) -> dict[str, Any]:
     return {key: config[key] for key in ("iterations", "margin", "side", "normalise")}
 
 
-def _check(config: Any) -> None:
-    """Raises UserError for keys whose values cannot be."""
-    for key, known in (
-        ("by", BY),
-        ("segmentation", ("rle", "polygons")),
-        ("split", ("train", "val")),
-    ):
-        if config[key] not in known:
-            raise UserError(f"{key} must be {' or '.join(known)}, not {config[key]!r}")
-    for key, least in (("workers", 0), ("pictures", 0), ("tune_images", 1)):
-        if config[key] < least:
-            raise UserError(f"{key} must be at least {least}, not {config[key]}")
-    if config.map_side is not None and (
-        type(config.map_side) is not int or config.map_side < STRIDE
-    ):
+def _check_config(config: Config) -> None:
+    """Raise UserError for invalid values of the config."""
+    choices = {"by": MODES, "segmentation": ("rle", "polygons"), "split": ("train", "val")}
+    for key, valid in choices.items():
+        if config[key] not in valid:
+            raise UserError(f"{key} must be {' or '.join(valid)}, not {config[key]!r}")
+    for key, minimum in {"workers": 0, "pictures": 0, "tune_images": 1}.items():
+        if config[key] < minimum:
+            raise UserError(f"{key} must be at least {minimum}, not {config[key]}")
+    map_side = config.map_side
+    if map_side is not None and map_side < STRIDE:
         raise UserError(
-            f"map_side must be a whole number of at least {STRIDE}, or null, not {config.map_side!r}"
+            f"map_side must be a whole number of at least {STRIDE}, or null, not {map_side!r}"
         )
-    thresholds = list(config.thresholds)
-    if not thresholds or not all(_is_number(value) and 0 < value < 1 for value in thresholds):
-        raise UserError(f"thresholds must be numbers between 0 and 1, not {thresholds}")
-    if config.threshold is not None and not _is_number(config.threshold):
-        raise UserError(f"threshold must be a number, not {config.threshold!r}")
-    if config.threshold is not None and config.technique not in WITH_THRESHOLD:
-        raise UserError(f"technique={config.technique} takes no threshold")
+    _check_thresholds(config)
     if config.technique not in ("auto", "all"):
-        _technique(config)
+        _configured_technique(config)
     if config.checkpoint and config.classifier:
         raise UserError(
-            "checkpoint and classifier are both set: one of them gives the class activation maps"
+            "checkpoint and classifier are both set: class activation maps come from one of them"
         )
 
 
-def _is_number(
-    value: Any,
-) -> bool:  # what stands where the config has null, or in its lists, is not checked when it is read
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_thresholds(config: Config) -> None:
+    """Raise UserError for invalid values of `threshold` and `thresholds`."""
+    thresholds = list(config.thresholds)
+    if not thresholds or not all(0 < value < 1 for value in thresholds):
+        raise UserError(f"thresholds must be numbers between 0 and 1, not {thresholds}")
+    if config.threshold is not None and config.technique not in WITH_THRESHOLD:
+        raise UserError(f"technique={config.technique} takes no threshold")
 
 
-def _marks(config: Any) -> dict[str, str]:
-    """What changes with the content of the classifier's file, by the key that names it."""
+def _classifier_checksums(config: Config) -> dict[str, str]:
+    """Content hash of the classifier's checkpoint or weights, by config key."""
     if config.checkpoint:
-        return {"checkpoint": file_mark(checkpoint_path(Path(config.checkpoint)))}
+        return {"checkpoint": sha256_of(checkpoint_path(Path(config.checkpoint)))}
     weights = Path(str(config.weights))
-    return {"weights": file_mark(weights)} if config.classifier and weights.is_file() else {}
+    if config.classifier and weights.is_file():
+        return {"weights": sha256_of(weights)}
+    return {}
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """Builds the classifier of a checkpoint that tools/train.py wrote. mark: what changes with the file's content."""
+class TrainedClassifier:
+    """Builder of the classifier of a checkpoint from tools/train.py.
+
+    checksum: of the file, so that builders of different contents differ.
+    """
 
     path: str
-    mark: str
+    checksum: str
 
     def __call__(self) -> ImageClassifier:
-        return _classifier(self)[0]
+        model, _, _ = _load_classifier(self)
+        return model
 
     def side(self) -> Side:
-        """As its tests saw images."""
-        for step in _classifier(self)[2].data.test_transforms:
-            if str(step._target_).endswith(".ResizeShortestEdge"):
+        """The input size of the classifier's test transforms."""
+        _, _, config = _load_classifier(self)
+        for step in config.data.test_transforms:
+            if str(step["_target_"]).endswith(".ResizeShortestEdge"):
                 return int(step.sizes[0]), int(step.max_size)
         return None
 
     def members(self, names: Sequence[str]) -> list[list[int]]:
-        """Its class of each name, [] where it has none. Raises UserError where it has none of them."""
-        known = _classifier(self)[1]
-        if names and not {*names} & {*known}:
+        """The classifier's class of each name, [] if there is none.
+
+        Raises UserError if it knows none of the names.
+        """
+        _, class_names, _ = _load_classifier(self)
+        if names and set(names).isdisjoint(class_names):
             raise UserError(f"checkpoint={self.path} does not know {', '.join(names)}")
-        return [[known.index(name)] if name in known else [] for name in names]
+        return [[class_names.index(name)] if name in class_names else [] for name in names]
 
 
 @cache
-def _classifier(build: _Trained) -> tuple[ImageClassifier, list[str], Any]:
-    """The model, the names of its classes and its config, read once in a process. Raises UserError for a checkpoint of something else."""
+def _load_classifier(build: TrainedClassifier) -> tuple[ImageClassifier, list[str], Config]:
+    """Load the model, the names of its classes and its config; cached, once per process.
+
+    Raises UserError if the checkpoint is not that of a classifier.
+    """
     model, config, categories = trained_model(Path(build.path), [], "predict")
     if not isinstance(model, ImageClassifier):
         raise UserError(
-            f"checkpoint={build.path} is no classifier of images: tools/train.py experiment=classify_scenes trains one"
+            f"checkpoint={build.path} is not an image classifier: "
+            "tools/train.py experiment=classify_scenes trains one"
         )
     return model, list(categories.names), config
 
 
-def _class_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _find_ground_truth(job: AnnotationJob, request: MaskRequest) -> Bools | None:
+    """The ground truth mask of a request, bool [H, W], from the job with ground truth, or None."""
+    for candidate in job.requests:
+        if (candidate.id, candidate.label) == (request.id, request.label):
+            return candidate.ground_truth_mask()
+    return None
+
+
+def _without_id(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "id"}
 
 
-def _extent(box: Sequence[float] | None) -> float:
+def _box_area(box: Sequence[float] | None) -> float:
     return 0.0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _warn(found: Mapping[int, Sequence[Mapping[str, Any]]], by: str, technique: Technique) -> None:
-    """Says which masks are none of the technique's own, and what stands in for them."""
-    kinds: dict[tuple[str, str], list[int]] = {}
-    for image, rows in found.items():
-        for row in (row for row in rows if "fallback" in row["mask_by"]):
-            instead = (
-                "the map stands in"
-                if by == "class" and technique.needs_map
-                else "the ellipse stands in"
-            )
-            kind = row["mask_by"]["fallback"], instead if row["area"] else "there is no mask"
-            kinds.setdefault(kind, []).append(row["id"] if by == "object" else image)
-    for (why, instead), ids in kinds.items():
-        names, what = list(dict.fromkeys(ids)), "annotations" if by == "object" else "images"
-        told = f"{what} {', '.join(map(str, names[:SHOWN]))}{' ...' if len(names) > SHOWN else ''}"
+def _warn_about_fallbacks(masks: MasksByImage, by: str, technique: Technique) -> None:
+    """Warn about masks that came from a fallback."""
+    fallback = "the ellipse is used instead"
+    if by == "class" and technique.needs_map:
+        fallback = "the thresholded map is used instead"
+    groups: dict[tuple[str, str], list[int]] = {}
+    for image_id, rows in masks.items():
+        for row in rows:
+            if "fallback" in row["mask_by"]:
+                consequence = fallback if row["area"] else "there is no mask"
+                group = groups.setdefault((row["mask_by"]["fallback"], consequence), [])
+                group.append(row["id"] if by == "object" else image_id)
+    total = sum(map(len, masks.values()))
+    kind = "annotations" if by == "object" else "images"
+    for (reason, consequence), ids in groups.items():
+        unique_ids = list(dict.fromkeys(ids))
+        listed = ", ".join(map(str, unique_ids[:MAX_LISTED]))
+        if len(unique_ids) > MAX_LISTED:
+            listed += " ..."
         print(
-            f"warning: {len(ids)} of {sum(map(len, found.values()))} masks: {why}, {instead} ({told})",
+            f"warning: {len(ids)} of {total} masks: {reason}, {consequence} ({kind} {listed})",
             flush=True,
         )

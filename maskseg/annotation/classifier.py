@@ -1,4 +1,4 @@
-"""A classifier of images, learnt from what they show and not where: several classes an image, and a class activation map of each (`variants.cam`)."""
+"""A multi-label image classifier, trained on image labels, with class activation maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskseg.annotation.cam import weighted
+from maskseg.annotation.cam import compute_cam
 from maskseg.errors import UserError
 from maskseg.models.interfaces import Backbone
 from maskseg.models.layers.norms import conv
@@ -22,49 +22,57 @@ from maskseg.structures import (
     Losses,
     Outputs,
     Targets,
+    class_presence,
     no_detections,
-    present,
 )
 
 
 class ImageClassHead(nn.Module):
-    """Features -> logits and maps of K classes: convolutions, the mean over the image's cells, a linear layer.
+    """Features -> logits and class activation maps of K classes.
 
-    levels: those that are read, finest first; at: what the backbone says of them, by name. Several are brought to `channels` by 1x1 convolutions,
-    laid over each other at the finest one's cells and added. layers: 3x3 convolutions of `channels` behind that, with `norm` and ReLU; 0 for none.
+    Convolutions, global average pooling over the cells of the image, and a linear layer.
+
+    Args:
+        num_classes: K.
+        levels: names of the feature levels that are read, finest first. Several levels are
+            projected to `channels` by 1x1 convolutions, resampled to the cells of the finest one
+            and summed.
+        feature_specs: stride, center and channels of the levels, by name.
+        channels: of the convolutions.
+        layers: number of 3x3 convolutions, each with `norm` and ReLU; may be 0.
+        norm: see `layers.norms`.
     """
 
     def __init__(
         self,
         num_classes: int,
         levels: Sequence[str],
-        at: Mapping[str, FeatureSpec],
+        feature_specs: Mapping[str, FeatureSpec],
         channels: int = 256,
         layers: int = 2,
         norm: str | None = None,
     ) -> None:
         super().__init__()
-        self.at = {name: at[name] for name in levels}
-        strides = [level.stride for level in self.at.values()]
-        if not levels or list(self.at) != list(levels) or strides != sorted(set(strides)):
+        self.feature_specs = {name: feature_specs[name] for name in levels}
+        strides = [spec.stride for spec in self.feature_specs.values()]
+        is_unique = list(self.feature_specs) == list(levels)
+        if not levels or not is_unique or strides != sorted(set(strides)):
             raise UserError(
-                f"image classes: levels must be different ones, the finest first, not {list(levels)}"
+                "image classes: levels must be distinct and the finest one first, "
+                f"not {list(levels)}"
             )
-        self.finest = next(iter(self.at.values()))
-        several = len(self.at) > 1
-        self.lateral = nn.ModuleDict(
-            {name: conv(level.channels, channels, 1) for name, level in self.at.items()}
-            if several
-            else {}
-        )
-        width = channels if several else self.finest.channels
-        self.convs = nn.Sequential(
-            *(
-                conv(width if i == 0 else channels, channels, 3, norm, relu=True)
-                for i in range(layers)
-            )
-        )
-        self.width = channels if layers else width
+        self.finest = next(iter(self.feature_specs.values()))
+        self.lateral = nn.ModuleDict()
+        in_channels = self.finest.channels
+        if len(self.feature_specs) > 1:
+            for name, spec in self.feature_specs.items():
+                self.lateral[name] = conv(spec.channels, channels, 1)
+            in_channels = channels
+        self.convs = nn.Sequential()
+        for _ in range(layers):
+            self.convs.append(conv(in_channels, channels, 3, norm, relu=True))
+            in_channels = channels
+        self.width = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -75,53 +83,53 @@ class ImageClassHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Features) -> Tensor:
-        """-> what the maps are made of, [N, width, h, w] at the finest level's cells."""
+        """Features that the maps are computed from, [N, width, h, w], on the finest level."""
+        names = list(self.feature_specs)
         if not self.lateral:
-            return cast(Tensor, self.convs(features[next(iter(self.at))]))
+            return cast(Tensor, self.convs(features[names[0]]))
         maps = {name: layer(features[name]) for name, layer in self.lateral.items()}
-        first = maps[next(iter(maps))]
-        added = [
-            first,
-            *(self._aligned(maps[name], self.at[name], first) for name in list(maps)[1:]),
-        ]
-        return cast(Tensor, self.convs(torch.stack(added).sum(dim=0)))
+        finest = maps[names[0]]
+        coarser = [self._align(maps[name], self.feature_specs[name], finest) for name in names[1:]]
+        return cast(Tensor, self.convs(torch.stack([finest, *coarser]).sum(dim=0)))
 
-    def _aligned(self, maps: Tensor, level: FeatureSpec, like: Tensor) -> Tensor:
-        """A coarser level's map at the finest one's cells."""
-        stride = level.stride / self.finest.stride
-        centre = (
-            level.centre - self.finest.centre
-        ) / self.finest.stride + 0.5  # a cell is a pixel there
-        return upsample(maps, like.shape[2], like.shape[3], (stride, stride), (centre, centre)).to(
-            like.dtype
-        )
+    def _align(self, maps: Tensor, spec: FeatureSpec, finest: Tensor) -> Tensor:
+        """Resample the maps of a coarser level to the cells of the finest level."""
+        stride = spec.stride / self.finest.stride
+        # `upsample` takes pixel coordinates: the first cell of the finest level is centered at 0.5.
+        centre = (spec.centre - self.finest.centre) / self.finest.stride + 0.5
+        height, width = finest.shape[2:]
+        return upsample(maps, height, width, (stride, stride), (centre, centre)).to(finest.dtype)
 
     def cells(self, sizes: Tensor, height: int, width: int) -> Tensor:
-        """The cells whose centres lie in the image, at least one. sizes: i64 [N, 2], the images without padding. -> bool [N, height, width]."""
+        """Mask of the cells whose centers lie in the image, at least one per image.
+
+        sizes: image sizes without padding, i64 [N, 2]; height, width: of the feature map, in cells.
+        Returns bool [N, height, width].
+        """
         inside = []
         for axis, count in enumerate((height, width)):
-            number = torch.arange(count, device=sizes.device)
-            inside.append(
-                (self.finest.centre + number * self.finest.stride < sizes[:, axis, None])
-                | (number == 0)
-            )
-        return inside[0][:, :, None] & inside[1][:, None, :]
+            index = torch.arange(count, device=sizes.device)
+            centres = self.finest.centre + index * self.finest.stride
+            inside.append((centres < sizes[:, axis, None]) | (index == 0))
+        rows, columns = inside
+        return rows[:, :, None] & columns[:, None, :]
 
     def scores(self, x: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits and maps of what `forward` gives, see `cam.weighted`."""
-        return weighted(x, self.classifier.weight, self.classifier.bias, cells)
+        """Logits and maps from the output of `forward`, see `cam.compute_cam`."""
+        return compute_cam(x, self.classifier.weight, self.classifier.bias, cells)
 
 
 class ImageClassifier(PixelModel):
-    """Backbone -> `ImageClassHead`. Loss `image_class`: binary cross-entropy of each class, summed over classes, averaged over images.
+    """Backbone -> `ImageClassHead`.
 
-    The classes of an image are those of its targets; a crowd shows its class as well as single objects do, and an image without objects shows none.
-    Outputs: no detections; `image_scores` and `image_maps`.
+    The loss `image_class` is the binary cross-entropy, summed over classes and averaged over
+    images. The classes of an image are those of its targets, including crowds; an image without
+    objects is a negative for all classes. Outputs: no detections; `image_scores`, `image_maps`.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         head: ImageClassHead,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
@@ -131,52 +139,53 @@ class ImageClassifier(PixelModel):
         self.level = head.finest
 
     def forward(self, batch: Batch) -> Losses:
-        """The loss. The batch must have targets."""
+        """Compute the loss. Raises ValueError for a batch without targets."""
         if batch.targets is None:
             raise ValueError(
-                "forward() gives losses and needs a batch with targets; use predict() for one without"
+                "forward() computes losses and needs a batch with targets; use predict() instead"
             )
-        x = self.head(self.features(batch))
-        return self._losses(
-            self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))[0], batch.targets
-        )
+        logits, _ = self.logits_and_maps(batch)
+        return self._losses(logits, batch.targets)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
-        """Scores and maps of every class."""
-        return self._outputs(batch)[1]
+        """Scores and maps of all classes."""
+        return self._outputs(batch, *self.logits_and_maps(batch))
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Outputs]:
-        """What `forward` and `predict` give in evaluation mode, from one pass."""
+        """Results of `forward` and `predict` in evaluation mode, from one forward pass."""
         assert batch.targets is not None
-        logits, outputs = self._outputs(batch)
-        return self._losses(logits, batch.targets), outputs
+        logits, maps = self.logits_and_maps(batch)
+        return self._losses(logits, batch.targets), self._outputs(batch, logits, maps)
 
     @torch.no_grad()
     def activation(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: f32 [N, 3, H, W], normalised, without padding. -> logits f32 [N, K], maps f32 [N, K, h, w]; a map's mean plus the class' bias is
-        the logit."""
-        return self.head.scores(self.head(cast(Backbone, self.backbone)(images)), None)
+        """Compute logits f32 [N, K] and class activation maps f32 [N, K, h, w].
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB [N, 3, H, W] -> what `activation` takes."""
+        images: f32 [N, 3, H, W], normalized, without padding. The mean of a map plus the bias of
+        the class is its logit.
+        """
+        return self.head.scores(self.head(self.backbone(images)), None)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """RGB pixels in 0..255, [N, 3, H, W] -> input of `activation`."""
         return (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [N, K] -> sigmoid: each class is there or not."""
+        """Logits [N, K] -> sigmoid: the classes are independent of each other."""
         return logits.sigmoid()
 
-    def _outputs(self, batch: Batch) -> tuple[Tensor, Outputs]:
+    def logits_and_maps(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits f32 [N, K] and maps f32 [N, K, h, w], without the cells of the padding."""
         x = self.head(self.features(batch))
-        logits, maps = self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))
-        return logits, Outputs(
-            no_detections(batch), image_scores=self.probabilities(logits), image_maps=maps
-        )
+        return self.head.scores(x, self.head.cells(batch.sizes, *x.shape[2:]))
+
+    def _outputs(self, batch: Batch, logits: Tensor, maps: Tensor) -> Outputs:
+        scores = self.probabilities(logits)
+        return Outputs(no_detections(batch), image_scores=scores, image_maps=maps)
 
     def _losses(self, logits: Tensor, targets: Targets) -> Losses:
-        wanted = present(targets, *logits.shape).to(logits.dtype)
-        return {
-            "image_class": F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-            / len(logits)
-        }
+        labels = class_presence(targets, *logits.shape).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return {"image_class": loss / len(logits)}

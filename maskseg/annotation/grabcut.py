@@ -1,8 +1,12 @@
-"""GrabCut: a mask from a box, a class activation map or painted strokes (Rother et al., "GrabCut", SIGGRAPH 2004), by OpenCV.
+"""GrabCut: masks from boxes, class activation maps or painted strokes, with OpenCV.
 
-A map in [0, 1] becomes seeds: pixels that are surely or perhaps background, perhaps or surely foreground ("Using Deep Features for
-Segmentation Annotations"). A box may stand in for the map: everything outside is background, and the middle of its ellipse foreground.
-Boxes are xyxy in continuous pixels. Equal arguments give equal masks: OpenCV's random numbers start anew for each.
+Rother et al., "GrabCut: Interactive Foreground Extraction using Iterated Graph Cuts", SIGGRAPH
+2004. A map in [0, 1] is quantized to a trimap: each pixel is sure or probable background, probable
+or sure foreground ("Using Deep Features for Segmentation Annotations"). A box alone also defines a
+trimap: its outside is background and the middle of its inscribed ellipse is foreground.
+
+Boxes are xyxy in continuous pixels. Results are deterministic: OpenCV's random number generator is
+reset for every call.
 """
 
 from __future__ import annotations
@@ -18,27 +22,43 @@ from maskseg.superpixels.opencv import opencv
 Image = NDArray[np.uint8]  # RGB [H, W, 3]
 Bools = NDArray[np.bool_]  # [H, W]
 Map = NDArray[np.float32]  # [H, W] in [0, 1]
-Codes = NDArray[np.uint8]  # [H, W] of the four below, which are OpenCV's
+Trimap = NDArray[np.uint8]  # [H, W] of the four values below
 
-BACKGROUND, FOREGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND = 0, 1, 2, 3
-MARGIN = 0.05  # of background around what may be foreground, as a share of its sides: more of it knows less of the object's surroundings
-SIDE = 192  # pixels of the longer side at which crops are cut
-ENLARGED = 4.0  # small crops, at most: the cut is smooth over a few pixels, which in a small object are much
-CORE = 0.8  # of `ellipse_map`, from where on it is foreground: the cut of a box without such seeds often loses the object
-CORNERS = 0.1  # of `ellipse_map`, below which it perhaps is background: all there is to learn from where the box is as large as the image
-COLLAPSED = 0.25  # a cut of less than this share of what stands in for it has lost the object
+# OpenCV's GC_BGD, GC_FGD, GC_PR_BGD, GC_PR_FGD; the foreground values are odd.
+BACKGROUND = 0
+FOREGROUND = 1
+MAYBE_BACKGROUND = 2
+MAYBE_FOREGROUND = 3
+
+# Background around the possible foreground, as a fraction of its sides. A larger margin makes the
+# background model less specific to the object's surroundings.
+MARGIN = 0.05
+SIDE = 192  # px of the longer side of a crop when it is segmented
+# Maximum enlargement of small crops. GrabCut smooths over a few pixels, a lot for a small object.
+MAX_UPSCALE = 4.0
+# `ellipse_map` from this value on is sure foreground. Without such seeds, GrabCut of a box often
+# loses the object.
+SURE_FG_THRESHOLD = 0.8
+# `ellipse_map` below this value is probable background: the only background to learn from if the
+# box is as large as the image.
+MAYBE_BG_THRESHOLD = 0.1
+# A result smaller than this fraction of the fallback mask has lost the object.
+MIN_AREA_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
-class Cut:
-    """mask: bool [H, W]; fallback: why it is not GrabCut's, "" where it is."""
+class GrabCutResult:
+    """mask: bool [H, W]; fallback_reason: why the mask is a fallback, "" if it is GrabCut's."""
 
     mask: Bools
-    fallback: str = ""
+    fallback_reason: str = ""
 
 
-def window(box: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of the pixels whose centres a box holds; at least one pixel of a box that meets the image, none of one that doesn't."""
+def pixel_window(box: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the pixels whose centers lie in a box.
+
+    At least one pixel for a box that overlaps the image, empty for a box outside.
+    """
     spans = []
     for low, high, size in ((box[1], box[3], height), (box[0], box[2], width)):
         if not (high > low and high > 0 and low < size):
@@ -53,176 +73,207 @@ def window(box: Sequence[float], height: int, width: int) -> tuple[slice, slice]
 
 
 def box_mask(box: Sequence[float], height: int, width: int) -> Bools:
-    """The pixels in the box."""
+    """Mask of the pixels in a box."""
     mask = np.zeros((height, width), dtype=bool)
-    mask[window(box, height, width)] = True
+    mask[pixel_window(box, height, width)] = True
     return mask
 
 
 def ellipse_mask(box: Sequence[float], height: int, width: int) -> Bools:
-    """The pixels in the ellipse that touches the box's sides; those of the box where no centre lies in it."""
-    rows, columns = window(box, height, width)
-    inside = _far(box, rows, columns) <= 0.25
+    """Mask of the ellipse inscribed in a box; of the box if no pixel center lies in the ellipse."""
+    rows, columns = pixel_window(box, height, width)
+    inside = _squared_distance(box, rows, columns) <= 0.25
     mask = np.zeros((height, width), dtype=bool)
     mask[rows, columns] = inside if inside.any() else True
     return mask
 
 
 def ellipse_map(box: Sequence[float], height: int, width: int) -> Map:
-    """1 in the middle of the box, 0.5 on the ellipse that touches its sides, towards 0 in its corners; 0 outside."""
-    rows, columns = window(box, height, width)
+    """1 in the center of a box, 0.5 on its inscribed ellipse, near 0 in its corners, 0 outside."""
+    rows, columns = pixel_window(box, height, width)
     values = np.zeros((height, width), dtype=np.float32)
-    values[rows, columns] = (1 - 2 * _far(box, rows, columns)).clip(0, 1)
+    values[rows, columns] = (1 - 2 * _squared_distance(box, rows, columns)).clip(0, 1)
     return values
 
 
-def normalised(
+def normalise_map(
     scores: NDArray[np.floating], height: int, width: int, box: Sequence[float] | None = None
 ) -> Map:
-    """A map of any numbers [h, w], resized to the image, then scaled so that its least and greatest values (in the box, where there is one; what
-    lies beyond is cut off) are 0 and 1. Zeros where all are equal or some are no numbers."""
-    large = opencv().resize(
+    """Resize a map [h, w] of any values to the image and scale it to [0, 1].
+
+    0 and 1 are its minimum and maximum, in the box if there is one; values outside that range are
+    clipped. Zeros if the map is constant or has values that are not finite.
+    """
+    resized = opencv().resize(
         np.asarray(scores, dtype=np.float32), (width, height), interpolation=opencv().INTER_LINEAR
     )
-    seen = large if box is None else large[window(box, height, width)]
-    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
-    if not (np.isfinite(large).all() and high > low):
+    reference = resized if box is None else resized[pixel_window(box, height, width)]
+    low = 0.0
+    high = 0.0
+    if reference.size:
+        low = float(reference.min())
+        high = float(reference.max())
+    if not (np.isfinite(resized).all() and high > low):
         return np.zeros((height, width), dtype=np.float32)
-    return np.asarray(((large - low) / (high - low)).clip(0, 1), dtype=np.float32)
+    return np.asarray(((resized - low) / (high - low)).clip(0, 1), dtype=np.float32)
 
 
-def seeds(
+def make_trimap(
     scores: Map, t0: float, t1: float, t2: float, box: Sequence[float] | None = None
-) -> Codes:
-    """A map in [0, 1], digitised: below t0 background, below t1 perhaps background, below t2 perhaps foreground, from there to 1 foreground.
+) -> Trimap:
+    """Quantize a map in [0, 1] to a trimap.
 
-    t2 = 1: no foreground that is sure. Outside the box, where there is one, all is background. Raises ValueError unless 0 <= t0 < t1 < t2 <= 1.
+    Below t0: background; below t1: probable background; below t2: probable foreground; from t2 on:
+    foreground. t2 = 1 means no sure foreground. With a box, everything outside is background.
+    Raises ValueError unless 0 <= t0 < t1 < t2 <= 1.
     """
     if not 0 <= t0 < t1 < t2 <= 1:
         raise ValueError(f"thresholds must be 0 <= t0 < t1 < t2 <= 1, not {t0}, {t1}, {t2}")
     order = np.array([BACKGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, FOREGROUND], dtype=np.uint8)
-    codes = order[np.digitize(scores, [t0, t1, t2 if t2 < 1 else np.inf])]
-    return (
-        codes
-        if box is None
-        else np.where(box_mask(box, *scores.shape), codes, np.uint8(BACKGROUND))
-    )
+    trimap = order[np.digitize(scores, [t0, t1, t2 if t2 < 1 else np.inf])]
+    if box is None:
+        return trimap
+    return np.where(box_mask(box, *scores.shape), trimap, np.uint8(BACKGROUND))
 
 
 def grabcut(
     image: Image,
-    codes: Codes,
+    trimap: Trimap,
     iterations: int = 1,
     margin: float = MARGIN,
     side: int = SIDE,
-    instead: Bools | None = None,
-    whole: bool = False,
-) -> Cut:
-    """The foreground of an image by its seeds.
+    fallback: Bools | None = None,
+    full_image: bool = False,
+) -> GrabCutResult:
+    """Segment the foreground of an image from a trimap.
 
-    Only what is not surely background is looked at, with a margin of that share of its sides, scaled so that the longer side has `side` pixels
-    (0: as it is); seeds that are sure stay as they are at any scale. Where there is no foreground or no background to learn from, where nothing is
-    left (or less than a quarter of `instead`), or all of the image, the mask is `instead` (None: what the seeds say, sure or not). whole: no crop and
-    no scaling.
+    Works on a crop around everything that is not sure background, scaled to `side` px on its
+    longer side. Sure pixels keep their label at any scale.
+
+    Args:
+        image: RGB [H, W, 3].
+        trimap: [H, W].
+        iterations: of GrabCut.
+        margin: of the crop, as a fraction of its sides.
+        side: px of the crop's longer side; 0 keeps its resolution.
+        fallback: mask to return if there is no foreground or no background to learn from, if the
+            result is empty, smaller than a quarter of the fallback, or fills the image. None: the
+            foreground of the trimap, sure or probable.
+        full_image: use the whole image at its resolution instead of a scaled crop.
     """
-    hopeful = (codes & 1).astype(bool)  # of OpenCV's numbers, those of foreground are odd
-    instead = hopeful if instead is None else instead
-    if not hopeful.any():
-        return Cut(instead, "no foreground seeds")
-    area = (slice(None), slice(None)) if whole else _around(codes != BACKGROUND, margin)
-    if hopeful[area].all():
-        return Cut(instead, "no background seeds")
-    mask = np.zeros_like(hopeful)
-    mask[area] = _cut(
-        np.ascontiguousarray(image[area]), codes[area], iterations, 0 if whole else side
-    )
-    mask = (mask & (codes != BACKGROUND)) | (
-        codes == FOREGROUND
-    )  # a crop that was scaled has lost the borders of its seeds
-    if mask.sum() < max(COLLAPSED * instead.sum(), 1):
-        return Cut(instead, "the cut collapsed")
-    return Cut(instead, "the cut filled the image") if mask.all() else Cut(mask)
+    possible = (trimap & 1).astype(bool)
+    if fallback is None:
+        fallback = possible
+    if not possible.any():
+        return GrabCutResult(fallback, "no foreground seeds")
+    if full_image:
+        area = (slice(None), slice(None))
+    else:
+        area = _bounding_window(trimap != BACKGROUND, margin)
+    if possible[area].all():
+        return GrabCutResult(fallback, "no background seeds")
+    crop = np.ascontiguousarray(image[area])
+    mask = np.zeros_like(possible)
+    mask[area] = _segment_crop(crop, trimap[area], iterations, 0 if full_image else side)
+    # Scaling a crop moves the borders of its seeds, so sure pixels are set again.
+    mask = (mask & (trimap != BACKGROUND)) | (trimap == FOREGROUND)
+    if mask.sum() < max(MIN_AREA_FRACTION * fallback.sum(), 1):
+        return GrabCutResult(fallback, "the cut collapsed")
+    if mask.all():
+        return GrabCutResult(fallback, "the cut filled the image")
+    return GrabCutResult(mask)
 
 
-def recut(
+def refine_with_strokes(
     image: Image,
     box: Sequence[float] | None,
     definite_foreground: Bools,
     definite_background: Bools,
     iterations: int = 1,
-) -> Cut:
-    """The mask of the object in a box (None: anywhere), mended by painted strokes: what is painted is as it is painted; background where twice.
+) -> GrabCutResult:
+    """Segment the object in a box (None: the whole image), constrained by painted strokes.
 
-    Its middle is taken for foreground, unless some of it is painted as background. Where foreground is painted outside, the box is widened to as far
-    around that as it is long and wide.
+    Painted pixels keep their label; pixels painted with both are background. The middle of the box
+    is assumed to be foreground unless a part of it is painted as background. If foreground is
+    painted outside the box, the search area is extended by the strokes' bounding box plus a margin
+    of its own size.
     """
     height, width = image.shape[:2]
-    box = (0, 0, width, height) if box is None else box
-    painted, wide = definite_foreground & ~definite_background, box
-    if (outside := painted & ~box_mask(box, height, width)).any():
-        rows, columns = _around(outside, 1)
-        wide = (
+    if box is None:
+        box = (0, 0, width, height)
+    foreground = definite_foreground & ~definite_background
+    search_box = box
+    outside = foreground & ~box_mask(box, height, width)
+    if outside.any():
+        rows, columns = _bounding_window(outside, 1)
+        search_box = (
             min(box[0], columns.start),
             min(box[1], rows.start),
             max(box[2], columns.stop),
             max(box[3], rows.stop),
         )
     prior = ellipse_map(box, height, width)
-    codes = seeds(
-        prior, 0, CORNERS, 1 if (definite_background & (prior >= CORE)).any() else CORE, wide
-    )
-    codes[painted], codes[definite_background] = FOREGROUND, BACKGROUND
-    ellipse = ellipse_mask(box, height, width)
-    return grabcut(image, codes, iterations, instead=(ellipse | painted) & ~definite_background)
+    middle_is_painted = (definite_background & (prior >= SURE_FG_THRESHOLD)).any()
+    sure_threshold = 1 if middle_is_painted else SURE_FG_THRESHOLD
+    trimap = make_trimap(prior, 0, MAYBE_BG_THRESHOLD, sure_threshold, search_box)
+    trimap[foreground] = FOREGROUND
+    trimap[definite_background] = BACKGROUND
+    fallback = (ellipse_mask(box, height, width) | foreground) & ~definite_background
+    return grabcut(image, trimap, iterations, fallback=fallback)
 
 
-def _cut(image: Image, codes: Codes, iterations: int, side: int) -> Bools:
-    """OpenCV's GrabCut of a crop that has seeds of both kinds, at the scale at which its longer side has `side` pixels (0: as it is)."""
-    cv2, (height, width) = opencv(), codes.shape
-    scale = min(ENLARGED, side / max(height, width)) if side else 1.0
+def _segment_crop(image: Image, trimap: Trimap, iterations: int, side: int) -> Bools:
+    """Run OpenCV's GrabCut on a crop that has foreground and background seeds.
+
+    side: px of the longer side at which the crop is segmented; 0 keeps its resolution.
+    """
+    cv2 = opencv()
+    height, width = trimap.shape
+    scale = min(MAX_UPSCALE, side / max(height, width)) if side else 1.0
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size != (width, height):
-        image = cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        )
-        codes = cv2.resize(codes, size, interpolation=cv2.INTER_NEAREST)
-        if len(np.unique(codes & 1)) < 2:  # one kind of seeds was so thin that it went
-            return np.full((height, width), bool(codes[0, 0] & 1))
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, size, interpolation=interpolation)
+        trimap = cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST)
+        if len(np.unique(trimap & 1)) < 2:  # thin seeds of one kind vanished
+            return np.full((height, width), bool(trimap[0, 0] & 1))
     cv2.setRNGSeed(0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    found, _, _ = cv2.grabCut(
+    labels, _, _ = cv2.grabCut(
         cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
-        codes.copy(),
+        trimap.copy(),
         None,
-        *models,
+        np.zeros((1, 65)),
+        np.zeros((1, 65)),
         iterations,
         cv2.GC_INIT_WITH_MASK,
     )
-    mask = (found & 1).astype(np.float32)
-    return np.asarray(
-        cv2.resize(
-            mask, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        )
-        >= 0.5
-    )
+    mask = (labels & 1).astype(np.float32)
+    interpolation = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(mask, (width, height), interpolation=interpolation)
+    return np.asarray(resized >= 0.5)
 
 
-def _around(mask: Bools, margin: float) -> tuple[slice, slice]:
-    """Rows and columns around what is set, with a margin of a share of its sides, at least a pixel where there is a share."""
+def _bounding_window(mask: Bools, margin: float) -> tuple[slice, slice]:
+    """Rows and columns of a mask's bounding box, extended by a fraction of its sides.
+
+    The extension is rounded up to whole pixels.
+    """
     spans = []
     for axis, size in ((1, mask.shape[0]), (0, mask.shape[1])):
-        seen = np.flatnonzero(mask.any(axis=axis))
-        first, last = int(seen[0]), int(seen[-1]) + 1
-        more = int(np.ceil(margin * (last - first)))
-        spans.append(slice(max(0, first - more), min(size, last + more)))
+        occupied = np.flatnonzero(mask.any(axis=axis))
+        first = int(occupied[0])
+        last = int(occupied[-1]) + 1
+        extension = int(np.ceil(margin * (last - first)))
+        spans.append(slice(max(0, first - extension), min(size, last + extension)))
     return spans[0], spans[1]
 
 
-def _far(box: Sequence[float], rows: slice, columns: slice) -> NDArray[np.float64]:
-    """How far pixels lie from the middle of the box, squared, in its sides: 0.25 on the ellipse that touches them."""
+def _squared_distance(box: Sequence[float], rows: slice, columns: slice) -> NDArray[np.float64]:
+    """Squared distance of pixels from a box's center, in units of its sides.
+
+    0.25 on the inscribed ellipse.
+    """
     y, x = np.ogrid[rows, columns]
-    across, down = (
-        (x + 0.5 - (box[0] + box[2]) / 2) / (box[2] - box[0]),
-        (y + 0.5 - (box[1] + box[3]) / 2) / (box[3] - box[1]),
-    )
+    across = (x + 0.5 - (box[0] + box[2]) / 2) / (box[2] - box[0])
+    down = (y + 0.5 - (box[1] + box[3]) / 2) / (box[3] - box[1])
     return np.asarray(across**2 + down**2)

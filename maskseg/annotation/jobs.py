@@ -1,6 +1,7 @@
-"""Work on the objects of a data set, image by image, in several processes, which goes on after a kill.
+"""Mask requests of a data set, processed image by image in several processes and resumable.
 
-What is done is kept in a journal, a text file: a line of settings, then a line an image. A line that was cut off counts as not there.
+Results are kept in a journal, a text file with a line of settings and then a line per image. An
+incomplete last line is ignored.
 """
 
 from __future__ import annotations
@@ -13,88 +14,78 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from maskseg.data.coco.file import CocoFile
-from maskseg.data.process_pool import ImageJob, differences, pooled, terminable
+from maskseg.data.coco.file import Annotations, CocoFile
+from maskseg.data.process_pool import (
+    ImageJob,
+    describe_differences,
+    run_pool,
+    sigterm_as_exception,
+)
 from maskseg.errors import UserError
 from maskseg.files import parse_json
-from maskseg.masks.annotated import FileMasks
-from maskseg.masks.base import Rle, encoded, rle_to_bitmaps
+from maskseg.masks.annotated import AnnotatedMasks
+from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
 
 FORMAT = "maskseg annotations 1"
-BY = ("object", "class")
+MODES = ("object", "class")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a mask is wanted of: an object in a box, or a class in the image (box None).
+class MaskRequest:
+    """A mask to compute: of an object in a box, or of a class in the image (box None).
 
-    id: the annotation's; 0 for a class; label: in 0..K-1; truth: its mask, where there is one.
+    id: of the annotation, 0 for a class; label: in 0..K-1; box: xyxy; ground_truth: the mask, if
+    there is one.
     """
 
     id: int
     label: int
     box: tuple[float, float, float, float] | None = None
-    truth: Rle | None = None
+    ground_truth: Rle | None = None
 
-    def true_mask(self) -> NDArray[np.bool_] | None:
-        """bool [H, W]."""
-        return None if self.truth is None else rle_to_bitmaps([self.truth])[0]
+    def ground_truth_mask(self) -> NDArray[np.bool_] | None:
+        """The ground truth, bool [H, W]."""
+        return None if self.ground_truth is None else rle_to_bitmaps([self.ground_truth])[0]
 
 
 @dataclass(frozen=True)
 class AnnotationJob(ImageJob):
-    """An image file and what masks are wanted of in it."""
+    """An image file and the masks to compute for it."""
 
-    wanted: tuple[Wanted, ...] = ()
+    requests: tuple[MaskRequest, ...] = ()
 
 
 def annotation_jobs(
-    file: CocoFile, root: str, max_pixels: int, by: str, truth: bool, most: int | None = None
+    file: CocoFile,
+    root: str,
+    max_pixels: int,
+    by: str,
+    ground_truth: bool,
+    max_images: int | None = None,
 ) -> Iterator[AnnotationJob]:
-    """The jobs of the (first `most`) images of a file, one after the other, images without any too; crowds are no objects, but show their class.
+    """Generate the jobs of the first `max_images` images of a file, including images without masks.
 
-    by: `object`, each by its box, or `class`, each class of an image once; truth: with the masks of the file; objects without one, and classes of an
-    image whose objects do not all have one, are then left out.
+    by: one of MODES: `object` requests a mask per box, `class` a mask per class of an image. Crowds
+    are not objects, but count for the classes. ground_truth: attach the masks of the file; objects
+    without a mask are dropped, and so are classes of an image with such objects.
     """
-    for index, record in enumerate(file.images[:most]):
-        found = file.annotations(index)
-        rles: list[Rle | None] = [None] * len(found)
-        if truth:
-            there = [i for i, shape in enumerate(found.shapes) if shape is not None]
-            shapes = [shape for shape in found.shapes if shape is not None]
-            for i, rle in zip(
-                there,
-                FileMasks.from_file(shapes, record.height, record.width).to_rle(),
-                strict=True,
-            ):
-                rles[i] = rle
+    for index, record in enumerate(file.images[:max_images]):
+        annotations = file.annotations(index)
+        rles: list[Rle | None] = [None] * len(annotations)
+        if ground_truth:
+            rles = _encode_masks(annotations, record.height, record.width)
         if by == "object":
-            boxes = [tuple(map(float, box)) for box in found.boxes]
-            rows = zip(
-                found.ids.tolist(),
-                found.labels.tolist(),
-                boxes,
-                rles,
-                found.crowd.tolist(),
-                strict=True,
-            )
-            wanted = [
-                Wanted(number, label, cast(Any, box), rle)
-                for number, label, box, rle, crowd in rows
-                if not crowd
-            ]
+            requests = _object_requests(annotations, rles)
         else:
-            wanted = [
-                Wanted(0, label, None, _union(rles, found.labels == label))
-                for label in sorted(set(found.labels.tolist()))
-            ]
-        wanted = [one for one in wanted if one.truth is not None or not truth]
+            requests = _class_requests(annotations, rles)
+        if ground_truth:
+            requests = [request for request in requests if request.ground_truth is not None]
         yield AnnotationJob(
             record.id,
             record.height,
@@ -102,20 +93,54 @@ def annotation_jobs(
             root,
             record.file_name,
             max_pixels,
-            tuple(wanted),
+            tuple(requests),
         )
 
 
+def _encode_masks(annotations: Annotations, height: int, width: int) -> list[Rle | None]:
+    """The mask of each annotation of an image, None for annotations without one."""
+    rles: list[Rle | None] = [None] * len(annotations)
+    rows = [i for i, shape in enumerate(annotations.shapes) if shape is not None]
+    shapes = [shape for shape in annotations.shapes if shape is not None]
+    masks = AnnotatedMasks.from_file(shapes, height, width)
+    for row, rle in zip(rows, masks.to_rle(), strict=True):
+        rles[row] = rle
+    return rles
+
+
+def _object_requests(annotations: Annotations, rles: Sequence[Rle | None]) -> list[MaskRequest]:
+    requests = []
+    for row, rle in enumerate(rles):
+        if not annotations.crowd[row]:
+            x1, y1, x2, y2 = map(float, annotations.boxes[row])
+            annotation_id = int(annotations.ids[row])
+            label = int(annotations.labels[row])
+            requests.append(MaskRequest(annotation_id, label, (x1, y1, x2, y2), rle))
+    return requests
+
+
+def _class_requests(annotations: Annotations, rles: Sequence[Rle | None]) -> list[MaskRequest]:
+    requests = []
+    for label in sorted(set(annotations.labels.tolist())):
+        union = _union(rles, annotations.labels == label)
+        requests.append(MaskRequest(0, label, None, union))
+    return requests
+
+
 def _union(rles: Sequence[Rle | None], rows: NDArray[np.bool_]) -> Rle | None:
-    """Of the masks of some rows; None where one has none."""
-    own = [rle for rle, here in zip(rles, rows.tolist(), strict=True) if here]
-    if any(rle is None for rle in own):
-        return None
-    return encoded(np.asarray(rle_to_bitmaps(cast("list[Rle]", own)).any(axis=0)))[0]
+    """Union of the masks of the selected rows; None if one of them has no mask."""
+    selected = []
+    for rle, is_selected in zip(rles, rows.tolist(), strict=True):
+        if not is_selected:
+            continue
+        if rle is None:
+            return None
+        selected.append(rle)
+    return encode_rle(np.asarray(rle_to_bitmaps(selected).any(axis=0)))[0]
 
 
-def file_mark(path: Path) -> str:
-    """What changes with a file's content. Raises UserError where it cannot be read."""
+def sha256_of(path: Path) -> str:
+    """SHA-256 checksum of a file, in hexadecimal. Raises UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -123,73 +148,99 @@ def file_mark(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def work_through(
+def run_jobs(
     jobs: Sequence[AnnotationJob],
     work: Callable[[AnnotationJob], Any],
     journal: Path,
     settings: Mapping[str, Any],
     workers: int,
-    what: str,
+    description: str,
 ) -> dict[int, Any]:
-    """Calls `work` with each job whose result is not in the journal, and writes that there. -> image id -> result.
+    """Call `work` with each job that has no result in the journal yet, and record the results.
 
-    work: -> plain values, not a number that is not finite; settings: flat, plain values that the results follow from; workers: processes, 0 for one
-    a CPU, 1 for this one alone: the results do not depend on it; what: on the progress bar. SIGTERM raises Interrupted. The journal stays:
-    whoever has kept the results removes it. Raises UserError for a journal of other settings, an image that cannot be read, a disk that is full.
+    Args:
+        jobs: one per image.
+        work: returns a JSON-serializable result; all numbers must be finite.
+        journal: stays after the call; the caller removes it once the results are safe.
+        settings: flat plain values that determine the results.
+        workers: number of processes; 0: one per CPU, 1: this process. It does not affect results.
+        description: of the progress bar.
+
+    Returns image id -> result. SIGTERM raises Interrupted. Raises UserError for a journal with
+    other settings, an image that cannot be read, or a full disk.
     """
-    results = _begin(journal, settings)
-    left = [job for job in jobs if job.image_id not in results]
-    workers = min(workers or os.cpu_count() or 1, len(left))
-    make = partial(_make, work=work)
-    made = (make(job) for job in left) if workers < 2 else pooled(make, left, workers)
+    results = _open_journal(journal, settings)
+    remaining = [job for job in jobs if job.image_id not in results]
+    workers = min(workers or os.cpu_count() or 1, len(remaining))
+    run = partial(_run_job, work=work)
+    if workers < 2:
+        new_results = (run(job) for job in remaining)
+    else:
+        new_results = run_pool(run, remaining, workers)
     try:
-        with journal.open("a", encoding="utf-8") as lines, terminable(), closing(made):
-            for number, result in tqdm(
-                made, total=len(jobs), initial=len(jobs) - len(left), desc=what, disable=None
+        with (
+            journal.open("a", encoding="utf-8") as lines,
+            sigterm_as_exception(),
+            closing(new_results),
+        ):
+            for image_id, result in tqdm(
+                new_results,
+                total=len(jobs),
+                initial=len(jobs) - len(remaining),
+                desc=description,
+                disable=None,
             ):
-                lines.write(json.dumps([number, result], allow_nan=False) + "\n")
+                lines.write(json.dumps([image_id, result], allow_nan=False) + "\n")
                 lines.flush()
-                results[number] = result
+                results[image_id] = result
             os.fsync(lines.fileno())
     except OSError as error:
         raise UserError(
-            f"{journal}: cannot be written ({error.strerror}); what was made is kept, the next run goes on"
+            f"{journal}: cannot be written ({error.strerror}); results so far are kept, "
+            "the next run resumes from them"
         ) from error
     return {job.image_id: results[job.image_id] for job in jobs}
 
 
-def _make(job: AnnotationJob, *, work: Callable[[AnnotationJob], Any]) -> tuple[int, Any]:
+def _run_job(job: AnnotationJob, *, work: Callable[[AnnotationJob], Any]) -> tuple[int, Any]:
     return job.image_id, work(job)
 
 
-def _begin(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
-    """What an earlier run of the same settings left; the journal then ends with a whole line."""
-    own = json.loads(json.dumps({"format": FORMAT, **settings}))
+def _open_journal(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
+    """Read the results of an earlier run with the same settings, or start a new journal.
+
+    An incomplete last line is cut off.
+    """
+    header = json.loads(json.dumps({"format": FORMAT, **settings}))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         text = journal.read_bytes() if journal.exists() else b""
-        lines, whole = [], 0
+        lines = []
+        length = 0
         for line in text.split(b"\n")[:-1]:
             try:
                 lines.append(parse_json(line))
             except ValueError:
                 break
-            whole += len(line) + 1
+            length += len(line) + 1
         if not lines:
             with journal.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(own) + "\n")
+                file.write(json.dumps(header) + "\n")
             return {}
-        _check(journal, lines[0], own)
-        os.truncate(journal, whole)
+        _check_header(journal, lines[0], header)
+        os.truncate(journal, length)
     except OSError as error:
         raise UserError(f"{journal}: cannot be written ({error.strerror})") from error
-    return {int(number): result for number, result in lines[1:]}
+    return {int(image_id): result for image_id, result in lines[1:]}
 
 
-def _check(journal: Path, found: Any, own: Mapping[str, Any]) -> None:
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+def _check_header(journal: Path, stored: Any, current: Mapping[str, Any]) -> None:
+    """Raise UserError for a file that is not a journal, or whose settings differ."""
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise UserError(f"{journal}: not the journal of an unfinished run: choose another output")
-    if told := differences(found, own):
+    differences = describe_differences(stored, current)
+    if differences:
         raise UserError(
-            f"{journal}: an unfinished run was made otherwise ({told}): delete it or choose another output"
+            f"{journal}: an unfinished run had other settings ({differences}): delete it or choose "
+            "another output"
         )

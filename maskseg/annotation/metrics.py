@@ -1,8 +1,11 @@
-"""How well proposed masks agree with true ones: the measures of "Using Deep Features for Segmentation Annotations", pooled over pixels, and the mean
-IoU of objects, to which large and small ones count alike.
+"""Agreement of proposed masks with the ground truth.
 
-TP, FP, FN, TN: pixels of an image that are in both masks, in the proposed one alone, in the true one alone, in neither; summed over all masks of a
-class. IoU = TP / (TP + FP + FN); accuracy = (TP + TN) / (TP + FP + FN + TN).
+The metrics of "Using Deep Features for Segmentation Annotations" are pooled over pixels; the mean
+IoU of objects weights large and small objects equally.
+
+TP, FP, FN, TN are numbers of pixels of an image that are in both masks, only in the proposed mask,
+only in the ground truth, in neither; summed over all masks of a class.
+IoU = TP / (TP + FP + FN); accuracy = (TP + TN) / (TP + FP + FN + TN).
 """
 
 from __future__ import annotations
@@ -13,127 +16,151 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.evaluation.table import _number, _shortened
+from maskseg.evaluation.table import format_number, truncate
 
 Bools = NDArray[np.bool_]
 Counts = tuple[int, int, int, int]  # TP, FP, FN, TN
-SMALL = 1024.0  # pixels: 32 x 32, COCO's small objects
+SMALL = 1024.0  # px: 32 x 32, COCO's small objects
 COLUMNS = {
     "mIoU": "mean over classes of the pooled IoU",
-    "frequency_weighted_IoU": "the same, weighted by true pixels",
+    "frequency_weighted_IoU": "the same, weighted by ground truth pixels",
     "mean_accuracy": "mean over classes of the pooled accuracy",
     "object_IoU": "mean over objects",
     "class_object_IoU": "mean over classes of their objects' mean",
 }
-ANY_SIZE = "any_object_IoU"  # the mean over objects, small ones too; what techniques are chosen by, and no column
+# Mean over objects including small ones: the metric that selects techniques, not a column.
+OBJECT_IOU_ANY_SIZE = "any_object_IoU"
 _HEADS = ("mIoU", "fwIoU", "mAcc", "objects", "by class")
 _CELL = 10  # characters of a number
 
 
-def agreement(proposed: Bools, truth: Bools) -> Counts:
-    """TP, FP, FN, TN of two masks [H, W]. Raises ValueError for shapes that differ."""
-    if proposed.shape != truth.shape:
-        raise ValueError(f"a mask of {proposed.shape} cannot be compared with one of {truth.shape}")
-    both, found, true = (
-        int(np.count_nonzero(mask)) for mask in (proposed & truth, proposed, truth)
-    )
-    return both, found - both, true - both, truth.size - found - true + both
+def confusion_counts(proposed: Bools, ground_truth: Bools) -> Counts:
+    """TP, FP, FN, TN of two masks [H, W]. Raises ValueError if the shapes differ."""
+    if proposed.shape != ground_truth.shape:
+        raise ValueError(
+            f"a mask of {proposed.shape} cannot be compared with one of {ground_truth.shape}"
+        )
+    both = int(np.count_nonzero(proposed & ground_truth))
+    predicted = int(np.count_nonzero(proposed))
+    actual = int(np.count_nonzero(ground_truth))
+    neither = ground_truth.size - predicted - actual + both
+    return both, predicted - both, actual - both, neither
 
 
 class AnnotationScores:
-    """Collects the counts of masks one by one, then gives the means.
+    """Accumulates the counts of masks and computes the means.
 
-    num_classes: K; min_area: objects of fewer true pixels count in the pooled measures, and in the mean over objects of any size, alone.
+    num_classes: K; min_area: objects with fewer ground truth pixels contribute only to the pooled
+    metrics and to the mean over objects of any size.
     """
 
     def __init__(self, num_classes: int, min_area: float = SMALL) -> None:
         self.min_area = min_area
+        # TP, FP, FN, TN of each class.
         self.pooled: NDArray[np.int64] = np.zeros((num_classes, 4), dtype=np.int64)
-        self.sums: NDArray[np.float64] = np.zeros(
-            (num_classes, 2)
-        )  # of the objects' IoU, and how many
-        self.every: NDArray[np.float64] = np.zeros(2)  # the same over objects of any class and size
+        # Sum of the objects' IoU and number of objects: of each class, and over any class and size.
+        self.object_sums: NDArray[np.float64] = np.zeros((num_classes, 2))
+        self.any_size_sums: NDArray[np.float64] = np.zeros(2)
 
     def add(self, label: int, counts: Sequence[int]) -> None:
-        """One mask of class 0..K-1 and its TP, FP, FN, TN."""
+        """Add a mask of class 0..K-1 by its TP, FP, FN, TN."""
         self.pooled[label] += np.asarray(counts, dtype=np.int64)
-        true, either = counts[0] + counts[2], sum(counts[:3])
-        if true:
-            self.every += (counts[0] / either, 1)
-        if true >= self.min_area and either:
-            self.sums[label] += (counts[0] / either, 1)
+        actual = counts[0] + counts[2]
+        union = sum(counts[:3])
+        if actual:
+            self.any_size_sums += (counts[0] / union, 1)
+        if actual >= self.min_area and union:
+            self.object_sums[label] += (counts[0] / union, 1)
 
     def compute(self) -> dict[str, float]:
-        """The means by the names of COLUMNS, over the classes that have a pixel in some mask, and ANY_SIZE; -1 where there is nothing to average."""
-        iou, accuracy = self._classes()
-        seen, true = iou >= 0, self.pooled[:, 0] + self.pooled[:, 2]
-        there = self.sums[:, 1] > 0
-        means = self.sums[there, 0] / self.sums[there, 1]
+        """Means with the keys of COLUMNS and OBJECT_IOU_ANY_SIZE; -1 if undefined.
+
+        Means over classes include the classes that have a pixel in any mask.
+        """
+        iou, accuracy = self._pooled_metrics()
+        present = iou >= 0
+        actual = self.pooled[:, 0] + self.pooled[:, 2]
+        has_objects = self.object_sums[:, 1] > 0
+        class_means = self.object_sums[has_objects, 0] / self.object_sums[has_objects, 1]
+        frequency_weighted = -1.0
+        if actual.sum():
+            frequency_weighted = float((actual * iou)[present].sum() / actual.sum())
+        object_iou = -1.0
+        if has_objects.any():
+            object_iou = float(self.object_sums[:, 0].sum() / self.object_sums[:, 1].sum())
+        any_size = -1.0
+        if self.any_size_sums[1]:
+            any_size = float(self.any_size_sums[0] / self.any_size_sums[1])
         return {
-            "mIoU": _mean(iou[seen]),
-            "frequency_weighted_IoU": float((true * iou)[seen].sum() / true.sum())
-            if true.sum()
-            else -1.0,
-            "mean_accuracy": _mean(accuracy[seen]),
-            "object_IoU": float(self.sums[:, 0].sum() / self.sums[:, 1].sum())
-            if there.any()
-            else -1.0,
-            "class_object_IoU": _mean(means),
-            ANY_SIZE: float(self.every[0] / self.every[1]) if self.every[1] else -1.0,
+            "mIoU": _mean(iou[present]),
+            "frequency_weighted_IoU": frequency_weighted,
+            "mean_accuracy": _mean(accuracy[present]),
+            "object_IoU": object_iou,
+            "class_object_IoU": _mean(class_means),
+            OBJECT_IOU_ANY_SIZE: any_size,
         }
 
     def per_class(self) -> list[dict[str, float]]:
-        """Of each class: label, iou and accuracy (pooled), object_iou, objects (that count there), true_pixels; -1 where there is none."""
-        iou, accuracy = self._classes()
-        objects = np.where(
-            self.sums[:, 1] > 0, self.sums[:, 0] / np.maximum(self.sums[:, 1], 1), -1.0
-        )
-        columns = (iou, accuracy, objects, self.sums[:, 1], self.pooled[:, 0] + self.pooled[:, 2])
-        names = ("iou", "accuracy", "object_iou", "objects", "true_pixels")
+        """Metrics of each class; -1 if undefined.
+
+        label; iou, accuracy (pooled); object_iou; objects: number of objects behind object_iou;
+        true_pixels.
+        """
+        iou, accuracy = self._pooled_metrics()
+        count = self.object_sums[:, 1]
+        object_iou = np.where(count > 0, self.object_sums[:, 0] / np.maximum(count, 1), -1.0)
+        true_pixels = self.pooled[:, 0] + self.pooled[:, 2]
         return [
-            {"label": k, **dict(zip(names, map(float, row), strict=True))}
-            for k, row in enumerate(zip(*columns, strict=True))
+            {
+                "label": label,
+                "iou": float(iou[label]),
+                "accuracy": float(accuracy[label]),
+                "object_iou": float(object_iou[label]),
+                "objects": float(count[label]),
+                "true_pixels": float(true_pixels[label]),
+            }
+            for label in range(len(iou))
         ]
 
-    def _classes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _pooled_metrics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pooled IoU and accuracy, [K] each, -1 for classes without a pixel in any mask."""
-        tp, tn = self.pooled[:, 0], self.pooled[:, 3]
-        either, pixels = self.pooled[:, :3].sum(axis=1), self.pooled.sum(axis=1)
-        return np.where(either > 0, tp / np.maximum(either, 1), -1.0), np.where(
-            either > 0, (tp + tn) / np.maximum(pixels, 1), -1.0
-        )
+        tp = self.pooled[:, 0]
+        tn = self.pooled[:, 3]
+        union = self.pooled[:, :3].sum(axis=1)
+        pixels = self.pooled.sum(axis=1)
+        iou = np.where(union > 0, tp / np.maximum(union, 1), -1.0)
+        accuracy = np.where(union > 0, (tp + tn) / np.maximum(pixels, 1), -1.0)
+        return iou, accuracy
 
 
 def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
-    """The means of each technique as text, in the order of `rows`; a text instead of numbers says why there are none."""
-    wide = max([len("technique"), *(min(len(name), 28) for name in rows)])
-    lines = [f"{'technique':<{wide}}" + "".join(f"{head:>{_CELL}}" for head in _HEADS)]
-    for name, found in rows.items():
-        cells = (
-            f"  {found}"
-            if isinstance(found, str)
-            else "".join(f"{_number(found[key]):>{_CELL}}" for key in COLUMNS)
-        )
-        lines.append(f"{_shortened(name):<{wide}}{cells}")
+    """Format the means of techniques as a table, in the order of `rows`.
+
+    A string instead of means says why there are none.
+    """
+    width = max([len("technique"), *(min(len(name), 28) for name in rows)])
+    lines = [f"{'technique':<{width}}" + "".join(f"{head:>{_CELL}}" for head in _HEADS)]
+    for name, means in rows.items():
+        if isinstance(means, str):
+            cells = f"  {means}"
+        else:
+            cells = "".join(f"{format_number(means[key]):>{_CELL}}" for key in COLUMNS)
+        lines.append(f"{truncate(name):<{width}}{cells}")
     legend = [f"{head}: {meaning}" for head, meaning in zip(_HEADS, COLUMNS.values(), strict=True)]
     return "\n".join([*lines, f"{'; '.join(legend[:3])};", "; ".join(legend[3:])])
 
 
 def class_lines(names: Sequence[str], per_class: Sequence[Mapping[str, Any]]) -> str:
-    """Pooled IoU and accuracy, and the mean IoU of objects of each class that has true pixels, as text."""
+    """Format the metrics of the classes that have ground truth pixels as a table."""
     rows = [row for row in per_class if row["true_pixels"] > 0]
-    wide = max([len("class"), *(len(_shortened(names[int(row["label"])])) for row in rows)])
-    lines = [
-        f"{'class':<{wide}}"
-        + "".join(f"{head:>{_CELL}}" for head in ("IoU", "accuracy", "objects", "number"))
-    ]
-    for row in rows:
-        cells = "".join(
-            f"{_number(row[key]):>{_CELL}}" for key in ("iou", "accuracy", "object_iou")
-        )
-        lines.append(
-            f"{_shortened(names[int(row['label'])]):<{wide}}{cells}{int(row['objects']):>{_CELL}}"
-        )
+    labels = [truncate(names[int(row["label"])]) for row in rows]
+    width = max([len("class"), *(len(label) for label in labels)])
+    heads = ("IoU", "accuracy", "objects", "number")
+    lines = [f"{'class':<{width}}" + "".join(f"{head:>{_CELL}}" for head in heads)]
+    for label, row in zip(labels, rows, strict=True):
+        values = [format_number(row[key]) for key in ("iou", "accuracy", "object_iou")]
+        cells = "".join(f"{value:>{_CELL}}" for value in values)
+        lines.append(f"{label:<{width}}{cells}{int(row['objects']):>{_CELL}}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is done with each image of a data set: masks are proposed, or techniques compared where there are masks."""
+"""Work on each image of a data set: propose masks, or score techniques against the ground truth."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.annotation.activation_maps import ClassMap, Maps
+from maskseg.annotation.activation_maps import ActivationMapper, ScoredMap
 from maskseg.annotation.jobs import AnnotationJob
 from maskseg.annotation.metrics import (
-    ANY_SIZE,
+    OBJECT_IOU_ANY_SIZE,
     AnnotationScores,
     Counts,
-    agreement,
     annotation_table,
     class_lines,
+    confusion_counts,
 )
 from maskseg.annotation.pictures import plot_thresholds
-from maskseg.annotation.polygons import polygons
-from maskseg.annotation.techniques import OF_MAPS, Technique
+from maskseg.annotation.polygons import mask_to_polygons
+from maskseg.annotation.techniques import CAM_TECHNIQUES, Technique
 from maskseg.files import write_json
-from maskseg.masks.base import encoded
+from maskseg.masks.base import encode_rle
 
-WITHOUT = "needs weights: checkpoint=RUN of tools/train.py experiment=classify_..., or classifier=squeezenet1_1 weights=FILE"
-# The measure by which the best technique is chosen, by `by`. Of objects all count: those of a data set may all be small. Not the mean over classes of
-# their objects: of a class with two objects it is chance.
-CHOSEN_BY = {"object": ANY_SIZE, "class": "mIoU"}
-Found = dict[
-    int, list[tuple[int, list[Counts]]]
-]  # by image id: of each mask its label and, for each technique, TP, FP, FN, TN
+NO_CLASSIFIER = (
+    "needs weights: checkpoint=RUN of tools/train.py experiment=classify_..., "
+    "or classifier=squeezenet1_1 weights=FILE"
+)
+# The metric that selects the best technique, by mode. It includes objects of all sizes, as a data
+# set may have small ones only, and it is not a mean over classes of object means, as that is
+# random for a class with two objects.
+SELECTION_METRIC = {"object": OBJECT_IOU_ANY_SIZE, "class": "mIoU"}
+# By image id: the label of each mask and, for each technique, its TP, FP, FN, TN.
+CountsByImage = dict[int, list[tuple[int, list[Counts]]]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A technique, its means as `AnnotationScores` gives them, and the numbers of each class."""
+class TechniqueScores:
+    """A technique, its means (`AnnotationScores.compute`) and its metrics of each class."""
 
     technique: Technique
     means: Mapping[str, float]
@@ -45,120 +48,147 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Proposing:
-    """A job -> for each mask that is wanted: id, label, segmentation, area, bbox (x, y, width, height) and mask_by, which tells how it came about."""
+class ProposeMasks:
+    """Computes the requested masks of a job.
+
+    Each mask is a dict with id, label, segmentation, area, bbox (x, y, width, height) and mask_by,
+    which records how it was computed.
+    """
 
     technique: Technique
-    maps: Maps | None
+    maps: ActivationMapper | None
     as_polygons: bool
 
     def __call__(self, job: AnnotationJob) -> list[dict[str, Any]]:
-        if not job.wanted:
+        if not job.requests:
             return []
-        image, rows = job.load(), []
-        for wanted, (score, own) in zip(job.wanted, maps_of(self.maps, image, job), strict=True):
-            cut = self.technique(image, wanted.box, own)
-            rle, box = encoded(cut.mask)
-            told = {
+        image = job.load()
+        rows = []
+        scored_maps = request_maps(self.maps, image, job)
+        for request, (score, class_map) in zip(job.requests, scored_maps, strict=True):
+            result = self.technique(image, request.box, class_map)
+            rle, box = encode_rle(result.mask)
+            provenance = {
                 "technique": self.technique.name,
                 "threshold": self.technique.threshold,
                 "thresholds": self.technique.thresholds(),
+                "score": score,
+                "fallback": result.fallback_reason or None,
             }
-            told |= {"score": score, "fallback": cut.fallback or None}
             rows.append(
                 {
-                    "id": wanted.id,
-                    "label": wanted.label,
-                    "segmentation": polygons(cut.mask) if self.as_polygons else rle,
-                    "area": int(cut.mask.sum()),
+                    "id": request.id,
+                    "label": request.label,
+                    "segmentation": mask_to_polygons(result.mask) if self.as_polygons else rle,
+                    "area": int(result.mask.sum()),
                     "bbox": box,
-                    "mask_by": {key: value for key, value in told.items() if value is not None},
+                    "mask_by": {k: v for k, v in provenance.items() if v is not None},
                 }
             )
         return rows
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """A job -> for each mask that is wanted its label and, for each technique, TP, FP, FN, TN. Raises ValueError for a mask without truth."""
+class ScoreTechniques:
+    """Compares the masks of several techniques with the ground truth of a job.
+
+    Returns, for each requested mask, its label and the TP, FP, FN, TN of each technique. Raises
+    ValueError for a mask without ground truth.
+    """
 
     techniques: tuple[Technique, ...]
-    maps: Maps | None
+    maps: ActivationMapper | None
 
     def __call__(self, job: AnnotationJob) -> list[tuple[int, list[Counts]]]:
-        if not job.wanted:
+        if not job.requests:
             return []
-        image, rows = job.load(), []
-        maps = maps_of(self.maps if any(t.needs_map for t in self.techniques) else None, image, job)
-        for wanted, (_, own) in zip(job.wanted, maps, strict=True):
-            truth = wanted.true_mask()
-            if truth is None:
-                raise ValueError(f"annotation {wanted.id} has no mask to compare with")
-            rows.append(
-                (
-                    wanted.label,
-                    [
-                        agreement(technique(image, wanted.box, own).mask, truth)
-                        for technique in self.techniques
-                    ],
-                )
-            )
+        image = job.load()
+        needs_maps = any(technique.needs_map for technique in self.techniques)
+        scored_maps = request_maps(self.maps if needs_maps else None, image, job)
+        rows = []
+        for request, (_, class_map) in zip(job.requests, scored_maps, strict=True):
+            ground_truth = request.ground_truth_mask()
+            if ground_truth is None:
+                raise ValueError(f"annotation {request.id} has no mask to compare with")
+            counts = []
+            for technique in self.techniques:
+                mask = technique(image, request.box, class_map).mask
+                counts.append(confusion_counts(mask, ground_truth))
+            rows.append((request.label, counts))
         return rows
 
 
-def maps_of(
-    maps: Maps | None, image: NDArray[np.uint8], job: AnnotationJob
-) -> list[ClassMap | tuple[None, None]]:
-    """The score and the map [H, W] of the class of each mask that is wanted, Nones without a classifier and for a class that has no map."""
-    labels = sorted({wanted.label for wanted in job.wanted})  # each class once
-    found = {} if maps is None else dict(zip(labels, maps(image, labels), strict=True))
-    return [found.get(wanted.label) or (None, None) for wanted in job.wanted]
+def request_maps(
+    maps: ActivationMapper | None, image: NDArray[np.uint8], job: AnnotationJob
+) -> list[ScoredMap | tuple[None, None]]:
+    """Score and map [H, W] of the class of each request.
+
+    (None, None) without a classifier and for classes without a map.
+    """
+    labels = sorted({request.label for request in job.requests})  # compute each class only once
+    by_label: dict[int, ScoredMap | None] = {}
+    if maps is not None:
+        by_label = dict(zip(labels, maps(image, labels), strict=True))
+    return [by_label.get(request.label) or (None, None) for request in job.requests]
 
 
-def study(
-    found: Found, techniques: Sequence[Technique], num_classes: int, min_area: float
-) -> list[Row]:
-    """The means of every technique over what `Measuring` found."""
+def summarize(
+    counts_by_image: CountsByImage,
+    techniques: Sequence[Technique],
+    num_classes: int,
+    min_area: float,
+) -> list[TechniqueScores]:
+    """Compute the scores of each technique from the results of `ScoreTechniques`."""
     scores = [AnnotationScores(num_classes, min_area) for _ in techniques]
-    for rows in found.values():
+    for rows in counts_by_image.values():
         for label, counts in rows:
-            for score, own in zip(scores, counts, strict=True):
-                score.add(label, own)
-    return [Row(t, s.compute(), s.per_class()) for t, s in zip(techniques, scores, strict=True)]
+            for score, technique_counts in zip(scores, counts, strict=True):
+                score.add(label, technique_counts)
+    results = []
+    for technique, score in zip(techniques, scores, strict=True):
+        results.append(TechniqueScores(technique, score.compute(), score.per_class()))
+    return results
 
 
-def best_of(rows: Sequence[Row], by: str) -> Row:
-    """The highest mean IoU, of objects of any size or of classes; the first of several."""
-    return max(rows, key=lambda row: row.means[CHOSEN_BY[by]])
+def best_scores(rows: Sequence[TechniqueScores], by: str) -> TechniqueScores:
+    """The technique with the highest selection metric, the first one of ties."""
+    return max(rows, key=lambda row: row.means[SELECTION_METRIC[by]])
 
 
-def study_text(rows: Sequence[Row], names: Sequence[str], by: str) -> str:
-    """The table, what is lacking in it, and the classes of the best technique."""
-    means: dict[str, Mapping[str, float] | str] = {row.technique.text: row.means for row in rows}
-    means |= {
-        name: WITHOUT for name in OF_MAPS if not any(row.technique.name == name for row in rows)
-    }
-    best = best_of(rows, by)
-    measure = f"{'mean IoU of objects of any size' if by == 'object' else 'mIoU'}, {best.means[CHOSEN_BY[by]]:.3f}"
-    lines = class_lines(names, best.per_class)
-    return f"{annotation_table(means)}\n\n{best.technique.text} has the highest {measure}; class by class:\n{lines}"
+def format_study(rows: Sequence[TechniqueScores], names: Sequence[str], by: str) -> str:
+    """Format the table of all techniques and the class metrics of the best one.
 
-
-def save_study(rows: Sequence[Row], names: Sequence[str], table: Path, curves: Path) -> None:
-    """The numbers as JSON, the curves as a picture."""
-    told = [
-        {
-            **row.technique.values(),
-            **row.means,
-            "classes": [
-                {"name": names[int(own["label"])], **own}
-                for own in row.per_class
-                if own["true_pixels"] > 0
-            ],
-        }
-        for row in rows
-    ]
-    write_json(table, told)
-    plot_thresholds(
-        [(row.technique.name, row.technique.threshold, row.means) for row in rows], curves
+    Techniques that need a missing classifier are listed with what they need.
+    """
+    means: dict[str, Mapping[str, float] | str] = {row.technique.label: row.means for row in rows}
+    evaluated = {row.technique.name for row in rows}
+    for name in CAM_TECHNIQUES:
+        if name not in evaluated:
+            means[name] = NO_CLASSIFIER
+    best = best_scores(rows, by)
+    metric = "mean IoU of objects of any size" if by == "object" else "mIoU"
+    value = best.means[SELECTION_METRIC[by]]
+    return (
+        f"{annotation_table(means)}\n\n"
+        f"{best.technique.label} has the highest {metric}, {value:.3f}; class by class:\n"
+        f"{class_lines(names, best.per_class)}"
     )
+
+
+def save_study(
+    rows: Sequence[TechniqueScores], names: Sequence[str], table: Path, curves: Path
+) -> None:
+    """Write the scores as JSON and the curves over the thresholds as PNG."""
+    content = []
+    points = []
+    for row in rows:
+        technique = row.technique
+        classes = [
+            {"name": names[int(values["label"])], **values}
+            for values in row.per_class
+            if values["true_pixels"] > 0
+        ]
+        content.append({**technique.to_dict(), **row.means, "classes": classes})
+        points.append((technique.name, technique.threshold, row.means))
+    write_json(table, content)
+    plot_thresholds(points, curves)

@@ -1,53 +1,71 @@
-"""Ways from a box or a class activation map to a mask, by the names of "Using Deep Features for Segmentation Annotations"."""
+"""Techniques that turn a box or a class activation map into a mask.
+
+The names are those of "Using Deep Features for Segmentation Annotations".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.annotation.grabcut import (
-    CORE,
-    CORNERS,
     MARGIN,
+    MAYBE_BG_THRESHOLD,
     MAYBE_FOREGROUND,
     SIDE,
+    SURE_FG_THRESHOLD,
     Bools,
-    Codes,
-    Cut,
+    GrabCutResult,
     Image,
     Map,
+    Trimap,
     box_mask,
     ellipse_map,
     ellipse_mask,
     grabcut,
-    normalised,
-    seeds,
+    make_trimap,
+    normalise_map,
 )
 from maskseg.errors import UserError
 
-DELTA = 0.01  # the width of a bin that the paper has but does not name
-OF_BOXES = ("box", "ellipse", "grabcut", "gcellipse")
-OF_MAPS = ("cam", "gccam_pf_pb", "gccam_f_pf", "gccam_f_pb")
-NAMES = (*OF_BOXES, *OF_MAPS)
-WITH_THRESHOLD = ("gcellipse", *OF_MAPS)
-USUAL = dict.fromkeys(WITH_THRESHOLD, 0.5) | {"gcellipse": CORE, "cam": 0.2}  # thresholds
-_LOWEST = {"gccam_f_pf": DELTA, "gcellipse": CORNERS}  # thresholds lie above; 0 of the others
-_HIGHEST = {"gccam_pf_pb": 0.99, "gccam_f_pb": 1 - DELTA}  # 1 of the others
+T = TypeVar("T")
+
+BIN_WIDTH = 0.01  # of a bin that the paper uses without giving its width
+BOX_TECHNIQUES = ("box", "ellipse", "grabcut", "gcellipse")
+CAM_TECHNIQUES = ("cam", "gccam_pf_pb", "gccam_f_pf", "gccam_f_pb")
+TECHNIQUES = (*BOX_TECHNIQUES, *CAM_TECHNIQUES)
+WITH_THRESHOLD = ("gcellipse", *CAM_TECHNIQUES)
+DEFAULT_THRESHOLDS = dict.fromkeys(WITH_THRESHOLD, 0.5) | {
+    "gcellipse": SURE_FG_THRESHOLD,
+    "cam": 0.2,
+}
+# Thresholds are greater than the lower limit (default 0) and at most the upper one (default 1).
+_LOWER_LIMITS = {"gccam_f_pf": BIN_WIDTH, "gcellipse": MAYBE_BG_THRESHOLD}
+_UPPER_LIMITS = {"gccam_pf_pb": 0.99, "gccam_f_pb": 1 - BIN_WIDTH}
 
 
 @dataclass(frozen=True)
 class Technique:
-    """(image, box or None, map or None) -> `Cut`. All values are plain: it can be sent to other processes and written down.
+    """Function (image, box or None, map or None) -> `GrabCutResult`; picklable, JSON-serializable.
 
-    name: `box` and `ellipse` fill them; `grabcut` cuts the box; `gcellipse` does, and takes the middle of its ellipse, where `ellipse_map` is at
-    least `threshold`, for foreground; `cam` takes the map from `threshold` on; `gccam_*` cut by seeds from the map: from `threshold` on perhaps
-    foreground, below perhaps background (`pf_pb`); foreground, perhaps foreground (`f_pf`); foreground, perhaps background (`f_pb`).
-    threshold: in 0..1, of those that have one. iterations, margin, side: of GrabCut. normalise: maps are scaled to 0..1 in the `box`, where there is
-    one, or in the `image`. Raises UserError for other values.
+    Args:
+        name:
+            `box`, `ellipse`: the box, or its inscribed ellipse;
+            `grabcut`: GrabCut of the box;
+            `gcellipse`: the same, with `ellipse_map` >= threshold as sure foreground;
+            `cam`: the class activation map >= threshold;
+            `gccam_*`: GrabCut with a trimap from the map: probable foreground from the threshold on
+            and probable background below (`pf_pb`), foreground and probable foreground (`f_pf`),
+            foreground and probable background (`f_pb`).
+        threshold: in 0..1, for the techniques in WITH_THRESHOLD.
+        iterations, margin, side: see `grabcut`.
+        normalise: maps are scaled to 0..1 in the `box`, if there is one, or in the `image`.
+
+    Raises UserError for invalid values.
     """
 
     name: str
@@ -58,144 +76,148 @@ class Technique:
     normalise: str = "box"
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise UserError(f"technique must be one of {', '.join(NAMES)}, not {self.name!r}")
+        if self.name not in TECHNIQUES:
+            raise UserError(f"technique must be one of {', '.join(TECHNIQUES)}, not {self.name!r}")
         if (self.threshold is None) == (self.name in WITH_THRESHOLD):
+            problem = "needs a" if self.threshold is None else "has no"
+            raise UserError(f"technique {self.name} {problem} threshold")
+        if self.threshold is not None and not is_valid_threshold(self.name, self.threshold):
+            low, high = threshold_range(self.name)
             raise UserError(
-                f"technique {self.name} {'needs a' if self.threshold is None else 'has no'} threshold"
-            )
-        if self.threshold is not None and not fits(self.name, self.threshold):
-            low, high = limits(self.name)
-            raise UserError(
-                f"threshold must be above {low} and at most {high} for technique {self.name}, not {self.threshold}"
+                f"threshold must be above {low} and at most {high} for technique {self.name}, "
+                f"not {self.threshold}"
             )
         if self.normalise not in ("box", "image"):
             raise UserError(f"normalise must be box or image, not {self.normalise!r}")
         if not (self.iterations >= 1 and self.margin > 0 and self.side >= 0):
             raise UserError(
-                f"iterations must be at least 1, margin above 0 and side not negative, not {self.iterations}, {self.margin} and {self.side}"
+                "iterations must be at least 1, margin above 0 and side not negative, "
+                f"not {self.iterations}, {self.margin} and {self.side}"
             )
 
     @property
     def needs_map(self) -> bool:
-        """Whether it looks at a class activation map."""
-        return self.name in OF_MAPS
+        """Whether the technique uses a class activation map."""
+        return self.name in CAM_TECHNIQUES
 
     @property
-    def text(self) -> str:
-        """The name and the threshold."""
+    def label(self) -> str:
+        """Name and threshold, for display."""
         return self.name if self.threshold is None else f"{self.name} {self.threshold:g}"
 
     def thresholds(self) -> tuple[float, float, float] | None:
-        """t0, t1, t2 of `seeds`, of those that digitise a map."""
+        """t0, t1, t2 of `make_trimap`; None if the technique does not quantize a map."""
         t = self.threshold or 0.0
         return {
             "gccam_pf_pb": (0.0, t, 1.0),
-            "gccam_f_pf": (0.0, DELTA, t),
-            "gccam_f_pb": (0.0, t, t + DELTA),
-            "gcellipse": (0.0, CORNERS, t),
+            "gccam_f_pf": (0.0, BIN_WIDTH, t),
+            "gccam_f_pb": (0.0, t, t + BIN_WIDTH),
+            "gcellipse": (0.0, MAYBE_BG_THRESHOLD, t),
         }.get(self.name)
 
-    def values(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields, as plain values."""
         return asdict(self)
 
-    def map(
+    def foreground_map(
         self,
         box: Sequence[float] | None,
         scores: NDArray[np.floating] | None,
         height: int,
         width: int,
     ) -> Map | None:
-        """What is digitised, in [0, 1]; None for techniques without, and where they have no scores to look at."""
+        """The map in [0, 1] that is quantized or thresholded.
+
+        scores: class activation map [h, w] of any values. None if the technique uses no map, or if
+        it needs scores and there are none.
+        """
         if self.name == "gcellipse":
-            return ellipse_map(_whole(box, height, width), height, width)
+            return ellipse_map(_box_or_image(box, height, width), height, width)
         if not self.needs_map or scores is None:
             return None
-        return normalised(scores, height, width, box if self.normalise == "box" else None)
+        return normalise_map(scores, height, width, box if self.normalise == "box" else None)
 
-    def codes(
+    def trimap(
         self, box: Sequence[float] | None, values: Map | None, height: int, width: int
-    ) -> Codes | None:
-        """The seeds of GrabCut; None for techniques without. values: as `map` gives them."""
-        bins = self.thresholds()
+    ) -> Trimap | None:
+        """The trimap for GrabCut; None for techniques without. values: from `foreground_map`."""
         if self.name == "grabcut":
-            return np.where(
-                box_mask(_whole(box, height, width), height, width),
-                np.uint8(MAYBE_FOREGROUND),
-                np.uint8(0),
-            )
-        return None if bins is None or values is None else seeds(values, *bins, box)
+            inside = box_mask(_box_or_image(box, height, width), height, width)
+            return np.where(inside, np.uint8(MAYBE_FOREGROUND), np.uint8(0))
+        thresholds = self.thresholds()
+        if thresholds is None or values is None:
+            return None
+        return make_trimap(values, *thresholds, box)
 
     def __call__(
         self, image: Image, box: Sequence[float] | None, scores: NDArray[np.floating] | None = None
-    ) -> Cut:
-        """The mask of the object in the box, or of a class in the image (box None), by the class' map of any numbers [h, w].
+    ) -> GrabCutResult:
+        """Compute the mask of the object in a box, or of a class in the image (box None).
 
-        Where GrabCut finds none, it is the box's ellipse; without a box, the map from its threshold on. Where a map is needed and there is none, or a
-        constant one, it is the box's ellipse; without a box, it is empty.
+        scores: class activation map of the class, [h, w] of any values. If GrabCut fails, the
+        fallback is the ellipse in the box, or without a box the thresholded map. If a map is needed
+        but missing or constant, the fallback is the ellipse, or without a box an empty mask.
         """
         height, width = image.shape[:2]
-        around, values = _whole(box, height, width), self.map(box, scores, height, width)
-        ellipse = ellipse_mask(around, height, width)
+        area = _box_or_image(box, height, width)
+        ellipse = ellipse_mask(area, height, width)
         if not ellipse.any():
-            return Cut(ellipse, "the box lies outside the image")
+            return GrabCutResult(ellipse, "the box lies outside the image")
         if self.name == "box":
-            return Cut(box_mask(around, height, width))
+            return GrabCutResult(box_mask(area, height, width))
         if self.name == "ellipse":
-            return Cut(ellipse)
-        instead = ellipse
+            return GrabCutResult(ellipse)
+        values = self.foreground_map(box, scores, height, width)
+        fallback = ellipse
         if self.needs_map:
-            inside = box_mask(around, height, width)
+            inside = box_mask(area, height, width)
             if values is None or not values[inside].any():
-                return Cut(
-                    np.zeros_like(ellipse) if box is None else ellipse,
-                    "no class map" if values is None else "the map is constant",
-                )
-            mapped: Bools = (values >= _known(self.threshold)) & inside
+                reason = "no class map" if values is None else "the map is constant"
+                mask = np.zeros_like(ellipse) if box is None else ellipse
+                return GrabCutResult(mask, reason)
+            thresholded: Bools = (values >= not_none(self.threshold)) & inside
             if self.name == "cam":
-                return (
-                    Cut(mapped)
-                    if mapped.any()
-                    else Cut(ellipse, "nothing in the box reaches the threshold")
-                )
-            instead = mapped if box is None else ellipse
-        return grabcut(
-            image,
-            _known(self.codes(box, values, height, width)),
-            self.iterations,
-            self.margin,
-            self.side,
-            instead,
-        )
+                if thresholded.any():
+                    return GrabCutResult(thresholded)
+                return GrabCutResult(ellipse, "nothing in the box reaches the threshold")
+            if box is None:
+                fallback = thresholded
+        trimap = not_none(self.trimap(box, values, height, width))
+        return grabcut(image, trimap, self.iterations, self.margin, self.side, fallback)
 
 
-def _whole(box: Sequence[float] | None, height: int, width: int) -> Sequence[float]:
+def _box_or_image(box: Sequence[float] | None, height: int, width: int) -> Sequence[float]:
+    """The box, or the box of the whole image if there is none."""
     return (0, 0, width, height) if box is None else box
 
 
-def _known(value: Any) -> Any:
+def not_none(value: T | None) -> T:
+    """Narrow the type of a value that cannot be None."""
     assert value is not None
     return value
 
 
-def limits(name: str) -> tuple[float, float]:
-    """Thresholds of a technique lie above the first and go to the second."""
-    return _LOWEST.get(name, 0.0), _HIGHEST.get(name, 1.0)
+def threshold_range(name: str) -> tuple[float, float]:
+    """Limits of a technique's threshold: greater than the first, at most the second."""
+    return _LOWER_LIMITS.get(name, 0.0), _UPPER_LIMITS.get(name, 1.0)
 
 
-def fits(name: str, threshold: float) -> bool:
-    """Whether a technique can have this threshold."""
-    low, high = limits(name)
+def is_valid_threshold(name: str, threshold: float) -> bool:
+    """Whether a threshold is within the limits of a technique."""
+    low, high = threshold_range(name)
     return low < threshold <= high
 
 
-def at_all(thresholds: Sequence[float], maps: bool, **keys: Any) -> list[Technique]:
-    """Every technique, at each of the thresholds that it can have. maps: also those of class activation maps; keys: the other fields."""
-    names = NAMES if maps else OF_BOXES
-    return [
-        Technique(name, threshold, **keys)
-        for name in names
-        for threshold in (thresholds if name in WITH_THRESHOLD else (None,))
-        if threshold is None or fits(name, threshold)
-    ]
+def all_techniques(thresholds: Sequence[float], maps: bool, **fields: Any) -> list[Technique]:
+    """Every technique, with each of the thresholds that are valid for it.
+
+    maps: include the techniques that need class activation maps; fields: of `Technique`.
+    """
+    techniques = []
+    for name in TECHNIQUES if maps else BOX_TECHNIQUES:
+        if name not in WITH_THRESHOLD:
+            techniques.append(Technique(name, None, **fields))
+            continue
+        valid = [threshold for threshold in thresholds if is_valid_threshold(name, threshold)]
+        techniques += [Technique(name, threshold, **fields) for threshold in valid]
+    return techniques

@@ -1,4 +1,4 @@
-"""Proposed masks -> a COCO JSON file: that of the boxes, with masks in it."""
+"""Writing of proposed masks to a COCO JSON file, based on the file with the boxes."""
 
 from __future__ import annotations
 
@@ -16,82 +16,84 @@ Row = Mapping[str, Any]  # segmentation, area, bbox and mask_by of an annotation
 
 
 def check_output(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
-    """Raises UserError for an output that is one of the inputs, or is there already: somebody may have worked on it."""
+    """Raise UserError if an output is one of the inputs or exists: it may contain manual work."""
     check_not_read(output, inputs, what)
     if output.exists():
-        raise UserError(f"{output} is there already: choose another name or delete it")
+        raise UserError(f"{output} already exists: choose another name or delete it")
 
 
 def check_not_read(
     output: Path, inputs: Iterable[str | Path | None], what: str = "output="
 ) -> None:
-    """Raises UserError for an output that is one of the inputs. what: stands before its name in the message."""
+    """Raise UserError if an output is one of the inputs. what: prefix in the message."""
     for path in inputs:
         if path and Path(path).resolve() == output.resolve():
-            raise UserError(f"{what}{output} is a file that is read: choose another name")
+            raise UserError(f"{what}{output} is an input file: choose another name")
 
 
-def object_annotations(file: CocoFile, made: Mapping[int, Row]) -> dict[str, Any]:
-    """The file's own content, unknown fields too, with the masks of objects by annotation id as `CocoFile` has it.
+def object_annotations(file: CocoFile, masks: Mapping[int, Row]) -> dict[str, Any]:
+    """The content of a file, including unknown fields, with new masks of its objects.
 
-    Annotations without a new mask stay as they are; the box is the one that was drawn, not that of the mask; whatever has no id gets one.
+    masks: by annotation id, as assigned by `CocoFile`. Annotations without a new mask are
+    unchanged. The box stays the annotator's, not that of the mask. Annotations without an id get
+    one.
     """
-    tree = _tree(file)
+    tree = _read_tree(file)
     entries = tree["annotations"]
-    known = dict(
-        zip(file._kept.rows.tolist(), file.to_dict()["annotations"], strict=True)
-    )  # by place in the file; made-up crowds are beyond its end
-    numbers = [row["id"] for row in known.values()] + [
-        entry["id"] for entry in entries if entry.get("id") is not None
-    ]
-    free = count(max(numbers, default=0) + 1)
+    # By position in the file. Crowds that stand for image labels are beyond the end of the list.
+    parsed = dict(zip(file.rows.tolist(), file.to_dict()["annotations"], strict=True))
+    ids = [row["id"] for row in parsed.values()]
+    ids += [entry["id"] for entry in entries if entry.get("id") is not None]
+    free_ids = count(max(ids, default=0) + 1)
     rows = []
-    for place, entry in enumerate(entries):
-        row = known.get(place, {})
-        new = made.get(row.get("id", 0), {})  # 0: of none
-        old = {
-            key: value for key, value in entry.items() if key != "review" or not new
-        }  # a decision was on the mask that was there
-        number = entry["id"] if entry.get("id") is not None else row["id"] if row else next(free)
-        rows.append(
-            {
-                **row,
-                **old,
-                "id": number,
-                **{key: value for key, value in new.items() if key not in ("id", "label", "bbox")},
-            }
-        )
+    for position, entry in enumerate(entries):
+        row = parsed.get(position, {})
+        mask = masks.get(row.get("id", 0), {})  # id 0 does not exist
+        original = dict(entry)
+        if mask:
+            original.pop("review", None)  # the decision was about the old mask
+        if entry.get("id") is not None:
+            annotation_id = entry["id"]
+        elif row:
+            annotation_id = row["id"]
+        else:
+            annotation_id = next(free_ids)
+        new_fields = {k: v for k, v in mask.items() if k not in ("id", "label", "bbox")}
+        rows.append({**row, **original, "id": annotation_id, **new_fields})
     return {**tree, "annotations": rows}
 
 
-def class_annotations(file: CocoFile, made: Mapping[int, Iterable[Row]]) -> dict[str, Any]:
-    """The file's own content with one annotation for each class of each image instead of its annotations; made: by image id, with `label`."""
+def class_annotations(file: CocoFile, masks: Mapping[int, Iterable[Row]]) -> dict[str, Any]:
+    """The content of a file, with one annotation per class of each image as its annotations.
+
+    masks: by image id, each with its `label`.
+    """
     rows: list[dict[str, Any]] = []
-    for image, found in made.items():
-        for row in found:
-            values = {key: value for key, value in row.items() if key != "label"}
-            category = file.categories.ids[row["label"]]
-            rows.append(
-                {
-                    "id": len(rows) + 1,
-                    "image_id": image,
-                    "category_id": category,
-                    "iscrowd": 0,
-                    **values,
-                }
-            )
-    return {**_tree(file), "annotations": rows}
+    for image_id, image_masks in masks.items():
+        for mask in image_masks:
+            row = {
+                "id": len(rows) + 1,
+                "image_id": image_id,
+                "category_id": file.categories.ids[mask["label"]],
+                "iscrowd": 0,
+            }
+            row |= {key: value for key, value in mask.items() if key != "label"}
+            rows.append(row)
+    return {**_read_tree(file), "annotations": rows}
 
 
 def write_annotations(output: Path, content: Mapping[str, Any]) -> None:
-    """The file, whole or not at all. Raises UserError where it cannot be written."""
+    """Write a COCO file; it appears complete or not at all.
+
+    Raises UserError if it cannot be written.
+    """
     text = json.dumps(content, allow_nan=False)
     with replacing(output, "the masks") as file:
         file.write(text.encode())
 
 
-def _tree(file: CocoFile) -> dict[str, Any]:
+def _read_tree(file: CocoFile) -> dict[str, Any]:
     try:
         return dict(parse_json(file.path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file.path}: cannot be read any more ({error})") from error
+        raise UserError(f"{file.path}: can no longer be read ({error})") from error

@@ -1,1 +1,1 @@
-"""Measurements, side by side: what `tools/benchmark.py` runs."""
+"""Benchmark suites of `tools/benchmark.py`."""

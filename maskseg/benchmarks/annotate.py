@@ -1,21 +1,21 @@
-"""Suite `annotate`: masks from boxes, GrabCut on a crop beside GrabCut on the whole image."""
+"""Suite `annotate`: masks from boxes, by GrabCut on a crop and on the whole image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from maskseg.annotation.grabcut import CORE, Bools, Image, ellipse_mask, grabcut
+from maskseg.annotation.grabcut import SURE_FG_THRESHOLD, Bools, Image, ellipse_mask, grabcut
 from maskseg.annotation.jobs import annotation_jobs
 from maskseg.annotation.metrics import SMALL
 from maskseg.annotation.techniques import Technique
 from maskseg.benchmarks.measure import case, machine
+from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.datasets.coco import CocoSource
 
@@ -23,50 +23,60 @@ Object = tuple[Image, Sequence[float], Bools]  # image, box, true mask
 Cutter = Callable[[Image, Sequence[float]], Bools]
 
 
-def annotate(config: Any, count: int = 20) -> dict[str, Any]:
-    """The first `count` objects of over 32 x 32 pixels of the validation split, by the seeds of `gcellipse`.
+def annotate(config: Config, count: int = 20) -> dict[str, Any]:
+    """Annotate the first `count` objects of the validation split above 32 x 32 pixels.
 
-    config: with `data` and `rounds`. -> the suite's case; agreement: the objects' mean IoU with the truth each way.
+    The seeds of GrabCut are those of technique `gcellipse`.
+
+    config: with `data` and `rounds`.
+
+    Returns the suite's case; agreement: the mean IoU of the masks with the ground truth.
     """
     objects = _objects(open_data(config), count)
-    ways: dict[str, Cutter] = {"whole image": _whole, "maskseg": _crop}
-    things: dict[str, Callable[[], object]] = {
-        name: partial(_cut_all, cut, objects) for name, cut in ways.items()
+    methods: dict[str, Cutter] = {"whole image": _whole, "maskseg": _crop}
+    runs: dict[str, Callable[[], object]] = {
+        name: partial(_cut_all, cut, objects) for name, cut in methods.items()
     }
-    agreement = {f"IoU, {name}": _iou(cut, objects) for name, cut in ways.items()}
+    agreement = {f"IoU, {name}": _iou(cut, objects) for name, cut in methods.items()}
     name = f"{len(objects)} objects of {config.data.val_json}"
     return {
         "suite": "annotate",
         "machine": machine(torch.device("cpu")),
-        "cases": [case(name, things, config.rounds, torch.device("cpu"), agreement)],
+        "cases": [case(name, runs, config.rounds, torch.device("cpu"), agreement)],
     }
 
 
 def _objects(source: CocoSource, count: int) -> list[Object]:
-    def all_of() -> Any:
+    def iterate() -> Iterator[Any]:
         for job in annotation_jobs(
-            source.val, source.images["val"] or "", source.max_pixels, "object", truth=True
+            source.val,
+            source.split("val").images or "",
+            source.reading.max_pixels,
+            "object",
+            ground_truth=True,
         ):
-            image = job.load() if job.wanted else None
-            for wanted in job.wanted:
-                truth = wanted.true_mask()
+            image = job.load() if job.requests else None
+            for request in job.requests:
+                truth = request.ground_truth_mask()
                 if truth is not None and truth.sum() >= SMALL:
-                    yield image, wanted.box, truth
+                    yield image, request.box, truth
 
-    return list(islice(all_of(), count))
+    return list(islice(iterate(), count))
 
 
 def _crop(image: Image, box: Sequence[float]) -> Bools:
-    return Technique("gcellipse", CORE)(image, box).mask
+    return Technique("gcellipse", SURE_FG_THRESHOLD)(image, box).mask
 
 
 def _whole(image: Image, box: Sequence[float]) -> Bools:
-    technique, size = Technique("gcellipse", CORE), image.shape[:2]
-    codes = technique.codes(box, technique.map(box, None, *size), *size)
-    assert codes is not None
-    return grabcut(
-        image, codes, technique.iterations, instead=ellipse_mask(box, *size), whole=True
-    ).mask
+    technique = Technique("gcellipse", SURE_FG_THRESHOLD)
+    height, width = image.shape[:2]
+    values = technique.foreground_map(box, None, height, width)
+    trimap = technique.trimap(box, values, height, width)
+    assert trimap is not None
+    fallback = ellipse_mask(box, height, width)
+    result = grabcut(image, trimap, technique.iterations, fallback=fallback, full_image=True)
+    return result.mask
 
 
 def _cut_all(cut: Cutter, objects: Sequence[Object]) -> None:
@@ -75,7 +85,9 @@ def _cut_all(cut: Cutter, objects: Sequence[Object]) -> None:
 
 
 def _iou(cut: Cutter, objects: Sequence[Object]) -> float:
-    found: list[tuple[NDArray[np.bool_], Bools]] = [
-        (cut(image, box), truth) for image, box, truth in objects
-    ]
-    return float(np.mean([(a & b).sum() / (a | b).sum() for a, b in found])) if found else 0.0
+    """Mean IoU with the ground truth, 0 without objects."""
+    ious = []
+    for image, box, truth in objects:
+        mask = cut(image, box)
+        ious.append((mask & truth).sum() / (mask | truth).sum())
+    return float(np.mean(ious)) if ious else 0.0

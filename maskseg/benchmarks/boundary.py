@@ -1,4 +1,7 @@
-"""Suite `boundary`: how far masked pixels change the features inside of a segment, and pictures of convolutional feature masking step by step."""
+"""Suite `boundary`: how much masking the pixels changes the features inside a segment.
+
+It also draws the steps of convolutional feature masking (CFM).
+"""
 
 from __future__ import annotations
 
@@ -13,85 +16,98 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import machine
+from maskseg.config import Config
 from maskseg.config.restore import open_data, single_image, trained_model
 from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentMasks
 from maskseg.models.fuse import for_inference
-from maskseg.models.interfaces import Classifier, Proposer
+from maskseg.models.interfaces import Classifier
 from maskseg.models.rcnn import GeneralizedRCNN
-from maskseg.ops.geometry import Geometry
+from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.structures import Batch, Categories, Features, FeatureSpec, Regions
 from maskseg.variants.cfm.boundary import (
     BoundaryStudy,
-    boundary_picture,
-    differences,
+    draw_boundary_study,
     plot_boundary,
+    relative_differences,
 )
 from maskseg.variants.cfm.classifier import CFMClassifier
-from maskseg.variants.cfm.pictures import step_pictures
-from maskseg.visualization.curves import save_picture
+from maskseg.variants.cfm.pictures import FeatureMap, draw_steps
+from maskseg.visualization.layout import save_image
 
-LEAST = 0.01  # of the image: smaller segments are left out
-DRAWN, STEPS, BEST = (
-    4,
-    3,
-    20,
-)  # images of which there are pictures; segments of each whose steps are drawn, the largest of so many
+MIN_AREA = 0.01  # of the image: smaller segments are dropped
+DRAWN_IMAGES = 4
+DRAWN_SEGMENTS = 3  # per image, whose steps are drawn: the largest of the best TOP_SEGMENTS
+TOP_SEGMENTS = 20
 
 
 @torch.no_grad()
-def boundary(config: Any, images: int = 20) -> dict[str, Any]:
-    """The first validation images of `config.data` and their true segments: relative differences of the features by the distance to the border.
+def boundary(config: Config, images: int = 20) -> dict[str, Any]:
+    """Measure relative feature differences by the distance to the segment's border.
 
-    config: with `data` and, of the network, `trainer.init` (a trained model; else that of `model`, as it would begin its training), `output`. Where
-    there is an output FILE.json, FILE.png is the curve, FILE_001.png the differences of a segment of middle size, FILE_001_1.png the steps of CFM.
-    -> numbers by level and distance, and how many segments they are of. Raises UserError.
+    Args:
+        config: with `data`, `output`, and the network: `trainer.init` (a trained model), else
+            `model` with initial weights. With output FILE.json, FILE.png is the curve, FILE_001.png
+            shows the differences of a segment of median size, FILE_001_1.png the steps of CFM.
+        images: number of validation images, whose ground-truth segments are used.
+
+    Returns differences by level and distance, and the number of segments. Raises UserError.
     """
+    config.data.val_segments = None  # proposals are computed from the pixels
     source = open_data(config)
-    source.segments["val"] = None  # proposals are made of the pixels
-    model, of_model, categories = _model(config, source.categories)
+    model, model_config, categories = _model(config, source.categories)
     device = pick_device(config.trainer.device)
     model = for_inference(model.to(device))
-    prepare, data = single_image(of_model), CocoSegments(source)
+    prepare = single_image(model_config)
+    data = CocoSegments(source)
     levels = cast(
-        dict[str, FeatureSpec], getattr(model.classifier, "at", None) or model.backbone.levels
+        dict[str, FeatureSpec],
+        getattr(model.classifier, "feature_specs", None) or model.backbone.levels,
     )
-    study, segments = BoundaryStudy(), 0
+    study = BoundaryStudy()
+    num_segments = 0
     stem = Path(config.output).with_suffix("") if config.output else None
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):
         batch = prepare(data.image("val", index)).to(device)
-        masks = _segments(data.truths("val", index)[0], batch)
+        masks = _segments(data.ground_truths("val", index)[0], batch)
         features = model.features(batch)
         for k, inside in enumerate(masks):
-            difference = differences(model, batch, inside, features)
+            difference = relative_differences(model, batch, inside, features)
             study.add(difference, inside, levels)
-            if stem is not None and k == len(masks) // 2 and index < DRAWN:
+            if stem is not None and k == len(masks) // 2 and index < DRAWN_IMAGES:
                 mean = model.pixel_mean.flatten().tolist()
-                picture = boundary_picture(_pixels(batch), inside.numpy(), mean, difference, levels)
-                save_picture(picture, f"{stem}_{index + 1:03d}.png")
-        if stem is not None and index < DRAWN and isinstance(model.classifier, CFMClassifier):
+                picture = draw_boundary_study(
+                    _pixels(batch), inside.numpy(), mean, difference, levels
+                )
+                save_image(picture, f"{stem}_{index + 1:03d}.png")
+        if (
+            stem is not None
+            and index < DRAWN_IMAGES
+            and isinstance(model.classifier, CFMClassifier)
+        ):
             for k, steps in enumerate(_steps(model, batch, features, categories), start=1):
-                save_picture(steps, f"{stem}_{index + 1:03d}_{k}.png")
-        segments += len(masks)
-    if not segments:
+                save_image(steps, f"{stem}_{index + 1:03d}_{k}.png")
+        num_segments += len(masks)
+    if not num_segments:
         raise UserError(
-            f"no segment of the first {images} validation images has at least {LEAST:.0%} of its image"
+            f"no segment of the first {images} validation images covers at least "
+            f"{MIN_AREA:.0%} of its image"
         )
-    numbers = study.numbers()
+    numbers = study.means()
     if stem is not None:
-        save_picture(plot_boundary(numbers), f"{stem}.png")
+        save_image(plot_boundary(numbers), f"{stem}.png")
     return {
         "suite": "boundary",
         "machine": machine(device),
-        "segments": segments,
+        "segments": num_segments,
         "difference": numbers,
     }
 
 
-def _model(config: Any, categories: Categories) -> tuple[GeneralizedRCNN, Any, Categories]:
-    """The network, the config that says how it takes images, and its classes. Raises UserError."""
+def _model(config: Config, categories: Categories) -> tuple[GeneralizedRCNN, Any, Categories]:
+    """Return the network, the config with its preprocessing, and its classes. Raises UserError."""
     if config.trainer.init:
         model, config, categories = trained_model(Path(config.trainer.init), [], "predict")
     else:
@@ -100,24 +116,32 @@ def _model(config: Any, categories: Categories) -> tuple[GeneralizedRCNN, Any, C
         model = configs.build_model(config)
     if not isinstance(model, GeneralizedRCNN):
         raise UserError(
-            "the suite boundary looks at the backbone of models that find objects: set experiment=scenes_cfm, or trainer.init=RUN of one"
+            "the suite boundary needs the backbone of a model that detects objects: "
+            "set experiment=scenes_cfm, or trainer.init=RUN of one"
         )
     return model.eval(), config, categories
 
 
 def _segments(truth: NDArray[Any], batch: Batch) -> list[Tensor]:
-    """The segments of a map [H0, W0] in the network's pixels, bool [H, W] each, the largest first; not those that are all of the image."""
+    """Resize a segment map [H0, W0] to the network's input and split it into bool [H, W] masks.
+
+    The largest segment comes first. Small segments and a segment of the whole image are dropped.
+    """
     height, width = batch.sizes[0].tolist()
-    seen = Geometry.resize(truth.shape[0], truth.shape[1], height, width).sample(truth, -1)
-    labels, counts = np.unique(seen[seen >= 0], return_counts=True)
+    resized = AxisAlignedTransform.resize(truth.shape[0], truth.shape[1], height, width).sample(
+        truth, -1
+    )
+    labels, counts = np.unique(resized[resized >= 0], return_counts=True)
     order = [
-        k for k in np.argsort(-counts, kind="stable") if LEAST * seen.size <= counts[k] < seen.size
+        k
+        for k in np.argsort(-counts, kind="stable")
+        if MIN_AREA * resized.size <= counts[k] < resized.size
     ]
-    return [torch.from_numpy(seen == labels[k]) for k in order]
+    return [torch.from_numpy(resized == labels[k]) for k in order]
 
 
 def _pixels(batch: Batch) -> NDArray[np.uint8]:
-    """The image of a batch of one as the network sees it, uint8 RGB [H, W, 3]."""
+    """Return the network's input image of a batch of one, uint8 RGB [H, W, 3]."""
     height, width = batch.sizes[0].tolist()
     return np.ascontiguousarray(batch.images[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())
 
@@ -125,42 +149,40 @@ def _pixels(batch: Batch) -> NDArray[np.uint8]:
 def _steps(
     model: GeneralizedRCNN, batch: Batch, features: Features, categories: Categories
 ) -> list[NDArray[np.uint8]]:
-    """Pictures of the largest of the best segments that were classified; where there are none, of the best proposals."""
+    """Draw the largest of the best detections; without detections, of the best proposals."""
     classifier = cast(CFMClassifier, model.classifier)
-    proposals, _ = cast(Proposer, model.proposer)(features, batch)
-    found = cast(Classifier, classifier).predict(features, proposals, batch.sizes)
-    classes = model._outputs(features, proposals, batch).semantic["classes"][0]
+    proposals, _ = model.proposer(features, batch)
+    detections = cast(Classifier, classifier).predict(features, proposals, batch.sizes)
+    classes = model.build_outputs(features, proposals, batch).semantic["classes"][0]
     height, width = batch.sizes[0].tolist()
-    drawn = []
-    shown: Regions = found if len(found) else proposals
-    shown = shown[torch.arange(min(BEST, len(shown)))]
+    drawings = []
+    shown: Regions = detections if len(detections) else proposals
+    shown = shown[torch.arange(min(TOP_SEGMENTS, len(shown)))]
     assert shown.masks is not None
-    for row in shown.masks.area().argsort(descending=True, stable=True)[:STEPS]:
-        own = shown[row[None]]
-        assert isinstance(own.masks, SegmentMasks)
-        name = list(classifier.at)[int(classifier._assign(own.boxes))]
-        feature, at = features[name][0], classifier.at[name]
-        cells = classifier.projected(own.masks, (feature.shape[1], feature.shape[2]), at)[0]
-        inside = torch.nn.functional.pad(own.masks.members[0], (0, 1))[
-            torch.from_numpy(own.masks.maps[0]).long()
-        ].numpy()
-        told = (
-            ""
-            if own.labels is None
-            else f"{categories.names[int(own.labels)]} {float(own.scores):.2f}"
-        )
+    for row in shown.masks.area().argsort(descending=True, stable=True)[:DRAWN_SEGMENTS]:
+        segment = shown[row[None]]
+        assert isinstance(segment.masks, SegmentMasks)
+        name = list(classifier.feature_specs)[int(classifier.assign_levels(segment.boxes))]
+        feature = features[name][0]
+        spec = classifier.feature_specs[name]
+        shape = (feature.shape[1], feature.shape[2])
+        cells = classifier.project_masks(segment.masks, shape, spec)[0]
+        # A column for pixels outside any superpixel, whose label is -1.
+        members = torch.nn.functional.pad(segment.masks.members[0], (0, 1))
+        inside = members[torch.from_numpy(segment.masks.maps[0]).long()].numpy()
+        title = ""
+        if segment.labels is not None:
+            title = f"{categories.names[int(segment.labels)]} {float(segment.scores):.2f}"
         labels = classes[:height, :width].cpu().numpy()
-        drawn.append(
-            step_pictures(
+        drawings.append(
+            draw_steps(
                 _pixels(batch),
                 inside[:height, :width],
                 cells,
-                feature,
-                at,
+                FeatureMap(feature, spec, name),
                 labels,
                 categories.names,
-                name,
-                told,
+                title,
             )
         )
-    return drawn
+    return drawings

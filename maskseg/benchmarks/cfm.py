@@ -1,4 +1,7 @@
-"""Suite `cfm`: what convolutional feature masking of a thousand segments adds to the backbone's pass, and what a pass of each segment takes."""
+"""Suite `cfm`: the cost of convolutional feature masking (CFM) of a thousand segments.
+
+It is compared with the backbone's forward pass and with one forward pass per segment.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.collate import segment_regions
 from maskseg.data.datasets.coco_segments import CocoSegments
@@ -26,43 +30,53 @@ from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch, Regions
 from maskseg.variants.cfm.classifier import CFMClassifier
 from maskseg.variants.cfm.hierarchy import HierarchicalGrouping
-from maskseg.variants.cfm.mask_nms import nms_of_masks, pasted
+from maskseg.variants.cfm.mask_nms import nms_by_mask_iou, paste_labels
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
-from maskseg.variants.cfm.pyramid_ops import pooled_pyramid
+from maskseg.variants.cfm.pyramid_ops import pool_pyramid
 
 CLASSES = 80
 LEVELS = {"p2-p5": ["p2", "p3", "p4", "p5"], "c4": ["c4"]}
 DESIGNS = ("full_map", "pool_first")
-CROP = 224  # pixels a side of what a segment's own pass sees
+CROP = 224  # pixels per side of a segment's crop
 
 
 @torch.no_grad()
 def cfm(
-    config: Any, proposals: int = 1000, crops: int = 8, height: int = 480, width: int = 640
+    config: Config, proposals: int = 1000, crops: int = 8, height: int = 480, width: int = 640
 ) -> dict[str, Any]:
-    """The first validation picture of `config.data`, resized, on the CPU: `trunk`'s forward pass (with its pyramid, or alone), and all that follows
-    it, from projecting the segments to the map of classes, with random weights. Beside it as many segments as `crops`, masked in the pixels, cut out
-    and sent through the trunk one by one (SDS, R-CNN). The segments are made before.
+    """Time CFM on the first validation image of `config.data`, resized, on the CPU.
 
-    config: with `data`, `trunk` and `rounds`. -> the suite's cases; agreement: segments that are found, the time after the backbone as a share of
-    the backbone's, the seconds of all segments by themselves, scaled from `crops`, and how many times those of CFM with its backbone they are;
-    also: milliseconds of each part. Raises UserError.
+    It is split into the forward pass of `trunk` (with FPN or alone) and everything after it, from
+    projecting the segments to the semantic map, with random weights. The alternative masks segments
+    in the pixels, crops them and sends each through the trunk (SDS, R-CNN). Computing the segments
+    is not timed.
+
+    Args:
+        config: with `data`, `trunk` and `rounds`.
+        proposals: number of segments.
+        crops: number of segments that are cropped; their time is scaled to all segments.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns the suite's cases; agreement: number of detected segments, time after the backbone over
+    that of the backbone, seconds of all crops, and those over CFM with its backbone; also:
+    milliseconds of each part. Raises UserError.
     """
     device = torch.device("cpu")
+    config.data.val_segments = None
     source = open_data(config)
-    source.segments["val"] = None
     pixels = CocoSegments(source).image("val", 0)
     image = np.asarray(
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(
             (width, height), Image.Resampling.BICUBIC
         )
     )
-    segments = made(image, proposals)
+    segments = make_proposals(image, proposals)
     batch = replace(
         SingleImage()(torch.from_numpy(image.copy()).permute(2, 0, 1)), proposals=segments
     )
-    cut = cut_out(image, segments[torch.linspace(0, len(segments) - 1, crops).long()])
+    crop_images = crop_segments(image, segments[torch.linspace(0, len(segments) - 1, crops).long()])
     cases: list[dict[str, Any]] = []
     also: dict[str, float] = {}
     for levels in LEVELS:
@@ -70,29 +84,29 @@ def cfm(
             net = _net(config.trunk, LEVELS[levels], design)
             features = net.features(batch)
             trunk = net.backbone.trunk if isinstance(net.backbone, FPN) else net.backbone
-            own = f"{crops} segments by themselves"
-            things: dict[str, Callable[[], object]] = {
+            separate = f"{crops} segments by themselves"
+            runs: dict[str, Callable[[], object]] = {
                 "backbone": partial(net.features, batch),
-                "CFM after it": partial(net._outputs, features, segments, batch),
-                own: partial(trunk, cut),
+                "CFM after it": partial(net.build_outputs, features, segments, batch),
+                separate: partial(trunk, crop_images),
             }
             name = f"{config.trunk}, {levels}, {design}"
-            found = case(
+            result = case(
                 f"{name}: {width} x {height}, {len(segments)} segments",
-                things,
+                runs,
                 config.rounds,
                 device,
             )
-            seconds = {label: found["seconds"][label] for label in things}
-            alone = seconds[own] * len(segments) / crops
-            found["agreement"] = {
-                "segments found": len(net._outputs(features, segments, batch).detections),
-                "CFM after it over backbone": 1 / found["times_faster"]["CFM after it"],
+            seconds = {label: result["seconds"][label] for label in runs}
+            alone = seconds[separate] * len(segments) / crops
+            result["agreement"] = {
+                "segments found": len(net.build_outputs(features, segments, batch).detections),
+                "CFM after it over backbone": 1 / result["times_faster"]["CFM after it"],
                 f"{len(segments)} segments by themselves, s (scaled)": alone,
                 "by themselves over backbone and CFM": alone
                 / (seconds["backbone"] + seconds["CFM after it"]),
             }
-            cases.append(found)
+            cases.append(result)
             also |= {
                 f"{name}, {part}, ms": 1000 * value
                 for part, value in _parts(net, features, segments, batch, config.rounds).items()
@@ -100,35 +114,41 @@ def cfm(
     return {"suite": "cfm", "machine": machine(device), "cases": cases, "also": also}
 
 
-def made(image: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> Regions:
-    """Segment proposals of uint8 RGB [H, W, 3], `count` of them: the best, and unions of two where there are fewer."""
-    found = HierarchicalGrouping(max_proposals=count)(image)
-    pairs = np.random.default_rng(0).integers(0, len(found), (count - len(found), 2))
+def make_proposals(image: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> Regions:
+    """Compute `count` segment proposals of a uint8 RGB [H, W, 3] image.
+
+    If there are fewer, random unions of two proposals are added.
+    """
+    segments = HierarchicalGrouping(max_proposals=count)(image)
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, len(segments), (count - len(segments), 2))
     members = np.concatenate(
-        [found.members, found.members[pairs[:, 0]] | found.members[pairs[:, 1]]]
+        [segments.members, segments.members[pairs[:, 0]] | segments.members[pairs[:, 1]]]
     )
-    return segment_regions(SegmentProposals(found.labels, members))
+    return segment_regions(SegmentProposals(segments.labels, members))
 
 
-def cut_out(image: np.ndarray[Any, np.dtype[np.uint8]], segments: Regions) -> Tensor:
-    """Each segment's pixels in a grey image, cut out and resized: normalised, f32 [n, 3, 224, 224], channels_last."""
+def crop_segments(image: np.ndarray[Any, np.dtype[np.uint8]], segments: Regions) -> Tensor:
+    """Crop each segment from a gray background, resized and normalized.
+
+    Returns f32 [n, 3, 224, 224], channels_last.
+    """
     assert isinstance(segments.masks, SegmentMasks)
-    mean, std = (
-        torch.tensor([123.675, 116.28, 103.53])[:, None, None],
-        torch.tensor([58.395, 57.12, 57.375])[:, None, None],
-    )
-    normalised = (torch.from_numpy(np.array(image)).permute(2, 0, 1) - mean) / std
-    labels, found = torch.from_numpy(segments.masks.maps[0]).long(), []
+    mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+    std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+    normalized = (torch.from_numpy(np.array(image)).permute(2, 0, 1) - mean) / std
+    labels = torch.from_numpy(segments.masks.maps[0]).long()
+    crops = []
     for (x0, y0, x1, y1), members in zip(
         segments.boxes.int().tolist(), segments.masks.members, strict=True
     ):
-        own = (normalised * members[labels])[None, :, y0:y1, x0:x1]
-        found.append(F.interpolate(own, size=(CROP, CROP), mode="bilinear", antialias=True))
-    return torch.cat(found).contiguous(memory_format=torch.channels_last)
+        crop = (normalized * members[labels])[None, :, y0:y1, x0:x1]
+        crops.append(F.interpolate(crop, size=(CROP, CROP), mode="bilinear", antialias=True))
+    return torch.cat(crops).contiguous(memory_format=torch.channels_last)
 
 
 def _net(trunk: str, levels: list[str], design: str) -> CFMNet:
-    """With scores that differ: as many segments as there are stand out by one class."""
+    """Build a network whose random class scores vary enough for detections."""
     torch.manual_seed(0)
     resnet = ResNet(trunk, norm="BN")
     backbone = FPN(resnet) if levels[0][0] == "p" else resnet
@@ -146,37 +166,38 @@ def _net(trunk: str, levels: list[str], design: str) -> CFMNet:
 def _parts(
     net: CFMNet, features: dict[str, Tensor], segments: Regions, batch: Batch, rounds: int
 ) -> dict[str, float]:
-    """Seconds of each part of what follows the backbone, medians."""
-    model = cast(CFMClassifier, net.classifier)
+    """Median seconds of each part after the backbone."""
+    model = net.classifier
     assert segments.masks is not None
-    level = model._assign(segments.boxes)
-    boxed = partial(model._pooled, features, segments.boxes, segments.image_index, level)
+    level = model.assign_levels(segments.boxes)
+    pool_boxes = partial(model.pool_boxes, features, segments.boxes, segments.image_index, level)
 
-    def masked() -> list[Tensor]:
+    def pool_masked() -> list[Tensor]:
         assert segments.masks is not None
-        rest = segments.image_index, level, model._inside(features, segments.masks)
-        return model._masked(features, segments.boxes, *rest, torch.arange(len(segments)))
+        rest = segments.image_index, level, model.mask_at_cells(features, segments.masks)
+        return model.pool_masked(features, segments.boxes, *rest, torch.arange(len(segments)))
 
-    bins, kind = boxed(), next(iter(model.layers))
+    bins = pool_boxes()
+    path = next(iter(model.layers))
     scores = model.class_scores(
         model(features, segments.boxes, segments.image_index, segments.masks)
     )
     row, label = torch.nonzero(scores > model.score_threshold).unbind(1)
     candidates = replace(segments[row], scores=scores[row, label], labels=label)
-    kept = candidates[nms_of_masks(candidates, model.nms_threshold)]
-    pooled = pooled_pyramid(bins, model.pyramid)
-    things: dict[str, Callable[[], object]] = {"pooling of boxes": boxed}
+    kept = candidates[nms_by_mask_iou(candidates, model.nms_threshold)]
+    pooled = pool_pyramid(bins, model.pyramid)
+    runs: dict[str, Callable[[], object]] = {"pooling of boxes": pool_boxes}
     if model.design == "full_map":
-        things = {"projection, pooling of boxes and masks": masked}
-    things |= {
-        "pyramid of a path": partial(pooled_pyramid, bins, model.pyramid),
-        f"connected layers of a path (of {len(model.layers)})": partial(model.layers[kind], pooled),
+        runs = {"projection, pooling of boxes and masks": pool_masked}
+    runs |= {
+        "pyramid of a path": partial(pool_pyramid, bins, model.pyramid),
+        f"connected layers of a path (of {len(model.layers)})": partial(model.layers[path], pooled),
         f"NMS of {len(candidates)} candidates": partial(
-            nms_of_masks, candidates, model.nms_threshold
+            nms_by_mask_iou, candidates, model.nms_threshold
         ),
-        "pasting": partial(pasted, kept, batch.sizes, *batch.images.shape[2:]),
+        "pasting": partial(paste_labels, kept, batch.sizes, *batch.images.shape[2:]),
     }
     return {
         label: median(values)
-        for label, values in in_turn(things, rounds, torch.device("cpu")).items()
+        for label, values in in_turn(runs, rounds, torch.device("cpu")).items()
     }

@@ -1,4 +1,4 @@
-"""Suite `curve`: the loss of our steps and of torchvision's, from equal weights over the same batches."""
+"""Suite `curve`: training losses of maskseg and torchvision, from equal weights and batches."""
 
 from __future__ import annotations
 
@@ -12,47 +12,55 @@ from tqdm import tqdm
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import machine
+from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.engine.precision import autocast, pick_device
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
-_RATE, _WARM_UP, _WINDOWS = 0.005, 50, 4
+_LEARNING_RATE = 0.005
+_WARMUP_STEPS = 50
+_WINDOWS = 4
 
 
-def curve(config: Any) -> dict[str, Any]:
-    """Trains Mask R-CNNs with the trunk `config.trunk` (BN, from noise, SGD) for `config.steps` steps of `config.batch` training images of
-    `config.data`, with its transforms: torchvision's, the same one with other random draws (which tells how much is chance), ours in fp32 and bf16.
+def curve(config: Config) -> dict[str, Any]:
+    """Train Mask R-CNNs from scratch for `config.steps` steps with SGD.
 
-    -> the mean loss of each quarter of the steps. Raises UserError.
+    The models have the body `config.trunk` with BN, and are trained on `config.batch` images of the
+    training split of `config.data` at a time, with its transforms. They are torchvision's, the same
+    with other random samples (which shows the influence of chance), and ours in fp32 and bf16.
+
+    Returns the mean loss of each quarter of the steps. Raises UserError.
     """
     if config.steps < 1:
         raise UserError("steps must be at least 1")
-    device, source = pick_device(config.trainer.device), open_data(config)
+    device = pick_device(config.trainer.device)
+    source = open_data(config)
     batches = list(source.train_loader(config.batch, config.steps, config.seed))
-    found: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
     for name, precision, seed in (
         ("torchvision", "fp32", 0),
         ("torchvision, other draws", "fp32", 1),
         ("maskseg", "fp32", 0),
         ("maskseg bf16", "bf16", 0),
     ):
-        theirs, ours = torchvision_model.models(config.trunk, 64, learnt=True)
-        # Neither resizes: the batches are as the transforms made them
-        theirs.transform.min_size, theirs.transform.max_size = (1,), 10**9
+        theirs, ours = torchvision_model.models(config.trunk, 64, trainable=True)
+        # Disable torchvision's resize: the transforms have resized the batches already.
+        theirs.transform.min_size = (1,)
+        theirs.transform.max_size = 10**9
         theirs.transform.resize = lambda image, target=None: (image, target)
         model: nn.Module = theirs if name.startswith("torchvision") else ours
-        give: Callable[[Batch], Any] = torchvision_model.both if model is theirs else _one
+        to_inputs: Callable[[Batch], Any] = _one
+        if model is theirs:
+            to_inputs = torchvision_model.torchvision_inputs
         torch.manual_seed(seed)
-        found[name] = _losses(name, model.to(device), give, batches, device, precision)
+        curves[name] = _losses(name, model.to(device), to_inputs, batches, device, precision)
     length = -(-len(batches) // min(_WINDOWS, len(batches)))
-    also = {
-        f"loss of steps {start + 1}-{min(start + length, len(batches))}, {name}": mean(
-            losses[start : start + length]
-        )
-        for start in range(0, len(batches), length)
-        for name, losses in found.items()
-    }
+    also = {}
+    for start in range(0, len(batches), length):
+        end = min(start + length, len(batches))
+        for name, losses in curves.items():
+            also[f"loss of steps {start + 1}-{end}, {name}"] = mean(losses[start:end])
     return {"suite": "curve", "machine": machine(device), "cases": [], "also": also}
 
 
@@ -63,18 +71,20 @@ def _one(batch: Batch) -> tuple[Batch]:
 def _losses(
     name: str,
     model: nn.Module,
-    give: Callable[[Batch], Any],
+    to_inputs: Callable[[Batch], Any],
     batches: list[Batch],
     device: torch.device,
     precision: str,
 ) -> list[float]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=_WARM_UP)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
+    )
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=_WARMUP_STEPS)
     losses = []
     model.train()
     for batch in tqdm(batches, desc=name, disable=None, leave=False):
         with autocast(device, precision):
-            total = torch.stack(list(model(*give(batch.to(device))).values())).sum()
+            total = torch.stack(list(model(*to_inputs(batch.to(device))).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)

@@ -1,7 +1,8 @@
-"""What feeds a training: pictures a second from files to batches, beside torchvision's detection pipeline on the same files.
+"""Suite `data`: images per second from files to batches, for maskseg and torchvision.
 
-The peer is what torchvision's detection references are made of: `CocoDetection` wrapped for transforms v2, boxes and full-size bitmaps of the
-masks, flip, resize, float. Both sides resize to the same size in the data pipeline and work in one thread, as a loader's process does.
+torchvision's pipeline is that of its detection references: `CocoDetection` wrapped for transforms
+v2, boxes and full-size bitmaps of the masks, flip, resize, float. Both pipelines resize to the same
+size and work in one thread, as a loader process does.
 """
 
 from __future__ import annotations
@@ -22,127 +23,139 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.transforms import v2
 
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data import rgbx
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.image_files import load_pixels, safe_join
-from maskseg.data.loader import BatchLoader, keep_pages
+from maskseg.data.loader import BatchLoader, warm_up_malloc
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
-from maskseg.data.transforms import Flip, ResizeShortestEdge
+from maskseg.data.transforms import Flip, ResizeShortestEdge, Transform
 from maskseg.errors import UserError
 
-SHORT, LONGEST = 800, 1333  # pixels
-IMAGES, FEW = (
-    50,
-    10,
-)  # images of the pipelines; of the mask targets alone, whose bitmaps are all held
-BATCH = 2  # the references' batch a GPU
-REGIONS, CELLS = (
-    128,
-    28,
-)  # foreground regions of an image, cells of a mask target's side (512 regions, a quarter of them foreground)
+MIN_SIDE = 800  # pixels
+MAX_SIDE = 1333  # pixels
+IMAGES = 50
+TARGET_IMAGES = 10  # images for the mask targets alone, whose bitmaps are all held in memory
+BATCH = 2  # batch size per GPU of torchvision's references
+REGIONS = 128  # foreground regions per image: a quarter of 512 regions
+MASK_SIZE = 28  # cells per side of a mask target
 CPU = torch.device("cpu")
 
 
-def data(config: Any) -> dict[str, Any]:
-    """The suite `data`: one process, the same with mask targets, a loader, mask targets alone. Raises UserError for data without masks."""
+def data(config: Config) -> dict[str, Any]:
+    """Time one process, the same with mask targets, a loader, and mask targets alone.
+
+    Raises UserError for data without masks.
+    """
     if config.rounds < 1:
         raise UserError("rounds must be at least 1")
     source = open_data(config)
     if not source.train.has_masks():
         raise UserError(
-            f"{source.name('train')}: not every object has a mask, which this suite needs"
+            f"{source.split('train').key}: not every object has a mask, which this suite needs"
         )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    keep_pages()  # as in our loader's processes; it serves both sides here
+    warm_up_malloc()  # as in our loader processes; both pipelines benefit here
     try:
         return _measure(source, config)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(source: CocoSource, config: Any) -> dict[str, Any]:
-    ours, chosen = _ours(source, config.seed, 0.5)
-    theirs, rounds = _theirs(source, chosen, 0.5), config.rounds
-    items: list[Item] = [(0, index, 0) for index in chosen]
-    workers = max(1, source.num_workers)
+def _measure(source: CocoSource, config: Config) -> dict[str, Any]:
+    rounds = config.rounds
+    ours, indices = _our_dataset(source, config.seed, 0.5)
+    theirs = _torchvision_dataset(source, indices, 0.5)
+    items: list[Item] = [(0, index, 0) for index in indices]
+    workers = max(1, source.loading.num_workers)
     loader = BatchLoader(
         "data",
         ours,
         _batches(items * 2),
-        partial(collate, divisor=source.divisor),
+        partial(collate, divisor=source.loading.divisor),
         workers,
-        source.timeout,
+        source.loading.timeout,
     )
     peer: DataLoader[Any] = DataLoader(
-        Subset(theirs, [*range(len(chosen))] * 2), BATCH, num_workers=workers, collate_fn=_listed
+        Subset(theirs, [*range(len(indices))] * 2),
+        BATCH,
+        num_workers=workers,
+        collate_fn=_collate_lists,
     )
-    torch.manual_seed(config.seed)  # the peer's flips
-    still = _unflipped(source, config.seed)
+    torch.manual_seed(config.seed)  # of torchvision's flips
+    unflipped = _load_unflipped(source, config.seed)
     plain = {
-        "torchvision": lambda: _count(_peer_batches(theirs)),
-        "maskseg": lambda: _count(_own_batches(ours, items, source.divisor)),
+        "torchvision": lambda: _count(_torchvision_batches(theirs)),
+        "maskseg": lambda: _count(_our_batches(ours, items, source.loading.divisor)),
     }
-    whole = {
-        "torchvision": lambda: _count(map(_peer_targets, _peer_batches(theirs))),
-        "maskseg": lambda: _count(map(_own_targets, _own_batches(ours, items, source.divisor))),
+    with_targets = {
+        "torchvision": lambda: _count(map(_torchvision_targets, _torchvision_batches(theirs))),
+        "maskseg": lambda: _count(
+            map(_our_targets, _our_batches(ours, items, source.loading.divisor))
+        ),
     }
     cases = [
-        case(f"{len(items)} images, one process", plain, rounds, CPU, _agreement(*still)),
-        case(f"{len(items)} images and their mask targets, one process", whole, rounds, CPU),
+        case(f"{len(items)} images, one process", plain, rounds, CPU, _agreement(*unflipped)),
+        case(f"{len(items)} images and their mask targets, one process", with_targets, rounds, CPU),
         case(
             f"{2 * len(items)} images, loader with {workers} processes",
             {"torchvision": lambda: _count(peer), "maskseg": lambda: _count(loader)},
             rounds,
             CPU,
         ),
-        _targets_case(*still, source.divisor, rounds),
+        _targets_case(*unflipped, source.loading.divisor, rounds),
     ]
     also: dict[str, float | str] = {}
-    for number, found in zip((len(items), len(items), 2 * len(items)), cases, strict=False):
-        also |= {
-            f"images a second, {found['name']}, {label}": number / seconds
-            for label, seconds in found["seconds"].items()
-        }
+    for number, result in zip((len(items), len(items), 2 * len(items)), cases, strict=False):
+        for label, seconds in result["seconds"].items():
+            also[f"images a second, {result['name']}, {label}"] = number / seconds
     return {
         "suite": "data",
         "machine": machine(CPU),
         "cases": cases,
-        "also": also | _shares(ours, items, source.divisor, rounds),
+        "also": also | _shares(ours, items, source.loading.divisor, rounds),
     }
 
 
-def _ours(source: CocoSource, seed: int, flips: float) -> tuple[CocoDataset, list[int]]:
-    """The data set with the resize and flip of `data=coco`, one size instead of several; the indices of its first images with objects."""
-    dataset = source.dataset("train", seed)
-    dataset.transforms = [ResizeShortestEdge([SHORT], LONGEST), Flip(flips)]
-    return dataset, [index for index, labels in enumerate(dataset.labels()) if labels][:IMAGES]
+def _our_dataset(source: CocoSource, seed: int, flips: float) -> tuple[CocoDataset, list[int]]:
+    """Build our dataset, and find its first images with objects.
+
+    The transforms are those of `data=coco`, with one size instead of several. flips: probability.
+    """
+    transforms: list[Transform] = [ResizeShortestEdge([MIN_SIDE], MAX_SIDE), Flip(flips)]
+    dataset = source.dataset_with("train", transforms, seed)
+    with_objects = [index for index, labels in enumerate(dataset.labels()) if labels]
+    return dataset, with_objects[:IMAGES]
 
 
-def _theirs(source: CocoSource, chosen: Sequence[int], flips: float) -> Subset[Any]:
-    """The same images, in the same order, as torchvision's references read them."""
+def _torchvision_dataset(source: CocoSource, indices: Sequence[int], flips: float) -> Subset[Any]:
+    """Build torchvision's dataset of the same images in the same order."""
     steps: list[Any] = [
         v2.ToImage(),
         v2.RandomHorizontalFlip(flips),
-        v2.RandomShortestSize([SHORT], LONGEST),
+        v2.RandomShortestSize([MIN_SIDE], MAX_SIDE),
     ]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it reads
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         files = CocoDetection(
-            source.images["train"] or "", source.json["train"] or "", transforms=v2.Compose(steps)
+            source.split("train").images or "",
+            source.split("train").json or "",
+            transforms=v2.Compose(steps),
         )
-    place = {number: i for i, number in enumerate(files.ids)}
+    positions = {image_id: i for i, image_id in enumerate(files.ids)}
     wrapped = wrap_dataset_for_transforms_v2(files, target_keys=("boxes", "labels", "masks"))
-    images, own = source.train.images, source.dataset("train").images
-    return Subset(wrapped, [place[images[own[index]].id] for index in chosen])
+    records = source.train.images
+    rows = source.dataset("train").images
+    return Subset(wrapped, [positions[records[rows[index]].id] for index in indices])
 
 
-def _listed(samples: list[Any]) -> tuple[Any, ...]:
-    """The references' collate function: lists, as their models pad by themselves."""
+def _collate_lists(samples: list[Any]) -> tuple[Any, ...]:
+    """Collate as torchvision's references do: into lists, because their models pad the images."""
     return tuple(zip(*samples, strict=True))
 
 
@@ -150,68 +163,86 @@ def _batches(items: Sequence[Any]) -> list[Any]:
     return [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
 
 
-def _peer_batches(dataset: Subset[Any]) -> Iterator[Any]:
-    return (_listed([dataset[i] for i in batch]) for batch in _batches(range(len(dataset))))
+def _torchvision_batches(dataset: Subset[Any]) -> Iterator[Any]:
+    return (_collate_lists([dataset[i] for i in batch]) for batch in _batches(range(len(dataset))))
 
 
-def _own_batches(dataset: CocoDataset, items: Sequence[Item], divisor: int) -> Iterator[Any]:
+def _our_batches(dataset: CocoDataset, items: Sequence[Item], divisor: int) -> Iterator[Any]:
     return (collate([dataset[item] for item in batch], divisor) for batch in _batches(items))
 
 
 def _count(batches: Any) -> int:
-    """Takes batches until there are no more, and keeps none."""
+    """Count the batches without keeping them."""
     return sum(1 for _ in batches)
 
 
 def _regions(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Regions that stand for the objects with `boxes` [n, 4]: which object i64 [REGIONS], boxes f32 [REGIONS, 4] about as good as proposals."""
-    draw = torch.Generator().manual_seed(len(boxes))
-    matched = torch.randint(len(boxes), (REGIONS,), generator=draw)
-    own = boxes[matched].float()
-    extent = (own[:, 2:] - own[:, :2]).repeat(1, 2)
-    return matched, own + 0.1 * extent * (2 * torch.rand(own.shape, generator=draw) - 1)
+    """Simulate proposals of the objects with `boxes` [n, 4].
+
+    Returns the object of each region, i64 [REGIONS], and boxes f32 [REGIONS, 4].
+    """
+    generator = torch.Generator().manual_seed(len(boxes))
+    matched = torch.randint(len(boxes), (REGIONS,), generator=generator)
+    regions = boxes[matched].float()
+    extent = (regions[:, 2:] - regions[:, :2]).repeat(1, 2)
+    noise = 2 * torch.rand(regions.shape, generator=generator) - 1
+    return matched, regions + 0.1 * extent * noise
 
 
-def _peer_targets(batch: Any) -> list[Tensor]:
-    """Mask targets of a batch as torchvision's mask loss makes them, [REGIONS, CELLS, CELLS] each."""
-    found = []
+def _torchvision_targets(batch: Any) -> list[Tensor]:
+    """Compute mask targets as torchvision does, [REGIONS, MASK_SIZE, MASK_SIZE] per image."""
+    masks = []
     for target in batch[1]:
-        if len(
-            target["boxes"]
-        ):  # their transforms drop objects whose box ends a hair outside of the image, now and then all of them
+        # torchvision's transforms drop objects whose box ends slightly outside the image, which can
+        # be all objects.
+        if len(target["boxes"]):
             matched, boxes = _regions(target["boxes"])
-            found.append(project_masks_on_boxes(target["masks"], boxes, matched, CELLS))
-    return found
+            masks.append(project_masks_on_boxes(target["masks"], boxes, matched, MASK_SIZE))
+    return masks
 
 
-def _own_targets(batch: Any) -> list[Tensor]:
-    """The same as our mask head makes them (`target_rule=crop`)."""
+def _our_targets(batch: Any) -> list[Tensor]:
+    """Compute the same targets as our mask head does with `target_mode=crop`."""
     targets = batch.targets
     rows = [torch.nonzero(targets.image_index == i).squeeze(1) for i in range(len(batch.images))]
-    drawn = [(own, *_regions(targets.boxes[own])) for own in rows]
-    masks = targets.masks[torch.cat([own[matched] for own, matched, _ in drawn])]
-    return [*masks.crop_resize(torch.cat([boxes for _, _, boxes in drawn]), CELLS).split(REGIONS)]
-
-
-def _unflipped(source: CocoSource, seed: int) -> tuple[list[Any], list[Sample]]:
-    """The first few images of both sides where both have the same objects: batches of one of theirs, samples of ours."""
-    ours, chosen = _ours(source, seed, 0.0)
-    chosen = chosen[:FEW]
-    theirs = _theirs(source, chosen, 0.0)
-    pairs = [(theirs[i], ours[(0, index, 0)]) for i, index in enumerate(chosen)]
-    same = [
-        (_listed([peer]), own) for peer, own in pairs if len(peer[1]["boxes"]) == len(own.boxes)
+    regions = [(objects, *_regions(targets.boxes[objects])) for objects in rows]
+    masks = targets.masks[torch.cat([objects[matched] for objects, matched, _ in regions])]
+    return [
+        *masks.crop_and_resize(torch.cat([boxes for _, _, boxes in regions]), MASK_SIZE).split(
+            REGIONS
+        )
     ]
-    return [peer for peer, _ in same], [own for _, own in same]
+
+
+def _load_unflipped(source: CocoSource, seed: int) -> tuple[list[Any], list[Sample]]:
+    """Load a few images without flips, for which both pipelines keep the same objects.
+
+    Returns torchvision's batches of one, and our samples.
+    """
+    ours, indices = _our_dataset(source, seed, 0.0)
+    indices = indices[:TARGET_IMAGES]
+    theirs = _torchvision_dataset(source, indices, 0.0)
+    pairs = [(theirs[i], ours[(0, index, 0)]) for i, index in enumerate(indices)]
+    same = [
+        (_collate_lists([peer]), sample)
+        for peer, sample in pairs
+        if len(peer[1]["boxes"]) == len(sample.boxes)
+    ]
+    return [peer for peer, _ in same], [sample for _, sample in same]
 
 
 def _agreement(peers: list[Any], samples: list[Sample]) -> dict[str, float]:
-    """How far the outputs are apart without flips; their resize rounds sizes down, ours to the nearest: pixels where the sizes are the same."""
-    pixels_apart, boxes_apart = [0.0], [0.0]
-    for (images, targets), own in zip(peers, samples, strict=True):
-        if images[0].shape[-2:] == own.image.shape[-2:]:
-            pixels_apart.append(float((images[0] * 255 - own.image).abs().max()))
-        boxes_apart.append(float((targets[0]["boxes"] - own.boxes).abs().max()))
+    """Largest differences of the outputs without flips.
+
+    torchvision rounds sizes down and we round to the nearest, so pixels are compared only for
+    images of equal size.
+    """
+    pixels_apart = [0.0]
+    boxes_apart = [0.0]
+    for (images, targets), sample in zip(peers, samples, strict=True):
+        if images[0].shape[-2:] == sample.image.shape[-2:]:
+            pixels_apart.append(float((images[0] * 255 - sample.image).abs().max()))
+        boxes_apart.append(float((targets[0]["boxes"] - sample.boxes).abs().max()))
     return {
         "pixels apart, grey levels of 255": max(pixels_apart),
         "boxes apart, px": max(boxes_apart),
@@ -221,36 +252,39 @@ def _agreement(peers: list[Any], samples: list[Sample]) -> dict[str, float]:
 def _targets_case(
     peers: list[Any], samples: list[Sample], divisor: int, rounds: int
 ) -> dict[str, Any]:
-    """Mask targets from truths in memory."""
-    owns = [collate([sample], divisor) for sample in samples]
-    things = {
-        "torchvision": lambda: [_peer_targets(batch) for batch in peers],
-        "maskseg": lambda: [_own_targets(batch) for batch in owns],
+    """Time mask targets from ground truth in memory."""
+    our_batches = [collate([sample], divisor) for sample in samples]
+    runs = {
+        "torchvision": lambda: [_torchvision_targets(batch) for batch in peers],
+        "maskseg": lambda: [_our_targets(batch) for batch in our_batches],
     }
-    pairs = [
-        (a[0] >= 0.5, b[0] >= 0.5)
-        for a, b in zip(things["torchvision"](), things["maskseg"](), strict=True)
-    ]
-    differ = np.mean([float((a != b).float().mean()) for a, b in pairs]) if pairs else 0.0
+    fractions = []
+    for theirs, ours in zip(runs["torchvision"](), runs["maskseg"](), strict=True):
+        differs = (theirs[0] >= 0.5) != (ours[0] >= 0.5)
+        fractions.append(float(differs.float().mean()))
+    fraction = float(np.mean(fractions)) if fractions else 0.0
     return case(
-        f"mask targets of {len(owns)} images, {REGIONS} regions each",
-        things,
+        f"mask targets of {len(our_batches)} images, {REGIONS} regions each",
+        runs,
         rounds,
         CPU,
-        {"cells that differ": float(differ)},
+        {"cells that differ": fraction},
     )
 
 
 def _shares(
     dataset: CocoDataset, items: Sequence[Item], divisor: int, rounds: int
 ) -> dict[str, str]:
-    """What of our pipeline's time each part takes; the rest is boxes, masks, and the making of samples."""
+    """Share of each part in the time of our pipeline.
+
+    The rest is boxes, masks, and building the samples.
+    """
     records = [dataset.file.images[dataset.images[index]] for _, index, _ in items]
     samples = [dataset[item] for item in items]
     images = [load_pixels(safe_join(dataset.root, r.file_name)) for r in records]
     flipped = samples[::2]  # half of them, as with a probability of 0.5
     parts = {
-        "whole": lambda: _count(_own_batches(dataset, items, divisor)),
+        "whole": lambda: _count(_our_batches(dataset, items, divisor)),
         "decode": lambda: _count(
             load_pixels(safe_join(dataset.root, r.file_name)) for r in records
         ),

@@ -1,4 +1,4 @@
-"""Suite `evaluate`: COCO rows -> the twelve numbers."""
+"""Suite `evaluate`: COCO results to the twelve COCO metrics."""
 
 from __future__ import annotations
 
@@ -15,84 +15,99 @@ from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
 from maskseg.benchmarks.paste import soft_masks
+from maskseg.config import Config
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KINDS, SEGM
 from maskseg.evaluation.coco_results import Row
 from maskseg.structures import Categories
 
-HEIGHT, WIDTH, TRUTHS, CLASSES = 480, 640, 7, 80  # COCO's usual frame, objects an image, classes
-_MOST_ROUNDS = 2  # of ten seconds for each kind
+# COCO's usual image size, mean number of objects per image, and number of classes.
+HEIGHT = 480
+WIDTH = 640
+OBJECTS = 7
+CLASSES = 80
+_MAX_ROUNDS = 2  # of ten seconds for each kind
 
 
-def evaluate(config: Any, images: int = 500, detections: int = 100) -> dict[str, Any]:
-    """Boxes and masks of simulated detections against simulated truth: pycocotools by hand, and this project's evaluation with each backend that is
-    installed, from rows in memory to the twelve numbers.
+def evaluate(config: Config, images: int = 500, detections: int = 100) -> dict[str, Any]:
+    """Evaluate boxes and masks of simulated detections against simulated ground truth.
 
-    config: with `rounds` (at most 2 are done); images: 5,000 are COCO's validation set, and take ten times as long; detections: of an image.
-    -> the suite's cases; agreement: the largest difference of a number.
+    Compares direct calls of pycocotools with `CocoEvaluator` and each installed backend, from
+    results in memory to the twelve metrics.
+
+    Args:
+        config: with `rounds`, of which at most 2 are done.
+        images: number of images. COCO's validation set has 5,000, which take ten times as long.
+        detections: detections per image.
+
+    Returns the suite's cases; agreement: the largest difference of a metric.
     """
     device = torch.device("cpu")
-    truth, rows = simulated(images, detections)
+    truth, rows = simulate(images, detections)
     categories = Categories(tuple(map(str, range(CLASSES))), tuple(range(1, CLASSES + 1)))
     cases = []
     for kind in (BBOX, SEGM):
         other = KINDS[SEGM if kind == BBOX else BBOX]
-        own = [
-            {k: v for k, v in row.items() if k != other} for row in rows
-        ]  # with a box, loadRes would take its area for a mask's
-        ways = {"pycocotools by hand": partial(by_hand, truth, own, kind)}
-        ways |= {
-            f"maskseg, {name}": partial(_ours, truth, own, categories, kind, name)
-            for name in ("pycocotools", "faster")
-            if _installed(name)
+        # Given a box, loadRes would use its area as the area of the mask.
+        results = [{k: v for k, v in row.items() if k != other} for row in rows]
+        functions = {"pycocotools by hand": partial(by_hand, truth, results, kind)}
+        for name in ("pycocotools", "faster"):
+            if _is_installed(name):
+                functions[f"maskseg, {name}"] = partial(
+                    _ours, truth, results, categories, kind, name
+                )
+        metrics: dict[str, list[float]] = {}
+        runs = {
+            name: partial(_store, metrics, name, function) for name, function in functions.items()
         }
-        numbers: dict[str, list[float]] = {}
-        things = {name: partial(_keep, numbers, name, way) for name, way in ways.items()}
-        found = case(
+        result = case(
             f"{kind}: {images} images, {detections} detections each",
-            things,
-            min(config.rounds, _MOST_ROUNDS),
+            runs,
+            min(config.rounds, _MAX_ROUNDS),
             device,
         )
-        by_peer, *others = numbers.values()
-        found["agreement"] = {
-            "largest difference": max(
-                abs(a - b) for other in others for a, b in zip(by_peer, other, strict=True)
-            )
-        }
-        cases.append(found)
+        expected, *others = metrics.values()
+        differences = []
+        for values in others:
+            differences += [abs(a - b) for a, b in zip(expected, values, strict=True)]
+        result["agreement"] = {"largest difference": max(differences)}
+        cases.append(result)
     return {"suite": "evaluate", "machine": machine(device), "cases": cases}
 
 
 def by_hand(truth: dict[str, Any], rows: list[Row], kind: str) -> list[float]:
-    """The twelve numbers as pycocotools' own demo and torchvision's `references/detection` take them. Neither truth nor rows are changed."""
+    """Compute the twelve metrics as pycocotools' demo and torchvision's `references/detection` do.
+
+    The arguments are not modified.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO()
-        known.dataset = truth
-        known.createIndex()
-        evaluator = COCOeval(
-            known, known.loadRes([dict(row) for row in rows]), kind
-        )  # loadRes writes into the rows
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        results = coco.loadRes([dict(row) for row in rows])  # copies: loadRes modifies its rows
+        evaluator = COCOeval(coco, results, kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return [float(v) for v in evaluator.stats]
 
 
-def simulated(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
-    """A COCO data set of `images` with polygons, and rows of `detections` for each: half of them are truth, each side moved by
-    some hundredths of its length."""
+def simulate(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
+    """Simulate a COCO dataset with polygons, and `detections` results per image.
+
+    Half of the detections are ground-truth boxes with each side moved by a few percent.
+
+    Returns the dataset and the results.
+    """
     rng = torch.Generator().manual_seed(0)
     annotations: list[Row] = []
     rows: list[Row] = []
     for image in range(1, images + 1):
-        boxes, labels = (
-            soft_masks(TRUTHS, HEIGHT, WIDTH, rng).grid_boxes,
-            torch.randint(CLASSES, (TRUTHS,), generator=rng),
-        )
+        boxes = soft_masks(OBJECTS, HEIGHT, WIDTH, rng).grid_boxes
+        labels = torch.randint(CLASSES, (OBJECTS,), generator=rng)
         for box, label in zip(boxes, labels.tolist(), strict=True):
-            # Ids count from 1: pycocotools takes the id of a match for a truth value.
+            # pycocotools treats match id 0 as "unmatched", so ids start at 1.
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -102,17 +117,18 @@ def simulated(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
                     **_octagon(box),
                 }
             )
-        found = soft_masks(detections, HEIGHT, WIDTH, rng)
-        moved, source = detections // 2, torch.randint(TRUTHS, (detections // 2,), generator=rng)
-        found.grid_boxes[:moved] = boxes[source] + 0.06 * (boxes[:, 2:] - boxes[:, :2])[
-            source
-        ].repeat(1, 2) * torch.randn(moved, 4, generator=rng)
+        masks = soft_masks(detections, HEIGHT, WIDTH, rng)
+        moved = detections // 2
+        source = torch.randint(OBJECTS, (moved,), generator=rng)
+        sides = (boxes[:, 2:] - boxes[:, :2])[source].repeat(1, 2)
+        noise = torch.randn(moved, 4, generator=rng)
+        masks.grid_boxes[:moved] = boxes[source] + 0.06 * sides * noise
         classes = torch.randint(CLASSES, (detections,), generator=rng)
         classes[:moved] = labels[source]
         scores = torch.rand(detections, generator=rng).tolist()
-        corners = found.grid_boxes.double().tolist()
+        corners = masks.grid_boxes.double().tolist()
         for (x0, y0, x1, y1), label, score, rle in zip(
-            corners, classes.tolist(), scores, found.to_rle(), strict=True
+            corners, classes.tolist(), scores, masks.to_rle(), strict=True
         ):
             bbox = [x0, y0, x1 - x0, y1 - y0]
             rows.append(
@@ -133,9 +149,14 @@ def simulated(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
 
 def _octagon(box: Tensor) -> Row:
     x0, y0, x1, y1 = box.tolist()
-    x, y, w, h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
+    x = (x0 + x1) / 2
+    y = (y0 + y1) / 2
+    w = (x1 - x0) / 2
+    h = (y1 - y0) / 2
     corners = ((-1, 0), (-0.7, -0.7), (0, -1), (0.7, -0.7), (1, 0), (0.7, 0.7), (0, 1), (-0.7, 0.7))
-    polygon = [v for dx, dy in corners for v in (x + dx * w, y + dy * h)]
+    polygon: list[float] = []
+    for dx, dy in corners:
+        polygon += (x + dx * w, y + dy * h)
     return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": 2.8 * w * h, "segmentation": [polygon]}
 
 
@@ -147,7 +168,7 @@ def _ours(
     return list(evaluator.compute().values())
 
 
-def _installed(backend: str) -> bool:
+def _is_installed(backend: str) -> bool:
     try:
         check_backend(backend)
     except UserError:
@@ -155,5 +176,5 @@ def _installed(backend: str) -> bool:
     return True
 
 
-def _keep(numbers: dict[str, list[float]], name: str, way: Callable[[], list[float]]) -> None:
-    numbers[name] = way()
+def _store(metrics: dict[str, list[float]], name: str, function: Callable[[], list[float]]) -> None:
+    metrics[name] = function()

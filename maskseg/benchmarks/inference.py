@@ -1,4 +1,4 @@
-"""Suite `inference`: images to detections with masks in the image, beside torchvision's Mask R-CNN of the same weights."""
+"""Suite `inference`: from images to pasted masks, for maskseg and torchvision's Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torchvision.ops import box_iou
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.config import Config
 from maskseg.engine.precision import autocast, pick_device
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.predicted import MaskGrids
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.paste import paste_crop
@@ -29,136 +30,130 @@ _PARTS = (
     "proposer.head",
     "proposer",
     "classifier.pooler",
-    "classifier.trunk",
+    "classifier.mlp",
     "heads.mask.pooler",
     "heads.mask",
 )
-_RATES = (
-    (256, 128),
-    (128, 128),
-    (256, 64),
-    (512, 32),
-)  # channels and side of the convolutions that show what the machine can do
+# Channels and side of the convolutions that measure the machine's peak FLOP rate.
+_CONVOLUTIONS = ((256, 128), (128, 128), (256, 64), (512, 32))
 
 
 @torch.no_grad()
-def inference(config: Any) -> dict[str, Any]:
-    """Pictures of `config.data` (its validation split), `config.batch` at a time with a shorter side of `config.size` pixels, through a Mask R-CNN
-    with the trunk `config.trunk`: torchvision's as it is, and ours in fp32 and bf16. Both end with masks in the image (ours as RLE); the case
-    `network` leaves that out. -> cases, each part's share of our time, and the floor: FLOPs at the rate of the machine's fastest convolution.
-    Raises UserError.
+def inference(config: Config) -> dict[str, Any]:
+    """Time Mask R-CNNs with the body `config.trunk` and equal weights.
+
+    torchvision's model is compared with ours in fp32 and bf16, on `config.batch` images of the
+    validation split of `config.data` with a shorter side of `config.size` pixels. Both end with
+    masks in the image (ours as RLE), except in case `network`.
+
+    Returns the cases; the share of each part in our time; and the floor: the time of the model's
+    FLOPs at the rate of the machine's fastest convolution. Raises UserError.
     """
     device = pick_device(config.trainer.device)
     (batch,) = torchvision_model.batches(config, "val", 1)
     theirs, ours = torchvision_model.models(config.trunk, config.size)
-    torchvision_model.centre(theirs, torchvision_model.their_images(batch)[0])
-    ours = torchvision_model.copied(theirs, ours)
-    theirs, fast, half = (
-        theirs.to(device),
-        _fast(ours, device, None),
-        _fast(ours, device, torch.bfloat16),
-    )
+    torchvision_model.center_scores(theirs, torchvision_model.torchvision_images(batch)[0])
+    ours = torchvision_model.copy_weights(theirs, ours)
+    theirs = theirs.to(device)
+    fast = _prepare(ours, device, None)
+    half = _prepare(ours, device, torch.bfloat16)
     batch = batch.to(device)
-    images = torchvision_model.their_images(batch)
-    wanted, found, rounded = (
-        theirs(images),
-        fast.predict(batch).detections,
-        half.predict(batch).detections,
-    )
-    name = (
-        f"{config.trunk}, {len(batch)} x {config.size} px, {len(found) / len(batch):.0f} detections"
-    )
+    images = torchvision_model.torchvision_images(batch)
+    expected = theirs(images)
+    detections = fast.predict(batch).detections
+    rounded = half.predict(batch).detections
+    per_image = len(detections) / len(batch)
+    name = f"{config.trunk}, {len(batch)} x {config.size} px, {per_image:.0f} detections"
     whole = {
         "torchvision": lambda: theirs(images),
-        "maskseg": lambda: _finished(fast, batch),
-        "maskseg bf16": lambda: _finished(half, batch),
+        "maskseg": lambda: _predict_rles(fast, batch),
+        "maskseg bf16": lambda: _predict_rles(half, batch),
     }
     network: dict[str, Callable[[], object]] = {
-        "torchvision": lambda: _unpasted(theirs, images),
-        "torchvision autocast bf16": lambda: _unpasted(theirs, images, device),
+        "torchvision": lambda: _predict_unpasted(theirs, images),
+        "torchvision autocast bf16": lambda: _predict_unpasted(theirs, images, device),
         "maskseg": lambda: fast.predict(batch),
         "maskseg bf16": lambda: half.predict(batch),
     }
     agreement = {
-        **_agreement(found, wanted, batch),
-        "bf16, share of boxes at IoU 0.9": _matched(rounded, found),
+        **_agreement(detections, expected, batch),
+        "bf16, share of boxes at IoU 0.9": _matched_share(rounded, detections),
     }
     cases = [
         case(name, whole, config.rounds, device, agreement),
         case(f"{name}: network", network, config.rounds, device),
     ]
-    also = {
-        **_shares(fast, batch, config.rounds),
-        **_floor(fast, batch, cases[1]["seconds"]["maskseg"]),
-    }
+    shares = _shares(fast, batch, config.rounds)
+    also = {**shares, **_floor(fast, batch, cases[1]["seconds"]["maskseg"])}
     return {"suite": "inference", "machine": machine(device), "cases": cases, "also": also}
 
 
-def _fast(
+def _prepare(
     model: GeneralizedRCNN, device: torch.device, dtype: torch.dtype | None
 ) -> GeneralizedRCNN:
     return for_inference(model.to(device), dtype)
 
 
-def _finished(model: GeneralizedRCNN, batch: Batch) -> list[Any]:
-    """The detections' masks as RLE in their images."""
+def _predict_rles(model: GeneralizedRCNN, batch: Batch) -> list[Any]:
+    """Predict, and encode the masks in their images as RLE."""
     masks = model.predict(batch).detections.masks
     return [] if masks is None else masks.to_rle()
 
 
-def _unpasted(theirs: Any, images: list[Tensor], half: torch.device | None = None) -> Any:
-    """torchvision's forward without its last step."""
-    keep = theirs.transform.postprocess
-    theirs.transform.postprocess = lambda found, *_: found
+def _predict_unpasted(theirs: Any, images: list[Tensor], half: torch.device | None = None) -> Any:
+    """Run torchvision's forward pass without pasting the masks."""
+    postprocess = theirs.transform.postprocess
+    theirs.transform.postprocess = lambda detections, *_: detections
     try:
         with autocast(half or images[0].device, "fp32" if half is None else "bf16"):
             return theirs(images)
     finally:
-        theirs.transform.postprocess = keep
+        theirs.transform.postprocess = postprocess
 
 
-def _agreement(found: Regions, wanted: list[dict[str, Tensor]], batch: Batch) -> dict[str, float]:
-    """The largest differences, each detection beside the nearest one of its class."""
-    apart = {
+def _agreement(
+    detections: Regions, expected: list[dict[str, Tensor]], batch: Batch
+) -> dict[str, float]:
+    """Largest differences between each detection and the nearest one of its class."""
+    differences = {
         "detections apart": 0.0,
         "boxes apart, px": 0.0,
         "scores apart": 0.0,
         "soft masks apart": 0.0,
     }
-    for i, theirs in enumerate(wanted):
-        own = found[found.image_index == i]
-        apart["detections apart"] += abs(len(own) - len(theirs["boxes"]))
-        if not len(own) or not len(theirs["boxes"]):
+    for i, theirs in enumerate(expected):
+        ours = detections[detections.image_index == i]
+        differences["detections apart"] += abs(len(ours) - len(theirs["boxes"]))
+        if not len(ours) or not len(theirs["boxes"]):
             continue
-        assert own.labels is not None
-        distance = (own.boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e4 * (
-            own.labels[:, None] + 1 != theirs["labels"]
-        )
+        assert ours.labels is not None
+        other_class = ours.labels[:, None] + 1 != theirs["labels"]
+        distance = (ours.boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e4 * other_class
         nearest, row = distance.min(dim=1)
         values = {
             "boxes apart, px": nearest,
-            "scores apart": (own.scores - theirs["scores"][row]).abs(),
+            "scores apart": (ours.scores - theirs["scores"][row]).abs(),
         }
         height, width = (int(v) for v in batch.sizes[i])
         for name, value in values.items():
-            apart[name] = max(apart[name], value.max().item())
-        for k in range(len(own)):
-            difference = _pasted(own, k, height, width) - theirs["masks"][row[k], 0].cpu()
-            apart["soft masks apart"] = max(
-                apart["soft masks apart"], difference.abs().max().item()
-            )
-    return apart
+            differences[name] = max(differences[name], value.max().item())
+        for k in range(len(ours)):
+            mask = _paste_mask(ours, k, height, width)
+            difference = (mask - theirs["masks"][row[k], 0].cpu()).abs().max().item()
+            differences["soft masks apart"] = max(differences["soft masks apart"], difference)
+    return differences
 
 
-def _pasted(own: Regions, k: int, height: int, width: int) -> Tensor:
-    masks = own.masks
-    assert isinstance(masks, SoftMasks)
+def _paste_mask(detections: Regions, k: int, height: int, width: int) -> Tensor:
+    """Paste the soft mask of detection k into its image, f32 [height, width]."""
+    masks = detections.masks
+    assert isinstance(masks, MaskGrids)
     values, left, top = paste_crop(
         masks.grids[k].cpu(),
-        own.boxes[k].cpu(),
+        detections.boxes[k].cpu(),
         height,
         width,
-        masks.paste_rule,
+        masks.paste_mode,
         masks.interpolation,
     )
     full = torch.zeros((height, width))
@@ -166,17 +161,21 @@ def _pasted(own: Regions, k: int, height: int, width: int) -> Tensor:
     return full
 
 
-def _matched(rounded: Regions, found: Regions) -> float:
-    overlap = box_iou(rounded.boxes, found.boxes) * (
-        rounded.image_index[:, None] == found.image_index
-    )
+def _matched_share(rounded: Regions, detections: Regions) -> float:
+    """Fraction of the bf16 detections that match an fp32 detection at an IoU above 0.9."""
+    same_image = rounded.image_index[:, None] == detections.image_index
+    overlap = box_iou(rounded.boxes, detections.boxes) * same_image
     return float((overlap.amax(dim=1) > 0.9).float().mean()) if overlap.numel() else 0.0
 
 
 @contextmanager
-def _clocked(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Seconds of each part, summed over its calls (a part within another counts in both)."""
-    seconds, handles = dict.fromkeys(_PARTS, 0.0), []
+def _time_parts(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure the seconds of each part, summed over its calls.
+
+    A part within another counts in both.
+    """
+    seconds = dict.fromkeys(_PARTS, 0.0)
+    handles = []
     for name in _PARTS:
         start: list[float] = []
         part = model.get_submodule(name)
@@ -196,12 +195,15 @@ def _clocked(model: nn.Module) -> Iterator[dict[str, float]]:
 
 
 def _shares(model: GeneralizedRCNN, batch: Batch, rounds: int) -> dict[str, str]:
-    """Of the time of `predict` on a CPU; empty on a GPU, which works on while Python goes ahead."""
+    """Share of each part in the time of `predict` on a CPU.
+
+    Empty on a GPU, which works asynchronously.
+    """
     if batch.images.is_cuda:
         return {}
-    found = []
+    measurements = []
     for _ in range(rounds):
-        with _clocked(model) as seconds:
+        with _time_parts(model) as seconds:
             start = time.perf_counter()
             model.predict(batch)
             whole = time.perf_counter() - start
@@ -214,45 +216,44 @@ def _shares(model: GeneralizedRCNN, batch: Batch, rounds: int) -> dict[str, str]
         parts |= {
             "proposals": s["proposer"] - s["proposer.head"],
             "box RoIAlign": s["classifier.pooler"],
-            "box head": s["classifier.trunk"],
+            "box head": s["classifier.mlp"],
         }
         parts |= {
             "mask RoIAlign": s["heads.mask.pooler"],
             "mask head": s["heads.mask"] - s["heads.mask.pooler"],
         }
-        found.append({**parts, "the rest": whole - sum(parts.values())} | {"": whole})
-    return {
-        f"share of {name}": f"{100 * median(f[name] / f[''] for f in found):.1f}%"
-        for name in found[0]
-        if name
-    }
+        measurements.append({**parts, "the rest": whole - sum(parts.values())} | {"": whole})
+    shares = {}
+    for name in measurements[0]:
+        if name:
+            share = median(m[name] / m[""] for m in measurements)
+            shares[f"share of {name}"] = f"{100 * share:.1f}%"
+    return shares
 
 
-def _ten_times(conv: nn.Module, x: Tensor) -> None:
+def _run_ten_times(conv: nn.Module, x: Tensor) -> None:
     for _ in range(10):
         conv(x)
 
 
 def _floor(model: GeneralizedRCNN, batch: Batch, seconds: float) -> dict[str, Any]:
+    """Time of the model's FLOPs at the rate of the fastest convolution, and `seconds` over it."""
     with FlopCounterMode(display=False) as counter:
         model.predict(batch)
     device = batch.images.device
     rate = 0.0
-    for channels, side in _RATES:
-        x = torch.randn((1, channels, side, side), device=device).contiguous(
-            memory_format=torch.channels_last
-        )
-        conv = (
-            nn.Conv2d(channels, channels, 3, padding=1)
-            .to(device)
-            .to(memory_format=torch.channels_last)
-        )
-        taken = median(in_turn({"": partial(_ten_times, conv, x)}, 6, device)[""][1:]) / 10
-        rate = max(rate, 2 * 9 * channels**2 * side**2 / taken)
+    for channels, side in _CONVOLUTIONS:
+        x = torch.randn((1, channels, side, side), device=device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        conv = nn.Conv2d(channels, channels, 3, padding=1).to(device)
+        conv = conv.to(memory_format=torch.channels_last)
+        rounds = in_turn({"": partial(_run_ten_times, conv, x)}, 6, device)[""]
+        conv_seconds = median(rounds[1:]) / 10
+        rate = max(rate, 2 * 9 * channels**2 * side**2 / conv_seconds)
     floor = counter.get_total_flops() / rate
-    told = {
+    values = {
         "GFLOP": counter.get_total_flops() / 1e9,
         "GFLOP/s of the fastest convolution, fp32": rate / 1e9,
         "floor, s": floor,
     }
-    return told | {"network over floor, fp32": seconds / floor}
+    return values | {"network over floor, fp32": seconds / floor}

@@ -1,4 +1,7 @@
-"""Measurements of things that are to be compared, taken in turn in one process, so that what else the machine does meets them all."""
+"""Timing of functions that are compared.
+
+They are called in turn in one process, so that other load on the machine affects all of them.
+"""
 
 from __future__ import annotations
 
@@ -19,55 +22,63 @@ from tqdm import tqdm
 
 from maskseg.errors import UserError
 
-Things = Mapping[str, Callable[[], object]]
+Runs = Mapping[str, Callable[[], object]]  # functions to compare, by label
 
 
-def in_turn(things: Things, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each thing in each of `rounds` rounds; every round runs all of them, every other round backwards.
+def in_turn(runs: Runs, rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Call every function once per round, in reverse order in every other round.
 
-    Raises UserError without any round.
+    Returns the seconds of each function in each round. Raises UserError if `rounds` is below 1.
     """
     if rounds < 1:
         raise UserError(f"rounds must be at least 1, not {rounds}")
-    seconds: dict[str, list[float]] = {name: [] for name in things}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in tqdm(range(rounds), desc="rounds", disable=None, leave=False):
-        for name in list(things) if k % 2 == 0 else list(things)[::-1]:
-            _wait(device)
+        order = list(runs) if k % 2 == 0 else list(runs)[::-1]
+        for name in order:
+            _synchronize(device)
             start = time.perf_counter()
-            things[name]()
-            _wait(device)
+            runs[name]()
+            _synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def ratio(first: list[float], second: list[float]) -> float:
-    """The median of the ratios round by round."""
+    """Median of the ratios of each round."""
     return median(a / b for a, b in zip(first, second, strict=True))
 
 
 def case(
     name: str,
-    things: Things,
+    runs: Runs,
     rounds: int,
     device: torch.device,
     agreement: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """One row of a suite's table. things: the first one is what the others are compared with (the peer); each is run once before, and its memory is
-    taken then. agreement: how far the outputs are apart, by what.
+    """Measure one case of a suite's table.
 
-    -> name, seconds (medians), times_faster (than the first, the median of the ratios round by round), memory_mb (at the peak, beyond what was held
-    before), agreement.
+    Args:
+        name: of the case.
+        runs: the functions. The first one is the peer that the others are compared with. Each is
+            called once before the rounds, and its memory is measured in that call.
+        rounds: number of rounds.
+        device: device that the functions use.
+        agreement: differences of the outputs, by their description.
+
+    Returns name; seconds (medians); times_faster (than the first, median of the ratios of each
+    round); memory_mb (peak, above the memory in use before); agreement.
     """
-    memory = {label: _peak(thing, device) for label, thing in things.items()}
-    seconds = in_turn(things, rounds, device)
-    first = next(iter(things))
+    memory = {label: _peak_memory(run, device) for label, run in runs.items()}
+    seconds = in_turn(runs, rounds, device)
+    peer = next(iter(runs))
     return {
         "name": name,
         "seconds": {label: median(values) for label, values in seconds.items()},
         "times_faster": {
-            label: ratio(seconds[first], values)
+            label: ratio(seconds[peer], values)
             for label, values in seconds.items()
-            if label != first
+            if label != peer
         },
         "memory_mb": memory,
         "agreement": dict(agreement or {}),
@@ -75,7 +86,7 @@ def case(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were taken on and with."""
+    """Describe the device and the versions that the measurements were made with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {
         "torch": torch.__version__,
@@ -94,27 +105,27 @@ def _processor() -> str:
     )
 
 
-def _peak(thing: Callable[[], object], device: torch.device) -> float:
-    """Megabytes that a call takes at its worst, beyond those held before it."""
+def _peak_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Peak memory of a call in megabytes, above the memory in use before."""
     if device.type == "cuda":
-        _wait(device)
-        held = torch.cuda.memory_allocated(device)
+        _synchronize(device)
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        thing()
-        _wait(device)
-        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
+        run()
+        _synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what was freed and is kept for later would count as held before (glibc)
+        # Freed memory that glibc keeps would count as in use before.
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark (Linux)
-    before = _resident("VmRSS")
-    thing()
-    return _resident("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
+    resident_before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - resident_before
 
 
 def _resident(key: str) -> float:
+    """Resident memory in megabytes: the value of `key` in /proc/self/status, else the peak."""
     status = Path("/proc/self/status")
     if status.is_file():
         return next(
@@ -122,13 +133,10 @@ def _resident(key: str) -> float:
             for line in status.read_text().splitlines()
             if line.startswith(key)
         )
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024)
-        / 1e6
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Suite `paste`: soft masks of an image's detections -> RLE."""
+"""Suite `paste`: soft masks of an image's detections to RLE."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.config import Config
 from maskseg.masks.base import Rle, rle_to_bitmaps
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.predicted import MaskGrids
 
 
 def paste(
-    config: Any, detections: int = 100, height: int = 800, width: int = 1333
+    config: Config, detections: int = 100, height: int = 800, width: int = 1333
 ) -> dict[str, Any]:
-    """28 x 28 soft masks of `detections` in one image, on the CPU, by the rules of both peers, which fill full-size canvases and encode those with
-    pycocotools.
+    """Paste the 28 x 28 soft masks of `detections` in one image, on the CPU.
 
-    config: with `rounds`. -> the suite's cases; agreement: of the pixels that are set in either of the two, the share that is set in one only.
+    Both peers fill full-size canvases and encode them with pycocotools. Each is compared with
+    maskseg's implementation of the same paste rule.
+
+    config: with `rounds`.
+
+    Returns the suite's cases; agreement: the fraction of the mask pixels in which the two differ.
     """
     device = torch.device("cpu")
     cases = []
@@ -33,20 +38,20 @@ def paste(
         "torchvision": (torchvision_rles, "torchvision"),
         "continuous": (detectron2_rles, "detectron2's way"),
     }
-    for rule, (peer, told) in peers.items():
+    for rule, (peer, label) in peers.items():
         masks = soft_masks(detections, height, width, torch.Generator().manual_seed(0), rule)
-        things: dict[str, Callable[[], object]] = {
-            f"{told} + pycocotools": partial(peer, masks),
+        runs: dict[str, Callable[[], object]] = {
+            f"{label} + pycocotools": partial(peer, masks),
             "maskseg": masks.to_rle,
         }
         name = f"rule {rule}: {detections} masks, {width} x {height}"
         cases.append(
             case(
                 name,
-                things,
+                runs,
                 config.rounds,
                 device,
-                {"pixels that differ": _apart(peer(masks), masks.to_rle())},
+                {"pixels that differ": _difference(peer(masks), masks.to_rle())},
             )
         )
     return {"suite": "paste", "machine": machine(device), "cases": cases}
@@ -54,8 +59,12 @@ def paste(
 
 def soft_masks(
     n: int, height: int, width: int, generator: torch.Generator, rule: str = "continuous"
-) -> SoftMasks:
-    """Blobs with ragged borders in boxes of 10 pixels to three quarters of the image's shorter side, all sizes (as logarithms) equally often."""
+) -> MaskGrids:
+    """Generate blobs with ragged borders.
+
+    The sides of their boxes are log-uniform between 10 pixels and three quarters of the image's
+    shorter side.
+    """
     frame = torch.tensor([width, height], dtype=torch.float32)
     largest = 0.75 * min(height, width)
     extent = torch.exp(
@@ -63,11 +72,10 @@ def soft_masks(
     )
     low = torch.rand(n, 2, generator=generator) * (frame - extent)
     axis = torch.linspace(-1, 1, 28)
-    noise = F.interpolate(torch.randn(n, 1, 7, 7, generator=generator), size=28, mode="bicubic")[
-        :, 0
-    ]
+    coarse = torch.randn(n, 1, 7, 7, generator=generator)
+    noise = F.interpolate(coarse, size=28, mode="bicubic")[:, 0]
     grids = torch.sigmoid(4 * (0.8 - (axis[:, None] ** 2 + axis**2).sqrt()) + noise)
-    return SoftMasks(
+    return MaskGrids(
         grids,
         torch.cat([low, low + extent], dim=1),
         torch.tensor([[height, width]]).expand(n, 2),
@@ -75,21 +83,30 @@ def soft_masks(
     )
 
 
-def torchvision_rles(masks: SoftMasks) -> list[Rle]:
-    """Masks of one image by torchvision: its model's `paste_masks_in_image`, then the threshold and pycocotools as in its `references/detection`."""
+def torchvision_rles(masks: MaskGrids) -> list[Rle]:
+    """Encode the masks of one image as torchvision does.
+
+    That is `paste_masks_in_image`, then the threshold and pycocotools, as in
+    `references/detection`.
+    """
     height, width = masks.frames[0].tolist()
     canvases = paste_masks_in_image(masks.grids[:, None], masks.grid_boxes, (height, width))
     return [_encode(canvas[0]) for canvas in canvases > masks.threshold]
 
 
-def detectron2_rles(masks: SoftMasks) -> list[Rle]:
-    """Masks of one image as detectron2 does it on a CPU (`paste_masks_in_image`, `_do_paste_mask` with skip_empty): one by one, the part of the image
-    that the box covers by `grid_sample`, into boolean canvases; then pycocotools as in its `instances_to_coco_json`."""
+def detectron2_rles(masks: MaskGrids) -> list[Rle]:
+    """Encode the masks of one image as detectron2 does on a CPU.
+
+    `_do_paste_mask` with skip_empty resamples each mask with `grid_sample` in the part of the image
+    that the box covers, and writes it into a boolean canvas. pycocotools encodes the canvases as in
+    `instances_to_coco_json`.
+    """
     height, width = masks.frames[0].tolist()
     canvases = torch.zeros(len(masks), height, width, dtype=torch.bool)
     for canvas, grid, box in zip(canvases, masks.grids, masks.grid_boxes, strict=True):
         left, top = (box[:2].floor() - 1).clamp(min=0).int().tolist()
-        right, bottom = min(math.ceil(box[2]) + 1, width), min(math.ceil(box[3]) + 1, height)
+        right = min(math.ceil(box[2]) + 1, width)
+        bottom = min(math.ceil(box[3]) + 1, height)
         x = (torch.arange(left, right) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
         y = (torch.arange(top, bottom) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
         points = torch.stack([x.expand(len(y), len(x)), y[:, None].expand(len(y), len(x))], dim=2)
@@ -103,9 +120,13 @@ def _encode(mask: Tensor) -> Rle:
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 
-def _apart(first: list[Rle], second: list[Rle]) -> float:
-    different, either = 0, 0
+def _difference(first: list[Rle], second: list[Rle]) -> float:
+    """Fraction of the pixels of the union in which the masks differ."""
+    different = 0
+    union = 0
     for one, other in zip(first, second, strict=True):
-        a, b = rle_to_bitmaps([one]), rle_to_bitmaps([other])
-        different, either = different + int((a != b).sum()), either + int((a | b).sum())
-    return different / max(either, 1)
+        a = rle_to_bitmaps([one])
+        b = rle_to_bitmaps([other])
+        different += int((a != b).sum())
+        union += int((a | b).sum())
+    return different / max(union, 1)

@@ -1,4 +1,4 @@
-"""Suite `projection`: segment proposals, sets of superpixels, on the cells of a feature map."""
+"""Suite `projection`: segment proposals (sets of superpixels) to the cells of a feature map."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, machine
 from maskseg.benchmarks.segmentation_iou import cells
+from maskseg.config import Config
 from maskseg.variants.cfm.projection import project, project_superpixels
 
 
 def projection(
-    config: Any,
+    config: Config,
     proposals: int = 1000,
     superpixels: int = 500,
     height: int = 480,
     width: int = 640,
     strides: tuple[int, ...] = (16, 8),
 ) -> dict[str, Any]:
-    """One image's proposals on the CPU, beside their bitmaps that are made and projected one by one.
+    """Project the proposals of one image on the CPU.
 
-    Cells are squares of `stride` pixels, so that torch's average pooling is a peer too. config: with `rounds`.
-    -> the suite's cases; agreement: cells in which either of the other two differs.
+    The alternatives build the bitmaps of the proposals and project them one by one. Cells are
+    squares of `stride` pixels, so that average pooling is comparable, too.
+
+    config: with `rounds`.
+
+    Returns the suite's cases; agreement: number of cells in which the alternatives differ.
     """
-    labels, members = proposed(
+    labels, members = simulate_proposals(
         proposals, superpixels, height, width, torch.Generator().manual_seed(0)
     )
     cases = []
     for stride in strides:
         shape = (height // stride, width // stride)
-        things: dict[str, Callable[[], Tensor]] = {
+        runs: dict[str, Callable[[], Tensor]] = {
             "bitmaps, projected": partial(
                 by_bitmaps,
                 labels,
@@ -42,37 +47,41 @@ def projection(
                 partial(project, shape=shape, stride=stride, centre=stride / 2),
             ),
             "bitmaps, avg_pool2d": partial(
-                by_bitmaps, labels, members, partial(pooled, stride=stride)
+                by_bitmaps, labels, members, partial(average_pool, stride=stride)
             ),
             "maskseg": partial(project_superpixels, labels, members, shape, stride, stride / 2),
         }
-        wanted, *others = (thing() for thing in things.values())
-        agreement = {"cells that differ": sum(float((wanted != other).sum()) for other in others)}
+        expected, *others = (run() for run in runs.values())
+        agreement = {"cells that differ": sum(float((expected != other).sum()) for other in others)}
         name = (
             f"{proposals} proposals, {superpixels} superpixels, {width} x {height}, stride {stride}"
         )
-        cases.append(case(name, things, config.rounds, torch.device("cpu"), agreement))
+        cases.append(case(name, runs, config.rounds, torch.device("cpu"), agreement))
     return {"suite": "projection", "machine": machine(torch.device("cpu")), "cases": cases}
 
 
-def proposed(
+def simulate_proposals(
     proposals: int, superpixels: int, height: int, width: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """labels i64 [H, W] and members bool [R, S]: the superpixels about random points, out to random distances of at most half the longer side."""
+    """Simulate proposals: all superpixels within a random distance of a random point.
+
+    The distance is at most half the longer side of the image. Returns labels i64 [H, W] and members
+    bool [R, S].
+    """
     labels = torch.from_numpy(cells(superpixels, height, width, generator))
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
-    middles = torch.zeros(superpixels, 2).index_add_(0, labels.flatten(), places)
-    middles /= torch.bincount(labels.flatten(), minlength=superpixels)[:, None].clamp(min=1)
+    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    centers = torch.zeros(superpixels, 2).index_add_(0, labels.flatten(), pixels)
+    centers /= torch.bincount(labels.flatten(), minlength=superpixels)[:, None].clamp(min=1)
     points = torch.rand((proposals, 2), generator=generator) * torch.tensor([height, width])
     reach = torch.rand((proposals, 1), generator=generator) * max(height, width) / 2
-    return labels, torch.cdist(points, middles) <= reach
+    return labels, torch.cdist(points, centers) <= reach
 
 
-def by_bitmaps(labels: Tensor, members: Tensor, onto: Callable[[Tensor], Tensor]) -> Tensor:
-    """Of each proposal its bitmap, bool [1, H, W], `onto` the cells. -> f32 [R, h, w]."""
-    return torch.cat([onto(member[labels][None]) for member in members])
+def by_bitmaps(labels: Tensor, members: Tensor, to_cells: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `to_cells` to the bitmap of each proposal, bool [1, H, W]. Returns f32 [R, h, w]."""
+    return torch.cat([to_cells(member[labels][None]) for member in members])
 
 
-def pooled(masks: Tensor, stride: int) -> Tensor:
-    """What `project` gives of bitmaps [R, H, W] where the cells are squares of `stride` pixels, by torch's average pooling."""
+def average_pool(masks: Tensor, stride: int) -> Tensor:
+    """Project bitmaps [R, H, W] to square cells of `stride` pixels by average pooling."""
     return (F.avg_pool2d(masks.float(), stride) > 0.5).float()

@@ -1,4 +1,4 @@
-"""The results of a suite as a table and as a bar chart; those of the suite `scaling`, which have axes, in a way of their own."""
+"""Table and bar chart of a suite's results. Suite `scaling` has its own layout."""
 
 from __future__ import annotations
 
@@ -12,61 +12,57 @@ from maskseg.files import replacing
 
 
 def table(result: dict[str, Any]) -> str:
-    """One line a case and thing: seconds, times faster than the first, memory; then how far the outputs are apart."""
+    """Format one line per case and function: time, speedup over the first, memory; agreement."""
     if "axes" in result:
         return scaling_table(result)
-    about = result["machine"]
+    machine = result["machine"]
     lines = [
-        f"{result['suite']} on {about['device']}, {about['threads']} threads, torch {about['torch']}, torchvision {about['torchvision']}",
+        f"{result['suite']} on {machine['device']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, torchvision {machine['torchvision']}",
         "",
     ]
-    width = (
-        max((len(label) for case in result["cases"] for label in case["seconds"]), default=0) + 2
-    )
+    labels = _labels(result["cases"])
+    width = max(map(len, labels), default=0) + 2
     for case in result["cases"]:
         lines.append(case["name"])
         for label, seconds in case["seconds"].items():
             faster = case["times_faster"].get(label)
             memory = case["memory_mb"].get(label)
-            told = [
+            columns = [
                 f"{1000 * seconds:10.1f} ms",
                 "       " if faster is None else f"{faster:6.2f}x",
                 "" if memory is None else f"{memory:8.0f} MB",
             ]
-            lines.append(f"  {label:<{width}}{' '.join(told)}".rstrip())
+            lines.append(f"  {label:<{width}}{' '.join(columns)}".rstrip())
         lines += [f"  {key}: {value:.3g}" for key, value in case["agreement"].items()]
-    lines += [f"{key}: {_number(value)}" for key, value in result.get("also", {}).items()]
+    lines += [f"{key}: {_format_number(value)}" for key, value in result.get("also", {}).items()]
     return "\n".join(lines)
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """Bars of seconds, case by case, the times faster written beside them. Raises UserError where it cannot be written."""
+    """Write a PNG with one bar per case and function, labeled with the speedup.
+
+    Raises UserError if the file cannot be written.
+    """
     if "axes" in result:
         scaling_chart(result, path)
         return
-    rows = [
-        (case["name"], label, value, case["times_faster"].get(label))
-        for case in result["cases"]
-        for label, value in case["seconds"].items()
-    ]
-    labels = list(dict.fromkeys(label for _, label, _, _ in rows))
-    figure = Figure(
-        figsize=(9, 0.9 + 0.3 * len(rows) + 0.25 * len(result["cases"])), layout="constrained"
-    )
+    cases = result["cases"]
+    labels = _labels(cases)
+    num_bars = sum(len(case["seconds"]) for case in cases)
+    height = 0.9 + 0.3 * num_bars + 0.25 * len(cases)
+    figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots()
-    place, ticks = 0.0, []
-    for case in result["cases"]:
+    place = 0.0
+    ticks = []
+    for case in cases:
         start = place
         for label, seconds in case["seconds"].items():
             axes.barh(place, 1000 * seconds, color=f"C{labels.index(label)}", height=0.9)
             faster = case["times_faster"].get(label)
-            axes.text(
-                1000 * seconds,
-                place,
-                f" {1000 * seconds:.4g}" + ("" if faster is None else f" ({faster:.2f}x)"),
-                va="center",
-                fontsize=8,
-            )
+            speedup = "" if faster is None else f" ({faster:.2f}x)"
+            text = f" {1000 * seconds:.4g}{speedup}"
+            axes.text(1000 * seconds, place, text, va="center", fontsize=8)
             place += 1
         ticks.append(((start + place - 1) / 2, case["name"]))
         place += 0.8
@@ -83,13 +79,20 @@ def chart(result: dict[str, Any], path: Path) -> None:
         fontsize=8,
         frameon=False,
     )
-    axes.set_title(
-        f"{result['suite']}: {result['machine']['device']}, {result['machine']['threads']} threads",
-        fontsize=9,
-    )
+    machine = result["machine"]
+    title = f"{result['suite']}: {machine['device']}, {machine['threads']} threads"
+    axes.set_title(title, fontsize=9)
     with replacing(path, "the chart") as file:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _number(value: Any) -> str:
+def _labels(cases: list[dict[str, Any]]) -> list[str]:
+    """List the labels of all cases in their order, without duplicates."""
+    labels: dict[str, None] = {}
+    for case in cases:
+        labels |= dict.fromkeys(case["seconds"])
+    return list(labels)
+
+
+def _format_number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

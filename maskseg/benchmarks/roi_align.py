@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,26 +11,30 @@ import torch
 from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
-from maskseg.ops.roi_align import assign_levels, by_torchvision, roi_align_levels
+from maskseg.config import Config
+from maskseg.ops.roi_align import assign_levels, roi_align_levels, roi_align_levels_torchvision
 
 STRIDES = [4, 8, 16, 32]
-SHAPES = (
-    (1000, 7),
-    (100, 14),
-)  # regions and bins of the box head and of the mask head, of one image
+# Regions per image and bins per side, of the box head and of the mask head.
+SHAPES = ((1000, 7), (100, 14))
 
 
 def roi_align(
-    config: Any,
+    config: Config,
     shapes: tuple[tuple[int, int], ...] = SHAPES,
     channels: int = 256,
     height: int = 800,
     width: int = 1088,
 ) -> dict[str, Any]:
-    """Regions of one image on p2 to p5, two sample points a bin and direction, on the CPU. torchvision reads and writes NCHW, in which it is fastest,
-    maskseg channels_last, as in training; besides from NCHW maps, which it has to convert first.
+    """Pool the regions of one image from p2 to p5 on the CPU, with 2 x 2 sample points per bin.
 
-    config: with `rounds`. -> the suite's cases; agreement: the largest differences from torchvision's output, or gradient.
+    torchvision reads and writes NCHW, in which it is fastest. maskseg uses channels_last, as in
+    training; it is also timed with NCHW maps, which it converts first.
+
+    config: with `rounds`.
+
+    Returns the suite's cases; agreement: the largest difference from torchvision's output or
+    gradient.
     """
     device = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +43,7 @@ def roi_align(
     ]
     cases = []
     for n, size in shapes:
-        boxes = boxes_of_all_sizes(n, height, width, generator)
+        boxes = random_boxes(n, height, width, generator)
         rest = (boxes, torch.zeros(n, dtype=torch.int64), assign_levels(boxes, 2, 5) - 2, size, 2)
         for aligned in (True, False):
             cases += _forward_and_backward(maps, (*rest, aligned), config.rounds)
@@ -54,46 +59,61 @@ def _forward_and_backward(
         "maskseg, NCHW maps": torch.contiguous_format,
     }
     boxes, _, _, size, _, aligned = rest
-    forward, backward, outputs, gradients = {}, {}, {}, {}
+    forward: dict[str, Callable[[], object]] = {}
+    backward: dict[str, Callable[[], object]] = {}
+    outputs: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
     for name, layout in layouts.items():
-        function = by_torchvision if name == "torchvision" else roi_align_levels
+        function = roi_align_levels_torchvision if name == "torchvision" else roi_align_levels
         inputs = [x.contiguous(memory_format=layout) for x in maps]
         forward[name] = partial(function, inputs, STRIDES, *rest)
         leaves = [x.detach().requires_grad_() for x in inputs]
         out = function(leaves, STRIDES, *rest)
-        towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-        own = torch.contiguous_format if name == "torchvision" else torch.channels_last
+        grad_output = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        grad_layout = torch.contiguous_format if name == "torchvision" else torch.channels_last
         backward[name] = partial(
             torch.autograd.grad,
             out,
             leaves,
-            towards.contiguous(memory_format=own),
+            grad_output.contiguous(memory_format=grad_layout),
             retain_graph=True,
         )
-        outputs[name], gradients[name] = [out.detach()], backward[name]()
-    told = f"{len(boxes)} regions of {size} x {size}, aligned={aligned}"
-    found = []
-    for what, things, results in (("forward", forward, outputs), ("backward", backward, gradients)):
+        outputs[name] = [out.detach()]
+        gradients[name] = backward[name]()
+    description = f"{len(boxes)} regions of {size} x {size}, aligned={aligned}"
+    cases = []
+    for direction, runs, results in (
+        ("forward", forward, outputs),
+        ("backward", backward, gradients),
+    ):
         agreement = {
-            f"{what}, largest difference": _apart(results["torchvision"], results["maskseg"])
+            f"{direction}, largest difference": _max_difference(
+                results["torchvision"], results["maskseg"]
+            )
         }
-        found.append(case(f"{what}: {told}", things, rounds, torch.device("cpu"), agreement))
-    return found
+        cases.append(
+            case(f"{direction}: {description}", runs, rounds, torch.device("cpu"), agreement)
+        )
+    return cases
 
 
-def boxes_of_all_sizes(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """f32 [n, 4] in the image: of 16 pixels to three quarters of its shorter side, all sizes (as logarithms) equally often."""
-    least, most = math.log(16.0), math.log(0.75 * min(height, width))
+def random_boxes(n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Sample boxes f32 [n, 4] with log-uniform sizes.
+
+    The sizes range from 16 pixels to three quarters of the image's shorter side.
+    """
+    smallest = math.log(16.0)
+    largest = math.log(0.75 * min(height, width))
     extent = torch.exp(
-        torch.empty(n, 1).uniform_(least, most, generator=generator)
+        torch.empty(n, 1).uniform_(smallest, largest, generator=generator)
         + torch.empty(n, 2).uniform_(-0.35, 0.35, generator=generator)
     )
     frame = torch.tensor([width, height], dtype=torch.float32)
     centre = torch.rand((n, 2), generator=generator) * frame
-    return torch.cat(
-        [(centre - extent / 2).clamp(min=0.0), torch.minimum(centre + extent / 2, frame)], dim=1
-    )
+    low = (centre - extent / 2).clamp(min=0.0)
+    high = torch.minimum(centre + extent / 2, frame)
+    return torch.cat([low, high], dim=1)
 
 
-def _apart(first: Any, second: Any) -> float:
+def _max_difference(first: Any, second: Any) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))

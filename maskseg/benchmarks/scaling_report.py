@@ -1,4 +1,4 @@
-"""The results of the suite `scaling` as a table and as a figure of one panel an axis."""
+"""Table and figure of the results of suite `scaling`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _QUANTITIES = {
 
 
 def scaling_table(result: dict[str, Any]) -> str:
-    """One line a value, then the slopes."""
-    about = result["machine"]
+    """Format one line per value, then the slopes."""
+    machine = result["machine"]
     lines = [
-        f"scaling on {about['device']}, {about['threads']} threads, torch {about['torch']}: {result['about']}"
+        f"scaling on {machine['device']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}: {result['about']}"
     ]
     for axis in result["axes"]:
         lines += ["", axis["name"]]
@@ -35,7 +36,10 @@ def scaling_table(result: dict[str, Any]) -> str:
 
 
 def scaling_chart(result: dict[str, Any], path: Path) -> None:
-    """Time and memory of each axis, both scales logarithmic. Raises UserError where it cannot be written."""
+    """Write a PNG with one panel per axis: time and memory, on logarithmic scales.
+
+    Raises UserError if the file cannot be written.
+    """
     rows = -(-len(result["axes"]) // _COLUMNS)
     figure = Figure(figsize=(4.6 * _COLUMNS, 3.4 * rows + 0.5), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
@@ -43,30 +47,24 @@ def scaling_chart(result: dict[str, Any], path: Path) -> None:
         _panel(panel, axis)
     for panel in panels[len(result["axes"]) :]:
         panel.set_axis_off()
-    figure.suptitle(
-        f"scaling: {result['about']}; {result['machine']['device']}, {result['machine']['threads']} threads",
-        fontsize=10,
-    )
+    machine = result["machine"]
+    title = f"scaling: {result['about']}; {machine['device']}, {machine['threads']} threads"
+    figure.suptitle(title, fontsize=10)
     with replacing(path, "the chart") as file:
         figure.savefig(file, format="png", dpi=120)
 
 
 def _panel(left: Axes, axis: dict[str, Any]) -> None:
     values = [p["value"] for p in axis["points"]]
-    for panel, (key, (label, factor, colour, style)) in zip(
-        (left, left.twinx()), _QUANTITIES.items(), strict=True
-    ):
+    panels = (left, left.twinx())
+    for panel, (key, quantity) in zip(panels, _QUANTITIES.items(), strict=True):
+        label, factor, colour, style = quantity
         numbers = [factor * p[key] for p in axis["points"]]
-        panel.plot(
-            values,
-            [n if n > 0 else float("nan") for n in numbers],
-            style,
-            color=colour,
-            markersize=4,
-        )
+        plotted = [n if n > 0 else float("nan") for n in numbers]
+        panel.plot(values, plotted, style, color=colour, markersize=4)
         positive = [n for n in numbers if n > 0] or [1.0]
         panel.set_yscale("log")
-        # At least a decade, so that what is flat looks flat; room for the slopes above
+        # At least a decade, so that constant values look constant; space for the slopes above.
         middle = (min(positive) * max(positive)) ** 0.5
         panel.set_ylim(min(min(positive) / 1.5, middle / 3.2), max(max(positive) * 3, middle * 5))
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -76,7 +74,7 @@ def _panel(left: Axes, axis: dict[str, Any]) -> None:
         panel.tick_params(axis="y", which="both", labelsize=7, colors=colour)
     if min(values) > 0:
         left.set_xscale("log")
-    else:  # no processes at all have a place too
+    else:  # zero processes need a position, too
         left.set_xscale("symlog", linthresh=1)
     left.set_xticks(values, [f"{v:g}" for v in values], fontsize=7)
     left.xaxis.set_minor_locator(NullLocator())
@@ -88,7 +86,8 @@ def _panel(left: Axes, axis: dict[str, Any]) -> None:
 
 def _slopes(axis: dict[str, Any]) -> str:
     names = {"seconds": "time", "memory_mb": "memory"}
-    return ", ".join(
-        f"{names[key]} " + ("-" if value is None else f"{value:.2f}")
-        for key, value in axis["slope"].items()
-    )
+    parts = []
+    for key, value in axis["slope"].items():
+        text = "-" if value is None else f"{value:.2f}"
+        parts.append(f"{names[key]} {text}")
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN beside ours: the same weights, pictures and settings."""
+"""torchvision's Mask R-CNN and ours, with the same weights, images and settings."""
 
 from __future__ import annotations
 
@@ -11,36 +11,41 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg import config as configs
+from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.collate import collate
 from maskseg.data.transforms import ResizeShortestEdge
 from maskseg.errors import UserError
 from maskseg.interop.torchvision import from_torchvision
-from maskseg.masks.base import rle_to_bitmaps
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
 
-CLASSES = 90  # torchvision's, without the background
-LONGEST = 1333 / 800  # of the shorter side
+CLASSES = 90  # labels of torchvision's COCO models, without the background
+MAX_ASPECT = 1333 / 800  # longest side over shorter side of the resized images
 
 
-def models(trunk: str, size: int, learnt: bool = False) -> tuple[Any, GeneralizedRCNN]:
-    """torchvision's model and ours, in evaluation mode, of equal random weights.
+def models(trunk: str, size: int, trainable: bool = False) -> tuple[Any, GeneralizedRCNN]:
+    """Build torchvision's model and ours, in evaluation mode, with equal random weights.
 
-    With those they find a hundred things in a picture; or, `learnt`, they are such as a training begins with, with norms that learn too.
+    Args:
+        trunk: name of the ResNet.
+        size: shorter side of the images in pixels.
+        trainable: use the weights that a training starts with, and trainable norms. Otherwise the
+            weights are such that about a hundred objects are detected in an image.
     """
     torch.manual_seed(0)
-    norm, frozen = (nn.BatchNorm2d, 0) if learnt else (FrozenBatchNorm2d, 2)
+    norm = nn.BatchNorm2d if trainable else FrozenBatchNorm2d
+    frozen_stages = 0 if trainable else 2
     backbone = resnet_fpn_backbone(
-        backbone_name=trunk, weights=None, norm_layer=norm, trainable_layers=5 - frozen
+        backbone_name=trunk, weights=None, norm_layer=norm, trainable_layers=5 - frozen_stages
     )
     theirs = detection.MaskRCNN(
-        backbone, CLASSES + 1, min_size=size, max_size=round(size * LONGEST)
+        backbone, CLASSES + 1, min_size=size, max_size=round(size * MAX_ASPECT)
     ).eval()
-    words = [
+    settings = [
         f"name={trunk}",
-        f"frozen_stages={frozen}",
-        f"norm={'BN' if learnt else 'FrozenBN'}",
+        f"frozen_stages={frozen_stages}",
+        f"norm={'BN' if trainable else 'FrozenBN'}",
         "norm_eps=1e-5",
     ]
     config = configs.compose(
@@ -48,27 +53,29 @@ def models(trunk: str, size: int, learnt: bool = False) -> tuple[Any, Generalize
         [
             "experiment=coco_r50_fpn_1x",
             "model=torchvision_mask_rcnn",
-            *(f"model.backbone.trunk.{w}" for w in words),
+            *(f"model.backbone.trunk.{setting}" for setting in settings),
         ],
     )
     configs.set_categories(
         config, Categories(tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
     )
     ours = cast(GeneralizedRCNN, configs.build_model(config, pretrained=False)).eval()
-    theirs = theirs if learnt else spread(theirs)
-    return theirs, copied(theirs, ours)
+    theirs = theirs if trainable else randomize_weights(theirs)
+    return theirs, copy_weights(theirs, ours)
 
 
-def copied(theirs: Any, ours: GeneralizedRCNN) -> GeneralizedRCNN:
-    """Ours with the weights of torchvision's."""
+def copy_weights(theirs: Any, ours: GeneralizedRCNN) -> GeneralizedRCNN:
+    """Load the weights of torchvision's model into ours, and return it."""
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     return ours
 
 
-def batches(config: Any, split: str, number: int) -> list[Batch]:
-    """The first `number` batches of `config.batch` pictures of a split of `config.data`, the shorter side `config.size` pixels, with their truth.
+def batches(config: Config, split: str, number: int) -> list[Batch]:
+    """Load the first `number` batches of a split, with ground truth.
 
-    Raises UserError where there are too few.
+    config: with `data`, `batch` (batch size) and `size` (shorter side in pixels).
+
+    Raises UserError if the split has too few images.
     """
     if config.size < 32 or config.batch < 1:
         raise UserError(
@@ -79,20 +86,22 @@ def batches(config: Any, split: str, number: int) -> list[Batch]:
         raise UserError(
             f"the data has no images of split {split}: set data.root or data.{split}_json"
         )
-    dataset = source.dataset(split)
-    dataset.transforms = [ResizeShortestEdge([config.size], round(config.size * LONGEST))]
+    resize = ResizeShortestEdge([config.size], round(config.size * MAX_ASPECT))
+    dataset = source.dataset_with(split, [resize])
     if len(dataset) < config.batch:
         raise UserError(
             f"batch={config.batch}, but the split {split} has only {len(dataset)} images"
         )
     starts = range(0, len(dataset) - config.batch + 1, config.batch)[:number]
-    return [
-        collate([dataset[0, i, 0] for i in range(start, start + config.batch)]) for start in starts
-    ]
+    result = []
+    for start in starts:
+        samples = [dataset[0, index, 0] for index in range(start, start + config.batch)]
+        result.append(collate(samples))
+    return result
 
 
-def their_images(batch: Batch) -> list[Tensor]:
-    """What torchvision's models take: f32 RGB in [0, 1], each of its own size."""
+def torchvision_images(batch: Batch) -> list[Tensor]:
+    """Convert a batch to the input of torchvision's models: f32 RGB in [0, 1], without padding."""
     sizes = batch.sizes.tolist()
     return [
         image[:, :height, :width].float() / 255
@@ -100,46 +109,54 @@ def their_images(batch: Batch) -> list[Tensor]:
     ]
 
 
-def their_targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """The truth as torchvision's models take it: labels from 1, full-size bitmaps; crowds left out, as its reference does."""
-    targets, found = batch.targets, []
+def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
+    """Convert the ground truth to torchvision's: labels from 1 and full-size bitmaps.
+
+    Crowds are dropped, as in torchvision's reference code.
+    """
+    targets = batch.targets
+    result = []
     assert targets is not None
     assert targets.masks is not None
     for i, (height, width) in enumerate(batch.sizes.tolist()):
-        own = targets[torch.nonzero((targets.image_index == i) & ~targets.crowd).squeeze(1)]
-        assert own.masks is not None
-        bitmaps = torch.from_numpy(rle_to_bitmaps(own.masks.to_rle())).to(torch.uint8)
-        masks = torch.zeros((len(own), height, width), dtype=torch.uint8)
-        if len(own):
+        objects = targets[torch.nonzero((targets.image_index == i) & ~targets.iscrowd).squeeze(1)]
+        assert objects.masks is not None
+        bitmaps = torch.from_numpy(objects.masks.to_bitmaps()).to(torch.uint8)
+        masks = torch.zeros((len(objects), height, width), dtype=torch.uint8)
+        if len(objects):
             masks[:] = bitmaps
-        found.append({"boxes": own.boxes, "labels": own.labels + 1, "masks": masks})
-    return found
+        result.append({"boxes": objects.boxes, "labels": objects.labels + 1, "masks": masks})
+    return result
 
 
-def both(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """What torchvision's models are called with in training, on the batch's device."""
-    targets = [
-        {k: v.to(batch.images.device) for k, v in target.items()} for target in their_targets(batch)
-    ]
-    return their_images(batch), targets
+def torchvision_inputs(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Return the training inputs of torchvision's models, on the batch's device."""
+    device = batch.images.device
+
+    def to_device(target: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value.to(device) for key, value in target.items()}
+
+    return torchvision_images(batch), [to_device(t) for t in torchvision_targets(batch)]
 
 
-def spread(model: Any) -> Any:
-    """Gives a torchvision detector random weights whose features stay of order one and whose scores and boxes differ. -> the model."""
+def randomize_weights(model: Any) -> Any:
+    """Set random weights with features of order one, and scores and boxes that vary.
+
+    Returns the model, a detector of torchvision.
+    """
     torch.manual_seed(0)
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d) and "backbone.body" in name:
-            # Small variances, as trained weights have them: there the eps matters.
+            # Small variances as in trained weights, for which the eps matters.
             with torch.no_grad():
                 stats = cast(Any, module)
                 stats.running_mean.normal_(0, 0.1)
                 stats.running_var.uniform_(0.5e-3, 1.5e-3)
                 stats.bias.normal_(0, 0.1)
-                last = name.endswith("bn3") or (
-                    name.endswith("bn2")
-                    and not hasattr(model.get_submodule(name.rsplit(".", 1)[0]), "bn3")
-                )
-                stats.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * (0.2 if last else 1))
+                block = model.get_submodule(name.rsplit(".", 1)[0])
+                last_norm = "bn3" if hasattr(block, "bn3") else "bn2"
+                residual_scale = 0.2 if name.endswith(last_norm) else 1
+                stats.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * residual_scale)
         elif isinstance(module, nn.BatchNorm2d):
             with torch.no_grad():
                 stats = cast(Any, module)
@@ -159,20 +176,26 @@ def spread(model: Any) -> Any:
     return model.eval()
 
 
-def centre(model: Any, image: Tensor, labels: list[int] | None = None) -> None:
-    """Class scores read the eight directions in which the regions of an image, f32 [3, H, W], differ most, and so differ themselves.
+def center_scores(model: Any, image: Tensor, labels: list[int] | None = None) -> None:
+    """Make the class scores of an image's regions vary.
 
-    labels: those that exist (all).
+    The scores become random combinations of the eight principal components of the region features.
+
+    Args:
+        model: a detector of torchvision.
+        image: f32 [3, H, W].
+        labels: labels to change; by default all.
     """
-    layer, seen = model.roi_heads.box_predictor.cls_score, []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer = model.roi_heads.box_predictor.cls_score
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     with torch.no_grad():
         model([image])
         handle.remove()
-        (features,) = seen
-        exists = list(range(len(layer.bias))) if labels is None else labels
-        middle = features.mean(dim=0)
-        _, size, directions = torch.linalg.svd(features - middle, full_matrices=False)
+        (features,) = inputs
+        rows = list(range(len(layer.bias))) if labels is None else labels
+        mean = features.mean(dim=0)
+        _, size, directions = torch.linalg.svd(features - mean, full_matrices=False)
         read = directions[:8] * (len(features) ** 0.5 / size[:8, None])
-        layer.weight[exists] = torch.randn((len(exists), 8)) @ read
-        layer.bias[exists] = -(layer.weight[exists] @ middle)
+        layer.weight[rows] = torch.randn((len(rows), 8)) @ read
+        layer.bias[rows] = -(layer.weight[rows] @ mean)

@@ -1,64 +1,69 @@
-"""Suite `train`: what a training step costs, beside torchvision's Mask R-CNN, and with proposals from a file."""
+"""Suite `train`: training steps of maskseg and of torchvision's Mask R-CNN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine, ratio
+from maskseg.config import Config
 from maskseg.engine.precision import autocast, pick_device
 from maskseg.models.file_proposer import FileProposer
 from maskseg.models.layers.conv_norm import channels_last
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch
 
-_DISTINCT = 4  # batches that are taken in turn, from memory: the loader is measured by itself
+_DISTINCT = 4  # batches in memory, used in turn: the loader is measured separately
 
 
-def train(config: Any) -> dict[str, Any]:
-    """A step (forward, backward, SGD) of a Mask R-CNN with the trunk `config.trunk`, of which two stages and the norms are frozen, on pictures of the
-    training split of `config.data`, `config.batch` at a time with a shorter side of `config.size` pixels.
+def train(config: Config) -> dict[str, Any]:
+    """Time a step (forward, backward, SGD) of a Mask R-CNN with the body `config.trunk`.
 
-    -> a case: torchvision's in fp32 and under its autocast, ours in fp32 and bf16, and ours with proposals from a file. Raises UserError.
+    Two stages and the norms of the body are frozen. The images are those of the training split of
+    `config.data`, `config.batch` at a time, with a shorter side of `config.size` pixels.
+
+    Returns a case: torchvision's model in fp32 and under autocast, ours in fp32 and bf16, and ours
+    with proposals from a file. Raises UserError.
     """
     device = pick_device(config.trainer.device)
     batches = [batch.to(device) for batch in torchvision_model.batches(config, "train", _DISTINCT)]
     theirs, ours = torchvision_model.models(config.trunk, config.size)
-    theirs, ours = theirs.to(device).train(), channels_last(ours.to(device)).train()
-    images = [torchvision_model.both(batch) for batch in batches]
+    theirs = theirs.to(device).train()
+    ours = channels_last(ours.to(device)).train()
+    images = [torchvision_model.torchvision_inputs(batch) for batch in batches]
     parts = ours.backbone, FileProposer(), ours.sampler, ours.classifier, dict(ours.heads)
     stored = [_with_proposals(ours, batch) for batch in batches]
-    own: Callable[[Any], Any] = ours
-    from_file = cast(
-        Callable[[Any], Any], GeneralizedRCNN(*parts).to(device).train()
-    )  # of the same weights, which does not matter for the time
-    things = {
+    from_file: Callable[[Any], Any] = GeneralizedRCNN(*parts).to(device).train()  # shares weights
+    runs = {
         "torchvision": _Step(
             theirs, lambda pair: theirs(*pair), images, device, "fp32", fused=False
         ),
         "torchvision autocast bf16": _Step(
             theirs, lambda pair: theirs(*pair), images, device, "bf16", fused=False
         ),
-        "maskseg": _Step(ours, own, batches, device, "fp32"),
-        "maskseg bf16": _Step(ours, own, batches, device, "bf16"),
+        "maskseg": _Step(ours, ours, batches, device, "fp32"),
+        "maskseg bf16": _Step(ours, ours, batches, device, "bf16"),
         "maskseg, proposals from a file": _Step(ours, from_file, stored, device, "fp32"),
     }
-    one = case(f"{config.trunk}, {config.batch} x {config.size} px", things, config.rounds, device)
+    result = case(f"{config.trunk}, {config.batch} x {config.size} px", runs, config.rounds, device)
     again = in_turn(
-        {k: things[k] for k in ("maskseg", "maskseg, proposals from a file")}, config.rounds, device
+        {k: runs[k] for k in ("maskseg", "maskseg, proposals from a file")}, config.rounds, device
     )
     also = {"joint training over proposals from a file": ratio(*again.values())}
-    return {"suite": "train", "machine": machine(device), "cases": [one], "also": also}
+    return {"suite": "train", "machine": machine(device), "cases": [result], "also": also}
 
 
 class _Step:
-    """Forward, backward and SGD, batch after batch; the rate is 0, so that all steps of all things are of one model."""
+    """Forward, backward and SGD on one batch after the other.
+
+    The learning rate is 0, so that all steps are taken with the same weights.
+    """
 
     def __init__(
         self,
@@ -69,15 +74,13 @@ class _Step:
         precision: str,
         fused: bool = True,
     ) -> None:
-        self.forward, self.batches, self.device, self.precision = (
-            forward,
-            cast("Iterator[Any]", cycle(batches)),
-            device,
-            precision,
-        )
-        learnt = [p for p in model.parameters() if p.requires_grad]
+        self.forward = forward
+        self.batches: Iterator[Any] = cycle(batches)
+        self.device = device
+        self.precision = precision
+        trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
-            learnt, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=fused or None
+            trainable, lr=0.0, momentum=0.9, weight_decay=1e-4, fused=fused or None
         )
 
     def __call__(self) -> None:
@@ -89,5 +92,5 @@ class _Step:
 
 
 def _with_proposals(model: GeneralizedRCNN, batch: Batch) -> Batch:
-    """What the file would hold; as many as the training keeps."""
+    """Add the proposals that a file would hold, as many as training keeps."""
     return replace(batch, proposals=model.propose(batch))

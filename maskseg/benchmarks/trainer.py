@@ -1,4 +1,4 @@
-"""Suite `trainer`: what the training loop costs beyond the training itself."""
+"""Suite `trainer`: the overhead of the training loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,38 +16,44 @@ import torch
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import in_turn, ratio
-from maskseg.benchmarks.minimal_step import BareStep, prepared
-from maskseg.commands.evaluate import validation
-from maskseg.engine.checkpoint import Keeper
-from maskseg.engine.distributed import Group
+from maskseg.benchmarks.minimal_step import MinimalStep, prepare
+from maskseg.commands.evaluate import build_validation
+from maskseg.config import Config
+from maskseg.engine.checkpoint import CheckpointManager
 from maskseg.engine.logs import RunLog, peak_memory
-from maskseg.engine.step import Stepper
+from maskseg.engine.step import StepResult, TrainStep
 
 _REPEATS = 5
 
 
-def trainer(config: Any) -> dict[str, Any]:
-    """A step by the bare loop (forward, backward, clipping, optimiser, schedule) and by the trainer's, with its checks of every number, in turn,
-    `steps` times; then a line of the log, a checkpoint, and the pictures of an evaluation, each as a share of the steps between two of them.
+def trainer(config: Config) -> dict[str, Any]:
+    """Compare the trainer's step with a minimal one, in turn, `steps` times.
 
-    config: that of a training, with `steps`. -> seconds, and the overheads as shares of the bare step's time.
+    The minimal step consists of forward, backward, clipping, optimizer and schedule. The trainer's
+    step checks all values, too. A line of the log, a checkpoint and the images of an evaluation are
+    timed as well, relative to the steps between two of them.
+
+    config: of a training run, with `steps`.
+
+    Returns seconds, and the overheads as fractions of the minimal step's time.
     """
-    own = _Setup(config)
-    for step in (own.bare, own.step):  # warm
+    setup = _Setup(config)
+    kinds: dict[str, Callable[[], None]] = {"bare": setup.minimal_step, "trainer": setup.step}
+    for step in kinds.values():  # warm-up
         step()
-    seconds = in_turn({"bare": own.bare, "trainer": own.step}, own.steps, own.trainer.device)
+    seconds = in_turn(kinds, setup.steps, setup.trainer.torch_device)
     bare = median(seconds["bare"])
     with tempfile.TemporaryDirectory() as folder:
         parts = {
-            "log": own.line(Path(folder)),
-            "checkpoint": own.checkpoint(Path(folder)),
-            "pictures": own.pictures(Path(folder)),
+            "log": setup.log_line(Path(folder)),
+            "checkpoint": setup.checkpoint(Path(folder)),
+            "pictures": setup.images(Path(folder)),
         }
-    numbers = config.trainer
+    settings = config.trainer
     every = {
-        "log": numbers.log_every,
-        "checkpoint": numbers.checkpoint_every or numbers.max_steps,
-        "pictures": numbers.evaluate_every or numbers.max_steps,
+        "log": settings.log_every,
+        "checkpoint": settings.checkpoint_every or settings.max_steps,
+        "pictures": settings.evaluate_every or settings.max_steps,
     }
     shares = {
         "step": ratio(seconds["trainer"], seconds["bare"]) - 1,
@@ -55,9 +61,9 @@ def trainer(config: Any) -> dict[str, Any]:
     }
     return {
         "experiment": config.name,
-        "device": str(own.trainer.device),
+        "device": str(setup.trainer.torch_device),
         "threads": torch.get_num_threads(),
-        "steps": own.steps,
+        "steps": setup.steps,
         "seconds": {"bare_step": bare, "trainer_step": median(seconds["trainer"]), **parts},
         "every": every,
         "overhead": {**shares, "all": sum(shares.values())},
@@ -65,40 +71,42 @@ def trainer(config: Any) -> dict[str, Any]:
 
 
 class _Setup:
-    """Model, batches and both ways of a step."""
+    """Model, batches, and both kinds of a step."""
 
-    def __init__(self, config: Any) -> None:
-        self.config, self.steps = config, int(config.steps)
-        self.trainer, self.source, self.model, batches = prepared(config)
-        # The same batch for both, one after the other
-        self.batches = (batch for batch in cycle(batches) for _ in range(2))
-        self.bare = BareStep(config, self.trainer, self.model, self.batches)
-        about = {"config": configs.to_yaml(config), "categories": self.source.categories.to_dict()}
-        self.state = self.trainer.state(
-            self.model, self.bare.optimizer, self.bare.scheduler, about, Group()
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.steps = int(config.steps)
+        self.trainer, self.source, self.model, batches = prepare(config)
+        # Each batch comes twice in a row, so that both kinds of a step get the same one.
+        self.batches = chain.from_iterable((batch, batch) for batch in cycle(batches))
+        self.minimal_step = MinimalStep(config, self.trainer, self.model, self.batches)
+        categories = self.source.categories.to_dict()
+        metadata = {"config": configs.to_yaml(config), "categories": categories}
+        self.state = self.trainer.build_state(
+            self.model, self.minimal_step.optimizer, self.minimal_step.scheduler, metadata
         )
-        self.take_step = Stepper(
+        self.result = StepResult()  # of the trainer's last step
+        self.train_step = TrainStep(
             self.state,
             self.model,
-            self.trainer.device,
+            self.trainer.torch_device,
             self.trainer.autocast,
             self.trainer.clip_norm,
         )
 
     def step(self) -> None:
-        """The trainer's own."""
-        self.last = self.take_step(list(islice(self.batches, 1)), lambda: False)
+        """Take a step of the trainer."""
+        self.result = self.train_step(list(islice(self.batches, 1)), lambda: False)
 
-    def line(self, folder: Path) -> float:
-        """Seconds of a line of the log: numbers to the file and to TensorBoard, and to the terminal."""
+    def log_line(self, folder: Path) -> float:
+        """Seconds to log the scalars to the file, to TensorBoard and to the terminal."""
         log = RunLog(folder, 0, 10**6, "")
 
         def write() -> None:
-            values = {k: float(v) for k, v in self.last.losses.items()} | {
-                "memory_gb": peak_memory(self.trainer.device)
-            }
-            log.numbers(1, "train", values)
-            log.progress(1, values, say=True)
+            values = {name: float(value) for name, value in self.result.losses.items()}
+            values["memory_gb"] = peak_memory(self.trainer.torch_device)
+            log.log_scalars(1, "train", values)
+            log.progress(1, values, show=True)
 
         with contextlib.redirect_stdout(io.StringIO()):
             seconds = self._median(write)
@@ -106,31 +114,34 @@ class _Setup:
         return seconds
 
     def checkpoint(self, folder: Path) -> float:
-        """Seconds to write a checkpoint and keep the one before."""
-        keeper = Keeper(folder, self.trainer.keep)
+        """Seconds to write a checkpoint and keep the previous one."""
+        manager = CheckpointManager(folder, self.trainer.keep_checkpoints)
 
         def save() -> None:
             self.state.step += 1
-            keeper.save(self.state.checkpoint())
+            manager.save(self.state.checkpoint())
 
         return self._median(save)
 
-    def pictures(self, folder: Path) -> float:
-        """Seconds to draw and write all pictures of an evaluation, beyond the evaluation itself."""
-        check = validation(self.config, self.source, "val", self.source.categories)
-        drawn, check.pictures = check.pictures, 0
-        check(self.model, 0)
+    def images(self, folder: Path) -> float:
+        """Seconds to draw and write all images of an evaluation, without the evaluation itself."""
+        categories = self.source.categories
+        undrawn = build_validation(self.config, self.source, "val", categories, num_images=0)
+        undrawn(self.model, 0)
         start = time.perf_counter()
-        check.save(folder)
+        undrawn.save(folder)
         sheets = time.perf_counter() - start
-        check.pictures = drawn
+        check = build_validation(self.config, self.source, "val", categories)
+        drawn = check.settings.num_images
         batches = list(islice(iter(check.batches()), -(-drawn // self.config.evaluation.batch)))
-        outputs = [self.model.validate(batch.to(self.trainer.device))[1] for batch in batches]  # type: ignore[operator]
+        model: Any = self.model
+        device = self.trainer.torch_device
+        outputs = [model.validate(batch.to(device))[1] for batch in batches]
         start = time.perf_counter()
-        for batch, found in zip(batches, outputs, strict=True):
-            check.draw(batch, found)
+        for batch, detections in zip(batches, outputs, strict=True):
+            check.draw(batch, detections)
         return sheets + time.perf_counter() - start
 
-    def _median(self, thing: Callable[[], None]) -> float:
-        """Seconds, of a few calls after a first one."""
-        return median(in_turn({"": thing}, _REPEATS + 1, self.trainer.device)[""][1:])
+    def _median(self, function: Callable[[], None]) -> float:
+        """Median seconds of a few calls, without the first one."""
+        return median(in_turn({"": function}, _REPEATS + 1, self.trainer.torch_device)[""][1:])

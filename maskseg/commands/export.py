@@ -1,10 +1,11 @@
-"""Our checkpoints -> state dicts that torchvision's own models load, where torchvision has such a model."""
+"""Exports checkpoints as state dicts for the models of torchvision, where it has such a model."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torchvision
@@ -17,150 +18,210 @@ from maskseg.config.restore import trained_model
 from maskseg.errors import UserError
 from maskseg.files import replacing
 from maskseg.interop import classes
-from maskseg.interop.state_dict_names import told
-from maskseg.interop.torchvision import EPS, refold, to_torchvision
+from maskseg.interop.state_dict_names import describe_names
+from maskseg.interop.torchvision import EPS, rescale_norms, to_torchvision
 from maskseg.structures import Categories
 
-# Keys of the model that change nothing of what it finds.
+# Keys of the model that do not change its predictions.
 _HARMLESS = re.compile(
     r"sampler\..*|.*num_classes|backbone\.trunk\.(weights|norm_eps|frozen_stages)|classifier\.beta"
-    r"|proposer\.(train_limits\..*|positive_iou|negative_iou|num_samples|positive_fraction|beta|divide_by|crowd_overlap)"
-    r"|heads\.mask\.(target_rule|threshold)|heads\.keypoint\.(max_regions|ranges|loss_weight)"
+    r"|proposer\.(train_limits\..*|positive_iou|negative_iou|num_samples|positive_fraction|beta"
+    r"|normalize_by|crowd_overlap)"
+    r"|heads\.mask\.(target_mode|threshold)|heads\.keypoint\.(max_regions|ranges|loss_weight)"
 )
-_BATCH_NORMS = ("FrozenBN", "BN", "SyncBN")  # alike once they are trained
-# Keys that torchvision's builders take under a name of their own.
-_KEYWORDS = {
+_BATCH_NORMS = ("FrozenBN", "BN", "SyncBN")  # equal in inference
+# Keys that are arguments of torchvision's builders.
+_BUILDER_ARGUMENTS = {
     "pixel_mean": "image_mean",
     "pixel_std": "image_std",
-    "proposer.test_limits.per_level": "rpn_pre_nms_top_n_test",
-    "proposer.test_limits.per_image": "rpn_post_nms_top_n_test",
+    "proposer.test_limits.pre_nms_top_n": "rpn_pre_nms_top_n_test",
+    "proposer.test_limits.post_nms_top_n": "rpn_post_nms_top_n_test",
     "proposer.nms_threshold": "rpn_nms_thresh",
     "classifier.score_threshold": "box_score_thresh",
     "classifier.nms_threshold": "box_nms_thresh",
     "classifier.max_detections": "box_detections_per_img",
     "classifier.box_weights": "bbox_reg_weights",
 }
-_KINDS = {
+# Heads of a model -> torchvision's name of the builder, and the config group of its equivalent.
+_BUILDERS = {
     (): ("fasterrcnn", "mask_rcnn"),
     ("mask",): ("maskrcnn", "mask_rcnn"),
     ("keypoint",): ("keypointrcnn", "keypoint_rcnn"),
 }
 _CLASSES = {"fasterrcnn": "FasterRCNN", "maskrcnn": "MaskRCNN", "keypointrcnn": "KeypointRCNN"}
+_DEFAULT_SIZES = {"min_size": 800, "max_size": 1333}  # px; of torchvision's models
+_DEFAULT_KEYPOINTS = 17
 
 
-def export(weights: Path, output: Path, words: list[str]) -> None:
-    """Writes the state dict and prints the call that makes its model. Raises UserError for a model that torchvision does not have."""
-    model, config, categories = trained_model(weights, words, "convert")
+@dataclass(frozen=True)
+class _Builder:
+    """The call that builds a model of torchvision.
+
+    kind: such as `maskrcnn`; is_v2: the improved variant with norms in the pyramid and the heads;
+    trunk: such as `resnet50`; arguments: of the builder.
+    """
+
+    kind: str
+    is_v2: bool
+    trunk: str
+    arguments: dict[str, Any]
+
+    @property
+    def function(self) -> str:
+        """The name of the builder function, which torchvision only has for ResNet-50."""
+        return f"{self.kind}_resnet50_fpn{'_v2' if self.is_v2 else ''}"
+
+    def build(self) -> nn.Module:
+        """Build the model."""
+        detection: Any = torchvision.models.detection
+        model: nn.Module
+        if self.trunk == "resnet50":
+            function = getattr(detection, self.function)
+            model = function(weights=None, weights_backbone=None, **self.arguments)
+        else:
+            backbone = resnet_fpn_backbone(backbone_name=self.trunk, weights=None)
+            model = getattr(detection, _CLASSES[self.kind])(backbone, **self.arguments)
+        return model
+
+    def code(self) -> str:
+        """The call as a user would write it."""
+        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        if self.trunk == "resnet50":
+            function = f"torchvision.models.detection.{self.function}"
+            return f"{function}(weights=None, weights_backbone=None, {arguments})"
+        backbone = f"resnet_fpn_backbone(backbone_name={self.trunk!r}, weights=None)"
+        return f"{_CLASSES[self.kind]}({backbone}, {arguments})"
+
+
+def export(weights: Path, output: Path, overrides: list[str]) -> None:
+    """Write the state dict of a checkpoint, and print the call that builds its model.
+
+    overrides: the command line of `tools/convert.py`.
+    Raises UserError for a model that torchvision does not have.
+    """
+    model, config, categories = trained_model(weights, overrides, "convert")
     settings = yaml.safe_load(configs.to_yaml(config, resolve=True))
-    kind, v2, keywords = _plan(settings, categories)
-    coco = categories.ids == classes.coco().ids  # torchvision's labels are then COCO's ids
-    rows = list(categories.ids) if coco else list(range(1, len(categories) + 1))
-    keywords = {"num_classes": max(rows) + 1, **keywords}
-    state = refold(model.state_dict(), float(settings["model"]["backbone"]["trunk"]["norm_eps"]))
-    state = to_torchvision(state, rows, max(rows) + 1)
-    trunk = settings["model"]["backbone"]["trunk"]["name"]
-    call = _check(state, kind, v2, trunk, keywords)
+    # With COCO's classes, torchvision's labels are COCO's category ids, which have gaps.
+    is_coco = categories.ids == classes.coco_categories().ids
+    rows = list(categories.ids) if is_coco else list(range(1, len(categories) + 1))
+    num_rows = max(rows) + 1
+    builder = _select_builder(settings, categories, num_rows)
+    norm_eps = float(settings["model"]["backbone"]["trunk"]["norm_eps"])
+    state = rescale_norms(model.state_dict(), norm_eps)
+    state = to_torchvision(state, rows, num_rows)
+    _check_tensors(state, builder)
     with replacing(output, "the state dict") as file:
         torch.save(state, file)
-    print(f"written to {output}: {len(state)} tensors, for\n{call}")
+    print(f"written to {output}: {len(state)} tensors, for\n{builder.code()}")
     print(
-        f"label {rows[0]} is {categories.names[0]!r}, {rows[-1]} is {categories.names[-1]!r}; frozen norms have eps {EPS}"
+        f"label {rows[0]} is {categories.names[0]!r}, {rows[-1]} is {categories.names[-1]!r}; "
+        f"frozen norms have eps {EPS}"
     )
 
 
-def _plan(settings: dict[str, Any], categories: Categories) -> tuple[str, bool, dict[str, Any]]:
-    """Which of torchvision's models it is, and what its builder must be told. Raises UserError that names what torchvision cannot do."""
+def _select_builder(settings: dict[str, Any], categories: Categories, num_classes: int) -> _Builder:
+    """Select the builder and its arguments for the model of a config.
+
+    num_classes: with the background. Raises UserError that lists what torchvision does not support.
+    """
     model = settings["model"]
     heads = tuple(model.get("heads") or {})
-    if heads not in _KINDS:
+    if heads not in _BUILDERS:
         raise UserError(f"torchvision has no model with the heads {', '.join(heads)} together")
-    kind, name = _KINDS[heads]
-    v2 = model["backbone"].get("norm") is not None and kind != "keypointrcnn"
-    reference = [
-        f"model=torchvision_{name}{'_v2' if v2 else ''}",
+    kind, group = _BUILDERS[heads]
+    is_v2 = model["backbone"].get("norm") is not None and kind != "keypointrcnn"
+    values = configs.flatten(model)
+    trunk = values.get("backbone.trunk.name", "")
+    overrides = [
+        f"model=torchvision_{group}{'_v2' if is_v2 else ''}",
         "experiment=coco_r50_fpn_3x",
         "data=coco",
     ]
-    reference += [] if heads else ["~model/heads@model.heads.mask"]
-    own = configs.flat(model)
-    trunk = own.get("backbone.trunk.name", "")
-    wanted = configs.compose(
-        "train", [*reference, *([] if v2 else [f"model.backbone.trunk.name={trunk}"])]
-    )
-    configs.set_categories(wanted, categories)
-    other = configs.flat(yaml.safe_load(configs.to_yaml(wanted, resolve=True))["model"])
-    different = {k: own.get(k) for k in {**other, **own} if not _alike(k, own.get(k), other.get(k))}
-    keywords = {_KEYWORDS[k]: v for k, v in different.items() if k in _KEYWORDS}
-    refused = [
-        f"model.{k}={v} instead of {other.get(k)}"
-        for k, v in different.items()
-        if k not in _KEYWORDS
-    ]
-    if kind == "keypointrcnn":
-        keywords |= {"num_keypoints": categories.num_points} if categories.num_points != 17 else {}
-        refused += (
-            ["keypoints of their own for several classes"]
-            if len(set(categories.point_ranges)) > 1
-            else []
-        )
-    if refused:
-        hint = "to convert it nevertheless, say these keys on the command line"
+    if not heads:
+        overrides.append("~model/heads@model.heads.mask")
+    if not is_v2:
+        overrides.append(f"model.backbone.trunk.name={trunk}")
+    equivalent = _flat_model(overrides, categories)
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    unsupported = []
+    for key in {**equivalent, **values}:
+        value = values.get(key)
+        if _is_equivalent(key, value, equivalent.get(key)):
+            continue
+        if key in _BUILDER_ARGUMENTS:
+            arguments[_BUILDER_ARGUMENTS[key]] = value
+        else:
+            unsupported.append(f"model.{key}={value} instead of {equivalent.get(key)}")
+    if kind == "keypointrcnn" and len(set(categories.point_ranges)) > 1:
+        unsupported.append("different keypoints for different classes")
+    if unsupported:
         raise UserError(
-            f"torchvision cannot express this model: {told(differences=refused)}; {hint}"
+            f"torchvision cannot express this model: {describe_names(differences=unsupported)}; "
+            "to convert it nevertheless, set these keys on the command line"
         )
+    if kind == "keypointrcnn" and categories.num_points != _DEFAULT_KEYPOINTS:
+        arguments["num_keypoints"] = categories.num_points
+    _scale_to_unit_range(arguments)
+    arguments |= _image_sizes(settings["data"].get("test_transforms") or [])
+    return _Builder(kind, is_v2, trunk, arguments)
+
+
+def _flat_model(overrides: list[str], categories: Categories) -> dict[str, Any]:
+    """The values of `model` in a config that is composed from overrides, with dotted keys."""
+    config = configs.compose("train", overrides)
+    configs.set_categories(config, categories)
+    settings = yaml.safe_load(configs.to_yaml(config, resolve=True))
+    return configs.flatten(settings["model"])
+
+
+def _scale_to_unit_range(arguments: dict[str, Any]) -> None:
+    """Divide the mean and the std of the pixels by 255, in place, as torchvision's range is 0-1."""
     for key in ("image_mean", "image_std"):
-        if key in keywords:
-            keywords[key] = [round(float(v) / 255, 6) for v in cast(list[float], keywords[key])]
-    return kind, v2, keywords | _sizes(settings["data"].get("test_transforms") or [])
+        if key in arguments:
+            arguments[key] = [round(float(value) / 255, 6) for value in arguments[key]]
 
 
-def _alike(key: str, value: Any, other: Any) -> bool:
-    both_norms = key.endswith("norm") and value in _BATCH_NORMS and other in _BATCH_NORMS
-    return bool(value == other or both_norms or _HARMLESS.fullmatch(key))
+def _is_equivalent(key: str, value: object, other: object) -> bool:
+    """Whether two values of a key of the model give equal predictions."""
+    are_batch_norms = key.endswith("norm") and value in _BATCH_NORMS and other in _BATCH_NORMS
+    return bool(value == other or are_batch_norms or _HARMLESS.fullmatch(key))
 
 
-def _sizes(transforms: list[dict[str, Any]]) -> dict[str, Any]:
-    """torchvision's models resize by themselves."""
+def _image_sizes(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+    """The arguments for the resizing of images, which torchvision's models do themselves."""
     for step in transforms:
         if step.get("_target_", "").endswith(".ResizeShortestEdge"):
-            found = {"min_size": step["sizes"][-1], "max_size": step.get("max_size", 1333)}
-            return {k: v for k, v in found.items() if v != {"min_size": 800, "max_size": 1333}[k]}
+            default = _DEFAULT_SIZES["max_size"]
+            sizes = {"min_size": step["sizes"][-1], "max_size": step.get("max_size", default)}
+            return {key: size for key, size in sizes.items() if size != _DEFAULT_SIZES[key]}
     return {}
 
 
-def _check(
-    state: dict[str, Tensor], kind: str, v2: bool, trunk: str, keywords: dict[str, Any]
-) -> str:
-    """Builds torchvision's model without memory and compares names and shapes. -> the call, as a user would write it."""
-    said = ", ".join(f"{k}={v}" for k, v in keywords.items())
-    detection: Any = torchvision.models.detection
+def _check_tensors(state: dict[str, Tensor], builder: _Builder) -> None:
+    """Compare names and shapes with those of torchvision's model. Raises UserError."""
     with torch.device("meta"):
-        model: nn.Module
-        if trunk == "resnet50":
-            name = f"{kind}_resnet50_fpn{'_v2' if v2 else ''}"
-            model = getattr(detection, name)(weights=None, weights_backbone=None, **keywords)
-            call = (
-                f"torchvision.models.detection.{name}(weights=None, weights_backbone=None, {said})"
-            )
-        else:
-            model = getattr(detection, _CLASSES[kind])(
-                resnet_fpn_backbone(backbone_name=trunk, weights=None), **keywords
-            )
-            call = f"{_CLASSES[kind]}(resnet_fpn_backbone(backbone_name={trunk!r}, weights=None), {said})"
-    wanted = {
-        k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
-    own = {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    shapes = [
-        f"{k} {list(own[k])} instead of {list(wanted[k])}"
-        for k in own
-        if k in wanted and own[k] != wanted[k]
-    ]
+        model = builder.build()
+    expected = _shapes(model.state_dict())
+    shapes = _shapes(state)
+    misshapen = []
+    for name, shape in shapes.items():
+        if name in expected and shape != expected[name]:
+            misshapen.append(f"{name} {list(shape)} instead of {list(expected[name])}")
     lists = {
-        "missing": [k for k in wanted if k not in own],
-        "left_over": [k for k in own if k not in wanted],
-        "of_another_shape": shapes,
+        "missing": [name for name in expected if name not in shapes],
+        "left_over": [name for name in shapes if name not in expected],
+        "of_another_shape": misshapen,
     }
     if any(lists.values()):
-        raise UserError(f"torchvision cannot express this model: {told(**lists)} in {call}")
-    return call
+        raise UserError(
+            f"torchvision cannot express this model: {describe_names(**lists)} in {builder.code()}"
+        )
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes of tensors, without the counters of batch norms."""
+    return {
+        name: tensor.shape
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }

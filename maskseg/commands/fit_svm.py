@@ -1,12 +1,18 @@
-"""Fits a linear SVM to each class of a model that classifies segments (model=cfm), on its features, as R-CNN does.
-Positives are the things' own masks and the stuff that pursuit takes, negatives the segments far from both.
-Writes the model with the SVMs as a checkpoint for tools/evaluate.py and tools/predict.py.
-The keys are those of configs/fit_svm.yaml and of the checkpoint's own config.
+"""Fits a linear SVM to each class of a model that classifies segments (model=cfm), as R-CNN does.
+
+The SVMs are fitted to the features of the model. Positives are the ground-truth masks of things and
+the segments that segment pursuit selects for stuff; negatives are the segments with a small overlap
+with both. Writes the model with the SVMs as a checkpoint for tools/evaluate.py and
+tools/predict.py. The keys are those of configs/fit_svm.yaml and of the checkpoint's own config.
 
   python tools/fit_svm.py checkpoint=runs/scenes_cfm/TIME output=DIR
-  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.C=0.01 fit.positive_weight=1 fit.flip=true
-  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.negatives=2000 fit.kept=400000     all segments; 4 bytes a feature of each that is kept
+  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.C=0.01 fit.positive_weight=1 \\
+      fit.flip=true
   python tools/evaluate.py checkpoint=DIR output=EVALUATION model.classifier.score_threshold=0.5
+
+With more segments, which take 4 bytes per feature of each:
+
+  python tools/fit_svm.py checkpoint=best.pt output=DIR fit.negatives=2000 fit.max_samples=400000
 """
 
 from __future__ import annotations

@@ -1,15 +1,20 @@
-"""Trains a model from COCO-format data. Everything is a key=value; the keys are those of configs/train.yaml and its groups.
+"""Trains a model from COCO-format data.
 
-  python tools/train.py                                                      the embedded data set, minutes on a CPU
-  python tools/train.py experiment=nuclei_r18 data.root=DIR                  real images from scratch
+Everything is a key=value; the keys are those of configs/train.yaml and its groups
+(docs/config.md lists them all).
+
+  python tools/train.py                                        the built-in synthetic dataset
+  python tools/train.py experiment=nuclei_r18 data.root=DIR    real images, from scratch, on a CPU
   python tools/train.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=8
-  python tools/train.py experiment=coco_r50_fpn_1x data=custom data.train_json=TRAIN.json data.val_json=VAL.json data.images=DIR
+  python tools/train.py experiment=coco_r50_fpn_1x data=custom data.train_json=TRAIN.json \\
+      data.val_json=VAL.json data.images=DIR
   python tools/train.py experiment=scenes_r18 trainer.max_steps=6000 trainer.resume=auto
 
 experiment: {experiments}
-debug:      smoke (seconds: does every part run?), overfit (does the model learn four images by heart?)
-other keys: run_dir, seed, total_batch, trainer.max_steps, trainer.checkpoint_every, trainer.evaluate_every, trainer.precision,
-            optimizer.lr, data.num_workers, model.backbone.trunk.weights ...
+debug:      smoke (seconds: does every part run?), overfit (can the model overfit four images?)
+other keys: run_dir, seed, total_batch, trainer.max_steps, trainer.checkpoint_every,
+            trainer.evaluate_every, trainer.precision, optimizer.lr, data.num_workers,
+            model.backbone.trunk.weights ...
 """
 
 from __future__ import annotations
@@ -17,243 +22,295 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from maskseg import config as configs
-from maskseg.annotation.classifier import ImageClassifier
 from maskseg.commands.check_data import describe
-from maskseg.commands.evaluate import validation
-from maskseg.config.restore import open_data
+from maskseg.commands.evaluate import build_validation
+from maskseg.config import Config
+from maskseg.config.restore import open_data, prepare_segments
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import loader_error
 from maskseg.engine import run_folder
 from maskseg.engine.checkpoint import (
     Checkpoint,
-    best_weights,
     checkpoint_path,
+    inference_weights,
     load_checkpoint,
     load_weights,
 )
-from maskseg.engine.distributed import Group, processes
+from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.files import replacing
-from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.inference.validation import Validation
+from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch
-from maskseg.variants.cfm.prepare import prepare_segments
 from maskseg.visualization.batches import save_batch
 from maskseg.visualization.curves import plot_curves
 
-
-def train(config: Any) -> Path:
-    """The whole of a training run. -> its folder. Raises UserError before anything is written where the data or the config is wrong."""
-    trainer = cast(Trainer, configs.build(config.trainer))
-    with processes(trainer.device) as group:
-        return _train(config, trainer, group)
-
-
-def _train(config: Any, trainer: Trainer, group: Group) -> Path:
-    group.split(config.total_batch, trainer.accumulate)
-    say = print if group.main else _say_nothing
-    source = open_data(config, group=group)
-    say(describe(source), flush=True)
-    if "train" not in source.splits():
-        raise UserError("data.train_json is not set: there is nothing to train on")
-    categories = source.categories
-    configs.set_categories(config, categories)
-    trainer.skip_bad = config.data.skip_bad
-    torch.manual_seed(config.seed)
-    model = trainer.place(configs.build_model(config))
-    if not isinstance(model, GeneralizedRCNN | ImageClassifier):
-        raise UserError(
-            "the model finds no objects: tools/fit_hash.py fits its hash layer, and experiment=scenes_hash_r18 trains one"
-        )
-    optimizer = trainer.optimizer(model, configs.build(config.optimizer), config.total_batch)
-    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
-    check = (
-        validation(config, source, "val", categories, group) if "val" in source.splits() else None
-    )
-    folder, found = group.share(run_folder.choose(config, trainer) if group.main else None)
-    resume = run_folder.read(found)
-    _start(model, optimizer, trainer, resume, config, say)
-    _check(model, source, trainer)
-    prepare_segments(model, source, source.splits(), config, group)
-    group.wait()  # until all have found everything in order, nothing is written
-    run_dir = run_folder.made_folder(folder)
-    say(f"run folder: {run_dir}", flush=True)
-    rate, pieces = (
-        _rate(optimizer, resume),
-        f" in {trainer.accumulate} pieces" if trainer.accumulate > 1 else "",
-    )
-    say(
-        f"learning rate {rate} for {config.total_batch} images a step{pieces}, on {group.world} x {trainer.device}",
-        flush=True,
-    )
-    text = configs.to_yaml(config)
-    if group.main:
-        with replacing(run_dir / "config.yaml", "the config") as file:
-            file.write(configs.to_yaml(config, resolve=True).encode())
-        run_folder.record(
-            run_dir, trainer.device, group.world, int(resume["step"]) if resume else 0
-        )
-
-    def report() -> None:
-        plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
-        if check is not None:
-            check.save(run_dir)
-
-    about: Checkpoint = {"config": text, "categories": categories.to_dict()}
-    batches = _batches(config, source, trainer, group, run_dir)
-    try:
-        trainer.run(
-            model, optimizer, scheduler, batches, run_dir, about, check, resume, group, report
-        )
-    except RuntimeError as error:
-        raise loader_error(error, source.name("train"), source.timeout) from error
-    if group.main:
-        if check is not None and check.table:
-            print(check.table, flush=True)
-        _drawn(lambda: plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png"))
-    return run_dir
-
-
-def _drawn(draw: Callable[[], None]) -> None:
-    """No picture is worth a training."""
-    try:
-        draw()
-    except (OSError, UserError) as error:
-        print(f"warning: a picture could not be made ({error})", flush=True)
-
-
-def _rate(optimizer: Optimizer, resume: Checkpoint | None) -> str:
-    """The rate after the warm-up. A resumed run keeps the checkpoint's."""
-    own = float(optimizer.defaults["lr"])
-    kept = own if resume is None else float(resume["scheduler"]["base_lrs"][0])
-    return (
-        f"{own:g}"
-        if kept == own
-        else f"{kept:g} (the checkpoint's; these keys would make it {own:g}: trainer.init starts anew with its weights)"
-    )
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """For the processes that are not the first."""
-
-
-def _batches(
-    config: Any, source: CocoSource, trainer: Trainer, group: Group, run_dir: Path
-) -> Callable[[int], Iterable[Batch]]:
-    """This process' batches from a step on; the first one of a run is drawn."""
-    pin = trainer.device.type == "cuda"
-
-    def batches(step: int) -> Iterable[Batch]:
-        sizes = {"rank": group.rank, "world": group.world, "pieces": trainer.accumulate}
-        path = run_dir / "train_batch.png"
-        wanted = group.main and not path.exists()
-        for batch in source.train_loader(
-            config.total_batch, trainer.max_steps, config.seed, step, pin, **sizes
-        ):
-            if wanted:
-                _drawn(partial(save_batch, batch, source.categories, path))
-                wanted = False
-            yield batch
-
-    return batches
-
-
-def _check(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
-    """Raises UserError where a part of the model has nothing to learn from."""
-    _check_heads(
-        [getattr(model, "classifier", None), *getattr(model, "heads", {}).values()], source
-    )
-    _check_proposals(model, source)
-    _check_codes(model, trainer)
-    fitted_by = getattr(getattr(model, "classifier", None), "fitted_by", None)
-    if fitted_by is not None:
-        raise UserError(
-            f"model.classifier is not trained by gradients: train a model with another one, then {fitted_by} checkpoint=... fits it"
-        )
-
-
-def _check_heads(heads: Iterable[Any], source: CocoSource) -> None:
-    """Raises UserError where a head has nothing to learn from."""
-    adds, path = {getattr(head, "adds", "") for head in heads}, source.train.path
-    if "masks" in adds and not source.train.has_masks():
-        raise UserError(
-            f"{path}: not every object has a mask, which the model needs; ~model/heads@model.heads.mask takes a mask head away"
-        )
-    if "keypoints" in adds and not source.train.has_keypoints():
-        raise UserError(
-            f"{path}: no object has a visible keypoint, which the keypoint head needs; ~model/heads@model.heads.keypoint takes it away"
-        )
-
-
-def _check_proposals(model: nn.Module, source: CocoSource) -> None:
-    """Raises UserError where proposals are to come from files and there are none, or of another data set."""
-    needed = getattr(getattr(model, "proposer", None), "needs", None) == "proposals"
-    for split in source.splits() if needed else ():
-        if source.proposals[split] is None:
-            raise UserError(
-                f"the model takes its proposals from files: data.{split}_proposals is not set (tools/propose.py makes them)"
-            )
-        source.dataset(split)
-
-
-def _check_codes(model: nn.Module, trainer: Trainer) -> None:
-    """Raises UserError for a hash layer that nobody has fitted and nothing will teach."""
-    weight = getattr(getattr(model, "segmenter", None), "loss_weight", None)
-    if weight == 0 and not trainer.init and not trainer.resume:
-        raise UserError(
-            "model.segmenter.loss_weight is 0 and no trainer.init brings a fitted layer (tools/fit_hash.py): its codes would be noise"
-        )
-
-
-def _start(
-    model: nn.Module,
-    optimizer: Optimizer,
-    trainer: Trainer,
-    resume: Checkpoint | None,
-    config: Any,
-    say: Callable[..., None],
-) -> None:
-    """Weights to start from. Raises UserError for a checkpoint that does not fit."""
-    if resume is not None:
-        load_weights(
-            model,
-            resume["model"],
-            f"trainer.resume={trainer.resume}",
-            hint="trainer.init with trainer.init_partial=true takes what fits",
-        )
-        trainer.fits(optimizer, resume)
-    elif trainer.init:
-        checkpoint = load_checkpoint(checkpoint_path(Path(trainer.init)))
-        left = load_weights(
-            model,
-            best_weights(checkpoint),
-            f"trainer.init={trainer.init}",
-            trainer.init_partial,
-            "trainer.init_partial=true takes what fits",
-        )
-        say(
-            f"started from {trainer.init}"
-            + (f"; {len(left)} tensors do not fit: {', '.join(left[:5])}" if left else ""),
-            flush=True,
-        )
-        text = checkpoint.get("config")
-        other = configs.model_differences(config, text if isinstance(text, str) else "")
-        if other:
-            more = f" and {len(other) - 5} more" if len(other) > 5 else ""
-            say(
-                f"warning: the weights were trained in another model: {', '.join(other[:5])}{more}",
-                flush=True,
-            )
+_MAX_NAMED = 5  # tensors or keys in a message
 
 
 def main(arguments: list[str]) -> None:
     """Entry point of `tools/train.py`."""
     run_dir = train(configs.compose("train", arguments))
     print(f"run folder: {run_dir}")
+
+
+def train(config: Config) -> Path:
+    """Run a whole training. -> its folder.
+
+    Raises UserError, before anything is written, where the data or the config is wrong.
+    """
+    trainer: Trainer = configs.build(config.trainer)
+    with init_distributed(trainer.torch_device) as context:
+        return _train(config, trainer, context)
+
+
+def _train(config: Config, trainer: Trainer, context: DistributedContext) -> Path:
+    context.split_batch(config.total_batch, trainer.accumulate_grad_batches)
+    log = print if context.main else _print_nothing
+
+    # Data
+    source = open_data(config, context=context)
+    log(describe(source), flush=True)
+    if "train" not in source.splits():
+        raise UserError("data.train_json is not set: there is nothing to train on")
+    categories = source.categories
+    configs.set_categories(config, categories)
+
+    # Model, optimizer, schedule, validation
+    torch.manual_seed(config.seed)
+    model = trainer.place(configs.build_model(config))
+    if not isinstance(model, TrainableModel):
+        raise UserError(
+            "the model finds no objects: tools/fit_hash.py fits its hash layer, and "
+            "experiment=scenes_hash_r18 trains one"
+        )
+    optimizer = trainer.build_optimizer(model, configs.build(config.optimizer), config.total_batch)
+    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
+    validation = None
+    if "val" in source.splits():
+        validation = build_validation(config, source, "val", categories, context)
+
+    # Initial weights, and checks that need the model
+    choice = run_folder.choose(config, trainer) if context.main else None
+    folder, resume_path = context.broadcast(choice)
+    resume = run_folder.read(resume_path)
+    _load_weights(model, optimizer, trainer, resume, config, log)
+    _check_model(model, source, trainer)
+    prepare_segments(model, source, source.splits(), config, context)
+    context.barrier()  # nothing is written before all processes have passed their checks
+
+    # Run folder
+    run_dir = run_folder.make_folder(folder)
+    log(f"run folder: {run_dir}", flush=True)
+    log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
+    metadata: Checkpoint = {
+        "config": configs.to_yaml(config),
+        "categories": categories.to_dict(),
+    }
+    if context.main:
+        _write_config(config, run_dir)
+        step = int(resume["step"]) if resume else 0
+        run_folder.record(run_dir, trainer.torch_device, context.world_size, step)
+
+    # Loop
+    batches = _make_batches(config, source, trainer, context, run_dir)
+    state = trainer.build_state(model, optimizer, scheduler, metadata, context)
+    if resume is not None:
+        state.load(resume)
+    report = partial(_report, run_dir, validation)
+    try:
+        trainer.run(state, batches, run_dir, validation, report, source.reading.skip_bad)
+    except RuntimeError as error:
+        raise loader_error(error, source.split("train").key, source.loading.timeout) from error
+    if context.main:
+        if validation is not None and validation.table:
+            print(validation.table, flush=True)
+        _try_to_draw(partial(_plot_curves, run_dir))
+    return run_dir
+
+
+def _report(run_dir: Path, validation: Validation | None) -> None:
+    """Draw the curves and the results of the last evaluation."""
+    _plot_curves(run_dir)
+    if validation is not None:
+        validation.save(run_dir)
+
+
+def _plot_curves(run_dir: Path) -> None:
+    plot_curves(run_dir / "metrics.jsonl", run_dir / "results.png")
+
+
+def _print_nothing(*_: object, **__: object) -> None:
+    """The log of all ranks but rank 0."""
+
+
+def _write_config(config: Config, run_dir: Path) -> None:
+    with replacing(run_dir / "config.yaml", "the config") as file:
+        file.write(configs.to_yaml(config, resolve=True).encode())
+
+
+def _try_to_draw(draw: Callable[[], None]) -> None:
+    """Draw an image; a failure to do so is a warning and does not end the training."""
+    try:
+        draw()
+    except (OSError, UserError) as error:
+        print(f"warning: an image could not be drawn ({error})", flush=True)
+
+
+def _describe_rate(
+    config: Config,
+    optimizer: Optimizer,
+    trainer: Trainer,
+    context: DistributedContext,
+    resume: Checkpoint | None,
+) -> str:
+    """The learning rate after the warm-up; a resumed run keeps that of its checkpoint."""
+    configured = float(optimizer.defaults["lr"])
+    rate = configured if resume is None else float(resume["scheduler"]["base_lrs"][0])
+    text = f"learning rate {rate:g}"
+    if rate != configured:
+        text += (
+            f" (the checkpoint's; these keys would make it {configured:g}: trainer.init starts a "
+            "new run with its weights)"
+        )
+    text += f" for a batch size of {config.total_batch}"
+    if trainer.accumulate_grad_batches > 1:
+        text += f" in {trainer.accumulate_grad_batches} micro-batches"
+    return f"{text}, on {context.world_size} x {trainer.torch_device}"
+
+
+def _make_batches(
+    config: Config,
+    source: CocoSource,
+    trainer: Trainer,
+    context: DistributedContext,
+    run_dir: Path,
+) -> Callable[[int], Iterable[Batch]]:
+    """-> a function from a step to the batches of this process from that step on.
+
+    The first batch of a run is drawn.
+    """
+
+    def batches(step: int) -> Iterable[Batch]:
+        path = run_dir / "train_batch.png"
+        draw = context.main and not path.exists()
+        loader = source.train_loader(
+            config.total_batch,
+            trainer.max_steps,
+            config.seed,
+            step,
+            pin=trainer.torch_device.type == "cuda",
+            rank=context.rank,
+            world=context.world_size,
+            pieces=trainer.accumulate_grad_batches,
+        )
+        for batch in loader:
+            if draw:
+                _try_to_draw(partial(save_batch, batch, source.categories, path))
+                draw = False
+            yield batch
+
+    return batches
+
+
+def _check_model(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
+    """Raise UserError where a part of the model cannot be trained on the data."""
+    _check_heads(model, source)
+    _check_proposals(model, source)
+    _check_codes(model, trainer)
+    fitted_by = getattr(getattr(model, "classifier", None), "fitted_by", None)
+    if fitted_by is not None:
+        raise UserError(
+            "model.classifier is not trained by gradients: train a model with another one, then "
+            f"{fitted_by} checkpoint=... fits it"
+        )
+
+
+def _check_heads(model: nn.Module, source: CocoSource) -> None:
+    heads = [getattr(model, "classifier", None), *getattr(model, "heads", {}).values()]
+    fields = {getattr(head, "adds", None) for head in heads}
+    path = source.train.path
+    if "masks" in fields and not source.train.has_masks():
+        raise UserError(
+            f"{path}: not every object has a mask, which the model needs; "
+            "~model/heads@model.heads.mask removes a mask head"
+        )
+    if "keypoints" in fields and not source.train.has_keypoints():
+        raise UserError(
+            f"{path}: no object has a visible keypoint, which the keypoint head needs; "
+            "~model/heads@model.heads.keypoint removes it"
+        )
+
+
+def _check_proposals(model: nn.Module, source: CocoSource) -> None:
+    """Raise UserError where the model takes proposals from files that are missing or do not fit."""
+    if getattr(getattr(model, "proposer", None), "needs", None) != "proposals":
+        return
+    for split in source.splits():
+        if source.split(split).proposals is None:
+            raise UserError(
+                f"the model takes its proposals from files: data.{split}_proposals is not set "
+                "(tools/propose.py makes them)"
+            )
+        source.dataset(split)
+
+
+def _check_codes(model: nn.Module, trainer: Trainer) -> None:
+    """Raise UserError for a hash layer that is neither fitted nor trained."""
+    weight = getattr(getattr(model, "segmenter", None), "loss_weight", None)
+    if weight == 0 and not trainer.init and not trainer.resume:
+        raise UserError(
+            "model.segmenter.loss_weight is 0 and no trainer.init brings a fitted layer "
+            "(tools/fit_hash.py): its codes would be random"
+        )
+
+
+def _load_weights(
+    model: nn.Module,
+    optimizer: Optimizer,
+    trainer: Trainer,
+    resume: Checkpoint | None,
+    config: Config,
+    log: Callable[..., None],
+) -> None:
+    """Load the weights of a run to resume, or of `trainer.init`.
+
+    Raises UserError for a checkpoint that does not fit.
+    """
+    if resume is not None:
+        name = f"trainer.resume={trainer.resume}"
+        hint = "trainer.init with trainer.init_partial=true takes what fits"
+        load_weights(model, resume["model"], name, hint=hint)
+        trainer.check_resumable(optimizer, resume)
+    elif trainer.init:
+        _load_initial_weights(model, trainer, config, log)
+
+
+def _load_initial_weights(
+    model: nn.Module, trainer: Trainer, config: Config, log: Callable[..., None]
+) -> None:
+    """Load the weights of `trainer.init`. Raises UserError for a checkpoint that does not fit."""
+    assert trainer.init is not None
+    checkpoint = load_checkpoint(checkpoint_path(Path(trainer.init)))
+    name = f"trainer.init={trainer.init}"
+    hint = "trainer.init_partial=true takes what fits"
+    weights = inference_weights(checkpoint)
+    unused = load_weights(model, weights, name, trainer.init_partial, hint)
+    text = f"started from {trainer.init}"
+    if unused:
+        text += f"; {len(unused)} tensors do not fit: {', '.join(unused[:_MAX_NAMED])}"
+    log(text, flush=True)
+    trained = checkpoint.get("config")
+    differences = configs.model_differences(config, trained if isinstance(trained, str) else "")
+    if differences:
+        named = ", ".join(differences[:_MAX_NAMED])
+        if len(differences) > _MAX_NAMED:
+            named += f" and {len(differences) - _MAX_NAMED} more"
+        log(f"warning: the weights were trained in another model: {named}", flush=True)

@@ -1,40 +1,61 @@
-"""The one part that knows Hydra: YAML and command line -> config -> objects."""
+"""Configs: compose them from YAML files and the command line, check them, and build their objects.
 
-from maskseg.config.build import build, build_model, only, put, require, set_categories, to_yaml
+Apart from `maskseg.commands.sweep`, only this package uses Hydra.
+"""
+
+from omegaconf import DictConfig as Config
+
+from maskseg.config.build import (
+    build,
+    build_model,
+    build_source,
+    require_keys,
+    select_keys,
+    set_categories,
+    set_key,
+    to_yaml,
+)
 from maskseg.config.compose import compose
 from maskseg.config.derived import (
-    flat,
+    flatten,
     from_checkpoint,
-    hydra_settings,
+    group_config,
     model_differences,
     names_data,
-    part,
-    sweep_points,
 )
-from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
+from maskseg.config.sweeps import hydra_settings, sweep_points
+from maskseg.config.trust import (
+    CHECKPOINT_TARGETS,
+    TRAIN_TARGETS,
+    check_closed,
+    check_targets,
+    construct,
+)
 from maskseg.files.configs import config_folder, experiments
 
 __all__ = [
-    "FROM_CHECKPOINT",
-    "TRUSTED",
+    "CHECKPOINT_TARGETS",
+    "TRAIN_TARGETS",
+    "Config",
     "build",
     "build_model",
+    "build_source",
     "check_closed",
     "check_targets",
     "compose",
     "config_folder",
     "construct",
     "experiments",
-    "flat",
+    "flatten",
     "from_checkpoint",
+    "group_config",
     "hydra_settings",
     "model_differences",
     "names_data",
-    "only",
-    "part",
-    "put",
-    "require",
+    "require_keys",
+    "select_keys",
     "set_categories",
+    "set_key",
     "sweep_points",
     "to_yaml",
 ]

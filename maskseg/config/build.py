@@ -1,10 +1,9 @@
-"""Config -> objects; nothing but our own classes."""
+"""Build objects from configs. Only classes of this package and optimizers of torch are built."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from copy import deepcopy
-from dataclasses import asdict
 from typing import Any, cast
 
 import hydra
@@ -14,48 +13,93 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from maskseg.config.trust import FROM_CHECKPOINT, TRUSTED, check_closed, check_targets, construct
+from maskseg.config.levels import fill_levels, needs_levels
+from maskseg.config.trust import (
+    CHECKPOINT_TARGETS,
+    TRAIN_TARGETS,
+    check_closed,
+    check_targets,
+    construct,
+)
+from maskseg.data.datasets.coco import CocoSource
 from maskseg.errors import UserError
 from maskseg.models.backbones.fpn import FPN
-from maskseg.models.interfaces import Backbone
-from maskseg.structures import Categories, FeatureSpec
+from maskseg.structures import Categories
+
+_STAGES = ("backbone", "proposer", "classifier", "head", "segmenter")  # modules of a model
 
 
-def build(config: Any, allowed: Collection[str] = TRUSTED, **values: Any) -> Any:
-    """The object that a config with `_target_` describes. allowed: `TRUSTED` for the user's own config, `FROM_CHECKPOINT` for that of a
-    file. Raises UserError for what is refused, also by a constructor."""
-    if allowed is FROM_CHECKPOINT:
-        return construct(_resolved(config) if OmegaConf.is_config(config) else config)
+def build(config: Any, allowed: Collection[str] = TRAIN_TARGETS, **values: Any) -> Any:
+    """Build the object that a config with `_target_` describes.
+
+    allowed: `TRAIN_TARGETS` for the user's own config, `CHECKPOINT_TARGETS` for that of a
+        checkpoint.
+    values: further arguments of the constructor; not used with `CHECKPOINT_TARGETS`.
+    Raises UserError for a name that is not allowed, and for values that a constructor refuses.
+    """
+    if allowed is CHECKPOINT_TARGETS:
+        return construct(_resolve(config) if OmegaConf.is_config(config) else config)
     check_targets(config)
     try:
         return hydra.utils.instantiate(config, _convert_="all", **values)
     except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        text = str(cause or error).splitlines()[0]
-        raise UserError(
-            f"config: {text} (in {config.get('_target_', 'a group without _target_')})"
-        ) from error
+        target = config.get("_target_", "a group without _target_")
+        raise _to_user_error(error, target) from error
+
+
+def build_source(data: DictConfig, categories: Categories | None = None) -> Any:
+    """Build the dataset that `config.data` describes.
+
+    categories: those of a checkpoint. Raises UserError for a name that is not allowed, and for
+    values that a constructor refuses.
+    """
+    check_targets(data)
+    keys = _resolve(data)
+    target = keys.pop("_target_", None)
+    try:
+        source_class = hydra.utils.get_class(target)
+        if not issubclass(source_class, CocoSource):
+            return build(data)
+        values = hydra.utils.instantiate(OmegaConf.create(keys), _convert_="all")
+        return source_class.from_keys(categories, **values)
+    except (HydraException, OmegaConfBaseException, ImportError, TypeError) as error:
+        raise _to_user_error(error, target) from error
+
+
+def _to_user_error(error: Exception, target: object) -> UserError:
+    """The UserError that a constructor raised, else one with the first line of the message."""
+    cause = error.__cause__
+    if isinstance(cause, UserError):
+        return cause
+    text = str(cause or error).splitlines()[0]
+    return UserError(f"config: {text} (in {target})")
 
 
 def build_model(
-    config: DictConfig, allowed: Collection[str] = TRUSTED, pretrained: bool = True
+    config: DictConfig, allowed: Collection[str] = TRAIN_TARGETS, pretrained: bool = True
 ) -> nn.Module:
-    """`config.model` as a module. Without `pretrained`, no trunk loads weights: a checkpoint's follow. With `allowed=FROM_CHECKPOINT` none does."""
-    model = _resolved(config.model)
-    if allowed is FROM_CHECKPOINT:
-        check_closed(
-            model, place="model"
-        )  # all of it, before the backbone is built to be asked for its levels
+    """Build the model that `config.model` describes.
+
+    pretrained: let backbones load their pretrained weights. They never do with
+        `allowed=CHECKPOINT_TARGETS`, because the weights of the checkpoint follow.
+    Raises UserError.
+    """
+    model = _resolve(config.model)
+    if allowed is CHECKPOINT_TARGETS:
+        # The whole model is checked before its backbone is built to read its levels.
+        check_closed(model, place="model")
     _read_levels(model, allowed)
-    if not pretrained or allowed is FROM_CHECKPOINT:
-        _forget_weights(model)
-    return cast(nn.Module, build(model, allowed))
+    if not pretrained or allowed is CHECKPOINT_TARGETS:
+        _clear_weights(model)
+    built = cast(nn.Module, build(model, allowed))
+    for key in _STAGES:
+        if model.get(key) is not None and not isinstance(getattr(built, key, None), nn.Module):
+            raise UserError(f"model.{key} is not a stage of a model: {str(model[key])[:100]}")
+    return built
 
 
-def _resolved(config: Any) -> Any:
-    """Plain values, with those that interpolations stand for. Raises UserError."""
+def _resolve(config: Any) -> Any:
+    """Plain values, with interpolations replaced by their values. Raises UserError."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -63,99 +107,78 @@ def _resolved(config: Any) -> Any:
 
 
 def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
-    """Fills `at` of stages that have such a key: what the backbone says of the `level` or the `levels` that they read. A pyramid hands on those of
-    the trunk below it. Raises UserError for a level that is not there."""
-    stages = {
-        key: stage
-        for key, stage in model.items()
-        if isinstance(stage, dict) and "at" in stage and stage["at"] is None
-    }
-    if not stages:
+    """Fill in what the stages need to know about the levels of the backbone, in place.
+
+    A stage may also name a level of the trunk below a pyramid, which the pyramid then passes on.
+    Raises UserError for a level that does not exist.
+    """
+    stages = {key: stage for key, stage in model.items() if key != "backbone"}
+    if not needs_levels(stages):
         return
-    backbone = _without_memory(model, allowed)
-    below = cast(Backbone, backbone.trunk).levels if isinstance(backbone, FPN) else {}
-    levels: dict[str, FeatureSpec] = {**backbone.levels, **below}
-    handed_on = list(getattr(backbone, "keep", []))
-    kept = list(handed_on)
+    backbone = _build_on_meta(model, allowed)
+    trunk_levels = backbone.trunk.levels if isinstance(backbone, FPN) else {}
+    configured = list(getattr(backbone, "extra_levels", []))
+    extra_levels = list(configured)
     for key, stage in stages.items():
-        names = _level_names(stage, f"model.{key}", levels)
-        kept += [name for name in names if name not in backbone.levels and name not in kept]
-        at = [
-            {"_target_": f"{FeatureSpec.__module__}.FeatureSpec", **asdict(levels[name])}
-            for name in names
-        ]
-        stage["at"] = dict(zip(names, at, strict=True)) if "levels" in stage else at[0]
-    if kept != handed_on:
-        model["backbone"]["keep"] = kept
+        used = fill_levels(stage, f"model.{key}", backbone.levels, trunk_levels)
+        extra_levels += [name for name in used if name not in extra_levels]
+    if extra_levels != configured:
+        model["backbone"]["extra_levels"] = extra_levels
 
 
-def _without_memory(model: dict[str, Any], allowed: Collection[str]) -> Any:
-    """The backbone, without a single weight. Raises UserError where there is none."""
-    bare = deepcopy(model.get("backbone"))
-    _forget_weights(bare)
-    with torch.device("meta"):
-        backbone = None if bare is None else build(bare, allowed)
+def _build_on_meta(model: dict[str, Any], allowed: Collection[str]) -> Any:
+    """Build the backbone without memory for its weights. Raises UserError where there is none."""
+    config = deepcopy(model.get("backbone"))
+    _clear_weights(config)
+    backbone = None
+    if config is not None:
+        with torch.device("meta"):
+            backbone = build(config, allowed)
     if not hasattr(backbone, "levels"):
         raise UserError(
-            "model.backbone is no backbone, and other parts of the model read its levels"
+            "model.backbone is not a backbone, and other parts of the model read its levels"
         )
     return backbone
 
 
-def _level_names(stage: dict[str, Any], place: str, levels: Mapping[str, FeatureSpec]) -> list[str]:
-    """The levels that a stage reads. Raises UserError for one that the backbone does not have."""
-    names = stage["levels"] if "levels" in stage else [stage.get("level")]
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, str) and name in levels for name in names)
-    ):
-        key = f"levels={names}" if "levels" in stage else f"level={stage.get('level')}"
-        raise UserError(f"{place}.{key}: the backbone has {', '.join(levels)}")
-    return names
-
-
-def _forget_weights(node: Any) -> None:
-    """Sets each key `weights` to None, in place."""
+def _clear_weights(node: object) -> None:
+    """Set each key `weights` to None, in place."""
     if isinstance(node, list):
         for value in node:
-            _forget_weights(value)
+            _clear_weights(value)
     elif isinstance(node, dict):
         for key, value in node.items():
             if key == "weights":
                 node[key] = None
             else:
-                _forget_weights(value)
+                _clear_weights(value)
 
 
 def set_categories(config: DictConfig, categories: Categories) -> None:
-    """Fills `data.num_classes`, `num_things` and `point_ranges`, to which the model's keys refer."""
-    ranges = [list(r) for r in categories.point_ranges]
-    for key, value in {
-        "num_classes": len(categories),
-        "num_things": categories.num_things,
-        "point_ranges": ranges,
-    }.items():
-        put(config, f"data.{key}", value)
+    """Set `data.num_classes`, `num_things` and `point_ranges`, to which the model's keys refer."""
+    ranges = [list(point_range) for point_range in categories.point_ranges]
+    set_key(config, "data.num_classes", len(categories))
+    set_key(config, "data.num_things", categories.num_things)
+    set_key(config, "data.point_ranges", ranges)
 
 
-def put(config: DictConfig, key: str, value: Any) -> None:
-    """Sets a key, one that the config does not have yet too."""
+def set_key(config: DictConfig, key: str, value: object) -> None:
+    """Set the value of a key, which need not exist."""
     OmegaConf.update(config, key, value, force_add=True)
 
 
-def only(config: DictConfig, pattern: DictConfig) -> DictConfig:
-    """The parts of a config that `pattern` has too, by the names of the first level."""
+def select_keys(config: DictConfig, pattern: DictConfig) -> DictConfig:
+    """The keys of the top level that `pattern` has too, with their values."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key in pattern])
 
 
-def require(config: DictConfig, *keys: str) -> None:
-    """Raises UserError for a key without a value."""
+def require_keys(config: DictConfig, *keys: str) -> None:
+    """Raise UserError for a key without a value."""
     for key in keys:
         if OmegaConf.is_missing(config, key):
             raise UserError(f"{key}=... is missing (--help shows commands)")
 
 
 def to_yaml(config: DictConfig, resolve: bool = False) -> str:
-    """The config as text, for files and checkpoints."""
+    """The config as YAML text, for files and checkpoints."""
     return OmegaConf.to_yaml(config, resolve=resolve)

@@ -1,9 +1,10 @@
-"""The config that a checkpoint holds: text that somebody else may have written -> a config that is safe to use.
+"""Read the config of a checkpoint, which may come from an unknown source, and check it.
 
-What is used of it: `model`, the groups of a training and the numbers beside them. The model and the
-transforms may name the closed set of `maskseg.config.trust`. Of each other group the file only
-chooses which of the installed ones it is, and gives values to its keys: what is built comes from the
-installed config, and so does every interpolation but plain references to other keys.
+The keys that are used are `model`, the groups of a training and the scalar keys beside them. The
+model and the transforms may name the closed set of classes of `maskseg.config.trust`. For each of
+the other groups, the checkpoint only selects one of the installed groups and sets values of its
+keys: the classes that are built and the interpolations come from the installed configs. The only
+interpolations that a checkpoint may bring are plain references to other keys.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.compose import check_kind, nearest
 from maskseg.config.trust import (
-    FROM_CHECKPOINT,
+    CHECKPOINT_TARGETS,
     MODELS,
     SUPERPIXELS,
     TRANSFORMS,
@@ -35,118 +36,140 @@ from maskseg.files.configs import config_folder
 _PREFIX = "the checkpoint's config"
 _REQUIRED = ("model", "data", "trainer", "evaluation")
 _GROUPS = ("data", "optimizer", "scheduler", "trainer", "evaluation")
-_CATEGORY_KEYS: dict[str, Any] = {
-    "num_classes": None,
-    "num_things": None,
-    "point_ranges": None,
-}  # of `set_categories`, in any data group
-_PARTIAL = "segment_sampler"  # key of the data whose value is a group of its own, built later with the numbers of classes
-_REFERENCE = re.compile(r"\$\{\w+(?:\.\w+)*\}")  # to another key; a resolver has a colon
-_REFERRED = re.compile(
-    r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)"
-)  # the key of a reference, or of an installed config's resolver
-_MAX_EXPANDED, _MAX_DEPTH = (
-    500_000,
-    200,
-)  # characters behind all references, a value counts as ten; levels and references to references
-_SLOTS = {
+# The keys that `set_categories` adds to any data group.
+_CATEGORY_KEYS: dict[str, Any] = {"num_classes": None, "num_things": None, "point_ranges": None}
+# The key of the data whose value is itself an installed group. It is built later, when the number
+# of classes is known.
+_NESTED_GROUP = "segment_sampler"
+# The keys of the data whose values name classes, and the classes that they may name.
+_CLASS_KEYS = {
     "train_transforms": TRANSFORMS,
     "test_transforms": TRANSFORMS,
     "superpixels": SUPERPIXELS,
-}  # keys of the data that name classes
+}
+# A plain reference to another key. The call of a resolver contains a colon.
+_REFERENCE = re.compile(r"\$\{\w+(?:\.\w+)*\}")
+# The key of a reference, or of the resolver `oc.select` that the installed configs use.
+_REFERENCED_KEY = re.compile(r"\$\{(?:oc\.select:)?(\w+(?:\.\w+)*)")
+_MAX_EXPANDED = 500_000  # characters after all references are replaced by their values
+_VALUE_SIZE = 10  # characters that each value counts in addition
+_MAX_DEPTH = 200  # nested levels, and references to references
 
 Plain = dict[str, Any]
 
 
 def read_checkpoint_config(text: str) -> DictConfig:
-    """The config of a checkpoint, checked as a whole before anything is built. Raises UserError, in one line."""
+    """Parse the config of a checkpoint and check all of it before anything is built.
+
+    Raises UserError with a message of one line.
+    """
     trained = _parse(text)
     _check_targets(trained)
-    kept: Plain = {"model": trained["model"]}
-    for group in (name for name in _GROUPS if name in trained):
-        kept[group] = _over_installed(group, trained[group], group)
-    numbers = _yaml(config_folder() / "train.yaml")
-    for key in (name for name in trained if name in numbers and name != "defaults"):
-        check_kind(f"{_PREFIX}: {key}", numbers[key], trained[key])
-        check_closed(trained[key], place=key)
-        kept[key] = trained[key]
+    values = _select_values(trained)
     _check_references(trained["model"], "model")
-    _check_size(kept)
+    _check_size(values)
     try:
-        config = OmegaConf.create(kept)
+        config = OmegaConf.create(values)
         resolved = cast(Plain, OmegaConf.to_container(config, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{_PREFIX} cannot be used ({' '.join(str(error).split())})") from error
     _check_resolved(resolved)
-    for key in (
-        name
-        for name in (*_SLOTS, _PARTIAL)
-        if name in resolved["data"] and kept["data"][name] != _installed_value("data", name)
-    ):
-        config.data[key] = resolved["data"][
-            key
-        ]  # nothing is left in it that could be resolved otherwise later
-    if isinstance(resolved["data"].get("num_workers"), int):
-        config.data.num_workers = min(resolved["data"]["num_workers"], os.cpu_count() or 1)
+    # The checked values replace their interpolations, which otherwise could be resolved to
+    # something else later.
+    data = resolved["data"]
+    for key in (*_CLASS_KEYS, _NESTED_GROUP):
+        if key in data and values["data"][key] != _installed_value("data", key):
+            config.data[key] = data[key]
+    if isinstance(data.get("num_workers"), int):
+        config.data.num_workers = min(data["num_workers"], os.cpu_count() or 1)
     return config
 
 
-def _installed_value(group: str, key: str) -> Any:
-    """A key's value in the first installed file of a group that has it."""
-    return next((values[key] for values in _installed(group) if key in values), None)
+def _select_values(trained: Plain) -> Plain:
+    """The keys that are used: the model, the groups of a training and the keys beside them."""
+    values: Plain = {"model": trained["model"]}
+    for group in _GROUPS:
+        if group in trained:
+            values[group] = _merge_into_installed(group, trained[group], group)
+    top_level = _read_yaml(config_folder() / "train.yaml")
+    for key in trained:
+        if key in top_level and key != "defaults":
+            check_kind(f"{_PREFIX}: {key}", top_level[key], trained[key])
+            check_closed(trained[key], place=key)
+            values[key] = trained[key]
+    return values
+
+
+def _installed_value(group: str, key: str) -> object:
+    """The value of a key in the first installed file of a group that has it, else None."""
+    for values in _installed_groups(group):
+        if key in values:
+            return values[key]
+    return None
 
 
 def _check_resolved(resolved: Plain) -> None:
-    """Checks what references stand for: the closed set, and again the types."""
+    """Check the values behind references: the closed set of classes, and the types again."""
     model = resolved["model"]
     if not isinstance(model, dict) or model.get("_target_") not in MODELS:
         names = sorted(name.rpartition(".")[2] for name in MODELS)
-        raise UserError(f"{_PREFIX}: model is none of {', '.join(names)}")
+        raise UserError(f"{_PREFIX}: model is not one of {', '.join(names)}")
     check_closed(model, place="model")
-    for group in (name for name in _GROUPS if name in resolved):
-        _check_group(group, resolved[group])
+    for group in _GROUPS:
+        if group in resolved:
+            _check_group(group, resolved[group])
     for key in ("train_transforms", "test_transforms"):
         _check_transforms(f"data.{key}", resolved["data"].get(key) or [])
 
 
 def _check_group(group: str, values: Plain) -> None:
-    installed = _fitting_group(group, values)
-    for key in (name for name in values if not name.startswith("_")):
-        place = f"{group}.{key}"
-        if key == _PARTIAL and values[key] is not None:
-            _check_group(key, _over_installed(key, values[key], place))
+    installed = _find_installed_group(group, values)
+    for key, value in values.items():
+        if key.startswith("_"):
             continue
-        check_closed(
-            values[key], _SLOTS.get(key, frozenset()) if group == "data" else frozenset(), place
-        )
+        place = f"{group}.{key}"
+        if key == _NESTED_GROUP and value is not None:
+            _check_group(key, _merge_into_installed(key, value, place))
+            continue
+        allowed: frozenset[str] = frozenset()
+        if group == "data":
+            allowed = _CLASS_KEYS.get(key, frozenset())
+        check_closed(value, allowed, place)
         if "${" not in str(installed[key]):
-            check_kind(f"{_PREFIX}: {place}", installed[key], values[key])
+            check_kind(f"{_PREFIX}: {place}", installed[key], value)
 
 
-def _check_transforms(place: str, steps: list[Any]) -> None:
+def _check_transforms(place: str, steps: Iterable[object]) -> None:
     for step in steps:
         if not isinstance(step, dict) or step.get("_target_") not in TRANSFORMS:
-            raise UserError(f"{_PREFIX}: {place} has {str(step)[:100]}, which is no transform")
+            raise UserError(f"{_PREFIX}: {place} has {str(step)[:100]}, which is not a transform")
 
 
 def _parse(text: str) -> Plain:
+    """Parse the YAML text. Raises UserError for a text that is not the config of a training."""
     try:
         trained = parse_yaml(text)
         _check_types(trained)
-        if not isinstance(trained, dict) or not all(
+        is_config = isinstance(trained, dict) and all(
             isinstance(trained.get(name), dict) for name in _REQUIRED
-        ):
-            raise ValueError(f"it lacks one of {', '.join(_REQUIRED)}, or one is no group of keys")
+        )
+        if not is_config:
+            raise ValueError(
+                f"it lacks one of {', '.join(_REQUIRED)}, or one of these is not a group of keys"
+            )
     except ValueError as error:
         raise UserError(f"{_PREFIX} cannot be used ({error})") from error
     return cast(Plain, trained)
 
 
-def _check_types(value: Any) -> None:
-    """Raises ValueError for what YAML has and a config has not, such as dates, and for keys that are no text."""
+def _check_types(value: object) -> None:
+    """Raise ValueError for keys that are not strings, and for types that no config has.
+
+    YAML has more types, such as dates.
+    """
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError("it has a key that is no text")
+            raise ValueError("it has a key that is not a string")
         for inner in value.values():
             _check_types(inner)
     elif isinstance(value, list):
@@ -159,43 +182,56 @@ def _check_types(value: Any) -> None:
 
 
 def _check_targets(trained: Plain) -> None:
-    """Raises UserError for a name that is neither in the closed set nor that of an installed group."""
-    groups = {group.get("_target_") for name in (*_GROUPS, _PARTIAL) for group in _installed(name)}
+    """Raise UserError for a `_target_` that neither the closed set nor an installed group has."""
+    group_targets: set[object] = set()
+    for name in (*_GROUPS, _NESTED_GROUP):
+        group_targets.update(group.get("_target_") for group in _installed_groups(name))
     for target in targets_of(trained):
-        if not isinstance(target, str) or (target not in FROM_CHECKPOINT and target not in groups):
+        if not isinstance(target, str):
+            raise UserError(refusal(target))
+        if target not in CHECKPOINT_TARGETS and target not in group_targets:
             raise UserError(refusal(target))
 
 
-def _over_installed(group: str, theirs: Any, place: str) -> Plain:
-    """The installed group of theirs with their values. Raises UserError where there is none, or for a key or a type that it does not have."""
-    if not isinstance(theirs, dict):
-        raise UserError(f"{_PREFIX} cannot be used ({place} is no group of keys)")
-    installed = _fitting_group(group, theirs)
+def _merge_into_installed(group: str, values: object, place: str) -> Plain:
+    """The installed group that `values` belong to, with these values.
+
+    Raises UserError where there is no such group, or for a key or a type that it does not have.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{_PREFIX} cannot be used ({place} is not a group of keys)")
+    installed = _find_installed_group(group, values)
     result = dict(installed)
-    for key, value in theirs.items():
+    for key, value in values.items():
         if key not in installed:
-            raise UserError(
-                f"{_PREFIX}: {nearest(f'{place}.{key}', OmegaConf.create({place: installed}))}"
-            )
+            message = nearest(f"{place}.{key}", OmegaConf.create({place: installed}))
+            raise UserError(f"{_PREFIX}: {message}")
         if value != installed[key]:
-            result[key] = _checked_value(key, value, installed[key], f"{place}.{key}")
+            result[key] = _check_value(key, value, installed[key], f"{place}.{key}")
     return result
 
 
-def _fitting_group(group: str, theirs: Plain) -> Plain:
-    """The installed group of the same `_target_`, of several the first that has all of their keys. Raises UserError."""
-    candidates = [own for own in _installed(group) if own.get("_target_") == theirs.get("_target_")]
+def _find_installed_group(group: str, values: Plain) -> Plain:
+    """The installed group with the same `_target_`; of several, the first that has all the keys.
+
+    Raises UserError where there is none.
+    """
+    target = values.get("_target_")
+    candidates = [keys for keys in _installed_groups(group) if keys.get("_target_") == target]
     if not candidates:
-        raise UserError(refusal(theirs.get("_target_")))
-    fitting = [own for own in candidates if theirs.keys() <= own.keys()]
-    return (fitting or candidates)[0]
+        raise UserError(refusal(target))
+    for candidate in candidates:
+        if values.keys() <= candidate.keys():
+            return candidate
+    return candidates[0]
 
 
-def _checked_value(key: str, value: Any, default: Any, place: str) -> Any:
+def _check_value(key: str, value: object, default: object, place: str) -> object:
+    """Check a value that differs from the installed one. -> the value to use."""
     if key.startswith("_"):
         raise UserError(f"{_PREFIX}: the key {key!r} of {place.rpartition('.')[0]} is refused")
-    if key == _PARTIAL and value is not None:
-        return _over_installed(key, value, place)
+    if key == _NESTED_GROUP and value is not None:
+        return _merge_into_installed(key, value, place)
     _check_references(value, place)
     if "${" not in f"{default}{value}":
         check_kind(f"{_PREFIX}: {place}", default, value)
@@ -203,64 +239,71 @@ def _checked_value(key: str, value: Any, default: Any, place: str) -> Any:
 
 
 @functools.cache
-def _installed(group: str) -> list[Plain]:
-    """The keys of each file of a group, those of the files that it builds on included."""
+def _installed_groups(group: str) -> list[Plain]:
+    """The keys of each file of a group, including those of the files in its defaults list."""
     added = _CATEGORY_KEYS if group == "data" else {}
-    return [added | _merged(file) for file in sorted((config_folder() / group).glob("[!_]*.yaml"))]
+    return [
+        added | _merge_file(file) for file in sorted((config_folder() / group).glob("[!_]*.yaml"))
+    ]
 
 
-def _merged(file: Path) -> Plain:
-    own = dict(_yaml(file))
+def _merge_file(file: Path) -> Plain:
+    values = dict(_read_yaml(file))
     merged: Plain = {}
-    for entry in own.pop("defaults", []):
+    for entry in values.pop("defaults", []):
         if entry != "_self_":
-            merged |= _merged(file.parent / f"{entry}.yaml")
-    return merged | own
+            merged |= _merge_file(file.parent / f"{entry}.yaml")
+    return merged | values
 
 
 @functools.cache
-def _yaml(file: Path) -> Plain:
+def _read_yaml(file: Path) -> Plain:
     return dict(parse_yaml(file.read_text(encoding="utf-8")))
 
 
-def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
+def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """All strings in nested values, with their keys."""
     if isinstance(value, str):
         yield place, value
-    elif isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+    elif isinstance(value, dict):
+        for key, inner in value.items():
             yield from _strings(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f"{place}.{index}")
 
 
-def _check_references(value: Any, place: str) -> None:
-    """Raises UserError for an interpolation that is no plain reference, such as `${oc.env:HOME}`."""
-    for where, text in _strings(value, place):
-        if "${" in _REFERENCE.sub("", text) or ("${" in text and "\\" in text):
+def _check_references(value: object, place: str) -> None:
+    """Raise UserError for interpolations other than plain references, such as `${oc.env:HOME}`."""
+    for key, text in _strings(value, place):
+        has_resolver = "${" in _REFERENCE.sub("", text)
+        has_escape = "${" in text and "\\" in text
+        if has_resolver or has_escape:
             raise UserError(
-                f"{_PREFIX}: {where}={text[:200]!r} is refused; only ${{key}} may stand for another key's value"
+                f"{_PREFIX}: {key}={text[:200]!r} is refused; only plain references "
+                "${key} to other keys are allowed"
             )
 
 
 def _check_size(config: Plain) -> None:
-    """Raises UserError where references to references would expand without end."""
+    """Raise UserError where references to references would expand almost without end."""
     sizes: dict[str, int] = {}
 
-    def size_of(value: Any, depth: int) -> int:
+    def size_of(value: object, depth: int) -> int:
         if depth > _MAX_DEPTH:
             raise UserError(
-                f"{_PREFIX} is refused: its values are nested or refer to each other in a chain of more than {_MAX_DEPTH}"
+                f"{_PREFIX} is refused: its values are nested or refer to each other in a chain of "
+                f"more than {_MAX_DEPTH}"
             )
+        size = _VALUE_SIZE
         if isinstance(value, str):
-            return (
-                10
-                + len(value)
-                + sum(size_of_key(key, depth + 1) for key in _REFERRED.findall(value))
-            )
-        if isinstance(value, dict | list):
-            return 10 + sum(
-                size_of(inner, depth + 1)
-                for inner in (value.values() if isinstance(value, dict) else value)
-            )
-        return 10
+            size += len(value)
+            for key in _REFERENCED_KEY.findall(value):
+                size += size_of_key(key, depth + 1)
+        elif isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                size += size_of(inner, depth + 1)
+        return size
 
     def size_of_key(key: str, depth: int) -> int:
         if key not in sizes:
@@ -271,13 +314,14 @@ def _check_size(config: Plain) -> None:
         raise UserError(f"{_PREFIX} is refused: its values refer to each other too often")
 
 
-def _select(config: Plain, key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
+def _select(config: Plain, key: str) -> object:
+    """The value of a dotted key in plain values, None where there is none."""
+    node: object = config
+    for name in key.split("."):
+        if isinstance(node, dict) and name in node:
+            node = node[name]
+        elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+            node = node[int(name)]
         else:
             return None
     return node

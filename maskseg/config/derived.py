@@ -1,171 +1,146 @@
-"""Configs that come of other ones: that of a checkpoint, the points of a sweep."""
+"""Configs that are derived from others: from the config of a checkpoint, or a part of a config."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskseg.config.build import put
+from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import check_choice, check_override, compose, key_of, keys_of, nearest
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
 
-
-def sweep_points(words: Sequence[str], most: int = 16) -> Iterator[list[str]]:
-    """Words without a sweep that hold the values of one: all first values, then each other alone (of many the first `most`; of an interval its
-    ends and a point between). Raises UserError for what is no word of Hydra's."""
-    values = [list(itertools.islice(_swept(word), most)) for word in words]
-    first = [options[0] for options in values]
-    yield first
-    for i, options in enumerate(values):
-        yield from ([*first[:i], option, *first[i + 1 :]] for option in options[1:])
-
-
-def _swept(word: str) -> list[str]:
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-        if not parsed.is_sweep_override():
-            return [word]
-        sweep = cast(Any, parsed.value())
-        ends = (
-            (sweep.start, sweep.end, sweep.start + 0.618 * (sweep.end - sweep.start))
-            if parsed.is_interval_sweep()
-            else ()
-        )
-        return [
-            f"{parsed.get_key_element()}={value}"
-            for value in ends or parsed.sweep_string_iterator()
-        ]
-    except HydraException as error:
-        raise UserError(f"{word}: {' '.join(str(error).split())}") from error
-
-
-def hydra_settings(words: Sequence[str]) -> Any:
-    """Hydra's own keys (`sweep`, `sweeper`, `launcher`) for words without a sweep. Raises UserError, also where a plugin is not installed."""
-    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-        try:
-            return hydra.compose("train", list(words), return_hydra_config=True).hydra
-        except MissingConfigException as error:
-            group, _, choice = str(error.missing_cfg_file).rpartition("/")
-            hint = "pip install maskseg[sweep] brings optuna, submitit_local and submitit_slurm"
-            raise UserError(
-                f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); {hint}"
-            ) from error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(" ".join(str(error).split("\nTo append")[0].split())) from error
+# Keys of the data that belong to the model, and that it keeps on other data.
+_DATA_KEYS_OF_MODEL = ("num_classes", "num_things", "point_ranges", "test_transforms")
+# Keys of the model that may differ from those of the weights: they do not change the predictions,
+# or a difference shows in the shapes of the weights.
+_HARMLESS_KEYS = ("weights", "num_classes", "ranges", "frozen_stages", "loss_weight")
 
 
 def from_checkpoint(
-    text: str, overrides: Sequence[str], own: str, under: DictConfig | None = None
+    text: str, overrides: Sequence[str], tool: str, base: DictConfig | None = None
 ) -> DictConfig:
-    """The config of a trained model with the tool's own keys (`configs/<own>.yaml`) and the command line on top.
+    """The config of a trained model, with the keys of a tool and the overrides of the command line.
 
-    `data=NAME` takes that data group instead of the training's, with the checkpoint's number of classes, test transforms and draw of segments;
-    `group@place=NAME` puts a group's choice in a place. under: keys that the checkpoint's config gets where it has none of that name.
+    text: the config of the checkpoint; tool: its own keys are those of `configs/<tool>.yaml`.
+    base: keys that the config gets where the checkpoint has none of that name.
+    The override `data=NAME` replaces the data group of the training, and keeps the checkpoint's
+    number of classes, test transforms and segment sampler. `group@place=NAME` puts a file of a
+    group in a place of the config.
     Raises UserError.
     """
     trained = read_checkpoint_config(text)
-    chosen = [o for o in overrides if key_of(o) == "data"]
-    if chosen:
-        group = compose("data_only", chosen).data
-        for key in ("num_classes", "num_things", "point_ranges", "test_transforms"):
-            put(group, key, trained.data.get(key))
-        if "segment_sampler" in group:
-            group.segment_sampler = trained.data.get("segment_sampler")
-        trained.data = group
-    tool = compose(own, [])
-    config = cast(DictConfig, OmegaConf.merge(under or {}, trained, tool))
-    placed = [o for o in overrides if "@" in o.partition("=")[0]]
-    _place_groups(config, placed)
+    data_choices = [override for override in overrides if key_of(override) == "data"]
+    if data_choices:
+        trained.data = _replace_data(trained, data_choices)
+    config = cast(DictConfig, OmegaConf.merge(base or {}, trained, compose(tool, [])))
+    placements = [override for override in overrides if "@" in override.partition("=")[0]]
+    _place_groups(config, placements)
     OmegaConf.set_struct(config, True)
     defaults = config.copy()
-    for override in (o for o in overrides if o not in (*chosen, *placed)):
-        key, equals, _ = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
-        if key not in set(keys_of(config)):
-            raise UserError(f"{override}: {nearest(key, config)}")
-        parser = OverridesParser.create()
-        try:
-            OmegaConf.update(config, key, parser.parse_override(override).value())
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{override}: {' '.join(str(error).split())}") from error
-        check_override(override, config, defaults)
+    for override in overrides:
+        if override not in data_choices and override not in placements:
+            _apply_override(config, override, defaults)
     return config
 
 
+def _replace_data(trained: DictConfig, choices: Sequence[str]) -> DictConfig:
+    """The data group that the command line chooses, with the keys that belong to the model."""
+    data: DictConfig = compose("data_only", choices).data
+    for key in _DATA_KEYS_OF_MODEL:
+        set_key(data, key, trained.data.get(key))
+    if "segment_sampler" in data:
+        data.segment_sampler = trained.data.get("segment_sampler")
+    return data
+
+
+def _apply_override(config: DictConfig, override: str, defaults: DictConfig) -> None:
+    """Set the value of an existing key. Raises UserError."""
+    key, equals, _ = override.partition("=")
+    if not equals:
+        raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
+    if key not in set(keys_of(config)):
+        raise UserError(f"{override}: {nearest(key, config)}")
+    parser = OverridesParser.create()
+    try:
+        OmegaConf.update(config, key, parser.parse_override(override).value())
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+    check_override(override, config, defaults)
+
+
 def names_data(overrides: Sequence[str], key: str = "data") -> bool:
-    """Whether the command line names the data set (or a part of it, `key`), so that the checkpoint's config does not."""
+    """Whether the command line names the dataset, or the part `key` of it.
+
+    Otherwise the config of the checkpoint names it.
+    """
     return any(key_of(override) in ("data", key) for override in overrides)
 
 
-def _place_groups(config: DictConfig, words: Sequence[str]) -> None:
-    """`group@place=NAME` instead of what is in that place. Raises UserError where there is no such group or place."""
-    for word in words:
-        check_choice(word)
-        group, _, place = word.partition("=")[0].partition("@")
-        file = config_folder() / group / f"{word.partition('=')[2]}.yaml"
+def _place_groups(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace the value of each place by `group@place=NAME`.
+
+    Raises UserError for a group or a place that does not exist.
+    """
+    for override in overrides:
+        check_choice(override)
+        group, _, place = override.partition("=")[0].partition("@")
+        file = config_folder() / group / f"{override.partition('=')[2]}.yaml"
         if not file.is_file() or OmegaConf.select(config, place) is None:
             raise UserError(
-                f"{word}: there is no such group, or no {place} in the checkpoint's config"
+                f"{override}: there is no such group, or no {place} in the checkpoint's config"
             )
-        chosen = OmegaConf.load(file)
-        if "defaults" in chosen:
+        values = OmegaConf.load(file)
+        if "defaults" in values:
             raise UserError(
-                f"{word}: a group that is made of others can only be chosen for a new model"
+                f"{override}: a group with a defaults list can only be chosen for a new model"
             )
-        OmegaConf.update(config, place, chosen, merge=False)
+        OmegaConf.update(config, place, values, merge=False)
 
 
-def part(key: str, words: Sequence[str]) -> DictConfig:
-    """A config of one key alone, as `train` composes it with these words."""
-    nothing = OmegaConf.create()
-    OmegaConf.update(nothing, key, OmegaConf.select(compose("train", words), key), force_add=True)
-    return nothing
+def group_config(key: str, overrides: Sequence[str]) -> DictConfig:
+    """A config with one key only, as `train` composes it with the overrides."""
+    config = OmegaConf.create()
+    value = OmegaConf.select(compose("train", overrides), key)
+    OmegaConf.update(config, key, value, force_add=True)
+    return config
 
 
 def model_differences(config: DictConfig, text: str) -> list[str]:
-    """Keys of the model that a checkpoint's config and this one both have with different values, as `key=theirs (here ours)`.
+    """Compare the model of a config with that of a checkpoint's config.
 
-    Weights of the same shapes fit all the same, and then find something else: another mean of the pixels, another stride.
+    Weights can have the right shapes and still give other predictions, for example with another
+    pixel mean or another stride.
+
+    text: the config of the checkpoint. -> the keys that both have, with different values, as
+    `key=checkpoint's value (here config's value)`.
     """
     try:
         trained = read_checkpoint_config(text)
     except UserError:
         return []
-    theirs, ours = (
-        flat(OmegaConf.to_container(whole.model, resolve=True), "model.")
-        for whole in (trained, config)
-    )
-    passing = (
-        "weights",
-        "num_classes",
-        "ranges",
-        "frozen_stages",
-        "loss_weight",
-    )  # what may differ without harm, or has another shape
-    keys = [
-        k
-        for k in theirs
-        if k in ours and theirs[k] != ours[k] and k.rsplit(".", 1)[-1] not in passing
-    ]
-    return [f"{key}={theirs[key]} (here {ours[key]})" for key in keys]
+    trained_values = flatten(OmegaConf.to_container(trained.model, resolve=True), "model.")
+    values = flatten(OmegaConf.to_container(config.model, resolve=True), "model.")
+    differences = []
+    for key, trained_value in trained_values.items():
+        if key not in values or key.rsplit(".", 1)[-1] in _HARMLESS_KEYS:
+            continue
+        if trained_value != values[key]:
+            differences.append(f"{key}={trained_value} (here {values[key]})")
+    return differences
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested plain values -> dotted key -> value; lists are values."""
+def flatten(node: object, prefix: str = "") -> dict[str, Any]:
+    """Nested plain values as dotted key -> value. A list is a value."""
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
-    return {
-        key: value
-        for name, inner in node.items()
-        for key, value in flat(inner, f"{prefix}{name}.").items()
-    }
+    values: dict[str, Any] = {}
+    for name, inner in node.items():
+        values |= flatten(inner, f"{prefix}{name}.")
+    return values

@@ -1,17 +1,25 @@
-"""Checkpoint -> model: evaluation and prediction, as the tools and `maskseg.load` do them."""
+"""What a config or a checkpoint describes: datasets, trained models and predictors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from maskseg import config as configs
-from maskseg.data.datasets.coco import CocoSource, check_numbers
+from maskseg.config import Config
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.options import check_numbers
 from maskseg.data.single_image import SingleImage
-from maskseg.engine.checkpoint import best_weights, checkpoint_path, load_checkpoint, load_weights
-from maskseg.engine.distributed import Group
+from maskseg.engine.checkpoint import (
+    checkpoint_path,
+    inference_weights,
+    load_checkpoint,
+    load_weights,
+)
+from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.inference.predictor import Predictor
@@ -20,10 +28,15 @@ from maskseg.structures import Categories
 
 
 def trained_model(
-    path: Path, overrides: list[str], own: str, under: Any = None
+    path: Path, overrides: Sequence[str], tool: str, base: Any = None
 ) -> tuple[nn.Module, Any, Categories]:
-    """The model of a checkpoint, its config with the tool's keys, and its classes. under: parts that the model gets where it has none; their
-    weights are not the checkpoint's. Raises UserError."""
+    """Load a checkpoint. -> the model in evaluation mode, its config and its classes.
+
+    overrides: the command line; tool: the name of the tool, whose keys the config gets.
+    base: a config with parts that the model gets where it has none of that name; their weights
+        are initial ones, not the checkpoint's.
+    Raises UserError.
+    """
     path = checkpoint_path(path)
     checkpoint = load_checkpoint(path)
     try:
@@ -35,83 +48,129 @@ def trained_model(
         raise UserError(
             f"{path}: the checkpoint lacks its config or categories ({error})"
         ) from error
-    config = configs.from_checkpoint(text, overrides, own, under)
-    model = configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
-    weights = best_weights(checkpoint)
-    if under is not None:
-        added = tuple(f"{name}." for name in under.model)
-        weights = {k: v for k, v in weights.items() if not k.startswith(added)}
-        weights |= {k: v for k, v in model.state_dict().items() if k.startswith(added)}
+    config = configs.from_checkpoint(text, overrides, tool, base)
+    model = configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
+    weights = inference_weights(checkpoint)
+    if base is not None:
+        added = tuple(f"{name}." for name in base.model)
+        initial = model.state_dict()
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(added)}
+        weights |= {name: weight for name, weight in initial.items() if name.startswith(added)}
     load_weights(model, weights, str(path))
     return model.eval(), config, categories
 
 
 def load_predictor(
-    path: Path, device: str = "auto", overrides: list[str] | None = None
+    path: Path, device: str = "auto", overrides: Sequence[str] | None = None
 ) -> Predictor:
     """The predictor of a checkpoint or run folder. Raises UserError."""
     model, config, categories = trained_model(path, overrides or [], "predict")
-    return _predictor(model, config, categories, device)
+    return build_predictor(model, config, categories, device)
 
 
-def single_image(config: Any) -> SingleImage:
-    """What makes a batch of one picture as the evaluation would. Raises UserError."""
-    check_numbers(
-        {"divisor": 1, "max_pixels": 1},
-        divisor=config.data.divisor,
-        max_pixels=config.data.max_pixels,
-    )
-    transforms = [configs.build(t, configs.FROM_CHECKPOINT) for t in config.data.test_transforms]
+def build_predictor(
+    model: nn.Module, config: Config, categories: Categories, device: str
+) -> Predictor:
+    """The predictor of a model: its form for inference, with the transforms of the validation."""
+    prepare = single_image(config)
+    torch_device = pick_device(device)
+    dtype = inference_dtype(config.trainer.precision)
+    fused = for_inference(model.to(torch_device), dtype)
+    return Predictor(fused, categories, prepare, torch_device)
+
+
+def single_image(config: Config) -> SingleImage:
+    """What turns one image into a batch, as in a validation. Raises UserError."""
+    minima = {"divisor": 1, "max_pixels": 1}
+    check_numbers(minima, divisor=config.data.divisor, max_pixels=config.data.max_pixels)
+    transforms = [configs.build(t, configs.CHECKPOINT_TARGETS) for t in config.data.test_transforms]
     return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
 
 
-def _predictor(model: nn.Module, config: Any, categories: Categories, device: str) -> Predictor:
-    prepare, place = single_image(config), pick_device(device)
-    return Predictor(
-        for_inference(model.to(place), inference_dtype(config.trainer.precision)),
-        categories,
-        prepare,
-        place,
+def checkpoint_argument(arguments: Sequence[str], tool: str) -> Path:
+    """The checkpoint that the command line names. Raises UserError where it names none.
+
+    The other arguments can only be read with the config of the checkpoint.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "checkpoint" and value:
+            return Path(value)
+    raise UserError(
+        f"checkpoint=... is missing: a .pt file or a run folder (tools/{tool}.py --help)"
     )
 
 
-def checkpoint_word(words: list[str], tool: str) -> Path:
-    """The checkpoint that the command line names; its config is needed to read the rest of the words."""
-    path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
-    if not path:
-        raise UserError(
-            f"checkpoint=... is missing: a .pt file or a run folder (tools/{tool}.py --help)"
-        )
-    return Path(path)
-
-
 def open_data(
-    config: Any, known: Categories | None = None, group: Group | None = None, may_make: bool = True
+    config: Config,
+    categories: Categories | None = None,
+    context: DistributedContext | None = None,
+    may_make: bool = True,
 ) -> CocoSource:
-    """The data set of `config.data`, read and checked: the classes are those of the data, or `known` ones (a checkpoint's).
+    """Open the dataset of `config.data`.
 
-    may_make: whether files of a data set that has to be made first are written. Not where a checkpoint's config says where: whoever made
-    the checkpoint would choose what is written on this machine.
+    categories: the classes of a checkpoint; by default, those of the data.
+    may_make: make the files of a dataset that can be made, such as the synthetic one. Not where
+        the config of a checkpoint names the folder: the author of the checkpoint would choose
+        what is written on this machine.
+    Raises UserError.
     """
-    source = configs.build(config.data)
+    source = configs.build_source(config.data, categories)
     if not isinstance(source, CocoSource):
         raise UserError(
-            "the data set is one for measures of segments: tools/fit_hash.py and tools/evaluate.py experiment=... read it"
+            "the dataset is one of segments only: tools/fit_hash.py and tools/evaluate.py "
+            "experiment=... read it"
         )
-    source.known = known
-    group = group or Group()
-    if group.local_main and may_make:
-        source.prepare()  # on a disk that the processes of a machine share
+    context = context or DistributedContext()
     if not may_make:
-        check_made(source)
-    group.wait()
+        check_exists(source)
+    elif context.local_main:  # the processes of one machine share its disk
+        source.prepare()
+    context.barrier()
     return source
 
 
-def check_made(source: CocoSource) -> None:
-    """Raises UserError for a file of the data set that is not there."""
-    for split in source.splits():
-        if not Path(str(source.json[split])).is_file():
+def check_exists(source: CocoSource) -> None:
+    """Raise UserError for a JSON of the dataset that does not exist."""
+    for name in source.splits():
+        split = source.split(name)
+        if not Path(str(split.json)).is_file():
             raise UserError(
-                f"{source.name(split)}: there is no such file; data=NAME names the data set, and makes one that can be made"
+                f"{split.key}: there is no such file; data=NAME names the dataset, and makes one "
+                "that can be made"
             )
+
+
+def prepare_segments(
+    model: nn.Module,
+    source: CocoSource,
+    splits: Sequence[str],
+    config: Config,
+    context: DistributedContext,
+    overrides: Sequence[str] | None = None,
+) -> None:
+    """Make the segment proposals that the model takes from files and that are missing.
+
+    overrides: the command line, where the config is that of a checkpoint. Segments are then made
+        only in a folder that the command line names or that is below the working directory: the
+        author of the checkpoint does not choose what is written elsewhere.
+    Raises UserError.
+    """
+    if getattr(getattr(model, "proposer", None), "needs", None) != "segments":
+        return
+    if source.segments is None:
+        raise UserError("data.segment_sampler is not set: it selects the segments to learn from")
+    for split in splits:
+        folder = source.segments.folders[split]
+        if folder is None:
+            raise UserError(
+                f"data.{split}_segments is not set: the folder that the model takes segments from "
+                "(missing ones are made)"
+            )
+        may_make = (
+            overrides is None
+            or configs.names_data(overrides, f"data.{split}_segments")
+            or Path(folder).resolve().is_relative_to(Path.cwd())
+        )
+        source.segments.make_missing(source, split, config.model.proposer.method, context, may_make)
+        source.dataset(split)  # raises UserError for segments that do not fit the images

@@ -1,9 +1,9 @@
-"""What a config may name: that of the user's own command line, and that of a file of unknown origin.
+"""Which classes and functions a config may name: the user's own config, and that of a checkpoint.
 
-A checkpoint brings its own config. Hydra's `instantiate` calls whatever `_target_` names, so the
-config of a checkpoint never reaches it: its model and its transforms are built here, by a function
-that knows a closed set of classes and none of Hydra's other keys. See
-docs/decisions/0016-closed-set.md.
+A checkpoint brings its own config, which may come from an unknown source. Hydra's `instantiate`
+calls whatever `_target_` names. Therefore the config of a checkpoint is never passed to it: its
+model and its transforms are built by `construct`, which accepts a closed set of classes and none of
+Hydra's other special keys. See docs/decisions/0016-closed-set.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import hydra
@@ -22,22 +22,22 @@ from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 from maskseg.files.configs import config_folder
 
-# Prefixes of what the user's own command line may name.
-TRUSTED = ("maskseg.", "torch.optim.")
+# Prefixes of the names that the user's own config may use.
+TRAIN_TARGETS = ("maskseg.", "torch.optim.")
 
 TRANSFORMS = frozenset(
     f"maskseg.data.transforms.{name}"
     for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop")
 )
 SUPERPIXELS = frozenset(
-    {"maskseg.superpixels.methods.GraphSegments", "maskseg.superpixels.methods.SLIC"}
+    {"maskseg.superpixels.methods.Felzenszwalb", "maskseg.superpixels.methods.SLIC"}
 )
 _MODEL_PARTS = SUPERPIXELS | {
     "maskseg.variants.cfm.hierarchy.HierarchicalGrouping",
     "maskseg.structures.FeatureSpec",
     "maskseg.models.anchors.AnchorGenerator",
-    "maskseg.models.box_head.BoxClassifier",
-    "maskseg.models.box_head.FCTrunk",
+    "maskseg.models.box_head.BoxHead",
+    "maskseg.models.box_head.BoxHeadMLP",
     "maskseg.models.file_proposer.FileProposer",
     "maskseg.models.backbones.fpn.FPN",
     "maskseg.models.keypoint_head.KeypointHead",
@@ -60,10 +60,10 @@ _MODEL_PARTS = SUPERPIXELS | {
     "maskseg.variants.hash.net.SegmentationNet",
     "maskseg.models.backbones.vgg.VGG16",
 }
-# Classes that the config of a checkpoint may name: never a function. Their constructors neither
-# read, write nor start anything, but for `weights`, which is null here.
-FROM_CHECKPOINT = _MODEL_PARTS | TRANSFORMS
-# What a whole model is.
+# Classes that the config of a checkpoint may name, never functions. Their constructors do not read
+# or write files and do not start processes, except for `weights`, which is set to None here.
+CHECKPOINT_TARGETS = _MODEL_PARTS | TRANSFORMS
+# The classes of whole models: the `_target_` of `model`.
 MODELS = frozenset(
     {
         "maskseg.models.rcnn.GeneralizedRCNN",
@@ -74,42 +74,53 @@ MODELS = frozenset(
 )
 
 
-def check_targets(config: Any, allowed: Sequence[str] = TRUSTED) -> None:
-    """Raises UserError where a `_target_` of the user's own config names something outside the packages of `allowed`."""
+def check_targets(config: Any, allowed: Sequence[str] = TRAIN_TARGETS) -> None:
+    """Check each `_target_` of the user's own config.
+
+    allowed: prefixes of the names of packages. Raises UserError for a name outside of them.
+    """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    prefixes = tuple(allowed)
     for target in targets_of(plain):
-        if not (
-            isinstance(target, str) and target.startswith(tuple(allowed)) and ".." not in target
-        ):
+        if not isinstance(target, str) or not target.startswith(prefixes) or ".." in target:
             raise UserError(
-                f"config: _target_ {target!r} is refused; allowed are names that begin with {' or '.join(allowed)}"
+                f"config: _target_ {target!r} is refused; allowed are names that begin with "
+                f"{' or '.join(allowed)}"
             )
-        if not _is_own(target, allowed):
+        if not _is_defined_in(target, prefixes):
             raise UserError(
-                f"config: _target_ {target!r} is refused; it only passes through the package"
+                f"config: _target_ {target!r} is refused; the object is not defined in the package "
+                "that the name begins with"
             )
 
 
-def _is_own(target: str, allowed: Sequence[str]) -> bool:
-    """Whether what the name leads to is defined where the name says, and not something that a module there has imported."""
+def _is_defined_in(target: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether the object of a name is callable and defined in one of the packages.
+
+    The prefix of the name alone does not show it: `maskseg.engine.checkpoint.torch.load` leads to
+    a function that a module of the package only imports.
+    """
     try:
         function = hydra.utils.get_object(target)
-    except Exception:  # reported again, and better, by the one who builds it
+    except Exception:  # reported, with a better message, when the object is built
         return True
-    return str(getattr(function, "__module__", "")).startswith(tuple(allowed)) and callable(
-        function
-    )
+    return str(getattr(function, "__module__", "")).startswith(prefixes) and callable(function)
 
 
-def targets_of(plain: Any) -> Iterator[Any]:
-    """Each `_target_` of plain nested values."""
+def targets_of(plain: object) -> Iterator[object]:
+    """Each `_target_` of plain nested values that is not None."""
     return (node["_target_"] for node in _nodes_with_target(plain) if node["_target_"] is not None)
 
 
-def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: str = "") -> None:
-    """Raises UserError where plain values of a checkpoint would build a class that is not in `allowed`,
-    or not by its constructor's own parameters, or where a value has another type than in the
-    installed configs. Nothing is built.
+def check_closed(
+    plain: object, allowed: Collection[str] = CHECKPOINT_TARGETS, place: str = ""
+) -> None:
+    """Check plain nested values from the config of a checkpoint. Nothing is built.
+
+    allowed: the classes that may be named; place: the key of the values, for messages.
+    Raises UserError for a class that is not in `allowed`, for a key that is not a parameter of the
+    constructor, for a value of another type than in the installed configs, and for a value that is
+    not plain, such as an interpolation.
     """
     if isinstance(plain, list):
         for index, value in enumerate(plain):
@@ -120,7 +131,7 @@ def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: 
             check_closed(value, allowed, f"{place}.{key}")
     elif isinstance(plain, str) and ("${" in plain or plain == "???"):
         raise UserError(
-            f"the checkpoint's config: {place}={plain[:200]!r} is refused, it is no plain value"
+            f"the checkpoint's config: {place}={plain[:200]!r} is refused, it is not a plain value"
         )
     elif not (plain is None or type(plain) in (str, int, float, bool)):
         raise UserError(
@@ -128,7 +139,8 @@ def check_closed(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT, place: 
         )
 
 
-def _check_keys(node: dict[Any, Any], allowed: Collection[str], place: str) -> None:
+def _check_keys(node: dict[object, object], allowed: Collection[str], place: str) -> None:
+    """Check the keys of one group: its `_target_`, and the parameters of that class."""
     for key in node:
         if not isinstance(key, str) or (key.startswith("_") and key != "_target_"):
             raise UserError(f"the checkpoint's config: the key {key!r} of {place} is refused")
@@ -148,41 +160,46 @@ def _check_keys(node: dict[Any, Any], allowed: Collection[str], place: str) -> N
             check_kind(f"the checkpoint's config: {place}.{key}", defaults[key], node[key])
 
 
-def _parameters(of_class: type) -> set[str]:
-    """The names that a constructor takes, also those that it hands on to that of its base class as `**keys`."""
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    constructors = [
-        vars(base)["__init__"]
-        for base in of_class.__mro__
-        if base is not object and "__init__" in vars(base)
-    ]
-    parameters = (
-        p
-        for constructor in constructors
-        for p in inspect.signature(constructor).parameters.values()
+def _parameters(built_class: type) -> set[str]:
+    """The names of a constructor's parameters.
+
+    Includes those of the base classes, to which a constructor passes its `**keys`.
+    """
+    named_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names: set[str] = set()
+    for base in built_class.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        for parameter in inspect.signature(vars(base)["__init__"]).parameters.values():
+            if parameter.kind in named_kinds:
+                names.add(parameter.name)
+    return names - {"self"}
+
+
+def refusal(target: object) -> str:
+    """The error message for a name that a checkpoint may not use."""
+    return (
+        f"config: _target_ {str(target)[:200]!r} is refused; a checkpoint may name the models' own "
+        "parts and transforms only"
     )
-    return {p.name for p in parameters if p.kind in named} - {"self"}
 
 
-def refusal(target: Any) -> str:
-    """The message for a name that a checkpoint may not use."""
-    return f"config: _target_ {str(target)[:200]!r} is refused; a checkpoint may name the models' own parts and transforms only"
+def construct(plain: object, allowed: Collection[str] = CHECKPOINT_TARGETS) -> Any:
+    """Build the object that plain values describe, after `check_closed`.
 
-
-def construct(plain: Any, allowed: Collection[str] = FROM_CHECKPOINT) -> Any:
-    """The object that plain values describe, after `check_closed`. Raises UserError for what it or a constructor refuses."""
+    Raises UserError for values that the check or a constructor refuses.
+    """
     check_closed(plain, allowed, "model")
     return _construct(plain)
 
 
-def _construct(plain: Any) -> Any:
+def _construct(plain: object) -> Any:
     if isinstance(plain, list):
         return [_construct(value) for value in plain]
     if not isinstance(plain, dict):
         return plain
-    values = {
-        key: None if key == "weights" else _construct(value) for key, value in plain.items()
-    }  # no file is read, none downloaded
+    # Without `weights`, a constructor does not read or download a file.
+    values = {key: None if key == "weights" else _construct(value) for key, value in plain.items()}
     if "_target_" not in values:
         return values
     target = str(values.pop("_target_"))
@@ -190,38 +207,47 @@ def _construct(plain: Any) -> Any:
         return _class_of(target)(**values)
     except UserError:
         raise
-    except Exception as error:  # a constructor's own, of values that make no sense
-        raise UserError(
-            f"config: {[*str(error).splitlines(), type(error).__name__][0]} (in {target})"
-        ) from error
+    except Exception as error:  # raised by a constructor for values without sense
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise UserError(f"config: {reason} (in {target})") from error
 
 
 def _class_of(target: str) -> type:
-    """The class of a name that was checked. Raises UserError where the name is not that of the class itself."""
+    """Import the class of a name that was checked.
+
+    Raises UserError for a name that does not lead to a class that is defined under this name.
+    """
     module, _, name = target.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    if not inspect.isclass(found) or f"{found.__module__}.{found.__qualname__}" != target:
+    value = getattr(importlib.import_module(module), name)
+    if not inspect.isclass(value) or f"{value.__module__}.{value.__qualname__}" != target:
         raise UserError(refusal(target))
-    return found
+    return value
 
 
 @functools.cache
 def _installed_defaults() -> dict[str, dict[str, Any]]:
-    """Class -> key -> a value that the installed configs have for it; without interpolations and null, which show no type."""
+    """Class -> key -> a value that the installed configs have for the key.
+
+    Interpolations and null are left out, because they do not show a type.
+    """
     defaults: dict[str, dict[str, Any]] = {}
     for file in sorted(config_folder().glob("**/*.yaml")):
         for node in _nodes_with_target(parse_yaml(file.read_text(encoding="utf-8"))):
-            of_class = defaults.setdefault(node["_target_"], {})
+            class_defaults = defaults.setdefault(node["_target_"], {})
             for key, value in node.items():
                 if value is not None and "${" not in str(value) and value != "???":
-                    of_class.setdefault(key, value)
+                    class_defaults.setdefault(key, value)
     return defaults
 
 
-def _nodes_with_target(plain: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(plain, dict) and "_target_" in plain:
-        yield plain
-    for value in (
-        plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ()
-    ):
+def _nodes_with_target(plain: object) -> Iterator[dict[str, Any]]:
+    """All dictionaries with a `_target_` in plain nested values."""
+    values: Iterable[object] = ()
+    if isinstance(plain, dict):
+        if "_target_" in plain:
+            yield plain
+        values = plain.values()
+    elif isinstance(plain, list):
+        values = plain
+    for value in values:
         yield from _nodes_with_target(value)

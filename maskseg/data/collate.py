@@ -8,95 +8,115 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maskseg.data.rgbx import put
+from maskseg.data.rgbx import copy_to_planes
 from maskseg.data.sample import Sample
-from maskseg.masks.annotated import FileMasks
+from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.masks.superpixel import SegmentMasks, SegmentProposals
 from maskseg.structures import Batch, Regions, Targets
 
 
 def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
-    """Images padded with zeros at the right and the bottom to the largest, and to a multiple of `divisor`; targets made flat."""
-    height, width = (-(-max(s.size[d] for s in samples) // divisor) * divisor for d in (0, 1))
+    """Pad the images to one size and concatenate the targets.
+
+    Images are padded with zeros at the right and the bottom, to the largest height and width,
+    each rounded up to a multiple of `divisor` pixels.
+    """
+    height = round_up(max(sample.size[0] for sample in samples), divisor)
+    width = round_up(max(sample.size[1] for sample in samples), divisor)
+    return Batch(
+        images=_pad_images(samples, height, width),
+        sizes=torch.tensor([sample.size for sample in samples]),
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+        image_ids=[sample.image_id for sample in samples],
+        file_names=[sample.file_name for sample in samples],
+        targets=_concatenate_targets(samples),
+        read_errors=[message for sample in samples for message in sample.read_errors],
+        seeds=torch.tensor([sample.seed for sample in samples]),
+        proposals=_collate_proposals(samples),
+        superpixels=_pad_maps([sample.superpixels for sample in samples], height, width),
+        semantic=_pad_maps([sample.semantic for sample in samples], height, width),
+    )
+
+
+def round_up(value: int, divisor: int) -> int:
+    """The smallest multiple of `divisor` that is not below `value`."""
+    return -(-value // divisor) * divisor
+
+
+def _pad_images(samples: Sequence[Sample], height: int, width: int) -> Tensor:
+    """-> uint8 [N, 3, height, width]."""
     images = torch.empty((len(samples), 3, height, width), dtype=torch.uint8)
     for canvas, sample in zip(images, samples, strict=True):
         bottom, right = sample.size
-        put(canvas[:, :bottom, :right], sample.image)
+        copy_to_planes(canvas[:, :bottom, :right], sample.image)
         canvas[:, bottom:] = 0
         canvas[:, :bottom, right:] = 0
-    index = torch.repeat_interleave(
-        torch.arange(len(samples)), torch.tensor([len(s.boxes) for s in samples])
-    )
-    masks = None
-    if all(s.masks is not None for s in samples):
-        masks = FileMasks.cat([s.masks for s in samples if s.masks is not None])
-    points = [s.keypoints for s in samples if s.keypoints is not None]
-    targets = Targets(
-        torch.cat([s.boxes for s in samples]),
-        torch.cat([s.labels for s in samples]),
-        index,
-        torch.cat([s.crowd for s in samples]),
-        masks,
+    return images
+
+
+def _concatenate_targets(samples: Sequence[Sample]) -> Targets:
+    """The objects of all images; masks and keypoints where every image has them."""
+    counts = torch.tensor([len(sample.boxes) for sample in samples])
+    masks = [sample.masks for sample in samples if sample.masks is not None]
+    points = [sample.keypoints for sample in samples if sample.keypoints is not None]
+    return Targets(
+        torch.cat([sample.boxes for sample in samples]),
+        torch.cat([sample.labels for sample in samples]),
+        torch.repeat_interleave(torch.arange(len(samples)), counts),
+        torch.cat([sample.iscrowd for sample in samples]),
+        AnnotatedMasks.cat(masks) if len(masks) == len(samples) else None,
         torch.cat(points) if len(points) == len(samples) else None,
     )
-    return Batch(
-        images,
-        torch.tensor([s.size for s in samples]),
-        torch.tensor([s.original_size for s in samples]),
-        [s.image_id for s in samples],
-        [s.name for s in samples],
-        targets,
-        [message for s in samples for message in s.skipped],
-        torch.tensor([s.seed for s in samples]),
-        _proposals(samples),
-        _maps([s.superpixels for s in samples], height, width),
-        _maps([s.semantic for s in samples], height, width),
-    )
 
 
-def _maps(maps: Sequence[Tensor | None], height: int, width: int) -> Tensor | None:
-    """Maps of numbers [H, W] -> one tensor [N, height, width], padded with -1; None unless each image has one."""
-    found = [m for m in maps if m is not None]
-    if len(found) < len(maps):
+def _pad_maps(maps: Sequence[Tensor | None], height: int, width: int) -> Tensor | None:
+    """Integer maps [H, W] -> [N, height, width], padded with -1; None unless each image has one."""
+    present = [m for m in maps if m is not None]
+    if len(present) < len(maps):
         return None
-    padded = torch.full((len(found), height, width), -1, dtype=found[0].dtype)
-    for canvas, own in zip(padded, found, strict=True):
-        canvas[: own.shape[0], : own.shape[1]] = own
+    padded = torch.full((len(present), height, width), -1, dtype=present[0].dtype)
+    for canvas, values in zip(padded, present, strict=True):
+        canvas[: values.shape[0], : values.shape[1]] = values
     return padded
 
 
-def _proposals(samples: Sequence[Sample]) -> Regions | None:
-    if all(s.segments is not None for s in samples):
-        return concatenate_regions([_segments(sample, i) for i, sample in enumerate(samples)])
-    found = [s.proposals for s in samples if s.proposals is not None]
-    if len(found) < len(samples):
+def _collate_proposals(samples: Sequence[Sample]) -> Regions | None:
+    """The segments or proposals of all images as flat regions; None unless each image has some."""
+    if all(sample.segments is not None for sample in samples):
+        segments = [_segments_in_frame(sample, index) for index, sample in enumerate(samples)]
+        return concatenate_regions(segments)
+    proposals = [sample.proposals for sample in samples if sample.proposals is not None]
+    if len(proposals) < len(samples):
         return None
-    index = torch.repeat_interleave(
-        torch.arange(len(found)), torch.tensor([len(scores) for _, scores in found])
-    )
+    counts = torch.tensor([len(scores) for _, scores in proposals])
     return Regions(
-        torch.cat([boxes for boxes, _ in found]), index, torch.cat([scores for _, scores in found])
+        torch.cat([boxes for boxes, _ in proposals]),
+        torch.repeat_interleave(torch.arange(len(proposals)), counts),
+        torch.cat([scores for _, scores in proposals]),
     )
 
 
-def _segments(sample: Sample, index: int) -> Regions:
-    """Those that have pixels in the frame."""
+def _segments_in_frame(sample: Sample, index: int) -> Regions:
+    """The segments that have pixels in the frame of the image."""
     assert sample.segments is not None
-    regions = replace(segment_regions(sample.segments, index), labels=sample.drawn)
-    boxes = regions.boxes
-    return regions[torch.nonzero(boxes[:, 2] > boxes[:, 0]).squeeze(1)]
+    regions = replace(segment_regions(sample.segments, index), labels=sample.segment_labels)
+    has_pixels = regions.boxes[:, 2] > regions.boxes[:, 0]
+    return regions[torch.nonzero(has_pixels).squeeze(1)]
 
 
 def segment_regions(proposals: SegmentProposals, index: int = 0) -> Regions:
-    """The proposals of one image as regions of image `index` of a batch; scores fall with their order."""
+    """The segment proposals of one image as regions of image `index` of a batch.
+
+    Their scores descend with their order.
+    """
     masks = SegmentMasks.of_image(proposals.labels, torch.from_numpy(proposals.members))
     count = len(masks)
     scores = 1 - torch.arange(count, dtype=torch.float32) / max(count, 1)
     return Regions(masks.boxes(), torch.full((count,), index), scores, masks=masks)
 
 
-def concatenate_regions(regions: list[Regions]) -> Regions:
-    """Regions of several images, with masks of superpixels, as one flat batch; all have labels, or none."""
+def concatenate_regions(regions: Sequence[Regions]) -> Regions:
+    """Regions with superpixel masks of several images as one batch. All have labels, or none."""
     masks = [r.masks for r in regions if isinstance(r.masks, SegmentMasks)]
     labels = [r.labels for r in regions if r.labels is not None]
     return Regions(

@@ -9,34 +9,42 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskseg.data.coco.file import CocoFile
-from maskseg.data.datasets.semantic_maps import SemanticMaps
-from maskseg.data.image_files import MAX_PIXELS, load_pixels, safe_join
-from maskseg.data.proposal_file import ProposalFile
+from maskseg.data.image_files import load_pixels, safe_join
+from maskseg.data.options import ReadOptions
+from maskseg.data.readers import Reader
 from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks
-from maskseg.superpixels.methods import Superpixels
-from maskseg.variants.cfm.draw import draw_segments
-from maskseg.variants.cfm.sampling import SegmentSampler
-from maskseg.variants.cfm.store import SegmentStore
+from maskseg.masks.annotated import AnnotatedMasks
+
+
+def select_images(file: CocoFile, keep_empty: bool, max_images: int | None) -> list[int]:
+    """The indices of the images that are used. Raises UserError if there is none."""
+    has_objects = file.has_objects()
+    indices = [i for i in range(len(file.images)) if keep_empty or has_objects[i]]
+    if not indices:
+        raise UserError(
+            f"{file.path}: no image is left to use "
+            "(data.keep_empty=true keeps those without objects)"
+        )
+    return indices[:max_images]
 
 
 class CocoDataset(Dataset[Sample]):
-    """Samples by (epoch, index, repetition): what the transforms draw is a function of the seed and these three alone.
+    """Samples by (epoch, index, repetition).
 
-    keep_empty: images without objects (crowds do not count) stay; max_images: only the first so many are used. mirrored: which keypoint each
-    one is in a mirror (by their names if not given). proposals: a file of them (`data.proposals`), read with the images. semantic: maps of the
-    pixels' categories, read with the images. superpixels: image uint8 RGB [H, W, 3] -> label map i32 [H, W], called on what the transforms gave.
-    segments: a store of proposals with masks; draw: which of them are learnt from (`data.segment_sampling`), of what the transforms gave.
-    drawn_only: the others are left out.
-    skip_bad: with more than 0, an image that cannot be read is replaced by another one, which says so in `Sample.skipped`; who counts
-    them stops beyond that number. With 0 it raises UserError.
+    What the transforms draw at random depends on the seed and these three numbers alone.
+
+    readers: add to each sample what else belongs to its image, before the transforms.
+    options: which images are used and how they are read. With `skip_bad` > 0, an image that
+        cannot be read is replaced by another one, with a message in `Sample.read_errors`; the
+        caller stops when there are more than `skip_bad`. With 0, UserError is raised.
+    flip_indices: the keypoint that each one becomes when the image is flipped; by default,
+        by the names of the keypoints.
     """
 
     def __init__(
@@ -44,116 +52,81 @@ class CocoDataset(Dataset[Sample]):
         file: CocoFile,
         image_root: Path | str,
         transforms: Sequence[Transform] = (),
+        readers: Sequence[Reader] = (),
         seed: int = 0,
-        keep_empty: bool = True,
-        skip_bad: int = 0,
-        max_pixels: int = MAX_PIXELS,
-        max_images: int | None = None,
-        mirrored: Sequence[int] = (),
-        proposals: str | None = None,
-        semantic: SemanticMaps | None = None,
-        superpixels: Superpixels | None = None,
-        segments: SegmentStore | None = None,
-        draw: SegmentSampler | None = None,
-        drawn_only: bool = True,
+        options: ReadOptions | None = None,
+        flip_indices: Sequence[int] = (),
     ) -> None:
-        self.file, self.root, self.transforms = file, Path(image_root), list(transforms)
-        self.seed, self.skip_bad, self.max_pixels = seed, skip_bad, max_pixels
-        self.semantic, self.superpixels = semantic, superpixels
-        self.segments, self.draw, self.drawn_only = segments, draw, drawn_only
-        self.mirrored = torch.tensor(mirrored or file.categories.mirrored(), dtype=torch.int64)
-        with_objects = file.has_objects()
-        self.images = [i for i in range(len(file.images)) if keep_empty or with_objects[i]][
-            :max_images
-        ]
-        if not self.images:
-            raise UserError(
-                f"{file.path}: no image is left to use (data.keep_empty=true keeps those without objects)"
-            )
-        records = [file.images[i] for i in self.images]
-        self.proposals = (
-            None
-            if proposals is None
-            else ProposalFile(proposals, ((r.id, r.height, r.width) for r in records))
-        )
+        self.file = file
+        self.root = Path(image_root)
+        self.transforms = list(transforms)
+        self.readers = list(readers)
+        self.seed = seed
+        self.options = options or ReadOptions()
+        indices = flip_indices or file.categories.flip_indices()
+        self.flip_indices = torch.tensor(indices, dtype=torch.int64)
+        self.images = select_images(file, self.options.keep_empty, self.options.max_images)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image, as the file states them."""
+        """(height, width) of each image, as the JSON states them."""
         return [(self.file.images[i].height, self.file.images[i].width) for i in self.images]
 
     def labels(self) -> list[list[int]]:
-        """The labels of each image's objects, crowds left out."""
+        """The labels of each image's objects, without crowds."""
         return [self.file.labels(i) for i in self.images]
 
     def __getitem__(self, item: Item) -> Sample:
         epoch, index, repetition = item
         rng = np.random.default_rng([self.seed, epoch, index, repetition])
-        skipped: list[str] = []
-        while True:
-            try:
-                sample = self._read(self.images[index], tuple(skipped))
-                break
-            except UserError as error:
-                if not self.skip_bad or len(skipped) >= self.skip_bad:
-                    raise
-                skipped.append(str(error))
-                index = int(rng.integers(len(self)))
+        sample = self._read_or_replace(index, rng)
         for transform in self.transforms:
             sample = transform(sample, rng)
-        if self.draw is not None and sample.segments is not None:
-            sample = draw_segments(sample, self.draw, rng, self.drawn_only)
-        # Of the item, not of the stream after the transforms, which may change what they draw.
-        seed = np.random.default_rng([self.seed, epoch, item[1], repetition, 1]).integers(2**62)
-        return replace(
-            sample,
-            seed=int(seed),
-            superpixels=None if self.superpixels is None else self._superpixels(sample.image),
-        )
+        # From the item, not from the stream above: changed transforms must not change what the
+        # model draws.
+        generator = np.random.default_rng([self.seed, epoch, index, repetition, 1])
+        return replace(sample, seed=int(generator.integers(2**62)))
 
-    def _superpixels(self, image: Tensor) -> Tensor:
-        assert self.superpixels is not None
-        return torch.from_numpy(
-            self.superpixels(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-        )
+    def _read_or_replace(self, index: int, rng: np.random.Generator) -> Sample:
+        """The image of this index, or a random one instead of an unreadable one."""
+        errors: list[str] = []
+        while True:
+            try:
+                return self._read(self.images[index], tuple(errors))
+            except UserError as error:
+                if len(errors) >= self.options.skip_bad:
+                    raise
+                errors.append(str(error))
+                index = int(rng.integers(len(self)))
 
-    def _read(self, index: int, skipped: tuple[str, ...]) -> Sample:
-        record, truth = self.file.images[index], self.file.annotations(index)
-        image = load_pixels(
-            safe_join(self.root, record.file_name), self.max_pixels, (record.height, record.width)
-        )
-        shapes = [s for s in truth.shapes if s is not None]
-        points = None if truth.keypoints is None else torch.as_tensor(truth.keypoints)
-        masks = (
-            FileMasks.from_file(shapes, record.height, record.width)
-            if len(shapes) == len(truth.shapes)
-            else None
-        )
-        with (
-            warnings.catch_warnings()
-        ):  # the arrays may be views of the file's, which nobody writes to
+    def _read(self, index: int, errors: tuple[str, ...]) -> Sample:
+        record = self.file.images[index]
+        truth = self.file.annotations(index)
+        size = (record.height, record.width)
+        image = load_pixels(safe_join(self.root, record.file_name), self.options.max_pixels, size)
+        shapes = [shape for shape in truth.shapes if shape is not None]
+        masks = None
+        if len(shapes) == len(truth.shapes):
+            masks = AnnotatedMasks.from_file(shapes, record.height, record.width)
+        # The arrays may be read-only views of the file's arrays; nothing writes to them.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return Sample(
-                image,
-                torch.as_tensor(truth.boxes, dtype=torch.float32).reshape(-1, 4).clone(),
-                torch.as_tensor(truth.labels, dtype=torch.int64).clone(),
-                torch.as_tensor(truth.crowd, dtype=torch.bool).clone(),
-                masks,
-                record.id,
-                record.file_name,
-                (record.height, record.width),
-                skipped,
+            points = None if truth.keypoints is None else torch.as_tensor(truth.keypoints)
+            sample = Sample(
+                image=image,
+                boxes=torch.as_tensor(truth.boxes, dtype=torch.float32).reshape(-1, 4).clone(),
+                labels=torch.as_tensor(truth.labels, dtype=torch.int64).clone(),
+                iscrowd=torch.as_tensor(truth.crowd, dtype=torch.bool).clone(),
+                masks=masks,
+                image_id=record.id,
+                file_name=record.file_name,
+                original_size=size,
+                read_errors=errors,
                 keypoints=points,
-                proposals=None
-                if self.proposals is None
-                else self.proposals.of(record.id, record.height, record.width),
-                mirrored=None if points is None else self.mirrored,
-                semantic=None
-                if self.semantic is None
-                else self.semantic.of(record.file_name, record.height, record.width),
-                segments=None
-                if self.segments is None
-                else self.segments.of(record.id, record.height, record.width),
+                flip_indices=None if points is None else self.flip_indices,
             )
+        for reader in self.readers:
+            sample = reader(sample)
+        return sample

@@ -1,4 +1,4 @@
-"""Batches from loader processes, and what is said when one of them dies or hangs."""
+"""Batches from loader processes, and error messages for processes that die or hang."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskseg.data.shared_memory import Packed, Parcel
+from maskseg.data.shared_memory import SharedBatch, SharedCollate
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
-_GRACE = 30  # seconds after SIGTERM until a loader process ends by itself
-_HEAP = 31 << 20  # bytes, just below glibc's highest threshold for memory of its own
+_GRACE = 30  # seconds between SIGTERM and the end of a loader process
+_WARM_UP_BYTES = 31 << 20  # just below the largest block that glibc keeps after it is freed
 
 
 class BatchLoader:
-    """torch's DataLoader, whose failures name the data set and the process. Its iterators draw from no stream but their own.
+    """torch's DataLoader with errors that name the dataset and the process.
 
-    name: of the data set, for messages; sampler: the items of each batch; timeout: seconds after which a process that gives nothing is an error.
+    name: name of the dataset, for messages; sampler: the items of each batch;
+    timeout: seconds without a batch after which a loader process counts as hung;
+    pin: copy the batches to page-locked memory.
+
+    Iterators have their own random generator; they draw from no other stream.
     """
 
     def __init__(
@@ -33,23 +38,29 @@ class BatchLoader:
         timeout: float,
         pin: bool = False,
     ) -> None:
-        self.name, self.num_workers, self.timeout = name, num_workers, timeout
+        self.name = name
+        self.num_workers = num_workers
+        self.timeout = timeout
         self.loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
-            collate_fn=Packed(collate) if num_workers else collate,
+            collate_fn=SharedCollate(collate) if num_workers else collate,
             pin_memory=pin,
             timeout=timeout if num_workers else 0,
-            worker_init_fn=_begin,
-            generator=torch.Generator(),  # its own: an iterator must not draw from the stream that a resume restores
+            worker_init_fn=_init_worker,
+            # An iterator must not draw from the global stream, which a resume restores.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises UserError where a loader process died, hung, or found an image that cannot be read."""
+        """Yield the batches.
+
+        Raises UserError if a loader process died, hung, or read an unreadable image.
+        """
         iterator = iter(self.loader)
         while True:
             try:
@@ -58,62 +69,76 @@ class BatchLoader:
                 raise loader_error(error, self.name, self.timeout, iterator) from error
             if batch is None:
                 return
-            yield batch.open() if isinstance(batch, Parcel) else batch
+            yield batch.unpack() if isinstance(batch, SharedBatch) else batch
 
 
 def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any = None) -> Exception:
-    """What torch says of a loader process, in one line that names the data; any other error as it is.
+    """Convert torch's error about a loader process into a UserError; return others unchanged.
 
-    torch says it wherever the main process happens to be, in the middle of a step for example, where there is no `iterator` at hand. name: of the
-    data set; timeout: in seconds.
+    name: name of the dataset; timeout: in seconds; iterator: torch's iterator over the batches,
+    None if the error was raised elsewhere: torch reports a dead worker from a signal handler,
+    wherever the main process happens to be, for example in the middle of a step.
     """
     text = str(error)
+    # torch has no public access to its workers and to the batch that it waits for.
     workers = list(getattr(iterator, "_workers", []))
-    dead = [(i, w) for i, w in enumerate(workers) if w.exitcode]
     if "DataLoader worker" in text and (
         "exited unexpectedly" in text or "killed by signal" in text
     ):
-        which = ", ".join(f"{i} (process {w.pid}, {_ending(w.exitcode)})" for i, w in dead) or text
-        hint = "out of memory? fewer data.num_workers need less; data.num_workers=0 loads in the main process and shows its error"
-        return UserError(f"{name}: loader worker {which} died; {hint}")
-    if "timed out" in text and iterator is not None:
-        _end(iterator, workers)
-        waiting = getattr(iterator, "_task_info", {}).get(
-            getattr(iterator, "_rcvd_idx", -1), ("?",)
-        )[0]
+        dead = [
+            f"{i} (process {worker.pid}, {_exit_reason(worker.exitcode)})"
+            for i, worker in enumerate(workers)
+            if worker.exitcode
+        ]
         return UserError(
-            f"{name}: loader worker {waiting} has given nothing for data.timeout={timeout:g} seconds; is the disk there? "
+            f"{name}: loader worker {', '.join(dead) or text} died; out of memory? "
+            "Reduce data.num_workers to use less; data.num_workers=0 loads in the main process "
+            "and shows its error"
+        )
+    if "timed out" in text and iterator is not None:
+        _kill_workers(iterator, workers)
+        tasks = getattr(iterator, "_task_info", {})
+        waiting_for = tasks.get(getattr(iterator, "_rcvd_idx", -1), ("?",))[0]
+        return UserError(
+            f"{name}: loader worker {waiting_for} has returned nothing for "
+            f"data.timeout={timeout:g} seconds; is the disk available? "
             "data.num_workers=0 loads in the main process"
         )
     return error
 
 
-def _end(iterator: Any, workers: Sequence[Any]) -> None:
-    """One that hangs would hold up the end, too. torch watches its processes, and must not take this for another failure."""
+def _kill_workers(iterator: Any, workers: Sequence[Any]) -> None:
+    """Kill the workers: a hung one would block the exit of the main process.
+
+    Detaches torch's watchdog first, which would report the kill as a crash.
+    """
     if getattr(iterator, "_worker_pids_set", False):
-        torch._C._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
+        _remove_worker_pids(id(iterator))
+        vars(iterator)["_worker_pids_set"] = False
     for worker in workers:
         worker.kill()
 
 
-def keep_pages() -> None:
-    """This process keeps up to 62 MB of the memory it frees, so that a picture needs no new pages from the kernel, a sixth of the time.
+def warm_up_malloc() -> None:
+    """Let this process keep up to 62 MB of freed memory.
 
-    glibc keeps twice the largest block that was ever given back (up to its limit); elsewhere this does nothing.
+    glibc raises its thresholds to the largest block that was freed (up to a limit), and keeps
+    twice that much. New images then reuse memory instead of requesting pages from the kernel,
+    which takes a sixth of their time. No effect with other C libraries.
     """
-    torch.empty(_HEAP, dtype=torch.uint8)
+    torch.empty(_WARM_UP_BYTES, dtype=torch.uint8)
 
 
-def _begin(_: int) -> None:
-    """What a loader process does first.
+def _init_worker(_: int) -> None:
+    """Set up a loader process.
 
-    Ctrl-C, and a cluster's SIGTERM, reach the loader processes too: they go on while the main process finishes its step, saves, and ends them.
+    Ctrl-C and a cluster's SIGTERM reach the loader processes too. They must continue while the
+    main process finishes its step, saves, and ends them.
     """
-    keep_pages()
+    warm_up_malloc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
-def _ending(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

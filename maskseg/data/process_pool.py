@@ -1,4 +1,4 @@
-"""Work that is shared out over processes, and that goes on after a kill only as it was begun."""
+"""Process-pool helpers. A resumed job must have the settings it was started with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -25,24 +24,33 @@ from maskseg.errors import Interrupted, UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-
-def differences(found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Where the settings of an earlier run (flat, plain values) are others than this one's, in words; "" where nowhere."""
-    differ = [key for key in sorted({*own, *found}) if own.get(key) != found.get(key)]
-    return "; ".join(f"{key}={found.get(key)!r} there, {own.get(key)!r} here" for key in differ)
+_JOBS_PER_WORKER = 4  # submitted at a time; jobs may be large
 
 
-def pooled(
-    make: Callable[[Job], Result], jobs: Iterable[Job], workers: int
+def describe_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Describe how the settings of an earlier run differ from the current ones, "" if equal.
+
+    Both are flat mappings of plain values.
+    """
+    keys = [key for key in sorted({*current, *stored}) if current.get(key) != stored.get(key)]
+    return "; ".join(f"{key}={stored.get(key)!r} there, {current.get(key)!r} here" for key in keys)
+
+
+def run_pool(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int
 ) -> Generator[Result, None, None]:
-    """The results as they come. Few jobs are under way at a time, so that they may be large; when it is closed, those are finished."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    """Run a function on jobs in worker processes; yield the results as they arrive.
+
+    Jobs are taken from `jobs` as they are needed, a few per worker. Closing the generator waits
+    for the jobs that are running. Raises UserError if a worker dies.
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker)
     pending: set[Future[Result]] = set()
     try:
-        with hidden_main(), _one_thread():
+        with hidden_main(), _one_thread_per_worker():
             for job in jobs:
-                pending.add(pool.submit(make, job))
-                if len(pending) >= 4 * workers:
+                pending.add(pool.submit(function, job))
+                if len(pending) >= _JOBS_PER_WORKER * workers:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
             while pending:
@@ -50,62 +58,68 @@ def pooled(
                 yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process has died, perhaps for want of memory: fewer workers take less; the next run goes on"
+            "a worker process has died, possibly out of memory: use fewer workers; "
+            "running the command again resumes"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker() -> None:
-    """A worker leaves signals to the process that started it, and ends with it, however that ends."""
+def _init_worker() -> None:
+    """Ignore signals, which the parent process handles, and exit when the parent exits."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread only
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that are started here compute with one thread each: there is one a CPU."""
-    before = {
-        name: os.environ.get(name)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    os.environ.update(dict.fromkeys(before, "1"))
+@contextlib.contextmanager
+def _one_thread_per_worker() -> Iterator[None]:
+    """Let processes that are started here compute with one thread each: there is one per CPU."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    previous = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(previous, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             os.environ.pop(name)
-            os.environ.update({} if value is None else {name: value})
+            if value is not None:
+                os.environ[name] = value
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises Interrupted, so that workers and files are left in order."""
+@contextlib.contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Raise Interrupted on SIGTERM, so that workers and files are cleaned up.
 
-    def stop(number: int, _: object) -> None:
+    No effect outside the main thread, where Python does not allow signal handlers.
+    """
+
+    def interrupt(number: int, _: object) -> None:
         raise Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
-    """Hides the caller's script from spawned workers: they would import it again, torch and all, main guard or not."""
+    """Hide the main script from spawned workers.
+
+    They would import it, and with it torch, even if it has a main guard.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -116,7 +130,7 @@ def hidden_main() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ImageJob:
-    """An image file, for methods that look at pixels."""
+    """An image file to process. height, width: in pixels, as the annotations state them."""
 
     image_id: int
     height: int
@@ -126,8 +140,7 @@ class ImageJob:
     max_pixels: int = MAX_PIXELS
 
     def load(self) -> NDArray[np.uint8]:
-        """uint8 RGB [height, width, 3]."""
+        """Read the image, uint8 RGB [height, width, 3]."""
         path = safe_join(self.root, self.file_name)
-        return np.ascontiguousarray(
-            load_image(path, self.max_pixels, (self.height, self.width)).permute(1, 2, 0).numpy()
-        )
+        image = load_image(path, self.max_pixels, (self.height, self.width))
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy())

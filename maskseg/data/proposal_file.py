@@ -1,14 +1,17 @@
-"""Proposals of a data set in one file: boxes and scores of each image, a few bytes each, shared by the loader's processes."""
+"""The proposals of a dataset in one file: boxes and scores of each image, 10 bytes per proposal.
+
+The file is memory-mapped, so that loader processes share it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maskseg.errors import UserError
@@ -16,14 +19,18 @@ from maskseg.files import replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = "maskseg proposals 1"
-_STEPS = (
-    65535  # of a coordinate over the side of its image, and of a score over 1: 0.02 pixels of 1333
-)
+
+# Steps of a coordinate along a side of its image, and of a score from 0 to 1. The rounding error of
+# a coordinate is at most 0.01 pixels in an image of 1333.
+_STEPS = 65535
 
 
 @dataclass(frozen=True)
 class ImageProposals:
-    """What was proposed for one image: boxes f32 [R, 4] in its file's pixels, scores f32 [R] in [0, 1], descending."""
+    """The proposals of one image.
+
+    boxes: f32 [R, 4], xyxy in pixels of the image file; scores: f32 [R] in [0, 1], descending.
+    """
 
     image_id: int
     height: int
@@ -32,20 +39,28 @@ class ImageProposals:
     scores: Tensor
 
 
-def write_proposals(path: Path, images: Iterable[ImageProposals], about: str) -> int:
-    """Writes the file, whole or not at all. about: where they are from, for messages. -> how many proposals. Raises UserError."""
-    ids, sizes, counts, boxes, scores = [], [], [], [], []
+def write_proposals(path: Path, images: Iterable[ImageProposals], source: str) -> int:
+    """Write the file atomically and return the number of proposals.
+
+    source: dataset and model that the proposals are from, for messages. Raises UserError if the
+    file cannot be written.
+    """
+    ids = []
+    sizes = []
+    counts = []
+    boxes = []
+    scores = []
     for image in images:
         sides = torch.tensor([image.width, image.height] * 2, dtype=torch.float64)
         ids.append(image.image_id)
         sizes.append((image.height, image.width))
         counts.append(len(image.boxes))
-        boxes.append(_packed(image.boxes.cpu().double() / sides))
-        scores.append(_packed(image.scores.cpu().double()))
+        boxes.append(_quantize(image.boxes.cpu().double() / sides))
+        scores.append(_quantize(image.scores.cpu().double()))
     empty = np.zeros((0, 4), dtype=np.uint16)
     content = {
         "format": FORMAT,
-        "about": about,
+        "about": source,
         "image_ids": torch.tensor(ids, dtype=torch.int64),
         "sizes": torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
         "starts": torch.tensor([0, *np.cumsum(counts).tolist()], dtype=torch.int64),
@@ -57,55 +72,63 @@ def write_proposals(path: Path, images: Iterable[ImageProposals], about: str) ->
     return sum(counts)
 
 
-def _packed(shares: Tensor) -> Any:
-    return (shares.clamp(0, 1) * _STEPS).round().numpy().astype(np.uint16)
+def _quantize(fractions: Tensor) -> NDArray[np.uint16]:
+    """Round values in [0, 1] to 16 bits."""
+    steps: NDArray[np.float64] = (fractions.clamp(0, 1) * _STEPS).round().numpy()
+    return steps.astype(np.uint16)
 
 
 class ProposalFile:
-    """A file of `write_proposals`, mapped into memory, not read.
+    """A file of `write_proposals`, memory-mapped.
 
-    images: id, height and width of those that are asked for; each must be there. Raises UserError for a file that is none, or of another data set.
+    images: id, height and width in pixels of the images that will be requested.
+
+    Raises UserError if the file is not a proposal file, lacks one of the images, or has it with
+    another size.
     """
 
     def __init__(self, path: Path | str, images: Iterable[tuple[int, int, int]]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UserError(f"{path}: no such file of proposals; tools/propose.py makes one")
+            raise UserError(f"{path}: no such file of proposals; tools/propose.py creates one")
         content = read_torch(
-            self.path, "a file of proposals", "; tools/propose.py makes it again", mmap=True
+            self.path, "a file of proposals", "; tools/propose.py creates it again", mmap=True
         )
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path}: not a file of proposals ({FORMAT})")
-        self.about = (
-            content["about"] if isinstance(content.get("about"), str) else "an unknown data set"
-        )
-        self.starts, self.boxes, self.scores = (
-            content["starts"],
-            content["boxes"],
-            content["scores"],
-        )
-        sizes = content["sizes"].tolist()
-        self.rows = {number: row for row, number in enumerate(content["image_ids"].tolist())}
-        wanted = list(images)
-        missing = [number for number, _, _ in wanted if number not in self.rows]
+        source = content.get("about")
+        self.source = source if isinstance(source, str) else "an unknown dataset"
+        self.starts: Tensor = content["starts"]
+        self.boxes: Tensor = content["boxes"]
+        self.scores: Tensor = content["scores"]
+        self.rows = {image_id: row for row, image_id in enumerate(content["image_ids"].tolist())}
+        self._check_images(list(images), content["sizes"].tolist())
+
+    def _check_images(self, images: list[tuple[int, int, int]], sizes: list[list[int]]) -> None:
+        """Raise UserError unless the file has all images; sizes: those of its rows."""
+        mismatch = f"{self.path} is of another dataset ({self.source})"
+        missing = [image_id for image_id, _, _ in images if image_id not in self.rows]
         if missing:
             raise UserError(
-                f"{path} is of another data set ({self.about}): it lacks image {missing[0]} ({len(missing)} of {len(wanted)} are missing)"
+                f"{mismatch}: it lacks image {missing[0]} "
+                f"({len(missing)} of {len(images)} are missing)"
             )
-        other = [(i, h, w) for i, h, w in wanted if sizes[self.rows[i]] != [h, w]]
-        if other:
-            number, height, width = other[0]
-            stated = " x ".join(map(str, sizes[self.rows[number]]))
-            raise UserError(
-                f"{path} is of another data set ({self.about}): image {number} is {stated} there, not {height} x {width}"
-            )
+        for image_id, height, width in images:
+            stored_height, stored_width = sizes[self.rows[image_id]]
+            if (stored_height, stored_width) != (height, width):
+                raise UserError(
+                    f"{mismatch}: image {image_id} is {stored_height} x {stored_width} there, "
+                    f"not {height} x {width}"
+                )
 
-    def of(self, image_id: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Boxes f32 [R, 4] in the image's pixels and scores f32 [R], the best first."""
+    def load(self, image_id: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return boxes f32 [R, 4] in pixels of the image, and scores f32 [R], descending."""
         row = self.rows[image_id]
-        here = slice(int(self.starts[row]), int(self.starts[row + 1]))
-        boxes, scores = (
-            torch.from_numpy(t[here].numpy().astype(np.float32) / _STEPS)
-            for t in (self.boxes, self.scores)
-        )
+        proposals = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        boxes = _dequantize(self.boxes[proposals])
+        scores = _dequantize(self.scores[proposals])
         return boxes * torch.tensor([width, height] * 2, dtype=torch.float32), scores
+
+
+def _dequantize(steps: Tensor) -> Tensor:
+    return torch.from_numpy(steps.numpy().astype(np.float32) / _STEPS)

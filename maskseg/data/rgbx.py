@@ -1,78 +1,88 @@
-"""Pictures as Pillow holds them, four bytes a pixel, which is three times as fast to decode, resize and batch as one plane a channel.
+"""Images in Pillow's layout with four bytes per pixel.
 
-A picture is uint8 [3, H, W] everywhere; what `load_pixels` gives only has other strides (1, 4 W, 4): red, green and blue lie side by side, and
-the fourth byte says nothing. Every function here takes pictures of any strides and gives the same values for them, bit for bit.
+Images are uint8 [3, H, W] everywhere. Those of `load_pixels` only have other strides, (1, 4 W, 4):
+red, green and blue of a pixel are adjacent, and the fourth byte has no meaning. Decoding, resizing
+and batching take a third of the time that one plane per channel takes.
+
+The functions here accept images with any strides and return the same values for all, bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-_ROWS = 64  # at a time: so many stay in a processor's cache
-_NATIVE = torch.backends.cpu.get_cpu_capability() in (
-    "AVX2",
-    "AVX512",
-)  # elsewhere uint8 is resized as floats, which may round by the layout
+_ROWS = 64  # rows copied at a time; they stay in the processor's cache
+
+# torch resizes uint8 in integer arithmetic only with these instruction sets. Elsewhere it computes
+# in floating point, where the rounding may depend on the layout.
+_RESIZES_UINT8 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    """A Pillow picture of mode RGB as uint8 [3, H, W]."""
+    """Convert a Pillow image of mode RGB to uint8 [3, H, W]."""
     width, height = image.size
-    raw = bytearray(image.tobytes("raw", "RGBX"))  # writable, as tensors have to be
+    raw = bytearray(image.tobytes("raw", "RGBX"))  # writable, as torch.frombuffer requires
     return torch.frombuffer(raw, dtype=torch.uint8).view(height, width, 4).permute(2, 0, 1)[:3]
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with antialiasing, torchvision's; image: uint8 [3, H, W] -> [3, height, width]."""
-    four = _four(image) if _NATIVE else None
-    if four is None:
+    """Resize an image with torchvision's bilinear filter and antialiasing.
+
+    image: uint8 [3, H, W]. Returns uint8 [3, height, width].
+    """
+    rgbx = _rgbx_view(image) if _RESIZES_UINT8 else None
+    if rgbx is None:
         return torch.as_tensor(F.resize(image.contiguous(), [height, width], antialias=True))
-    return torch.as_tensor(F.resize(four, [height, width], antialias=True))[:3]
+    return torch.as_tensor(F.resize(rgbx, [height, width], antialias=True))[:3]
 
 
 def flip(image: Tensor, dim: int) -> Tensor:
-    """The picture [3, H, W] mirrored, dim: -1 left to right, -2 upside down."""
-    four = _four(image)
-    if four is None:
+    """Flip an image [3, H, W]; dim: -1 for left-right, -2 for up-down."""
+    rgbx = _rgbx_view(image)
+    if rgbx is None:
         return image.flip(dim)
-    pixels = four.permute(1, 2, 0).view(torch.int32).flip(dim - 1)  # whole pixels at a time
+    pixels = rgbx.permute(1, 2, 0).view(torch.int32).flip(dim - 1)  # moves whole pixels
     return pixels.view(torch.uint8).permute(2, 0, 1)[:3]
 
 
-def put(canvas: Tensor, image: Tensor) -> None:
-    """Copies the picture into `canvas`, uint8 [3, H, W] of planes (a window of a batch)."""
-    four = _four(image)
-    if four is None:
+def copy_to_planes(canvas: Tensor, image: Tensor) -> None:
+    """Copy an image into `canvas`, uint8 [3, H, W] with one plane per channel.
+
+    The canvas may be a window of a batch.
+    """
+    rgbx = _rgbx_view(image)
+    if rgbx is None:
         canvas.copy_(image)
         return
-    words: NDArray[Any] = four.permute(1, 2, 0).numpy().view("<u4")[..., 0]
-    for top in range(
-        0, len(words), _ROWS
-    ):  # shifted words: three times as fast as picking every fourth byte
-        planes, rest = canvas[:, top : top + _ROWS].numpy(), words[top : top + _ROWS]
-        planes[0] = rest
-        planes[1] = rest = rest >> 8
-        planes[2] = rest >> 8
+    pixels: NDArray[np.uint32] = rgbx.permute(1, 2, 0).numpy().view("<u4")[..., 0]
+    # Shifting 32-bit pixels and keeping the low byte takes a third of the time of strided reads.
+    for top in range(0, len(pixels), _ROWS):
+        red, green, blue = canvas[:, top : top + _ROWS].numpy()
+        rows = pixels[top : top + _ROWS]
+        shifted = rows >> 8
+        red[:] = rows
+        green[:] = shifted
+        blue[:] = shifted >> 8
 
 
-def _four(image: Tensor) -> Tensor | None:
-    """The picture with its fourth byte, uint8 [4, H, W]; None for one that is not stored that way."""
+def _rgbx_view(image: Tensor) -> Tensor | None:
+    """Return the image with its fourth byte, uint8 [4, H, W]; None if it is stored differently."""
     _, height, width = image.shape
-    across, down, along = image.stride()
+    channel_stride, row_stride, pixel_stride = image.stride()
     start = image.storage_offset()
-    last = start + (height - 1) * down + width * 4
-    if (
-        (across, along) != (1, 4)
-        or down % 4
-        or start % 4
-        or not height * width
-        or last > image.untyped_storage().nbytes()
-    ):
+    stop = start + (height - 1) * row_stride + width * 4
+    is_rgbx = (
+        (channel_stride, pixel_stride) == (1, 4)
+        and row_stride % 4 == 0
+        and start % 4 == 0
+        and height * width > 0
+        and stop <= image.untyped_storage().nbytes()
+    )
+    if not is_rgbx:
         return None
-    return image.as_strided((4, height, width), (across, down, along))
+    return image.as_strided((4, height, width), image.stride())

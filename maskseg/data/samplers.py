@@ -1,4 +1,7 @@
-"""Which images make which batch. The stream of batches is a function of the seed alone: not of the number of workers or processes."""
+"""Samplers: which images form which batch.
+
+The sequence of batches depends on the seed only, not on the number of workers or processes.
+"""
 
 from __future__ import annotations
 
@@ -8,94 +11,109 @@ from itertools import islice
 import numpy as np
 from torch.utils.data import Sampler
 
-Item = tuple[int, int, int]  # epoch, index of the image, which repetition of it in this epoch
+Item = tuple[int, int, int]  # epoch, index of the image, repetition of the image in this epoch
 
 
 class StepSampler(Sampler[list[Item]]):
-    """Batches for steps `start_step` .. `stop_step` - 1 of an endless stream of shuffled epochs.
+    """Batches for the steps `start_step` to `stop_step` - 1 of an endless series of epochs.
 
-    total_batch: images a step, over all processes; this process gets every `world`-th of them, from `rank` on, in `pieces` batches. groups: a number
-    for each image;
-    a batch holds images of one group only (aspect-ratio grouping). repeats: how often each image comes in an epoch on average (>= 1 each).
+    Each epoch is shuffled. A batch may contain images of two epochs.
+
+    batch_size: images per step, over all processes.
+    groups: a number for each image; a batch holds images of one group only (aspect-ratio grouping).
+    repeats: how often each image occurs in an epoch on average (each at least 1).
+    rank, world_size: this process and the number of processes, which share each batch.
+    micro_batches: parts that the share of a process is split into (gradient accumulation).
     """
 
     def __init__(
         self,
         num_images: int,
-        total_batch: int,
+        batch_size: int,
         stop_step: int,
         seed: int = 0,
         start_step: int = 0,
         groups: Sequence[int] | None = None,
         repeats: Sequence[float] | None = None,
         rank: int = 0,
-        world: int = 1,
-        pieces: int = 1,
+        world_size: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         if num_images < 1:
             raise ValueError("a sampler needs at least one image")
-        if total_batch < 1:
-            raise ValueError(f"total_batch must be at least 1, not {total_batch}")
-        if total_batch % (world * pieces):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if batch_size % (world_size * micro_batches):
             raise ValueError(
-                f"total_batch {total_batch} cannot be shared evenly by {world} processes in {pieces} pieces"
+                f"batch_size {batch_size} cannot be divided evenly among {world_size} processes "
+                f"with {micro_batches} micro-batches each"
             )
-        self.num_images, self.total_batch, self.seed = num_images, total_batch, seed
-        self.start_step, self.stop_step, self.rank, self.world, self.pieces = (
-            start_step,
-            stop_step,
-            rank,
-            world,
-            pieces,
-        )
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.stop_step = stop_step
+        self.seed = seed
+        self.start_step = start_step
         self.groups = np.zeros(num_images, dtype=np.int64) if groups is None else np.asarray(groups)
         self.repeats = None if repeats is None else np.asarray(repeats, dtype=np.float64)
+        self.rank = rank
+        self.world_size = world_size
+        self.micro_batches = micro_batches
 
     def __len__(self) -> int:
-        return max(self.stop_step - self.start_step, 0) * self.pieces
+        return max(self.stop_step - self.start_step, 0) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[Item]]:
         for batch in islice(self._batches(), self.start_step, self.stop_step):
-            own = batch[self.rank :: self.world]
-            yield from (own[piece :: self.pieces] for piece in range(self.pieces))
+            share = batch[self.rank :: self.world_size]
+            for first in range(self.micro_batches):
+                yield share[first :: self.micro_batches]
 
     def _batches(self) -> Iterator[list[Item]]:
-        waiting: dict[int, list[Item]] = {int(g): [] for g in np.unique(self.groups)}
+        """Yield the batches of all processes, from step 0 on, without end."""
+        incomplete: dict[int, list[Item]] = {int(group): [] for group in np.unique(self.groups)}
         epoch = 0
         while True:
             for item in self._epoch(epoch):
-                group = waiting[int(self.groups[item[1]])]
-                group.append(item)
-                if len(group) == self.total_batch:
-                    yield list(group)
-                    group.clear()
+                _, image, _ = item
+                batch = incomplete[int(self.groups[image])]
+                batch.append(item)
+                if len(batch) == self.batch_size:
+                    yield list(batch)
+                    batch.clear()
             epoch += 1
 
     def _epoch(self, epoch: int) -> Iterator[Item]:
         rng = np.random.default_rng([self.seed, epoch])
-        times = np.ones(self.num_images, dtype=np.int64)
+        counts = np.ones(self.num_images, dtype=np.int64)
         if self.repeats is not None:
-            times = np.floor(self.repeats + rng.random(self.num_images)).astype(np.int64)
-        index = np.repeat(np.arange(self.num_images), times)
-        copy = np.arange(len(index)) - np.repeat(np.cumsum(times) - times, times)
-        for i in rng.permutation(len(index)):
-            yield epoch, int(index[i]), int(copy[i])
+            # Rounds up at random, with the fraction as probability: the mean is the repeat factor.
+            counts = np.floor(self.repeats + rng.random(self.num_images)).astype(np.int64)
+        images = np.repeat(np.arange(self.num_images), counts)
+        repetitions = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+        for i in rng.permutation(len(images)):
+            yield epoch, int(images[i]), int(repetitions[i])
 
 
 def aspect_groups(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """0 for landscape and square, 1 for portrait images; sizes are (height, width)."""
+    """Return 0 for landscape and square images, 1 for portrait; sizes: (height, width)."""
     return [int(height > width) for height, width in sizes]
 
 
 def repeat_factors(labels: Sequence[Sequence[int]], threshold: float) -> list[float]:
-    """LVIS's repeat factors (Gupta et al., section 4.3): an image of a class in a share f of all images comes max(1, sqrt(threshold / f)) times.
+    """Return LVIS's repeat factors (Gupta et al., "LVIS", CVPR 2019, section 4.3).
 
-    labels: those of each image.
+    An image with a class that occurs in a fraction f of all images is repeated
+    max(1, sqrt(threshold / f)) times; the largest factor of its classes counts.
+
+    labels: the labels of each image's objects.
     """
-    present = [set(image) for image in labels]
-    count: dict[int, int] = {}
-    for image in present:
+    labels_per_image = [set(image) for image in labels]
+    image_counts: dict[int, int] = {}
+    for image in labels_per_image:
         for label in image:
-            count[label] = count.get(label, 0) + 1
-    factor = {label: max(1.0, (threshold * len(labels) / n) ** 0.5) for label, n in count.items()}
-    return [max((factor[label] for label in image), default=1.0) for image in present]
+            image_counts[label] = image_counts.get(label, 0) + 1
+    factors = {
+        label: max(1.0, (threshold * len(labels) / count) ** 0.5)
+        for label, count in image_counts.items()
+    }
+    return [max((factors[label] for label in image), default=1.0) for image in labels_per_image]

@@ -1,4 +1,8 @@
-"""What a loader process sends: torch opens a piece of shared memory for every tensor, half a millisecond each, so here only large ones get one."""
+"""Fast transfer of batches from loader processes.
+
+torch creates one shared-memory segment per tensor, which takes 0.5 ms each. Here only large tensors
+get their own segment; all others are pickled together.
+"""
 
 from __future__ import annotations
 
@@ -11,47 +15,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LARGE = 1 << 17  # bytes; what is smaller is sent through the pipe with the rest
+_MIN_SHARED_BYTES = 1 << 17  # smaller tensors are pickled
 
 
-class Parcel:
-    """Any picklable value, its tensors (on the CPU) packed; one process packs it, another one of the same program opens it."""
+class SharedBatch:
+    """A picklable value whose large CPU tensors are kept apart for shared memory.
+
+    One process creates it; another process of the same program unpacks it.
+    """
 
     def __init__(self, value: Any) -> None:
         self.large: list[Tensor] = []
         file = io.BytesIO()
-        pickler = pickle.Pickler(file, protocol=5, buffer_callback=self._keep_out)
-        pickler.dispatch_table = {**copyreg.dispatch_table, Tensor: _as_array}
+        pickler = pickle.Pickler(file, protocol=5, buffer_callback=self._pickle_in_band)
+        pickler.dispatch_table = {**copyreg.dispatch_table, Tensor: _reduce_tensor}
         pickler.dump(value)
-        self.rest = file.getvalue()
+        self.pickled = file.getvalue()
 
-    def open(self) -> Any:
-        """The value. Its large tensors lie in the shared memory that they came in."""
-        return pickle.loads(self.rest, buffers=[tensor.numpy() for tensor in self.large])
+    def unpack(self) -> Any:
+        """Return the value. Its large tensors stay in the shared memory that holds them."""
+        return pickle.loads(self.pickled, buffers=[tensor.numpy() for tensor in self.large])
 
     def pin_memory(self) -> Any:
-        """The value in page-locked memory (called by torch's loader, in a thread of its own)."""
-        value = self.open()
+        """Return the value in page-locked memory (called by torch's loader, in a thread)."""
+        value = self.unpack()
         return value.pin_memory() if hasattr(value, "pin_memory") else value
 
-    def _keep_out(self, buffer: pickle.PickleBuffer) -> bool:
-        """Takes a large array's memory; -> whether it is to be pickled with the rest."""
+    def _pickle_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        """Keep a large buffer apart; return True for one that is to be pickled with the rest."""
         raw = buffer.raw()
-        if raw.nbytes < _LARGE or raw.readonly:
+        if raw.nbytes < _MIN_SHARED_BYTES or raw.readonly:
             return True
         self.large.append(torch.frombuffer(raw, dtype=torch.uint8))
         return False
 
 
-class Packed:
-    """A collate function whose result is a parcel."""
+class SharedCollate:
+    """Wraps a collate function; its results are returned as `SharedBatch`."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, samples: list[Any]) -> Parcel:
-        return Parcel(self.collate(samples))
+    def __call__(self, samples: list[Any]) -> SharedBatch:
+        return SharedBatch(self.collate(samples))
 
 
-def _as_array(tensor: Tensor) -> tuple[Any, ...]:
+def _reduce_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """Pickle a tensor through numpy, whose buffers can be kept apart."""
     return torch.from_numpy, (tensor.numpy(),)

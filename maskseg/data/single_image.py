@@ -1,4 +1,4 @@
-"""One image of any kind -> a batch of one, as the evaluation would make it."""
+"""A batch of one image from outside a dataset, prepared as in the evaluation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,23 @@ AnyImage = str | Path | Image.Image | NDArray[np.uint8]
 
 
 class SingleImage:
-    """The test transforms and the padding of a data set, for an image outside of it."""
+    """Applies a dataset's test transforms and padding to an image.
+
+    divisor: height and width are padded to a multiple of this; max_pixels: limit for image files.
+    """
 
     def __init__(
         self, transforms: Sequence[Transform] = (), divisor: int = 32, max_pixels: int = MAX_PIXELS
     ) -> None:
-        self.transforms, self.divisor, self.max_pixels = list(transforms), divisor, max_pixels
+        self.transforms = list(transforms)
+        self.divisor = divisor
+        self.max_pixels = max_pixels
 
     def read(self, image: AnyImage) -> Tensor:
-        """A path, a PIL image, or a uint8 RGB array [H, W, 3] -> uint8 RGB [3, H, W]. Raises UserError for something else, or a bad file."""
+        """Convert a path, a PIL image or a uint8 RGB array [H, W, 3] to uint8 RGB [3, H, W].
+
+        Raises UserError for any other type, and for a file that cannot be read.
+        """
         if isinstance(image, str | Path):
             return load_image(image, self.max_pixels)
         if isinstance(image, Image.Image):
@@ -43,16 +51,21 @@ class SingleImage:
             and image.size
         ):
             raise UserError("an image is a path, a PIL image or a uint8 RGB array [H, W, 3]")
-        return torch.from_numpy(np.array(image)).permute(
-            2, 0, 1
-        )  # a copy: the array may be read-only
+        # Copy: the array may be read-only, which torch does not support.
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-    def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch:
-        """pixels: uint8 RGB [3, H, W] -> a batch of one, with empty targets."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        size = (pixels.shape[1], pixels.shape[2])
+    def __call__(self, pixels: Tensor, image_id: int = 0, file_name: str = "") -> Batch:
+        """Return a batch of one with empty targets; pixels: uint8 RGB [3, H, W]."""
+        no_labels = torch.zeros(0, dtype=torch.int64)
         sample = Sample(
-            pixels, torch.zeros(0, 4), nothing, nothing.bool(), None, image_id, name, size
+            image=pixels,
+            boxes=torch.zeros(0, 4),
+            labels=no_labels,
+            iscrowd=no_labels.bool(),
+            masks=None,
+            image_id=image_id,
+            file_name=file_name,
+            original_size=(pixels.shape[1], pixels.shape[2]),
         )
         for transform in self.transforms:
             sample = transform(sample, np.random.default_rng(0))

@@ -1,4 +1,8 @@
-"""Changes of a sample. Each is called with the sample and a random generator that is a function of (seed, epoch, index)."""
+"""Data augmentation and other transforms of samples.
+
+A transform is called with the sample and a random generator whose state depends only on (seed,
+epoch, index, repetition).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from maskseg.data.rgbx import flip, resize
 from maskseg.data.sample import Sample
 from maskseg.errors import UserError
-from maskseg.ops.geometry import Geometry
+from maskseg.ops.geometry import AxisAlignedTransform
 
 
 class Transform(Protocol):
@@ -26,26 +30,33 @@ class Transform(Protocol):
 
 
 class Flip:
-    """Left-right and up-down flips, with a probability each."""
+    """Flips left-right and up-down at random, with a probability each."""
 
     def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
-        self.horizontal, self.vertical = horizontal, vertical
+        self.horizontal = horizontal
+        self.vertical = vertical
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        across, down = rng.random(2)
-        if across < self.horizontal:
-            sample = sample.move(flip(sample.image, -1), Geometry.flip_x(*sample.size))
-        if down < self.vertical:
-            sample = sample.move(flip(sample.image, -2), Geometry.flip_y(*sample.size))
+        draw_horizontal, draw_vertical = rng.random(2)
+        if draw_horizontal < self.horizontal:
+            geometry = AxisAlignedTransform.flip_x(*sample.size)
+            sample = sample.transform(flip(sample.image, -1), geometry)
+        if draw_vertical < self.vertical:
+            geometry = AxisAlignedTransform.flip_y(*sample.size)
+            sample = sample.transform(flip(sample.image, -2), geometry)
         return sample
 
 
 class ResizeShortestEdge:
-    """The shorter side becomes one of `sizes` (drawn), the longer at most `max_size`, in pixels (Faster R-CNN's custom).
+    """Resizes the shorter side to one of `sizes`, drawn at random (as in Faster R-CNN).
 
-    method: `antialias` (torchvision's bilinear with antialiasing, the fastest), `pillow` (the same filter in Pillow's arithmetic, one grey level
-    off in one value of ten thousand: what detectron2's models saw), or `plain` (bilinear without antialiasing, sizes rounded down: what
-    torchvision's detection models saw).
+    The longer side is limited to `max_size`. All in pixels.
+
+    method:
+    `antialias`: torchvision's bilinear filter with antialiasing, the fastest;
+    `pillow`: the same filter in Pillow's arithmetic, which detectron2 uses in training; it differs
+    by one gray level in one value of ten thousand;
+    `plain`: bilinear without antialiasing, sizes rounded down, as torchvision's detection models.
     """
 
     def __init__(
@@ -53,62 +64,78 @@ class ResizeShortestEdge:
     ) -> None:
         if not sizes or min(sizes) < 1 or max_size < max(sizes):
             raise UserError(
-                f"resize: sizes must be positive and at most max_size, got {list(sizes)} and {max_size}"
+                "resize: sizes must be positive and at most max_size, "
+                f"got {list(sizes)} and {max_size}"
             )
         if method not in _RESIZES:
             raise UserError(f"resize: method must be one of {', '.join(_RESIZES)}, not {method!r}")
-        self.sizes, self.max_size, self.method = list(sizes), max_size, method
+        self.sizes = list(sizes)
+        self.max_size = max_size
+        self.method = method
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.size
         short = self.sizes[int(rng.integers(len(self.sizes)))]
         scale = min(short / min(height, width), self.max_size / max(height, width))
-        up = (
-            0.0 if self.method == "plain" else 0.5
-        )  # halves are rounded up, as in detectron2 and mmdetection
-        return _resize(
-            sample, math.floor(height * scale + up), math.floor(width * scale + up), self.method
-        )
+        # Halves are rounded up, as in detectron2 and mmdetection; torchvision rounds down.
+        rounding = 0.0 if self.method == "plain" else 0.5
+        new_height = math.floor(height * scale + rounding)
+        new_width = math.floor(width * scale + rounding)
+        return _resize_sample(sample, new_height, new_width, self.method)
 
 
 class ScaleJitterCrop:
-    """Large scale jitter (Ghiasi et al., "Simple Copy-Paste", section 3): the image is scaled to fit `size` x `size`, times a factor drawn from
-    `scale`, and where it is larger than that a window of `size` is cut out; a smaller one is padded when it is batched."""
+    """Large-scale jitter (Ghiasi et al., "Simple Copy-Paste", CVPR 2021, section 3).
+
+    Scales the image to fit into `size` x `size` pixels, times a factor drawn from `scale`. A larger
+    image is cropped to `size` at random; a smaller one is padded when it is batched.
+
+    min_pixels: objects with fewer pixels left are dropped.
+    """
 
     def __init__(
         self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), min_pixels: float = 1.0
     ) -> None:
-        self.size, self.scale, self.crop = (
-            size,
-            (float(scale[0]), float(scale[1])),
-            RandomCrop(size, min_pixels),
-        )
+        self.size = size
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.crop = RandomCrop(size, min_pixels)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.size
         factor = float(rng.uniform(*self.scale)) * min(self.size / height, self.size / width)
-        return self.crop(_resize(sample, round(height * factor), round(width * factor)), rng)
+        sample = _resize_sample(sample, round(height * factor), round(width * factor))
+        return self.crop(sample, rng)
 
 
 class RandomCrop:
-    """A window of `size` x `size` at the image's own scale, the whole side where it is shorter. Objects of which fewer than `min_pixels`
-    are left go."""
+    """Crops a random window of `size` x `size` pixels without resizing.
+
+    A side that is shorter than `size` is kept whole. Objects with fewer than `min_pixels` left are
+    dropped.
+    """
 
     def __init__(self, size: int, min_pixels: float = 1.0) -> None:
-        self.size, self.min_pixels = size, min_pixels
+        self.size = size
+        self.min_pixels = min_pixels
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = (min(side, self.size) for side in sample.size)
+        # The draws come before the early return: later transforms then see the same random stream.
         top = int(rng.integers(sample.size[0] - height + 1))
         left = int(rng.integers(sample.size[1] - width + 1))
         if (height, width) == sample.size:
             return sample
         image = sample.image[:, top : top + height, left : left + width]
-        return sample.move(image, Geometry.crop(left, top, height, width), self.min_pixels)
+        geometry = AxisAlignedTransform.crop(left, top, height, width)
+        return sample.transform(image, geometry, self.min_pixels)
 
 
 class ColorJitter:
-    """Brightness, contrast and saturation by a factor from 1 - x to 1 + x, hue by a turn from -x to x, in a drawn order."""
+    """Changes brightness, contrast, saturation and hue at random, in random order.
+
+    Brightness, contrast and saturation are multiplied by a factor from 1 - x to 1 + x; hue is
+    shifted by -x to x of the color circle.
+    """
 
     def __init__(
         self,
@@ -119,52 +146,54 @@ class ColorJitter:
     ) -> None:
         if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
             raise UserError("color jitter: strengths must not be negative, and hue is at most 0.5")
-        self.brightness, self.contrast, self.saturation, self.hue = (
-            brightness,
-            contrast,
-            saturation,
-            hue,
-        )
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        image = sample.image.contiguous()  # a mean over it must not depend on the layout
-        around_one = (
+        image = sample.image.contiguous()  # a mean over the image must not depend on its strides
+        adjustments = (
             (F.adjust_brightness, self.brightness),
             (F.adjust_contrast, self.contrast),
             (F.adjust_saturation, self.saturation),
             (F.adjust_hue, self.hue),
         )
-        for i in rng.permutation(len(around_one)):
-            change, strength = around_one[i]
-            if strength:
-                middle = 0.0 if change is F.adjust_hue else 1.0
-                low = middle - strength if middle == 0 else max(0.0, 1.0 - strength)
-                image = change(image, float(rng.uniform(low, middle + strength)))
+        for i in rng.permutation(len(adjustments)):
+            adjust, strength = adjustments[i]
+            if not strength:
+                continue
+            if adjust is F.adjust_hue:
+                value = rng.uniform(-strength, strength)
+            else:
+                value = rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
+            image = adjust(image, float(value))
         return replace(sample, image=image)
 
 
-def _pillow(image: Tensor, height: int, width: int) -> Tensor:
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+def _resize_with_pillow(image: Tensor, height: int, width: int) -> Tensor:
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def _resize_plain(image: Tensor, height: int, width: int) -> Tensor:
+    values: Tensor = F.resize(image.contiguous().float(), [height, width], antialias=False)
+    return values.round().to(torch.uint8)
 
 
 _RESIZES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "antialias": resize,
-    "pillow": _pillow,
-    "plain": lambda image, height, width: (
-        F.resize(image.contiguous().float(), [height, width], antialias=False)
-        .round()
-        .to(torch.uint8)
-    ),
+    "pillow": _resize_with_pillow,
+    "plain": _resize_plain,
 }
 
 
-def _resize(sample: Sample, height: int, width: int, method: str = "antialias") -> Sample:
-    height, width = max(height, 1), max(width, 1)
+def _resize_sample(sample: Sample, height: int, width: int, method: str = "antialias") -> Sample:
+    """Resize to height x width pixels, at least 1 x 1."""
+    height = max(height, 1)
+    width = max(width, 1)
     if (height, width) == sample.size:
         return sample
-    return sample.move(
-        _RESIZES[method](sample.image, height, width), Geometry.resize(*sample.size, height, width)
-    )
+    image = _RESIZES[method](sample.image, height, width)
+    return sample.transform(image, AxisAlignedTransform.resize(*sample.size, height, width))

@@ -1,1 +1,1 @@
-"""The training loop, checkpoints, logs."""
+"""Training loop, distributed context, checkpoints and logs."""

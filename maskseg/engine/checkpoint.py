@@ -1,14 +1,15 @@
-"""Checkpoints: plain data, written whole or not at all, checked when they are read.
+"""Checkpoint files: plain data, written atomically and verified when they are read.
 
-A checkpoint is a dictionary of state dicts, plain Python values, the config as a YAML string, categories and metrics. It is read by
-`read_torch`, never otherwise: a file that somebody else made cannot run code. What its config may build: `maskseg.config.trust`.
+A checkpoint is a dictionary of state dicts, plain Python values, the config as a YAML string,
+categories and metrics. It is only ever read by `read_torch`, so that a file of unknown origin
+cannot run code. `maskseg.config.trust` lists the classes that the stored config may instantiate.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from maskseg.errors import UserError
-from maskseg.files import remove_left, replacing
+from maskseg.files import remove_stale, replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
-MAX_PLACE = 1000  # characters of a value's place in a message
+MAX_PLACE = 1000  # characters of a value's path in an error message
 _DTYPES = {
     torch.float64,
     torch.float32,
@@ -38,9 +39,10 @@ Checkpoint = dict[str, Any]
 
 
 def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Written beside `path`, flushed to the disk and renamed: a kill at any moment leaves the old file or the new one.
+    """Write a checkpoint atomically: a killed process leaves the old file or the new one.
 
-    Raises UserError where the disk is full or read-only; the old file is then intact. Raises TypeError for values that are not plain data.
+    Raises UserError if the disk is full or read-only, in which case the old file is intact, and
+    TypeError for values that are not plain data.
     """
     _check_plain(checkpoint, "checkpoint")
     with replacing(path, "the checkpoint") as file:
@@ -49,7 +51,7 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a value is in a checkpoint; its text is made for a message alone."""
+    """Path of a value inside a checkpoint. The text is only built for an error message."""
 
     parent: _Place | None
     key: object
@@ -64,55 +66,64 @@ class _Place:
 
 
 def _check_plain(checkpoint: object, name: str) -> None:
-    """Raises TypeError for a value that is no plain data. What is there twice is checked once: shared lists can be nested without end."""
+    """Raise TypeError for a value that is not plain data.
+
+    Each container is visited once, because nested references to the same list can have
+    exponentially many paths.
+    """
     pending: list[tuple[Any, _Place]] = [({name: checkpoint}, _Place(None, ""))]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while pending:
         container, place = pending.pop()
-        for key, value in (
-            container.items() if isinstance(container, dict) else enumerate(container)
-        ):
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in items:
             if isinstance(value, dict | list | tuple):
-                if id(value) not in seen:
-                    seen.add(id(value))
+                if id(value) not in visited:
+                    visited.add(id(value))
                     pending.append((value, _Place(place, key)))
-            elif not (
-                isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)
-            ):
+            elif not _is_plain(value):
                 raise TypeError(
-                    f"{_Place(place, key)} is a {type(value).__name__}; a checkpoint holds tensors and plain values only"
+                    f"{_Place(place, key)} is a {type(value).__name__}; "
+                    "a checkpoint holds only tensors and plain values"
                 )
 
 
-def _check_state(state: object, name: str) -> None:
-    """Raises TypeError for what is no state dict: dense tensors by name."""
+def _is_plain(value: object) -> bool:
+    """Whether a leaf value may be stored. Subclasses, such as NumPy's float64, may not."""
+    return isinstance(value, Tensor) or value is None or type(value) in (str, int, float, bool)
+
+
+def _check_state_dict(state: object, name: str) -> None:
+    """Raise TypeError unless `state` maps names to dense tensors."""
     if not isinstance(state, dict):
-        raise TypeError(f"{name} is a {type(state).__name__} instead of tensors by name")
+        raise TypeError(f"{name} is a {type(state).__name__}, not a dictionary of tensors")
     for key, value in state.items():
-        dense = (
+        is_dense = (
             isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in _DTYPES
         )
-        if not isinstance(key, str) or not dense:
-            raise TypeError(f"{name} holds something else than dense tensors by name")
+        if not isinstance(key, str) or not is_dense:
+            raise TypeError(f"{name} holds values other than named dense tensors")
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """The checkpoint, on the CPU. Raises UserError for a file that is missing, damaged (its checksums are compared) or not of ours."""
+    """Read a checkpoint into CPU memory.
+
+    Raises UserError if the file is missing, damaged (its checksums are verified) or not a
+    checkpoint of this package.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     checkpoint: Checkpoint = read_torch(path, "a checkpoint", "; use another checkpoint of the run")
-    stated = checkpoint.get("format") if isinstance(checkpoint, dict) else None
-    if type(stated) is not int or stated != FORMAT or "model" not in checkpoint:
+    version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if type(version) is not int or version != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a maskseg checkpoint of format {FORMAT}")
     try:
-        _check_plain(checkpoint, "it")
-        _check_state(checkpoint["model"], "its model")
-        if checkpoint.get("ema") is not None:
-            _check_state(
-                checkpoint["ema"].get("model") if isinstance(checkpoint["ema"], dict) else None,
-                "its moving average",
-            )
+        _check_plain(checkpoint, "checkpoint")
+        _check_state_dict(checkpoint["model"], "its model")
+        ema = checkpoint.get("ema")
+        if ema is not None:
+            _check_state_dict(ema.get("model") if isinstance(ema, dict) else None, "its EMA")
     except TypeError as error:
         raise UserError(f"{path}: refused, {error}") from error
     return checkpoint
@@ -125,84 +136,117 @@ def load_weights(
     partial: bool = False,
     hint: str = "",
 ) -> list[str]:
-    """Copies `state` into the model. Without `partial` every tensor must fit, else UserError names those that don't; with it, those that don't
-    fit are left as they are and returned. hint: what to do, at the end of the message."""
-    own = model.state_dict()
-    misshapen = [
-        f"{k} {list(v.shape)} instead of {list(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    if (misshapen or missing or unexpected) and not partial:
-        parts = [
-            f"{len(names)} {kind} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
-            for kind, names in (
-                ("of another shape", misshapen),
-                ("missing", missing),
-                ("left over", unexpected),
-            )
-            if names
+    """Copy `state` into the model.
+
+    Args:
+        model: the model to load into.
+        state: tensors by name.
+        source: where `state` comes from, for the error message.
+        partial: load only the tensors that fit, and skip the others.
+        hint: advice at the end of the error message.
+
+    Returns the names of the tensors that were skipped. Raises UserError, which lists the
+    mismatches,
+    if not every tensor fits and `partial` is false.
+    """
+    current = model.state_dict()
+    mismatched: list[str] = []
+    matching: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name not in current:
+            continue
+        if value.shape == current[name].shape:
+            matching[name] = value
+        else:
+            expected = list(current[name].shape)
+            mismatched.append(f"{name} {list(value.shape)} instead of {expected}")
+    missing = [name for name in current if name not in state]
+    unexpected = [name for name in state if name not in current]
+    if (mismatched or missing or unexpected) and not partial:
+        problems = [
+            *_describe_names("of another shape", mismatched),
+            *_describe_names("missing", missing),
+            *_describe_names("unexpected", unexpected),
         ]
-        raise UserError(
-            f"{source} does not fit this model: {'; '.join(parts)}{hint and f'; {hint}'}"
-        )
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    model.load_state_dict(fitting, strict=False)
-    return [*missing, *unexpected, *misshapen]
+        advice = f"; {hint}" if hint else ""
+        raise UserError(f"{source} does not fit this model: {'; '.join(problems)}{advice}")
+    model.load_state_dict(matching, strict=False)
+    return [*missing, *unexpected, *mismatched]
 
 
-def best_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights to use: the moving average where the training kept one."""
+def _describe_names(kind: str, names: list[str]) -> Iterable[str]:
+    """Yield "COUNT KIND (NAMES)" with at most five names, or nothing for an empty list."""
+    if names:
+        more = " ..." if len(names) > 5 else ""
+        yield f"{len(names)} {kind} ({', '.join(names[:5])}{more})"
+
+
+def inference_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights for inference: the EMA of the weights if the training kept one."""
     weights: dict[str, Tensor] = (checkpoint.get("ema") or checkpoint)["model"]
     return weights
 
 
-class Keeper:
-    """`last.pt` of a run, and beside it the `keep` ones before it by number: `step_0001000.pt`."""
+class CheckpointManager:
+    """Writes `last.pt` of a run and keeps the previous `keep` ones as `step_0001000.pt`.
+
+    step: step of `last.pt`; None if there is none or it is damaged.
+    """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
-        self.run_dir, self.keep, self.path = run_dir, keep, run_dir / "last.pt"
-        self.step: int | None = None  # of last.pt
+        self.run_dir = run_dir
+        self.keep = keep
+        self.path = run_dir / "last.pt"
+        self.step: int | None = None
         if self.path.exists():
             try:
                 self.step = int(load_checkpoint(self.path)["step"])
-            except (UserError, KeyError):  # damaged: not worth a number
+            except (UserError, KeyError):  # damaged, so it is not kept under a step's name
                 self.step = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """At every moment one of them is whole. Raises UserError as `save_checkpoint`; nothing is lost then."""
+        """Save `last.pt`. At every moment at least one checkpoint of the run is complete.
+
+        Raises UserError as `save_checkpoint` does, without losing a checkpoint.
+        """
         if (
             self.keep
             and self.step is not None
             and self.step != checkpoint["step"]
             and self.path.exists()
         ):
-            self._number(self.run_dir / f"step_{self.step:07d}.pt")
+            self._keep_as(self.run_dir / f"step_{self.step:07d}.pt")
         save_checkpoint(self.path, checkpoint)
         self.step = int(checkpoint["step"])
-        for old in numbered(self.run_dir)[self.keep :]:
+        for old in step_checkpoints(self.run_dir)[self.keep :]:
             old.unlink(missing_ok=True)
 
-    def _number(self, path: Path) -> None:
+    def _keep_as(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         try:
-            os.link(self.path, path)  # last.pt stays there until the new one takes its place
-        except OSError:  # a file system without links
+            os.link(self.path, path)  # last.pt stays in place until the new one replaces it
+        except OSError:  # the file system has no hard links
             self.path.replace(path)
 
 
-def numbered(run_dir: Path) -> list[Path]:
-    """The checkpoints kept by number, the newest first: a run that went back and on again has written lower numbers later."""
-    found = [p for p in run_dir.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name)]
-    return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+def step_checkpoints(run_dir: Path) -> list[Path]:
+    """List the `step_*.pt` of a run, the most recently written first.
+
+    The order is that of the modification times: a run that was resumed from an earlier step has
+    written lower step numbers later.
+    """
+    paths = [p for p in run_dir.glob("step_*.pt") if re.fullmatch(r"step_\d+\.pt", p.name)]
+    return sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
 
 
-def newest(run_dir: Path) -> tuple[Path, Checkpoint] | None:
-    """The newest valid checkpoint of the run, warning of those that are not; None where there is none. What killed saves left is removed."""
-    for left in run_dir.glob(".*.pt.*.tmp"):
-        remove_left(left)
-    for path in [run_dir / "last.pt", *numbered(run_dir), run_dir / "best.pt"]:
+def latest_valid(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+    """Find the newest checkpoint of a run that can be loaded, and warn about those that cannot.
+
+    Temporary files of killed processes are removed. Returns None if no checkpoint can be loaded.
+    """
+    for temporary in run_dir.glob(".*.pt.*.tmp"):
+        remove_stale(temporary)
+    for path in [run_dir / "last.pt", *step_checkpoints(run_dir), run_dir / "best.pt"]:
         if not path.exists():
             continue
         try:
@@ -213,7 +257,8 @@ def newest(run_dir: Path) -> tuple[Path, Checkpoint] | None:
 
 
 def checkpoint_path(path: Path) -> Path:
-    """A checkpoint, or the best (else the last) one of a run folder."""
-    if path.is_dir():
-        return path / "best.pt" if (path / "best.pt").is_file() else path / "last.pt"
-    return path
+    """Return the checkpoint itself, or `best.pt`, else `last.pt`, of a run folder."""
+    if not path.is_dir():
+        return path
+    best = path / "best.pt"
+    return best if best.is_file() else path / "last.pt"

@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or those that torchrun has started."""
+"""The processes of a run: a single process, or those that torchrun has started."""
 
 from __future__ import annotations
 
@@ -12,104 +12,136 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from maskseg.errors import UserError
 
-_PATIENCE = timedelta(minutes=60)  # longer than any one process evaluates alone
+_TIMEOUT = timedelta(minutes=60)  # longer than one process may evaluate while the others wait
 
 
 @dataclass(frozen=True)
-class Group:
-    """All processes of the run. What is exchanged here goes through the CPU, so that it works whatever the device of the model is.
+class DistributedContext:
+    """The processes of a run, and the collectives that they exchange messages by.
 
-    rank: the number of this process, 0 writes; world: how many there are; control: what the messages go through, None for one process;
-    local_rank: its number on its machine.
+    The messages are sent over a CPU (gloo) group, so that they work on every device.
+
+    rank: index of this process; rank 0 writes the files. world_size: number of processes.
+    control: process group of the messages; None for a single process. local_rank: index of this
+    process on its machine.
     """
 
     rank: int = 0
-    world: int = 1
-    control: Any = None
+    world_size: int = 1
+    control: dist.ProcessGroup | None = None
     local_rank: int = 0
 
     @property
     def main(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     @property
     def local_main(self) -> bool:
-        """Whether this process makes what the processes of its machine share."""
+        """Whether this process creates the files that all processes of its machine share."""
         return self.local_rank == 0
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Of each flag, whether some process has it."""
-        if self.world == 1:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any rank."""
+        if self.world_size == 1:
             return flags
         values = torch.tensor(flags, dtype=torch.int32)
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
         return tuple(bool(v) for v in values.tolist())
 
     def mean(self, values: Tensor) -> Tensor:
-        """f64 [n] on the CPU -> the mean over the processes."""
-        if self.world > 1:
+        """Average f64 [n] CPU values over the ranks."""
+        if self.world_size > 1:
             dist.all_reduce(values, group=self.control)
-            values = values / self.world
+            values = values / self.world_size
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Everyone's value, by rank, where rank is 0; elsewhere nothing."""
-        if self.world == 1:
+        """All ranks' values on rank 0; [] elsewhere."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.world if self.main else None
+        values: list[Any] | None = [None] * self.world_size if self.main else None
         dist.gather_object(value, values, group=self.control)
         return values or []
 
-    def share(self, value: Any) -> Any:
-        """The value that rank 0 has."""
-        if self.world == 1:
+    def broadcast(self, value: Any) -> Any:
+        """Broadcast the value of rank 0 to all ranks."""
+        if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, group=self.control)
         return values[0]
 
-    def wait(self) -> None:
-        """For all of the others."""
-        if self.world > 1:
+    def barrier(self) -> None:
+        """Wait until all ranks have reached this call."""
+        if self.world_size > 1:
             dist.barrier(group=self.control)
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Running means and the like as rank 0 has them: the others' saw other images."""
-        if self.world > 1:
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Broadcast the model's buffers from rank 0.
+
+        Running means differ between the ranks, because each rank has seen other images.
+        """
+        if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def split(self, total_batch: int, accumulate: int) -> int:
-        """-> images a process and forward pass. Raises UserError where they cannot be shared out evenly."""
-        pieces = self.world * accumulate
-        if total_batch < 1 or total_batch % pieces:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model, or its DistributedDataParallel wrapper if there are several ranks.
+
+        Raises UserError for SyncBN on a CPU.
+        """
+        if self.world_size == 1:
+            return model
+        if device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
             raise UserError(
-                f"total_batch={total_batch} must be a multiple of {self.world} processes x trainer.accumulate={accumulate}"
+                "norm SyncBN needs GPUs: with several processes on a CPU use FrozenBN, GN or BN"
             )
-        return total_batch // pieces
+        return DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
+
+    def split_batch(self, total_batch: int, accumulate_grad_batches: int) -> int:
+        """Number of images per process and forward pass.
+
+        Raises UserError if the total batch cannot be divided evenly.
+        """
+        parts = self.world_size * accumulate_grad_batches
+        if total_batch < 1 or total_batch % parts:
+            raise UserError(
+                f"total_batch={total_batch} must be a multiple of {self.world_size} processes "
+                f"x trainer.accumulate_grad_batches={accumulate_grad_batches}"
+            )
+        return total_batch // parts
 
 
-def launched() -> bool:
-    """Whether torchrun (or something that sets the same variables) has started this process."""
+def is_launched() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, has started this process."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's variables describe, else this process alone. After an error nobody is waited for: torchrun stops the others."""
-    if not launched() or os.environ["WORLD_SIZE"] == "1" or dist.is_initialized():
-        yield Group()
+def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
+    """Join the process group that torchrun's environment variables describe, if there is one.
+
+    After an error the process group is not destroyed, because that would wait for the other ranks.
+    torchrun stops them.
+    """
+    if not is_launched() or os.environ["WORLD_SIZE"] == "1" or dist.is_initialized():
+        yield DistributedContext()
         return
-    gpu = device.type == "cuda"
+    on_gpu = device.type == "cuda"
     dist.init_process_group(
-        "nccl" if gpu else "gloo", timeout=_PATIENCE, device_id=device if gpu else None
+        "nccl" if on_gpu else "gloo", timeout=_TIMEOUT, device_id=device if on_gpu else None
     )
-    control = dist.new_group(backend="gloo", timeout=_PATIENCE) if gpu else dist.group.WORLD
-    yield Group(
-        dist.get_rank(), dist.get_world_size(), control, int(os.environ.get("LOCAL_RANK", "0"))
-    )
+    # The value -100 in the type of `new_group` is for ranks outside the group, and all are inside.
+    control: Any = dist.group.WORLD
+    if on_gpu:
+        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    yield DistributedContext(dist.get_rank(), dist.get_world_size(), control, local_rank)
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
+"""Logging of a run: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -20,14 +21,23 @@ from tqdm import tqdm
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
 
-_SHOWN = 2000  # pixels of the longer side of a picture in TensorBoard
+_MAX_IMAGE_SIDE = 2000  # pixels of the longer side of an image in TensorBoard
 
 
 class RunLog:
-    """Numbers of a run by step. Lines of `metrics.jsonl`: {"step", "kind": "train", "val" or "skipped", ...}; the numbers go to TensorBoard too.
+    """Logs the metrics of a run by step.
 
-    A resumed run drops the lines after the step it starts from, so that each step is there once. `run_dir` None (a process that is not the
-    first one): nothing is written or printed. evaluated: the step of the last evaluation that the checkpoint knows of, if it is an earlier one.
+    Each line of `metrics.jsonl` is {"step": ..., "kind": "train", "val" or "skipped", ...}. Scalars
+    also go to TensorBoard. A resumed run drops the lines after the step that it starts from, so
+    that every step occurs once.
+
+    Args:
+        run_dir: folder of the run; None on ranks other than 0, which write and print nothing.
+        start_step: step that the run starts from.
+        max_steps: last step.
+        config: the config as YAML, shown in TensorBoard.
+        last_eval_step: step of the last evaluation that the checkpoint contains; None if that is
+            `start_step`.
     """
 
     def __init__(
@@ -36,13 +46,15 @@ class RunLog:
         start_step: int,
         max_steps: int,
         config: str,
-        evaluated: int | None = None,
+        last_eval_step: int | None = None,
     ) -> None:
-        self.max_steps, self.start_step, self.started = max_steps, start_step, time.perf_counter()
+        self.max_steps = max_steps
+        self.start_step = start_step
+        self.started = time.perf_counter()
         self.path: Path | None = None
         self.board: SummaryWriter | None = None
         quiet = run_dir is None or not sys.stderr.isatty()
-        self.bar: Any = tqdm(
+        self.bar: tqdm[Any] = tqdm(
             total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True
         )
         if run_dir is None:
@@ -50,13 +62,14 @@ class RunLog:
         self.path = run_dir / "metrics.jsonl"
         self.path.touch()
         if self.path.stat().st_size:
-            _keep_until(self.path, start_step, start_step if evaluated is None else evaluated)
+            last_eval = start_step if last_eval_step is None else last_eval_step
+            _drop_later_lines(self.path, start_step, last_eval)
         self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
         self.board.add_text("config", f"```yaml\n{config}\n```", start_step)
 
-    def numbers(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and TensorBoard's scalars `kind/name`."""
-        self.event(step, kind, values)
+    def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Write one line of metrics.jsonl and TensorBoard's scalars `kind/name`."""
+        self.log_event(step, kind, values)
         if self.board is not None:
             with self._writing():
                 for name, value in values.items():
@@ -64,88 +77,99 @@ class RunLog:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises UserError where the disk does not take it."""
+        """Raise UserError if the disk rejects a write."""
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written to ({error.strerror}); the checkpoints there are intact"
+                f"{self.path}: cannot be written to ({error.strerror}); "
+                "the checkpoints there are intact"
             ) from error
 
-    def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl alone. Raises UserError where it cannot be written."""
+    def log_event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write one line of metrics.jsonl only. Raises UserError if it cannot be written."""
         if self.path is None:
             return
         with self._writing(), self.path.open("a") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
 
-    def progress(self, step: int, values: Mapping[str, float], say: bool) -> None:
-        """Moves the bar; where there is no terminal, `say` prints a line instead."""
+    def progress(self, step: int, values: Mapping[str, float], show: bool) -> None:
+        """Advance the progress bar.
+
+        show: display `values` beside the bar, or print them as a line if there is no terminal.
+        """
         self.bar.update(step - self.bar.n)
-        if not say:
+        if not show:
             return
         if not self.bar.disable:
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
         elif self.path is not None:
-            parts = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-            print(f"step {step}/{self.max_steps}  {parts}  eta {self.eta(step)}", flush=True)
+            text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+            print(f"step {step}/{self.max_steps}  {text}  eta {self.eta(step)}", flush=True)
 
     def eta(self, step: int) -> str:
-        """How long the rest takes at the pace so far, as h:mm:ss."""
-        pace = (time.perf_counter() - self.started) / max(step - self.start_step, 1)
-        return str(tqdm.format_interval(round(pace * (self.max_steps - step))))
+        """Estimate the remaining time from the mean duration of a step so far, as h:mm:ss."""
+        seconds_per_step = (time.perf_counter() - self.started) / max(step - self.start_step, 1)
+        return str(tqdm.format_interval(round(seconds_per_step * (self.max_steps - step))))
 
-    def say(self, text: str, anywhere: bool = False) -> None:
-        """A message that does not break the bar; `anywhere`: from whatever process, of something that only it has seen."""
+    def print(self, text: str, any_rank: bool = False) -> None:
+        """Print a message without breaking the progress bar.
+
+        any_rank: also print it on ranks other than 0, for events that only one rank knows of.
+        """
         if not self.bar.disable:
             tqdm.write(text)
-        elif self.path is not None or anywhere:
+        elif self.path is not None or any_rank:
             print(text, flush=True)
 
-    def picture(self, name: str, image: Any, step: int) -> None:
-        """image: uint8 [H, W, 3] array, to TensorBoard, shrunk to what a browser shows."""
+    def log_image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
+        """Log a uint8 [H, W, 3] image to TensorBoard, reduced to at most 2000 pixels a side."""
         if self.board is not None:
-            shown = Image.fromarray(image)
-            shown.thumbnail((_SHOWN, _SHOWN))
+            thumbnail = Image.fromarray(image)
+            thumbnail.thumbnail((_MAX_IMAGE_SIDE, _MAX_IMAGE_SIDE))
             with self._writing():
-                self.board.add_image(name, np.array(shown), step, dataformats="HWC")
+                self.board.add_image(name, np.array(thumbnail), step, dataformats="HWC")
 
-    def pr_curve(self, name: str, precision: Any, step: int) -> None:
-        """precision: [n] at n recalls from 0 to 1, to TensorBoard's page of such curves (which shows no counts of a detector's negatives)."""
+    def log_pr_curve(self, name: str, precision: ArrayLike, step: int) -> None:
+        """Log a precision-recall curve to TensorBoard.
+
+        precision: [n], at n recalls evenly spaced from 0 to 1. The counts of TensorBoard's plot are
+        left at 0, because a detector has no number of true negatives.
+        """
         if self.board is None:
             return
-        recall, nothing = np.linspace(0, 1, len(precision)), np.zeros(len(precision))
-        # The page draws the points from the last to the first, by falling recall.
-        curves = (nothing, nothing, nothing, nothing, np.asarray(precision)[::-1], recall[::-1])
+        values = np.asarray(precision)
+        recall = np.linspace(0, 1, len(values))
+        counts = np.zeros(len(values))
+        # TensorBoard draws the points from last to first, so the recall must fall.
+        curves = (counts, counts, counts, counts, values[::-1], recall[::-1])
         with self._writing():
-            self.board.add_pr_curve_raw(
-                name, *curves, global_step=step, num_thresholds=len(precision)
-            )
+            self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(values))
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Close the progress bar and flush TensorBoard's files."""
         self.bar.close()
         if self.board is not None:
             self.board.close()
 
 
-def _keep_until(path: Path, step: int, evaluated: int) -> None:
-    """Drops the lines after `step`, those of evaluations after `evaluated`, and what a kill cut short."""
-    kept = []
+def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:
+    """Drop lines after `step`, evaluations after `last_eval_step`, and truncated lines."""
+    lines = []
     for line in path.read_text().splitlines():
         try:
             entry = parse_json(line)
-            if entry["step"] <= (evaluated if entry["kind"] == "val" else step):
-                kept.append(line)
+            if entry["step"] <= (last_eval_step if entry["kind"] == "val" else step):
+                lines.append(line)
         except (ValueError, KeyError, TypeError):
             continue
     with replacing(path, "the metrics") as file:
-        file.write("".join(f"{line}\n" for line in kept).encode())
+        file.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most that this process has held so far, in GB: of the GPU's memory, else of the machine's."""
+    """Return the peak memory of this process in GB: GPU memory on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,66 +1,187 @@
-"""A plain training loop by steps: log, save, evaluate, stop."""
+"""The training loop: train, log, save, evaluate, stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
-from maskseg.engine.checkpoint import Keeper, load_checkpoint, save_checkpoint
+from maskseg.engine.checkpoint import CheckpointManager, load_checkpoint, save_checkpoint
 from maskseg.engine.logs import RunLog, peak_memory
+from maskseg.engine.precision import (
+    autocast,
+    check_compiler,
+    check_precision,
+    inference_dtype,
+    pick_device,
+)
 from maskseg.engine.signals import Interrupts
-from maskseg.engine.state import State
-from maskseg.engine.step import Step, Stepper
+from maskseg.engine.state import TrainState
+from maskseg.engine.step import StepResult, TrainStep
 from maskseg.errors import Interrupted, UserError
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch
 
-if TYPE_CHECKING:
-    from maskseg.engine.trainer import Trainer
-
 Evaluate = Callable[[nn.Module, int, RunLog], dict[str, float]]
 
 
-class Run:
-    """One call of `Trainer.run`."""
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a training run: the keys of config group `trainer`.
+
+    Raises UserError for values that are out of range and for a device or compiler that does not
+    exist.
+
+    Attributes:
+        max_steps: number of steps.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        precision: `fp32`, or mixed precision with `bf16` or `fp16` (with a loss scale).
+        channels_last: memory layout of the weights; faster, with equal results.
+        compile: compile the backbone with torch.compile.
+        accumulate_grad_batches: gradient accumulation; each step's images go through the model in
+            this many micro-batches.
+        clip_norm: maximum norm of the gradient; 0 disables clipping.
+        reference_batch: total batch size that the optimizer's learning rate is meant for. The rate
+            is scaled linearly to the batch size in use (Goyal et al., section 2.1).
+        decay_norms_and_biases: see `parameter_groups`.
+        ema: decay of the EMA of the weights, which is then evaluated and used for inference; 0
+            disables it.
+        log_every: steps between two lines of the log; 0 means 1.
+        checkpoint_every: steps between two checkpoints; 0 saves only at the end.
+        keep_checkpoints: number of checkpoints to keep besides the last one.
+        evaluate_every: steps between two evaluations; 0 evaluates only at the end.
+        best_metric: metric whose highest value so far selects `best.pt`.
+        patience: early stopping after this many evaluations without improvement; 0 disables it.
+        max_bad_steps: the run fails after this many consecutive steps whose loss or gradient is not
+            finite.
+        resume: `auto`, a checkpoint or a run folder.
+        init: checkpoint to take the initial weights from.
+        init_partial: take only those weights of `init` that fit.
+    """
+
+    max_steps: int
+    device: str = "auto"
+    precision: str = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    accumulate_grad_batches: int = 1
+    clip_norm: float = 0.0
+    reference_batch: int = 16
+    decay_norms_and_biases: bool = True
+    ema: float = 0.0
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 1
+    evaluate_every: int = 0
+    best_metric: str = "segm/AP"
+    patience: int = 0
+    max_bad_steps: int = 5
+    resume: str | None = None
+    init: str | None = None
+    init_partial: bool = False
+
+    def __post_init__(self) -> None:
+        minimums = {
+            "max_steps": 1,
+            "reference_batch": 1,
+            "accumulate_grad_batches": 1,
+            "max_bad_steps": 1,
+            "keep_checkpoints": 0,
+            "patience": 0,
+        }
+        for name, minimum in minimums.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise UserError(f"trainer.{name} must be at least {minimum}, not {value}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"trainer.ema must be at least 0 and below 1, not {self.ema}")
+        check_precision(self.precision)
+        device = self.torch_device
+        if self.compile:
+            check_compiler(device)
+
+    @cached_property
+    def torch_device(self) -> torch.device:
+        """The device to train on. Raises UserError if it does not exist."""
+        return pick_device(self.device)
+
+    @property
+    def inference_dtype(self) -> torch.dtype | None:
+        """Dtype of the weights during an evaluation; None leaves them unchanged."""
+        return inference_dtype(self.precision)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the mixed-precision context of a forward pass."""
+        return autocast(self.torch_device, self.precision)
+
+
+@dataclass
+class _Interval:
+    """Counts since the last line of the log. images: of all ranks."""
+
+    images: int = 0
+    steps: int = 0
+    wait_seconds: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+
+class TrainLoop:
+    """Runs a training from its current step to its end.
+
+    Args:
+        settings: settings of the run.
+        state: state to start from.
+        run_dir: folder to write to.
+        evaluate: returns metrics; called on every rank, those of rank 0 count.
+        report: called on rank 0 after each evaluation, to draw plots for example.
+        skip_bad: number of unreadable images to skip before the run fails.
+    """
 
     def __init__(
         self,
-        trainer: Trainer,
-        state: State,
+        settings: TrainSettings,
+        state: TrainState,
         run_dir: Path,
         evaluate: Evaluate | None,
         report: Callable[[], None] | None,
+        skip_bad: int,
     ) -> None:
-        self.trainer, self.state, self.run_dir, self.evaluate, self.report = (
-            trainer,
-            state,
-            run_dir,
-            evaluate,
-            report,
-        )
-        self.group, self.bad = state.group, 0
-        main = self.group.main
+        self.settings = settings
+        self.state = state
+        self.run_dir = run_dir
+        self.evaluate = evaluate
+        self.report = report
+        self.skip_bad = skip_bad
+        self.context = state.context
+        self.skipped_in_a_row = 0
         self.log = RunLog(
-            run_dir if main else None,
+            run_dir if self.context.main else None,
             state.step,
-            trainer.max_steps,
-            str(state.about["config"]),
-            state.evaluated,
+            settings.max_steps,
+            str(state.metadata["config"]),
+            state.last_eval_step,
         )
-        self.keeper = Keeper(run_dir, trainer.keep) if main else None
+        self.checkpoints: CheckpointManager | None = None
         self.interrupts = Interrupts()
-        if main:
-            self._keep_best()
+        self._interval = _Interval()
+        if self.context.main:
+            self.checkpoints = CheckpointManager(run_dir, settings.keep_checkpoints)
+            self._set_aside_newer_best()
 
-    def _keep_best(self) -> None:
-        """A best.pt from beyond the step that this run starts from is another branch's: it gets a name of its own. Where there is none (a new
-        folder), the first evaluation makes one."""
+    def _set_aside_newer_best(self) -> None:
+        """Rename a best.pt that is newer than the resume step to best_<step>.pt.
+
+        It belongs to an abandoned branch. Without a best.pt, for example in a new folder, the first
+        evaluation writes one.
+        """
         path = self.run_dir / "best.pt"
         if not path.exists():
             self.state.best = None
@@ -70,171 +191,206 @@ class Run:
         except (UserError, KeyError):
             return
         if step > self.state.step:
-            other = self.run_dir / f"best_{step:07d}.pt"
-            path.replace(other)
+            renamed = self.run_dir / f"best_{step:07d}.pt"
+            path.replace(renamed)
             self.state.best = None
-            self.log.say(
-                f"best.pt is of step {step}, after the one that is gone on from: it is {other.name} now"
+            self.log.print(
+                f"best.pt is of step {step}, which is after the resume step: "
+                f"renamed it to {renamed.name}"
             )
 
-    def go(self, loader: Callable[[int], Iterable[Batch]]) -> None:
-        trainer, state = self.trainer, self.state
-        if (
-            self._evaluation_due() and state.evaluated != state.step
-        ):  # it was cut short by what ended the run before
+    def run(self, loader: Callable[[int], Iterable[Batch]]) -> None:
+        """Train until the last step, early stopping or a signal.
+
+        loader: returns this rank's batches from a step on, `accumulate_grad_batches` per step.
+
+        Raises Interrupted after a signal, when everything has been saved, and UserError if the
+        training cannot continue.
+        """
+        settings = self.settings
+        state = self.state
+        # The previous process may have ended before the evaluation of its last checkpoint.
+        if self._evaluation_due() and state.last_eval_step != state.step:
             self._evaluate()
-        if state.step >= trainer.max_steps or self._patience_is_over():
+        if state.step >= settings.max_steps or self._patience_exhausted():
             return
-        take_step = Stepper(
-            state,
-            trainer.wrapped(state.model, self.group),
-            trainer.device,
-            trainer.autocast,
-            trainer.clip_norm,
-        )
-        for batches in self._pieces(loader(state.step)):
+        device = settings.torch_device
+        model = self.context.wrap_model(state.model, device)
+        train_step = TrainStep(state, model, device, settings.autocast, settings.clip_norm)
+        for batches in self._micro_batches(loader(state.step)):
             state.step += 1
             rate = float(state.optimizer.param_groups[0]["lr"])
-            step = take_step(batches, lambda: self.interrupts.signal is not None)
-            self._check(step)
-            if step.problem is None:
-                self._log(step, rate)
-            if step.stop or (self.group.world == 1 and self.interrupts.signal is not None):
+            result = train_step(batches, self._should_stop)
+            self._check(result)
+            if result.problem is None:
+                self._log(result, rate)
+            if result.stop or (self.context.world_size == 1 and self._should_stop()):
                 self._stop()
-            due, last = self._evaluation_due(), state.step == trainer.max_steps
-            if (
-                due
-                or last
-                or (trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0)
-            ):
-                self._save()  # before the evaluation: what is trained is safe
+            due = self._evaluation_due()
+            if due or self._checkpoint_due():
+                self._save()  # before the evaluation, which may fail
             if due:
                 self._evaluate()
-                if self._patience_is_over():
-                    self.log.say(
-                        f"no better {trainer.best_metric} in {trainer.patience} evaluations: the training ends at step {state.step}"
+                if self._patience_exhausted():
+                    self.log.print(
+                        f"no better {settings.best_metric} in {settings.patience} evaluations: "
+                        f"early stopping at step {state.step}"
                     )
                     return
 
-    def _pieces(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-        """The batches of a step at a time, with the seconds spent waiting for them, and with a count of what could not be read."""
-        self._reset_clock()
-        skipped: set[str] = set()  # an image comes again every epoch
+    def _should_stop(self) -> bool:
+        """Whether this process has received a signal."""
+        return self.interrupts.signal is not None
+
+    def _micro_batches(self, batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of one step at a time.
+
+        Measures the time spent waiting for them, and counts the images that could not be read.
+        """
+        self._interval = _Interval()
+        unreadable: set[str] = set()
         iterator = iter(batches)
+        count = self.settings.accumulate_grad_batches
         while True:
             start = time.perf_counter()
-            pieces = list(islice(iterator, self.trainer.accumulate))
-            self.waited += time.perf_counter() - start
-            if len(pieces) < self.trainer.accumulate:
+            micro_batches = list(islice(iterator, count))
+            self._interval.wait_seconds += time.perf_counter() - start
+            if len(micro_batches) < count:
                 return
-            self.images += sum(map(len, pieces)) * self.group.world
-            for message in (m for batch in pieces for m in batch.skipped):
-                if message in skipped:
-                    continue
-                skipped.add(message)
-                self.log.say(
-                    f"warning: image passed over ({len(skipped)} of at most {self.trainer.skip_bad}): {message}",
-                    anywhere=True,
+            self._interval.images += sum(map(len, micro_batches)) * self.context.world_size
+            for batch in micro_batches:
+                self._report_unreadable(batch.read_errors, unreadable)
+            yield micro_batches
+
+    def _report_unreadable(self, messages: list[str], reported: set[str]) -> None:
+        """Warn about each unreadable image once, although it is read again in every epoch."""
+        for message in messages:
+            if message in reported:
+                continue
+            reported.add(message)
+            self.log.print(
+                f"warning: image skipped ({len(reported)} of at most {self.skip_bad}): {message}",
+                any_rank=True,
+            )
+            if len(reported) > self.skip_bad:
+                raise UserError(
+                    f"more than data.skip_bad={self.skip_bad} images cannot be read, "
+                    f"the last: {message}"
                 )
-                if len(skipped) > self.trainer.skip_bad:
-                    raise UserError(
-                        f"more than data.skip_bad={self.trainer.skip_bad} images cannot be read, the last: {message}"
-                    )
-            yield pieces
 
-    def _reset_clock(self) -> None:
-        self.images, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
-
-    def _check(self, step: Step) -> None:
-        """Tells of a step that was left out; stops after too many in a row."""
-        if step.problem is None:
-            self.bad = 0
+    def _check(self, result: StepResult) -> None:
+        """Report a skipped step. Raises UserError after too many in a row."""
+        if result.problem is None:
+            self.skipped_in_a_row = 0
             return
-        self.bad += 1
-        self.log.say(f"warning: step {self.state.step} is left out, {step.problem}")
-        self.log.event(self.state.step, "skipped", {"why": step.problem})
-        if self.bad >= self.trainer.max_bad_steps:
+        self.skipped_in_a_row += 1
+        self.log.print(f"warning: step {self.state.step} is skipped, {result.problem}")
+        self.log.log_event(self.state.step, "skipped", {"why": result.problem})
+        if self.skipped_in_a_row >= self.settings.max_bad_steps:
             raise UserError(
-                f"{self.bad} steps in a row with losses or gradients that are not finite, the last: {step.problem}. The weights are those of "
-                f"before; try a lower optimizer.lr, a longer scheduler.warmup_steps, trainer.clip_norm=10 or trainer.precision=fp32"
+                f"{self.skipped_in_a_row} steps in a row with losses or gradients that are not "
+                f"finite, the last: {result.problem}. The weights are unchanged since then; try a "
+                "lower optimizer.lr, a longer scheduler.warmup_steps, trainer.clip_norm=10 or "
+                "trainer.precision=fp32"
             )
 
-    def _log(self, step: Step, rate: float) -> None:
-        self.steps += 1
-        at, trainer = self.state.step, self.trainer
-        if at != trainer.max_steps and at % trainer.log_every:
-            self.log.progress(at, {}, say=False)
+    def _log(self, result: StepResult, rate: float) -> None:
+        """Log a step, or only advance the progress bar."""
+        settings = self.settings
+        interval = self._interval
+        interval.steps += 1
+        step = self.state.step
+        if step != settings.max_steps and step % max(settings.log_every, 1):
+            self.log.progress(step, {}, show=False)
             return
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        losses = self.group.mean(torch.stack([v.double().cpu() for v in step.losses.values()]))
-        values = dict(zip(step.losses, losses.tolist(), strict=True))
-        values |= {
-            "lr": rate,
-            "grad_norm": float(step.grad_norm) if step.grad_norm is not None else 0.0,
-        }
+        seconds = max(time.perf_counter() - interval.start, 1e-9)
+        losses = self.context.mean(torch.stack([v.double().cpu() for v in result.losses.values()]))
+        values = dict(zip(result.losses, losses.tolist(), strict=True))
+        values["lr"] = rate
+        values["grad_norm"] = 0.0 if result.grad_norm is None else float(result.grad_norm)
         if self.state.scaler.is_enabled():
             values["loss_scale"] = self.state.scaler.get_scale()
-        values |= {
-            "images_per_second": self.images / seconds,
-            "data_seconds": self.waited / self.steps,
-            "step_seconds": seconds / self.steps,
-        }
-        values["memory_gb"] = peak_memory(trainer.device)
-        self.log.numbers(at, "train", values)
-        self.log.progress(at, {k: values[k] for k in ("loss", "lr", "images_per_second")}, say=True)
-        self._reset_clock()
+        values["images_per_second"] = interval.images / seconds
+        values["data_seconds"] = interval.wait_seconds / interval.steps
+        values["step_seconds"] = seconds / interval.steps
+        values["memory_gb"] = peak_memory(settings.torch_device)
+        self.log.log_scalars(step, "train", values)
+        shown = {name: values[name] for name in ("loss", "lr", "images_per_second")}
+        self.log.progress(step, shown, show=True)
+        self._interval = _Interval()
+
+    def _checkpoint_due(self) -> bool:
+        step = self.state.step
+        every = self.settings.checkpoint_every
+        return step == self.settings.max_steps or (every != 0 and step % every == 0)
 
     def _evaluation_due(self) -> bool:
-        step, every = self.state.step, self.trainer.evaluate_every
-        return bool(
-            self.evaluate
-            and step
-            and (step == self.trainer.max_steps or (every and step % every == 0))
-        )
+        step = self.state.step
+        every = self.settings.evaluate_every
+        if self.evaluate is None or step == 0:
+            return False
+        return step == self.settings.max_steps or (every != 0 and step % every == 0)
 
-    def _patience_is_over(self) -> bool:
-        return bool(self.trainer.patience) and self.state.stale >= self.trainer.patience
+    def _patience_exhausted(self) -> bool:
+        patience = self.settings.patience
+        return patience > 0 and self.state.evals_since_best >= patience
 
     def _save(self, best: bool = False) -> None:
         checkpoint = self.state.checkpoint()
-        if self.keeper is not None:
+        if self.checkpoints is not None:
             if best:
                 save_checkpoint(self.run_dir / "best.pt", checkpoint)
-            self.keeper.save(checkpoint)
+            self.checkpoints.save(checkpoint)
 
     def _stop(self) -> None:
         self._save()
-        self.log.say(f"saved at step {self.state.step}; trainer.resume=auto goes on from there")
+        self.log.print(f"saved at step {self.state.step}; trainer.resume=auto resumes from there")
         raise Interrupted(self.interrupts.signal or 15)
 
     def _evaluate(self) -> None:
-        assert self.evaluate is not None
-        state, trainer = self.state, self.trainer
-        self.group.share_buffers(state.evaluation_model())
-        # A stream of its own: what an evaluation draws must not change the training that follows it.
-        devices = [trainer.device] if trainer.device.type == "cuda" else []
-        with self.interrupts.at_once(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)
-            state.metrics = self.group.share(
-                self.evaluate(
-                    for_inference(state.evaluation_model(), trainer.dtype), state.step, self.log
-                )
-            )
-        self.log.numbers(state.step, "val", state.metrics)
-        state.evaluated = state.step
-        value = state.metrics.get(trainer.best_metric)
-        better = value is not None and (state.best is None or value > state.best)
+        """Evaluate, log the metrics, and save the checkpoint."""
+        state = self.state
+        metric = self.settings.best_metric
+        state.metrics = self._compute_metrics()
+        self.log.log_scalars(state.step, "val", state.metrics)
+        state.last_eval_step = state.step
+        value = state.metrics.get(metric)
         if value is None:
-            self.log.say(
-                f"warning: trainer.best_metric={trainer.best_metric!r} is not among the metrics, no best.pt: {', '.join(state.metrics)}"
+            self.log.print(
+                f"warning: trainer.best_metric={metric!r} is not among the metrics, no best.pt: "
+                f"{', '.join(state.metrics)}"
             )
-        state.best, state.stale = (value, 0) if better else (state.best, state.stale + 1)
-        self._save(best=better)
-        if self.report is not None and self.group.main:
-            try:
-                self.report()
-            except (OSError, UserError) as error:  # no picture is worth a training
-                self.log.say(
-                    f"warning: the pictures of step {state.step} could not be made ({error})"
-                )
-        self._reset_clock()
+        improved = value is not None and (state.best is None or value > state.best)
+        if improved:
+            state.best = value
+            state.evals_since_best = 0
+        else:
+            state.evals_since_best += 1
+        self._save(best=improved)
+        self._write_report()
+        self._interval = _Interval()
+
+    def _compute_metrics(self) -> dict[str, float]:
+        """Run the evaluation in a separate random state, so that it does not affect training."""
+        assert self.evaluate is not None
+        state = self.state
+        settings = self.settings
+        self.context.broadcast_buffers(state.evaluation_model())
+        device = settings.torch_device
+        gpus = [device] if device.type == "cuda" else []
+        with self.interrupts.at_once(), torch.random.fork_rng(devices=gpus):
+            torch.manual_seed(0)
+            model = for_inference(state.evaluation_model(), settings.inference_dtype)
+            metrics = self.evaluate(model, state.step, self.log)
+            shared: dict[str, float] = self.context.broadcast(metrics)
+        return shared
+
+    def _write_report(self) -> None:
+        if self.report is None or not self.context.main:
+            return
+        try:
+            self.report()
+        except (OSError, UserError) as error:  # a failed plot must not end the training
+            self.log.print(
+                f"warning: the plots of step {self.state.step} could not be made ({error})"
+            )

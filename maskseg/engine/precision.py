@@ -1,4 +1,4 @@
-"""Which device and which number format a run computes on and in."""
+"""Device and numeric precision of a run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ import torch
 from maskseg.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPILERS = ("c++", "g++", "clang++", "gcc", "clang", "cl")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; with several processes on a machine, each one's own. Raises UserError for a device that is not there."""
+    """Return the device called `name` and make it the current one.
+
+    `auto` is the GPU if there is one. If torchrun has started several processes on the machine,
+    each gets its own GPU. Raises UserError if the device does not exist.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    local = os.environ.get("LOCAL_RANK")
-    if name == "cuda" and local is not None:
-        if int(local) >= torch.cuda.device_count():
+    local_rank = os.environ.get("LOCAL_RANK")
+    if name == "cuda" and local_rank is not None:
+        count = torch.cuda.device_count()
+        if int(local_rank) >= count:
             raise UserError(
-                f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"process {local_rank} of this machine has no GPU of its own: there are {count}; "
+                "lower --nproc-per-node"
             )
-        name = f"cuda:{local}"
+        name = f"cuda:{local_rank}"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -35,36 +42,45 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_precision(name: str) -> None:
-    """Raises UserError for one that is not there."""
+    """Raise UserError for an unknown precision."""
     if name not in PRECISIONS:
         raise UserError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
 
 
 def inference_dtype(name: str) -> torch.dtype | None:
-    """In which the weights are kept for inference; None for their own. Raises UserError."""
+    """Return the dtype of the weights during inference; None to leave them unchanged.
+
+    Raises UserError for an unknown precision.
+    """
     check_precision(name)
     return PRECISIONS[name]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context of `precision`: `bf16` and `fp16` compute convolutions and matrix products in it, the weights stay float32."""
+    """Return the mixed-precision context of `precision`.
+
+    `bf16` and `fp16` compute convolutions and matrix products in that type; the weights stay
+    float32.
+    """
     check_precision(precision)
-    kind = PRECISIONS[precision]
-    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Keeps small gradients of `fp16` from vanishing (Micikevicius et al., section 3.2); does nothing for the others."""
+    """Return the loss scaler of `fp16`, which prevents small gradients from underflowing.
+
+    It is disabled for the other precisions. Source: Micikevicius et al., section 3.2.
+    """
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UserError where torch.compile has no C++ compiler to work with."""
+    """Raise UserError if torch.compile has no C++ compiler on this machine."""
     named = os.environ.get("CC" if device.type == "cuda" else "CXX")
-    if not any(
-        shutil.which(c)
-        for c in ([named] if named else ["c++", "g++", "clang++", "gcc", "clang", "cl"])
-    ):
+    candidates = [named] if named else _COMPILERS
+    if not any(shutil.which(compiler) for compiler in candidates):
         raise UserError(
-            "trainer.compile=true needs a C++ compiler (g++ or clang++) on this machine, and none was found; leave it false"
+            "trainer.compile=true needs a C++ compiler (g++ or clang++) on this machine, "
+            "and none was found; leave it false"
         )

@@ -1,4 +1,4 @@
-"""Where a run writes, what it goes on from, and what it says of how it was made."""
+"""The run folder: which folder a run writes to, what it resumes from, and how it was started."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from maskseg import __version__
-from maskseg.engine.checkpoint import Checkpoint, load_checkpoint, newest, numbered
-from maskseg.engine.trainer import Trainer
+from maskseg.engine.checkpoint import Checkpoint, latest_valid, load_checkpoint, step_checkpoints
+from maskseg.engine.loop import TrainSettings
 from maskseg.errors import UserError
 from maskseg.files import parse_json, write_json
 
@@ -30,62 +30,77 @@ _PACKAGES = (
 )
 
 
-def choose(config: Any, trainer: Trainer) -> tuple[Path, Path | None]:
-    """The folder to write to, and the checkpoint to go on from. A folder that holds a run is only used to go on with it. Raises UserError."""
+def choose(config: Any, settings: TrainSettings) -> tuple[Path, Path | None]:
+    """Choose the folder to write to and the checkpoint to resume from, if any.
+
+    config: with `name` and `run_dir`. A folder that already holds a run is only used to resume that
+    run. Raises UserError if the config would overwrite a run, or if no checkpoint can be loaded.
+    """
     home = Path("runs") / config.name
     named = Path(config.run_dir) if config.run_dir else None
-    if trainer.resume and trainer.resume != "auto":
-        source = Path(trainer.resume)
-        own = source if source.is_dir() else source.parent
-        if named and named.resolve() != own.resolve():
+    if settings.resume == "auto":
+        return _choose_automatically(home, named)
+    if settings.resume:
+        source = Path(settings.resume)
+        source_dir = source if source.is_dir() else source.parent
+        if named and named.resolve() != source_dir.resolve():
             _check_free(named)
-        return named or own, _newest(source) if source.is_dir() else source
-    if trainer.resume == "auto":
-        runs = (
-            [named]
-            if named
-            else sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
-        )
-        for folder in runs:
-            if _holds_checkpoint(folder):
-                return folder, _newest(folder)
-    if named and trainer.resume != "auto":
+        return named or source_dir, _latest(source) if source.is_dir() else source
+    if named:
         _check_free(named)
-    return named or _fresh(home), None
+    return named or _new_folder(home), None
+
+
+def _choose_automatically(home: Path, named: Path | None) -> tuple[Path, Path | None]:
+    """Resume the run in `named`, else the newest one of the experiment, else start a new run."""
+    if named:
+        folders = [named]
+    else:
+        folders = sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for folder in folders:
+        if _holds_checkpoint(folder):
+            return folder, _latest(folder)
+    return named or _new_folder(home), None
 
 
 def _check_free(folder: Path) -> None:
     if _holds_checkpoint(folder) or (folder / "metrics.jsonl").exists():
         raise UserError(
-            f"run_dir={folder} already holds a run: choose another folder, or trainer.resume=auto to go on with it"
+            f"run_dir={folder} already holds a run: choose another folder, "
+            "or trainer.resume=auto to resume it"
         )
 
 
 def read(path: Path | None) -> Checkpoint | None:
-    """The checkpoint that `choose` has found, if it has."""
+    """Load the checkpoint that `choose` has returned, if any."""
     return None if path is None else load_checkpoint(path)
 
 
 def _holds_checkpoint(folder: Path) -> bool:
-    return (folder / "last.pt").exists() or (folder / "best.pt").exists() or bool(numbered(folder))
+    return (
+        (folder / "last.pt").exists()
+        or (folder / "best.pt").exists()
+        or bool(step_checkpoints(folder))
+    )
 
 
-def _newest(folder: Path) -> Path:
-    found = newest(folder)
-    if found is None:
+def _latest(folder: Path) -> Path:
+    latest = latest_valid(folder)
+    if latest is None:
         raise UserError(f"{folder}: no checkpoint there can be loaded")
-    print(f"going on from {found[0]}, step {found[1]['step']}", flush=True)
-    return found[0]
+    path, checkpoint = latest
+    print(f"resuming from {path}, step {checkpoint['step']}", flush=True)
+    return path
 
 
-def _fresh(home: Path) -> Path:
+def _new_folder(home: Path) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp if i == 0 else f"{stamp}_{i}" for i in range(1000))
     return next(home / name for name in names if not (home / name).exists())
 
 
-def made_folder(folder: Path) -> Path:
-    """The folder, made where it is missing. Raises UserError where it cannot be written to."""
+def make_folder(folder: Path) -> Path:
+    """Create the folder if it is missing, and return it. Raises UserError if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -97,8 +112,11 @@ def made_folder(folder: Path) -> Path:
     return folder
 
 
-def record(run_dir: Path, device: torch.device, world: int, step: int) -> None:
-    """`environment.json`: for each time the run was started, the command, the versions, the git revision and the machine."""
+def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> None:
+    """Add an entry to `environment.json`: command, versions, git revision and machine.
+
+    The file has one entry for each time that the run was started. step: step that it starts from.
+    """
     path = run_dir / "environment.json"
     try:
         starts = parse_json(path.read_text()) if path.exists() else []
@@ -113,7 +131,7 @@ def record(run_dir: Path, device: torch.device, world: int, step: int) -> None:
             "versions": {
                 "maskseg": __version__,
                 "python": platform.python_version(),
-                **_versions(),
+                **_package_versions(),
             },
             "git": git_revision(Path(__file__).parents[2]),
             "machine": {
@@ -123,35 +141,39 @@ def record(run_dir: Path, device: torch.device, world: int, step: int) -> None:
                 "gpu": gpu,
             },
             "device": str(device),
-            "processes": world,
+            "processes": world_size,
             "threads": torch.get_num_threads(),
         }
     )
     write_json(path, starts)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _package_versions() -> dict[str, str]:
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:
-    """The commit that the folder is at and whether files differ from it; None outside a git repository of the project's own."""
+    """Return the commit that the folder is at, and whether tracked files differ from it.
 
-    def git(*words: str) -> str:
-        run = subprocess.run(
-            ["git", "-C", str(folder), *words],
+    None if `folder` is not the root of a git repository. A package that is installed below another
+    project's repository has no revision of its own.
+    """
+
+    def git(*arguments: str) -> str:
+        process = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             timeout=20,
             check=True,
         )
-        return run.stdout.strip()
+        return process.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():

@@ -15,7 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay_norms_and_biases: bool
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups. Without `decay_norms_and_biases`, vectors (norm weights, all biases) are not decayed."""
+    """Group the trainable parameters for the optimizer.
+
+    decay_norms_and_biases: if false, one-dimensional parameters (norm weights and all biases) are
+    in a second group without weight decay.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if decay_norms_and_biases:
         return [{"params": parameters, "weight_decay": weight_decay}]
@@ -25,8 +29,8 @@ def parameter_groups(
     ]
 
 
-def _warm(step: int, warmup_steps: int, warmup_factor: float) -> float:
-    """Linear from `warmup_factor` to 1 over the first steps (Goyal et al., section 2.2)."""
+def _warmup_scale(step: int, warmup_steps: int, warmup_factor: float) -> float:
+    """Linear warm-up from `warmup_factor` to 1 (Goyal et al., section 2.2)."""
     if step >= warmup_steps:
         return 1.0
     return warmup_factor + (1 - warmup_factor) * step / warmup_steps
@@ -40,12 +44,18 @@ def multistep(
     warmup_steps: int = 1000,
     warmup_factor: float = 0.001,
 ) -> LambdaLR:
-    """The rate times `gamma` at each milestone, a share of `max_steps` (of the 1x schedule's 90k steps: 60k and 80k)."""
-    steps = [round(m * max_steps) for m in milestones]
-    return LambdaLR(
-        optimizer,
-        lambda step: _warm(step, warmup_steps, warmup_factor) * gamma ** bisect_right(steps, step),
-    )
+    """Multiply the learning rate by `gamma` at each milestone, after a linear warm-up.
+
+    milestones: fractions of `max_steps`. The defaults are steps 60k and 80k of the 1x schedule,
+    which has 90k steps.
+    """
+    milestone_steps = [round(m * max_steps) for m in milestones]
+
+    def factor(step: int) -> float:
+        decay = gamma ** bisect_right(milestone_steps, step)
+        return float(_warmup_scale(step, warmup_steps, warmup_factor) * decay)
+
+    return LambdaLR(optimizer, factor)
 
 
 def cosine(
@@ -55,12 +65,14 @@ def cosine(
     warmup_steps: int = 1000,
     warmup_factor: float = 0.001,
 ) -> LambdaLR:
-    """Half a cosine from the full rate to `final_factor` of it (Loshchilov and Hutter, eq. 5, without restarts)."""
+    """Half a cosine from the full learning rate to `final_factor` of it, after a linear warm-up.
+
+    Source: Loshchilov and Hutter, eq. 5, without restarts.
+    """
 
     def factor(step: int) -> float:
-        done = min(max(step - warmup_steps, 0) / max(max_steps - warmup_steps, 1), 1.0)
-        return _warm(step, warmup_steps, warmup_factor) * (
-            final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * done))
-        )
+        progress = min(max(step - warmup_steps, 0) / max(max_steps - warmup_steps, 1), 1.0)
+        decay = final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * progress))
+        return _warmup_scale(step, warmup_steps, warmup_factor) * decay
 
     return LambdaLR(optimizer, factor)

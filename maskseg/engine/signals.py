@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved first."""
+"""Handling of SIGTERM and Ctrl-C: the current step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ from maskseg.errors import Interrupted
 
 
 class Interrupts:
-    """While it is entered, SIGTERM (a cluster's, torchrun's) and the first Ctrl-C are remembered instead of ending the process.
+    """Context in which SIGTERM and the first Ctrl-C are recorded instead of ending the process.
 
-    A Ctrl-C after either leaves at once. signal: the number of the one that came, else None.
+    SIGTERM is sent by cluster schedulers and by torchrun. A Ctrl-C after either signal raises
+    KeyboardInterrupt at once.
+
+    signal: number of the first signal that was received, else None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._at_once = False
-        self._before: dict[int, Any] = {}
+        self._immediate = False
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        # Python allows signal handlers to be set in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal = number
-            # Not print(): the signal may have come in the middle of one.
-            os.write(
-                2,
-                f"\n{signal.Signals(number).name}: the step is finished and saved first\n".encode(),
-            )
-        if self._at_once:
+            name = signal.Signals(number).name
+            # print() is not reentrant, and the signal may have interrupted one.
+            os.write(2, f"\n{name}: finishing and saving the current step\n".encode())
+        if self._immediate:
             raise Interrupted(self.signal)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For what may be cut short, as everything is saved: a signal raises Interrupted."""
+        """Context in which a signal raises Interrupted, for work that need not be finished."""
         if self.signal is not None:
             raise Interrupted(self.signal)
-        self._at_once = True
+        self._immediate = True
         try:
             yield
         finally:
-            self._at_once = False
+            self._immediate = False

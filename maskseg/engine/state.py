@@ -1,4 +1,4 @@
-"""All that a run is at a step, so that it can go on as if it had never stopped."""
+"""Everything a checkpoint stores, so that a resume is exact."""
 
 from __future__ import annotations
 
@@ -13,36 +13,51 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from maskseg.engine.checkpoint import Checkpoint
-from maskseg.engine.distributed import Group
+from maskseg.engine.distributed import DistributedContext
 from maskseg.errors import UserError
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy whose weights and buffers follow the model's as an exponential moving average.
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of the model whose weights and buffers follow it as an EMA.
 
-    The decay grows to `decay` as (1 + n) / (10 + n) over the first n updates, so that the noise at the start is soon forgotten.
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the random initial weights have
+    little influence.
     """
 
     def average(
-        ours: Sequence[Tensor] | Iterable[Tensor],
-        new: Sequence[Tensor] | Iterable[Tensor],
+        averages: Sequence[Tensor] | Iterable[Tensor],
+        values: Sequence[Tensor] | Iterable[Tensor],
         updates: Tensor | int,
     ) -> None:
         n = int(updates)
-        share = 1 - min(decay, (1 + n) / (10 + n))
-        for mine, its in zip(ours, new, strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(its, share)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        for running, value in zip(averages, values, strict=True):
+            if running.is_floating_point():
+                running.lerp_(value, weight)
             else:
-                mine.copy_(its)
+                running.copy_(value)
 
     copy = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     copy.module.requires_grad_(False)
     return copy
 
 
-class State:
-    """Weights, their moving average, optimiser, schedule, loss scale, counters and random numbers."""
+class TrainState:
+    """State of a training run.
+
+    Besides the objects that are handed in, it holds `step`; `best`, the highest value so far of the
+    metric that selects `best.pt`; `metrics` of the last evaluation; `last_eval_step`, the step of
+    that evaluation; and `evals_since_best`, the number of evaluations since the best one.
+
+    Args:
+        model: the model in training.
+        optimizer: its optimizer.
+        scheduler: learning-rate schedule, advanced once per step.
+        scaler: loss scaler, disabled unless the precision is fp16.
+        ema: EMA of the weights, or None.
+        metadata: further entries of every checkpoint, such as the config and the categories.
+        context: the processes of the run.
+    """
 
     def __init__(
         self,
@@ -51,69 +66,66 @@ class State:
         scheduler: LRScheduler,
         scaler: torch.amp.GradScaler,
         ema: AveragedModel | None,
-        about: Checkpoint,
-        group: Group,
+        metadata: Checkpoint,
+        context: DistributedContext,
     ) -> None:
-        self.model, self.optimizer, self.scheduler, self.scaler = (
-            model,
-            optimizer,
-            scheduler,
-            scaler,
-        )
-        self.ema, self.about, self.group = ema, about, group
-        self.step, self.best, self.metrics = 0, None, {}  # type: int, float | None, dict[str, float]
-        self.evaluated = 0  # the step of the last evaluation
-        self.stale = 0  # evaluations since the best one
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scaler = scaler
+        self.ema = ema
+        self.metadata = metadata
+        self.context = context
+        self.step = 0
+        self.best: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.last_eval_step = 0
+        self.evals_since_best = 0
 
     def evaluation_model(self) -> nn.Module:
-        """The model whose weights count: the average where there is one."""
+        """Return the model to evaluate: the EMA if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def checkpoint(self) -> Checkpoint:
-        """Everything, as plain data. All processes must call it: each adds its random state; rank 0's is the one to write."""
+        """Return the state as plain data.
+
+        Every rank must call it, because the random states of all ranks are gathered. Only the
+        result of rank 0 is complete.
+        """
         rng = {
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
+        ema = None
+        if self.ema is not None:
+            ema = {"model": self.ema.module.state_dict(), "updates": int(self.ema.n_averaged)}
+        scheduler = self.scheduler.state_dict()
+        # Functions are not plain data; the schedule is built from the config again.
+        scheduler = {k: v for k, v in scheduler.items() if k != "lr_lambdas"}
         return {
-            **self.about,
+            **self.metadata,
             "step": self.step,
             "best": self.best,
             "metrics": self.metrics,
-            "evaluated": self.evaluated,
-            "stale": self.stale,
+            "evaluated": self.last_eval_step,
+            "stale": self.evals_since_best,
             "model": self.model.state_dict(),
-            "ema": None
-            if self.ema is None
-            else {"model": self.ema.module.state_dict(), "updates": int(self.ema.n_averaged)},
+            "ema": ema,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {
-                k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"
-            },
+            "scheduler": scheduler,
             "scaler": self.scaler.state_dict(),
-            "rng": self.group.gather(rng),
+            "rng": self.context.gather(rng),
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Raises UserError for a checkpoint that lacks something."""
+        """Restore the state of `checkpoint`. Raises UserError if an entry is missing."""
         try:
             self._load(checkpoint)
         except KeyError as error:
             raise UserError(
-                f"the checkpoint has no {error}: it cannot be resumed, only started from by trainer.init"
+                f"the checkpoint has no {error}: it cannot be resumed, "
+                "only started from by trainer.init"
             ) from error
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Whether the kernel is fused is this run's choice, not the checkpoint's: the optimiser was built for it."""
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            if "fused" in group:
-                group["fused"] = own
-            for parameter in group["params"] if own else ():
-                count = self.optimizer.state.get(parameter, {}).get("step")
-                if isinstance(count, Tensor):  # a fused kernel counts on the device
-                    self.optimizer.state[parameter]["step"] = count.to(parameter.device)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint["model"])
@@ -124,20 +136,38 @@ class State:
         if checkpoint["scaler"]:
             self.scaler.load_state_dict(checkpoint["scaler"])
         if self.ema is not None:
-            average: Any = checkpoint["ema"] or {
-                "model": checkpoint["model"],
-                "updates": 0,
-            }  # switched on later: starts from the weights
-            self.ema.module.load_state_dict(average["model"])
-            self.ema.n_averaged.fill_(average["updates"])
-        streams = checkpoint["rng"]
-        own = streams[self.group.rank % len(streams)]
-        torch.set_rng_state(own["cpu"])
-        if torch.cuda.is_available() and own["cuda"] is not None:
-            torch.cuda.set_rng_state(own["cuda"])
-        self.step, self.best, self.metrics = (
-            int(checkpoint["step"]),
-            checkpoint["best"],
-            dict(checkpoint["metrics"]),
-        )
-        self.evaluated, self.stale = int(checkpoint["evaluated"]), int(checkpoint["stale"])
+            # An EMA that the checkpoint does not have yet starts from the weights.
+            new_ema = {"model": checkpoint["model"], "updates": 0}
+            ema: dict[str, Any] = checkpoint["ema"] or new_ema
+            self.ema.module.load_state_dict(ema["model"])
+            self.ema.n_averaged.fill_(ema["updates"])
+        self._load_rng(checkpoint["rng"])
+        self.step = int(checkpoint["step"])
+        self.best = checkpoint["best"]
+        self.metrics = dict(checkpoint["metrics"])
+        self.last_eval_step = int(checkpoint["evaluated"])
+        self.evals_since_best = int(checkpoint["stale"])
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the optimizer's state, but keep the choice of a fused kernel.
+
+        Whether the kernel is fused belongs to this run's config and device, not to the checkpoint.
+        """
+        fused_flags = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, fused in zip(self.optimizer.param_groups, fused_flags, strict=True):
+            if "fused" in group:
+                group["fused"] = fused
+            if not fused:
+                continue
+            for parameter in group["params"]:
+                count = self.optimizer.state.get(parameter, {}).get("step")
+                if isinstance(count, Tensor):  # a fused kernel counts its steps on the device
+                    self.optimizer.state[parameter]["step"] = count.to(parameter.device)
+
+    def _load_rng(self, rng_states: list[dict[str, Any]]) -> None:
+        """Restore this rank's random state. More ranks than before share the saved states."""
+        rng = rng_states[self.context.rank % len(rng_states)]
+        torch.set_rng_state(rng["cpu"])
+        if torch.cuda.is_available() and rng["cuda"] is not None:
+            torch.cuda.set_rng_state(rng["cuda"])

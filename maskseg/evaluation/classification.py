@@ -1,7 +1,9 @@
-"""How well scores of images tell the classes that they show: average precision of each class over all images.
+"""Average precision (AP) of image classification, per class over all images.
 
-The area under the steps of precision over recall, not interpolated: sum over thresholds of (R_n - R_{n-1}) P_n, images of equal score taken together
-(as torchmetrics' and scikit-learn's average precision; VOC's and COCO's AP make precision fall monotonically first and are a little higher).
+AP is the area under the step function of precision over recall, without interpolation:
+sum over thresholds of (R_n - R_{n-1}) P_n, where images of equal score form one threshold (as in
+torchmetrics and scikit-learn; VOC and COCO make precision monotone first, which yields slightly
+higher values).
 """
 
 from __future__ import annotations
@@ -12,17 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskseg.evaluation.semantic import _in_columns
-from maskseg.evaluation.table import _number, _shortened
+from maskseg.evaluation.table import arrange_columns, format_number, truncate
 
 Floats = NDArray[np.float64]
-State = list[
-    tuple[list[float], list[int]]
-]  # of each image its scores [K] and the classes that it shows
+# For each image its scores [K] and the labels of the classes that it shows.
+State = list[tuple[list[float], list[int]]]
 
 
 class ImageClassAP:
-    """Collects images, then gives the numbers. What several processes have collected is joined by `merge`."""
+    """Accumulates images, then computes AP. `merge` joins what several processes accumulated."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -32,71 +32,79 @@ class ImageClassAP:
         return len(self._rows)
 
     def add(self, scores: Tensor, present: Tensor) -> None:
-        """scores: [N, K]; present: bool [N, K], which classes each image shows. Raises ValueError for other shapes and for scores that are not
-        finite."""
-        if (
-            scores.shape != present.shape
-            or scores.dim() != 2
-            or scores.shape[1] != self.num_classes
-        ):
+        """Add images.
+
+        scores: [N, K]; present: bool [N, K], the classes that each image shows. Raises ValueError
+        for other shapes and for scores that are not finite.
+        """
+        if scores.shape != present.shape or scores.shape[1:] != (self.num_classes,):
             raise ValueError(
-                f"scores and classes of images must both be [N, {self.num_classes}], got {list(scores.shape)} and {list(present.shape)}"
+                f"scores and classes of images must both be [N, {self.num_classes}], "
+                f"got {list(scores.shape)} and {list(present.shape)}"
             )
         if not scores.isfinite().all():
-            raise ValueError("a score of an image is not finite: has the training diverged?")
-        for row, shown in zip(scores.tolist(), present.tolist(), strict=True):
-            self._rows.append((row, [k for k, there in enumerate(shown) if there]))
+            raise ValueError("the score of an image is not finite: has the training diverged?")
+        for row, flags in zip(scores.tolist(), present.tolist(), strict=True):
+            self._rows.append((row, [label for label, flag in enumerate(flags) if flag]))
 
     def state(self) -> State:
-        """What was collected, as plain values: a row an image."""
+        """Everything accumulated so far as plain values, one row per image."""
         return list(self._rows)
 
     def merge(self, state: State) -> None:
-        """Adds the images of another object's `state`."""
+        """Add the images of another object's `state`."""
         self._rows += state
 
     def per_class(self) -> list[dict[str, float]]:
-        """Of each class: label, AP in [0, 1] (-1 where no image shows it), images that show it."""
-        scores = np.array([row for row, _ in self._rows], dtype=np.float64).reshape(
-            -1, self.num_classes
-        )
+        """Label, AP in [0, 1] (-1 if no image shows it) and number of images of each class."""
+        rows = [row for row, _ in self._rows]
+        scores = np.array(rows, dtype=np.float64).reshape(-1, self.num_classes)
         present = np.zeros(scores.shape, dtype=bool)
-        for i, (_, shown) in enumerate(self._rows):
-            present[i, shown] = True
+        for i, (_, labels) in enumerate(self._rows):
+            present[i, labels] = True
         return [
             {
-                "label": k,
-                "AP": average_precision(scores[:, k], present[:, k]),
-                "images": int(present[:, k].sum()),
+                "label": label,
+                "AP": average_precision(scores[:, label], present[:, label]),
+                "images": int(present[:, label].sum()),
             }
-            for k in range(self.num_classes)
+            for label in range(self.num_classes)
         ]
 
     def compute(self) -> dict[str, float]:
-        """mAP: the mean over the classes that some image shows, -1 without any. torchmetrics (1.9) counts the others too, with 0."""
-        found = [row["AP"] for row in self.per_class() if row["AP"] >= 0]
-        return {"mAP": float(np.mean(found)) if found else -1.0}
+        """Compute mAP, the mean over the classes that occur in any image; -1 without any.
+
+        torchmetrics (1.9) also counts the other classes, as 0.
+        """
+        values = [row["AP"] for row in self.per_class() if row["AP"] >= 0]
+        return {"mAP": float(np.mean(values)) if values else -1.0}
 
     def table(self, names: Sequence[str], width: int = 110) -> str:
-        """mAP, and AP and images of each class, as text; `-` for a class that no image shows. Classes fill as many columns as the width allows."""
-        longest = max(12, *(len(_shortened(name)) for name in names))
-        rows = zip(names, self.per_class(), strict=True)
-        entries = [
-            f"{_shortened(name):<{longest}}{_number(row['AP']):>8}{row['images']:>8.0f}"
-            for name, row in rows
-        ]
-        lines = [f"classes of {len(self)} images: mAP {_number(self.compute()['mAP'])}", ""]
-        return "\n".join(
-            lines + _in_columns(f"{'class':<{longest}}{'AP':>8}{'images':>8}", entries, width)
-        )
+        """Format mAP, and AP and number of images of each class, as text.
+
+        names: K class names; width: characters per line. `-` stands for a class that no image
+        shows.
+        """
+        name_width = max(12, *(len(truncate(name)) for name in names))
+        entries = []
+        for name, row in zip(names, self.per_class(), strict=True):
+            ap = format_number(row["AP"])
+            entries.append(f"{truncate(name):<{name_width}}{ap:>8}{row['images']:>8.0f}")
+        title = f"classes of {len(self)} images: mAP {format_number(self.compute()['mAP'])}"
+        head = f"{'class':<{name_width}}{'AP':>8}{'images':>8}"
+        return "\n".join([title, "", *arrange_columns(head, entries, width)])
 
 
 def average_precision(scores: Floats, present: NDArray[np.bool_]) -> float:
-    """scores: [N]; present: [N] -> in [0, 1], -1 where nothing is present."""
+    """Compute the AP of one class in [0, 1]; -1 if no image shows it.
+
+    scores: f64 [N]; present: bool [N].
+    """
     if not present.any():
         return -1.0
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of the images with one score
-    right = np.cumsum(present[order])[last]
-    precision = right / (np.flatnonzero(last) + 1)
-    return float(np.sum(np.diff(right, prepend=0) * precision) / right[-1])
+    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    true_positives = np.cumsum(present[order])[last_of_ties]
+    precision = true_positives / (np.flatnonzero(last_of_ties) + 1)
+    steps = np.diff(true_positives, prepend=0)
+    return float(np.sum(steps * precision) / true_positives[-1])

@@ -1,7 +1,8 @@
-"""COCO's average precision and recall of boxes and masks.
+"""COCO average precision and recall of boxes, masks and keypoints.
 
-The numbers are read from the accumulated precision and recall tables, not from `COCOeval.summarize`, which reports AP at 100 detections
-whatever the limit is. As COCO does, a number for which there is no truth (no small object, say) is -1.
+The metrics are read from the accumulated precision and recall tables, not from
+`COCOeval.summarize`, which reports AP at 100 detections whatever the limit is. As in COCO, a metric
+without ground truth (no small object, for example) is -1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
-from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, KINDS, SEGM, row_entries, truth_entries
+from maskseg.evaluation.coco_entries import (
+    BBOX,
+    KEYPOINTS,
+    KINDS,
+    SEGM,
+    row_entries,
+    truth_entries,
+)
 from maskseg.evaluation.coco_results import Row, detection_rows
 from maskseg.evaluation.table import metrics_table
 from maskseg.structures import Batch, Categories, Outputs
@@ -25,38 +33,26 @@ from maskseg.structures import Batch, Categories, Outputs
 Metrics = dict[str, float]
 Floats = NDArray[np.float64]
 
-THRESHOLDS, RECALLS = 10, 101  # COCO's axes: IoU 0.50:0.05:0.95, recall 0:0.01:1
-AREAS = {
-    BBOX: ("", "s", "m", "l"),
-    SEGM: ("", "s", "m", "l"),
-    KEYPOINTS: ("", "m", "l"),
-}  # object sizes; COCO names no small people's points
-KEYPOINT_LIMIT = 20  # detections of a class in an image, as COCO has it
+# The axes of COCO: IoU 0.50:0.05:0.95, recall 0:0.01:1.
+THRESHOLDS = 10
+RECALLS = 101
+# Object sizes: all, small, medium, large. COCO defines no small-object keypoint AP.
+AREAS = {BBOX: ("", "s", "m", "l"), SEGM: ("", "s", "m", "l"), KEYPOINTS: ("", "m", "l")}
+KEYPOINT_LIMIT = 20  # COCO's maximum of detections per class and image
+# Nose, then left and right each: eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
 COCO_SIGMAS = (
-    0.026,
-    0.025,
-    0.025,
-    0.035,
-    0.035,
-    0.079,
-    0.079,
-    0.072,
-    0.072,
-    0.062,
-    0.062,
-    0.107,
-    0.107,
-    0.087,
-    0.087,
-    0.089,
-    0.089,
+    *(0.026, 0.025, 0.025, 0.035, 0.035),
+    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),
+    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
 )
 BACKENDS = ("auto", "pycocotools", "faster")
-_AP50, _AP75 = 0, 5
+# Indices of the IoU thresholds.
+_AP50 = 0
+_AP75 = 5
 
 
 class _Backend(NamedTuple):
-    """What compares: the library's name, its class for a data set, its class for an evaluation."""
+    """A library that computes the matches: its name, its data set class, its evaluation class."""
 
     name: str
     dataset: Any
@@ -64,10 +60,12 @@ class _Backend(NamedTuple):
 
 
 class CocoEvaluator:
-    """Collects detections image by image and compares them with a COCO ground truth. One evaluator serves one evaluation.
+    """Accumulates detections image by image and evaluates them against a COCO ground truth.
 
-    truths: the annotations of the classes; images: the truth's, by id; rows: COCO result rows so far; image_ids: the images seen so far: only
-    these are evaluated. An image that comes a second time (a sampler that pads its last batch) is ignored, with its rows.
+    An evaluator serves one evaluation. annotations: those of the evaluated classes; images: COCO
+    images by id; rows: COCO result rows so far; image_ids: the images added so far, only these are
+    evaluated. An image that is added again (by a sampler that pads its last batch) is ignored, with
+    its rows.
     """
 
     def __init__(
@@ -80,14 +78,20 @@ class CocoEvaluator:
         iou_types: Sequence[str] = (BBOX, SEGM),
         oks_sigmas: Sequence[float] | None = None,
     ) -> None:
-        """ground_truth: a checked COCO data set (every annotation has id, image_id, category_id, bbox, area, iscrowd, segmentation);
-        it is not changed. categories: the classes that are evaluated, truth of others is ignored.
+        """Configure the evaluation.
 
-        max_detections: the highest-scored detections of an image and class that count. backend: `pycocotools`, `faster` for faster-coco-eval (the
-        same numbers in less time), or `auto`: the latter where it is installed. oks_sigmas: how far off each point of a class may be, as a share of
-        the object's size (COCO's 17 for a class of 17 points, 1/P for one of P others; a class of another number of points than is given keeps
-        these).
-        Raises UserError for an unknown or missing backend, an unknown IoU type, or truth without masks where masks are evaluated.
+        ground_truth: a validated COCO data set (each annotation has id, image_id, category_id,
+        bbox, area, iscrowd, segmentation); it is not modified. categories: the evaluated classes;
+        ground truth of other classes is ignored. max_detections: the number of highest-scored
+        detections per image and class that are evaluated. backend: `pycocotools`, `faster` for
+        faster-coco-eval (equal metrics, less time), or `auto`: the latter if it is installed.
+        iou_types: any of `bbox`, `segm`, `keypoints`.
+        oks_sigmas: standard deviation of each keypoint of a class, relative to the object's size.
+        By default, and for classes with another number of keypoints: COCO's 17 for 17 keypoints,
+        1/P for P.
+
+        Raises UserError for an unknown or missing backend, an unknown IoU type, and ground truth
+        without masks if masks are evaluated.
         """
         if max_detections < 1:
             raise UserError(f"max_detections must be at least 1, got {max_detections}")
@@ -102,197 +106,207 @@ class CocoEvaluator:
         self.rows: list[Row] = []
         self.image_ids: list[int] = []
         self._backend = _load_backend(backend)
-        self.images = {int(i["id"]): i for i in ground_truth["images"]}
-        known = set(categories.ids)
-        self.truths = [a for a in ground_truth.get("annotations", []) if a["category_id"] in known]
-        if "segm" in self.iou_types:
-            _require_masks(self.truths)
+        self.images = {int(image["id"]): image for image in ground_truth["images"]}
+        self._known_ids = set(categories.ids)
+        annotations = ground_truth.get("annotations", [])
+        self.annotations = [a for a in annotations if a["category_id"] in self._known_ids]
+        if SEGM in self.iou_types:
+            _require_masks(self.annotations)
         self._seen: set[int] = set()
         self._tables: dict[str, tuple[Floats, Floats]] = {}
 
     def update(self, batch: Batch, outputs: Outputs) -> None:
-        """Adds what a model found in a batch, moved to the images' own frames. Masks are pasted only if they are evaluated."""
-        self.add_rows(
-            batch.image_ids,
-            detection_rows(batch, outputs, self.categories, masks="segm" in self.iou_types),
-        )
+        """Add the outputs of a model for a batch, transformed to the frames of the image files.
+
+        Masks are pasted only if they are evaluated.
+        """
+        rows = detection_rows(batch, outputs, self.categories, masks=SEGM in self.iou_types)
+        self.add_rows(batch.image_ids, rows)
 
     def add_rows(self, image_ids: Iterable[int], rows: Iterable[Row]) -> None:
-        """Adds images and their COCO result rows from elsewhere: another process (one call for each), a file.
+        """Add images and their COCO result rows, from another process or a file.
 
-        image_ids: all images that were looked at, those where nothing was found too.
-        Raises UserError for an image that the truth does not have, and for a row that does not fit (its image, class, score, mask).
+        image_ids: all images that were processed, including those without detections. Raises
+        UserError for an image that is not in the ground truth, and for an invalid row (its image,
+        class, score or mask).
         """
-        wanted = {int(i) for i in image_ids}
-        unknown = sorted(wanted - self.images.keys())
+        ids = {int(i) for i in image_ids}
+        unknown = sorted(ids - self.images.keys())
         if unknown:
             raise UserError(
-                f"image {unknown[0]} is not in the ground truth ({len(unknown)} of {len(wanted)} images are not)"
+                f"image {unknown[0]} is not in the ground truth "
+                f"({len(unknown)} of {len(ids)} images are not)"
             )
-        new = wanted - self._seen
-        known, masks = set(self.categories.ids), "segm" in self.iou_types
-        chosen: list[Row] = []
+        new = ids - self._seen
+        new_rows: list[Row] = []
         for row in rows:
-            if row["image_id"] not in wanted:
+            if row["image_id"] not in ids:
                 raise UserError(
-                    f"a result row is of image {row['image_id']}, which is not among the images given with it"
+                    f"a result row belongs to image {row['image_id']}, which is not among the "
+                    "images added with it"
                 )
             if row["image_id"] in new:
-                self._check(row, known, masks)
-                chosen.append(row)
-        self.rows += chosen
+                self._check_row(row)
+                new_rows.append(row)
+        self.rows += new_rows
         self.image_ids += sorted(new)
         self._seen |= new
         self._tables.clear()
 
     def compute(self) -> Metrics:
-        """All numbers of the images seen, in [0, 1], or -1 where there is no truth: for each IoU type `bbox/AP`, `AP50`, `AP75`, `APs`,
-        `APm`, `APl` (objects under 32^2, under 96^2 and larger), recalls `AR1`, `AR10`, `AR<max_detections>`, `ARs`, `ARm`, `ARl`. Of keypoints (OKS
-        instead of IoU) `AP`, `AP50`, `AP75`, `APm`, `APl`, `AR20`, `ARm`, `ARl`.
+        """Compute all metrics of the images added so far, in [0, 1], or -1 without ground truth.
+
+        For each IoU type `bbox/AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (objects under 32^2 pixels,
+        under 96^2, and larger), and recalls `AR1`, `AR10`, `AR<max_detections>`, `ARs`, `ARm`,
+        `ARl`. For keypoints (OKS instead of IoU) `AP`, `AP50`, `AP75`, `APm`, `APl`, `AR20`, `ARm`,
+        `ARl`.
         """
         metrics: Metrics = {}
         for kind in self.iou_types:
             precision, recall = self._table(kind)
-            best = precision[..., -1]  # at the largest number of detections: [T, R, K, A]
-            metrics[f"{kind}/AP"] = _mean(best[..., 0])
-            metrics[f"{kind}/AP50"] = _mean(best[_AP50, ..., 0])
-            metrics[f"{kind}/AP75"] = _mean(best[_AP75, ..., 0])
-            metrics |= {
-                f"{kind}/AP{size}": _mean(best[..., a])
-                for a, size in enumerate(AREAS[kind])
-                if size
-            }
-            metrics |= {
-                f"{kind}/AR{limit}": _mean(recall[:, :, 0, m])
-                for m, limit in enumerate(self._limits(kind))
-            }
-            metrics |= {
-                f"{kind}/AR{size}": _mean(recall[:, :, a, -1])
-                for a, size in enumerate(AREAS[kind])
-                if size
-            }
+            precision = precision[..., -1]  # at the largest number of detections: [T, R, K, A]
+            metrics[f"{kind}/AP"] = _mean(precision[..., 0])
+            metrics[f"{kind}/AP50"] = _mean(precision[_AP50, ..., 0])
+            metrics[f"{kind}/AP75"] = _mean(precision[_AP75, ..., 0])
+            sizes = list(enumerate(AREAS[kind]))[1:]
+            for area, size in sizes:
+                metrics[f"{kind}/AP{size}"] = _mean(precision[..., area])
+            for m, limit in enumerate(self._limits(kind)):
+                metrics[f"{kind}/AR{limit}"] = _mean(recall[:, :, 0, m])
+            for area, size in sizes:
+                metrics[f"{kind}/AR{size}"] = _mean(recall[:, :, area, -1])
         return metrics
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """AP of each class by IoU type and name: {"segm": {"cat": 0.41, ...}}; -1 for a class without truth in the images seen."""
-        return {
-            kind: {
-                name: _mean(self._table(kind)[0][:, :, k, 0, -1])
-                for k, name in enumerate(self.categories.names)
-            }
-            for kind in self.iou_types
-        }
+        """Compute the AP of each class, by IoU type and name: {"segm": {"cat": 0.41, ...}}.
+
+        -1 for a class without ground truth in the images added so far.
+        """
+        values: dict[str, dict[str, float]] = {}
+        for kind in self.iou_types:
+            precision, _ = self._table(kind)
+            values[kind] = {}
+            for k, name in enumerate(self.categories.names):
+                values[kind][name] = _mean(precision[:, :, k, 0, -1])
+        return values
 
     def pr_curves(self, iou: float = 0.5) -> dict[str, dict[str, Floats]]:
-        """Precision at the recalls 0, 0.01 ... 1 by IoU type and name: {"segm": {"cat": f64 [101], ...}}; -1 for a class without truth.
+        """Precision at recalls 0, 0.01 ... 1, by IoU type and name: {"segm": {"cat": f64 [101]}}.
 
-        iou: one of COCO's thresholds 0.5, 0.55 ... 0.95 from which on a detection is a match; another raises ValueError.
+        iou: one of COCO's matching thresholds 0.5, 0.55 ... 0.95. -1 for a class without ground
+        truth. Raises ValueError for another threshold.
         """
         step = (iou - 0.5) / 0.05
         t = round(step)
         if not 0 <= t < THRESHOLDS or abs(step - t) > 1e-6:
             raise ValueError(f"iou must be one of 0.5, 0.55 ... 0.95, got {iou}")
-        return {
-            kind: {
-                name: self._table(kind)[0][t, :, k, 0, -1].copy()
-                for k, name in enumerate(self.categories.names)
-            }
-            for kind in self.iou_types
-        }
+        curves: dict[str, dict[str, Floats]] = {}
+        for kind in self.iou_types:
+            precision, _ = self._table(kind)
+            curves[kind] = {}
+            for k, name in enumerate(self.categories.names):
+                curves[kind][name] = precision[t, :, k, 0, -1].copy()
+        return curves
 
     def table(self) -> str:
-        """The numbers as text: IoU types side by side, then the AP of the classes. `-` where there is no truth."""
-        seen = f"images: {len(self.image_ids)}, detections: {len(self.rows)}"
-        title = f"{seen}, evaluated: up to {self.limits[-1]} of a class in an image, by {self._backend.name}"
+        """Format the metrics as text: IoU types side by side, then the AP of the classes."""
+        counts = f"images: {len(self.image_ids)}, detections: {len(self.rows)}"
+        limit = f"at most {self.limits[-1]} per class and image"
+        title = f"{counts}, evaluated: {limit}, with {self._backend.name}"
         return f"{title}\n{metrics_table(self.compute(), self.per_class())}"
 
-    def _check(self, row: Row, known: set[int], masks: bool) -> None:
-        image = row["image_id"]
-        if row["category_id"] not in known:
+    def _check_row(self, row: Row) -> None:
+        """Raise UserError for a row that cannot be evaluated."""
+        image_id = row["image_id"]
+        category_id = row["category_id"]
+        if category_id not in self._known_ids:
             raise UserError(
-                f"a result row of image {image} has the category id {row['category_id']}, which the data set does not have"
+                f"a result row of image {image_id} has the category id {category_id}, which the "
+                "data set does not have"
             )
         if not all(map(math.isfinite, (row["score"], *row.get("bbox", ())))):
             raise UserError(
-                f"a result row of image {image} has a score or box that is not finite: has the training diverged?"
+                f"a result row of image {image_id} has a score or box that is not finite: has the "
+                "training diverged?"
             )
+        has_keypoints = bool(self.categories.keypoints[self.categories.ids.index(category_id)])
         for kind, key in KINDS.items():
-            needed = (
-                kind != KEYPOINTS
-                or self.categories.keypoints[self.categories.ids.index(row["category_id"])]
-            )
-            if kind in self.iou_types and needed and key not in row:
+            required = kind in self.iou_types and (kind != KEYPOINTS or has_keypoints)
+            if required and key not in row:
                 raise UserError(
-                    f"a result row of image {image} has no {key}: evaluate without it, with iou_types that leave out {kind!r}"
+                    f"a result row of image {image_id} has no {key}: exclude {kind!r} from "
+                    "iou_types to evaluate without it"
                 )
-        if masks:
-            size, expected = (
-                row["segmentation"]["size"],
-                [self.images[image]["height"], self.images[image]["width"]],
-            )
-            if list(size) != expected:
+        if SEGM in self.iou_types:
+            size = list(row["segmentation"]["size"])
+            image = self.images[image_id]
+            expected = [image["height"], image["width"]]
+            if size != expected:
                 raise UserError(
-                    f"a result mask of image {image} has (height, width) {list(size)}, the image has {expected}"
+                    f"a result mask of image {image_id} has (height, width) {size}, the image has "
+                    f"{expected}"
                 )
 
     def _table(self, kind: str) -> tuple[Floats, Floats]:
-        """Precision [T, R, K, A, M] and recall [T, K, A, M] of the images seen; -1 where there is no truth.
+        """Precision [T, R, K, A, M] and recall [T, K, A, M] of the images added; -1 if undefined.
 
-        Class by class: no number depends on another class, and the intermediate results of one class (a dictionary for each image and
-        object size) are freed before the next.
+        The evaluation runs class by class: classes are independent, and the intermediate results of
+        a class (a dictionary per image and object size) are freed before the next.
         """
-        if kind not in self._tables:
-            rows, truths = (
-                _by_category(self.rows),
-                _by_category(t for t in self.truths if t["image_id"] in self._seen),
-            )
-            axes = len(self.categories), len(AREAS[kind]), len(self._limits(kind))
-            precision, recall = (
-                np.full((THRESHOLDS, RECALLS, *axes), -1.0),
-                np.full((THRESHOLDS, *axes), -1.0),
-            )
-            for k, category in enumerate(self.categories.ids):
-                if truths[category] and (kind != KEYPOINTS or self.categories.keypoints[k]):
-                    precision[:, :, k], recall[:, k] = self._one_class(
-                        kind, truths[category], rows[category], len(self.categories.keypoints[k])
-                    )
-            self._tables[kind] = precision, recall
-        return self._tables[kind]
+        if kind in self._tables:
+            return self._tables[kind]
+        rows = _by_category(self.rows)
+        annotations = _by_category(a for a in self.annotations if a["image_id"] in self._seen)
+        axes = (len(self.categories), len(AREAS[kind]), len(self._limits(kind)))
+        precision = np.full((THRESHOLDS, RECALLS, *axes), -1.0)
+        recall = np.full((THRESHOLDS, *axes), -1.0)
+        for k, category_id in enumerate(self.categories.ids):
+            num_points = len(self.categories.keypoints[k])
+            if annotations[category_id] and (kind != KEYPOINTS or num_points):
+                precision[:, :, k], recall[:, k] = self._evaluate_class(
+                    kind, annotations[category_id], rows[category_id], num_points
+                )
+        self._tables[kind] = precision, recall
+        return precision, recall
 
     def _limits(self, kind: str) -> list[int]:
+        """The numbers of detections per class and image at which recall is reported."""
         return [KEYPOINT_LIMIT] if kind == KEYPOINTS else self.limits
 
-    def sigmas(self, points: int) -> tuple[float, ...]:
-        """Those in use for a class of so many points."""
-        if self.oks_sigmas is not None and len(self.oks_sigmas) == points:
+    def sigmas(self, num_points: int) -> tuple[float, ...]:
+        """The OKS standard deviations used for a class with this number of keypoints."""
+        if self.oks_sigmas is not None and len(self.oks_sigmas) == num_points:
             return self.oks_sigmas
-        return COCO_SIGMAS if points == len(COCO_SIGMAS) else (1 / points,) * points
+        if num_points == len(COCO_SIGMAS):
+            return COCO_SIGMAS
+        return (1 / num_points,) * num_points
 
-    def _one_class(
-        self, kind: str, truths: list[Row], rows: list[Row], points: int
+    def _evaluate_class(
+        self, kind: str, annotations: list[Row], rows: list[Row], num_points: int
     ) -> tuple[Floats, Floats]:
         """Precision [T, R, A, M] and recall [T, A, M] of one class."""
-        # Images that have nothing of the class add nothing. Sorted, as rows of equal score count in the order of their images.
-        ids = sorted({r["image_id"] for r in truths} | {r["image_id"] for r in rows})
+        # Images without this class do not contribute. The ids are sorted because rows of equal
+        # score rank in the order of their images.
+        ids = sorted({r["image_id"] for r in annotations} | {r["image_id"] for r in rows})
         images = [
             {"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]}
             for i in ids
         ]
+        truth_rows = truth_entries(kind, annotations, self.images)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(
-                self._backend.dataset, images, truth_entries(kind, truths, self.images)
-            )
-            found = _dataset(self._backend.dataset, images, row_entries(kind, rows))
-            evaluator = self._backend.evaluator(truth, found, kind)
+            truth = _dataset(self._backend.dataset, images, truth_rows)
+            detections = _dataset(self._backend.dataset, images, row_entries(kind, rows))
+            evaluator = self._backend.evaluator(truth, detections, kind)
             evaluator.params.maxDets = self._limits(kind)
             if kind == KEYPOINTS:
-                evaluator.params.kpt_oks_sigmas = np.array(self.sigmas(points))
+                evaluator.params.kpt_oks_sigmas = np.array(self.sigmas(num_points))
             evaluator.evaluate()
             evaluator.accumulate()
         return evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0]
 
 
 def _mean(values: Floats) -> float:
+    """The mean of the defined values; -1 without any."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0
 
@@ -305,14 +319,15 @@ def _by_category(rows: Iterable[Row]) -> defaultdict[int, list[Row]]:
 
 
 def check_backend(name: str) -> None:
-    """Raises UserError for a backend that is not there."""
+    """Raise UserError for a backend that is unknown or not installed."""
     _load_backend(name)
 
 
 def _load_backend(name: str) -> _Backend:
     if name not in BACKENDS:
         raise UserError(
-            f"the evaluation backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, not {name!r}"
+            f"the evaluation backend must be {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, "
+            f"not {name!r}"
         )
     if name != "pycocotools":
         try:
@@ -331,17 +346,22 @@ def _load_backend(name: str) -> _Backend:
     return _Backend("pycocotools", COCO, COCOeval)
 
 
-def _require_masks(truths: list[Row]) -> None:
-    bare = [t for t in truths if not t.get("segmentation")]
+def _require_masks(annotations: list[Row]) -> None:
+    """Raise UserError if an annotation has no mask."""
+    bare = [a for a in annotations if not a.get("segmentation")]
     if bare:
         raise UserError(
-            f"annotation {bare[0]['id']} of image {bare[0]['image_id']} has no segmentation ({len(bare)} of {len(truths)} annotations "
-            "have none): evaluate boxes only with iou_types ['bbox'], or add the masks"
+            f"annotation {bare[0]['id']} of image {bare[0]['image_id']} has no segmentation "
+            f"({len(bare)} of {len(annotations)} annotations have none): evaluate boxes only with "
+            "iou_types ['bbox'], or add the masks"
         )
 
 
 def _dataset(dataset_type: Any, images: list[Row], annotations: list[Row]) -> Any:
-    """A data set in the backend's class, without `loadRes`, which raises for no rows at all and writes into those it gets."""
+    """Build a data set of the backend's class.
+
+    `loadRes` is not used: it raises an error for an empty list and modifies its argument.
+    """
     dataset = dataset_type()
     categories = [{"id": a["category_id"]} for a in annotations[:1]]
     dataset.dataset = {"images": images, "annotations": annotations, "categories": categories}

@@ -1,4 +1,7 @@
-"""Detections -> rows of COCO's result format, one image at a time: masks become RLE at once, so that memory stays flat."""
+"""Converts detections to rows of COCO's result format, one image at a time.
+
+Masks become RLE immediately, so that memory use stays flat.
+"""
 
 from __future__ import annotations
 
@@ -14,63 +17,71 @@ from torch import Tensor
 from maskseg.errors import UserError
 from maskseg.files import replacing
 from maskseg.masks.base import Rle
-from maskseg.ops.geometry import Geometry
+from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
-# {"image_id", "category_id", "bbox": [x, y, w, h], "score", "segmentation": RLE, "keypoints": [x, y, score, ...]}, the last two where the model
-# has them, and the class has points.
+# {"image_id", "category_id", "bbox": [x, y, w, h], "score", "segmentation": RLE,
+# "keypoints": [x, y, score, ...]}; the last two only if the model predicts them, and keypoints only
+# for classes that have them.
 Row = dict[str, Any]
 
-_DECIMALS = 3  # of a box, in pixels
+_DECIMALS = 3  # of coordinates in pixels
 
 
 def to_original(
     detections: Regions, index: int, size: Sequence[int], original_size: Sequence[int]
 ) -> Regions:
-    """The detections of one image, moved from the padded batch to the frame of the image's file.
+    """Transform the detections of one image from the padded batch to the frame of its file.
 
-    size: (height, width) of the image in the batch, without the padding (which lies at the right and the bottom, so that it only has to be
-    cut off); original_size: (height, width) of the file. Boxes are scaled and cut at the border (one that lies in the padding becomes
-    empty), masks follow by `Masks.warp`, points may lie outside. Order, scores and labels stay.
+    index: of the image in the batch; size: (height, width) of the image in the batch, without the
+    padding (at the right and the bottom); original_size: (height, width) of the file. Boxes are
+    scaled and clipped to the image (a box in the padding becomes empty), masks are transformed by
+    `Masks.transform`, keypoints may lie outside. Order, scores and labels are unchanged.
     """
-    geometry = Geometry.resize(
+    transform = AxisAlignedTransform.resize(
         int(size[0]), int(size[1]), int(original_size[0]), int(original_size[1])
     )
     rows = torch.nonzero(detections.image_index == index).squeeze(1)
-    found = detections[rows]
-    masks = None if found.masks is None else found.masks.warp(geometry)
-    points = None if found.keypoints is None else geometry.points(found.keypoints, cut=False)
-    return replace(found, boxes=geometry.boxes(found.boxes), masks=masks, keypoints=points)
+    selected = detections[rows]
+    masks = None
+    if selected.masks is not None:
+        masks = selected.masks.transform(transform)
+    keypoints = None
+    if selected.keypoints is not None:
+        keypoints = transform.points(selected.keypoints, clip=False)
+    return replace(
+        selected, boxes=transform.boxes(selected.boxes), masks=masks, keypoints=keypoints
+    )
 
 
 def detection_rows(
     batch: Batch, outputs: Outputs, categories: Categories, *, masks: bool = True
 ) -> list[Row]:
-    """Detections of a batch as COCO result rows in the images' own frames.
+    """Convert the detections of a batch to COCO result rows in the frames of the image files.
 
-    Boxes are rounded to a thousandth of a pixel; scores are not rounded, as that would make ties. `segmentation` is there where the
-    detections have masks, unless `masks` is False (boxes only: nothing is pasted). Raises ValueError where detections have no labels.
+    Boxes are rounded to 0.001 pixels; scores are not rounded, as this would create ties. Rows have
+    a `segmentation` if the detections have masks, unless `masks` is False (nothing is pasted then).
+    Raises ValueError if the detections have no labels.
     """
-    detections = (outputs.detections if masks else replace(outputs.detections, masks=None)).to(
-        "cpu"
-    )
+    detections = outputs.detections
+    if not masks:
+        detections = replace(detections, masks=None)
+    detections = detections.to("cpu")
     if detections.labels is None:
         raise ValueError("detections have no labels: are these proposals?")
-    sizes, originals = batch.sizes.tolist(), batch.original_sizes.tolist()
+    sizes = batch.sizes.tolist()
+    original_sizes = batch.original_sizes.tolist()
     rows: list[Row] = []
     for index, image_id in enumerate(batch.image_ids):
-        rows += _image_rows(
-            image_id, to_original(detections, index, sizes[index], originals[index]), categories
-        )
+        original = to_original(detections, index, sizes[index], original_sizes[index])
+        rows += _image_rows(image_id, original, categories)
     return rows
 
 
 def segment_rows(image_id: int, segments: Regions) -> list[Row]:
-    """The segments of one image, in its own frame, as rows without a class."""
+    """Convert the segments of one image, in the frame of its file, to rows without a class."""
     assert segments.masks is not None
-    boxes = torch.cat(
-        [segments.boxes[:, :2], segments.boxes[:, 2:] - segments.boxes[:, :2]], dim=1
-    ).tolist()
+    boxes = _xywh(segments.boxes)
     columns = zip(boxes, segments.scores.tolist(), segments.masks.to_rle(), strict=True)
     return [
         {"image_id": image_id, "bbox": box, "score": score, "segmentation": rle}
@@ -78,17 +89,28 @@ def segment_rows(image_id: int, segments: Regions) -> list[Row]:
     ]
 
 
-def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[Row]:
-    assert found.labels is not None
-    corners = found.boxes.double()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    rles: Iterable[Rle | None] = (
-        [None] * len(found) if found.masks is None else found.masks.to_rle()
+def _xywh(boxes: Tensor) -> list[list[float]]:
+    """Convert boxes [D, 4] from xyxy to xywh."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    xywh: list[list[float]] = torch.cat([boxes[:, :2], sides], dim=1).tolist()
+    return xywh
+
+
+def _image_rows(image_id: int, detections: Regions, categories: Categories) -> list[Row]:
+    """Rows of the detections of one image, in the frame of its file."""
+    assert detections.labels is not None
+    rles: Iterable[Rle | None] = [None] * len(detections)
+    if detections.masks is not None:
+        rles = detections.masks.to_rle()
+    columns = zip(
+        _xywh(detections.boxes.double()),
+        detections.labels.tolist(),
+        detections.scores.tolist(),
+        rles,
+        strict=True,
     )
     rows: list[Row] = []
-    for box, label, score, rle in zip(
-        boxes, found.labels.tolist(), found.scores.tolist(), rles, strict=True
-    ):
+    for i, (box, label, score, rle) in enumerate(columns):
         row: Row = {
             "image_id": image_id,
             "category_id": categories.ids[label],
@@ -98,20 +120,24 @@ def _image_rows(image_id: int, found: Regions, categories: Categories) -> list[R
         if rle is not None:
             row["segmentation"] = rle
         start, stop = categories.point_ranges[label]
-        if found.keypoints is not None and stop > start:
-            row["keypoints"] = _coco_keypoints(found.keypoints[len(rows), start:stop])
+        if detections.keypoints is not None and stop > start:
+            row["keypoints"] = _coco_keypoints(detections.keypoints[i, start:stop])
         rows.append(row)
     return rows
 
 
 def _coco_keypoints(points: Tensor) -> list[float]:
-    """f32 [P, 3] -> x, y, score of each in COCO's pixel indices."""
+    """Convert points f32 [P, 3] to a flat list of x, y, score in COCO's pixel indices."""
+    # COCO's keypoints are indices of pixels, whose centers lie at + 0.5.
     shifted = points.double() - torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
     return [round(v, _DECIMALS) for v in shifted.ravel().tolist()]
 
 
 def write_results(path: Path | str, rows: Sequence[Row]) -> None:
-    """COCO's result file: a JSON list of the rows, written whole or not at all. Raises UserError where it cannot be written."""
+    """Write a COCO result file, a JSON list of the rows; it appears complete or not at all.
+
+    Raises UserError if the file cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +145,8 @@ def write_results(path: Path | str, rows: Sequence[Row]) -> None:
         raise UserError(f"cannot write the results to {path}: {error.strerror or error}") from error
     with replacing(path, "the results") as file:
         file.write(b"[")
-        for i, row in enumerate(
-            rows
-        ):  # row by row: the whole text of a large set would need as much memory again
-            file.write(((",\n" if i else "\n") + json.dumps(row, allow_nan=False)).encode())
+        # Row by row: the text of a large data set would double the memory use.
+        for i, row in enumerate(rows):
+            separator = ",\n" if i else "\n"
+            file.write((separator + json.dumps(row, allow_nan=False)).encode())
         file.write(b"\n]\n")

@@ -1,7 +1,8 @@
-"""How well a division of images into segments finds the segments that people drew.
+"""Segmentation IoU: how well predicted segments recover annotated ones.
 
-For each segment of the truth, the best IoU of any predicted segment, and means of it: over all segments, over images, of the annotator who agrees
-most (Ravanbakhsh et al. 2016), weighted by area (covering: Arbelaez et al. 2011, equation 8).
+Each annotated segment is scored by the best IoU of any predicted segment. Means of it are taken
+over all segments, over images, for the best-agreeing annotator (Ravanbakhsh et al. 2016), and
+weighted by area (covering: Arbelaez et al. 2011, equation 8).
 """
 
 from __future__ import annotations
@@ -13,118 +14,128 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Map = NDArray[np.integer]  # [H, W], a number for each pixel
+Map = NDArray[np.integer]  # [H, W], the segment of each pixel
 
-# Numbers below so many times their count are counted in a table; others are sorted, which takes ten times as long but no more memory.
-_TABLE = 8
+# Labels below this multiple of the number of pixels are counted in a table. Larger labels are
+# sorted, which takes ten times as long but no more memory.
+_MAX_TABLE_RATIO = 8
 
 
 def best_ious(segments: Map, truth: Map) -> tuple[NDArray[np.float64], Ints]:
-    """The best IoU of any predicted segment with each segment of the truth.
+    """Compute the best IoU of any predicted segment with each annotated segment.
 
-    segments: int [H, W], any numbers from 0 on; truth: int [H, W], likewise, negative where unlabelled: those pixels count nowhere.
-    -> IoU f64 [T] of the T segments of the truth by ascending number, and their areas i64 [T] in pixels. Raises ValueError for shapes that differ,
-    maps that are not of integers, and negative segments.
+    segments: int [H, W], labels >= 0; truth: int [H, W], negative where unlabeled: these pixels are
+    ignored. -> IoU f64 [T] of the T annotated segments by ascending label, and their areas i64 [T]
+    in pixels. Raises ValueError if the shapes differ, the maps are not integers, or a predicted
+    label is negative.
     """
-    _check(segments, truth)
+    _check_maps(segments, truth)
     labelled = truth >= 0
-    found, true = (
-        np.asarray(numbers[labelled]).astype(np.int64, copy=False) for numbers in (segments, truth)
-    )
-    if not true.size:
+    predicted_labels = np.asarray(segments[labelled]).astype(np.int64, copy=False)
+    true_labels = np.asarray(truth[labelled]).astype(np.int64, copy=False)
+    if not true_labels.size:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
-    (names, areas), (true_names, true_areas) = _tally(found), _tally(true)
-    pairs, overlaps = _tally(_places(true, true_names) * len(names) + _places(found, names))
-    row, column = np.divmod(pairs, len(names))
+    distinct, areas = _count_labels(predicted_labels)
+    true_distinct, true_areas = _count_labels(true_labels)
+    rows = _indices(true_labels, true_distinct)
+    pairs, overlaps = _count_labels(rows * len(distinct) + _indices(predicted_labels, distinct))
+    row, column = np.divmod(pairs, len(distinct))
     iou = overlaps / (true_areas[row] + areas[column] - overlaps)
-    return np.maximum.reduceat(iou, np.searchsorted(row, np.arange(len(true_names)))), true_areas
+    starts = np.searchsorted(row, np.arange(len(true_distinct)))
+    return np.maximum.reduceat(iou, starts), true_areas
 
 
 class SegmentationIoU:
-    """Collects images one by one, then gives the means. What several processes have collected is joined by `merge`, in any order."""
+    """Accumulates images, then computes means. `merge` joins several processes' in any order."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[float, ...]] = []
 
     def add(self, segments: Map, truths: Sequence[Map]) -> None:
-        """One image: its segments int [H, W] and the maps of its annotators (see `best_ious`). Maps, and images, without a labelled pixel are passed
-        over."""
-        found = [
-            (iou, areas)
-            for iou, areas in (best_ious(segments, truth) for truth in truths)
-            if len(iou)
-        ]
-        if not found:
+        """Add one image: its segments int [H, W] and the maps of its annotators (see `best_ious`).
+
+        Maps and images without a labeled pixel are ignored.
+        """
+        ious = []
+        coverings = []
+        for truth in truths:
+            iou, areas = best_ious(segments, truth)
+            if len(iou):
+                ious.append(iou)
+                coverings.append(float(np.average(iou, weights=areas)))
+        if not ious:
             return
-        means = [float(iou.mean()) for iou, _ in found]
-        coverings = [float(np.average(iou, weights=areas)) for iou, areas in found]
-        total, count = fsum(fsum(iou) for iou, _ in found), sum(len(iou) for iou, _ in found)
-        number = len(_tally(np.asarray(segments).astype(np.int64).ravel())[0])
+        means = [float(iou.mean()) for iou in ious]
+        labels = np.asarray(segments).astype(np.int64).ravel()
         self._rows.append(
             (
-                total,
-                count,
+                fsum(fsum(iou) for iou in ious),
+                sum(len(iou) for iou in ious),
                 fsum(means) / len(means),
                 max(means),
                 fsum(coverings) / len(coverings),
-                number,
+                len(_count_labels(labels)[0]),
             )
         )
 
     def state(self) -> list[list[float]]:
-        """What was collected, as plain values: a row an image."""
+        """Everything accumulated so far as plain values, one row per image."""
         return [list(row) for row in self._rows]
 
     def merge(self, state: Iterable[Sequence[float]]) -> None:
-        """Adds the images of another object's `state`."""
+        """Add the images of another object's `state`."""
         self._rows += [tuple(row) for row in state]
 
     def compute(self) -> dict[str, float]:
-        """Means of the best IoU, the same bit for bit whatever the images' order; zeros without an image.
+        """Compute means of the best IoU; bit-identical in any order of the images, 0 without any.
 
-        segments: over all segments of all annotators and images; images: over the segments of an annotator, then annotators, then images;
-        best_annotator: of the annotator of each image who agrees most; covering: as `images`, each segment weighted by its area.
-        num_segments: predicted ones an image; images_counted: images with a labelled pixel.
+        segments: over all segments of all annotators and images; images: over the segments of an
+        annotator, then over annotators, then over images; best_annotator: of the best-agreeing
+        annotator of each image; covering: as `images`, with segments weighted by area.
+        num_segments: mean number of predicted segments per image; images_counted: number of images
+        with a labeled pixel.
         """
-        totals, counts, images, best, coverings, numbers = (
-            zip(*self._rows, strict=True) if self._rows else ((),) * 6
-        )
-        most = max(len(self._rows), 1)
+        if not self._rows:
+            totals, counts, images, best, coverings, numbers = ((),) * 6
+        else:
+            totals, counts, images, best, coverings, numbers = zip(*self._rows, strict=True)
+        num_images = max(len(self._rows), 1)
         return {
             "segments": fsum(totals) / max(fsum(counts), 1.0),
-            "images": fsum(images) / most,
-            "best_annotator": fsum(best) / most,
-            "covering": fsum(coverings) / most,
-            "num_segments": fsum(numbers) / most,
+            "images": fsum(images) / num_images,
+            "best_annotator": fsum(best) / num_images,
+            "covering": fsum(coverings) / num_images,
+            "num_segments": fsum(numbers) / num_images,
             "images_counted": float(len(self._rows)),
         }
 
 
-def _check(segments: Map, truth: Map) -> None:
+def _check_maps(segments: Map, truth: Map) -> None:
     if segments.shape != truth.shape:
         raise ValueError(
-            f"segments of shape {segments.shape} cannot be compared with truth of shape {truth.shape}"
+            f"segments of shape {segments.shape} cannot be compared with truth of shape "
+            f"{truth.shape}"
         )
-    for name, numbers in (("segments", segments), ("truth", truth)):
-        if numbers.dtype.kind not in "iu":
-            raise ValueError(f"{name} must be integers, not {numbers.dtype}")
+    for name, labels in (("segments", segments), ("truth", truth)):
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be integers, not {labels.dtype}")
     if segments.size and segments.min() < 0:
-        raise ValueError(f"segments must be numbered from 0 on, not from {segments.min()}")
+        raise ValueError(f"labels of segments must be at least 0, got {segments.min()}")
 
 
-def _tally(numbers: Ints) -> tuple[Ints, Ints]:
-    """The distinct numbers, ascending, and how often each is there."""
-    if numbers.max(initial=0) >= _TABLE * numbers.size:
-        return np.unique(numbers, return_counts=True)
-    counts = np.bincount(numbers)
-    names = np.flatnonzero(counts)
-    return names, counts[names]
+def _count_labels(labels: Ints) -> tuple[Ints, Ints]:
+    """The distinct labels, ascending, and the count of each."""
+    if labels.max(initial=0) >= _MAX_TABLE_RATIO * labels.size:
+        return np.unique(labels, return_counts=True)
+    counts = np.bincount(labels)
+    distinct = np.flatnonzero(counts)
+    return distinct, counts[distinct]
 
 
-def _places(numbers: Ints, names: Ints) -> Ints:
-    """The place of each number among the ascending `names`, which hold all of them."""
-    if names[-1] >= _TABLE * numbers.size:
-        return np.searchsorted(names, numbers)
-    place = np.empty(names[-1] + 1, dtype=np.int64)
-    place[names] = np.arange(len(names))
-    return place[numbers]
+def _indices(labels: Ints, distinct: Ints) -> Ints:
+    """The index of each label among the ascending `distinct` labels, which contain all of them."""
+    if distinct[-1] >= _MAX_TABLE_RATIO * labels.size:
+        return np.searchsorted(distinct, labels)
+    index = np.empty(distinct[-1] + 1, dtype=np.int64)
+    index[distinct] = np.arange(len(distinct))
+    return index[labels]

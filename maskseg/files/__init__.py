@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, and read within limits, whoever wrote them."""
+"""Atomic writing of files, and safe, bounded reading of files of unknown origin."""
 
-from maskseg.files.atomic import remove_left, replacing, write_json
+from maskseg.files.atomic import remove_stale, replacing, write_json
 from maskseg.files.documents import check_yaml, parse_json, parse_yaml
 
-__all__ = ["check_yaml", "parse_json", "parse_yaml", "remove_left", "replacing", "write_json"]
+__all__ = ["check_yaml", "parse_json", "parse_yaml", "remove_stale", "replacing", "write_json"]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from maskseg.errors import UserError
 
 @contextmanager
 def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
-    """A file to write to beside `path`; at the end it is flushed to the disk and renamed: a kill at any moment leaves the old one or the new one.
+    """Yield a temporary file that replaces `path` when the context ends without an error.
 
-    what: named in the UserError that is raised where the disk is full or read-only; the old file is then intact. What killed processes
-    left beside it is removed.
+    The file is flushed to the disk before it is renamed, so that a process killed at any time
+    leaves the old content or the new one. Temporary files of killed processes are removed.
+
+    Args:
+        path: the file to write.
+        what: its description in the error message.
+
+    Raises UserError if the disk is full or read-only; the old file is then intact.
     """
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        remove_left(left)
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        remove_stale(stale)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -30,9 +36,8 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        if "DataLoader worker" in str(
-            error
-        ):  # torch tells of a dead loader process wherever the main one happens to be
+        # torch raises the error of a dead loader worker at any point of the main process.
+        if "DataLoader worker" in str(error):
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -43,20 +48,20 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Values that are not finite raise ValueError: they are not JSON."""
+    """Write an indented JSON file atomically. Raises ValueError for NaN and infinity."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     with replacing(path, "the file") as file:
         file.write(text.encode())
 
 
-def remove_left(temporary: Path) -> None:
-    """A temporary file of `replacing` goes, unless the process that writes it still runs."""
-    if not _alive(temporary):
+def remove_stale(temporary: Path) -> None:
+    """Remove a temporary file of `replacing`, unless its process is still running."""
+    if not _is_being_written(temporary):
         temporary.unlink(missing_ok=True)
 
 
-def _alive(temporary: Path) -> bool:
-    """Whether another process that still runs is writing it."""
+def _is_being_written(temporary: Path) -> bool:
+    """Whether another running process owns the file. The process id is part of the file name."""
     process = temporary.name.split(".")[-2]
     if not process.isdigit() or int(process) == os.getpid():
         return False
@@ -64,13 +69,13 @@ def _alive(temporary: Path) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # of another user
+    except OSError:  # the process belongs to another user
         return True
     return True
 
 
 def _flush_folder(folder: Path) -> None:
-    """The rename itself, where the system can flush a folder."""
+    """Flush the rename itself to the disk, on systems that can flush a folder."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

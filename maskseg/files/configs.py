@@ -1,4 +1,4 @@
-"""Where the YAML files of the configuration are."""
+"""Location of the configuration's YAML files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def config_folder() -> Path:
-    """`configs/` of the repository, or inside the installed package."""
+    """Return `configs/` of the repository, or the copy inside the installed package."""
     package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def experiments() -> list[str]:
-    """The names of the experiments."""
+    """List the names of the experiments."""
     return sorted(path.stem for path in (config_folder() / "experiment").glob("*.yaml"))

@@ -1,15 +1,16 @@
-"""An interpreter of pickles with bounded memory and time, which calls nothing but the functions that it is given.
+"""Interpreter of pickles with bounded memory and time, which calls only the functions it is given.
 
-A pickle is a program for a stack machine. Python's own interpreter runs any function that the program
-names. Even one that is restricted to a few names, such as `torch.load(weights_only=True)`, has no
-limits: in C, nine bytes ask for a memo of 13 GB; in Python, three hundred bytes build a nested tuple
-whose hash, as the key of a dictionary, takes 2**60 steps. Here:
+A pickle is a program for a stack machine. Python's own interpreter runs any function that the
+program names. Even an interpreter restricted to a few names, such as
+`torch.load(weights_only=True)`, has no limits: in C, nine bytes request a memo of 13 GB; in Python,
+three hundred bytes build a nested tuple whose hash, as the key of a dictionary, takes 2**60 steps.
+This interpreter is restricted as follows:
 
-- a name leads to one of the `makers`, or the pickle is refused;
-- the memo is a dictionary, and no read asks for more bytes than the file has left;
-- keys of dictionaries are plain values, and there are no sets, so nothing nested is ever hashed;
-- what makers build from values that are already there, such as an array from bytes, is charged to a
-  budget that is proportional to the size of the file.
+- a name refers to one of the `makers`, or the pickle is refused;
+- the memo is a dictionary, and no read requests more bytes than the file has left;
+- dictionary keys are plain values and there are no sets, so nested values are never hashed;
+- what the makers build from existing values, such as an array from bytes, is charged to a budget
+  that is proportional to the size of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _KEYS = (str, bytes, bool, type(None))
-_MAX_INT_KEY = 2**31  # larger numbers may all have one hash
+_MAX_INT_KEY = 2**31  # larger integers can be chosen to have the same hash
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = frozenset(
     [
@@ -54,17 +55,18 @@ _NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {"LIST": list, "TUPLE": tuple}
 
-_MIN_BUDGET, _BUDGET_PER_BYTE = 2**20, 4
+_MIN_BUDGET = 2**20
+_BUDGET_PER_BYTE = 4
 
 
 class Budget:
-    """Units (bytes or elements) that makers may still build."""
+    """Number of units (bytes or elements) that the makers may still build."""
 
     def __init__(self, file_size: int) -> None:
         self.left = _MIN_BUDGET + _BUDGET_PER_BYTE * file_size
 
     def spend(self, units: int) -> None:
-        """Raises UnpicklingError where the budget is exceeded."""
+        """Charge `units`. Raises UnpicklingError if the budget is exceeded."""
         self.left -= units
         if self.left < 0:
             raise pickle.UnpicklingError("its objects are far larger than the file")
@@ -72,7 +74,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Name:
-    """A function or a class that the pickle names, `module.name`. It is never the object itself."""
+    """Dotted name of a function or class in the pickle. The object itself is never looked up."""
 
     name: str
 
@@ -81,7 +83,7 @@ Maker = Callable[..., Any]  # (budget, *arguments) -> value
 
 
 class _Bounded:
-    """A file of which no read asks for more bytes than are left."""
+    """File wrapper that never requests more bytes than the file has left."""
 
     def __init__(self, file: IO[bytes], end: int) -> None:
         self.file = file
@@ -94,7 +96,7 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack, the memo and what the opcodes do with them."""
+    """The stack machine: stack, memo, and the actions of the opcodes."""
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class _Machine:
         self.persistent_load = persistent_load
         self.budget = budget
         self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # the stacks below the marks
+        self.marked: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
         self.actions: dict[str, Callable[[Any], None]] = {
             "MARK": self._mark,
@@ -133,7 +135,7 @@ class _Machine:
         }
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Does what an opcode asks for."""
+        """Execute one opcode."""
         if opcode in _LITERALS:
             self.stack.append(argument)
         elif opcode in _CONSTANTS:
@@ -148,7 +150,7 @@ class _Machine:
         elif opcode in self.actions:
             self.actions[opcode](argument)
         elif opcode not in _IGNORED:
-            raise pickle.UnpicklingError(f"the opcode {opcode}")
+            raise pickle.UnpicklingError(f"opcode {opcode} is not supported")
 
     def _mark(self, _: Any) -> None:
         self.marked.append(self.stack)
@@ -170,14 +172,14 @@ class _Machine:
 
     def _tuple(self, length: int) -> None:
         if len(self.stack) < length:
-            raise pickle.UnpicklingError("a tuple of values that are not there")
+            raise pickle.UnpicklingError("a tuple needs more values than the stack has")
         items = tuple(self.stack[-length:])
         self.stack[-length:] = [items]
 
     def _append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise pickle.UnpicklingError(f"items are appended to a {type(target).__name__}")
+            raise pickle.UnpicklingError(f"it appends items to a {type(target).__name__}")
         target.extend(items)
 
     def _dict(self, _: Any) -> None:
@@ -193,7 +195,7 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise pickle.UnpicklingError(f"items are set in a {type(target).__name__}")
+            raise pickle.UnpicklingError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[plain_key(key)] = value
 
@@ -201,16 +203,16 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def _push_name(self, module: str, name: str) -> None:
-        whole = f"{module}.{name}"
-        if whole not in self.makers:
-            raise pickle.UnpicklingError(f"it asks for {whole}")
-        self.stack.append(Name(whole))
+        dotted = f"{module}.{name}"
+        if dotted not in self.makers:
+            raise pickle.UnpicklingError(f"it asks for {dotted}")
+        self.stack.append(Name(dotted))
 
     def _stack_global(self, _: Any) -> None:
         name = self.stack.pop()
         module = self.stack.pop()
         if not isinstance(module, str) or not isinstance(name, str):
-            raise pickle.UnpicklingError("a name that is no text")
+            raise pickle.UnpicklingError("a name that is not a string")
         self._push_name(module, name)
 
     def _reduce(self, _: Any) -> None:
@@ -218,7 +220,7 @@ class _Machine:
         function = self.stack.pop()
         maker = self.makers[function.name] if isinstance(function, Name) else None
         if maker is None or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("it calls something that is no function")
+            raise pickle.UnpicklingError("it calls an object that is not a function")
         self.stack.append(maker(self.budget, *arguments))
 
     def _build(self, _: Any) -> None:
@@ -226,26 +228,26 @@ class _Machine:
         target = self.stack[-1]
         if hasattr(target, "set_state"):
             target.set_state(self.budget, state)
-        elif (
-            not isinstance(target, dict)
-            or not isinstance(state, dict)
-            or not state.keys() <= {"_metadata"}
-        ):
-            # Only the versions of modules that a state dict has: any other attribute could replace a method.
-            raise pickle.UnpicklingError(f"a {type(target).__name__} is given a state")
+            return
+        # A state dict has only the version numbers of its modules as an attribute. Any other
+        # attribute could replace a method.
+        is_state_dict = isinstance(target, dict) and isinstance(state, dict)
+        if not is_state_dict or not state.keys() <= {"_metadata"}:
+            raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
     def _persistent(self, identity: Any) -> None:
         if self.persistent_load is None:
-            raise pickle.UnpicklingError("it refers to an object outside of the file")
+            raise pickle.UnpicklingError("it refers to an object outside the file")
         self.stack.append(self.persistent_load(identity))
 
 
 def plain_key(key: Any) -> Any:
-    """The key, if it is a plain value: a nested one may take exponential time to hash.
+    """Return the key if it is a plain value; nested values can take exponential time to hash.
 
-    Raises UnpicklingError."""
+    Raises UnpicklingError for any other key.
+    """
     if type(key) not in _KEYS and not (type(key) is int and abs(key) < _MAX_INT_KEY):
-        raise pickle.UnpicklingError(f"a dictionary's key is a {type(key).__name__}")
+        raise pickle.UnpicklingError(f"a dictionary key is a {type(key).__name__}")
     return key
 
 
@@ -255,25 +257,30 @@ def read_pickle(
     persistent_load: Callable[[Any], Any] | None = None,
     file_size: int | None = None,
 ) -> Any:
-    """The object of the pickle that begins at the position of `file`, which is then behind it.
+    """Read the pickle that starts at the current position of `file`, and stop behind it.
 
-    makers: function of each name that the pickle may use, called with the budget and the pickle's
-    arguments; None for a name that is only a value. A made object's `set_state(budget, state)` takes
-    the state that the pickle gives it. persistent_load: value of a persistent id. file_size: bytes
-    that the budget is proportional to; by default those from here to the end. Raises UnpicklingError
-    for what is refused, and any exception for a damaged pickle.
+    Args:
+        file: a seekable binary file.
+        makers: the functions that the pickle may call, by dotted name. They are called with the
+            budget and the pickle's arguments; None for a name that is only used as a value. An
+            object with a method `set_state(budget, state)` receives the state that the pickle
+            assigns to it.
+        persistent_load: maps a persistent id to its value.
+        file_size: number of bytes that the budget is proportional to; by default those from the
+            current position to the end of the file.
+
+    Raises UnpicklingError for a pickle that is refused, and any exception for a damaged one.
     """
     start = file.tell()
     end = file.seek(0, 2)
     file.seek(start)
     bounded = _Bounded(file, end)
-    machine = _Machine(
-        makers, persistent_load, Budget(end - start if file_size is None else file_size)
-    )
+    size = end - start if file_size is None else file_size
+    machine = _Machine(makers, persistent_load, Budget(size))
     while True:
         code = bounded.read(1)
         if code not in _OPCODES:
-            raise pickle.UnpicklingError("it is cut short" if not code else f"no opcode {code!r}")
+            raise pickle.UnpicklingError(f"unknown opcode {code!r}" if code else "it is truncated")
         opcode = _OPCODES[code]
         if opcode.name == "STOP":
             return machine.stack.pop()
@@ -281,33 +288,36 @@ def read_pickle(
 
 
 def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> Any:
-    if (
-        opcode.name == "STRING"
-    ):  # of Python 2: any byte, read as Latin-1 as the other kinds of strings are
+    # A Python 2 string may hold any byte. It is decoded as Latin-1, as the other kinds of strings
+    # are.
+    if opcode.name == "STRING":
         line = file.readline().strip()
         if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
-            raise pickle.UnpicklingError("a text without quotes")
+            raise pickle.UnpicklingError("a string without quotes")
         return codecs.escape_decode(line[1:-1])[0].decode("latin1")
     return None if opcode.arg is None else opcode.arg.reader(file)  # type: ignore[arg-type]
 
 
-def shown(value: Any) -> str:
-    """A value for a message: only a text itself, as lists of lists can be longer than memory."""
+def describe_value(value: Any) -> str:
+    """Describe a value in a message: a string by its content, any other value by its type.
+
+    The text of nested lists could be larger than memory.
+    """
     return repr(value[:50]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def make_dict(budget: Budget, items: Any = ()) -> dict[Any, Any]:
-    """Maker of dictionaries (`OrderedDict`, `Counter`) from nothing, pairs or another dictionary."""
+    """Build a dictionary (`OrderedDict`, `Counter`) from nothing, pairs or another dictionary."""
     pairs = list(items.items()) if isinstance(items, dict) else items
     if not isinstance(pairs, list | tuple):
-        raise pickle.UnpicklingError(f"a dictionary made of a {type(items).__name__}")
+        raise pickle.UnpicklingError(f"a dictionary built from a {type(items).__name__}")
     budget.spend(len(pairs))
     return {plain_key(key): value for key, value in pairs}
 
 
 def encode_latin1(budget: Budget, text: Any, encoding: Any = "") -> bytes:
-    """Maker of bytes from text, which is how Python 3 writes them in the protocols of Python 2."""
+    """Build bytes from text: Python 3 stores bytes like this in the protocols of Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoded as {shown(encoding)}")
+        raise pickle.UnpicklingError(f"text that is encoded as {describe_value(encoding)}")
     budget.spend(len(text))
     return text.encode("latin1")

@@ -1,8 +1,8 @@
-"""Files of `torch.save`, checked before and read by `torch.load(weights_only=True)`, never otherwise.
+"""Files of `torch.save`: verified first, and then read only by `torch.load(weights_only=True)`.
 
-`weights_only` keeps a file from running code. It does not keep it from taking all memory or time, and
-torch compares no checksums. So the archive is checked first, and the pickle inside is interpreted by
-`maskseg.files.pickles`, which builds no tensor.
+`weights_only` prevents a file from running code. It does not prevent it from taking all memory or
+time, and torch does not compare checksums. The archive is therefore checked first, and the pickle
+inside is interpreted by `maskseg.files.pickles`, which builds no tensor.
 """
 
 from __future__ import annotations
@@ -21,15 +21,24 @@ from typing import Any
 import torch
 
 from maskseg.errors import UserError
-from maskseg.files.pickles import Budget, Maker, Name, encode_latin1, make_dict, read_pickle, shown
+from maskseg.files.pickles import (
+    Budget,
+    Maker,
+    Name,
+    describe_value,
+    encode_latin1,
+    make_dict,
+    read_pickle,
+)
 
 _ZIP = b"PK\x03\x04"
-# What torch wrote before 1.6 begins with the pickle of this number, in protocol 2 or 3.
+# Before version 1.6, torch wrote a file that begins with the pickle of this number, in protocol 2
+# or 3.
 _LEGACY = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=protocol) for protocol in (2, 3))
 _START = max(map(len, _LEGACY))
 _DATA = re.compile(r"[^/]+/data\.pkl")
 
-# Bytes of an element, by the last part of a storage's or a type's name.
+# Bytes per element, by the last part of the name of a dtype or of a storage.
 _SIZES = {
     str(dtype).removeprefix("torch."): dtype.itemsize
     for dtype in vars(torch).values()
@@ -50,20 +59,27 @@ _STORAGES = {
     "ComplexDoubleStorage": 16,
     "UntypedStorage": 1,
 }
-_MAX_DIMENSIONS, _MAX_SIZE = 64, 2**62
+_MAX_DIMENSIONS = 64
+_MAX_SIZE = 2**62
 
-# The end of a zip archive (APPNOTE 4.3.14 to 4.3.16): its end record, the locator of the 64-bit one, and that one.
+# The end of a zip archive (APPNOTE 4.3.14 to 4.3.16): the end record, and for 64-bit archives the
+# locator and the end record in 64 bits.
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
 def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors, plain values and containers.
+    """Read a file of `torch.save` into CPU memory: tensors, plain values and containers.
 
-    kind: what the file should be, advice: what to do about a damaged one, both for messages. mmap:
-    storages stay in the file until they are used. Raises UserError for a file that is missing, no
-    file of torch, damaged, or that holds anything else.
+    Args:
+        path: the file.
+        kind: what the file should be, for the error message.
+        advice: what to do about a damaged file, for the error message.
+        mmap: map the storages into memory instead of reading them.
+
+    Raises UserError if the file is missing, not written by torch, damaged, or if it contains
+    anything else.
     """
     try:
         with path.open("rb") as file:
@@ -71,70 +87,77 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not start.startswith((_ZIP, *_LEGACY)):
-        raise UserError(f"{path}: not {kind}, or cut short")
-    stream = _checked_archive(path, kind, advice) if start.startswith(_ZIP) else None
+        raise UserError(f"{path}: not {kind}, or truncated")
+    contents = _read_archive(path, kind, advice) if start.startswith(_ZIP) else None
     try:
-        if stream is not None:
-            data, sizes = stream
+        if contents is not None:
+            data, sizes = contents
             read_pickle(io.BytesIO(data), _MAKERS, _ArchiveStorages(sizes), path.stat().st_size)
         else:
             _check_legacy(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises almost anything on damaged files
+    except Exception as error:  # torch raises almost any exception for a damaged file
         reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
         raise UserError(
-            f"{path}: refused, not {kind}: damaged, or more than tensors and plain values ({reason})"
+            f"{path}: refused, not {kind}: damaged, or contains more than tensors and plain values "
+            f"({reason})"
         ) from error
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of `torch.save` do."""
+    """Whether the first bytes of a file are those of `torch.save`."""
     with path.open("rb") as file:
         return file.read(_START).startswith((_ZIP, *_LEGACY))
 
 
-def _checked_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[str, int]]:
-    """The pickle of an archive whose checksums are right, and the bytes of each storage by its key."""
+def _read_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[str, int]]:
+    """Verify an archive. Returns its pickle, and the number of bytes of each storage by its key."""
+    data = b""
+    damaged = None
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            fault = _archive_fault(entries, path.stat().st_size) or _directory_fault(
-                path, archive.start_dir
-            )
-            # torch reads an entry that is marked as a folder as whatever lies in memory
-            damaged = (
-                None
-                if fault
-                else archive.testzip()
-                or next((e.filename for e in entries if e.external_attr), None)
-            )
             pickles = [e.filename for e in entries if _DATA.fullmatch(e.filename)]
-            data = (
-                archive.read(pickles[0]) if len(pickles) == 1 and not fault and not damaged else b""
-            )
-    except Exception as error:  # zipfile raises almost anything on damaged data
-        raise UserError(f"{path}: not {kind}, or cut short ({error})") from error
+            fault = _entries_fault(entries, path.stat().st_size)
+            fault = fault or _directory_fault(path, archive.start_dir)
+            if not fault:
+                damaged = _first_damaged(archive)
+            if not fault and not damaged and len(pickles) == 1:
+                data = archive.read(pickles[0])
+    except Exception as error:  # zipfile raises almost any exception for damaged data
+        raise UserError(f"{path}: not {kind}, or truncated ({error})") from error
     if fault:
         raise UserError(f"{path}: refused, {fault}, which torch does not write")
     if damaged:
         raise UserError(f"{path}: damaged, the checksum of {damaged} is wrong{advice}")
     if len(pickles) != 1:
-        raise UserError(f"{path}: not {kind}: it has no data.pkl, or several")
+        raise UserError(f"{path}: not {kind}: it does not contain exactly one data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
     return data, {e.filename.removeprefix(f"{folder}data/"): e.file_size for e in entries}
 
 
-def _archive_fault(entries: list[zipfile.ZipInfo], size: int) -> str:
-    """Why an archive may be larger than it looks, or be read in two ways. Empty for one of torch's."""
+def _first_damaged(archive: zipfile.ZipFile) -> str | None:
+    """Return the name of the first damaged entry, or None.
+
+    An entry that is marked as a folder counts as damaged: torch returns uninitialized memory for
+    it.
+    """
+    damaged = archive.testzip()
+    if damaged:
+        return damaged
+    return next((e.filename for e in archive.infolist() if e.external_attr), None)
+
+
+def _entries_fault(entries: list[zipfile.ZipInfo], size: int) -> str:
+    """Explain why an archive can expand or be ambiguous; empty for an archive of torch."""
     if any(
         e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries
     ):
         return "its entries are compressed"
     if sum(e.file_size for e in entries) > size:
         return "its entries overlap"
-    if len({e.filename.lower() for e in entries}) < len(
-        entries
-    ):  # torch finds an entry whatever the case
+    # torch ignores the case of an entry's name.
+    if len({e.filename.lower() for e in entries}) < len(entries):
         return "it has two entries of one name"
     if len({e.filename.partition("/")[0] for e in entries}) > 1:
         return "its entries are not in one folder"
@@ -142,7 +165,10 @@ def _archive_fault(entries: list[zipfile.ZipInfo], size: int) -> str:
 
 
 def _directory_fault(path: Path, start: int) -> str:
-    """Whether another program finds another directory of entries than the one that begins at `start`. Empty where all find it."""
+    """Explain how another program could find a different directory of entries; empty if none can.
+
+    start: offset of the directory that zipfile has found.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(size - _END.size)
@@ -150,66 +176,71 @@ def _directory_fault(path: Path, start: int) -> str:
         end = size - _END.size
         file.seek(max(end - _LOCATOR.size, 0))
         locator, _, place, disks = _LOCATOR.unpack(file.read(_LOCATOR.size))
-        if locator == b"PK\x06\x07":  # the same in 64 bits, which torch writes always
+        if locator == b"PK\x06\x07":  # a second end record in 64 bits, which torch always writes
             end -= _LOCATOR.size + _END64.size
             file.seek(end)
             signature64, _, *_, entries64, _, length64, offset64 = _END64.unpack(
                 file.read(_END64.size)
             )
-            stated = min(entries64, 2**16 - 1), min(length64, 2**32 - 1), min(offset64, 2**32 - 1)
+            # Values that do not fit into the 32-bit record are stored there as their maximum.
+            expected = min(entries64, 2**16 - 1), min(length64, 2**32 - 1), min(offset64, 2**32 - 1)
             if (
                 place != end
                 or signature64 != b"PK\x06\x06"
                 or disks != 1
-                or stated != (entries, length, offset)
+                or expected != (entries, length, offset)
             ):
                 return "it has two directories"
-            length, offset = length64, offset64
+            length = length64
+            offset = offset64
     if signature != b"PK\x05\x06" or comment or offset != start or offset + length != end:
-        return "its directory is not where it says"
+        return "its directory is not at the stated offset"
     return ""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """num_bytes of a storage; itemsize None where the tensor names its type."""
+    """Size of a storage in bytes. itemsize: None if the dtype is stated by the tensor instead."""
 
     num_bytes: int
     itemsize: int | None
 
 
 class _ArchiveStorages:
-    """Persistent ids of an archive -> storages. sizes: key -> bytes in the archive."""
+    """Maps persistent ids of an archive to storages. sizes: bytes in the archive by key."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
 
     def __call__(self, identity: Any) -> _Storage:
         _, type_name, key, _, count = identity
-        storage = _storage(type_name, count)
+        storage = _make_storage(type_name, count)
         if not isinstance(key, str) or self.sizes.get(key) != storage.num_bytes:
             raise pickle.UnpicklingError(
-                f"the size of storage {shown(key)} is not that of its data"
+                f"the size of storage {describe_value(key)} is not that of its data"
             )
         return storage
 
 
 class _LegacyStorages:
-    """The same for torch's old format, whose storages lie behind the pickles. size: of the file."""
+    """Maps persistent ids of the legacy format, where the storages follow the pickles.
+
+    size: bytes of the file.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.num_bytes: dict[str, int] = {}  # of each key
+        self.num_bytes: dict[str, int] = {}  # by key
         self.total = 0
 
     def __call__(self, identity: Any) -> _Storage:
         _, type_name, key, _, count, view = identity
-        storage = _storage(type_name, count)
+        storage = _make_storage(type_name, count)
         if (
             not isinstance(key, str)
             or self.num_bytes.get(key, storage.num_bytes) != storage.num_bytes
         ):
-            raise pickle.UnpicklingError("a storage that is stated in two ways")
+            raise pickle.UnpicklingError("a storage is declared with two sizes")
         if key not in self.num_bytes:
             self.num_bytes[key] = storage.num_bytes
             self.total += storage.num_bytes
@@ -218,80 +249,78 @@ class _LegacyStorages:
         if view is None:
             return storage
         _, offset, view_count = view
-        part = _storage(type_name, view_count)
+        part = _make_storage(type_name, view_count)
         if type(offset) is not int or not 0 <= offset <= count - view_count:
-            raise pickle.UnpicklingError("a part of a storage that is not in it")
+            raise pickle.UnpicklingError("a view exceeds its storage")
         return part
 
 
-def _storage(type_name: Any, count: Any) -> _Storage:
+def _make_storage(type_name: Any, count: Any) -> _Storage:
     if not isinstance(type_name, Name) or type(count) is not int or count < 0:
-        raise pickle.UnpicklingError("a storage without a type or a size")
+        raise pickle.UnpicklingError("a storage has no type or no size")
     if count > _MAX_SIZE:
-        raise pickle.UnpicklingError("a storage that is larger than any file")
-    short = type_name.name.rpartition(".")[2]
-    itemsize = _STORAGES[short]
-    return _Storage(count * itemsize, None if short == "UntypedStorage" else itemsize)
+        raise pickle.UnpicklingError("a storage is larger than any file")
+    short_name = type_name.name.rpartition(".")[2]
+    itemsize = _STORAGES[short_name]
+    return _Storage(count * itemsize, None if short_name == "UntypedStorage" else itemsize)
 
 
 def _check_legacy(path: Path) -> None:
-    """Raises an exception for a file of the old format whose pickles are refused."""
+    """Raise an exception for a legacy file with a pickle that is refused."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        for persistent_load in (
-            None,
-            None,
-            None,
-            _LegacyStorages(size),
-            None,
-        ):  # magic number, protocol, machine, object, keys
+        # The pickles are: magic number, protocol, machine, object, storage keys.
+        for persistent_load in (None, None, None, _LegacyStorages(size), None):
             read_pickle(file, _MAKERS, persistent_load, size)
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What stands for a tensor."""
+    """Placeholder for a tensor."""
 
 
 def _make_tensor(
     budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any
 ) -> _Tensor:
-    """As `torch._utils._rebuild_tensor_v2`. Raises UnpicklingError for a tensor that has more elements than its storage."""
+    """Check the arguments of `torch._utils._rebuild_tensor_v2`.
+
+    Raises UnpicklingError for a tensor with more elements than its storage.
+    """
     if not isinstance(storage, _Storage) or storage.itemsize is None:
-        raise pickle.UnpicklingError("a tensor without a typed storage")
-    return _checked_tensor(budget, storage, storage.itemsize, (offset, size, stride))
+        raise pickle.UnpicklingError("a tensor has no typed storage")
+    return _check_tensor(budget, storage, storage.itemsize, (offset, size, stride))
 
 
 def _make_tensor_of_dtype(
     budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any
 ) -> _Tensor:
-    """As `torch._utils._rebuild_tensor_v3`."""
+    """Check the arguments of `torch._utils._rebuild_tensor_v3`."""
     _grad, _hooks, dtype = more[:3]
     if not isinstance(storage, _Storage) or not isinstance(dtype, Name):
-        raise pickle.UnpicklingError("a tensor without a storage or a type")
-    return _checked_tensor(
-        budget, storage, _SIZES[dtype.name.removeprefix("torch.")], (offset, size, stride)
-    )
+        raise pickle.UnpicklingError("a tensor has no storage or no dtype")
+    itemsize = _SIZES[dtype.name.removeprefix("torch.")]
+    return _check_tensor(budget, storage, itemsize, (offset, size, stride))
 
 
-def _checked_tensor(
-    budget: Budget, storage: _Storage, itemsize: int, place: tuple[Any, Any, Any]
+def _check_tensor(
+    budget: Budget, storage: _Storage, itemsize: int, layout: tuple[Any, Any, Any]
 ) -> _Tensor:
-    offset, size, stride = place
+    """Check a tensor against its storage. layout: offset, size and stride, in elements."""
+    offset, size, stride = layout
     available = storage.num_bytes // itemsize
     if (
         not isinstance(size, tuple)
         or not isinstance(stride, tuple)
         or max(len(size), len(stride)) > _MAX_DIMENSIONS
     ):
-        raise pickle.UnpicklingError("a tensor without a shape")
+        raise pickle.UnpicklingError("a tensor has no valid shape")
     if any(type(n) is not int or not 0 <= n < _MAX_SIZE for n in (offset, *size, *stride)):
-        raise pickle.UnpicklingError("a tensor whose shape is no whole numbers")
+        raise pickle.UnpicklingError("the shape of a tensor is not made of integers")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > available or (count and last >= available):
         raise pickle.UnpicklingError("a tensor has more elements than its storage")
-    budget.spend(count * itemsize)  # of several tensors of one storage, each may be copied
+    budget.spend(count * itemsize)  # each of several tensors with one storage may be copied later
     return _Tensor()
 
 
@@ -301,13 +330,13 @@ def _make_parameter(_: Budget, data: Any, *_more: Any) -> Any:
 
 def _make_size(budget: Budget, sizes: Any = ()) -> Any:
     if not isinstance(sizes, tuple | list):
-        raise pickle.UnpicklingError("a shape that is no tuple")
+        raise pickle.UnpicklingError("a torch.Size is not a tuple")
     budget.spend(len(sizes))
     return tuple(sizes)
 
 
 def _make_device(_: Budget, *__: Any) -> None:
-    """A device is no plain value, but other programs' files have some."""
+    """Accept a device, which is not a plain value but occurs in files of other programs."""
 
 
 _MAKERS: dict[str, Maker | None] = {

@@ -1,4 +1,4 @@
-"""A trained model on one image at a time."""
+"""Applies a trained model to one image at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from maskseg.evaluation.coco_results import to_original
-from maskseg.masks.base import rle_to_bitmaps
 from maskseg.masks.superpixel import SegmentMasks
 from maskseg.models.rcnn import GeneralizedRCNN
-from maskseg.ops.geometry import Geometry
+from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in an image, in its own pixels, best first.
+    """The detections of an image in its own pixels, by falling score.
 
-    boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D class names; keypoints: of a model that has them,
-    f32 [D, P, 3], x, y, score, zeros for points that the class does not have; segments: of a model that cuts images into them, i32 [H, W], the
-    number of each pixel's segment, the largest ones first; classes: of a model that labels pixels, i64 [H, W], -1 for none.
+    boxes: f32 [D, 4] xyxy; scores: f32 [D]; labels: i64 [D]; masks: bool [D, H, W]; names: the D
+    class names; keypoints: f32 [D, P, 3], x, y, score, zeros for keypoints that the class does not
+    have; segments: i32 [H, W], the segment of each pixel, the largest first; classes: i64 [H, W],
+    the label of each pixel, -1 for none. The last three are None for models without them.
     """
 
     boxes: Tensor
@@ -39,33 +39,37 @@ class Prediction:
 
 
 class Prepare(Protocol):
-    """Images as the model was evaluated with them (`data.single.SingleImage`)."""
+    """Loads and transforms images as in the evaluation (`data.single_image.SingleImage`)."""
 
     def read(self, image: Any) -> Tensor: ...
 
-    def __call__(self, pixels: Tensor, image_id: int = 0, name: str = "") -> Batch: ...
+    def __call__(self, pixels: Tensor, image_id: int = 0, file_name: str = "") -> Batch: ...
 
 
 def original_segments(batch: Batch, outputs: Outputs) -> Regions | None:
-    """The segments of a batch of one in the pixels of the image's file, None of a model that makes none."""
+    """The segments of a batch of one image, in the frame of its file; None for models without."""
     if outputs.segments is None:
         return None
-    return to_original(
-        outputs.segments.to("cpu"), 0, batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
-    )
+    size = batch.sizes[0].tolist()
+    return to_original(outputs.segments.to("cpu"), 0, size, batch.original_sizes[0].tolist())
 
 
 def original_classes(batch: Batch, outputs: Outputs) -> Tensor | None:
-    """The label of each pixel of the image's file, i64 [H, W], of a batch of one; None of a model that labels none."""
+    """The semantic labels of a batch of one image, in the frame of its file, i64 [H, W].
+
+    None for models without them.
+    """
     if "classes" not in outputs.semantic:
         return None
-    (height, width), original = batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
+    height, width = batch.sizes[0].tolist()
+    original_height, original_width = batch.original_sizes[0].tolist()
     labels = outputs.semantic["classes"][0, :height, :width].cpu().numpy()
-    return torch.from_numpy(Geometry.resize(height, width, *original).sample(labels, -1))
+    resize = AxisAlignedTransform.resize(height, width, original_height, original_width)
+    return torch.from_numpy(resize.sample(labels, -1))
 
 
 class Predictor:
-    """Calls the model as the evaluation does: the same transforms, padding and pasting."""
+    """Applies a model as the evaluation does: with the same transforms, padding and pasting."""
 
     def __init__(
         self,
@@ -74,37 +78,50 @@ class Predictor:
         prepare: Prepare,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.model, self.categories = cast(GeneralizedRCNN, model.to(device).eval()), categories
-        self.prepare, self.device = prepare, torch.device(device)
+        self.model = cast(GeneralizedRCNN, model.to(device).eval())
+        self.categories = categories
+        self.prepare = prepare
+        self.device = torch.device(device)
 
     def __call__(self, image: Any) -> Prediction:
-        """image: a path, a PIL image, or uint8 RGB [H, W, 3]. Raises UserError for something else, or a file that cannot be read."""
+        """Predict on one image.
+
+        image: a path, a PIL image, or uint8 RGB [H, W, 3]. Raises UserError for other types and
+        for files that cannot be read.
+        """
         batch, outputs = self.outputs(self.prepare.read(image))
-        size, original = batch.sizes[0].tolist(), batch.original_sizes[0].tolist()
-        found = to_original(outputs.detections.to("cpu"), 0, size, original)
-        labels = cast(Tensor, found.labels)
-        masks = torch.zeros((len(found), *original), dtype=torch.bool)
-        if found.masks is not None and len(found):
-            masks = torch.from_numpy(rle_to_bitmaps(found.masks.to_rle()))
-        segments = original_segments(batch, outputs)
-        cut = (
-            None
-            if segments is None
-            else torch.from_numpy(cast(SegmentMasks, segments.masks).label_maps()[0])
-        )
-        names = [self.categories.names[i] for i in labels.tolist()]
+        size = batch.sizes[0].tolist()
+        original_size = batch.original_sizes[0].tolist()
+        detections = to_original(outputs.detections.to("cpu"), 0, size, original_size)
+        assert detections.labels is not None
+        masks = torch.zeros((len(detections), *original_size), dtype=torch.bool)
+        if detections.masks is not None and len(detections):
+            masks = torch.from_numpy(detections.masks.to_bitmaps())
         return Prediction(
-            found.boxes,
-            found.scores,
-            labels,
+            detections.boxes,
+            detections.scores,
+            detections.labels,
             masks,
-            names,
-            found.keypoints,
-            cut,
+            [self.categories.names[label] for label in detections.labels.tolist()],
+            detections.keypoints,
+            _segment_map(original_segments(batch, outputs)),
             original_classes(batch, outputs),
         )
 
-    def outputs(self, pixels: Tensor, image_id: int = 0, name: str = "") -> tuple[Batch, Outputs]:
-        """pixels: uint8 RGB [3, H, W] -> the batch of one that the model saw, and what it said."""
-        batch = self.prepare(pixels, image_id, name).to(self.device)
+    def outputs(
+        self, pixels: Tensor, image_id: int = 0, file_name: str = ""
+    ) -> tuple[Batch, Outputs]:
+        """Run the model on one image.
+
+        pixels: uint8 RGB [3, H, W]. -> the batch of that image as the model saw it, the outputs.
+        """
+        batch = self.prepare(pixels, image_id, file_name).to(self.device)
         return batch, self.model.predict(batch)
+
+
+def _segment_map(segments: Regions | None) -> Tensor | None:
+    """The segment of each pixel, i32 [H, W]; None without segments."""
+    if segments is None:
+        return None
+    assert isinstance(segments.masks, SegmentMasks)
+    return torch.from_numpy(segments.masks.label_maps()[0])

@@ -1,4 +1,7 @@
-"""A model over a split: losses, AP, pictures. The trainer is given one as a callable; `evaluate` runs one alone."""
+"""Validates a model on a split: losses, metrics and images.
+
+The trainer gets a `Validation` as a callable; the command `evaluate` calls one alone.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,63 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.logs import RunLog
 from maskseg.errors import UserError
-from maskseg.evaluation import diagnosis
 from maskseg.evaluation.coco import CocoEvaluator, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.coco_results import Row, detection_rows, to_original
-from maskseg.inference.pixel_scores import MapPart, MapScores
+from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
+from maskseg.inference.pixel_scores import PixelResult, PixelScores
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories, Outputs
 from maskseg.visualization.batches import draw_batch
-from maskseg.visualization.detections import Picture, draw_detections, mosaic, side_by_side
+from maskseg.visualization.detections import draw_detections
 from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst_images
+from maskseg.visualization.keypoints import Keypoints
+from maskseg.visualization.layout import RGBImage, mosaic, side_by_side
 
 
 @dataclass(frozen=True)
-class Processes:
-    """How the processes that share an evaluation meet. gather: everyone's value where rank is 0, elsewhere nothing."""
+class ValidationSettings:
+    """What is evaluated and drawn.
 
-    rank: int = 0
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    max_detections, backend, oks_sigmas: see `CocoEvaluator`; num_images: images that are drawn;
+    min_score: minimum score of the detections that are drawn and diagnosed.
+    """
+
+    max_detections: int = 100
+    backend: str = "pycocotools"
+    num_images: int = 8
+    min_score: float = 0.5
+    oks_sigmas: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one batch gave: its images, their result rows, each loss times the number of images, scores of maps of pixels."""
+class BatchResult:
+    """The results of one batch. losses: each multiplied by the number of images."""
 
     image_ids: list[int]
     rows: list[Row]
     losses: dict[str, float]
-    maps: MapPart
+    pixels: PixelResult
 
 
 class Validation:
-    """batches: this process' share of the images, each once, with its truth; truth: all of it as a COCO data set (`CocoFile.to_dict`);
-    min_score: of the detections that are drawn and diagnosed; picture: image id -> uint8 RGB [H, W, 3], for the images that went worst.
+    """Evaluates a model on a split.
 
-    Called with a model, gives `bbox/AP` ... `segm/AR100` of one that finds objects, of one that says something of every pixel or of the image what
-    `MapScores.metrics` says, and, with truth, `loss` and `loss/<term>` (in evaluation mode, without gradients); the batches of several processes
-    are put together in the order that one would have, so that the numbers are the same; where rank is not 0 there are none.
+    Called with a model, it returns the metrics: `bbox/AP` ... `segm/AR100` for a model that detects
+    objects, those of `PixelScores` for predictions of pixels and whole images, and `loss` and
+    `loss/<term>` (in evaluation mode, without gradients). The results of several processes are
+    merged in the order of a single process, so that the metrics are the same; ranks other than 0
+    return {}.
 
-    After a call: `table` (text), `evaluator` (rows, per-class AP; None of a model that finds no objects), `drawn` (pictures: truth | prediction).
+    After a call: `table` (text), `evaluator` (rows, AP per class; None for a model that detects no
+    objects), `drawn` (images: ground truth | prediction).
     """
 
     def __init__(
@@ -62,192 +76,212 @@ class Validation:
         batches: Callable[[], Iterable[Batch]],
         truth: Callable[[], dict[str, Any]],
         categories: Categories,
-        max_detections: int = 100,
-        backend: str = "pycocotools",
-        pictures: int = 8,
-        min_score: float = 0.5,
-        picture: Callable[[int], NDArray[np.uint8]] | None = None,
-        processes: Processes | None = None,
-        oks_sigmas: Sequence[float] | None = None,
+        settings: ValidationSettings | None = None,
+        load_image: Callable[[int], RGBImage] | None = None,
+        context: DistributedContext | None = None,
     ) -> None:
-        self.batches, self.truth, self.categories = batches, truth, categories
-        check_backend(backend)  # not only at the first evaluation
-        self.max_detections, self.backend = max_detections, backend
-        self.pictures, self.min_score, self.picture = pictures, min_score, picture
-        self.processes, self.oks_sigmas = processes or Processes(), oks_sigmas
-        self.table = ""
-        self.drawn: list[Picture] = []
-        self.maps = MapScores(categories)
-        self._sheets: dict[str, Picture] | None = None
-        self.evaluator: CocoEvaluator | None = None
+        """Configure the validation.
 
-    def __call__(self, model: nn.Module, step: int, log: Any = None) -> dict[str, float]:
-        """log: a `RunLog`, for TensorBoard's pictures and curves, or None."""
+        batches: this process's share of the images, each once, with ground truth; truth: the whole
+        ground truth as a COCO data set (`CocoFile.to_dict`); load_image: image id -> uint8 RGB
+        [H, W, 3], for the sheet of the worst images (None: no such sheet). Raises UserError for an
+        unknown or missing backend.
+        """
+        self.batches = batches
+        self.truth = truth
+        self.categories = categories
+        self.settings = settings or ValidationSettings()
+        self.load_image = load_image
+        self.context = context or DistributedContext()
+        check_backend(self.settings.backend)  # now, not at the first evaluation
+        self.table = ""
+        self.drawn: list[RGBImage] = []
+        self.pixels = PixelScores(categories)
+        self.evaluator: CocoEvaluator | None = None
+        self._sheets: dict[str, RGBImage] | None = None
+
+    def __call__(self, model: nn.Module, step: int, log: RunLog | None = None) -> dict[str, float]:
+        """Evaluate a model. log: for images and curves in TensorBoard, or None."""
         model.eval()
-        rcnn = cast(GeneralizedRCNN, model)
-        device, kinds = next(model.parameters()).device, _kinds(model)
-        self.drawn, self.maps, self._sheets = (
-            [],
-            MapScores(self.categories, getattr(model, "level", None)),
-            None,
-        )
+        device = next(model.parameters()).device
+        kinds = _iou_types(model)
+        self.drawn = []
+        self.pixels = PixelScores(self.categories, getattr(model, "level", None))
         self.evaluator = None
-        parts = []
-        for batch in tqdm(
-            self.batches(),
-            desc="evaluating",
-            leave=False,
-            disable=None if self.processes.rank == 0 else True,
-        ):
-            losses, outputs = rcnn.validate(batch.to(device))
-            rows = detection_rows(batch, outputs, self.categories, masks=SEGM in kinds)
-            parts.append(
-                _Part(
-                    batch.image_ids,
-                    rows,
-                    {k: float(v) * len(batch) for k, v in losses.items()},
-                    self.maps.part(batch, outputs),
-                )
+        self._sheets = None
+        results = []
+        disable = None if self.context.main else True
+        for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=disable):
+            losses, outputs = cast(GeneralizedRCNN, model).validate(batch.to(device))
+            result = BatchResult(
+                batch.image_ids,
+                detection_rows(batch, outputs, self.categories, masks=SEGM in kinds),
+                {name: float(value) * len(batch) for name, value in losses.items()},
+                self.pixels.score_batch(batch, outputs),
             )
-            if self.processes.rank == 0:
+            results.append(result)
+            if self.context.main:
                 self.draw(batch, outputs)
-        shares = self.processes.gather(parts)
-        del parts
-        if not shares:
+        results_by_rank = self.context.gather(results)
+        del results  # gathering has copied them
+        if not results_by_rank:
             return {}
-        metrics = self._together(shares, kinds)
+        metrics = self._merge(results_by_rank, kinds)
         if log is not None:
-            self._show(log, step)
+            self._log_images(log, step)
         return metrics
 
-    def _together(self, shares: list[list[_Part]], kinds: list[str]) -> dict[str, float]:
-        """Batch b was worked on by process b % world: the order of one process, in which equal scores count and losses are summed."""
-        keys: dict[str, Any] = {
-            "max_detections": self.max_detections,
-            "backend": self.backend,
-            "oks_sigmas": self.oks_sigmas,
-        }
-        evaluator = (
-            CocoEvaluator(self.truth(), self.categories.things(), iou_types=kinds, **keys)
-            if kinds
-            else None
-        )
-        sums: dict[str, float] = defaultdict(float)
-        images = 0
-        for row in zip_longest(*shares):
-            for part in (p for p in row if p is not None):
-                if evaluator is not None:
-                    evaluator.add_rows(part.image_ids, part.rows)
-                images += len(part.image_ids)
-                self.maps.merge(part.maps)
-                for name, value in part.losses.items():
-                    sums[name] += value
-        self.evaluator, found = evaluator, {} if evaluator is None else evaluator.compute()
-        metrics = {**found, **self.maps.metrics(), "loss": sum(sums.values()) / images}
-        self.table = "\n\n".join(
-            text
-            for text in ("" if evaluator is None else evaluator.table(), self.maps.table())
-            if text
-        )
-        return metrics | {f"loss/{name}": value / images for name, value in sums.items()}
+    def _merge(
+        self, results_by_rank: Sequence[Sequence[BatchResult]], kinds: Sequence[str]
+    ) -> dict[str, float]:
+        """Compute the metrics of all results.
 
-    def _show(self, log: Any, step: int) -> None:
+        Batch b was processed by rank b % world_size. The results are merged in the order of the
+        batches, because the order matters for equal scores and for sums of losses.
+        """
+        evaluator = None
+        if kinds:
+            evaluator = CocoEvaluator(
+                self.truth(),
+                self.categories.thing_categories(),
+                max_detections=self.settings.max_detections,
+                backend=self.settings.backend,
+                iou_types=kinds,
+                oks_sigmas=self.settings.oks_sigmas,
+            )
+        losses: dict[str, float] = defaultdict(float)
+        num_images = 0
+        for result in _interleave(results_by_rank):
+            if evaluator is not None:
+                evaluator.add_rows(result.image_ids, result.rows)
+            num_images += len(result.image_ids)
+            self.pixels.merge(result.pixels)
+            for name, value in result.losses.items():
+                losses[name] += value
+        self.evaluator = evaluator
+        metrics: dict[str, float] = {}
+        tables = []
+        if evaluator is not None:
+            metrics |= evaluator.compute()
+            tables.append(evaluator.table())
+        tables.append(self.pixels.table())
+        self.table = "\n\n".join(table for table in tables if table)
+        metrics |= self.pixels.metrics()
+        metrics["loss"] = sum(losses.values()) / num_images
+        for name, value in losses.items():
+            metrics[f"loss/{name}"] = value / num_images
+        return metrics
+
+    def _log_images(self, log: RunLog, step: int) -> None:
+        """Log images and precision-recall curves to TensorBoard."""
         try:
             for name, sheet in self.sheets().items():
-                log.picture(name, sheet, step)
-        except (
-            OSError,
-            UserError,
-        ) as error:  # an image that has gone since is not worth a training
-            log.say(f"warning: the pictures of step {step} could not be made ({error})")
-        for kind, curves in (
-            self.evaluator.pr_curves() if self.evaluator is not None else {}
-        ).items():
+                log.log_image(name, sheet, step)
+        except (OSError, UserError) as error:
+            # An image file may have disappeared: no reason to stop the training.
+            log.print(f"warning: the images of step {step} could not be created ({error})")
+        if self.evaluator is None:
+            return
+        for kind, curves in self.evaluator.pr_curves().items():
             for name, precision in curves.items():
                 if precision.min() >= 0:
-                    log.pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
+                    log.log_pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
 
     def draw(self, batch: Batch, outputs: Outputs) -> None:
-        """Adds the first pictures of a batch to `drawn`: truth beside prediction, in its frame."""
-        most = min(len(batch), self.pictures - len(self.drawn))
-        if most <= 0:
+        """Draw the first images of a batch, ground truth beside prediction, in its frame."""
+        max_images = min(len(batch), self.settings.num_images - len(self.drawn))
+        if max_images <= 0:
             return
         detections = outputs.detections.to("cpu")
-        for i, (image, left) in enumerate(draw_batch(batch, self.categories, most)):
-            size = cast(list[int], batch.sizes[i].tolist())
-            found = to_original(detections, i, size, size)
-            found = found[found.scores >= self.min_score]
-            assert found.labels is not None
-            masks = found.masks.to_rle() if found.masks else None
-            points: dict[str, Any] = {"keypoints": found.keypoints, "lines": self.categories.lines}
-            right = draw_detections(
+        for i, (image, truth) in enumerate(draw_batch(batch, self.categories, max_images)):
+            size = batch.sizes[i].tolist()
+            shown = to_original(detections, i, size, size)
+            shown = shown[shown.scores >= self.settings.min_score]
+            assert shown.labels is not None
+            keypoints = None
+            if shown.keypoints is not None:
+                keypoints = Keypoints(shown.keypoints, self.categories.skeleton_edges)
+            predicted = draw_detections(
                 image,
-                found.boxes,
-                found.labels,
-                found.scores,
-                masks,
+                shown.boxes,
+                shown.labels,
+                shown.scores,
+                shown.masks.to_rle() if shown.masks else None,
                 self.categories.names,
-                **points,
+                keypoints=keypoints,
             )
-            self.drawn.append(side_by_side(left, right, (f"{batch.names[i]}: truth", "prediction")))
-            self.maps.draw(batch, outputs, i, image)
+            titles = (f"{batch.file_names[i]}: truth", "prediction")
+            self.drawn.append(side_by_side(truth, predicted, titles))
+            self.pixels.draw(batch, outputs, i, image)
 
-    def sheets(self) -> dict[str, Picture]:
-        """The pictures of the last call by name: those of `MapScores` and, of a model that finds objects, `validation` (truth | prediction),
-        `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors and why."""
+    def sheets(self) -> dict[str, RGBImage]:
+        """The images of the last call by name.
+
+        Those of `PixelScores` and, for a model that detects objects, `validation` (ground truth |
+        prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors.
+        """
         if self._sheets is None:
-            objects = {} if self.evaluator is None else self._diagnosed(self.evaluator)
-            drawn = (
-                {"validation": mosaic(self.drawn, columns=2)}
-                if self.drawn and self.evaluator is not None
-                else {}
-            )
-            self._sheets = drawn | self.maps.sheets() | objects
+            sheets: dict[str, RGBImage] = {}
+            if self.drawn and self.evaluator is not None:
+                sheets["validation"] = mosaic(self.drawn, columns=2)
+            sheets |= self.pixels.sheets()
+            if self.evaluator is not None:
+                sheets |= self._diagnosis_sheets(self.evaluator)
+            self._sheets = sheets
         return self._sheets
 
-    def _diagnosed(self, evaluator: CocoEvaluator) -> dict[str, Picture]:
-        ids, names = (
-            evaluator.image_ids,
-            {i: image["file_name"] for i, image in evaluator.images.items()},
+    def _diagnosis_sheets(self, evaluator: CocoEvaluator) -> dict[str, RGBImage]:
+        """The images and plots of the errors of detection."""
+        categories = self.categories.thing_categories()
+        diagnoses = diagnose(
+            evaluator.annotations,
+            evaluator.rows,
+            categories,
+            image_ids=evaluator.image_ids,
+            score=self.settings.min_score,
         )
-        things = self.categories.things()
-        found = diagnosis.diagnose(
-            evaluator.truths, evaluator.rows, things, image_ids=ids, score=self.min_score
-        )
-        sheets = {"pr_curves": draw_pr_curves(evaluator.pr_curves())}
-        sheets["confusion"] = draw_confusion(
-            diagnosis.confusion_matrix(found, things), things.names
-        )
-        if self.picture is not None:
+        matrix = confusion_matrix(diagnoses, categories)
+        sheets = {
+            "pr_curves": draw_pr_curves(evaluator.pr_curves()),
+            "confusion": draw_confusion(matrix, categories.names),
+        }
+        if self.load_image is not None:
+            file_names = {i: image["file_name"] for i, image in evaluator.images.items()}
             sheets["worst"] = draw_worst_images(
-                diagnosis.worst(found), things, self.picture, file_names=names
+                worst(diagnoses), categories, self.load_image, file_names=file_names
             )
         return sheets
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """AP of each class by what was evaluated and name, as `CocoEvaluator.per_class`."""
-        return (
-            {} if self.evaluator is None else self.evaluator.per_class()
-        ) | self.maps.per_class()
+        """The AP of each class by what was evaluated and name, as `CocoEvaluator.per_class`."""
+        values = {} if self.evaluator is None else self.evaluator.per_class()
+        return values | self.pixels.per_class()
 
     def save(self, folder: Path) -> list[str]:
-        """Writes the pictures of the last call into a folder. -> their names."""
+        """Write the images of the last call into a folder. -> their file names."""
         for name, sheet in self.sheets().items():
             Image.fromarray(sheet).save(folder / f"{name}.png")
         return [f"{name}.png" for name in self.sheets()]
 
 
-def _kinds(model: nn.Module) -> list[str]:
-    """What is to be compared of the objects that the model finds; nothing of one that finds none."""
+def _interleave(results_by_rank: Sequence[Sequence[BatchResult]]) -> list[BatchResult]:
+    """The results in the order of the batches, which the ranks processed in turn."""
+    results = []
+    for row in zip_longest(*results_by_rank):
+        results += [result for result in row if result is not None]
+    return results
+
+
+def _iou_types(model: nn.Module) -> list[str]:
+    """What to evaluate of the detected objects; [] for a model that detects none."""
     classifier = getattr(model, "classifier", None)
     if classifier is None:
         return []
-    adds = {
-        getattr(head, "adds", "")
-        for head in (classifier, *cast(GeneralizedRCNN, model).heads.values())
-    }
-    return [
-        BBOX,
-        *([SEGM] if "masks" in adds else []),
-        *([KEYPOINTS] if "keypoints" in adds else []),
-    ]
+    stages = (classifier, *cast(GeneralizedRCNN, model).heads.values())
+    fields = {getattr(stage, "adds", "") for stage in stages}
+    kinds = [BBOX]
+    if "masks" in fields:
+        kinds.append(SEGM)
+    if "keypoints" in fields:
+        kinds.append(KEYPOINTS)
+    return kinds

@@ -1,1 +1,1 @@
-"""Other frameworks' weights -> ours."""
+"""Conversion of weights between other frameworks and this one."""

@@ -1,4 +1,7 @@
-"""detectron2's Mask R-CNN and Keypoint R-CNN with ResNet-FPN trunks: names, what can be told from the tensors, colours and anchors."""
+"""detectron2's Mask R-CNN and Keypoint R-CNN with ResNet-FPN: names, color order and anchors.
+
+The config overrides for a model are inferred from its tensors.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskseg.errors import UserError
-from maskseg.interop.resnet_detection import has_statistics, trunk_name
+from maskseg.interop.resnet_detection import detect_trunk, has_statistics
 from maskseg.interop.state_dict_names import Pairs
 
 BODY = "backbone.bottom_up."
@@ -27,11 +30,11 @@ PAIRS: Pairs = (
     ("proposer.head.convs.0.", "proposal_generator.rpn_head.conv."),
     ("proposer.head.objectness.", "proposal_generator.rpn_head.objectness_logits."),
     ("proposer.head.deltas.", "proposal_generator.rpn_head.anchor_deltas."),
-    ("classifier.trunk.convs.{i}.0.", "roi_heads.box_head.conv{i+1}."),
-    ("classifier.trunk.convs.{i}.1.", "roi_heads.box_head.conv{i+1}.norm."),
-    ("classifier.trunk.layers.{i}.", "roi_heads.box_head.fc{i+1}."),
-    ("classifier.scores.", "roi_heads.box_predictor.cls_score."),
-    ("classifier.deltas.", "roi_heads.box_predictor.bbox_pred."),
+    ("classifier.mlp.convs.{i}.0.", "roi_heads.box_head.conv{i+1}."),
+    ("classifier.mlp.convs.{i}.1.", "roi_heads.box_head.conv{i+1}.norm."),
+    ("classifier.mlp.layers.{i}.", "roi_heads.box_head.fc{i+1}."),
+    ("classifier.cls_score.", "roi_heads.box_predictor.cls_score."),
+    ("classifier.bbox_pred.", "roi_heads.box_predictor.bbox_pred."),
     ("heads.mask.convs.{i}.0.", "roi_heads.mask_head.mask_fcn{i+1}."),
     ("heads.mask.convs.{i}.1.", "roi_heads.mask_head.mask_fcn{i+1}.norm."),
     ("heads.mask.deconv.", "roi_heads.mask_head.deconv."),
@@ -39,82 +42,107 @@ PAIRS: Pairs = (
     ("heads.keypoint.convs.{i}.0.", "roi_heads.keypoint_head.conv_fcn{i+1}."),
     ("heads.keypoint.deconv.", "roi_heads.keypoint_head.score_lowres."),
 )
-# What older files hold besides weights.
+# Buffers that older files contain besides the weights.
 _ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 _BUFFERS = re.compile(rf"pixel_mean|pixel_std|{re.escape(_ANCHORS)}\d+")
-FIRST_BACKGROUND = False
-RESIZE = "pillow"  # how its models resize (`data.transforms.ResizeShortestEdge`)
+BACKGROUND_FIRST = False
+RESIZE = "pillow"  # how its models resize images (`data.transforms.ResizeShortestEdge`)
 
 
-def pairs(own: Iterable[str]) -> Pairs:  # noqa: ARG001 - as torchvision's
-    """The pairs of names."""
+def name_pairs(names: Iterable[str]) -> Pairs:  # noqa: ARG001 - the signature of torchvision's
+    """Return the pairs of names."""
     return PAIRS
 
 
-def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights alone."""
+def normalize_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights only, without buffers."""
     return {name: tensor for name, tensor in state.items() if not _BUFFERS.fullmatch(name)}
 
 
-def recognise(state: Mapping[str, Tensor]) -> list[str]:
-    """What the tensors tell of the model, as words of the command line; empty where they are no detectron2 detector's."""
-    trunk = trunk_name(state, BODY + "res{}.{}.", first=2)
+def infer_overrides(state: Mapping[str, Tensor]) -> list[str]:
+    """Infer the config overrides of a model from its tensors.
+
+    Empty if it is not a detector of detectron2.
+    """
+    trunk = detect_trunk(state, BODY + "res{}.{}.", first=2)
     if trunk is None:
         return []
-    kind = (
-        "keypoint_rcnn"
-        if any(name.startswith("roi_heads.keypoint_head.") for name in state)
-        else "mask_rcnn"
-    )
-    words = [
-        f"model=detectron2_{kind}{'_x101' if trunk.startswith('resnext') else ''}",
-        f"model.backbone.trunk.name={trunk}",
-    ]
+    has_keypoints = any(name.startswith("roi_heads.keypoint_head.") for name in state)
+    model = "keypoint_rcnn" if has_keypoints else "mask_rcnn"
+    suffix = "_x101" if trunk.startswith("resnext") else ""
+    overrides = [f"model=detectron2_{model}{suffix}", f"model.backbone.trunk.name={trunk}"]
     if has_statistics(state, BODY):
-        words.append("model.backbone.trunk.norm=BN")
-    mean, std = state.get("pixel_mean"), state.get("pixel_std")
-    if mean is not None and std is not None and mean.numel() == std.numel() == 3:
-        for key, value in (("pixel_mean", mean), ("pixel_std", std)):
-            numbers = [f"{v:.6g}" for v in value.flatten().tolist()]
-            words.append(
-                f"model.{key}=[{','.join(numbers[::-1] if takes_bgr(state) else numbers)}]"
-            )
-    return words
+        overrides.append("model.backbone.trunk.norm=BN")
+    return overrides + _pixel_overrides(state)
+
+
+def _pixel_overrides(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the overrides of pixel_mean and pixel_std in RGB order, if the file has both."""
+    mean = state.get("pixel_mean")
+    std = state.get("pixel_std")
+    if mean is None or std is None or not mean.numel() == std.numel() == 3:
+        return []
+    overrides = []
+    for key, tensor in (("pixel_mean", mean), ("pixel_std", std)):
+        values = [f"{value:.6g}" for value in tensor.flatten().tolist()]
+        if takes_bgr(state):
+            values.reverse()
+        overrides.append(f"model.{key}=[{','.join(values)}]")
+    return overrides
 
 
 def takes_bgr(state: Mapping[str, Tensor]) -> bool:
-    """Whether the model wants blue first: the rule; one whose file has a mean that is highest in the first channel wants red first."""
+    """Return whether the model takes BGR images, detectron2's default.
+
+    A model whose pixel mean is highest in the first channel takes RGB images.
+    """
     mean = state.get("pixel_mean")
     return mean is None or mean.numel() != 3 or bool(mean.flatten()[0] < mean.flatten()[2])
 
 
-def rgb(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours, with the first convolution's colours turned round."""
+def to_rgb(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our state dict with the input channels of the first convolution reversed."""
     name = "backbone.trunk.stem.conv1.weight"
     return {**state, name: state[name].flip(1)} if name in state else dict(state)
 
 
-def check_anchors(state: Mapping[str, Tensor], cells: Sequence[Tensor], sizes: int) -> None:
-    """Raises UserError where a file tells its anchors and a level's are not `cells` [A, 4], which are in our order."""
-    for level, cell in enumerate(cells):
+def check_anchors(
+    state: Mapping[str, Tensor], cell_anchors: Sequence[Tensor], num_sizes: int
+) -> None:
+    """Raise UserError if a file contains anchors that differ from ours.
+
+    cell_anchors: for each level, the anchors of a cell f32 [A, 4] in our order, of `num_sizes`
+    sizes.
+    """
+    for level, anchors in enumerate(cell_anchors):
         theirs = state.get(f"{_ANCHORS}{level}")
-        ours = cell.view(-1, sizes, 4).transpose(0, 1).flatten(0, 1)
-        if theirs is not None and not (
-            theirs.shape == ours.shape and torch.allclose(theirs.float(), ours, atol=0.01)
-        ):
-            wanted = [[round(v, 1) for v in box] for box in theirs.flatten(0, -2).tolist()[:3]]
+        if theirs is None:
+            continue
+        ours = anchors.view(-1, num_sizes, 4).transpose(0, 1).flatten(0, 1)
+        if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, atol=0.01):
+            first_boxes = theirs.flatten(0, -2).tolist()[:3]
+            rounded = [[round(value, 1) for value in box] for box in first_boxes]
             raise UserError(
-                f"the anchors of level {level} are {wanted} ... in the file: set model.proposer.anchors.sizes and aspect_ratios"
+                f"the anchors of level {level} are {rounded} ... in the file: "
+                "set model.proposer.anchors.sizes and aspect_ratios"
             )
 
 
-def reorder_anchors(state: Mapping[str, Tensor], sizes: int, ratios: int) -> dict[str, Tensor]:
-    """The RPN's outputs in our order of a cell's anchors. detectron2: size by size, all ratios of each; ours, as torchvision: ratio by ratio."""
-    order = torch.arange(sizes * ratios).view(sizes, ratios).T.flatten()
-    changed = dict(state)
+def reorder_anchors(
+    state: Mapping[str, Tensor], num_sizes: int, num_ratios: int
+) -> dict[str, Tensor]:
+    """Return the state dict with the outputs of the RPN in our order of a cell's anchors.
+
+    detectron2 orders them by size, then aspect ratio; here and in torchvision they are ordered by
+    aspect ratio, then size.
+    """
+    num_anchors = num_sizes * num_ratios
+    order = torch.arange(num_anchors).view(num_sizes, num_ratios).T.flatten()
+    reordered = dict(state)
     for name, tensor in state.items():
-        if name.startswith("proposer.head.objectness.") and len(tensor) == len(order):
-            changed[name] = tensor[order]
-        elif name.startswith("proposer.head.deltas.") and len(tensor) == 4 * len(order):
-            changed[name] = tensor.reshape(-1, 4, *tensor.shape[1:])[order].flatten(0, 1)
-    return changed
+        if name.startswith("proposer.head.objectness.") and len(tensor) == num_anchors:
+            reordered[name] = tensor[order]
+        elif name.startswith("proposer.head.deltas.") and len(tensor) == 4 * num_anchors:
+            deltas = tensor.reshape(-1, 4, *tensor.shape[1:])
+            reordered[name] = deltas[order].flatten(0, 1)
+    return reordered

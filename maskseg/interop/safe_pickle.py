@@ -1,6 +1,6 @@
-"""Pickles of numpy arrays, read without running what a pickle may ask for (`maskseg.files.pickles`).
+"""Pickles of numpy arrays, read without running any code in them (`maskseg.files.pickles`).
 
-None of numpy's own code sees what the file says of an array before it was checked.
+What a file says about an array is checked before any code of numpy sees it.
 """
 
 from __future__ import annotations
@@ -13,33 +13,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
-from maskseg.files.pickles import Budget, Maker, encode_latin1, make_dict, read_pickle, shown
+from maskseg.files.pickles import (
+    Budget,
+    Maker,
+    describe_value,
+    encode_latin1,
+    make_dict,
+    read_pickle,
+)
 
-KINDS = {
-    f"{kind}{size}"
-    for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,)}.items()
-    for size in sizes
-}
+# Type codes of floats, signed and unsigned integers and booleans.
+TYPE_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+MAX_REASON = 200  # characters of the reason in an error message
 
 
 class _DType:
-    """`numpy.dtype` of whole and real numbers and booleans."""
+    """Stands for `numpy.dtype`; only integers, floats and booleans are allowed."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: Any) -> None:
-        if not isinstance(code, str) or code.lstrip("<>=|") not in KINDS:
-            raise pickle.UnpicklingError(f"an array of type {shown(code)}")
+        if not isinstance(code, str) or code.lstrip("<>=|") not in TYPE_CODES:
+            raise pickle.UnpicklingError(f"an array of type {describe_value(code)}")
         self.code = code.lstrip("<>=|")
         self.order = code[0] if code[0] in "<>" else "="
 
     def set_state(self, _: Budget, state: Any) -> None:
-        """The byte order."""
+        """Set the byte order."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
     def array(self, budget: Budget, data: Any) -> NDArray[Any]:
-        """The numbers in bytes (Python 2's pickles hold them as latin-1 text), in the machine's order."""
+        """Return the values in `data`, in the byte order of the machine.
+
+        data: bytes, or latin-1 text, in which pickles of Python 2 store them.
+        """
         if not isinstance(data, str | bytes | bytearray):
             raise pickle.UnpicklingError("an array without bytes")
         budget.spend(len(data))
@@ -48,7 +56,7 @@ class _DType:
 
 
 class Array:
-    """What stands for an array while the pickle is read; its numbers are in `value`."""
+    """Stands for an array while the pickle is read; the array itself is `value`."""
 
     __slots__ = ("value",)
 
@@ -56,12 +64,12 @@ class Array:
         self.value = value
 
     def set_state(self, budget: Budget, state: Any) -> None:
-        """Shape, type, order and bytes."""
+        """Set the array from its version, shape, type, memory order and bytes."""
         _, shape, dtype, columns_first, data = state
-        self.value = _shaped(budget, dtype, data, shape, "F" if columns_first else "C")
+        self.value = _build_array(budget, dtype, data, shape, "F" if columns_first else "C")
 
 
-def _shaped(budget: Budget, dtype: Any, data: Any, shape: Any, order: Any) -> NDArray[Any]:
+def _build_array(budget: Budget, dtype: Any, data: Any, shape: Any, order: Any) -> NDArray[Any]:
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array without a type or a shape")
     return dtype.array(budget, data).reshape(shape, order=order)
@@ -76,41 +84,43 @@ def _make_dtype(_: Budget, code: Any, *__: Any) -> _DType:
 
 
 def _make_scalar(budget: Budget, dtype: Any, data: Any) -> Any:
-    return _shaped(budget, dtype, data, (1,), "C")[0].item()
+    return _build_array(budget, dtype, data, (1,), "C")[0].item()
 
 
 def _make_from_buffer(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
-    return Array(_shaped(budget, dtype, data, shape, order))
+    return Array(_build_array(budget, dtype, data, shape, order))
 
 
-_OF_NUMPY: dict[str, Maker] = {
-    "multiarray._reconstruct": _make_array,
-    "multiarray.scalar": _make_scalar,
-    "numeric._frombuffer": _make_from_buffer,
-}
-MAKERS: dict[str, Maker | None] = {
-    "numpy.ndarray": _make_array,
-    "numpy.dtype": _make_dtype,
-    **{
-        f"{core}.{name}": maker
-        for core in ("numpy.core", "numpy._core")
-        for name, maker in _OF_NUMPY.items()
-    },
-    "_codecs.encode": encode_latin1,
-    "__builtin__.bytes": lambda _: b"",  # how Python 3 writes no bytes in the protocols of Python 2
-    "collections.OrderedDict": make_dict,
-}
+def _makers() -> dict[str, Maker | None]:
+    makers: dict[str, Maker | None] = {
+        "numpy.ndarray": _make_array,
+        "numpy.dtype": _make_dtype,
+        "_codecs.encode": encode_latin1,
+        # In the protocols of Python 2, Python 3 writes empty bytes as a call of this name.
+        "__builtin__.bytes": lambda _: b"",
+        "collections.OrderedDict": make_dict,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        makers[f"{core}.multiarray._reconstruct"] = _make_array
+        makers[f"{core}.multiarray.scalar"] = _make_scalar
+        makers[f"{core}.numeric._frombuffer"] = _make_from_buffer
+    return makers
+
+
+MAKERS = _makers()
 
 
 def load(file: IO[bytes], path: Path) -> Any:
-    """What the pickle holds: plain values and containers, and an `Array` for each array. Python 2's too.
+    """Return the content of a pickle: plain values and containers, and an `Array` for each array.
 
-    Raises UserError for a file that is damaged or asks for anything else, which is then not run. Memory and time follow the file's size.
+    Pickles of Python 2 are supported. Memory and time are proportional to the file's size.
+    Raises UserError for a file that is damaged or refers to anything else, which is not run.
     """
     try:
         return read_pickle(file, MAKERS)
-    except Exception as error:  # a damaged pickle raises almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # a damaged pickle can raise almost any exception
+        reason = " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
         raise UserError(
-            f"{path}: refused, a pickle that is damaged or holds more than numbers and plain containers ({reason})"
+            f"{path}: refused, a pickle that is damaged or contains more than numbers and plain "
+            f"containers ({reason})"
         ) from error

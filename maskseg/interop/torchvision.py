@@ -1,4 +1,7 @@
-"""torchvision's Mask R-CNN and Keypoint R-CNN with ResNet-FPN trunks: names, what can be told from the tensors, and back."""
+"""torchvision's Mask R-CNN and Keypoint R-CNN with ResNet-FPN: names of tensors, both ways.
+
+The config overrides for a model are inferred from its tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from maskseg.interop.classes import last_to_first, take
-from maskseg.interop.resnet_detection import has_statistics, trunk_name
+from maskseg.interop.classes import CLS_SCORE, select_class_rows, to_background_first
+from maskseg.interop.resnet_detection import detect_trunk, has_statistics
 from maskseg.interop.state_dict_names import Pairs, translate
 
 BODY = "backbone.body."
+TRUNK = "backbone.trunk."
 _COMMON: Pairs = (
     ("backbone.trunk.stem.conv1.", f"{BODY}conv1."),
     ("backbone.trunk.stem.bn1.", f"{BODY}bn1."),
@@ -20,98 +24,111 @@ _COMMON: Pairs = (
     ("proposer.head.convs.{i}.", "rpn.head.conv.{i}.0."),
     ("proposer.head.objectness.", "rpn.head.cls_logits."),
     ("proposer.head.deltas.", "rpn.head.bbox_pred."),
-    ("classifier.scores.", "roi_heads.box_predictor.cls_score."),
-    ("classifier.deltas.", "roi_heads.box_predictor.bbox_pred."),
+    ("classifier.cls_score.", "roi_heads.box_predictor.cls_score."),
+    ("classifier.bbox_pred.", "roi_heads.box_predictor.bbox_pred."),
     ("heads.mask.convs.{i}.", "roi_heads.mask_head.{i}."),
     ("heads.mask.deconv.", "roi_heads.mask_predictor.conv5_mask."),
     ("heads.mask.predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
     ("heads.keypoint.convs.{i}.0.", "roi_heads.keypoint_head.{2i}."),
     ("heads.keypoint.deconv.", "roi_heads.keypoint_predictor.kps_score_lowres."),
 )
-PLAIN: Pairs = (*_COMMON, ("classifier.trunk.layers.{i}.", "roi_heads.box_head.fc{i+6}."))
-# The box head of the v2 models is one sequence: four convolutions with norms, a flattening, a layer.
+PLAIN: Pairs = (*_COMMON, ("classifier.mlp.layers.{i}.", "roi_heads.box_head.fc{i+6}."))
+# The box head of the v2 models is one sequence: four convolutions with norms, a flattening and a
+# linear layer.
 V2: Pairs = (
     *_COMMON,
-    ("classifier.trunk.convs.{i}.{j}.", "roi_heads.box_head.{i}.{j}."),
-    ("classifier.trunk.layers.{i}.", "roi_heads.box_head.{2i+5}."),
+    ("classifier.mlp.convs.{i}.{j}.", "roi_heads.box_head.{i}.{j}."),
+    ("classifier.mlp.layers.{i}.", "roi_heads.box_head.{2i+5}."),
 )
-# Names of older files, as torchvision's own modules replace them when they load one.
-_OLD: Pairs = tuple(
-    (f"{old}{kind}", f"{new}{kind}")
-    for kind in ("weight", "bias")
-    for old, new in (
-        ("rpn.head.conv.", "rpn.head.conv.0.0."),
-        ("backbone.fpn.inner_blocks.{i}.", "backbone.fpn.inner_blocks.{i}.0."),
-        ("backbone.fpn.layer_blocks.{i}.", "backbone.fpn.layer_blocks.{i}.0."),
-        ("roi_heads.mask_head.mask_fcn{i+1}.", "roi_heads.mask_head.{i}.0."),
-    )
+# Names in older files (first) and the current ones, as torchvision's modules rename them when they
+# load such a file.
+_RENAMED_MODULES: Pairs = (
+    ("rpn.head.conv.", "rpn.head.conv.0.0."),
+    ("backbone.fpn.inner_blocks.{i}.", "backbone.fpn.inner_blocks.{i}.0."),
+    ("backbone.fpn.layer_blocks.{i}.", "backbone.fpn.layer_blocks.{i}.0."),
+    ("roi_heads.mask_head.mask_fcn{i+1}.", "roi_heads.mask_head.{i}.0."),
 )
-FIRST_BACKGROUND = True
-RESIZE = "plain"  # how its models resize (`data.transforms.ResizeShortestEdge`)
-EPS = 1e-5  # of the norms that torchvision's builders make
+_WEIGHTS: Pairs = tuple((f"{old}weight", f"{new}weight") for old, new in _RENAMED_MODULES)
+_BIASES: Pairs = tuple((f"{old}bias", f"{new}bias") for old, new in _RENAMED_MODULES)
+_OLD_NAMES: Pairs = (*_WEIGHTS, *_BIASES)
+BACKGROUND_FIRST = True
+RESIZE = "plain"  # how its models resize images (`data.transforms.ResizeShortestEdge`)
+EPS = 1e-5  # of the norms in the models that torchvision's builders return
 
 
-def pairs(own: Iterable[str]) -> Pairs:
-    """The pairs of names for a model of ours with these tensors."""
-    return V2 if any(name.startswith("classifier.trunk.convs.") for name in own) else PLAIN
+def name_pairs(names: Iterable[str]) -> Pairs:
+    """Return the pairs of names for our model with tensors of these names."""
+    has_convs = any(name.startswith("classifier.mlp.convs.") for name in names)
+    return V2 if has_convs else PLAIN
 
 
-def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of today's torchvision."""
-    return {translate(name, _OLD) or name: tensor for name, tensor in state.items()}
+def normalize_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict with the names of the current torchvision."""
+    return {translate(name, _OLD_NAMES) or name: tensor for name, tensor in state.items()}
 
 
-def recognise(state: Mapping[str, Tensor]) -> list[str]:
-    """What the tensors tell of the model, as words of the command line; empty where they are no torchvision detector's."""
-    trunk = trunk_name(state, BODY + "layer{}.{}.", first=1)
+def infer_overrides(state: Mapping[str, Tensor]) -> list[str]:
+    """Infer the config overrides of a model from its tensors.
+
+    Empty if it is not a detector of torchvision.
+    """
+    trunk = detect_trunk(state, BODY + "layer{}.{}.", first=1)
     if trunk is None:
         return []
-    v2 = "rpn.head.conv.1.0.weight" in state
-    kind = (
-        "keypoint_rcnn"
-        if any(name.startswith("roi_heads.keypoint_head.") for name in state)
-        else "mask_rcnn"
-    )
-    words = [f"model=torchvision_{kind}{'_v2' if v2 else ''}", f"model.backbone.trunk.name={trunk}"]
-    if not v2 and has_statistics(state, BODY):
-        words.append(
-            "model.backbone.trunk.norm=BN"
-        )  # built without pretrained weights, so that it could learn its own
-    return words
+    is_v2 = "rpn.head.conv.1.0.weight" in state
+    has_keypoints = any(name.startswith("roi_heads.keypoint_head.") for name in state)
+    model = "keypoint_rcnn" if has_keypoints else "mask_rcnn"
+    overrides = [
+        f"model=torchvision_{model}{'_v2' if is_v2 else ''}",
+        f"model.backbone.trunk.name={trunk}",
+    ]
+    if not is_v2 and has_statistics(state, BODY):
+        # Built without pretrained weights, so with norms that are trained.
+        overrides.append("model.backbone.trunk.norm=BN")
+    return overrides
 
 
 def our_name(name: str) -> str:
-    """The name of torchvision's tensor in `GeneralizedRCNN`. Raises KeyError for a tensor that has no place there."""
-    found = translate(name, (*V2[:-1], *PLAIN[-1:], V2[-1]), back=True)
-    if found is None:
-        raise KeyError(f"torchvision's tensor {name!r} has no place in this model")
-    return found
+    """Return the name of torchvision's tensor in `GeneralizedRCNN`.
+
+    Raises KeyError for a tensor that has no counterpart.
+    """
+    ours = translate(name, (*V2[:-1], *PLAIN[-1:], V2[-1]), back=True)
+    if ours is None:
+        raise KeyError(f"torchvision's tensor {name!r} has no counterpart in this model")
+    return ours
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of a model that counts its classes 0 (the background) to K -> state dict of ours, with all K classes."""
-    converted = {our_name(name): tensor for name, tensor in modern(state).items()}
-    number = len(converted["classifier.scores.bias"]) - 1
-    return take(converted, list(range(1, number + 1)), background=0)
+    """Convert the state dict of a model with classes 0 (the background) to K; all K are kept."""
+    converted = {our_name(name): tensor for name, tensor in normalize_state_dict(state).items()}
+    number = len(converted[f"{CLS_SCORE}bias"]) - 1
+    return select_class_rows(converted, list(range(1, number + 1)), background=0)
 
 
 def to_torchvision(state: Mapping[str, Tensor], rows: list[int], number: int) -> dict[str, Tensor]:
-    """State dict of ours -> torchvision's with `number` classes, the background first; rows: where each of our classes goes."""
-    table = pairs(state)
-    return {
-        translate(name, table) or name: tensor.clone()
-        for name, tensor in last_to_first(state, rows, number).items()
-    }
+    """Convert our state dict to torchvision's with `number` classes, the background first.
+
+    rows: the new row of each of our classes.
+    """
+    pairs = name_pairs(state)
+    converted = {}
+    for name, tensor in to_background_first(state, rows, number).items():
+        converted[translate(name, pairs) or name] = tensor.clone()
+    return converted
 
 
-def refold(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """State dict of ours whose trunk has norms with `eps` -> one that gives the same with torchvision's."""
-    folded = dict(state)
-    for name, variance in state.items() if eps != EPS else ():
-        if name.startswith("backbone.trunk.") and name.endswith(".running_var"):
-            weight = name.replace(".running_var", ".weight")
-            folded[weight] = (
-                state[weight].double()
-                * ((variance.double() + EPS) / (variance.double() + eps)).sqrt()
-            ).float()
-    return folded
+def rescale_norms(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """Rescale the norms of a trunk with `eps`, so that outputs are equal with torchvision's eps.
+
+    state: of our model.
+    """
+    rescaled = dict(state)
+    if eps == EPS:
+        return rescaled
+    for name, variance in state.items():
+        if name.startswith(TRUNK) and name.endswith(".running_var"):
+            weight_name = name.replace(".running_var", ".weight")
+            factor = ((variance.double() + EPS) / (variance.double() + eps)).sqrt()
+            rescaled[weight_name] = (state[weight_name].double() * factor).float()
+    return rescaled

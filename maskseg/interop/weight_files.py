@@ -1,4 +1,4 @@
-"""Files of weights that another framework wrote -> a state dict."""
+"""Weight files of other frameworks -> a state dict."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from maskseg.interop import safe_pickle
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pth of torch or a .pkl of detectron2: tensors on the CPU, by name. Nothing in the file is run.
+    """Return the state dict in a .pth file of torch or a .pkl file of detectron2.
 
-    Raises UserError for a file that is missing, damaged, or holds something else.
+    The tensors are on the CPU, floating-point ones in f32. No code in the file is run.
+    Raises UserError for a file that is missing, damaged, or contains anything else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -31,22 +32,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if isinstance(content, Mapping) and "blobs" in content:
         raise UserError(
-            f"{path}: weights of Caffe2's Detectron, which are not read; detectron2's own files are"
+            f"{path}: weights of Caffe2's Detectron are not supported; those of detectron2 are"
         )
     state = content.get("model", content) if isinstance(content, Mapping) else content
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(name, str) for name in state)
-    ):
-        raise UserError(f"{path}: no state dict, neither at the top nor under 'model'")
-    return {name: _tensor(value, name, path) for name, value in state.items()}
+    if not _is_state_dict(state):
+        raise UserError(f"{path}: no state dict, neither at the top level nor under 'model'")
+    return {name: _to_tensor(value, name, path) for name, value in state.items()}
 
 
-def _tensor(value: Any, name: str, path: Path) -> Tensor:
+def _is_state_dict(state: Any) -> bool:
+    """Return whether it is a non-empty mapping whose keys are strings."""
+    if not isinstance(state, Mapping) or not state:
+        return False
+    return all(isinstance(name, str) for name in state)
+
+
+def _to_tensor(value: Any, name: str, path: Path) -> Tensor:
     if isinstance(value, safe_pickle.Array) and value.value is not None:
         value = torch.from_numpy(value.value)
     if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized or value.is_complex():
-        raise UserError(f"{path}: {name} is no plain tensor but a {type(value).__name__}")
+        raise UserError(f"{path}: {name} is not a plain tensor but a {type(value).__name__}")
     tensor: Tensor = value.detach()
     return tensor.float() if tensor.is_floating_point() else tensor

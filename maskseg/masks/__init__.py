@@ -1,1 +1,1 @@
-"""Masks of objects: annotated (polygons, run lengths), predicted (28 x 28 grids), unions of superpixels."""
+"""Instance masks: annotated (polygons, RLE), predicted (28 x 28 grids), unions of superpixels."""

@@ -1,14 +1,13 @@
-"""Masks behind one Protocol: as they came from a file (polygons, RLE), and soft grids in a box's frame (predictions).
+"""Annotated masks: polygons and run lengths as they are in the file, moved by an affine map.
 
-A mask lives in a frame of (height, width) pixels. Moving it (flip, resize, crop) only changes an affine map; full-size bitmaps are made
-where a picture or another library needs them, never to train.
+A flip, resize or crop changes only the affine map. Full-size bitmaps are made for plots and for
+other libraries, never during training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,195 +15,242 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskseg.masks.base import Floats, Masks, Rle, rle_from_counts, rle_iou
-from maskseg.ops import rle as runs
-from maskseg.ops.geometry import Geometry
+from maskseg.masks.base import Floats, Masks, Rle, rle_from_counts, rle_iou, rle_to_bitmaps
+from maskseg.ops import rle as rle_ops
+from maskseg.ops.geometry import AxisAlignedTransform
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """One instance as polygons, each f64 [points, 2] (x, y); their union is the mask."""
+    """One instance as polygons, each f64 [points, 2] (x, y); the mask is their union."""
 
     parts: tuple[Floats, ...]
 
 
 @dataclass(frozen=True)
-class Runs:
-    """One instance as run lengths: `ends` i64 [runs] (see `ops.runs`) in a frame of height x width pixels."""
+class RunLengths:
+    """One instance as run lengths in a frame of height x width pixels.
+
+    ends: i64 [runs], cumulative run lengths (see `ops.rle`).
+    """
 
     ends: NDArray[np.int64]
     height: int
     width: int
 
 
-class FileMasks:
-    """Masks as they came from the file, polygons and run lengths mixed, with the affine map from the file's frame to the present one."""
+class AnnotatedMasks:
+    """Polygons and run lengths, mixed, with an affine map from the file's frame to the current.
+
+    affine: f64 [n, 4] (scale_x, shift_x, scale_y, shift_y);
+    frames: i64 [n, 2] (height, width) of the current frames.
+    """
 
     def __init__(
-        self, shapes: Sequence[Polygons | Runs], affine: Floats, frames: NDArray[np.int64]
+        self, shapes: Sequence[Polygons | RunLengths], affine: Floats, frames: NDArray[np.int64]
     ) -> None:
-        """affine: [n, 4] (scale_x, shift_x, scale_y, shift_y); frames: [n, 2] (height, width) of the present frames."""
-        self.shapes, self.affine, self.frames = list(shapes), affine, frames
+        self.shapes = list(shapes)
+        self.affine = affine
+        self.frames = frames
 
     @classmethod
-    def from_file(cls, shapes: Sequence[Polygons | Runs], height: int, width: int) -> FileMasks:
-        """The masks of one image, in its own frame."""
-        n = len(shapes)
-        return cls(
-            shapes,
-            np.full((n, 4), (1.0, 0.0, 1.0, 0.0)),
-            np.full((n, 2), (height, width), dtype=np.int64),
-        )
+    def from_file(
+        cls, shapes: Sequence[Polygons | RunLengths], height: int, width: int
+    ) -> AnnotatedMasks:
+        """The masks of one image of height x width pixels, in its own frame."""
+        affine = np.full((len(shapes), 4), (1.0, 0.0, 1.0, 0.0))
+        frames = np.full((len(shapes), 2), (height, width), dtype=np.int64)
+        return cls(shapes, affine, frames)
 
     @classmethod
-    def cat(cls, masks: Sequence[FileMasks]) -> FileMasks:
-        """The masks of several images, one after the other."""
-        shapes = [s for m in masks for s in m.shapes]
+    def cat(cls, masks: Sequence[AnnotatedMasks]) -> AnnotatedMasks:
+        """Concatenate the masks of multiple images."""
+        shapes = []
+        for m in masks:
+            shapes += m.shapes
         affine = np.concatenate([np.zeros((0, 4)), *(m.affine for m in masks)])
-        return cls(
-            shapes, affine, np.concatenate([np.zeros((0, 2), np.int64), *(m.frames for m in masks)])
-        )
+        frames = np.concatenate([np.zeros((0, 2), np.int64), *(m.frames for m in masks)])
+        return cls(shapes, affine, frames)
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, index: Tensor) -> FileMasks:
+    def __getitem__(self, index: Tensor) -> AnnotatedMasks:
         rows = np.asarray(index.detach().cpu().numpy())
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return FileMasks([self.shapes[i] for i in rows], self.affine[rows], self.frames[rows])
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        return AnnotatedMasks([self.shapes[i] for i in rows], self.affine[rows], self.frames[rows])
 
-    def to(self, device: torch.device | str) -> FileMasks:
-        del device  # stays on the CPU: only what is cut out moves
+    def to(self, device: torch.device | str) -> AnnotatedMasks:
+        """These masks: they stay on the CPU, only crops are moved to a device."""
+        del device
         return self
 
-    def warp(self, geometry: Geometry) -> FileMasks:
+    def transform(self, geometry: AxisAlignedTransform) -> AnnotatedMasks:
         g = geometry
-        affine = self.affine * (g.scale_x, g.scale_x, g.scale_y, g.scale_y) + (
-            0.0,
-            g.shift_x,
-            0.0,
-            g.shift_y,
-        )
-        return FileMasks(
-            self.shapes, affine, np.full((len(self), 2), (g.height, g.width), dtype=np.int64)
-        )
+        scale = (g.scale_x, g.scale_x, g.scale_y, g.scale_y)
+        shift = (0.0, g.shift_x, 0.0, g.shift_y)
+        frames = np.full((len(self), 2), (g.height, g.width), dtype=np.int64)
+        return AnnotatedMasks(self.shapes, self.affine * scale + shift, frames)
 
     def boxes(self) -> Tensor:
         out = np.zeros((len(self), 4))
         for i, shape in enumerate(self.shapes):
-            if isinstance(shape, Runs):
-                out[i] = self._clipped_spans(i)[0]
-                continue
-            points = np.concatenate(self._moved(i))
-            out[i] = *points.min(axis=0), *points.max(axis=0)
-            if (out[i] < 0).any() or (
-                out[i, 2:] > self.frames[i, ::-1]
-            ).any():  # cut by the frame: ask the pixels
-                x, y, w, h = coco_mask.toBbox(self._rle(i))
-                out[i] = x, y, x + w, y + h
+            if isinstance(shape, RunLengths):
+                out[i], _ = self._clipped_box_and_area(i, shape)
+            else:
+                out[i] = self._polygon_box(i, shape)
         return torch.from_numpy(out.astype(np.float32))
 
     def area(self) -> Tensor:
-        areas = [
-            float(coco_mask.area(self._rle(i)))
-            if isinstance(shape, Polygons)
-            else self._clipped_spans(i)[1]
-            for i, shape in enumerate(self.shapes)
-        ]
+        areas = []
+        for i, shape in enumerate(self.shapes):
+            if isinstance(shape, RunLengths):
+                areas.append(self._clipped_box_and_area(i, shape)[1])
+            else:
+                areas.append(float(coco_mask.area(self._encode(i))))
         return torch.tensor(areas, dtype=torch.float32)
 
     def iou(self, other: Masks) -> Tensor:
         return rle_iou(self.to_rle(), other.to_rle())
 
     def to_rle(self) -> list[Rle]:
-        return [self._rle(i) for i in range(len(self))]
+        return [self._encode(i) for i in range(len(self))]
 
-    def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
-        """Polygons are rasterised in the box's frame (as detectron2's `rasterize_polygons_within_box`); of run lengths, a cell is set where
-        the mask covers at least half of it, exactly; at just a half it is set where the file's mask lies to the right or below."""
+    def to_bitmaps(self) -> NDArray[np.bool_]:
+        return rle_to_bitmaps(self.to_rle())
+
+    def crop_and_resize(self, boxes: Tensor, size: int) -> Tensor:
+        """Crop mask i by boxes[i] and resize it to size x size.
+
+        Polygons are rasterized in the frame of the box, as in detectron2's
+        `rasterize_polygons_within_box`. Of run lengths, a cell is set if the mask covers at least
+        half of it; the coverage is exact, and ties depend on the original frame
+        (`ops.rle.transformed_cell_coverage`).
+        """
         corners = boxes.detach().cpu().numpy().astype(np.float64)
         out = np.zeros((len(self), size, size), dtype=np.float32)
-        is_run = np.array([isinstance(s, Runs) for s in self.shapes], dtype=bool)
-        if len(which := np.flatnonzero(~is_run)):
-            self._rasterise(which, corners[which], out)
-        if len(which := np.flatnonzero(is_run)):
-            chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
-            sizes = np.array([(s.height, s.width) for s in chosen], dtype=np.int64)
-            out[which] = (
-                runs.moved_cover(
-                    [s.ends for s in chosen], sizes, self.affine[which], corners[which], size
-                )
-                >= 0.5
+        is_runs = np.array([isinstance(s, RunLengths) for s in self.shapes], dtype=bool)
+        polygon_rows = np.flatnonzero(~is_runs)
+        if len(polygon_rows):
+            self._rasterize_polygons(polygon_rows, corners[polygon_rows], out)
+        run_rows = np.flatnonzero(is_runs)
+        if len(run_rows):
+            ends, sizes = self._runs_of(run_rows)
+            coverage = rle_ops.transformed_cell_coverage(
+                ends, sizes, self.affine[run_rows], corners[run_rows], size
             )
+            out[run_rows] = coverage >= 0.5
         return torch.from_numpy(out).to(boxes.device)
 
-    def _moved(self, i: int) -> list[Floats]:
-        shape = self.shapes[i]
-        assert isinstance(shape, Polygons)
-        return [p * self.affine[i, 0::2] + self.affine[i, 1::2] for p in shape.parts]
+    def _transformed_parts(self, i: int, shape: Polygons) -> list[Floats]:
+        """Polygons of mask i in the current frame."""
+        return [part * self.affine[i, 0::2] + self.affine[i, 1::2] for part in shape.parts]
 
-    def _rasterise(self, which: NDArray[np.int64], boxes: Floats, out: NDArray[np.float32]) -> None:
-        """Polygon masks `which` in the frames of their boxes f64 [n, 4] -> out[which], f32 [n, size, size], in one call of the library."""
+    def _polygon_box(self, i: int, shape: Polygons) -> Floats:
+        """Tight box of the polygons of mask i, f64 [4]."""
+        points = np.concatenate(self._transformed_parts(i, shape))
+        box = np.concatenate([points.min(axis=0), points.max(axis=0)])
+        is_clipped = (box < 0).any() or (box[2:] > self.frames[i, ::-1]).any()
+        if is_clipped:
+            # The corners of the clipped polygon are unknown, so its pixels decide.
+            x, y, width, height = coco_mask.toBbox(self._encode(i))
+            box = np.array([x, y, x + width, y + height])
+        return box
+
+    def _rasterize_polygons(
+        self, rows: NDArray[np.int64], boxes: Floats, out: NDArray[np.float32]
+    ) -> None:
+        """Rasterize the polygon masks `rows` in the frames of their boxes f64 [n, 4].
+
+        Writes to out[rows], f32 [n, size, size]. All polygons are rasterized in one library call.
+        """
         size = out.shape[-1]
-        found = [s.parts for s in (self.shapes[i] for i in which) if isinstance(s, Polygons)]
-        parts = [part for own in found for part in own]
-        row = np.repeat(np.arange(len(which)), [len(own) for own in found])  # of each part
+        parts: list[Floats] = []
+        num_parts = []
+        for i in rows:
+            shape = self.shapes[i]
+            assert isinstance(shape, Polygons)
+            parts += shape.parts
+            num_parts.append(len(shape.parts))
+        row_of_part = np.repeat(np.arange(len(rows)), num_parts)
         lengths = [len(part) for part in parts]
-        point = np.repeat(row, lengths)
-        affine, scale = (
-            self.affine[which],
-            size / np.maximum(boxes[:, 2:] - boxes[:, :2], runs.MIN_SIDE),
-        )
-        points = np.concatenate(parts) * affine[point, 0::2] + affine[point, 1::2]
-        flat = ((points - boxes[point, :2]) * scale[point]).ravel()
+        row_of_point = np.repeat(row_of_part, lengths)
+        affine = self.affine[rows]
+        scale = size / np.maximum(boxes[:, 2:] - boxes[:, :2], rle_ops.MIN_SIDE)
+        points = np.concatenate(parts) * affine[row_of_point, 0::2] + affine[row_of_point, 1::2]
+        flat = ((points - boxes[row_of_point, :2]) * scale[row_of_point]).ravel()
         ends = (2 * np.cumsum(lengths)).tolist()
-        outlines = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        cells = coco_mask.decode(coco_mask.frPyObjects(outlines, size, size)).transpose(2, 0, 1)
-        first = np.diff(row, prepend=-1) > 0
-        out[which] = cells[first]
-        for i in np.flatnonzero(~first):
-            np.maximum(out[which[row[i]]], cells[i], out=out[which[row[i]]])
+        polygons = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        cells = coco_mask.decode(coco_mask.frPyObjects(polygons, size, size)).transpose(2, 0, 1)
+        is_first = np.diff(row_of_part, prepend=-1) > 0
+        out[rows] = cells[is_first]
+        for i in np.flatnonzero(~is_first):
+            target = out[rows[row_of_part[i]]]
+            np.maximum(target, cells[i], out=target)
+
+    def _runs_of(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Cumulative run lengths of the run-length masks `rows`, and the sizes of their frames.
+
+        The sizes are i64 [n, 2], (height, width).
+        """
+        ends = []
+        sizes = []
+        for i in rows:
+            shape = self.shapes[i]
+            assert isinstance(shape, RunLengths)
+            ends.append(shape.ends)
+            sizes.append((shape.height, shape.width))
+        return ends, np.array(sizes, dtype=np.int64)
 
     def _sample(
-        self, which: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]
+        self, i: int, x: NDArray[np.floating], y: NDArray[np.floating]
     ) -> NDArray[np.bool_]:
-        """Run-length masks `which` at columns x [n, w] and rows y [n, h] of the present frame -> bool [n, h, w]."""
-        sx, tx, sy, ty = (c[:, None] for c in self.affine[which].T)
-        column = np.floor((x - tx) / sx).astype(np.int64)
-        row = np.floor((y - ty) / sy).astype(np.int64)
-        chosen = [s for s in (self.shapes[i] for i in which) if isinstance(s, Runs)]
-        sizes = np.array([(s.height, s.width) for s in chosen], dtype=np.int64)
-        shape = (len(which), row.shape[1], column.shape[1])
-        points_x = np.broadcast_to(column[:, None, :], shape).reshape(len(which), -1)
-        points_y = np.broadcast_to(row[:, :, None], shape).reshape(len(which), -1)
-        return runs.inside(
-            [s.ends for s in chosen], sizes[:, 0], sizes[:, 1], points_x, points_y
-        ).reshape(shape)
+        """Run-length mask i at columns x [w] and rows y [h] of the current frame, bool [h, w]."""
+        scale_x, shift_x, scale_y, shift_y = self.affine[i]
+        column = np.floor((x - shift_x) / scale_x).astype(np.int64)
+        row = np.floor((y - shift_y) / scale_y).astype(np.int64)
+        ends, sizes = self._runs_of(np.array([i]))
+        shape = (len(row), len(column))
+        points_x = np.broadcast_to(column[None, :], shape).reshape(1, -1)
+        points_y = np.broadcast_to(row[:, None], shape).reshape(1, -1)
+        inside = rle_ops.contains_points(ends, sizes[:, 0], sizes[:, 1], points_x, points_y)
+        return inside.reshape(shape)
 
-    def _clipped_spans(self, i: int) -> tuple[Floats, float]:
-        """Box and area of a run-length mask inside its frame, from the runs alone."""
-        shape = self.shapes[i]
-        assert isinstance(shape, Runs)
-        column, top, bottom = runs.spans(shape.ends, shape.height)
-        sx, tx, sy, ty = self.affine[i]
+    def _clipped_box_and_area(self, i: int, shape: RunLengths) -> tuple[Floats, float]:
+        """Box f64 [4] and area of run-length mask i inside its frame, from the runs alone."""
+        column, top, bottom = rle_ops.column_spans(shape.ends, shape.height)
+        scale_x, shift_x, scale_y, shift_y = self.affine[i]
         height, width = self.frames[i]
-        x = np.sort(np.stack([column * sx + tx, (column + 1) * sx + tx]), axis=0).clip(0, width)
-        y = np.sort(np.stack([top * sy + ty, bottom * sy + ty]), axis=0).clip(0, height)
-        pieces = (x[1] - x[0]) * (y[1] - y[0])
-        seen = pieces > 0
-        if not seen.any():
+        x = np.stack([column * scale_x + shift_x, (column + 1) * scale_x + shift_x])
+        y = np.stack([top * scale_y + shift_y, bottom * scale_y + shift_y])
+        x = np.sort(x, axis=0).clip(0, width)
+        y = np.sort(y, axis=0).clip(0, height)
+        areas = (x[1] - x[0]) * (y[1] - y[0])
+        visible = areas > 0
+        if not visible.any():
             return np.zeros(4), 0.0
-        x, y = x[:, seen], y[:, seen]
-        return np.array([x[0].min(), y[0].min(), x[1].max(), y[1].max()]), float(pieces.sum())
+        x = x[:, visible]
+        y = y[:, visible]
+        box = np.array([x[0].min(), y[0].min(), x[1].max(), y[1].max()])
+        return box, float(areas.sum())
 
-    def _rle(self, i: int) -> Rle:
-        height, width = (int(v) for v in self.frames[i])
-        if isinstance(self.shapes[i], Polygons):
-            parts = [p.ravel() for p in self._moved(i)]
+    def _encode(self, i: int) -> Rle:
+        """Compressed RLE of mask i."""
+        shape = self.shapes[i]
+        height = int(self.frames[i, 0])
+        width = int(self.frames[i, 1])
+        if isinstance(shape, Polygons):
+            parts = [part.ravel() for part in self._transformed_parts(i, shape)]
             rle = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
             return {"size": [height, width], "counts": rle["counts"].decode()}
-        x0, y0, x1, y1 = self._clipped_spans(i)[0]
-        left, top, right, bottom = int(x0), int(y0), int(np.ceil(x1)), int(np.ceil(y1))
-        x, y = np.arange(left, right)[None] + 0.5, np.arange(top, bottom)[None] + 0.5
-        crop = self._sample(np.array([i]), x, y)[0]
-        return rle_from_counts(runs.counts_from_crop(crop, left, top, height, width), height, width)
+        x0, y0, x1, y1 = self._clipped_box_and_area(i, shape)[0]
+        left = int(x0)
+        top = int(y0)
+        x = np.arange(left, int(np.ceil(x1))) + 0.5
+        y = np.arange(top, int(np.ceil(y1))) + 0.5
+        crop = self._sample(i, x, y)
+        counts = rle_ops.counts_from_crop(crop, left, top, height, width)
+        return rle_from_counts(counts, height, width)

@@ -1,4 +1,4 @@
-"""What every kind of masks offers, and COCO's run-length encoding of them."""
+"""The Protocol of all kinds of masks, and COCO's compressed run-length encoding (RLE)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskseg.ops import rle as runs
-from maskseg.ops.geometry import Geometry
+from maskseg.ops import rle as rle_ops
+from maskseg.ops.geometry import AxisAlignedTransform
 
-Rle = dict[str, Any]  # {"size": [height, width], "counts": str}, as in COCO's result files
-
-
+# Compressed RLE, {"size": [height, width], "counts": str}, as in COCO's result files.
+Rle = dict[str, Any]
 Floats = NDArray[np.float64]
 
 
 @runtime_checkable
 class Masks(Protocol):
-    """n masks, each in a frame of its own size."""
+    """n masks, each in a frame of (height, width) pixels."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Tensor) -> Self:
-        """Some of the masks, by an i64 or boolean tensor."""
+        """Select masks by an i64 or boolean tensor."""
 
     def to(self, device: torch.device | str) -> Self: ...
     def area(self) -> Tensor:
-        """Pixels of each mask inside its frame, f32 [n]."""
+        """Number of pixels of each mask inside its frame, f32 [n]."""
 
     def boxes(self) -> Tensor:
         """Tight boxes xyxy, f32 [n, 4]; zeros for an empty mask."""
@@ -38,18 +37,24 @@ class Masks(Protocol):
     def iou(self, other: Masks) -> Tensor:
         """Intersection over union with each mask of `other`, f32 [n, m]."""
 
-    def warp(self, geometry: Geometry) -> Self:
-        """The masks in the frame that `geometry` leads to."""
+    def transform(self, geometry: AxisAlignedTransform) -> Self:
+        """Transform the masks into the frame of `geometry`."""
 
-    def crop_resize(self, boxes: Tensor, size: int) -> Tensor:
-        """Mask i cut out by boxes[i] and scaled to size x size, f32 [n, size, size] in [0, 1], on the boxes' device."""
+    def crop_and_resize(self, boxes: Tensor, size: int) -> Tensor:
+        """Crop mask i by boxes[i] and resize it to size x size.
+
+        boxes: f32 [n, 4]. Returns f32 [n, size, size] in [0, 1] on the device of the boxes.
+        """
 
     def to_rle(self) -> list[Rle]:
         """Compressed RLE of each mask in its frame."""
 
+    def to_bitmaps(self) -> NDArray[np.bool_]:
+        """Masks of one frame as bool [n, height, width]; [0, 0, 0] if there are no masks."""
+
 
 def rle_to_bitmaps(rles: Sequence[Rle]) -> NDArray[np.bool_]:
-    """Masks of one frame as bool [n, height, width] (for pictures and other libraries); [0, 0, 0] where there is none."""
+    """Decode masks of one frame to bool [n, height, width]; [0, 0, 0] if there are no masks."""
     if not rles:
         return np.zeros((0, 0, 0), dtype=bool)
     return np.asarray(coco_mask.decode(list(rles)).astype(bool).transpose(2, 0, 1))
@@ -64,14 +69,16 @@ def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> Tensor:
 
 
 def rle_from_counts(counts: NDArray[np.int64], height: int, width: int) -> Rle:
-    """Run lengths -> compressed RLE with a `str`, as JSON wants it."""
-    return {
-        "size": [height, width],
-        "counts": runs.strings_from_counts(counts, np.array([len(counts)]))[0],
-    }
+    """Encode run lengths as compressed RLE, with `counts` as a `str` for JSON."""
+    (text,) = rle_ops.strings_from_counts(counts, np.array([len(counts)]))
+    return {"size": [height, width], "counts": text}
 
 
-def encoded(mask: NDArray[np.bool_]) -> tuple[Rle, list[int]]:
-    """bool [height, width] -> compressed RLE, and the tight box x, y, width, height; zeros for an empty mask."""
-    rle = rle_from_counts(runs.counts_from_crop(mask, 0, 0, *mask.shape), *mask.shape)
+def encode_rle(mask: NDArray[np.bool_]) -> tuple[Rle, list[int]]:
+    """Encode a mask, bool [height, width], as compressed RLE.
+
+    Returns the RLE and the tight box x, y, width, height; zeros for an empty mask.
+    """
+    height, width = mask.shape
+    rle = rle_from_counts(rle_ops.counts_from_crop(mask, 0, 0, height, width), height, width)
     return rle, coco_mask.toBbox(rle).astype(int).tolist()

@@ -1,1 +1,1 @@
-"""The Mask R-CNN stages, one concept a file."""
+"""The Mask R-CNN stages, one concept per file."""

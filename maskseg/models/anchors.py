@@ -1,4 +1,4 @@
-"""Anchors: the boxes that the region proposal network starts from."""
+"""Anchors: the reference boxes of the region proposal network."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from torch import Tensor
 
 from maskseg.errors import UserError
 
+STRIDE_SOURCES = ("level", "image")
+
 
 class AnchorGenerator:
-    """Every cell of every level gets one anchor a size and aspect ratio, centred at (column + offset) * stride.
+    """Generates one anchor per size and aspect ratio in every cell of every level.
 
-    sizes: for each level, the square roots of the anchors' areas, in pixels; aspect_ratios: height / width.
-    offset: 0 in torchvision and detectron2, 0.5 is the middle of the cell.
-    rounded: half sides are rounded to whole pixels (torchvision; detectron2 does not).
-    stride_from: `level` takes the level's stride (detectron2); `image` divides the padded image by the map, rounding down (torchvision: on p6 of
-    an 800-pixel image that gives 61 instead of 64).
+    The anchors are centred at (column + offset) * stride and (row + offset) * stride.
+
+    sizes: for each level, the square roots of the anchors' areas, in pixels.
+    aspect_ratios: height / width.
+    offset: 0 in torchvision and detectron2; 0.5 is the middle of the cell.
+    rounded: round half sides to whole pixels (torchvision; detectron2 does not).
+    stride_from: `level` uses the level's stride (detectron2). `image` divides the padded image by
+    the feature map, rounding down (torchvision: on p6 of an 800-pixel image this gives 61, not 64).
+
+    Raises UserError for an unknown `stride_from` or for levels with different numbers of sizes.
     """
 
     def __init__(
@@ -28,24 +35,25 @@ class AnchorGenerator:
         rounded: bool = False,
         stride_from: str = "level",
     ) -> None:
-        if stride_from not in ("level", "image"):
+        if stride_from not in STRIDE_SOURCES:
             raise UserError(f"anchors.stride_from must be level or image, not {stride_from!r}")
-        if len({len(s) for s in sizes}) != 1:
+        if len({len(level_sizes) for level_sizes in sizes}) != 1:
             raise UserError(
-                f"anchors.sizes needs the same number of sizes on every level, got {[list(s) for s in sizes]}"
+                "anchors.sizes needs the same number of sizes on every level, "
+                f"got {[list(level_sizes) for level_sizes in sizes]}"
             )
-        self.offset, self.stride_from = offset, stride_from
+        self.offset = offset
+        self.stride_from = stride_from
         self.per_cell = len(sizes[0]) * len(aspect_ratios)
-        heights = torch.tensor(list(aspect_ratios), dtype=torch.float32).sqrt()
-        self.cells = []
-        for level in sizes:
-            side = torch.tensor([float(s) for s in level])
-            height, width = (
-                (heights[:, None] * side).ravel(),
-                ((1 / heights)[:, None] * side).ravel(),
-            )
-            cell = torch.stack([-width, -height, width, height], dim=1) / 2
-            self.cells.append(cell.round() if rounded else cell)
+        height_factors = torch.tensor(list(aspect_ratios), dtype=torch.float32).sqrt()
+        width_factors = 1 / height_factors
+        self.cell_anchors = []  # per level, the anchors around the origin, [per_cell, 4]
+        for level_sizes in sizes:
+            side = torch.tensor([float(size) for size in level_sizes])
+            height = (height_factors[:, None] * side).ravel()
+            width = (width_factors[:, None] * side).ravel()
+            boxes = torch.stack([-width, -height, width, height], dim=1) / 2
+            self.cell_anchors.append(boxes.round() if rounded else boxes)
 
     def __call__(
         self,
@@ -54,21 +62,25 @@ class AnchorGenerator:
         image: tuple[int, int],
         device: torch.device,
     ) -> list[Tensor]:
-        """shapes: (height, width) of each level's map; image: (height, width) with padding. -> f32 [H * W * per_cell, 4] a level."""
-        if len(shapes) != len(self.cells):
+        """Return the anchors of each level, f32 [H * W * per_cell, 4].
+
+        shapes: (height, width) of each level's feature map; image: (height, width) with padding.
+        Raises UserError for a wrong number of levels.
+        """
+        if len(shapes) != len(self.cell_anchors):
             raise UserError(
-                f"anchors.sizes names {len(self.cells)} levels, the backbone has {len(shapes)}"
+                f"anchors.sizes has {len(self.cell_anchors)} levels, the proposer reads "
+                f"{len(shapes)}"
             )
         anchors = []
-        for (height, width), stride, cell in zip(shapes, strides, self.cells, strict=True):
-            step_y, step_x = (
-                (image[0] // height, image[1] // width)
-                if self.stride_from == "image"
-                else (stride, stride)
-            )
+        for (height, width), stride, boxes in zip(shapes, strides, self.cell_anchors, strict=True):
+            step_y = step_x = stride
+            if self.stride_from == "image":
+                step_y = image[0] // height
+                step_x = image[1] // width
             y = (torch.arange(height, device=device) + self.offset) * step_y
             x = (torch.arange(width, device=device) + self.offset) * step_x
             rows, columns = torch.meshgrid(y.float(), x.float(), indexing="ij")
             shifts = torch.stack([columns, rows, columns, rows], dim=-1)
-            anchors.append((shifts[:, :, None] + cell.to(device)).reshape(-1, 4))
+            anchors.append((shifts[:, :, None] + boxes.to(device)).reshape(-1, 4))
         return anchors

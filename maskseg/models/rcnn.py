@@ -1,10 +1,10 @@
-"""The whole forward pass. Its parts are handed to it; it knows none of them."""
+"""GeneralizedRCNN. Stages are injected; this file depends only on `interfaces`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,22 @@ from maskseg.models.interfaces import (
 )
 from maskseg.structures import Batch, Features, Losses, Outputs, Regions, Targets
 
+S = TypeVar("S")
+
 
 class PixelModel(nn.Module):
-    """What every model begins with: pixels, normalised, through a backbone. pixel_mean, pixel_std: of RGB in 0..255."""
+    """Base of all models: normalizes the pixels and passes them through a backbone.
 
+    pixel_mean, pixel_std: of the RGB channels, in 0..255.
+    """
+
+    backbone: Backbone
     pixel_mean: Tensor
     pixel_std: Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         pixel_mean: tuple[float, float, float],
         pixel_std: tuple[float, float, float],
     ) -> None:
@@ -39,106 +45,126 @@ class PixelModel(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     def features(self, batch: Batch) -> Features:
-        """Normalised pixels, the padding set to zero (the mean), through the backbone."""
+        """Return the backbone's features of the normalized images; padding is 0 (the mean)."""
         pixels = batch.images.contiguous(memory_format=torch.channels_last)
         images = (pixels.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        rows = (
-            torch.arange(images.shape[2], device=images.device)[:, None]
-            < batch.sizes[:, 0, None, None]
-        )
-        columns = (
-            torch.arange(images.shape[3], device=images.device) < batch.sizes[:, 1, None, None]
-        )
+        heights = batch.sizes[:, 0, None, None]
+        widths = batch.sizes[:, 1, None, None]
+        rows = torch.arange(images.shape[2], device=images.device)[:, None] < heights
+        columns = torch.arange(images.shape[3], device=images.device) < widths
         images = images * (rows & columns)[:, None]
-        return cast(Backbone, self.backbone)(images)
+        return self.backbone(images)
 
-    def compile(self, *args: Any, **keys: Any) -> None:
-        """Compiles what runs on whole maps, in place (`torch.compile`). The rest has as many rows as there are objects, which differs every step."""
-        self.backbone.compile(*args, **keys)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone in place (`torch.compile`).
+
+        The later stages stay uncompiled: their tensors have one row per object, so the shapes
+        change in every step.
+        """
+        self.backbone.compile(*args, **kwargs)
 
 
 class GeneralizedRCNN(PixelModel):
-    """Backbone -> proposer -> sampler -> classifier -> region heads (Mask R-CNN, section 3), and heads that see the whole image.
+    """Backbone -> proposer -> sampler -> classifier -> region heads (Mask R-CNN, section 3).
 
-    Each stage is one of the Protocols in `interfaces`.
+    Optionally also dense heads and a segmenter, which use the features of the whole image.
+    Each stage implements one of the Protocols in `interfaces`.
     """
+
+    proposer: Proposer
+    sampler: Sampler
+    classifier: Classifier
+    heads: Mapping[str, RegionHead]
+    dense_heads: Mapping[str, DenseHead]
+    segmenter: Segmenter | None
 
     def __init__(
         self,
-        backbone: nn.Module,
-        proposer: nn.Module,
+        backbone: Backbone,
+        proposer: Proposer,
         sampler: Sampler,
-        classifier: nn.Module,
-        heads: Mapping[str, nn.Module] | None = None,
-        dense_heads: Mapping[str, nn.Module] | None = None,
-        segmenter: nn.Module | None = None,
+        classifier: Classifier,
+        heads: Mapping[str, RegionHead] | None = None,
+        dense_heads: Mapping[str, DenseHead] | None = None,
+        segmenter: Segmenter | None = None,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
-        self.proposer, self.sampler, self.classifier = proposer, sampler, classifier
-        self.heads, self.dense_heads = nn.ModuleDict(heads or {}), nn.ModuleDict(dense_heads or {})
+        self.proposer = proposer
+        self.sampler = sampler
+        self.classifier = classifier
+        self.heads = _module_dict(heads)
+        self.dense_heads = _module_dict(dense_heads)
         self.segmenter = segmenter
 
     def forward(self, batch: Batch) -> Losses:
-        """Every loss term, by name. The batch must have targets. Under `no_grad` these are validation losses."""
+        """Return all loss terms by name. Under `no_grad` these are validation losses.
+
+        Raises ValueError for a batch without targets.
+        """
         if batch.targets is None:
             raise ValueError(
-                "forward() gives losses and needs a batch with targets; use predict() for one without"
+                "forward() computes losses and needs a batch with targets; use predict() without"
             )
         features = self.features(batch)
-        return self._losses(
-            features, *cast(Proposer, self.proposer)(features, batch), batch, batch.targets
-        )
+        proposals, losses = self.proposer(features, batch)
+        return self._losses(features, proposals, losses, batch, batch.targets)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
-        """Detections in the frame of the padded batch; the region heads see the refined, surviving boxes only."""
+        """Return the outputs in the frame of the padded batch.
+
+        The region heads see only the refined boxes that are left after suppression.
+        """
         batch = replace(batch, targets=None)
         features = self.features(batch)
-        return self._outputs(features, cast(Proposer, self.proposer)(features, batch)[0], batch)
+        proposals, _ = self.proposer(features, batch)
+        return self.build_outputs(features, proposals, batch)
 
     @torch.no_grad()
     def propose(self, batch: Batch) -> Regions:
-        """The proposals alone, best first within an image."""
+        """Return the proposals only, best first within an image."""
         batch = replace(batch, targets=None)
-        return cast(Proposer, self.proposer)(self.features(batch), batch)[0]
+        proposals, _ = self.proposer(self.features(batch), batch)
+        return proposals
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> tuple[Losses, Outputs]:
-        """What `forward` and `predict` give in evaluation mode, from one pass through the backbone and the proposer."""
+        """Return the results of `forward` and `predict` in evaluation mode.
+
+        Backbone and proposer run only once.
+        """
         assert batch.targets is not None
         features = self.features(batch)
-        proposals, losses = cast(Proposer, self.proposer)(features, batch)
-        outputs = self._outputs(features, proposals, replace(batch, targets=None))
+        proposals, losses = self.proposer(features, batch)
+        outputs = self.build_outputs(features, proposals, replace(batch, targets=None))
         return self._losses(features, proposals, losses, batch, batch.targets), outputs
 
     def _losses(
         self, features: Features, proposals: Regions, losses: Losses, batch: Batch, targets: Targets
     ) -> Losses:
-        samples = self.sampler(proposals, targets, batch.draw_seeds())
-        losses = losses | cast(Classifier, self.classifier).losses(features, samples)
+        samples = self.sampler(proposals, targets, batch.seeds_or_zeros())
+        losses = losses | self.classifier.losses(features, samples)
         for head in self.heads.values():
-            losses |= cast(RegionHead, head).losses(features, samples)
-        for dense in self._dense():
-            losses |= dense.losses(features, batch)
+            losses |= head.losses(features, samples)
+        for dense_head in self.dense_heads.values():
+            losses |= dense_head.losses(features, batch)
+        if self.segmenter is not None:
+            losses |= self.segmenter.losses(features, batch)
         return losses
 
-    def _outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
-        detections = cast(Classifier, self.classifier).predict(features, proposals, batch.sizes)
+    def build_outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
+        """Run all stages after the proposer in inference."""
+        detections = self.classifier.predict(features, proposals, batch.sizes)
         for head in self.heads.values():
-            detections = cast(RegionHead, head).predict(features, detections, batch.sizes)
-        semantic = {
-            name: cast(DenseHead, head).predict(features, batch)
-            for name, head in self.dense_heads.items()
-        }
-        segments = (
-            None
-            if self.segmenter is None
-            else cast(Segmenter, self.segmenter).predict(features, batch)
-        )
+            detections = head.predict(features, detections, batch.sizes)
+        semantic = {name: head.predict(features, batch) for name, head in self.dense_heads.items()}
+        segments = None if self.segmenter is None else self.segmenter.predict(features, batch)
         return Outputs(detections, segments, semantic)
 
-    def _dense(self) -> list[DenseHead | Segmenter]:
-        found = [*self.dense_heads.values()] + ([] if self.segmenter is None else [self.segmenter])
-        return [cast(DenseHead, head) for head in found]
+
+def _module_dict(stages: Mapping[str, S] | None) -> Mapping[str, S]:
+    """Return an `nn.ModuleDict` of the stages, typed by the Protocol of its values."""
+    modules = nn.ModuleDict(cast(Mapping[str, nn.Module], stages or {}))
+    return cast(Mapping[str, S], modules)

@@ -1,4 +1,4 @@
-"""Which proposals the region heads learn from."""
+"""Sampling of the proposals that the region heads are trained on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from torch import Tensor
 
 from maskseg.ops import boxes as box_ops
 from maskseg.ops import matching
-from maskseg.ops.random_keys import box_places, random_keys
+from maskseg.ops.random_keys import hash_boxes, random_keys
 from maskseg.structures import Regions, Samples, Targets
 
 
 class RegionSampler:
-    """Matches proposals to truth and draws `num_samples` an image, at most `positive_fraction` of them foreground (Fast R-CNN, section 2.3).
+    """Matches proposals to ground truths and samples them (Fast R-CNN, section 2.3).
 
-    positive_iou: from this IoU on a region stands for the truth that it overlaps most; below, it is background.
-    append_truth: the true boxes are proposals too (torchvision and detectron2 do so). Crowd regions: a region of which one covers more than
-    `crowd_overlap` is no background.
+    num_classes: K, the label of background. num_samples: maximum number of regions per image.
+    positive_fraction: maximum fraction of foreground regions among them.
+    positive_iou: a region with at least this IoU is foreground and matches the ground truth with
+    the highest IoU; other regions are background.
+    append_truth: add the ground truth boxes to the proposals, as torchvision and detectron2 do.
+    crowd_overlap: regions covered by a crowd region by more than this fraction are ignored instead
+    of background.
     """
 
     def __init__(
@@ -28,46 +32,46 @@ class RegionSampler:
         append_truth: bool = True,
         crowd_overlap: float = 0.5,
     ) -> None:
-        self.num_classes, self.num_samples, self.positive_fraction = (
-            num_classes,
-            num_samples,
-            positive_fraction,
-        )
-        self.positive_iou, self.append_truth, self.crowd_overlap = (
-            positive_iou,
-            append_truth,
-            crowd_overlap,
-        )
+        self.num_classes = num_classes
+        self.num_samples = num_samples
+        self.positive_fraction = positive_fraction
+        self.positive_iou = positive_iou
+        self.append_truth = append_truth
+        self.crowd_overlap = crowd_overlap
 
     @torch.no_grad()
     def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
-        """seeds: i64 [N]. -> at most `num_samples` regions of each image, in the proposals' order."""
+        """Return at most `num_samples` regions per image, in the proposals' order.
+
+        seeds: i64 [N].
+        """
         num_images = len(seeds)
-        boxes, image = proposals.boxes, proposals.image_index
+        boxes = proposals.boxes
+        image = proposals.image_index
         if self.append_truth:
-            own = ~targets.crowd
-            boxes, image = (
-                torch.cat([boxes, targets.boxes[own]]),
-                torch.cat([image, targets.image_index[own]]),
-            )
-        truth = matching.pad_by_image(
-            targets.boxes, targets.image_index, ~targets.crowd, num_images
+            is_object = ~targets.iscrowd
+            boxes = torch.cat([boxes, targets.boxes[is_object]])
+            image = torch.cat([image, targets.image_index[is_object]])
+        truths = matching.pad_targets(
+            targets.boxes, targets.image_index, ~targets.iscrowd, num_images
         )
-        overlap = box_ops.iou(boxes[:, None], truth.boxes[image])[:, 0]
-        value, best = overlap.masked_fill(~truth.valid[image], -1.0).max(dim=1)
-        label = (value >= self.positive_iou).long()
-        if targets.crowd.any():
-            crowds = matching.pad_by_image(
-                targets.boxes, targets.image_index, targets.crowd, num_images
+        iou = box_ops.iou(boxes[:, None], truths.boxes[image])[:, 0]
+        best_iou, best_truth = iou.masked_fill(~truths.valid[image], -1.0).max(dim=1)
+        label = (best_iou >= self.positive_iou).long()
+        if targets.iscrowd.any():
+            crowds = matching.pad_targets(
+                targets.boxes, targets.image_index, targets.iscrowd, num_images
             )
-            cover = matching.crowd_cover(boxes, image, crowds)
-            label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = matching.IGNORED
-        key = random_keys(seeds[image], box_places(boxes))
-        drawn = matching.draw(
+            in_crowd = matching.max_crowd_ioa(boxes, image, crowds) > self.crowd_overlap
+            label[(label == matching.NEGATIVE) & in_crowd] = matching.IGNORED
+        key = random_keys(seeds[image], hash_boxes(boxes))
+        sampled = matching.subsample_labels(
             label, image, key, num_images, self.num_samples, self.positive_fraction
         )
-        boxes, image, foreground = boxes[drawn], image[drawn], label[drawn] == matching.POSITIVE
-        matched = torch.where(foreground, truth.row[image, best[drawn]], 0)
-        labels = torch.full_like(matched, self.num_classes)
-        labels[foreground] = targets.labels[matched[foreground]]
-        return Samples(boxes, image, labels, matched, self.num_classes, targets, seeds)
+        boxes = boxes[sampled]
+        image = image[sampled]
+        foreground = label[sampled] == matching.POSITIVE
+        matched_gt = torch.where(foreground, truths.row[image, best_truth[sampled]], 0)
+        labels = torch.full_like(matched_gt, self.num_classes)
+        labels[foreground] = targets.labels[matched_gt[foreground]]
+        return Samples(boxes, image, labels, matched_gt, self.num_classes, targets, seeds)

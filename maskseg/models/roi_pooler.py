@@ -1,4 +1,4 @@
-"""Features of regions."""
+"""Feature pooling in regions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from maskseg.structures import Features
 
 
 class MultiLevelRoIAlign(nn.Module):
-    """RoIAlign of each box on the pyramid level of its size.
+    """RoIAlign of each box on the pyramid level that fits its size (FPN, eq. 1).
 
-    strides: of the levels it reads, by name, finest first. sampling_ratio: sample points a bin and direction, 0 for as many as pixels (2 in
-    torchvision, 0 in detectron2). aligned: boxes are shifted by half a cell, the correct way (detectron2); False is torchvision's way.
-    canonical_size: a box of that side in pixels goes to the level of stride 16.
+    strides: of the levels it reads, by name, finest first.
+    size: S, bins per side.
+    sampling_ratio: sampling points per bin and direction; 0: as many as the bin has cells (2 in
+    torchvision, 0 in detectron2).
+    aligned: shift the boxes by half a cell, which is correct (detectron2); False is torchvision's
+    choice.
+    canonical_size: a box with sides of this length, in pixels, is assigned to the level of stride
+    16.
     """
+
+    max_stride = 32  # of the levels that a config reads by default: not of p6, as in FPN
 
     def __init__(
         self,
@@ -28,17 +35,17 @@ class MultiLevelRoIAlign(nn.Module):
         canonical_size: float = 224.0,
     ) -> None:
         super().__init__()
-        self.strides, self.size = dict(strides), size
-        self.sampling_ratio, self.aligned, self.canonical_size = (
-            sampling_ratio,
-            aligned,
-            canonical_size,
-        )
+        self.strides = dict(strides)
+        self.size = size
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.canonical_size = canonical_size
 
     def forward(self, features: Features, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """boxes: f32 [R, 4]; image_index: i64 [R] -> [R, C, size, size]."""
+        """Return [R, C, S, S] for boxes f32 [R, 4] and image_index i64 [R]."""
         strides = list(self.strides.values())
-        lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
+        lowest = int(log2(strides[0]))
+        highest = int(log2(strides[-1]))
         level = assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
         maps = [features[name] for name in self.strides]
         return roi_align_levels(

@@ -15,54 +15,76 @@ from maskseg.ops import boxes as box_ops
 from maskseg.ops import matching
 from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
-from maskseg.ops.random_keys import box_places, random_keys
+from maskseg.ops.random_keys import hash_boxes, random_keys
 from maskseg.structures import Batch, Features, Losses, Regions, Targets
 
-WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+NORMALIZERS = ("sampled", "quota")
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then objectness and box deltas of each anchor, shared by all levels (Faster R-CNN, section 3.1)."""
+    """3x3 convolutions, then objectness and box deltas of each anchor (Faster R-CNN, section 3.1).
 
-    def __init__(self, channels: int = 256, per_cell: int = 3, layers: int = 1) -> None:
+    The weights are shared by all levels. per_cell: anchors per cell; layers: 3x3 convolutions.
+    """
+
+    def __init__(self, in_channels: int = 256, per_cell: int = 3, layers: int = 1) -> None:
         super().__init__()
         self.per_cell = per_cell
         self.convs = nn.ModuleList(
-            [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)]
+            [nn.Conv2d(in_channels, in_channels, 3, padding=1) for _ in range(layers)]
         )
-        self.objectness = nn.Conv2d(channels, per_cell, 1)
-        self.deltas = nn.Conv2d(channels, per_cell * 4, 1)
+        self.objectness = nn.Conv2d(in_channels, per_cell, 1)
+        self.deltas = nn.Conv2d(in_channels, per_cell * 4, 1)
         for layer in [*self.convs, self.objectness, self.deltas]:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, C, H, W] -> logits [N, H * W * per_cell], deltas [N, H * W * per_cell, 4], both f32, in the anchors' order."""
+        """Return logits and deltas of the anchors of one level [N, C, H, W], in their order.
+
+        Logits f32 [N, H * W * per_cell], deltas f32 [N, H * W * per_cell, 4].
+        """
         for layer in self.convs:
             feature = F.relu(layer(feature))
-        logits, deltas = self.objectness(feature), self.deltas(feature)
+        logits = self.objectness(feature)
+        deltas = self.deltas(feature)
         n, _, h, w = deltas.shape
         deltas = deltas.view(n, -1, 4, h, w).permute(0, 3, 4, 1, 2).reshape(n, -1, 4)
         return logits.permute(0, 2, 3, 1).reshape(n, -1).float(), deltas.float()
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How many proposals are kept: the best of each level before NMS, the best of an image after it."""
+class ProposalLimits:
+    """Maximum numbers of proposals, as torchvision and detectron2 name them.
 
-    per_level: int
-    per_image: int
+    pre_nms_top_n: of each level before NMS; post_nms_top_n: of each image after NMS.
+    """
+
+    pre_nms_top_n: int
+    post_nms_top_n: int
 
 
 class RPN(nn.Module):
     """Proposals from anchors, and the two losses that train them.
 
-    strides: of the levels it reads, by name. Assignment and sampling as Faster R-CNN, section 3.1.2-3.1.3. Crowd regions: an anchor of which one
-    covers more than `crowd_overlap` is no negative.
-    beta: of the smooth L1 loss (1/9 in torchvision, 0 in detectron2). divide_by: both losses are divided by the anchors that were `drawn`
-    (torchvision) or by the full `quota` of `num_samples` an image (detectron2); they differ only where anchors are scarce.
-    min_size: proposals with a shorter side are dropped, in pixels (1e-3 in torchvision, 0 in detectron2).
+    strides: of the levels it reads, by name.
+    train_limits, test_limits: keys and values of `ProposalLimits`.
+    positive_iou, negative_iou, num_samples, positive_fraction: assignment and sampling of anchors,
+    see Faster R-CNN, sections 3.1.2 and 3.1.3.
+    min_size: proposals with a shorter side are dropped, in pixels (1e-3 in torchvision, 0 in
+    detectron2).
+    beta: of the smooth L1 loss (1/9 in torchvision, 0 in detectron2).
+    normalize_by: divisor of both losses, the number of anchors that were `sampled` (torchvision) or
+    the full `quota` of `num_samples` per image (detectron2). They differ only if anchors are
+    scarce.
+    crowd_overlap: anchors covered by a crowd region by more than this fraction are ignored instead
+    of negative.
+
+    Raises UserError for an unknown `normalize_by` and for a head with another number of anchors.
     """
+
+    needs = None
 
     def __init__(
         self,
@@ -78,120 +100,156 @@ class RPN(nn.Module):
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
         beta: float = 0.0,
-        divide_by: str = "drawn",
+        normalize_by: str = "sampled",
         crowd_overlap: float = 0.5,
     ) -> None:
         super().__init__()
-        if divide_by not in ("drawn", "quota"):
-            raise UserError(f"proposer.divide_by must be drawn or quota, not {divide_by!r}")
+        if normalize_by not in NORMALIZERS:
+            raise UserError(f"proposer.normalize_by must be sampled or quota, not {normalize_by!r}")
         if getattr(head, "per_cell", anchors.per_cell) != anchors.per_cell:
             raise UserError(
-                f"proposer.head.per_cell must be {anchors.per_cell}: the sizes of a level times the aspect ratios of proposer.anchors"
+                f"proposer.head.per_cell must be {anchors.per_cell}: the sizes of a level times "
+                "the aspect ratios of proposer.anchors"
             )
-        self.head, self.anchors, self.strides = head, anchors, dict(strides)
-        self.train_limits = Limits(**(train_limits or {"per_level": 2000, "per_image": 1000}))
-        self.test_limits = Limits(**(test_limits or {"per_level": 1000, "per_image": 1000}))
-        self.positive_iou, self.negative_iou = positive_iou, negative_iou
-        self.num_samples, self.positive_fraction = num_samples, positive_fraction
-        self.nms_threshold, self.min_size = nms_threshold, min_size
-        self.beta, self.divide_by, self.crowd_overlap = beta, divide_by, crowd_overlap
+        self.head = head
+        self.anchors = anchors
+        self.strides = dict(strides)
+        self.train_limits = ProposalLimits(
+            **(train_limits or {"pre_nms_top_n": 2000, "post_nms_top_n": 1000})
+        )
+        self.test_limits = ProposalLimits(
+            **(test_limits or {"pre_nms_top_n": 1000, "post_nms_top_n": 1000})
+        )
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.num_samples = num_samples
+        self.positive_fraction = positive_fraction
+        self.nms_threshold = nms_threshold
+        self.min_size = min_size
+        self.beta = beta
+        self.normalize_by = normalize_by
+        self.crowd_overlap = crowd_overlap
 
     def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:
-        """-> proposals of all images, best first within an image, and, where the batch has targets, `rpn_objectness` and `rpn_box`."""
+        """Return the proposals of all images, best first within an image, and the losses.
+
+        The losses are `rpn_objectness` and `rpn_box`; a batch without targets has none.
+        """
         maps = [features[name] for name in self.strides]
         height, width = batch.images.shape[-2:]
-        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        shapes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
         anchors = self.anchors(shapes, list(self.strides.values()), (height, width), maps[0].device)
-        predicted = [self.head(m) for m in maps]
-        logits, deltas = [p[0] for p in predicted], [p[1] for p in predicted]
+        logits = []
+        deltas = []
+        for feature in maps:
+            level_logits, level_deltas = self.head(feature)
+            logits.append(level_logits)
+            deltas.append(level_deltas)
         with torch.no_grad():
-            proposals = self.select(logits, deltas, anchors, batch.sizes)
+            proposals = self.select_proposals(logits, deltas, anchors, batch.sizes)
         if batch.targets is None:
             return proposals, {}
-        return proposals, self.losses(
+        losses = self.losses(
             torch.cat(logits, 1),
             torch.cat(deltas, 1),
             torch.cat(anchors),
             batch.targets,
-            batch.draw_seeds(),
+            batch.seeds_or_zeros(),
         )
+        return proposals, losses
 
-    def select(
+    def select_proposals(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> Regions:
-        """Top-k of each level -> decode -> clip -> NMS within level and image -> best of each image."""
+        """Top k per level -> decode -> clip -> NMS within level and image -> top k per image.
+
+        Per level, logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]. sizes: i64 [N, 2].
+        """
         limits = self.train_limits if self.training else self.test_limits
-        boxes_, scores_, level_, finite_ = [], [], [], []
+        level_boxes = []
+        level_scores = []
+        level_numbers = []
+        level_finite = []
         for i, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            best, index = logit.topk(min(limits.per_level, logit.shape[1]), dim=1)
-            chosen = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes_.append(box_ops.decode(chosen, anchor[index], WEIGHTS))
-            scores_.append(best.sigmoid())
-            finite_.append(
-                torch.isfinite(best)
-            )  # of the logit: the sigmoid of an infinite one is 0 or 1
-            level_.append(torch.full_like(index, i))
-        boxes, scores, level, finite = (
-            torch.cat(boxes_, 1),
-            torch.cat(scores_, 1),
-            torch.cat(level_, 1),
-            torch.cat(finite_, 1),
-        )
-        num_images, per_image = scores.shape
-        image = torch.arange(num_images, device=boxes.device).repeat_interleave(per_image)
-        boxes, scores, level = (
-            box_ops.clip(boxes.reshape(-1, 4), sizes[image]),
-            scores.ravel(),
-            level.ravel(),
-        )
+            top, index = logit.topk(min(limits.pre_nms_top_n, logit.shape[1]), dim=1)
+            top_deltas = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            level_boxes.append(box_ops.decode(top_deltas, anchor[index], BOX_WEIGHTS))
+            level_scores.append(top.sigmoid())
+            # Tests the logit: the sigmoid of an infinite logit is 0 or 1.
+            level_finite.append(torch.isfinite(top))
+            level_numbers.append(torch.full_like(index, i))
+        scores = torch.cat(level_scores, 1)
+        num_images, num_candidates = scores.shape
+        image = torch.arange(num_images, device=scores.device).repeat_interleave(num_candidates)
+        boxes = box_ops.clip(torch.cat(level_boxes, 1).reshape(-1, 4), sizes[image])
+        scores = scores.ravel()
+        level = torch.cat(level_numbers, 1).ravel()
         sides = boxes[:, 2:] - boxes[:, :2]
-        keep = (
+        valid = (
             (sides > 0).all(1)
             & (sides >= self.min_size).all(1)
             & torch.isfinite(boxes).all(1)
-            & finite.ravel()
+            & torch.cat(level_finite, 1).ravel()
         )
-        boxes, scores, level, image = boxes[keep], scores[keep], level[keep], image[keep]
-        kept = nms_per_group(boxes, scores, image * len(anchors) + level, self.nms_threshold)
-        kept = kept[top_per_group(scores[kept], image[kept], limits.per_image)]
-        return Regions(boxes[kept], image[kept], scores[kept])
+        boxes = boxes[valid]
+        scores = scores[valid]
+        level = level[valid]
+        image = image[valid]
+        keep = nms_per_group(boxes, scores, image * len(anchors) + level, self.nms_threshold)
+        keep = keep[top_per_group(scores[keep], image[keep], limits.post_nms_top_n)]
+        return Regions(boxes[keep], image[keep], scores[keep])
 
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor
     ) -> Losses:
-        """logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]; seeds: i64 [N]."""
+        """Return `rpn_objectness` and `rpn_box`.
+
+        logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]; seeds: i64 [N].
+        """
         num_images, num_anchors = logits.shape
         with torch.no_grad():
-            truth = matching.pad_by_image(
-                targets.boxes, targets.image_index, ~targets.crowd, num_images
-            )
-            best, label = matching.label_by_iou(
-                truth, anchors, self.negative_iou, self.positive_iou, low_quality=True
-            )
-            if targets.crowd.any():
-                crowds = matching.pad_by_image(
-                    targets.boxes, targets.image_index, targets.crowd, num_images
-                )
-                cover = box_ops.covered(anchors, crowds.boxes).max(dim=2).values
-                label[(label == matching.NEGATIVE) & (cover > self.crowd_overlap)] = (
-                    matching.IGNORED
-                )
+            truths, matched_truth, label = self._match(anchors, targets, num_images)
             image = torch.arange(num_images, device=logits.device).repeat_interleave(num_anchors)
             label = label.ravel()
-            key = random_keys(seeds[:, None], box_places(anchors)).ravel()
-            drawn = matching.draw(
+            key = random_keys(seeds[:, None], hash_boxes(anchors)).ravel()
+            sampled = matching.subsample_labels(
                 label, image, key, num_images, self.num_samples, self.positive_fraction
             )
-            positive = drawn[label[drawn] == matching.POSITIVE]
-            matched = truth.boxes[image[positive], best.ravel()[positive]]
-            wanted = box_ops.encode(matched, anchors[positive % num_anchors], WEIGHTS)
-        divisor = (
-            mean_count(len(drawn), logits)
-            if self.divide_by == "drawn"
-            else self.num_samples * num_images
-        )
+            positive = sampled[label[sampled] == matching.POSITIVE]
+            matched_boxes = truths.boxes[image[positive], matched_truth.ravel()[positive]]
+            target_deltas = box_ops.encode(
+                matched_boxes, anchors[positive % num_anchors], BOX_WEIGHTS
+            )
+        divisor: Tensor | int
+        if self.normalize_by == "sampled":
+            divisor = mean_count(len(sampled), logits)
+        else:
+            divisor = self.num_samples * num_images
         objectness = F.binary_cross_entropy_with_logits(
-            logits.ravel()[drawn], label[drawn].float(), reduction="sum"
+            logits.ravel()[sampled], label[sampled].float(), reduction="sum"
         )
-        box = smooth_l1_sum(deltas.reshape(-1, 4)[positive], wanted, self.beta)
+        box = smooth_l1_sum(deltas.reshape(-1, 4)[positive], target_deltas, self.beta)
         return {"rpn_objectness": objectness / divisor, "rpn_box": box / divisor}
+
+    def _match(
+        self, anchors: Tensor, targets: Targets, num_images: int
+    ) -> tuple[matching.PaddedTargets, Tensor, Tensor]:
+        """Match the anchors [A, 4] to the ground truths of each image.
+
+        Returns the padded ground truths, the best one of each anchor, i64 [N, A], and the anchors'
+        labels, i64 [N, A] (`matching.POSITIVE`, ...).
+        """
+        truths = matching.pad_targets(
+            targets.boxes, targets.image_index, ~targets.iscrowd, num_images
+        )
+        matched_truth, label = matching.match_by_iou(
+            truths, anchors, self.negative_iou, self.positive_iou, low_quality=True
+        )
+        if targets.iscrowd.any():
+            crowds = matching.pad_targets(
+                targets.boxes, targets.image_index, targets.iscrowd, num_images
+            )
+            cover = box_ops.ioa(anchors, crowds.boxes).max(dim=2).values
+            in_crowd = cover > self.crowd_overlap
+            label[(label == matching.NEGATIVE) & in_crowd] = matching.IGNORED
+        return truths, matched_truth, label

@@ -1,1 +1,1 @@
-"""Pure tensor functions: boxes, matching, NMS, RoIAlign, pasting, run lengths, losses."""
+"""Pure functions of tensors and arrays: boxes, matching, NMS, RoIAlign, pasting, RLE, losses."""

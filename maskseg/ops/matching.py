@@ -1,4 +1,4 @@
-"""Which ground truth a box stands for, for all images of a batch at once."""
+"""Matching of boxes to ground truths by IoU, for all images of a batch at once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from torch import Tensor
 
 from maskseg.ops import boxes as box_ops
 
-POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-BLOCK, BLOCK_CUDA = (
-    2**21,
-    2**25,
-)  # overlaps that are computed together: those of a CPU stay in its cache, those of a GPU need under 1 GB
+POSITIVE = 1
+NEGATIVE = 0
+IGNORED = -1
+# Number of IoU values computed at a time. On a CPU they stay in its cache; on a GPU they need less
+# than 1 GB.
+BLOCK = 2**21
+BLOCK_CUDA = 2**25
 
 
 @dataclass(frozen=True)
-class PaddedTruth:
-    """Ground truths by image, padded to the fullest one.
+class PaddedTargets:
+    """Ground truths by image, padded to the image with the most.
 
-    boxes: f32 [N, M, 4] (zeros where there is none); valid: bool [N, M]; row: i64 [N, M], the row of the flat targets.
+    boxes: f32 [N, M, 4], zeros in the padding; valid: bool [N, M];
+    row: i64 [N, M], the row of the flat targets.
     """
 
     boxes: Tensor
@@ -28,21 +31,26 @@ class PaddedTruth:
     row: Tensor
 
 
-def pad_by_image(boxes: Tensor, image_index: Tensor, keep: Tensor, num_images: int) -> PaddedTruth:
-    """Flat boxes [G, 4], of which those with keep [G] count, as [N, M, 4]; M is at least 1."""
+def pad_targets(boxes: Tensor, image_index: Tensor, keep: Tensor, num_images: int) -> PaddedTargets:
+    """Pad the flat boxes [G, 4] that `keep` [G] selects to [N, M, 4]; M is at least 1."""
     rows = torch.nonzero(keep).squeeze(1)
     image = image_index[rows]
     slot = rank_in_group(image, torch.arange(len(rows), device=rows.device))
-    most = int(slot.max()) + 1 if len(rows) else 1
-    padded = boxes.new_zeros((num_images, most, 4))
-    row = rows.new_zeros((num_images, most))
-    valid = torch.zeros((num_images, most), dtype=torch.bool, device=boxes.device)
-    padded[image, slot], row[image, slot], valid[image, slot] = boxes[rows], rows, True
-    return PaddedTruth(padded, valid, row)
+    num_slots = int(slot.max()) + 1 if len(rows) else 1
+    padded = boxes.new_zeros((num_images, num_slots, 4))
+    row = rows.new_zeros((num_images, num_slots))
+    valid = torch.zeros((num_images, num_slots), dtype=torch.bool, device=boxes.device)
+    padded[image, slot] = boxes[rows]
+    row[image, slot] = rows
+    valid[image, slot] = True
+    return PaddedTargets(padded, valid, row)
 
 
 def rank_in_group(group: Tensor, priority: Tensor) -> Tensor:
-    """The place of each element within its group, smallest priority first; equal ones in their order. [n], [n] -> i64 [n]."""
+    """Rank of each element within its group, smallest priority first; ties keep their order.
+
+    group, priority: [n]. Returns i64 [n].
+    """
     by_priority = torch.argsort(priority, stable=True)
     order = by_priority[torch.argsort(group[by_priority], stable=True)]
     sorted_group = group[order]
@@ -53,52 +61,55 @@ def rank_in_group(group: Tensor, priority: Tensor) -> Tensor:
     return rank
 
 
-def label_by_iou(
-    truth: PaddedTruth, boxes: Tensor, low: float, high: float, low_quality: bool, block: int = 0
+def match_by_iou(
+    targets: PaddedTargets,
+    boxes: Tensor,
+    low: float,
+    high: float,
+    low_quality: bool,
+    block: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The best truth of each box [B, 4] and what the box is (Faster R-CNN, section 3.1.2).
+    """Match boxes [B, 4] to ground truths and label them (Faster R-CNN, section 3.1.2).
 
-    A box is positive from IoU `high` on, negative below `low`, ignored between; with `low_quality` the boxes that overlap a truth most (all that
-    tie) are positive too. block: as many overlaps are held at a time, which changes nothing else; 0: what is fastest.
-    -> best i64 [N, B], label i64 [N, B].
+    A box is positive if its best IoU is at least `high`, negative below `low`, ignored between.
+    low_quality: the boxes with the highest IoU of a ground truth (all that tie) are positive too.
+    block: number of IoU values held at a time, without influence on the result; 0: the fastest.
+    Returns the best ground truth i64 [N, B] and the label i64 [N, B].
     """
     if not len(boxes):
-        nothing = torch.zeros((len(truth.valid), 0), dtype=torch.int64, device=boxes.device)
-        return nothing, nothing.clone()
+        empty = torch.zeros((len(targets.valid), 0), dtype=torch.int64, device=boxes.device)
+        return empty, empty.clone()
     block = block or (BLOCK_CUDA if boxes.is_cuda else BLOCK)
-    # All at once, 400 truths and the 270 000 anchors of a picture of 1333 x 800 would need 2 GB. What is too much to hold is computed twice.
-    parts = torch.split(boxes, max(1, block // truth.valid.numel()))
-    held = [_overlaps(truth, part) for part in parts] if len(parts) == 1 else None
-    of_boxes, of_truths = [], []
-    for iou in held or (_overlaps(truth, part) for part in parts):
-        of_boxes.append(iou.max(dim=1))
-        of_truths.append(iou.amax(dim=2, keepdim=True))
-    value, best = (torch.cat(found, dim=1) for found in zip(*of_boxes, strict=True))
+    # All at once, 400 ground truths and the 270 000 anchors of an image of 1333 x 800 would need
+    # 2 GB. IoUs that do not fit into one block are computed twice.
+    parts = torch.split(boxes, max(1, block // targets.valid.numel()))
+    single = [_padded_iou(targets, parts[0])] if len(parts) == 1 else None
+    best_of_boxes = []
+    best_of_truths = []
+    for iou in single or (_padded_iou(targets, part) for part in parts):
+        best_of_boxes.append(iou.max(dim=1))
+        best_of_truths.append(iou.amax(dim=2, keepdim=True))
+    value = torch.cat([part_value for part_value, _ in best_of_boxes], dim=1)
+    best = torch.cat([part_best for _, part_best in best_of_boxes], dim=1)
     label = torch.full_like(best, IGNORED)
     label[value < low] = NEGATIVE
     label[value >= high] = POSITIVE
     if low_quality:
-        top = torch.stack(of_truths).amax(dim=0)
-        # A truth that no box touches would otherwise tie with every box.
+        top = torch.stack(best_of_truths).amax(dim=0)
+        # A ground truth that no box touches would otherwise tie with every box.
         top[top <= 0] = torch.inf
-        label[
-            torch.cat(
-                [
-                    (iou == top).any(dim=1)
-                    for iou in held or (_overlaps(truth, part) for part in parts)
-                ],
-                dim=1,
-            )
-        ] = POSITIVE
+        ious = single or (_padded_iou(targets, part) for part in parts)
+        ties = [(iou == top).any(dim=1) for iou in ious]
+        label[torch.cat(ties, dim=1)] = POSITIVE
     return best, label
 
 
-def _overlaps(truth: PaddedTruth, boxes: Tensor) -> Tensor:
-    """IoU of the padded truths with boxes [B, 4], -1 where there is no truth. -> [N, M, B]."""
-    return box_ops.iou(truth.boxes, boxes).masked_fill_(~truth.valid[..., None], -1.0)
+def _padded_iou(targets: PaddedTargets, boxes: Tensor) -> Tensor:
+    """IoU of the padded ground truths with boxes [B, 4], -1 in the padding, [N, M, B]."""
+    return box_ops.iou(targets.boxes, boxes).masked_fill_(~targets.valid[..., None], -1.0)
 
 
-def draw(
+def subsample_labels(
     label: Tensor,
     image_index: Tensor,
     key: Tensor,
@@ -106,25 +117,26 @@ def draw(
     number: int,
     positive_fraction: float,
 ) -> Tensor:
-    """A random subset: at most `number` boxes an image, at most that share of them positive, filled up with negatives.
+    """Sample at most `number` boxes per image, with at most `positive_fraction` positives.
 
-    label: i64 [B] of POSITIVE / NEGATIVE / IGNORED; key: [B], random (`ops.draws.random_keys`): those with the smallest are drawn.
-    -> i64, ascending indices into the B boxes.
+    Negatives fill up the rest.
+
+    label: i64 [B] of POSITIVE / NEGATIVE / IGNORED; key: [B], random values
+    (`ops.random_keys.random_keys`), the boxes with the smallest are sampled.
+    Returns ascending indices of the sampled boxes, i64.
     """
-    most_positive = int(number * positive_fraction)
+    max_positives = int(number * positive_fraction)
     # Ignored boxes form a group of their own, behind the others.
     group = torch.where(label == IGNORED, 2 * num_images, 2 * image_index + (label == POSITIVE))
     rank = rank_in_group(group, key)
-    positives = torch.bincount(image_index[label == POSITIVE], minlength=num_images).clamp(
-        max=most_positive
-    )
-    chosen = ((label == POSITIVE) & (rank < most_positive)) | (
-        (label == NEGATIVE) & (rank < (number - positives)[image_index])
-    )
-    return torch.nonzero(chosen).squeeze(1)
+    positives = torch.bincount(image_index[label == POSITIVE], minlength=num_images)
+    positives = positives.clamp(max=max_positives)
+    sampled_positive = (label == POSITIVE) & (rank < max_positives)
+    sampled_negative = (label == NEGATIVE) & (rank < (number - positives)[image_index])
+    return torch.nonzero(sampled_positive | sampled_negative).squeeze(1)
 
 
-def crowd_cover(boxes: Tensor, image_index: Tensor, crowds: PaddedTruth) -> Tensor:
-    """The largest share of each box [B, 4] that one crowd region of its image covers. -> [B]."""
-    shares = box_ops.covered(boxes[:, None], crowds.boxes[image_index])[:, 0]
+def max_crowd_ioa(boxes: Tensor, image_index: Tensor, crowds: PaddedTargets) -> Tensor:
+    """Largest share of each box [B, 4] that a crowd region of its image covers, [B]."""
+    shares = box_ops.ioa(boxes[:, None], crowds.boxes[image_index])[:, 0]
     return shares.max(dim=1).values

@@ -1,4 +1,4 @@
-"""What must not be rounded to the half precision of autocast."""
+"""A decorator for functions that need more precision than autocast's half precision."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ R = TypeVar("R")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """The function of tensors (the first argument says on which device), outside of autocast: a place to a fraction of a pixel has more digits than
-    bfloat16."""
+    """Run `function` outside autocast: bfloat16 cannot represent sub-pixel coordinates.
+
+    The first argument must be a tensor; its device decides which autocast is disabled.
+    """
 
     @wraps(function)
-    def outside(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run_without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
         assert isinstance(first, torch.Tensor)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 
-    return outside
+    return run_without_autocast

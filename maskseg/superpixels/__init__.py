@@ -1,1 +1,1 @@
-"""From pixels to segments without a network."""
+"""Superpixel methods: segmentation of an image into small regions without a network."""

@@ -1,4 +1,4 @@
-"""OpenCV and SciPy, which come with the extra `classic`: imported when first asked for, and judged then."""
+"""Lazy imports of OpenCV and SciPy (extra `classic`), with clear errors for broken installs."""
 
 from __future__ import annotations
 
@@ -19,51 +19,58 @@ INSTALL = "pip install maskseg[classic]"
 
 @cache
 def opencv() -> Any:
-    """The module cv2 with its contrib modules. Raises UserError where it is not there, lacks them, or is a mixture of several wheels.
+    """Import cv2 with its contrib modules.
 
-    It is set to one thread, in the whole process: results must not hang on the number of threads (OpenCV may add up floats in another order),
-    every worker of a loader would start as many threads as the machine has cores, and a forked one may wait for ever for those of its parent.
+    Sets OpenCV to one thread in the whole process. Results must not depend on the number of threads
+    (OpenCV may add floats in another order), each worker of a data loader would start one thread
+    per core, and a forked worker may wait forever for the threads of its parent.
+
+    Raises UserError if cv2 is missing, lacks the contrib modules, or comes from multiple wheels.
     """
-    wheels = _wheels()
-    mend = f"pip uninstall -y {' '.join(wheels)}, then {INSTALL}" if wheels else INSTALL
+    wheels = _installed_wheels()
+    advice = f"pip uninstall -y {' '.join(wheels)}, then {INSTALL}" if wheels else INSTALL
     if len(wheels) > 1:
         raise UserError(
-            f"{' and '.join(wheels)} are installed together and overwrite each other's files: {mend}"
+            f"{' and '.join(wheels)} are installed together and overwrite each other's files: "
+            f"{advice}"
         )
     try:
         cv2 = import_module("cv2")
-    except (
-        Exception
-    ) as error:  # half a wheel raises AttributeError, a missing system library ImportError
+    except Exception as error:
+        # An incomplete wheel raises AttributeError, a missing system library ImportError.
         raise UserError(
-            f"this needs OpenCV's contrib modules, but cv2 cannot be imported ({error}): {mend}"
+            f"this needs OpenCV's contrib modules, but cv2 cannot be imported ({error}): {advice}"
         ) from error
     if not hasattr(cv2, "ximgproc"):
         raise UserError(
-            f"this needs OpenCV's contrib modules, which the installed {''.join(wheels) or 'OpenCV'} lacks: {mend}"
+            "this needs OpenCV's contrib modules, which the installed "
+            f"{''.join(wheels) or 'OpenCV'} lacks: {advice}"
         )
     cv2.setNumThreads(1)
     return cv2
 
 
-def scipy(part: str) -> Any:
-    """The module scipy.`part`. Raises UserError where SciPy is not installed."""
+def scipy(module: str) -> Any:
+    """Import scipy.`module`. Raises UserError if SciPy is not installed."""
     try:
-        return import_module(f"scipy.{part}")
+        return import_module(f"scipy.{module}")
     except ImportError as error:
         raise UserError(
             f"this needs SciPy, which cannot be imported ({error}): {INSTALL}"
         ) from error
 
 
-def _wheels() -> list[str]:
-    """The installed OpenCV wheels. conda-forge's package goes by several of their names at once, but lists no files under them."""
-    found = []
+def _installed_wheels() -> list[str]:
+    """The installed OpenCV wheels.
+
+    conda-forge's package registers several of these names at once, but lists no files under them.
+    """
+    wheels = []
     for name in WHEELS:
         try:
             record = metadata.distribution(name).read_text("RECORD")
         except metadata.PackageNotFoundError:
             continue
         if "cv2/__init__.py" in (record or ""):
-            found.append(name)
-    return found
+            wheels.append(name)
+    return wheels

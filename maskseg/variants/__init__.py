@@ -1,1 +1,1 @@
-"""Variants of the model, each a unit of its own; the core never imports them, nor do they import each other."""
+"""Variants of the model, each a unit of its own, imported neither by the core nor by another."""

@@ -1,39 +1,50 @@
-"""Pictures of what the model is trained on."""
+"""Images of training batches: what the model is trained on, after all transforms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from maskseg.structures import Batch, Categories
-from maskseg.visualization.detections import Picture, draw_detections, mosaic
+from maskseg.visualization.detections import draw_detections
+from maskseg.visualization.keypoints import Keypoints
+from maskseg.visualization.layout import RGBImage, mosaic
 
 
 def draw_batch(
-    batch: Batch, categories: Categories, most: int
-) -> Iterator[tuple[Picture, Picture]]:
-    """The first `most` images of a batch as the model gets them, without the padding, and the same with their truth drawn over them."""
+    batch: Batch, categories: Categories, max_images: int
+) -> Iterator[tuple[RGBImage, RGBImage]]:
+    """Yield the first `max_images` images of a batch, plain and with their ground truth drawn.
+
+    The images are as the model gets them, without the padding.
+    """
     assert batch.targets is not None
-    for i in range(min(len(batch), most)):
-        height, width = cast(list[int], batch.sizes[i].tolist())
+    for i in range(min(len(batch), max_images)):
+        height, width = batch.sizes[i].tolist()
         image = np.ascontiguousarray(batch.images[i, :, :height, :width].permute(1, 2, 0).numpy())
-        truth = batch.targets[batch.targets.image_index == i]
-        masks = truth.masks.to_rle() if truth.masks else None
-        points: dict[str, Any] = {"keypoints": truth.keypoints, "lines": categories.lines}
-        yield (
+        targets = batch.targets[batch.targets.image_index == i]
+        masks = targets.masks.to_rle() if targets.masks else None
+        keypoints = None
+        if targets.keypoints is not None:
+            keypoints = Keypoints(targets.keypoints, categories.skeleton_edges)
+        drawn = draw_detections(
             image,
-            draw_detections(
-                image, truth.boxes, truth.labels, None, masks, categories.names, **points
-            ),
+            targets.boxes,
+            targets.labels,
+            None,
+            masks,
+            categories.names,
+            keypoints=keypoints,
         )
+        yield image, drawn
 
 
-def save_batch(batch: Batch, categories: Categories, path: Path, most: int = 16) -> None:
-    """A mosaic of a batch with its truth, after all transforms, as PNG."""
-    drawn = [picture for _, picture in draw_batch(batch, categories, most)]
-    columns = next(c for c in range(1, len(drawn) + 1) if c * c >= len(drawn))
+def save_batch(batch: Batch, categories: Categories, path: Path, max_images: int = 16) -> None:
+    """Write a mosaic of a batch with its ground truth as PNG."""
+    drawn = [image for _, image in draw_batch(batch, categories, max_images)]
+    columns = math.isqrt(len(drawn) - 1) + 1  # the square root, rounded up
     Image.fromarray(mosaic(drawn, columns)).save(path)

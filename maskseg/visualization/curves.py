@@ -1,193 +1,176 @@
-"""The curves of a training: metrics.jsonl -> one picture."""
+"""Plots the curves of a training run: metrics.jsonl -> one image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maskseg.errors import UserError
 from maskseg.files import parse_json
+from maskseg.visualization.layout import render_figure, save_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Series = dict[int, float]  # step -> value
-Line = tuple[str, Series, str, bool]  # name, values, colour, dashed
+Line = tuple[str, Series, str, bool]  # name, values, color, dashed
+Panel = tuple[str, Sequence[Line]]  # title, lines
 
-# Six of Okabe and Ito's colours, without their yellow, which is faint on white, and six of Tol's and matplotlib's.
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#882255",
-    "#332288",
-    "#999933",
-    "#44AA99",
-    "#8C564B",
-    "#9467BD",
-)
-_TRAIN, _VAL = "#0072B2", "#D55E00"
+_TRAIN = "#0072B2"
+_VAL = "#D55E00"
 _AP_COLOURS = {"bbox": "#0072B2", "segm": "#D55E00", "keypoints": "#009E73"}
-_WINDOW = 50  # points from which on a curve is drawn faint, with its running mean over it
+# Curves with more points are drawn faintly, below their running mean.
+_MAX_UNSMOOTHED = 50
 
 
 def plot_curves(metrics_file: Path | str, output: Path | str) -> None:
-    """Draws the losses (training and validation), the learning rate and the AP of a run into a PNG; needs no display.
+    """Plot losses (training and validation), learning rate and AP of a run into a PNG.
 
-    Each line of the file is a JSON object with `step` and `kind`, `train` (`loss`, `loss/<term>`, `lr`) or `val` (`<type>/AP`,
-    `<type>/AP50`, `loss/<term>`). Of a step that is there twice (a resumed run) the later line counts; lines that are cut off are left
-    out. Raises UserError where nothing can be drawn.
+    metrics_file: one JSON object per line with `step` and `kind`: `train` (`loss`, `loss/<term>`,
+    `lr`) or `val` (`<type>/AP`, `<type>/AP50`, `loss/<term>`). If a step occurs twice (a resumed
+    run), the later line counts; incomplete lines are dropped. Works without a display. Raises
+    UserError if there is nothing to plot or a file cannot be read or written.
     """
     panels = _panels(*read_metrics(Path(metrics_file)))
     if not panels:
-        raise UserError(f"{metrics_file} has no training or validation numbers to draw")
-    save_picture(rendered(panels_figure(panels)), output)
+        raise UserError(f"{metrics_file} has no training or validation metrics to plot")
+    save_image(render_figure(panels_figure(panels)), output)
 
 
-def panels_figure(panels: Sequence[tuple[str, Sequence[Line]]], *, legends: bool = True) -> Any:
-    """A matplotlib figure of panels, each a title and its lines, all over the same steps. legends: one in each panel that has several lines."""
-    from matplotlib.figure import Figure  # half a second, and only needed here
+def panels_figure(panels: Sequence[Panel], *, legends: bool = True) -> Figure:
+    """Build a matplotlib figure of panels that share their range of steps.
 
-    last = max(step for _, lines in panels for _, series, _, _ in lines for step in series)
-    columns = (
-        min(len(panels), 3) if len(panels) <= 6 else min((4, 3), key=lambda c: -len(panels) % c)
-    )  # as few empty places as can be
+    legends: add a legend to each panel with more than one line.
+    """
+    from matplotlib.figure import Figure  # imported here because it takes half a second
+
+    last_step = 0
+    for _, lines in panels:
+        for _, series, _, _ in lines:
+            last_step = max(last_step, max(series, default=0))
+    columns = _num_columns(len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, lines) in zip(axes, panels, strict=False):
         _draw_panel(axis, title, lines, legends)
-        axis.set_xlim(0, max(1.02 * last, 1))  # the same steps in all panels
+        axis.set_xlim(0, max(1.02 * last_step, 1))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return figure
 
 
-def rendered(figure: Any) -> NDArray[np.uint8]:
-    """A matplotlib figure as uint8 RGB [H, W, 3], at 110 pixels an inch; needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.set_dpi(110)
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def save_picture(picture: NDArray[np.uint8], output: Path | str) -> None:
-    """uint8 RGB [H, W, 3] as PNG, whatever the name's ending; folders that are missing are made. Raises UserError where it cannot be written."""
-    try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(output, format="PNG")
-    except OSError as error:
-        raise UserError(
-            f"cannot write the picture to {output}: {error.strerror or error}"
-        ) from error
+def _num_columns(panels: int) -> int:
+    """At most 3 columns for up to 6 panels; else 4 or 3, whichever leaves fewer empty cells."""
+    if panels <= 6:
+        return min(panels, 3)
+    return min((4, 3), key=lambda columns: -panels % columns)
 
 
 def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
-    """The series of the training and of the validation lines of a metrics.jsonl, by key. Raises UserError where it cannot be read."""
+    """Read the series of a metrics.jsonl, by key. -> those of training, those of validation.
+
+    Raises UserError if the file cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    found: dict[str, dict[str, Series]] = {"train": {}, "val": {}}
+    series: dict[str, dict[str, Series]] = {"train": {}, "val": {}}
     for line in text.splitlines():
         try:
-            values = parse_json(line)
+            record = parse_json(line)
         except ValueError:
-            continue  # the last line of a run that was killed
-        if (
-            not isinstance(values, dict)
-            or values.get("kind") not in found
-            or not isinstance(values.get("step"), int)
-        ):
+            continue  # the last line of an interrupted run
+        if not isinstance(record, dict) or record.get("kind") not in series:
             continue
-        for key, value in values.items():
+        step = record.get("step")
+        if not isinstance(step, int):
+            continue
+        for key, value in record.items():
             if key not in ("step", "kind") and isinstance(value, int | float):
-                found[values["kind"]].setdefault(key, {})[values["step"]] = float(value)
-    return found["train"], found["val"]
+                series[record["kind"]].setdefault(key, {})[step] = float(value)
+    return series["train"], series["val"]
 
 
-def _panels(train: Mapping[str, Series], val: Mapping[str, Series]) -> list[tuple[str, list[Line]]]:
-    """Title and lines of each panel: total loss, its terms, learning rate, AP. Panels without values are left out."""
-    terms = [k for k in dict.fromkeys([*train, *val]) if k.startswith("loss/")]
-    panels: list[tuple[str, list[Line]]] = [
-        ("loss", _pair(train.get("loss"), validation_loss(val)))
-    ]
-    panels += [(k.replace("loss/", "loss: "), _pair(train.get(k), val.get(k))) for k in terms]
-    panels.append(
-        ("learning rate", [("train", train["lr"], _TRAIN, False)] if "lr" in train else [])
-    )
+def _panels(train: Mapping[str, Series], val: Mapping[str, Series]) -> list[Panel]:
+    """Title and lines of each panel: total loss, its terms, learning rate, AP; none is empty."""
+    panels: list[Panel] = [("loss", _train_val_lines(train.get("loss"), validation_loss(val)))]
+    for key in dict.fromkeys([*train, *val]):
+        if key.startswith("loss/"):
+            lines = _train_val_lines(train.get(key), val.get(key))
+            panels.append((key.replace("loss/", "loss: "), lines))
+    rate: list[Line] = [("train", train["lr"], _TRAIN, False)] if "lr" in train else []
+    panels.append(("learning rate", rate))
     panels.append(("average precision", _ap_lines(val)))
     return [(title, lines) for title, lines in panels if lines]
 
 
 def validation_loss(val: Mapping[str, Series]) -> Series:
-    """The total validation loss, or the sum of its terms where only they were written."""
-    return val.get("loss") or _sum(
-        [series for key, series in val.items() if key.startswith("loss/")]
-    )
+    """The total validation loss, or the sum of its terms if only they were logged."""
+    terms = [series for key, series in val.items() if key.startswith("loss/")]
+    return val.get("loss") or _sum(terms)
 
 
-def _pair(train: Series | None, val: Series | None) -> list[Line]:
-    return [
-        line
-        for line in (("train", train or {}, _TRAIN, False), ("validation", val or {}, _VAL, False))
-        if line[1]
-    ]
+def _train_val_lines(train: Series | None, val: Series | None) -> list[Line]:
+    lines: list[Line] = []
+    if train:
+        lines.append(("train", train, _TRAIN, False))
+    if val:
+        lines.append(("validation", val, _VAL, False))
+    return lines
 
 
 def _sum(series: Sequence[Series]) -> Series:
-    """The sum at the steps that all have."""
-    steps = set.intersection(*(set(s) for s in series)) if series else set()
-    return {step: sum(s[step] for s in series) for step in steps}
+    """The sum of several series, at the steps that all of them have."""
+    if not series:
+        return {}
+    steps = set.intersection(*(set(values) for values in series))
+    return {step: sum(values[step] for values in series) for step in steps}
 
 
 def _ap_lines(val: Mapping[str, Series]) -> list[Line]:
-    """AP as full lines, AP50 dashed, one colour an IoU type; -1 (no truth) is not drawn."""
+    """AP as solid and AP50 as dashed lines, one color per IoU type; -1 (undefined) is dropped."""
     lines: list[Line] = []
     for key, series in val.items():
-        kind, _, name = key.partition("/")
+        kind, _, metric = key.partition("/")
         valid = {step: value for step, value in series.items() if value >= 0}
-        if name in ("AP", "AP50") and valid:
-            lines.append(
-                (f"{kind} {name}", valid, _AP_COLOURS.get(kind, "#CC79A7"), name == "AP50")
-            )
+        if metric in ("AP", "AP50") and valid:
+            colour = _AP_COLOURS.get(kind, "#CC79A7")
+            lines.append((f"{kind} {metric}", valid, colour, metric == "AP50"))
     return sorted(lines, key=lambda line: (line[3], line[0]))
 
 
-def _draw_panel(axis: Any, title: str, lines: Sequence[Line], legend: bool) -> None:
+def _draw_panel(axis: Axes, title: str, lines: Sequence[Line], legend: bool) -> None:
     top = 0.0
     for name, series, colour, dashed in lines:
         steps = np.array(sorted(series))
-        values = np.array([series[s] for s in steps.tolist()])
+        values = np.array([series[step] for step in steps.tolist()])
         style: dict[str, Any] = {
             "color": colour,
             "linestyle": "--" if dashed else "-",
             "label": name,
             "linewidth": 1.6,
         }
-        if len(steps) <= _WINDOW:
-            style |= {
-                "marker": "o",
-                "markersize": 3.5,
-                "markerfacecolor": "white" if dashed else colour,
-            }
+        if len(steps) <= _MAX_UNSMOOTHED:
+            face = "white" if dashed else colour
+            style |= {"marker": "o", "markersize": 3.5, "markerfacecolor": face}
         elif title.startswith("loss"):
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _running_mean(values, len(values) // 20)
         axis.plot(steps, values, **style)
-        top = max(top, _highest(values))
+        top = max(top, _upper_limit(values))
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = axis.xaxis.get_major_locator()
+    locator.set_params(integer=True)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -197,8 +180,11 @@ def _draw_panel(axis: Any, title: str, lines: Sequence[Line], legend: bool) -> N
         axis.legend(fontsize=8, frameon=False, loc="best")
 
 
-def _highest(values: NDArray[np.float64]) -> float:
-    """The top of a panel: the largest value, but a spike (as at the start of a training) does not flatten the rest."""
+def _upper_limit(values: NDArray[np.float64]) -> float:
+    """The largest value of a panel, clipped so that a spike does not flatten the other values.
+
+    Losses often start with such a spike.
+    """
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0
@@ -208,7 +194,7 @@ def _highest(values: NDArray[np.float64]) -> float:
 
 
 def _running_mean(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """The mean of the last `width` values (of those there are at the start), without values that are not finite."""
+    """The mean of the last `width` finite values (fewer at the start) at each position."""
     finite = np.isfinite(values)
     sums = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
     counts = np.cumsum(np.concatenate([[0], finite]))

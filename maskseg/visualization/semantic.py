@@ -1,4 +1,7 @@
-"""Pictures of semantic maps: each class in a colour of its own over the image, beside a legend; truth beside prediction; the confusion of classes."""
+"""Images of semantic maps: colored classes with a legend, ground truth, confusion of classes.
+
+Images are uint8 RGB [H, W, 3]; semantic maps are integers [H, W] in 0..K-1, negative for no class.
+"""
 
 from __future__ import annotations
 
@@ -12,210 +15,213 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from maskseg.visualization import detections, diagnosis, segments
-from maskseg.visualization.curves import rendered
-from maskseg.visualization.detections import Colour, Picture
-from maskseg.visualization.segments import Labels
+from maskseg.visualization.diagnosis import (
+    MAX_NUMBERED,
+    plot_row_shares,
+    save_if_path,
+    shorten_name,
+)
+from maskseg.visualization.layout import (
+    FRAME,
+    INK,
+    PALETTE,
+    PAPER,
+    TITLE_SIZE,
+    Colour,
+    RGBImage,
+    add_title,
+    arrange_grid,
+    fit_text,
+    load_font,
+    render_figure,
+)
+from maskseg.visualization.segments import (
+    Labels,
+    draw_outlines,
+    enlarge_with_labels,
+    scale_to_tile,
+)
 
-_FILL = 0.6  # share of the colour in a class
-_TALLEST = 12  # lines that a legend may have however low the picture is
-_LONGEST = 11  # widths of a legend's name, in heights of its text
-_LEVELS = 8  # values of each channel among which colours are chosen
-_LIGHTNESS = (0.45, 0.9)  # of those colours: neither like ink nor like paper
-# The image below changes how light a colour is, and hardly its hue: a difference of lightness tells less.
-_LIGHTNESS_COUNTS = 0.6
+_FILL = 0.6  # opacity of the color of a class
+_MIN_LEGEND_ROWS = 12  # rows that a legend may have even beside a low image
+_MAX_NAME_WIDTH = 11  # of a name in the legend, in multiples of the text size
+_LEVELS = 8  # values per channel of the candidate colors
+_LIGHTNESS_RANGE = (0.45, 0.9)  # of the candidate colors: neither like ink nor like paper
+# The image below changes the lightness of a color but hardly its hue, so that a difference in
+# lightness is a weaker cue.
+_LIGHTNESS_WEIGHT = 0.6
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def class_colours(count: int) -> NDArray[np.uint8]:
-    """The colours of classes 0..count-1, RGB [count, 3]: that of a class depends on its number alone.
+    """The colors of classes 0..count-1, RGB [count, 3]; each depends only on the class's label.
 
-    First those of the other pictures, then always the one that differs most from all before it. Some 280 differ; then they come back.
+    First the palette of all visualizations, then always the color that differs most from all
+    before it. About 280 colors are distinct; then they repeat.
     """
     colours = _all_colours()
     return colours[np.arange(count) % len(colours)]
 
 
-def draw_semantic(image: Picture, labels: Labels, names: Sequence[str]) -> Picture:
-    """The image with each class filled in its colour and outlined, beside a legend of the classes that are there. -> uint8 RGB [H', W', 3].
+def draw_semantic(image: RGBImage, labels: Labels, names: Sequence[str]) -> RGBImage:
+    """Fill and outline the classes of an image, beside a legend of those that occur.
 
-    image: uint8 RGB [H, W, 3], enlarged where it is small, as by `draw_segments`; labels: integers [H, W] in 0..K-1; pixels with negative ones stay
-    as they are; names: K names. Below a colour the image is grey and of half the contrast, so that a class looks alike wherever it is.
+    labels: [H, W]; pixels without a class are unchanged; names: K class names. Small images are
+    enlarged as by `draw_segments`. Below a color the image is gray with half the contrast, so that
+    a class looks alike everywhere. -> uint8 RGB [H', W', 3].
     """
-    _check(labels, names)
-    canvas, classes = segments._canvas(image, labels)
-    _paint(canvas, classes)
-    legend = _legend(
-        [labels], names, min(48, max(16, round(max(canvas.shape) / 32))), canvas.shape[0]
-    )
-    return segments._sheet([canvas, *legend], 2)
+    check_labels(labels, names)
+    canvas, classes = enlarge_with_labels(image, labels)
+    paint_classes(canvas, classes)
+    text_size = min(48, max(16, round(max(canvas.shape) / 32)))
+    legend = draw_legend([labels], names, text_size, canvas.shape[0])
+    return arrange_grid([canvas, *legend], 2)
 
 
 def semantic_sheet(
-    image: Picture,
+    image: RGBImage,
     truth: Labels,
     predicted: Labels,
     names: Sequence[str],
     titles: tuple[str, str, str] = ("image", "truth", "prediction"),
-) -> Picture:
-    """An image, its true classes and the predicted ones side by side under titles, with one legend of all that are there. -> uint8 RGB.
+) -> RGBImage:
+    """Draw an image, its true and its predicted classes side by side, with a common legend.
 
-    image: uint8 RGB [H, W, 3]; truth, predicted: integers [H, W] in 0..K-1, negative for none; names: K names. The longer side of each picture
-    has 720 pixels.
+    truth, predicted: [H, W]; names: K class names. Each image is scaled to a longer side of 720
+    pixels. -> uint8 RGB.
     """
     for labels in (truth, predicted):
-        _check(labels, names)
-    large, maps = segments._scaled(image, [truth, predicted])
-    drawn = [large, large.copy(), large.copy()]
-    for canvas, classes in zip(drawn[1:], maps, strict=True):
-        _paint(canvas, classes)
-    size = segments._TITLE
-    legend = _legend([truth, predicted], names, size, large.shape[0])
-    tiles = [
-        segments._titled(tile, title, size)
-        for tile, title in zip([*drawn, *legend], [*titles, ""], strict=False)
-    ]
-    return segments._sheet(tiles, len(tiles))
+        check_labels(labels, names)
+    scaled, maps = scale_to_tile(image, [truth, predicted])
+    images = [scaled, scaled.copy(), scaled.copy()]
+    for canvas, classes in zip(images[1:], maps, strict=True):
+        paint_classes(canvas, classes)
+    legend = draw_legend([truth, predicted], names, TITLE_SIZE, scaled.shape[0])
+    titled = zip([*images, *legend], [*titles, ""], strict=False)
+    tiles = [add_title(tile, title, TITLE_SIZE) for tile, title in titled]
+    return arrange_grid(tiles, len(tiles))
 
 
 def draw_semantic_confusion(
     matrix: NDArray[np.int64], names: Sequence[str], path: Path | str | None = None
-) -> Picture:
-    """A confusion matrix of pixels as shares of each true class. -> uint8 RGB [H, W, 3], as PNG too where there is a path.
+) -> RGBImage:
+    """Plot a confusion matrix of pixels, normalized by row. -> uint8 RGB [H, W, 3].
 
-    matrix: i64 [K, K], truth in rows, prediction in columns, or [K, K + 1] with the pixels that were given no class last; names: K class names.
-    Beside each row stands its share of all pixels. Up to 20 classes the shares are written into the cells. Rows of nothing are grey.
+    matrix: i64 [K, K], ground truth in rows, prediction in columns, or [K, K + 1] with the pixels
+    predicted as no class last; names: K class names; path: of a PNG to write as well, or None. Each
+    row is labeled with its share of all pixels. Up to 20 classes, the cells have numbers. Empty
+    rows are gray. Raises ValueError for another shape.
     """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure  # half a second, and only needed here
-
-    rows, columns = len(names), matrix.shape[-1]
+    rows = len(names)
+    columns = matrix.shape[-1]
     if matrix.ndim != 2 or not rows or len(matrix) != rows or columns not in (rows, rows + 1):
         raise ValueError(
-            f"{rows} names need a matrix {[rows, rows]} or {[rows, rows + 1]}, got {list(matrix.shape)}"
+            f"{rows} names need a matrix {[rows, rows]} or {[rows, rows + 1]}, "
+            f"got {list(matrix.shape)}"
         )
+    labels = [shorten_name(name) for name in [*names, "no class"]]
     totals = matrix.sum(axis=1)
-    shares = np.ma.masked_invalid(matrix / np.where(totals, totals, np.nan)[:, None])
-    numbered = rows <= diagnosis._NUMBERED
-    cell, font = (0.5, 9) if numbered else (0.2, 8)
-    side = max(cell * columns, 2.4)
-    figure = Figure(figsize=(side + 3.6, side + (2.4 if numbered else 3.3)), layout="compressed")
-    axis = figure.subplots()
-    shown = axis.imshow(
-        shares, cmap=diagnosis._shading(), norm=PowerNorm(0.6, vmin=0, vmax=1)
-    )  # so that small shares are seen
-    labels = [diagnosis._short(name) for name in [*names, "no class"]]
     percents = 100 * totals / max(int(totals.sum()), 1)
-    axis.set_xticks(range(columns), labels[:columns], rotation=90, fontsize=font)
-    axis.set_yticks(
-        range(rows),
-        [
-            f"{label} ({percent:.1f} %)"
-            for label, percent in zip(labels[:rows], percents, strict=True)
-        ],
-        fontsize=font,
+    figure, axis = plot_row_shares(
+        matrix,
+        [f"{label} ({share:.1f} %)" for label, share in zip(labels[:rows], percents, strict=True)],
+        labels[:columns],
+        numbered=rows <= MAX_NUMBERED,
+        bar_label="share of the true class",
     )
-    axis.tick_params(length=0, labeltop=not numbered)
-    _grid(axis, rows, columns)
-    axis.set_xlabel("prediction", fontsize=10)
-    axis.set_ylabel("truth (share of all pixels)", fontsize=10)
-    diagnosis.label_shares(
-        figure, axis, shown, shares if numbered else None, side, "share of the true class"
-    )
-    return diagnosis._finished(rendered(figure), path)
-
-
-def _grid(axis: Any, rows: int, columns: int) -> None:
-    """Lines between the cells, a dark one before the pixels without a class."""
-    axis.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axis.grid(which="minor", color="#dddddd", linewidth=0.6)
-    axis.tick_params(which="minor", length=0)
     if columns > rows:
         axis.axvline(rows - 0.5, color="#555555", linewidth=1)
+    axis.set_xlabel("prediction", fontsize=10)
+    axis.set_ylabel("truth (share of all pixels)", fontsize=10)
+    return save_if_path(render_figure(figure), path)
 
 
 @lru_cache(maxsize=1)
 def _all_colours() -> NDArray[np.uint8]:
-    """The palette of the other pictures, then those between its colours that differ most from all before them, [n, 3]."""
+    """The palette, then the colors of a grid that differ most from all before them, [n, 3]."""
     levels = np.linspace(0, 255, _LEVELS).round()
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lightness = _oklab(cube)[:, 0]
-    candidates = cube[(_LIGHTNESS[0] <= lightness) & (lightness <= _LIGHTNESS[1])]
-    places = _oklab(candidates) * (_LIGHTNESS_COUNTS, 1, 1)
-    chosen: list[Any] = list(detections._PALETTE)
-    taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * (
-        _LIGHTNESS_COUNTS,
-        1,
-        1,
-    )  # not the image's own greys either
-    nearest = np.linalg.norm(places[:, None] - taken, axis=2).min(axis=1)
+    candidates = cube[(_LIGHTNESS_RANGE[0] <= lightness) & (lightness <= _LIGHTNESS_RANGE[1])]
+    weights = (_LIGHTNESS_WEIGHT, 1, 1)
+    points = _oklab(candidates) * weights
+    chosen: list[Any] = list(PALETTE)
+    # Black, gray and white are taken by the image.
+    taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * weights
+    nearest = np.linalg.norm(points[:, None] - taken, axis=2).min(axis=1)
     while nearest.max() > 0.02:
         best = int(nearest.argmax())
         chosen.append(candidates[best])
-        nearest = np.minimum(nearest, np.linalg.norm(places - places[best], axis=1))
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[best], axis=1))
     return np.array(chosen, dtype=np.uint8)
 
 
 def _oklab(colours: NDArray[Any]) -> NDArray[np.float64]:
-    """sRGB 0..255 [n, 3] -> lightness and two axes of hue [n, 3], in which distance is what the eye sees (Ottosson 2020)."""
+    """Convert sRGB 0..255 [n, 3] to Oklab: lightness and two axes of hue, f64 [n, 3].
+
+    Distances in it approximate perceived differences (Ottosson 2020, "A perceptual color space for
+    image processing").
+    """
     srgb = np.asarray(colours, dtype=np.float64) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    cones = np.cbrt(
-        linear
-        @ np.array([[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]])
+    to_cones = np.array(
+        [[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]]
     )
-    return np.asarray(
-        cones
-        @ np.array(
-            [[0.2105, 1.9780, 0.0259], [0.7936, -2.4286, 0.7828], [-0.0041, 0.4506, -0.8087]]
-        )
+    to_lab = np.array(
+        [[0.2105, 1.9780, 0.0259], [0.7936, -2.4286, 0.7828], [-0.0041, 0.4506, -0.8087]]
     )
+    return np.asarray(np.cbrt(linear @ to_cones) @ to_lab)
 
 
-def _check(labels: Labels, names: Sequence[str]) -> None:
+def check_labels(labels: Labels, names: Sequence[str]) -> None:
+    """Raise ValueError for a label without a name."""
     if labels.size and labels.max() >= len(names):
         raise ValueError(f"label {labels.max()} has no name, there are {len(names)}")
 
 
-def _paint(canvas: Picture, classes: Labels) -> None:
-    """Fills and outlines the classes [H, W] of a picture of their size."""
+def paint_classes(canvas: RGBImage, classes: Labels) -> None:
+    """Fill and outline the classes [H, W] on a canvas of their size, in place."""
     inside = classes >= 0
-    grey = 64 + 0.5 * (canvas[inside] @ np.array([0.299, 0.587, 0.114]))
+    grey = 64 + 0.5 * (canvas[inside] @ np.array(_LUMA))
     colours = class_colours(int(classes.max(initial=-1)) + 1).astype(np.float64)[classes[inside]]
     canvas[inside] = (grey[:, None] * (1 - _FILL) + colours * _FILL).round().astype(np.uint8)
-    segments._draw_outlines(canvas, classes, segments._PAPER)
+    draw_outlines(canvas, classes, PAPER)
 
 
-def _legend(maps: Sequence[Labels], names: Sequence[str], size: int, height: int) -> list[Picture]:
-    """The colours and names of the classes in the maps, in as many columns as a picture of this height needs, or nothing where there are none.
+def draw_legend(
+    maps: Sequence[Labels], names: Sequence[str], size: int, height: int
+) -> list[RGBImage]:
+    """Draw the colors and names of the classes that occur in the maps. -> [image], [] without any.
 
-    size: pixels of the text. A colour is shown as it is on a medium grey image.
+    size: pixels of the text; height: of the image beside it, which limits the rows per column.
+    Colors are shown as they look on a medium gray image.
     """
-    found = sorted({int(k) for labels in maps for k in np.unique(labels) if k >= 0})
-    if not found:
+    occurring: set[int] = set()
+    for labels in maps:
+        occurring.update(int(label) for label in np.unique(labels) if label >= 0)
+    if not occurring:
         return []
-    font, tall, field = detections._font(size), round(1.6 * size), round(1.4 * size)
-    rows = min(len(found), max(height // tall, _TALLEST))
-    columns = math.ceil(len(found) / rows)
-    texts = [detections._fitted(names[k], font, _LONGEST * size) for k in found]
-    wide = field + size // 2 + math.ceil(max(font.getlength(text) for text in texts)) + size
-    sheet = Image.new("RGB", (columns * wide, max(height, rows * tall)), segments._PAPER)
+    classes = sorted(occurring)
+    font = load_font(size)
+    row_height = round(1.6 * size)
+    field = round(1.4 * size)  # width of a field of color
+    rows = min(len(classes), max(height // row_height, _MIN_LEGEND_ROWS))
+    columns = math.ceil(len(classes) / rows)
+    texts = [fit_text(names[label], font, _MAX_NAME_WIDTH * size) for label in classes]
+    text_width = math.ceil(max(font.getlength(text) for text in texts))
+    column_width = field + size // 2 + text_width + size
+    sheet = Image.new("RGB", (columns * column_width, max(height, rows * row_height)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, (k, text) in enumerate(zip(found, texts, strict=True)):
-        x, y = i // rows * wide, i % rows * tall
-        draw.rectangle((x, y, x + field, y + size), fill=_shade(k), outline=segments._FRAME)
-        draw.text(
-            (x + field + size // 2, y + size / 2),
-            text,
-            fill=detections._INK,
-            font=font,
-            anchor="lm",
-        )
+    for i, (label, text) in enumerate(zip(classes, texts, strict=True)):
+        x = i // rows * column_width
+        y = i % rows * row_height
+        draw.rectangle((x, y, x + field, y + size), fill=_shade(label), outline=FRAME)
+        draw.text((x + field + size // 2, y + size / 2), text, fill=INK, font=font, anchor="lm")
     return [np.asarray(sheet)]
 
 
 def _shade(label: int) -> Colour:
-    red, green, blue = (
-        round(128 * (1 - _FILL) + _FILL * int(value)) for value in class_colours(label + 1)[label]
-    )
+    """The color of a class over medium gray."""
+    colour = class_colours(label + 1)[label]
+    red, green, blue = (round(128 * (1 - _FILL) + _FILL * int(value)) for value in colour)
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Masks proposed from the command line: files, kills, processes, the table, the choice of a technique, classifiers."""
+"""Mask proposals from the command line: files, resuming, table, selection, classifiers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from PIL import Image
 
 from maskseg.annotation import annotate
 from maskseg.annotation.classifier import ImageClassHead, ImageClassifier
-from maskseg.annotation.study import Measuring
+from maskseg.annotation.study import ScoreTechniques
 from maskseg.data.coco.file import read_coco
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks
+from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.models.backbones.resnet import ResNet
 from maskseg.structures import Categories
@@ -33,15 +33,17 @@ from maskseg.structures import Categories
 pytest.importorskip("cv2")
 KILLED = """
 import os, signal, sys
-from maskseg import annotating
-whole, calls = annotating.Proposing.__call__, []
+from maskseg.annotation import annotate
+from maskseg.annotation.study import ProposeMasks
+propose = ProposeMasks.__call__
+calls = []
 def call(self, job):
     calls.append(job)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return whole(self, job)
-annotating.Proposing.__call__ = call
-annotating.annotate(sys.argv[1:])
+    return propose(self, job)
+ProposeMasks.__call__ = call
+annotate.annotate(sys.argv[1:])
 """
 
 
@@ -56,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(home: Path, output: Path, *more: str, val: str = "boxes.json") -> list[str]:
+def overrides(home: Path, output: Path, *more: str, val: str = "boxes.json") -> list[str]:
     return [
         f"data.val_json={home / val}",
         f"data.images={home / 'images'}",
@@ -73,17 +75,17 @@ def content_of(path: Path) -> Any:
 
 def test_boxes_get_masks(home: Path, tmp_path: Path) -> None:
     before, output = (home / "boxes.json").read_bytes(), tmp_path / "a" / "masks.json"
-    told = done("annotate", *words(home, output, "pictures=2"))
-    boxes, found = content_of(home / "boxes.json"), content_of(output)
-    assert f"{output}: {len(boxes['annotations'])} masks in 5 images (gcellipse 0.8)" in told
+    stdout = done("annotate", *overrides(home, output, "pictures=2"))
+    boxes, proposals = content_of(home / "boxes.json"), content_of(output)
+    assert f"{output}: {len(boxes['annotations'])} masks in 5 images (gcellipse 0.8)" in stdout
     assert (home / "boxes.json").read_bytes() == before
     assert sorted(p.name for p in output.parent.iterdir()) == ["masks.json", "masks_pictures.png"]
     with Image.open(output.with_name("masks_pictures.png")) as sheet:
         assert sheet.width > 4 * 320
-    assert {k: found[k] for k in ("images", "categories")} == {
+    assert {k: proposals[k] for k in ("images", "categories")} == {
         k: boxes[k] for k in ("images", "categories")
     }
-    for old, new in zip(boxes["annotations"], found["annotations"], strict=True):
+    for old, new in zip(boxes["annotations"], proposals["annotations"], strict=True):
         assert {k: new[k] for k in ("id", "image_id", "category_id", "bbox")} == {
             k: old[k] for k in ("id", "image_id", "category_id", "bbox")
         }
@@ -92,19 +94,21 @@ def test_boxes_get_masks(home: Path, tmp_path: Path) -> None:
     ious = []
     for index, record in enumerate(truth.images):
         true, own = (
-            FileMasks.from_file(f.annotations(index).shapes, record.height, record.width)
+            AnnotatedMasks.from_file(f.annotations(index).shapes, record.height, record.width)
             for f in (truth, proposed)
         )
         ious += torch.diagonal(true.iou(own)).tolist()
     assert np.mean(ious) > 0.7
-    assert_refused(said("annotate", *words(home, output)), "is there already")
+    assert_refused(said("annotate", *overrides(home, output)), "already exists")
 
 
 def test_polygons(home: Path, tmp_path: Path) -> None:
     for kind in ("rle", "polygons"):
         done(
             "annotate",
-            *words(home, tmp_path / f"{kind}.json", f"segmentation={kind}", "technique=ellipse"),
+            *overrides(
+                home, tmp_path / f"{kind}.json", f"segmentation={kind}", "technique=ellipse"
+            ),
         )
     rle, outlines = (read_coco(tmp_path / f"{kind}.json") for kind in ("rle", "polygons"))
     assert isinstance(
@@ -112,16 +116,16 @@ def test_polygons(home: Path, tmp_path: Path) -> None:
     )
     for index in range(len(rle)):
         first, second = (
-            FileMasks.from_file(f.annotations(index).shapes, 128, 128) for f in (rle, outlines)
+            AnnotatedMasks.from_file(f.annotations(index).shapes, 128, 128) for f in (rle, outlines)
         )
         assert torch.diagonal(first.iou(second)).min() > 0.97
 
 
-def test_a_killed_run_goes_on_and_processes_change_nothing(home: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_processes_change_nothing(home: Path, tmp_path: Path) -> None:
     whole, killed, two = (tmp_path / f"{name}.json" for name in ("whole", "killed", "two"))
-    done("annotate", *words(home, whole))
+    done("annotate", *overrides(home, whole))
     end = subprocess.run(
-        [sys.executable, "-c", KILLED, *words(home, killed)],
+        [sys.executable, "-c", KILLED, *overrides(home, killed)],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -129,29 +133,37 @@ def test_a_killed_run_goes_on_and_processes_change_nothing(home: Path, tmp_path:
     assert end.returncode == -signal.SIGKILL, end.stderr
     assert not killed.exists()
     journal = tmp_path / ".killed.json.masks"
-    assert len(journal.read_text().splitlines()) == 3  # settings and two images
+    assert len(journal.read_text().splitlines()) == 3  # the settings and two images
     assert_refused(
-        said("annotate", *words(home, killed, "technique=box")),
+        said("annotate", *overrides(home, killed, "technique=box")),
         "technique.name='gcellipse' there, 'box' here",
     )
-    done("annotate", *words(home, killed))
-    done("annotate", *words(home, two, "workers=2"))
+    done("annotate", *overrides(home, killed))
+    done("annotate", *overrides(home, two, "workers=2"))
     assert killed.read_bytes() == whole.read_bytes() == two.read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
 def test_the_table(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "study.json"
-    told = done(
+    stdout = done(
         "annotate",
-        *words(
+        *overrides(
             home, output, "technique=all", "thresholds=[0.5,0.8]", "min_area=100", val="val.json"
         ),
     )
-    lines = [line.split() for line in told.splitlines()]
+    lines = [line.split() for line in stdout.splitlines()]
     assert [line[0] for line in lines[1:10]] == [
-        "box", "ellipse", "grabcut", "gcellipse", "gcellipse", "cam", "gccam_pf_pb", "gccam_f_pf", "gccam_f_pb",
-    ]  # fmt: skip
+        "box",
+        "ellipse",
+        "grabcut",
+        "gcellipse",
+        "gcellipse",
+        "cam",
+        "gccam_pf_pb",
+        "gccam_f_pf",
+        "gccam_f_pb",
+    ]
     assert lines[6][1:3] == ["needs", "weights:"]
     rows = content_of(tmp_path / "study_table.json")
     assert [(row["name"], row["threshold"]) for row in rows] == [
@@ -163,12 +175,14 @@ def test_the_table(home: Path, tmp_path: Path) -> None:
     ]
     assert all(0 < row["class_object_IoU"] < 1 for row in rows)
     best = max(row["any_object_IoU"] for row in rows)
-    assert f" has the highest mean IoU of objects of any size, {best:.3f}; class by class:" in told
+    assert (
+        f" has the highest mean IoU of objects of any size, {best:.3f}; class by class:" in stdout
+    )
     with Image.open(tmp_path / "study_curves.png") as picture:
         assert picture.width > 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study_curves.png", "study_table.json"]
     assert_refused(
-        said("annotate", *words(home, output, "technique=all")),
+        said("annotate", *overrides(home, output, "technique=all")),
         "boxes.json: there are no masks to compare",
     )
 
@@ -181,16 +195,16 @@ def test_the_best_technique_is_chosen_on_other_images(home: Path, tmp_path: Path
         "min_area=100",
         "evaluate=false",
     ]
-    told = done("annotate", *words(home, tmp_path / "out.json", *keys))
-    best = told.split(" is the best technique on 3 images of ")[0]
+    stdout = done("annotate", *overrides(home, tmp_path / "out.json", *keys))
+    best = stdout.split(" is the best technique on 3 images of ")[0]
     none = done(
-        "annotate", *words(home, tmp_path / "none.json", *keys, "min_area=1000000")
-    )  # which concerns what is told
+        "annotate", *overrides(home, tmp_path / "none.json", *keys, "min_area=1000000")
+    )  # affects only the report
     assert none.startswith(f"{best} is the best technique")
     assert "object_IoU -1.000" in none
     done(
         "annotate",
-        *words(
+        *overrides(
             home,
             tmp_path / "all.json",
             "technique=all",
@@ -201,7 +215,7 @@ def test_the_best_technique_is_chosen_on_other_images(home: Path, tmp_path: Path
     )
     rows = content_of(tmp_path / "all_table.json")
     row = max(rows, key=lambda row: row["any_object_IoU"])
-    assert row["name"] != "box"  # the first one
+    assert row["name"] != "box"  # the first technique
     assert best == (
         row["name"] if row["threshold"] is None else f"{row['name']} {row['threshold']:g}"
     )
@@ -213,10 +227,12 @@ def test_the_best_technique_is_chosen_on_other_images(home: Path, tmp_path: Path
 def test_the_best_technique_is_chosen_on_this_split_where_the_other_has_no_masks(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image is looked at once, be it for the choice or for the table."""
-    calls, whole = [], Measuring.__call__
+    """Each image is processed once, for the selection and the table together."""
+    calls, whole = [], ScoreTechniques.__call__
     monkeypatch.setattr(
-        Measuring, "__call__", lambda self, job: calls.append(job.image_id) or whole(self, job)
+        ScoreTechniques,
+        "__call__",
+        lambda self, job: calls.append(job.image_id) or whole(self, job),
     )
     keys = [
         "technique=auto",
@@ -224,30 +240,30 @@ def test_the_best_technique_is_chosen_on_this_split_where_the_other_has_no_masks
         "thresholds=[0.8]",
         "tune_images=2",
     ]
-    told = done("annotate", *words(home, tmp_path / "some.json", *keys, val="val.json"))
-    assert f"is the best technique on 2 images of {home / 'val.json'}" in told
+    stdout = done("annotate", *overrides(home, tmp_path / "some.json", *keys, val="val.json"))
+    assert f"is the best technique on 2 images of {home / 'val.json'}" in stdout
     assert len(calls) == 2
     calls.clear()
     more = done(
-        "annotate", *words(home, tmp_path / "all.json", *keys, "evaluate=true", val="val.json")
+        "annotate", *overrides(home, tmp_path / "all.json", *keys, "evaluate=true", val="val.json")
     )
-    assert more.splitlines()[0] == told.splitlines()[0]
+    assert more.splitlines()[0] == stdout.splitlines()[0]
     assert len(calls) == len(set(calls)) == 5
     assert "mean over objects" in more
 
 
-def test_what_was_mended_in_the_file_is_told_once(home: Path, tmp_path: Path) -> None:
+def test_warnings_about_the_file_are_printed_once(home: Path, tmp_path: Path) -> None:
     content = content_of(home / "val.json")
     content["annotations"][0] |= {"bbox": [500, 500, 20, 20], "segmentation": []}
     (home / "outside.json").write_text(json.dumps(content))
     keys = ["technique=auto", "evaluate=true", "thresholds=[0.8]"]
-    told = done("annotate", *words(home, tmp_path / "out.json", *keys, val="outside.json"))
-    assert told.count("outside.json: 1 warning") == 1
-    assert f"annotation {content['annotations'][0]['id']} (image 1)" in told
+    stdout = done("annotate", *overrides(home, tmp_path / "out.json", *keys, val="outside.json"))
+    assert stdout.count("outside.json: 1 warning") == 1
+    assert f"annotation {content['annotations'][0]['id']} (image 1)" in stdout
     assert content_of(tmp_path / "out.json")["annotations"][0] == content["annotations"][0]
 
 
-def test_what_is_written_beside_the_output_destroys_nothing(home: Path, tmp_path: Path) -> None:
+def test_side_outputs_overwrite_no_input(home: Path, tmp_path: Path) -> None:
     boxes = (home / "boxes.json").read_bytes()
     (tmp_path / "new_table.json").write_bytes(boxes)
     given = [
@@ -256,8 +272,8 @@ def test_what_is_written_beside_the_output_destroys_nothing(home: Path, tmp_path
         "workers=1",
     ]
     for more in (["technique=all"], ["evaluate=true"]):
-        told = said("annotate", *given, f"output={tmp_path / 'new.json'}", *more)
-        assert_refused(told, f"{tmp_path / 'new_table.json'} is a file that is read")
+        stdout = said("annotate", *given, f"output={tmp_path / 'new.json'}", *more)
+        assert_refused(stdout, f"{tmp_path / 'new_table.json'} is an input file")
     images = tmp_path / "images"
     shutil.copytree(home / "images", images)
     content = json.loads(boxes)
@@ -275,7 +291,7 @@ def test_what_is_written_beside_the_output_destroys_nothing(home: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SqueezeNet from noise, of as many classes as the scenes have."""
+    """A SqueezeNet with random weights and as many classes as the scenes."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pt"
     torch.save(torchvision.models.squeezenet1_1(num_classes=8).state_dict(), path)
@@ -292,23 +308,27 @@ def test_class_activation_maps(home: Path, tmp_path: Path, classifier: Path) -> 
             output = tmp_path / f"{by}_{technique}.json"
             done(
                 "annotate",
-                *words(home, output, *keys, f"by={by}", f"technique={technique}", "pictures=1"),
+                *overrides(home, output, *keys, f"by={by}", f"technique={technique}", "pictures=1"),
             )
-            found = content_of(output)["annotations"]
-            assert found
-            assert all(0 <= a["mask_by"]["score"] <= 1 for a in found)
-            assert all(rle_to_bitmaps([a["segmentation"]])[0].sum() == a["area"] > 0 for a in found)
-    pairs = [(a["image_id"], a["category_id"]) for a in found]
+            proposals = content_of(output)["annotations"]
+            assert proposals
+            assert all(0 <= a["mask_by"]["score"] <= 1 for a in proposals)
+            assert all(
+                rle_to_bitmaps([a["segmentation"]])[0].sum() == a["area"] > 0 for a in proposals
+            )
+    pairs = [(a["image_id"], a["category_id"]) for a in proposals]
     assert len(pairs) == len(set(pairs))
     assert set(pairs) <= {
         (a["image_id"], a["category_id"]) for a in content_of(home / "boxes.json")["annotations"]
     }
     twice = tmp_path / "twice.json"
-    done("annotate", *words(home, twice, *keys, "by=class", "technique=gccam_f_pf", "workers=2"))
+    done(
+        "annotate", *overrides(home, twice, *keys, "by=class", "technique=gccam_f_pf", "workers=2")
+    )
     assert twice.read_bytes() == (tmp_path / "class_gccam_f_pf.json").read_bytes()
-    told = done(
+    stdout = done(
         "annotate",
-        *words(
+        *overrides(
             home,
             tmp_path / "t.json",
             *keys,
@@ -318,7 +338,7 @@ def test_class_activation_maps(home: Path, tmp_path: Path, classifier: Path) -> 
             val="val.json",
         ),
     )
-    assert "needs weights" not in told
+    assert "needs weights" not in stdout
 
 
 def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> None:
@@ -347,9 +367,9 @@ def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> 
         "min_area=0",
     ]
     for by in ("object", "class"):
-        told = done(
+        stdout = done(
             "annotate",
-            *words(
+            *overrides(
                 home,
                 tmp_path / f"{by}_all.json",
                 *keys,
@@ -358,39 +378,37 @@ def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> 
                 val="animals.json",
             ),
         )
-        assert told.count("warning") == 1
+        assert stdout.count("warning") == 1
         assert (
-            "the classifier does not know giraffe, kite: these have no class activation maps"
-            in told
+            "the classifier does not know giraffe, kite: no class activation maps for them"
+            in stdout
         )
-        assert "gccam_f_pb" in told
-    told = done(
+        assert "gccam_f_pb" in stdout
+    stdout = done(
         "annotate",
-        *words(home, tmp_path / "a.json", *keys, "technique=gccam_f_pf", val="animals.json"),
+        *overrides(home, tmp_path / "a.json", *keys, "technique=gccam_f_pf", val="animals.json"),
     )
     unknown = [
         a for a in content_of(tmp_path / "a.json")["annotations"] if a["category_id"] in (2, 5)
     ]
     ids = ", ".join(str(a["id"]) for a in unknown[:5])
-    assert (
-        f"{len(unknown)} of {len(content['annotations'])} masks: no class map, the ellipse stands in (annotations {ids}"
-        in told
-    )
+    count = f"{len(unknown)} of {len(content['annotations'])} masks"
+    assert f"{count}: no class map, the ellipse is used instead (annotations {ids}" in stdout
     assert {a["mask_by"]["fallback"] for a in unknown} == {"no class map"}
     assert all("score" not in a["mask_by"] and a["area"] > 0 for a in unknown)
-    told = done(
+    stdout = done(
         "annotate",
-        *words(
+        *overrides(
             home, tmp_path / "c.json", *keys, "technique=gccam_f_pf", "by=class", val="animals.json"
         ),
     )
     images = ", ".join(map(str, list(dict.fromkeys(a["image_id"] for a in unknown))[:5]))
-    assert f"masks: no class map, there is no mask (images {images}" in told
+    assert f"masks: no class map, there is no mask (images {images}" in stdout
     assert {a["category_id"] for a in content_of(tmp_path / "c.json")["annotations"]}.isdisjoint(
         {2, 5}
     )
     refused = said(
-        "annotate", *words(home, tmp_path / "n.json", *keys, "technique=all", val="none.json")
+        "annotate", *overrides(home, tmp_path / "n.json", *keys, "technique=all", val="none.json")
     )
     assert_refused(refused, "ImageNet has no class for giraffe, kite: train a classifier")
 
@@ -418,7 +436,7 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
         "map_side=64",
         f"data.train_json={home / 'train.json'}",
     ]
-    told = done("annotate", *words(home, tmp_path / "out.json", *keys, val="val.json"))
+    stdout = done("annotate", *overrides(home, tmp_path / "out.json", *keys, val="val.json"))
     assert calls == [run]
     shown = {
         a["category_id"]
@@ -431,9 +449,9 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
         if c["id"] in shown and c["name"] not in ("star", "disc")
     ]
     assert unknown
-    assert all(told.split("is the best")[0].count(name) == 1 for name in unknown)
+    assert all(stdout.split("is the best")[0].count(name) == 1 for name in unknown)
     run.write_bytes(b"two")
-    done("annotate", *words(home, tmp_path / "again.json", *keys, val="val.json"))
+    done("annotate", *overrides(home, tmp_path / "again.json", *keys, val="val.json"))
     assert calls == [run, run]
     content = content_of(home / "val.json")
     rows = [a for a in content["annotations"] if a["category_id"] in (1, 5)]
@@ -443,7 +461,7 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
     assert_refused(
         said(
             "annotate",
-            *words(home, tmp_path / "no.json", keys[0], "technique=cam", val="others.json"),
+            *overrides(home, tmp_path / "no.json", keys[0], "technique=cam", val="others.json"),
         ),
         "does not know no disc, no star",
     )
@@ -452,7 +470,7 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
 @pytest.mark.parametrize(
     ("transforms", "side"), [([], None), ([{"sizes": [448], "max_size": 746}], (448, 746))]
 )
-def test_a_trained_classifier_sees_images_as_its_tests_did(
+def test_the_input_size_of_a_trained_classifier(
     transforms: list[dict[str, Any]],
     side: tuple[int, int] | None,
     tmp_path: Path,
@@ -469,20 +487,20 @@ def test_a_trained_classifier_sees_images_as_its_tests_did(
     monkeypatch.setattr(
         annotate, "trained_model", lambda *_: (model, config, Categories(("star", "disc"), (1, 2)))
     )
-    assert annotate._Trained(str(tmp_path), str(side)).side() == side
+    assert annotate.TrainedClassifier(str(tmp_path), str(side)).side() == side
 
 
-def test_a_stopped_run_goes_on_with_the_same_files_alone(
+def test_an_interrupted_run_resumes_with_the_same_files_only(
     home: Path, tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left of one that was stopped before its end is of its own weights and images."""
+    """The journal of an interrupted run is valid only for the same weights and images."""
 
     def stop(*_: Any) -> None:
         raise UserError("stopped")
 
     classes = len(content_of(home / "val.json")["categories"])
     torch.save(torchvision.models.squeezenet1_1(num_classes=classes).state_dict(), classifier)
-    given = words(
+    given = overrides(
         home,
         tmp_path / "out.json",
         "classifier=squeezenet1_1",
@@ -507,20 +525,21 @@ def test_a_stopped_run_goes_on_with_the_same_files_alone(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["technique=magic"], "technique must be one of"),
         (["technique=cam"], "cam needs a classifier"),
         (["technique=box", "threshold=0.5"], "takes no threshold"),
         (["threshold=1.5"], "threshold must be above"),
         (["thresholds=[0.5,2.0]"], "thresholds must be numbers between"),
-        (["threshold=abc"], "threshold must be a number, not 'abc'"),
-        (["threshold=true"], "threshold must be a number, not True"),
-        (["thresholds=[a]"], "thresholds must be numbers between 0 and 1"),
+        (["threshold=abc"], "threshold='abc': expected a number or null"),
+        (["threshold=true"], "threshold=True: expected a number or null"),
+        (["thresholds=[a]"], "thresholds=['a']: expected a list of values, each a number"),
         (["thresholds=[]"], "thresholds must be numbers between 0 and 1"),
         (["thresholds=0.5"], "expected a list"),
         (["iterations=1.5"], "expected a whole number"),
-        (["map_side=wide"], "map_side must be a whole number"),
+        (["map_side=wide"], "map_side='wide': expected a whole number or null"),
+        (["map_side=31"], "map_side must be a whole number of at least 32, or null, not 31"),
         (["checkpoint=none.pt"], "none.pt: cannot be read"),
         (["by=pixel"], "by must be object or class"),
         (["segmentation=png"], "segmentation must be"),
@@ -530,7 +549,7 @@ def test_a_stopped_run_goes_on_with_the_same_files_alone(
         (["technique=auto"], "no masks to compare techniques with"),
     ],
 )
-def test_refusals(home: Path, tmp_path: Path, more: list[str], told: str) -> None:
-    assert_refused(said("annotate", *words(home, tmp_path / "out.json", *more)), told)
+def test_refusals(home: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    assert_refused(said("annotate", *overrides(home, tmp_path / "out.json", *more)), message)
     assert not list(tmp_path.iterdir())
-    assert_refused(said("annotate", *words(home, home / "boxes.json")), "is a file that is read")
+    assert_refused(said("annotate", *overrides(home, home / "boxes.json")), "is an input file")

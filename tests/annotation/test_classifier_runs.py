@@ -1,4 +1,4 @@
-"""The classifier of images through the tools: trained on objects or on labels alone, evaluated, predicted with."""
+"""The image classifier in the tools: training on objects or labels, evaluation, prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskseg.commands import train
 from maskseg.config.restore import trained_model
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
-from maskseg.structures import present
+from maskseg.structures import class_presence
 
 SMALL = [
     "model.head.channels=16",
@@ -33,7 +33,7 @@ TRAIN = ["experiment=classify_scenes", *SMALL, *SCENES]
 
 
 def only_labels(path: Path, target: Path) -> None:
-    """A COCO file whose images name the classes that they show, and nothing else."""
+    """Write a COCO file with image labels instead of annotations."""
     content: dict[str, Any] = json.loads(path.read_text())
     for image in content["images"]:
         image["category_ids"] = sorted(
@@ -44,7 +44,7 @@ def only_labels(path: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set, the labels of its images alone, and two steps of a training."""
+    """A small data set, its image labels as separate files, and a training run of two steps."""
     folder = tmp_path_factory.mktemp("classify")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     for split in ("train", "val"):
@@ -62,38 +62,38 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_training_scores_images(at_home: Path) -> None:
     assert all("loss/image_class" in line for line in lines(at_home / "run"))
-    (found,) = lines(at_home / "run", "val")
-    assert set(found) == {"step", "kind", "classification/mAP", "loss", "loss/image_class"}
-    assert 0 < found["classification/mAP"] <= 1
+    (metrics,) = lines(at_home / "run", "val")
+    assert set(metrics) == {"step", "kind", "classification/mAP", "loss", "loss/image_class"}
+    assert 0 < metrics["classification/mAP"] <= 1
     files = {path.name for path in (at_home / "run").iterdir()}
     assert {"best.pt", "cam.png", "results.png", "train_batch.png"} <= files
     assert {"pr_curves.png", "validation.png", "worst.png"}.isdisjoint(files)
 
 
 def test_labels_alone_are_as_good_as_objects(at_home: Path) -> None:
-    words = [
+    overrides = [
         "data=custom",
         "data.train_json=train_labels.json",
         "data.val_json=val_labels.json",
         "data.images=scenes/images",
     ]
-    words += [
+    overrides += [
         "data.train_transforms=[]",
         "data.test_transforms=[]",
         "trainer.max_steps=1",
         "run_dir=labels",
     ]
-    done("train", "experiment=classify_scenes", *SMALL, *words)
+    done("train", "experiment=classify_scenes", *SMALL, *overrides)
     assert lines(at_home / "labels", "val")[0]["classification/mAP"] > 0
     shown = []
     for root in ("scenes/train.json", "train_labels.json"):
         config = configs.compose(
-            "train", ["experiment=classify_scenes", *SMALL, *words, f"data.train_json={root}"]
+            "train", ["experiment=classify_scenes", *SMALL, *overrides, f"data.train_json={root}"]
         )
         source = train.open_data(config)
         batches = list(source.test_loader("train", 8))
         assert batches[0].targets is not None
-        shown.append(present(batches[0].targets, 8, 8))
+        shown.append(class_presence(batches[0].targets, 8, 8))
     assert torch.equal(*shown)
     assert shown[0].any()
 
@@ -176,31 +176,31 @@ def test_the_checkpoint_is_a_classifier_with_maps(at_home: Path) -> None:
     [("classify_scenes", "resnet18", 16, "c3"), ("classify_coco_r50", "resnet50", 32, "c4")],
 )
 def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) -> None:
-    words = [
+    overrides = [
         f"experiment={name}",
         "model.backbone.weights=null",
         "data.num_classes=3",
         "trainer.device=cpu",
     ]
-    config = configs.compose("train", words)
+    config = configs.compose("train", overrides)
     assert (config.name, config.model.backbone.name, config.total_batch) == (name, trunk, images)
     model = configs.build_model(config)
     assert isinstance(model, ImageClassifier)
     assert model.level == model.backbone.levels[finest]
-    assert set(model.head.at) >= {
+    assert set(model.head.feature_specs) >= {
         list(model.backbone.levels)[-1]
-    }  # several processes wait for the gradients of all layers
+    }  # DDP needs gradients for all layers
     assert model.head.classifier.out_features == 3
     trainer = configs.build(config.trainer)
     assert trainer.best_metric == "classification/mAP"
     scheduler = configs.build(config.scheduler)(
-        trainer.optimizer(model, configs.build(config.optimizer), images),
+        trainer.build_optimizer(model, configs.build(config.optimizer), images),
         max_steps=trainer.max_steps,
     )
     assert scheduler.lr_lambdas[0](trainer.max_steps - 1) < 0.02
-    source = configs.build(config.data)
-    assert source.keep_empty  # images without objects are negatives
-    assert source.transforms["train"]
+    source = configs.build_source(config.data)
+    assert source.reading.keep_empty  # images without objects are negatives
+    assert source.split("train").transforms
 
 
 def test_a_level_that_is_not_there_is_refused() -> None:

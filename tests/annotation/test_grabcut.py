@@ -1,4 +1,4 @@
-"""GrabCut from boxes, maps and strokes: literals, objects that stand out, and images and seeds that leave nothing to cut."""
+"""GrabCut from boxes, maps and strokes: literals, distinct objects, and degenerate inputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maskseg.annotation.grabcut import (
     ellipse_map,
     ellipse_mask,
     grabcut,
-    normalised,
-    recut,
-    seeds,
-    window,
+    make_trimap,
+    normalise_map,
+    pixel_window,
+    refine_with_strokes,
 )
 
 pytest.importorskip("cv2")
@@ -31,7 +31,7 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> Bools:
 
 
 def scene(mask: Bools, seed: int = 0) -> NDArray[np.uint8]:
-    """A red object on blue, both noisy."""
+    """A noisy red object on a noisy blue background."""
     noise = np.random.default_rng(seed).integers(0, 60, (*mask.shape, 3))
     return np.asarray(
         np.where(mask[..., None], (180, 40, 40), (40, 60, 170)) + noise, dtype=np.uint8
@@ -46,9 +46,9 @@ def iou(a: Bools, b: Bools) -> float:
     ("box", "rows", "columns"),
     [
         ((1, 2, 4, 5), (2, 5), (1, 4)),
-        ((0.6, 0.4, 3.6, 2.4), (0, 2), (1, 4)),  # centres at .5
+        ((0.6, 0.4, 3.6, 2.4), (0, 2), (1, 4)),  # pixel centers are at .5
         ((-5, -5, 50, 50), (0, 10), (0, 12)),
-        ((3.1, 4.6, 3.2, 4.7), (4, 5), (3, 4)),  # no centre, but a pixel
+        ((3.1, 4.6, 3.2, 4.7), (4, 5), (3, 4)),  # contains no center, but overlaps a pixel
         ((12, 0, 20, 5), (0, 0), (0, 0)),
         ((-4, 0, 0, 5), (0, 0), (0, 0)),
         ((5, 5, 5, 9), (0, 0), (0, 0)),
@@ -57,12 +57,12 @@ def iou(a: Bools, b: Bools) -> float:
 def test_pixels_of_a_box(
     box: tuple[float, ...], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    assert window(box, 10, 12) == (slice(*rows), slice(*columns))
+    assert pixel_window(box, 10, 12) == (slice(*rows), slice(*columns))
 
 
 def test_the_ellipse_touches_the_sides() -> None:
-    found = ellipse_mask((1, 1, 7, 5), 6, 8)
-    assert found.astype(int).tolist() == [
+    result = ellipse_mask((1, 1, 7, 5), 6, 8)
+    assert result.astype(int).tolist() == [
         [0, 0, 0, 0, 0, 0, 0, 0],
         [0, 0, 1, 1, 1, 1, 0, 0],
         [0, 1, 1, 1, 1, 1, 1, 0],
@@ -70,10 +70,10 @@ def test_the_ellipse_touches_the_sides() -> None:
         [0, 0, 1, 1, 1, 1, 0, 0],
         [0, 0, 0, 0, 0, 0, 0, 0],
     ]
-    assert ellipse_mask((2, 2, 2.1, 4), 6, 8).sum() == 2  # none of the centres lies in it
+    assert ellipse_mask((2, 2, 2.1, 4), 6, 8).sum() == 2  # contains no pixel center
     assert not ellipse_mask((9, 2, 12, 4), 6, 8).any()
     values = ellipse_map((1, 1, 7, 5), 6, 8)
-    assert (values >= 0.5).tolist() == found.tolist()
+    assert (values >= 0.5).tolist() == result.tolist()
     assert values.dtype == np.float32
     assert 0.9 < values.max() <= 1
     assert not values[~box_mask((1, 1, 7, 5), 6, 8)].any()
@@ -81,27 +81,27 @@ def test_the_ellipse_touches_the_sides() -> None:
 
 def test_maps_are_scaled_in_the_image_or_in_the_box() -> None:
     scores = np.array([[-2.0, 0.0], [2.0, 6.0]], dtype=np.float32)
-    assert normalised(scores, 2, 2).tolist() == [[0, 0.25], [0.5, 1]]
-    assert normalised(scores, 2, 2, (0, 0, 2, 1)).tolist() == [[0, 1], [1, 1]]
-    large = normalised(scores, 20, 40)
+    assert normalise_map(scores, 2, 2).tolist() == [[0, 0.25], [0.5, 1]]
+    assert normalise_map(scores, 2, 2, (0, 0, 2, 1)).tolist() == [[0, 1], [1, 1]]
+    large = normalise_map(scores, 20, 40)
     assert large.shape == (20, 40)
     assert (large.min(), large.max()) == (0, 1)
-    assert not normalised(np.full((3, 3), 7.0), 5, 5).any()
-    assert not normalised(np.array([[np.nan, 1], [2, 3]]), 5, 5).any()
-    assert not normalised(scores, 2, 2, (5, 5, 6, 6)).any()
+    assert not normalise_map(np.full((3, 3), 7.0), 5, 5).any()
+    assert not normalise_map(np.array([[np.nan, 1], [2, 3]]), 5, 5).any()
+    assert not normalise_map(scores, 2, 2, (5, 5, 6, 6)).any()
 
 
 def test_a_map_is_digitised() -> None:
     values = np.array([[0, 0.19, 0.2, 0.49], [0.5, 0.79, 0.8, 1]], dtype=np.float32)
-    values[values == np.float32(0.2)] = 0.2000001  # 0.2 is less in single precision
+    values[values == np.float32(0.2)] = 0.2000001  # 0.2 is smaller in single precision
     values[values == np.float32(0.8)] = 0.8000001
     b, mb, mf, f = BACKGROUND, MAYBE_BACKGROUND, MAYBE_FOREGROUND, FOREGROUND
-    assert seeds(values, 0.2, 0.5, 0.8).tolist() == [[b, b, mb, mb], [mf, mf, f, f]]
-    assert seeds(values, 0, 0.5, 1).tolist() == [
+    assert make_trimap(values, 0.2, 0.5, 0.8).tolist() == [[b, b, mb, mb], [mf, mf, f, f]]
+    assert make_trimap(values, 0, 0.5, 1).tolist() == [
         [mb] * 4,
         [mf] * 4,
-    ]  # t2 = 1: the last bin is closed, none is sure
-    assert seeds(values, 0.2, 0.5, 0.8, (0, 1, 3, 2)).tolist() == [[b] * 4, [mf, mf, f, b]]
+    ]  # t2 = 1: no sure foreground
+    assert make_trimap(values, 0.2, 0.5, 0.8, (0, 1, 3, 2)).tolist() == [[b] * 4, [mf, mf, f, b]]
     for wrong in (
         (0.5, 0.5, 0.8),
         (-0.1, 0.5, 0.8),
@@ -110,60 +110,72 @@ def test_a_map_is_digitised() -> None:
         (float("nan"), 0.5, 0.8),
     ):
         with pytest.raises(ValueError, match="thresholds"):
-            seeds(values, *wrong)
+            make_trimap(values, *wrong)
 
 
 @pytest.mark.parametrize("side", [0, 64, 192])
 @pytest.mark.parametrize("size", [(60, 80), (400, 300)])
-def test_an_object_that_stands_out_is_found(size: tuple[int, int], side: int) -> None:
+def test_a_distinct_object_is_segmented(size: tuple[int, int], side: int) -> None:
     height, width = size
     radius = height / 4
     truth = disc(height, width, height / 2, width / 2, radius)
     box = (width / 2 - radius, height / 2 - radius, width / 2 + radius, height / 2 + radius)
     image = scene(truth)
-    codes = np.where(box_mask(box, height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND))
-    found = grabcut(image, codes, side=side)
-    assert found.fallback == ""
-    assert iou(found.mask, truth) > (0.97 if side == 0 else 0.9)
-    assert np.array_equal(found.mask, grabcut(image, codes, side=side).mask)
+    trimap = np.where(
+        box_mask(box, height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
+    )
+    result = grabcut(image, trimap, side=side)
+    assert result.fallback_reason == ""
+    assert iou(result.mask, truth) > (0.97 if side == 0 else 0.9)
+    assert np.array_equal(result.mask, grabcut(image, trimap, side=side).mask)
 
 
-def test_the_crop_is_cut_as_the_whole_image_is() -> None:
+def test_the_crop_gives_the_same_mask_as_the_full_image() -> None:
     truth = disc(80, 100, 40, 50, 20)
-    codes = np.where(
+    trimap = np.where(
         box_mask((28, 18, 72, 62), 80, 100), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
     )
-    crop, whole = (grabcut(scene(truth), codes, side=0, whole=whole) for whole in (False, True))
+    crop, whole = (
+        grabcut(scene(truth), trimap, side=0, full_image=full_image) for full_image in (False, True)
+    )
     assert iou(crop.mask, whole.mask) > 0.97
-    assert not crop.mask[codes == BACKGROUND].any()
+    assert not crop.mask[trimap == BACKGROUND].any()
 
 
 def test_sure_seeds_stay() -> None:
-    """Those of the other colour too, inside the object and out."""
+    """Also seeds that contradict the colors, inside and outside the object."""
     truth = disc(60, 60, 30, 30, 15)
-    codes = np.full((60, 60), MAYBE_FOREGROUND, dtype=np.uint8)
-    codes[:3], codes[-3:], codes[:, :3], codes[:, -3:] = (BACKGROUND,) * 4
-    codes[28:32, 28:32], codes[8:12, 8:12] = BACKGROUND, FOREGROUND
-    found = grabcut(scene(truth), codes, side=0).mask
-    assert not found[28:32, 28:32].any()
-    assert found[8:12, 8:12].all()
+    trimap = np.full((60, 60), MAYBE_FOREGROUND, dtype=np.uint8)
+    trimap[:3], trimap[-3:], trimap[:, :3], trimap[:, -3:] = (BACKGROUND,) * 4
+    trimap[28:32, 28:32], trimap[8:12, 8:12] = BACKGROUND, FOREGROUND
+    result = grabcut(scene(truth), trimap, side=0).mask
+    assert not result[28:32, 28:32].any()
+    assert result[8:12, 8:12].all()
 
 
 @pytest.mark.parametrize("size", [(700, 620), (90, 77)])
 def test_a_crop_that_is_scaled_keeps_its_sure_seeds(size: tuple[int, int]) -> None:
-    """The object reaches a little beyond its box; a pixel in it is background, a column of pixels through it and beyond foreground."""
+    """The object extends slightly beyond its box.
+
+    A pixel in it is sure background, and a column of pixels through it is sure foreground.
+    """
     height, width = size
     radius, middle = 0.2 * height, (0.45 * height, 0.5 * width)
     box = tuple(middle[1 - axis] + sign * 0.95 * radius for sign in (-1, 1) for axis in (0, 1))
     image = scene(disc(height, width, *middle, radius))
-    codes = np.where(box_mask(box, height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND))
-    codes[int(0.5 * height), int(0.55 * width)], codes[:, int(0.5 * width)] = BACKGROUND, FOREGROUND
+    trimap = np.where(
+        box_mask(box, height, width), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
+    )
+    trimap[int(0.5 * height), int(0.55 * width)], trimap[:, int(0.5 * width)] = (
+        BACKGROUND,
+        FOREGROUND,
+    )
     for side in (0, 64, 192):
-        found = grabcut(image, codes, side=side)
-        assert found.fallback == ""
-        assert iou(found.mask, disc(height, width, *middle, radius)) > 0.8
-        assert not found.mask[codes == BACKGROUND].any()
-        assert found.mask[codes == FOREGROUND].all()
+        result = grabcut(image, trimap, side=side)
+        assert result.fallback_reason == ""
+        assert iou(result.mask, disc(height, width, *middle, radius)) > 0.8
+        assert not result.mask[trimap == BACKGROUND].any()
+        assert result.mask[trimap == FOREGROUND].all()
 
 
 @pytest.mark.parametrize(
@@ -175,25 +187,25 @@ def test_a_crop_that_is_scaled_keeps_its_sure_seeds(size: tuple[int, int]) -> No
         (MAYBE_FOREGROUND, "no back"),
     ],
 )
-def test_one_kind_of_seeds_is_no_cut(code: int, why: str) -> None:
-    image, codes = scene(disc(9, 12, 4, 6, 3)), np.full((9, 12), code, dtype=np.uint8)
-    found = grabcut(image, codes)
-    assert found.fallback.startswith(why)
-    assert (found.mask == bool(code & 1)).all()
-    instead = box_mask((1, 1, 3, 3), 9, 12)
-    assert np.array_equal(grabcut(image, codes, instead=instead).mask, instead)
+def test_seeds_of_one_kind_give_the_fallback(code: int, why: str) -> None:
+    image, trimap = scene(disc(9, 12, 4, 6, 3)), np.full((9, 12), code, dtype=np.uint8)
+    result = grabcut(image, trimap)
+    assert result.fallback_reason.startswith(why)
+    assert (result.mask == bool(code & 1)).all()
+    fallback = box_mask((1, 1, 3, 3), 9, 12)
+    assert np.array_equal(grabcut(image, trimap, fallback=fallback).mask, fallback)
 
 
-def test_what_collapses_is_replaced() -> None:
-    """Perhaps foreground where all looks like the background."""
+def test_a_collapsed_cut_gives_the_fallback() -> None:
+    """Probable foreground that looks like the background."""
     image = scene(disc(60, 60, 5, 5, 1))
-    codes = np.where(
+    trimap = np.where(
         box_mask((20, 20, 40, 40), 60, 60), np.uint8(MAYBE_FOREGROUND), np.uint8(BACKGROUND)
     )
     ellipse = ellipse_mask((20, 20, 40, 40), 60, 60)
-    found = grabcut(image, codes, iterations=5, instead=ellipse)
-    assert found.fallback == "the cut collapsed"
-    assert np.array_equal(found.mask, ellipse)
+    result = grabcut(image, trimap, iterations=5, fallback=ellipse)
+    assert result.fallback_reason == "the cut collapsed"
+    assert np.array_equal(result.mask, ellipse)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 1), (3, 3), (5, 200), (40, 50)])
@@ -206,32 +218,33 @@ def test_any_seeds_on_any_image_give_a_mask(size: tuple[int, int], constant: boo
         else rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     )
     for number in range(12):
-        codes = rng.integers(0, 4, size).astype(np.uint8)
-        before = image.copy(), codes.copy()
-        found = grabcut(image, codes, 2, side=(0, 30)[number % 2]).mask
-        assert found.dtype == bool
-        assert found.shape == size
-        assert found.any() or not (codes & 1).any()
+        trimap = rng.integers(0, 4, size).astype(np.uint8)
+        before = image.copy(), trimap.copy()
+        result = grabcut(image, trimap, 2, side=(0, 30)[number % 2]).mask
+        assert result.dtype == bool
+        assert result.shape == size
+        assert result.any() or not (trimap & 1).any()
         assert np.array_equal(image, before[0])
-        assert np.array_equal(codes, before[1])
+        assert np.array_equal(trimap, before[1])
 
 
-def test_strokes_mend_a_mask() -> None:
-    """Two discs: the box shows the one, a stroke adds the other, a second one takes the first away."""
+def test_strokes_refine_a_mask() -> None:
+    """Two discs: the box contains one, strokes add the other and then remove the first."""
     first, second = disc(100, 160, 50, 50, 20), disc(100, 160, 50, 100, 15)
     image, none = scene(first | second), np.zeros((100, 160), dtype=bool)
     box = (30, 30, 70, 70)
-    assert iou(recut(image, box, none, none).mask, first) > 0.9
+    assert iou(refine_with_strokes(image, box, none, none).mask, first) > 0.9
     add, away = disc(100, 160, 50, 100, 5), disc(100, 160, 50, 50, 18)
-    assert iou(recut(image, box, add, none).mask, first | second) > 0.9
-    found = recut(image, box, add, away).mask
-    assert not found[away].any()
-    assert found[add].all()
-    assert iou(found, second) > 0.7
-    twice = recut(image, box, first, first).mask
-    assert not twice[first].any()  # background where twice
+    assert iou(refine_with_strokes(image, box, add, none).mask, first | second) > 0.9
+    result = refine_with_strokes(image, box, add, away).mask
+    assert not result[away].any()
+    assert result[add].all()
+    assert iou(result, second) > 0.7
+    twice = refine_with_strokes(image, box, first, first).mask
+    assert not twice[first].any()  # pixels painted with both are background
     assert np.array_equal(
-        recut(image, None, add, none).mask, recut(image, (0, 0, 160, 100), add, none).mask
+        refine_with_strokes(image, None, add, none).mask,
+        refine_with_strokes(image, (0, 0, 160, 100), add, none).mask,
     )
 
 
@@ -241,6 +254,6 @@ def test_strokes_mend_a_mask() -> None:
 def test_strokes_without_an_object(box: tuple[float, ...]) -> None:
     none, every = np.zeros((20, 30), dtype=bool), np.ones((20, 30), dtype=bool)
     image = np.full((20, 30, 3), 9, dtype=np.uint8)
-    assert recut(image, box, every, none).mask.all()
-    assert not recut(image, box, none, every).mask.any()
-    assert recut(image, box, none, none).mask.any() == box_mask(box, 20, 30).any()
+    assert refine_with_strokes(image, box, every, none).mask.all()
+    assert not refine_with_strokes(image, box, none, every).mask.any()
+    assert refine_with_strokes(image, box, none, none).mask.any() == box_mask(box, 20, 30).any()

@@ -1,4 +1,4 @@
-"""ImageNet's classes for VOC's and COCO's: numbers against torchvision's names."""
+"""ImageNet classes of the classes of VOC and COCO, against torchvision's class names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torchvision.models import SqueezeNet1_1_Weights
 
 from maskseg.annotation.imagenet import DATA_SETS, class_members, members_of
 from maskseg.errors import UserError
-from maskseg.interop.classes import coco
+from maskseg.interop.classes import coco_categories
 
 IMAGENET: list[str] = SqueezeNet1_1_Weights.DEFAULT.meta["categories"]
-# Of COCO's classes those that ImageNet knows nothing of.
+# Classes of COCO without a class in ImageNet.
 NONE = {
     *(
         "fire hydrant",
@@ -29,10 +29,10 @@ NONE = {
 
 
 def test_names_are_those_of_the_data_sets() -> None:
-    assert list(class_members("coco")) == list(coco().names)
+    assert list(class_members("coco")) == list(coco_categories().names)
     voc = class_members("voc")
     assert len(voc) == 20
-    assert list(voc) == sorted(voc)  # VOC's labels are in this order
+    assert list(voc) == sorted(voc)  # the order of VOC's labels
 
 
 def test_every_class_of_voc_has_members_and_of_coco_all_but_those_listed() -> None:
@@ -42,13 +42,15 @@ def test_every_class_of_voc_has_members_and_of_coco_all_but_those_listed() -> No
 
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_a_class_of_imagenet_stands_for_one_class_at_most(data_set: str) -> None:
-    members = [i for own in class_members(data_set).values() for i in own]
+    members = [i for indices in class_members(data_set).values() for i in indices]
     assert len(members) == len(set(members))
     assert all(0 <= i < 1000 for i in members)
 
 
 def test_members_by_name() -> None:
-    members = {name: [IMAGENET[i] for i in own] for name, own in class_members("coco").items()}
+    members = {
+        name: [IMAGENET[i] for i in indices] for name, indices in class_members("coco").items()
+    }
     assert members["cat"] == ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"]
     assert (len(members["dog"]), members["dog"][0], members["dog"][-1]) == (
         118,
@@ -78,17 +80,17 @@ def test_members_by_name() -> None:
     assert all("bottle" in name or "jug" in name for name in members["bottle"])
 
 
-def test_a_classs_own_name_is_never_left_out() -> None:
-    # Guards against: a number that is off by one
-    for name, own in class_members("coco").items():
+def test_a_class_includes_its_own_name() -> None:
+    # Guards against class indices that are off by one.
+    for name, indices in class_members("coco").items():
         same = {i for i, theirs in enumerate(IMAGENET) if theirs.lower() == name}
-        assert name == "kite" or same <= set(own), name  # that kite is a bird
+        assert name == "kite" or same <= set(indices), name  # ImageNet's kite is a bird
 
 
 def test_members_of_names_of_either() -> None:
     table = class_members("voc")
     assert members_of(["sofa", "couch", "zebra"]) == [table["sofa"], table["sofa"], [340]]
-    assert [len(own) for own in members_of(["dog", "giraffe", "nucleus"])] == [118, 0, 0]
+    assert [len(indices) for indices in members_of(["dog", "giraffe", "nucleus"])] == [118, 0, 0]
     assert members_of([]) == []
     with pytest.raises(UserError, match=r"no class for giraffe, nucleus: train a classifier"):
         members_of(["giraffe", "nucleus"])

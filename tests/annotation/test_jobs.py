@@ -1,4 +1,4 @@
-"""Jobs of annotation, and the journal from which a run goes on."""
+"""Annotation jobs, and the journal from which a run resumes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made.coco_files import SQUARE, dataset, write
 
-from maskseg.annotation.jobs import AnnotationJob, annotation_jobs, file_mark, work_through
+from maskseg.annotation.jobs import AnnotationJob, annotation_jobs, run_jobs, sha256_of
 from maskseg.annotation.write import (
     check_output,
     class_annotations,
@@ -44,83 +44,82 @@ def read(folder: Path) -> CocoFile:
 
 def test_objects_and_classes(tmp_path: Path) -> None:
     file = read(tmp_path)
-    first, second = annotation_jobs(file, "root", 100, "object", truth=False)
-    assert (first.root, first.max_pixels, first.file_name, [w.id for w in first.wanted]) == (
+    first, second = annotation_jobs(file, "root", 100, "object", ground_truth=False)
+    assert (first.root, first.max_pixels, first.file_name, [w.id for w in first.requests]) == (
         "root",
         100,
         "1.png",
         [1],
     )
-    assert [w.box for w in second.wanted] == [
+    assert [w.box for w in second.requests] == [
         (1, 2, 6, 8),
         (20, 2, 30, 8),
-    ]  # no crowd, none outside the image
-    assert all(w.truth is None for w in second.wanted)
-    with_truth = list(annotation_jobs(file, "", 100, "object", truth=True))
-    assert [[w.id for w in job.wanted] for job in with_truth] == [[1], [12]]
-    mask = with_truth[0].wanted[0].true_mask()
+    ]  # without the crowd and the box outside the image
+    assert all(w.ground_truth is None for w in second.requests)
+    with_truth = list(annotation_jobs(file, "", 100, "object", ground_truth=True))
+    assert [[w.id for w in job.requests] for job in with_truth] == [[1], [12]]
+    mask = with_truth[0].requests[0].ground_truth_mask()
     assert mask is not None
     assert (mask.shape, mask.sum()) == ((20, 30), 60)
-    by_class = list(annotation_jobs(file, "", 100, "class", truth=False, most=1))
-    assert [[(w.id, w.label, w.box) for w in job.wanted] for job in by_class] == [[(0, 0, None)]]
-    assert [len(job.wanted) for job in annotation_jobs(file, "", 100, "class", truth=True)] == [
+    by_class = list(annotation_jobs(file, "", 100, "class", ground_truth=False, max_images=1))
+    assert [[(w.id, w.label, w.box) for w in job.requests] for job in by_class] == [[(0, 0, None)]]
+    assert [
+        len(job.requests) for job in annotation_jobs(file, "", 100, "class", ground_truth=True)
+    ] == [
         1,
         0,
-    ]  # of the second image a mask is lacking
+    ]  # a mask of the second image is missing
 
 
-def test_jobs_are_made_as_they_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_are_generated_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, asked = read(tmp_path), []
     monkeypatch.setattr(
         file, "annotations", lambda index: asked.append(index) or CocoFile.annotations(file, index)
     )
-    assert next(annotation_jobs(file, "", 100, "object", truth=True)).image_id == 1
+    assert next(annotation_jobs(file, "", 100, "object", ground_truth=True)).image_id == 1
     assert asked == [0]
 
 
-def test_a_mark_changes_with_the_content(tmp_path: Path) -> None:
+def test_checksums_change_with_the_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    first = file_mark(path)
-    assert file_mark(path) == first
+    first = sha256_of(path)
+    assert sha256_of(path) == first
     path.write_bytes(b"two")
-    assert file_mark(path) != first
+    assert sha256_of(path) != first
     with pytest.raises(UserError, match="b: cannot be read"):
-        file_mark(tmp_path / "b")
+        sha256_of(tmp_path / "b")
 
 
 @pytest.mark.parametrize("cut", [1, 5])
-def test_a_journal_is_gone_on_from(tmp_path: Path, cut: int) -> None:
+def test_a_run_resumes_from_its_journal(tmp_path: Path, cut: int) -> None:
     path, settings = tmp_path / "a" / ".out.masks", {"data": "x", "keys": (1, 2)}
-    found = work_through(JOBS, area, path, settings, 1, "masks")
-    assert list(found.items()) == [(7, {"area": 37}), (3, {"area": 33}), (9, {"area": 39})]
+    results = run_jobs(JOBS, area, path, settings, 1, "masks")
+    assert list(results.items()) == [(7, {"area": 37}), (3, {"area": 33}), (9, {"area": 39})]
     whole = path.read_bytes()
-    assert work_through(JOBS, never, path, settings, 1, "masks") == found
-    path.write_bytes(whole[:-cut])  # the last line is cut off
+    assert run_jobs(JOBS, never, path, settings, 1, "masks") == results
+    path.write_bytes(whole[:-cut])  # truncates the last line
     with pytest.raises(AssertionError, match="image 9 is done again"):
-        work_through(JOBS, never, path, settings, 1, "masks")
-    assert work_through(JOBS, area, path, settings, 1, "masks") == found
+        run_jobs(JOBS, never, path, settings, 1, "masks")
+    assert run_jobs(JOBS, area, path, settings, 1, "masks") == results
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match=r"keys=\[1, 2\] there, \[1\] here"):
-        work_through(JOBS, area, path, {**settings, "keys": [1]}, 1, "masks")
+        run_jobs(JOBS, area, path, {**settings, "keys": [1]}, 1, "masks")
     path.write_text("[1]\n")
     with pytest.raises(UserError, match="not the journal"):
-        work_through(JOBS, area, path, settings, 1, "masks")
-    path.write_text('{"format": "mask')  # killed before the first line was whole
-    assert work_through(JOBS, area, path, settings, 1, "masks") == found
+        run_jobs(JOBS, area, path, settings, 1, "masks")
+    path.write_text('{"format": "mask')  # killed while writing the first line
+    assert run_jobs(JOBS, area, path, settings, 1, "masks") == results
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
     one, two = (
-        work_through(JOBS, area, tmp_path / str(workers), {}, workers, "masks")
-        for workers in (1, 2)
+        run_jobs(JOBS, area, tmp_path / str(workers), {}, workers, "masks") for workers in (1, 2)
     )
     assert list(one.items()) == list(two.items())
 
 
-def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
+def test_the_content_of_the_file_is_kept(tmp_path: Path) -> None:
     file = read(tmp_path)
     before = json.loads(file.path.read_text())
     row = {
@@ -145,7 +144,7 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     assert rows[1] == before["annotations"][0]
     assert rows[13] == before["annotations"][4]  # outside its image
     assert len(rows) == 5
-    assert sorted(rows)[-1] == 14  # that of the one without
+    assert sorted(rows)[-1] == 14  # the annotation without an id
     write_annotations(tmp_path / "out.json", content)
     assert len(read_coco(tmp_path / "out.json").annotations(1)) == 3
     assert json.loads(file.path.read_text()) == before
@@ -179,7 +178,7 @@ def test_annotations_without_an_id_or_with_0_are_kept_whole(tmp_path: Path) -> N
     file = read_coco(write(tmp_path, content))
     numbers = [file.annotations(index).ids.tolist() for index in (0, 1)]
     assert numbers == [[1, 5], [2, 3]]  # 4 lies outside its image
-    made = {
+    masks = {
         number: {
             "id": number,
             "label": 0,
@@ -189,14 +188,14 @@ def test_annotations_without_an_id_or_with_0_are_kept_whole(tmp_path: Path) -> N
         }
         for number in (2, 3)
     }
-    found = object_annotations(file, made)["annotations"]
-    assert [(a["id"], a["note"], a.get("mask_by"), a.get("review")) for a in found[1:]] == [
+    results = object_annotations(file, masks)["annotations"]
+    assert [(a["id"], a["note"], a.get("mask_by"), a.get("review")) for a in results[1:]] == [
         (0, "mine", {"at": 2}, None),
-        (3, "mine", {"at": 3}, None),  # what was decided on the old mask is gone
+        (3, "mine", {"at": 3}, None),  # the decision on the old mask is gone
         (6, "mine", None, None),
         (5, "mine", None, "rejected"),
     ]
-    assert [a["bbox"] for a in found[1:]] == [a["bbox"] for a in content["annotations"][1:]]
+    assert [a["bbox"] for a in results[1:]] == [a["bbox"] for a in content["annotations"][1:]]
 
 
 def test_crowds_that_image_labels_stand_for_are_not_written(tmp_path: Path) -> None:
@@ -205,18 +204,18 @@ def test_crowds_that_image_labels_stand_for_are_not_written(tmp_path: Path) -> N
     content["images"][0]["category_ids"] = [5]
     file = read_coco(write(tmp_path, content))
     assert file.annotations(0).crowd.tolist() == [False, True]
-    found = object_annotations(file, {})
-    assert [a["id"] for a in found["annotations"]] == [1, 10]
-    assert found["images"] == content["images"]
+    results = object_annotations(file, {})
+    assert [a["id"] for a in results["annotations"]] == [1, 10]
+    assert results["images"] == content["images"]
 
 
 def test_outputs_that_would_destroy_something(tmp_path: Path) -> None:
     file = read(tmp_path)
     (tmp_path / "link.json").symlink_to(file.path)
     for name in (file.path, tmp_path / "link.json", tmp_path / "x" / ".." / file.path.name):
-        with pytest.raises(UserError, match="is a file that is read"):
+        with pytest.raises(UserError, match="is an input file"):
             check_output(name, [None, str(file.path)])
     (tmp_path / "done.json").write_text("{}")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         check_output(tmp_path / "done.json", [str(file.path)])
     check_output(tmp_path / "new.json", [str(file.path)])

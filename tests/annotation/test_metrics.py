@@ -1,4 +1,4 @@
-"""The measures of proposed masks against literals, torchmetrics and brute force."""
+"""Metrics of proposed masks against literals and torchmetrics."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ import torch
 from torchmetrics.classification import BinaryJaccardIndex
 
 from maskseg.annotation.metrics import (
-    ANY_SIZE,
     COLUMNS,
+    OBJECT_IOU_ANY_SIZE,
     AnnotationScores,
-    agreement,
     annotation_table,
     class_lines,
+    confusion_counts,
 )
 
 
 def test_counts() -> None:
-    found = np.array([[1, 1, 0], [0, 0, 1]], dtype=bool)
+    proposed = np.array([[1, 1, 0], [0, 0, 1]], dtype=bool)
     truth = np.array([[1, 0, 0], [0, 1, 1]], dtype=bool)
-    assert agreement(found, truth) == (2, 1, 1, 2)
-    assert agreement(~truth, truth) == (0, 3, 3, 0)
+    assert confusion_counts(proposed, truth) == (2, 1, 1, 2)
+    assert confusion_counts(~truth, truth) == (0, 3, 3, 0)
     with pytest.raises(ValueError, match="cannot be compared"):
-        agreement(found, truth[:1])
+        confusion_counts(proposed, truth[:1])
 
 
 def test_the_means_by_hand() -> None:
     scores = AnnotationScores(3, min_area=5)
     scores.add(0, (6, 2, 2, 90))  # IoU 0.6
-    scores.add(0, (1, 0, 1, 98))  # small: pooled alone
+    scores.add(0, (1, 0, 1, 98))  # small: counts for the pooled metrics only
     scores.add(2, (20, 0, 0, 80))
     scores.add(2, (0, 0, 10, 90))
-    found = scores.compute()
+    means = scores.compute()
     iou = (7 / 12, 20 / 30)
     accuracy = (195 / 200, 190 / 200)
-    assert found["mIoU"] == pytest.approx(np.mean(iou))
-    assert found["mean_accuracy"] == pytest.approx(np.mean(accuracy))
-    assert found["frequency_weighted_IoU"] == pytest.approx((10 * iou[0] + 30 * iou[1]) / 40)
-    assert found["object_IoU"] == pytest.approx((0.6 + 1 + 0) / 3)
-    assert found["class_object_IoU"] == pytest.approx((0.6 + 0.5) / 2)
-    assert found[ANY_SIZE] == pytest.approx((0.6 + 0.5 + 1 + 0) / 4)
+    assert means["mIoU"] == pytest.approx(np.mean(iou))
+    assert means["mean_accuracy"] == pytest.approx(np.mean(accuracy))
+    assert means["frequency_weighted_IoU"] == pytest.approx((10 * iou[0] + 30 * iou[1]) / 40)
+    assert means["object_IoU"] == pytest.approx((0.6 + 1 + 0) / 3)
+    assert means["class_object_IoU"] == pytest.approx((0.6 + 0.5) / 2)
+    assert means[OBJECT_IOU_ANY_SIZE] == pytest.approx((0.6 + 0.5 + 1 + 0) / 4)
     first, none, third = scores.per_class()
     assert first == pytest.approx(
         {
@@ -63,31 +63,31 @@ def test_the_means_by_hand() -> None:
     assert third["objects"] == 2
 
 
-def test_nothing_and_nothing_true() -> None:
+def test_without_masks_and_without_ground_truth() -> None:
     assert set(AnnotationScores(4).compute().values()) == {-1.0}
     scores = AnnotationScores(1)
     scores.add(0, (0, 9, 0, 91))
-    found = scores.compute()
+    means = scores.compute()
     assert (
-        found["mIoU"],
-        found["frequency_weighted_IoU"],
-        found["object_IoU"],
-        found[ANY_SIZE],
+        means["mIoU"],
+        means["frequency_weighted_IoU"],
+        means["object_IoU"],
+        means[OBJECT_IOU_ANY_SIZE],
     ) == (0, -1, -1, -1)
-    assert np.isfinite(list(found.values())).all()
+    assert np.isfinite(list(means.values())).all()
 
 
 def test_pooled_iou_is_torchmetrics() -> None:
     rng = np.random.default_rng(0)
     scores, other = AnnotationScores(1), BinaryJaccardIndex()
     for height in (5, 30, 41):
-        found, truth = rng.random((2, height, 20)) < 0.4
-        scores.add(0, agreement(found, truth))
-        other.update(torch.from_numpy(found), torch.from_numpy(truth))
+        proposed, truth = rng.random((2, height, 20)) < 0.4
+        scores.add(0, confusion_counts(proposed, truth))
+        other.update(torch.from_numpy(proposed), torch.from_numpy(truth))
     assert scores.compute()["mIoU"] == pytest.approx(float(other.compute()))
 
 
-def test_the_table_says_what_is_lacking() -> None:
+def test_the_table_names_missing_weights() -> None:
     scores = AnnotationScores(2)
     scores.add(1, (2000, 0, 0, 5))
     text = annotation_table({"grabcut": scores.compute(), "cam": "needs weights"})

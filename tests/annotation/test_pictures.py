@@ -1,4 +1,4 @@
-"""Pictures of proposed masks: what is drawn where, by pixels."""
+"""Images of proposed masks: checks of pixel values and sizes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,34 @@ from PIL import Image
 
 from maskseg.annotation.grabcut import FOREGROUND
 from maskseg.annotation.metrics import COLUMNS
-from maskseg.annotation.pictures import SEEDS, Example, contact_sheet, plot_thresholds, seed_picture
+from maskseg.annotation.pictures import (
+    TRIMAP_COLOURS,
+    Example,
+    contact_sheet,
+    draw_trimap,
+    plot_thresholds,
+)
 
 IMAGE = np.full((40, 60, 3), 100, dtype=np.uint8)
 MASK = np.zeros((40, 60), dtype=bool)
 MASK[10:30, 20:40] = True
 
 
-def test_seeds_have_four_colours() -> None:
-    codes = np.array([[0, 1, 2, 3]], dtype=np.uint8)
-    found = seed_picture(np.full((1, 4, 3), 100, dtype=np.uint8), codes)
-    assert len({tuple(pixel) for pixel in found[0].tolist()}) == 4
-    assert found[0, 1].tolist() == [round(0.4 * 100 + 0.6 * value) for value in SEEDS[FOREGROUND]]
+def test_a_trimap_has_four_colours() -> None:
+    trimap = np.array([[0, 1, 2, 3]], dtype=np.uint8)
+    drawn = draw_trimap(np.full((1, 4, 3), 100, dtype=np.uint8), trimap)
+    assert len({tuple(pixel) for pixel in drawn[0].tolist()}) == 4
+    assert drawn[0, 1].tolist() == [
+        round(0.4 * 100 + 0.6 * value) for value in TRIMAP_COLOURS[FOREGROUND]
+    ]
 
 
-def test_columns_that_nothing_fills_are_left_out() -> None:
+def test_empty_columns_are_dropped() -> None:
     plain = contact_sheet([Example("a", IMAGE, MASK)])
-    codes, heat = MASK.astype(np.uint8), MASK.astype(np.float32)
+    trimap, heat = MASK.astype(np.uint8), MASK.astype(np.float32)
     full = contact_sheet(
         [
-            Example("a", IMAGE, MASK, (1, 2, 30, 40), heat, codes, MASK, "note"),
+            Example("a", IMAGE, MASK, (1, 2, 30, 40), heat, trimap, MASK, "note"),
             Example("b", IMAGE, MASK),
         ]
     )

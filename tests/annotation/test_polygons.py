@@ -1,4 +1,4 @@
-"""Outlines of masks, filled again by pycocotools."""
+"""Polygons of masks, filled again with pycocotools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from made.bitmaps import random_masks
 from pycocotools import mask as coco_mask
 
-from maskseg.annotation.polygons import polygons
+from maskseg.annotation.polygons import mask_to_polygons
 
 pytest.importorskip("cv2")
 
@@ -19,7 +19,7 @@ def filled(outlines: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
 def test_a_box_is_four_points() -> None:
     mask = np.zeros((9, 12), dtype=bool)
     mask[3:5, 4:10] = True
-    (points,) = polygons(mask)
+    (points,) = mask_to_polygons(mask)
     assert {(x, y) for x, y in zip(points[::2], points[1::2], strict=True)} == {
         (4, 3),
         (10, 3),
@@ -27,26 +27,26 @@ def test_a_box_is_four_points() -> None:
         (4, 5),
     }
     mask[:] = True
-    assert sorted(polygons(mask)[0]) == sorted([0.0, 0, 12, 0, 12, 9, 0, 9])
-    assert polygons(np.zeros((9, 12), dtype=bool)) == []
+    assert sorted(mask_to_polygons(mask)[0]) == sorted([0.0, 0, 12, 0, 12, 9, 0, 9])
+    assert mask_to_polygons(np.zeros((9, 12), dtype=bool)) == []
 
 
-def test_pieces_by_size() -> None:
+def test_components_by_size() -> None:
     mask = np.zeros((9, 12), dtype=bool)
-    mask[1, 1], mask[2, 2] = True, True  # they touch at a corner alone
+    mask[1, 1], mask[2, 2] = True, True  # they touch only at a corner
     mask[5:8, 5:9] = True
-    found = polygons(mask)
-    assert len(found) == 3
-    assert max(found[0][::2]) == 9
-    assert np.array_equal(filled(found, mask.shape), mask)
+    outlines = mask_to_polygons(mask)
+    assert len(outlines) == 3
+    assert max(outlines[0][::2]) == 9
+    assert np.array_equal(filled(outlines, mask.shape), mask)
 
 
-def test_ellipses_come_back() -> None:
+def test_ellipses_round_trip() -> None:
     y, x = np.mgrid[:80, :100]
     for a, b in ((30, 20), (7, 35), (3.3, 2.2), (1, 1)):
         mask = ((x - 50) / a) ** 2 + ((y - 40) / b) ** 2 <= 1
-        again = filled(polygons(mask), mask.shape)
-        assert (again & mask).sum() / (again | mask).sum() > 0.99, (a, b)
+        refilled = filled(mask_to_polygons(mask), mask.shape)
+        assert (refilled & mask).sum() / (refilled | mask).sum() > 0.99, (a, b)
 
 
 def test_holes_are_filled_and_any_mask_has_outlines() -> None:
@@ -54,9 +54,9 @@ def test_holes_are_filled_and_any_mask_has_outlines() -> None:
     mask[2:18, 2:18] = True
     whole = mask.copy()
     mask[8:12, 8:12] = False
-    assert np.array_equal(filled(polygons(mask), mask.shape), whole)
+    assert np.array_equal(filled(mask_to_polygons(mask), mask.shape), whole)
     for mask in random_masks(30):
-        for points in polygons(mask):
+        for points in mask_to_polygons(mask):
             assert len(points) >= 6
             assert len(points) % 2 == 0
             assert max(points[::2]) <= mask.shape[1]

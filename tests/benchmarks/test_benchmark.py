@@ -1,4 +1,4 @@
-"""The suites run and print what they should; no time is judged here."""
+"""The benchmark suites: they run and print their results. Times are not checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from made.tools import assert_refused, said
 
 from maskseg import config
 from maskseg.benchmarks import scaling as suite_scaling
-from maskseg.benchmarks.evaluate import by_hand, evaluate, simulated
+from maskseg.benchmarks.evaluate import by_hand, evaluate, simulate
 from maskseg.benchmarks.measure import in_turn, ratio
 from maskseg.benchmarks.paste import paste
 from maskseg.benchmarks.report import chart, table
@@ -22,13 +22,13 @@ from maskseg.benchmarks.scaling import scaling, slope
 from maskseg.data.datasets.scenes import make_scenes
 
 
-def test_things_are_measured_in_turn() -> None:
+def test_functions_are_measured_in_turn() -> None:
     order: list[str] = []
-    found = in_turn(
+    seconds = in_turn(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu")
     )
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert [len(v) for v in found.values()] == [3, 3]
+    assert [len(v) for v in seconds.values()] == [3, 3]
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == 2.0
 
 
@@ -45,15 +45,12 @@ def test_pasting_beside_the_peers() -> None:
 def test_evaluating_beside_pycocotools() -> None:
     numbers = evaluate(SimpleNamespace(rounds=1), images=8, detections=20)
     assert [c["name"][:5] for c in numbers["cases"]] == ["bbox:", "segm:"]
-    for found in numbers["cases"]:
-        assert list(found["seconds"])[:2] == ["pycocotools by hand", "maskseg, pycocotools"]
-        assert found["agreement"]["largest difference"] < 1e-12
-    truth, rows = simulated(8, 20)
-    assert (
-        0.01
-        < by_hand(truth, [{k: v for k, v in r.items() if k != "bbox"} for r in rows], "segm")[0]
-        < 0.99
-    )
+    for case in numbers["cases"]:
+        assert list(case["seconds"])[:2] == ["pycocotools by hand", "maskseg, pycocotools"]
+        assert case["agreement"]["largest difference"] < 1e-12
+    truth, rows = simulate(8, 20)
+    masks = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
+    assert 0.01 < by_hand(truth, masks, "segm")[0] < 0.99
 
 
 def test_roi_align_beside_torchvisions() -> None:
@@ -62,9 +59,9 @@ def test_roi_align_beside_torchvisions() -> None:
     )
     assert [one["name"].split(":")[0] for one in numbers["cases"]] == ["forward", "backward"] * 4
     assert "5 regions of 14 x 14, aligned=False" in numbers["cases"][-1]["name"]
-    for one in numbers["cases"]:
-        assert list(one["seconds"]) == ["torchvision", "maskseg", "maskseg, NCHW maps"]
-        assert max(one["agreement"].values()) < 1e-5
+    for case in numbers["cases"]:
+        assert list(case["seconds"]) == ["torchvision", "maskseg", "maskseg, NCHW maps"]
+        assert max(case["agreement"].values()) < 1e-5
 
 
 @pytest.mark.slow
@@ -77,7 +74,9 @@ def test_the_trainers_suite(tmp_path: Path) -> None:
     )
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert json.loads(said[said.index("{") :]) == numbers
-    seconds, every, shares = numbers["seconds"], numbers["every"], numbers["overhead"]
+    seconds = numbers["seconds"]
+    every = numbers["every"]
+    shares = numbers["overhead"]
     assert every == {"log": 1, "checkpoint": 2, "pictures": 4}  # those of debug=smoke
     for part in every:
         assert shares[part] == pytest.approx(seconds[part] / (every[part] * seconds["bare_step"]))
@@ -86,7 +85,7 @@ def test_the_trainers_suite(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"scenes", "out.json", "said.txt"}
 
 
-LITTLE = [
+TINY = [
     *SCENES,
     "trainer.device=cpu",
     "data.num_workers=0",
@@ -100,11 +99,11 @@ LITTLE = [
 @pytest.mark.parametrize("suite", ["inference", "train"])
 def test_a_model_beside_torchvisions(tmp_path: Path, suite: str) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    said = call([*LITTLE, f"suite={suite}", "output=out.json"], tmp_path, tool="benchmark")
+    said = call([*TINY, f"suite={suite}", "output=out.json"], tmp_path, tool="benchmark")
     numbers = json.loads((tmp_path / "out.json").read_text())
     first = numbers["cases"][0]
     assert next(iter(first["seconds"])) == "torchvision"
-    assert min(v for one in numbers["cases"] for v in one["seconds"].values()) > 0
+    assert all(min(case["seconds"].values()) > 0 for case in numbers["cases"])
     assert set(first["times_faster"]) == set(first["seconds"]) - {"torchvision"}
     assert "resnet18, 1 x 96 px" in said
     assert (tmp_path / "out.png").stat().st_size > 1000
@@ -124,17 +123,20 @@ def test_a_model_beside_torchvisions(tmp_path: Path, suite: str) -> None:
 @pytest.mark.slow
 def test_curves_from_equal_weights(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    call([*LITTLE, "suite=curve", "steps=2", "output=out.json"], tmp_path, tool="benchmark")
+    call([*TINY, "suite=curve", "steps=2", "output=out.json"], tmp_path, tool="benchmark")
     also = json.loads((tmp_path / "out.json").read_text())["also"]
     names = ("torchvision", "torchvision, other draws", "maskseg", "maskseg bf16")
-    assert set(also) == {f"loss of steps {i}-{i}, {name}" for name in names for i in (1, 2)}
+    expected: set[str] = set()
+    for i in (1, 2):
+        expected |= {f"loss of steps {i}-{i}, {name}" for name in names}
+    assert set(also) == expected
     assert also["loss of steps 1-1, maskseg"] == pytest.approx(
         also["loss of steps 1-1, torchvision"], rel=0.2
     )
 
 
 @pytest.mark.slow
-def test_the_suite_of_the_data(tmp_path: Path) -> None:
+def test_the_data_suite(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     said = call(
         [
@@ -149,10 +151,8 @@ def test_the_suite_of_the_data(tmp_path: Path) -> None:
         tool="benchmark",
     )
     numbers = json.loads((tmp_path / "out.json").read_text())
-    assert [list(found["seconds"]) for found in numbers["cases"]] == [
-        ["torchvision", "maskseg"]
-    ] * 4
-    assert min(v for found in numbers["cases"] for v in found["seconds"].values()) > 0
+    assert [list(case["seconds"]) for case in numbers["cases"]] == [["torchvision", "maskseg"]] * 4
+    assert all(min(case["seconds"].values()) > 0 for case in numbers["cases"])
     apart = numbers["cases"][0]["agreement"]
     assert apart["pixels apart, grey levels of 255"] < 1e-3
     assert apart["boxes apart, px"] < 1e-3
@@ -169,7 +169,7 @@ def test_slopes_of_the_upper_half() -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_of_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scaling_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     few = {
         "SIZES": (64, 96),
@@ -196,16 +196,17 @@ def test_the_suite_of_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (1, 400),
         (0, 1),
     ]
-    assert all(p["seconds"] > 0 for axis in numbers["axes"] for p in axis["points"])
+    for axis in numbers["axes"]:
+        assert all(point["seconds"] > 0 for point in axis["points"])
     assert numbers == json.loads(json.dumps(numbers))
-    told = table(numbers)
-    assert told.count("slope time ") == len(numbers["axes"]) == 6
+    text = table(numbers)
+    assert text.count("slope time ") == len(numbers["axes"]) == 6
     chart(numbers, tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("overrides", "message"),
     [
         ("suite=nothing", "suite must be one of "),
         ("steps=0", "steps must be at least 1"),
@@ -215,9 +216,9 @@ def test_the_suite_of_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("suite=inference batch=9", "batch=9, but the split val has only 4 images"),
     ],
 )
-def test_what_makes_no_sense(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, told: str
+def test_invalid_overrides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
 ) -> None:
     make_scenes(tmp_path / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     monkeypatch.chdir(tmp_path)
-    assert_refused(said("benchmark", *SMALL, *SCENES, *word.split()), told)
+    assert_refused(said("benchmark", *SMALL, *SCENES, *overrides.split()), message)

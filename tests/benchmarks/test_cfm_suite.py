@@ -1,4 +1,7 @@
-"""The suites of convolutional feature masking run and say what their tables and pictures need; no time is judged here."""
+"""Benchmark suites of convolutional feature masking: they run and fill tables and plots.
+
+Times are not checked.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 from maskseg import config as configs
 from maskseg.benchmarks.boundary import boundary
-from maskseg.benchmarks.cfm import cfm, cut_out, made
+from maskseg.benchmarks.cfm import cfm, crop_segments, make_proposals
 from maskseg.benchmarks.report import table
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
@@ -32,21 +35,22 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def picture() -> np.ndarray:
+def make_image() -> np.ndarray:
     patches = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(patches).resize((80, 64), Image.Resampling.NEAREST))
 
 
-def test_there_are_as_many_segments_as_asked_for() -> None:
-    few, many = made(picture(), 5), made(picture(), 300)
+def test_the_number_of_segments() -> None:
+    few = make_proposals(make_image(), 5)
+    many = make_proposals(make_image(), 300)
     assert (len(few), len(many)) == (5, 300)
     assert isinstance(many.masks, SegmentMasks)
     torch.testing.assert_close(many.masks.boxes(), many.boxes)
 
 
-def test_a_segment_is_cut_out_of_grey() -> None:
-    segments = made(picture(), 3)
-    crops = cut_out(picture(), segments)
+def test_a_segment_is_cropped_from_a_gray_background() -> None:
+    segments = make_proposals(make_image(), 3)
+    crops = crop_segments(make_image(), segments)
     assert crops.shape == (3, 3, 224, 224)
     assert isinstance(segments.masks, SegmentMasks)
     share = segments.masks.area() / (segments.boxes[:, 2:] - segments.boxes[:, :2]).prod(dim=1)
@@ -60,20 +64,23 @@ def test_a_round_of_cfm() -> None:
     config = configs.compose("benchmark", [*SCENES, "trunk=resnet18", "rounds=1"])
     numbers = cfm(config, proposals=12, crops=2, height=96, width=128)
     assert [one["name"].split(":")[0] for one in numbers["cases"]] == [
-        f"resnet18, {levels}, {design}"
-        for levels in ("p2-p5", "c4")
-        for design in ("full_map", "pool_first")
+        "resnet18, p2-p5, full_map",
+        "resnet18, p2-p5, pool_first",
+        "resnet18, c4, full_map",
+        "resnet18, c4, pool_first",
     ]
     for one in numbers["cases"]:
         assert list(one["seconds"]) == ["backbone", "CFM after it", "2 segments by themselves"]
         scaled = one["agreement"]["12 segments by themselves, s (scaled)"]
         assert scaled == pytest.approx(6 * one["seconds"]["2 segments by themselves"])
-        assert 1 <= one["agreement"]["segments found"] <= 100  # a segment may be several
+        assert (
+            1 <= one["agreement"]["segments found"] <= 100
+        )  # a segment may give several detections
     assert sum("projection, pooling of boxes and masks" in key for key in numbers["also"]) == 2
     assert "CFM after it over backbone" in table(numbers)
 
 
-def test_the_boundary_of_a_network_that_was_not_trained(at_home: Path) -> None:
+def test_the_boundary_of_an_untrained_network(at_home: Path) -> None:
     words = [
         *SCENES,
         "experiment=scenes_cfm",
@@ -93,7 +100,7 @@ def test_the_boundary_of_a_network_that_was_not_trained(at_home: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_what_is_refused() -> None:
+def test_refused_configs() -> None:
     with pytest.raises(UserError, match="no segment of the first 0 validation images"):
         boundary(
             configs.compose("benchmark", [*SCENES, "experiment=scenes_cfm", "trainer.device=cpu"]),
@@ -104,8 +111,11 @@ def test_what_is_refused() -> None:
 
 
 @pytest.mark.parametrize("design", ["full_map", "pool_first"])
-def test_segments_in_blocks_are_as_at_once(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    segments, generator = made(picture(), 23), torch.Generator().manual_seed(0)
+def test_blocks_of_segments_give_the_same_scores(
+    design: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = make_proposals(make_image(), 23)
+    generator = torch.Generator().manual_seed(0)
     levels = {"p2": FeatureSpec(4, 0.5, 6), "p3": FeatureSpec(8, 0.5, 6)}
     model = CFMClassifier(["p2", "p3"], levels, 3, design, width=8, canonical_size=80.0)
     features = {
@@ -113,9 +123,9 @@ def test_segments_in_blocks_are_as_at_once(design: str, monkeypatch: pytest.Monk
         for name, at in levels.items()
     }
     assert segments.masks is not None
-    wanted = model(features, segments.boxes, segments.image_index, segments.masks)
-    monkeypatch.setattr(cfm_module, "MANY", 4)
-    monkeypatch.setattr(cfm_module, "BLOCK", 5 * model.inputs)
+    expected = model(features, segments.boxes, segments.image_index, segments.masks)
+    monkeypatch.setattr(cfm_module, "MIN_ROWS", 4)
+    monkeypatch.setattr(cfm_module, "BLOCK_INPUTS", 5 * model.inputs)
     torch.testing.assert_close(
-        model(features, segments.boxes, segments.image_index, segments.masks), wanted
+        model(features, segments.boxes, segments.image_index, segments.masks), expected
     )

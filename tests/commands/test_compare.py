@@ -1,4 +1,4 @@
-"""Runs beside each other: what the tables say of hand-made runs, what is drawn, and folders that are no runs."""
+"""The comparison of runs: tables of hand-made runs, plots, and folders that are not runs."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,17 @@ import pytest
 from PIL import Image
 
 from maskseg.cli import run_tool
-from maskseg.commands import compare as module
-from maskseg.commands.compare import compare, differences, draw_runs, numbers_table, read_runs
+from maskseg.commands.compare import (
+    build_panels,
+    compare,
+    config_differences,
+    draw_runs,
+    metrics_table,
+    read_runs,
+    run_colour,
+)
 from maskseg.errors import UserError
+from maskseg.visualization.layout import LINE_COLOURS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,21 +56,21 @@ def write_run(folder, rate=0.02, ap=(0.1, 0.3, 0.2), config=None, lines=None):
 
 
 def cells(text):
-    """A table as first column -> the others; the columns are three spaces apart."""
+    """A table as first column -> the other columns, which are three spaces apart."""
     rows = [
         [cell.strip() for cell in line.split("   ") if cell.strip()] for line in text.splitlines()
     ]
     return {row[0]: row[1:] for row in rows if row}
 
 
-def tool(*words):
-    return run_tool("compare", [str(w) for w in words])
+def tool(*arguments):
+    return run_tool("compare", [str(argument) for argument in arguments])
 
 
 def test_numbers(tmp_path):
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", lines=[{"step": 7, "kind": "train", "loss": 0.5}])
-    table = cells(numbers_table(read_runs([a, b])))
+    table = cells(metrics_table(read_runs([a, b])))
     assert table == {
         "a": ["b"],
         "steps": ["30", "7"],
@@ -71,7 +79,7 @@ def test_numbers(tmp_path):
         "segm/AP50 best": ["0.600 at 20", "-"],
         "segm/AP50 last": ["0.400", "-"],
         "training loss, last": ["1.000", "0.500"],
-        "validation loss, last": ["1.500", "-"],  # the sum of its terms, where only they are there
+        "validation loss, last": ["1.500", "-"],  # the sum of the terms, as the total is missing
         "images/s, median": ["8.0", "-"],
         "training time": ["0:30:00", "-"],
     }
@@ -79,23 +87,23 @@ def test_numbers(tmp_path):
 
 def test_columns_are_aligned(tmp_path):
     runs = read_runs([write_run(tmp_path / "a_long_name_of_a_run"), write_run(tmp_path / "b")])
-    lines = numbers_table(runs).splitlines()
+    lines = metrics_table(runs).splitlines()
     assert len({len(line) for line in lines}) == 1
 
 
-def test_runs_that_find_no_place_in_a_line_come_below(tmp_path):
+def test_runs_that_do_not_fit_into_a_line_are_in_another_block(tmp_path):
     runs = read_runs([write_run(tmp_path / f"{i}{30 * 'x'}", ap=(i / 10, 0, 0)) for i in range(6)])
-    blocks = numbers_table(runs).split("\n\n")
+    blocks = metrics_table(runs).split("\n\n")
     assert [cells(block)["segm/AP best"] for block in blocks] == [
         [f"0.{i}00 at 10" for i in part] for part in ((0, 1, 2, 3), (4, 5))
     ]
     assert max(map(len, "\n".join(blocks).splitlines())) <= 160
-    lengthy = read_runs([write_run(tmp_path / (200 * "y"))])
-    assert len(numbers_table(lengthy).split("\n\n")) == 1
+    long_name = read_runs([write_run(tmp_path / (200 * "y"))])
+    assert len(metrics_table(long_name).split("\n\n")) == 1
 
 
 def test_colours_differ():
-    assert len({module._colour(i) for i in range(40)}) == 40
+    assert len({run_colour(i) for i in range(40)}) == 40
 
 
 def test_odd_numbers(tmp_path):
@@ -103,7 +111,7 @@ def test_odd_numbers(tmp_path):
         {"step": 5, "kind": "val", "bbox/AP": 0.5, "loss": 1.0},
         {"step": 9, "kind": "val", "bbox/AP": -1.0, "loss": float("nan")},
     ]
-    table = cells(numbers_table(read_runs([write_run(tmp_path / "a", lines=lines)])))
+    table = cells(metrics_table(read_runs([write_run(tmp_path / "a", lines=lines)])))
     assert table == {
         "a": [],
         "steps": ["9"],
@@ -113,19 +121,29 @@ def test_odd_numbers(tmp_path):
 
 
 def test_the_first_of_equal_values_is_the_best(tmp_path):
-    table = cells(numbers_table(read_runs([write_run(tmp_path / "a", ap=(0.3, 0.1, 0.3))])))
+    table = cells(metrics_table(read_runs([write_run(tmp_path / "a", ap=(0.3, 0.1, 0.3))])))
     assert table["segm/AP best"] == ["0.300 at 10"]
 
 
-CONFIG = "name: x\nmodel: {norm: BN, sizes: [8, 16], head: null}\nlr: 0.1\ntransforms: [{size: 256}, {flip: 0.5}]\nempty: {}\n"
+CONFIG = """name: x
+model: {norm: BN, sizes: [8, 16], head: null}
+lr: 0.1
+transforms: [{size: 256}, {flip: 0.5}]
+empty: {}
+"""
 
 
 def test_differences(tmp_path):
-    other = "name: x\nmodel: {norm: GN, sizes: [8], head: {layers: 4}}\nlr: 0.1\ntransforms: [{size: 256}, {flip: 0.25}, {flip: true}]\nempty: {}\n"
+    other = """name: x
+model: {norm: GN, sizes: [8], head: {layers: 4}}
+lr: 0.1
+transforms: [{size: 256}, {flip: 0.25}, {flip: true}]
+empty: {}
+"""
     runs = read_runs(
         [write_run(tmp_path / "a", config=CONFIG), write_run(tmp_path / "b", config=other)]
     )
-    assert cells(differences(runs)) == {
+    assert cells(config_differences(runs)) == {
         "config": ["a", "b"],
         "model.head": ["null", "-"],
         "model.head.layers": ["-", "4"],
@@ -137,17 +155,15 @@ def test_differences(tmp_path):
 
 
 def test_equal_and_missing_configs(tmp_path):
-    a, b, c = (
-        write_run(tmp_path / "a", config=CONFIG),
-        write_run(tmp_path / "b", config=CONFIG),
-        write_run(tmp_path / "c"),
-    )
-    assert differences(read_runs([a, b])) == "the configs are equal"
+    a = write_run(tmp_path / "a", config=CONFIG)
+    b = write_run(tmp_path / "b", config=CONFIG)
+    c = write_run(tmp_path / "c")
+    assert config_differences(read_runs([a, b])) == "the configs are equal"
     assert (
-        differences(read_runs([a, b, c]))
+        config_differences(read_runs([a, b, c]))
         == f"{c}: there is no config.yaml in it\nthe configs are equal"
     )
-    assert differences(read_runs([a, c])) == f"{c}: there is no config.yaml in it"
+    assert config_differences(read_runs([a, c])) == f"{c}: there is no config.yaml in it"
 
 
 def test_names_are_distinct(tmp_path):
@@ -157,12 +173,13 @@ def test_names_are_distinct(tmp_path):
     assert [run.name for run in read_runs([*folders, folders[0] / ".." / "2026-01-01"])] == [
         "x/2026-01-01",
         "y/2026-01-01",
-    ]  # once
+    ]  # without duplicates
 
 
-def test_curves_of_the_runs_lie_over_each_other(tmp_path):
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", rate=0.1)
-    panels = dict(module._panels(read_runs([a, b])))
+def test_panels_have_the_curves_of_all_runs(tmp_path):
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", rate=0.1)
+    panels = dict(build_panels(read_runs([a, b])))
     assert list(panels) == ["loss", "loss: mask", "learning rate", "segm AP"]
     assert [(name, dashed) for name, _, _, dashed in panels["loss"]] == [
         ("a", False),
@@ -170,7 +187,7 @@ def test_curves_of_the_runs_lie_over_each_other(tmp_path):
         ("a", True),
         ("b", True),
     ]
-    assert [line[2] for line in panels["loss"]] == [module.COLOURS[0], module.COLOURS[1]] * 2
+    assert [line[2] for line in panels["loss"]] == [LINE_COLOURS[0], LINE_COLOURS[1]] * 2
     assert [line[1] for line in panels["learning rate"]] == [
         {10: 0.02, 20: 0.02, 30: 0.02},
         {10: 0.1, 20: 0.1, 30: 0.1},
@@ -180,22 +197,20 @@ def test_curves_of_the_runs_lie_over_each_other(tmp_path):
 
 
 def test_a_run_without_validation_keeps_its_colour(tmp_path):
-    a, b = (
-        write_run(tmp_path / "a", lines=[{"step": 1, "kind": "train", "lr": 1.0}]),
-        write_run(tmp_path / "b"),
-    )
-    ((name, _, colour, _), _) = dict(module._panels(read_runs([a, b])))["segm AP"]
-    assert (name, colour) == ("b", module.COLOURS[1])
+    a = write_run(tmp_path / "a", lines=[{"step": 1, "kind": "train", "lr": 1.0}])
+    b = write_run(tmp_path / "b")
+    ((name, _, colour, _), _) = dict(build_panels(read_runs([a, b])))["segm AP"]
+    assert (name, colour) == ("b", LINE_COLOURS[1])
 
 
-def test_colours_are_seen(tmp_path):
+def test_colours_are_in_the_plot(tmp_path):
     runs = read_runs(
         [write_run(tmp_path / "a"), write_run(tmp_path / "b", rate=0.1, ap=(0.2, 0.4, 0.6))]
     )
     draw_runs(runs, tmp_path / "new" / "out.png")
-    picture = np.asarray(Image.open(tmp_path / "new" / "out.png"))
-    for colour in module.COLOURS[:2]:
-        assert (picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum() > 50
+    image = np.asarray(Image.open(tmp_path / "new" / "out.png"))
+    for colour in LINE_COLOURS[:2]:
+        assert (image == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum() > 50
 
 
 def test_many_runs_with_long_names(tmp_path):
@@ -213,10 +228,8 @@ def test_many_runs_with_long_names(tmp_path):
 
 def test_the_tool(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    a, b = (
-        write_run(tmp_path / "a", config=CONFIG),
-        write_run(tmp_path / "b", config=CONFIG.replace("BN", "GN")),
-    )
+    a = write_run(tmp_path / "a", config=CONFIG)
+    b = write_run(tmp_path / "b", config=CONFIG.replace("BN", "GN"))
     assert tool("a", b, "output=both.png") == 0
     out = capsys.readouterr().out
     assert "0.300 at 20" in out
@@ -242,23 +255,23 @@ def test_help_shows_five_commands(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ([], "no run folder is named"),
         (["good", "missing"], "missing: there is no such run folder"),
         (["good", "good/metrics.jsonl"], "metrics.jsonl: there is no such run folder"),
         (["good", "bare"], "bare: there is no metrics.jsonl in it"),
-        (["good", "empty"], "empty: its metrics.jsonl has no training or validation numbers"),
-        (["good", "binary"], "binary: its metrics.jsonl has no training or validation numbers"),
+        (["good", "empty"], "empty: its metrics.jsonl has no training or validation metrics"),
+        (["good", "binary"], "binary: its metrics.jsonl has no training or validation metrics"),
         (["speed"], "speed: there are no losses, learning rates or AP to draw"),
         (["good", "broken"], "broken/config.yaml cannot be read"),
-        (["good", "listed"], "listed/config.yaml is no config"),
+        (["good", "listed"], "listed/config.yaml is not a config"),
         (["good", "outputs=x.png"], "outputs=x.png: there is no such key"),
         (["good", "output="], "output= is empty"),
-        (["good", "output=bare"], "cannot write the picture to bare"),
+        (["good", "output=bare"], "cannot write the image to bare"),
     ],
 )
-def test_what_is_no_run(tmp_path, monkeypatch, capsys, words, message):
+def test_refused_arguments(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "good")
     (tmp_path / "bare").mkdir()
@@ -269,15 +282,15 @@ def test_what_is_no_run(tmp_path, monkeypatch, capsys, words, message):
     write_run(tmp_path / "broken", config="a: [1\nb: {")
     write_run(tmp_path / "listed", config="- 1\n")
     before = sorted(tmp_path.rglob("*"))
-    assert tool(*words) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert message in said.err
+    assert tool(*arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_errors_are_for_the_user(tmp_path):
+def test_missing_folders_raise_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         compare([str(tmp_path / "missing")])

@@ -1,4 +1,6 @@
-"""Classes of any number of keypoints, from a stranger's file to evaluated and drawn predictions, by the tools alone."""
+"""Classes of any number of keypoints, from a stranger's file to evaluated and drawn predictions,
+by the tools alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ HEAD = [
 
 
 def write(folder: Path, points: dict[str, int], size: int = 96) -> None:
-    """Four pictures with an object of each class, whose points lie on its diagonal, the second one invisible."""
+    """Four pictures with an object of each class, whose points lie on its diagonal, the second one
+    invisible.
+    """
     (folder / "images").mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -1,4 +1,6 @@
-"""Runs that are stopped in all the ways there are: what is left must go on as if nothing had happened."""
+"""Runs that are stopped in all the ways there are: what is left must go on as if nothing had
+happened.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ from made.runs import (
 )
 
 from maskseg.data.datasets.scenes import make_scenes
-from maskseg.engine.checkpoint import Keeper, load_checkpoint, newest
+from maskseg.engine.checkpoint import CheckpointManager, latest_valid, load_checkpoint
 
 STEPS = 9
-# Saved in the middle; with a moving average; augmented at random; in one test evaluated in the middle, too.
+# Saved in the middle; with a moving average; augmented at random; in one test evaluated in the
+# middle, too.
 KEYS = [
     "total_batch=2",
     f"trainer.max_steps={STEPS}",
@@ -86,11 +89,11 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, place: Path, workers: int
     wait_for_step(place / "run", 4, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    found = newest(place / "run")
+    found = latest_valid(place / "run")
     assert found is not None
     assert found[1]["step"] == 3
     said = call(words, place)
-    assert "going on from run/last.pt, step 3" in said
+    assert "resuming from run/last.pt, step 3" in said
     assert_same_runs(whole, place / "run")
 
 
@@ -203,7 +206,8 @@ def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
 
 
 def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
-    """Losses of every step, to rounding: the same regions are drawn, and sums are divided by what all processes have. Batch norm would see
+    """Losses of every step, to rounding: the same regions are drawn, and sums are divided by what
+    all processes have. Batch norm would see
     half the images each."""
     points = [
         "+model/heads@model.heads.keypoint=keypoint",
@@ -227,7 +231,9 @@ def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
 
 @pytest.mark.slow
 def test_two_machines(place: Path, whole_two: Path) -> None:
-    """Two torchruns that meet at an address, each with one process, as on two machines that share a disk."""
+    """Two torchruns that meet at an address, each with one process, as on two machines that share
+    a disk.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         meeting = f"localhost:{free.getsockname()[1]}"
@@ -272,14 +278,17 @@ def test_a_total_batch_that_does_not_go_round(place: Path) -> None:
     code, said = finish(start([*RUN, "run_dir=run", "total_batch=3"], place, ranks=2), place)
     assert code != 0
     assert (
-        said.count("error: total_batch=3 must be a multiple of 2 processes x trainer.accumulate=1")
+        said.count(
+            "error: total_batch=3 must be a multiple of 2 processes x "
+            "trainer.accumulate_grad_batches=1"
+        )
         == 1
     )
     assert not (place / "run").exists()
 
 
 def test_a_loader_process_that_is_killed_is_one_line(place: Path) -> None:
-    """The kernel does so when memory is short; torch tells of it in the middle of a step as well."""
+    """The kernel does so when memory is short; torch reports it in the middle of a step as well."""
     process = start([*RUN, "run_dir=run", "trainer.max_steps=1000", "data.num_workers=2"], place)
     wait_for_step(place / "run", 2, process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
@@ -296,12 +305,14 @@ def checkpoint(step: int) -> dict[str, object]:
 
 
 def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
-    """A child saves one checkpoint after the other and is killed at a random moment, fifty times; each goes on where the last one ended."""
+    """A child saves one checkpoint after the other and is killed at a random moment, fifty times;
+    each goes on where the last one ended.
+    """
     rng, reached = random.Random(0), 0
     for kill in range(50):
         child = os.fork()
         if child == 0:
-            keeper = Keeper(tmp_path, keep=1)
+            keeper = CheckpointManager(tmp_path, keep=1)
             step = reached
             while True:
                 step += 1
@@ -310,7 +321,7 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
         time.sleep(0.01 + rng.random() * 0.08)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = newest(tmp_path)
+        found = latest_valid(tmp_path)
         if found is None:
             assert not (tmp_path / "done.txt").exists(), f"kill {kill}: everything is lost"
             continue
@@ -331,7 +342,11 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> No
     call([*words, "trainer.max_steps=2"], place)
     before = (place / "run" / "last.pt").read_bytes()
     script = place / "full_disk.py"
-    limits = f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)"
+    half = len(before) // 2
+    limits = (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({half},) * 2)"
+    )
     run = "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     script.write_text(f"import resource, runpy, signal, sys\n{limits}\n{run}\n")
     code, said = finish(

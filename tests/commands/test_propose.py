@@ -20,7 +20,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with contextlib.chdir(folder):
         done("train", *SMALL, *MASKS, *SCENES, "trainer.max_steps=2", "run_dir=run")
         for split in ("train", "val"):
-            told = done(
+            output = done(
                 "propose",
                 "checkpoint=run",
                 f"output={split}.proposals",
@@ -29,8 +29,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             count = 8 if split == "train" else 4
             assert re.search(
-                rf"{split}\.proposals: \d+ proposals of {count} images .*recall of \d+ objects: 0\.\d+ at IoU 0\.5",
-                told,
+                rf"{split}\.proposals: \d+ proposals of {count} images .*"
+                r"recall of \d+ objects: 0\.\d+ at IoU 0\.5",
+                output,
             )
     return folder
 
@@ -43,21 +44,21 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_from_a_file(home: Path) -> None:
     files = ["data.train_proposals=train.proposals", "data.val_proposals=val.proposals"]
     done("train", *SMALL, *SCENES, *MASKS, "model/proposer=file", *files, "run_dir=fast")
-    found = lines(home / "fast")
-    assert [line["step"] for line in found] == [1, 2, 3, 4]
-    assert not any(key.startswith("loss/rpn") for key in found[0])
-    assert "loss/mask" in found[0]
+    log = lines(home / "fast")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert not any(key.startswith("loss/rpn") for key in log[0])
+    assert "loss/mask" in log[0]
     assert "AP50" in done("evaluate", "checkpoint=fast", "output=evaluated")
 
 
 @pytest.mark.parametrize(
-    ("tool", "words", "told"),
+    ("tool", "arguments", "message"),
     [
         ("train", ["model/proposer=file", "run_dir=no"], "data.train_proposals is not set"),
         (
             "train",
             ["model/proposer=file", "data.train_proposals=val.proposals", "run_dir=no"],
-            "val.proposals is of another data set",
+            "val.proposals is of another dataset",
         ),
         ("propose", ["checkpoint=run"], "output=... is missing"),
         (
@@ -72,8 +73,8 @@ def test_training_from_a_file(home: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(home: Path, tool: str, words: list[str], told: str) -> None:
+def test_refused_arguments(home: Path, tool: str, arguments: list[str], message: str) -> None:
     extra = [*SMALL, *SCENES] if tool == "train" else []
-    assert_refused(said(tool, *extra, *words), told)
+    assert_refused(said(tool, *extra, *arguments), message)
     assert not (home / "no").exists()
     assert not (home / "a.proposals").exists()

@@ -36,7 +36,9 @@ PLAIN = ["data.train_transforms=[]", "data.test_transforms=[]"]
 
 @pytest.fixture(autouse=True)
 def _threads_of_the_processes() -> Iterator[None]:
-    """As many threads here as `in_a_process` gives: a sum in another order is another number in the last bit."""
+    """As many threads here as `in_a_process` gives: a sum in another order is another number in
+    the last bit.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -183,7 +185,7 @@ def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path
     assert here("train", *words, "trainer.max_steps=2").code == 0
     said = here("train", *words)
     assert said.code == 0, said
-    assert "going on from" in said.out
+    assert "resuming from" in said.out
     assert "step 2" in said.out
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     whole, resumed = (
@@ -191,13 +193,15 @@ def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path
         load_checkpoint(tmp_path / "run" / "last.pt"),
     )
     different = [k for k, v in whole["model"].items() if not torch.equal(v, resumed["model"][k])]
-    # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
+    # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume
+    # has just restored
     assert different == []
 
 
 @pytest.mark.usefixtures("at_home")
 def test_auto_starts_where_nothing_was_saved_yet(tmp_path: Path) -> None:
-    # Guards against: a job that was killed before its first checkpoint can never be started again with the same words
+    # Guards against: a job that was killed before its first checkpoint can never be started again
+    # with the same words
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 3.0}\n')
@@ -281,7 +285,8 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
         ),
         (["data=custom"], "data.train_json is not set"),
         (["run_dir=scenes/train.json"], "run_dir=scenes/train.json: the folder cannot be made"),
-        # Guards against: a traceback instead of a line (an endless loop for total_batch=0), or the folder is made too soon, or
+        # Guards against: a traceback instead of a line (an endless loop for total_batch=0), or the
+        # folder is made too soon, or
         # (backend) the error only comes with the first evaluation, hours later
         (["optimizer.lr=-1.0"], "learning rate"),
         (["total_batch=0"], "total_batch"),
@@ -354,7 +359,8 @@ def test_evaluate_on_other_data_and_another_split(tmp_path: Path) -> None:
         assert said.code == 0, said
         assert "images: 8" in said.out
         found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
-    # Guards against: the losses draw regions from an unseeded stream; no two evaluations of one checkpoint give the same ones
+    # Guards against: the losses draw regions from an unseeded stream; no two evaluations of one
+    # checkpoint give the same ones
     assert found["custom"] == found["train"]
 
 
@@ -425,7 +431,7 @@ def test_predict_draws_and_writes_coco_results(at_home: Path, tmp_path: Path) ->
         "predict", "checkpoint=run", f"input={pictures}", f"output={tmp_path / 'out'}", *words
     )
     assert said.code == 0, said
-    assert "3 pictures, 15 objects" in said.out
+    assert "3 images, 15 objects" in said.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a.png",
         "b.jpg.png",
@@ -489,7 +495,8 @@ def test_predict_on_one_picture_and_on_a_pattern(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("at_home")
 def test_predict_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
-    # Guards against: with a pattern over folders the later picture of a name overwrites the earlier one
+    # Guards against: with a pattern over folders the later picture of a name overwrites the earlier
+    # one
     for i, folder in enumerate(("x", "y")):
         (tmp_path / "in" / folder).mkdir(parents=True)
         Image.fromarray(np.full((64, 64, 3), 100 * i, dtype=np.uint8)).save(
@@ -510,8 +517,8 @@ def test_predict_keeps_pictures_of_one_name_apart(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["checkpoint=run"], "input"),  # as for evaluate
-        (["checkpoint=run", "input=absent"], "input=absent: no image there"),
-        (["checkpoint=run", "input=scenes"], "no image there"),
+        (["checkpoint=run", "input=absent"], "input=absent: no image found"),
+        (["checkpoint=run", "input=scenes"], "no image found"),
         (["checkpoint=run", "input=scenes/train.json"], "train.json"),
         (["checkpoint=run", "input=scenes/images", "min_scor=0.5"], "did you mean 'min_score'?"),
         (["input=scenes/images"], "checkpoint=... is missing"),
@@ -694,7 +701,9 @@ def test_check_data_tells_of_both_files_at_once(tmp_path: Path) -> None:
 
 
 def strangers(folder: Path) -> list[str]:
-    """A COCO file as nobody here would write it: ids without order, no licence, area, iscrowd, no ids of annotations, odd names."""
+    """A COCO file as nobody here would write it: ids without order, no licence, area, iscrowd, no
+    ids of annotations, odd names.
+    """
     rng = np.random.default_rng(0)
     names = ["it's a «cat»", "=x, [y]: ${z}", "🦊", "a/b\\c", "zażółć  "]
     category_ids = [9_000_000_000, -5, 0, 77, 3]
@@ -734,6 +743,7 @@ def strangers(folder: Path) -> list[str]:
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
     )
     return [
+        "experiment=scenes_r18",
         "data=custom",
         f"data.train_json='{folder / 'strange.json'}'",
         f"data.images='{folder / 'bilder ä'}'",
@@ -842,7 +852,8 @@ def test_boxes_alone_with_a_mask_head_are_a_clear_error(tmp_path: Path) -> None:
         "train", *boxes_only(tmp_path / "data"), *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}"
     )
     assert_refused(said, "mask", "~model/heads@model.heads.mask")
-    # Guards against: it is found out in the first step; the folder then "already holds a run" for the mended command
+    # Guards against: it is found out in the first step; the folder then "already holds a run" for
+    # the mended command
     assert not (tmp_path / "run").exists()
 
 
@@ -863,13 +874,14 @@ def test_a_picture_that_breaks_during_the_training(tmp_path: Path, workers: int)
         f"run_dir={tmp_path / 'run'}",
         f"data.num_workers={workers}",
     )
-    assert_refused(said, "the image is damaged or cut short", ".jpg")
+    assert_refused(said, "the image is damaged or truncated", ".jpg")
     assert len(said.err.strip().splitlines()) == 1, said
 
 
 @pytest.mark.usefixtures("at_home")
 def test_resuming_with_another_optimiser_is_a_clear_error(tmp_path: Path) -> None:
-    # Guards against: the optimiser takes the other one's state and breaks at its first step, or trains with its numbers
+    # Guards against: the optimiser takes the other one's state and breaks at its first step, or
+    # trains with its numbers
     words = [
         *SMALL,
         *MASKS,

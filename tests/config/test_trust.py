@@ -1,4 +1,4 @@
-"""A checkpoint runs no code: what its config may name is a closed set, checked before anything is built."""
+"""A checkpoint cannot run code: its config may only name a closed set of classes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASE = ROOT.parent / "shared" / "cases" / "10_checkpoint_runs_code"
 TINY = [
     "model.backbone.trunk.name=resnet18",
     "model.backbone.channels=8",
-    "model.classifier.trunk.width=8",
+    "model.classifier.mlp.width=8",
     "model.heads.mask.channels=8",
 ]
 TINY += [
@@ -48,28 +48,16 @@ TINY += [
     "data.point_ranges=[[0,0],[0,5],[5,9]]",
 ]
 PLAIN = (
-    "GraphSegments",
+    "Felzenszwalb",
     "SLIC",
     "HierarchicalGrouping",
-    "Level",
+    "FeatureSpec",
     "DrawnSegments",
     "RegionSampler",
     "AnchorGenerator",
-)  # neither modules nor transforms
-NEVER = (
-    "config",
-    "files",
-    "engine",
-    "interop",
-    "cli",
-    "pipeline",
-    "trained",
-    "sweeps",
-    "conversion",
-    "export",
-    "run_folder",
-    "benchmarks",
-)
+)  # neither nn.Modules nor transforms
+# Packages and modules below maskseg that no class may come from.
+NEVER = ("benchmarks", "cli", "commands", "config", "engine", "files", "interop")
 
 
 @lru_cache
@@ -82,7 +70,7 @@ def modules() -> list[types.ModuleType]:
 
 @lru_cache
 def names() -> list[str]:
-    """Every name in the package that leads to something that can be called: its own, and what its modules have imported."""
+    """Every name in the package that leads to a callable, including imported ones."""
     return sorted(
         {
             f"{module.__name__}.{name}"
@@ -94,19 +82,19 @@ def names() -> list[str]:
 
 
 @lru_cache
-def trained_text(*words: str) -> str:
+def checkpoint_text(*overrides: str) -> str:
     """The config of a checkpoint of a small Mask R-CNN."""
-    config = configs.compose("train", [*TINY, *words])
+    config = configs.compose("train", [*TINY, *overrides])
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     return configs.to_yaml(config)
 
 
-def loaded(*words: str) -> Any:
-    """The same as plain values."""
-    return yaml.load(trained_text(*words), Loader=yaml.CSafeLoader)
+def checkpoint_values(*overrides: str) -> Any:
+    """The same config as plain values."""
+    return yaml.load(checkpoint_text(*overrides), Loader=yaml.CSafeLoader)
 
 
-def dumped(config: Any) -> str:
+def to_text(config: Any) -> str:
     return str(yaml.dump(config, Dumper=yaml.CSafeDumper))
 
 
@@ -119,23 +107,23 @@ def refusal(text: str) -> str:
     return str(raised.value)
 
 
-def with_value(key: str, value: Any, *words: str) -> str:
-    """The text with a value at a key, which need not be there."""
-    config = loaded(*words)
+def with_value(key: str, value: Any, *overrides: str) -> str:
+    """The text with a value for a key, which need not exist."""
+    config = checkpoint_values(*overrides)
     *parents, last = key.split(".")
     node = config
     for part in parents:
         node = node.setdefault(part, {})
         assert isinstance(node, dict)
     node[last] = value
-    return dumped(config)
+    return to_text(config)
 
 
-def test_no_name_of_the_package_but_the_listed_can_be_built() -> None:
+def test_only_the_listed_names_can_be_built() -> None:
     assert len(names()) > 3000
-    assert set(names()) > configs.FROM_CHECKPOINT
+    assert set(names()) > configs.CHECKPOINT_TARGETS
     for name in names():
-        if name not in configs.FROM_CHECKPOINT:
+        if name not in configs.CHECKPOINT_TARGETS:
             for config in ({"_target_": name}, {"a": [{"b": {"_target_": name}}]}):
                 with pytest.raises(UserError, match="is refused"):
                     configs.check_closed(config)
@@ -143,22 +131,22 @@ def test_no_name_of_the_package_but_the_listed_can_be_built() -> None:
                     configs.construct(config)
 
 
-def test_the_listed_are_classes_of_parts_of_models_and_transforms() -> None:
+def test_the_listed_names_are_parts_of_models_and_transforms() -> None:
     modules()
-    for name in configs.FROM_CHECKPOINT:
+    for name in configs.CHECKPOINT_TARGETS:
         module, _, short = name.rpartition(".")
-        found = getattr(sys.modules[module], short)
-        assert inspect.isclass(found)
-        assert (found.__module__, found.__qualname__) == (module, short)
+        value = getattr(sys.modules[module], short)
+        assert inspect.isclass(value)
+        assert (value.__module__, value.__qualname__) == (module, short)
         assert module.split(".")[1] not in NEVER
         assert "data" not in module.split(".") or module == "maskseg.data.transforms"
         assert (
-            issubclass(found, nn.Module) or module == "maskseg.data.transforms" or short in PLAIN
+            issubclass(value, nn.Module) or module == "maskseg.data.transforms" or short in PLAIN
         ), name
 
 
-def test_what_the_installed_models_name_is_listed() -> None:
-    """Guards against: a new part of a model that a checkpoint cannot bring back."""
+def test_classes_of_the_installed_models_are_listed() -> None:
+    """Guards against: a new part of a model that cannot be loaded from a checkpoint."""
     for file in (ROOT / "configs" / "model").rglob("*.yaml"):
         text = file.read_text()
         for target in (
@@ -166,19 +154,19 @@ def test_what_the_installed_models_name_is_listed() -> None:
             for line in text.splitlines()
             if "_target_:" in line
         ):
-            assert target in configs.FROM_CHECKPOINT, f"{file}: {target}"
+            assert target in configs.CHECKPOINT_TARGETS, f"{file}: {target}"
     transforms = importlib.import_module("maskseg.data.transforms")
-    for name, found in vars(transforms).items():
+    for name, value in vars(transforms).items():
         if (
-            inspect.isclass(found)
-            and found.__module__ == transforms.__name__
+            inspect.isclass(value)
+            and value.__module__ == transforms.__name__
             and name != "Transform"
         ):
-            assert f"{transforms.__name__}.{name}" in configs.FROM_CHECKPOINT
+            assert f"{transforms.__name__}.{name}" in configs.CHECKPOINT_TARGETS
 
 
 @pytest.mark.parametrize("experiment", configs.experiments())
-def test_the_config_of_every_experiment_is_that_of_a_checkpoint(experiment: str) -> None:
+def test_the_config_of_every_experiment_can_be_that_of_a_checkpoint(experiment: str) -> None:
     config = configs.compose("train", [f"experiment={experiment}"])
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     trained = configs.from_checkpoint(configs.to_yaml(config), [], "predict")
@@ -219,7 +207,7 @@ OWN = [
 OWN += [
     "maskseg.data.datasets.coco.CocoSource",
     "maskseg.engine.trainer.Trainer",
-    "maskseg.models.backbones.resnet.pretrained_state",
+    "maskseg.models.backbones.resnet.load_pretrained_state",
     "maskseg.models.rcnn.nn.Linear",
 ]
 OWN += [
@@ -245,7 +233,7 @@ OWN += [
         "data.superpixels",
     ],
 )
-def test_other_targets_are_refused_wherever_they_are(key: str, target: Any) -> None:
+def test_other_targets_are_refused_in_every_place(key: str, target: Any) -> None:
     value: Any = {"_target_": target, "x": 1}
     refusal(with_value(key, [value] if key.endswith("transforms") else value))
 
@@ -253,7 +241,7 @@ def test_other_targets_are_refused_wherever_they_are(key: str, target: Any) -> N
 @pytest.mark.parametrize(
     "key", ["data", "trainer", "optimizer", "scheduler", "evaluation", "data.segment_sampler"]
 )
-def test_a_group_is_one_of_the_installed(key: str) -> None:
+def test_a_group_must_be_an_installed_one(key: str) -> None:
     for target in ("os.system", "maskseg.config.build", "maskseg.models.backbones.fpn.FPN", 3):
         assert "is refused" in refusal(with_value(key, {"_target_": target}))
 
@@ -264,7 +252,7 @@ def test_a_group_is_one_of_the_installed(key: str) -> None:
 @pytest.mark.parametrize(
     "place", ["model", "model.backbone.trunk", "model.classifier.pooler", "data", "optimizer"]
 )
-def test_hydras_other_keys_are_refused(place: str, key: str) -> None:
+def test_other_special_keys_of_hydra_are_refused(place: str, key: str) -> None:
     if (place, key) != ("optimizer", "_partial_"):
         assert "refused" in refusal(
             with_value(f"{place}.{key}", ["x"])
@@ -304,29 +292,29 @@ RESOLVERS += ["${oc.env:${name}}", "${.name}", "${..name}", "${data[root]}", "${
 )
 def test_every_resolver_is_refused(key: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/a/secret")
-    config = loaded()
+    config = checkpoint_values()
     node = config
     for part in key.split(".")[:-1]:
         node = node[part]
     node[key.split(".")[-1]] = text
-    told = refusal(dumped(config))
-    assert "secret" not in told
+    message = refusal(to_text(config))
+    assert "secret" not in message
 
 
-def test_a_resolver_does_not_run_where_a_training_starts_from_a_checkpoint(
+def test_no_resolver_runs_when_a_training_starts_from_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SECRET", "a secret")
-    text = trained_text().replace("name: resnet18", "name: ${oc.env:SECRET}")
+    text = checkpoint_text().replace("name: resnet18", "name: ${oc.env:SECRET}")
     assert "oc.env" in text
     assert configs.model_differences(configs.compose("train", TINY), text) == []
 
 
-def test_what_hides_behind_a_reference_is_checked_too() -> None:
-    config = loaded()
+def test_values_behind_references_are_checked() -> None:
+    config = checkpoint_values()
     config["data"]["train_transforms"] = [{"_target_": "maskseg.data.transforms.Flip"}]
     config["model"]["backbone"] = "${data.train_transforms.0}"
-    assert "backbone.channels' not found" in refusal(dumped(config))
+    assert "model.backbone is not a backbone" in build_all(to_text(config))
     config["model"] = {
         "_target_": "maskseg.variants.hash.net.SegmentationNet",
         "backbone": "${data.train_transforms.0}",
@@ -334,42 +322,43 @@ def test_what_hides_behind_a_reference_is_checked_too() -> None:
     }
     modules()
     with watched() as events:
-        assert build_all(dumped(config)) == ""  # a transform as a backbone: no model, and no code
+        assert "model.backbone is not a stage" in build_all(to_text(config))
     assert events == []
     config["hidden"] = {"_target_": "maskseg.config.build"}
     config["model"]["backbone"] = "${hidden}"
-    assert "is refused" in refusal(dumped(config))
+    assert "is refused" in refusal(to_text(config))
     config["hidden"] = "os.system"
     config["model"]["backbone"] = {"_target_": "${hidden}"}
-    assert "_target_ '${hidden}' is refused" in refusal(dumped(config))
-    config["hidden"], config["name"] = "x", "$"
+    assert "_target_ '${hidden}' is refused" in refusal(to_text(config))
+    config["hidden"] = "x"
+    config["name"] = "$"
     config["model"]["backbone"] = {
         "_target_": "maskseg.models.backbones.fpn.FPN",
         "norm": "${name}{oc.env:HOME}",
     }
-    assert "refused" in refusal(dumped(config))
+    assert "refused" in refusal(to_text(config))
 
 
-def test_references_that_expand_without_end() -> None:
-    config = loaded()
+def test_references_that_expand_almost_without_end() -> None:
+    config = checkpoint_values()
     for i in range(1, 40):
         config["model"][f"k{i}"] = f"${{model.k{i - 1}}}" * 2
     config["model"]["k0"] = "x" * 10
-    assert "too often" in refusal(dumped(config))
+    assert "too often" in refusal(to_text(config))
     for i in range(1, 40):
         config["model"][f"k{i}"] = [f"${{model.k{i - 1}}}"] * 2
-    assert "too often" in refusal(dumped(config))
+    assert "too often" in refusal(to_text(config))
     for i in range(1, 400):
         config["model"][f"k{i}"] = f"${{model.k{i - 1}}}"
-    assert "refer to each other" in refusal(dumped(config))
+    assert "refer to each other" in refusal(to_text(config))
     for i in range(1, 400):
         config["model"].pop(f"k{i}")
     config["model"]["k0"] = "${model.k0}"
-    assert "refer to each other" in refusal(dumped(config))
+    assert "refer to each other" in refusal(to_text(config))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         (
             "model.backbone.channels",
@@ -382,7 +371,7 @@ def test_references_that_expand_without_end() -> None:
             "model.proposer.nms_threshold=[1]: expected a number",
         ),
         ("model.classifier.class_agnostic", 1, "expected true or false"),
-        ("model.classifier.nothing", 1, "BoxClassifier has no key 'nothing'"),
+        ("model.classifier.nothing", 1, "BoxHead has no key 'nothing'"),
         ("model.backbone.self", 1, "FPN has no key 'self'"),
         ("data.num_workers", "two", "data.num_workers='two': expected a whole number"),
         ("data.nothing", 1, "no such key 'data.nothing'"),
@@ -397,8 +386,8 @@ def test_references_that_expand_without_end() -> None:
         ),
     ],
 )
-def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: str) -> None:
-    assert told in refusal(with_value(key, value))
+def test_types_are_checked_as_on_the_command_line(key: str, value: Any, message: str) -> None:
+    assert message in refusal(with_value(key, value))
 
 
 @pytest.mark.parametrize(
@@ -449,7 +438,7 @@ def test_values_have_the_types_of_the_command_line(key: str, value: Any, told: s
     ],
 )
 def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
-    # Guards against: an exception of OmegaConf, or of the first use of the value
+    # Guards against: an exception of OmegaConf, or at the first use of the value
     refusal(with_value(key, value))
 
 
@@ -473,26 +462,27 @@ def test_odd_values_are_refused_in_one_line(key: str, value: Any) -> None:
         ],
     ],
 )
-def test_models_without_sense_are_refused_in_one_line(key: str, value: Any) -> None:
-    config = yaml.safe_load(trained_text("experiment=scenes_hash_r18"))
+def test_invalid_models_are_refused_in_one_line(key: str, value: Any) -> None:
+    config = yaml.safe_load(checkpoint_text("experiment=scenes_hash_r18"))
     config["model"][key.split(".")[1]] = value
-    told = build_all(dumped(config))
-    assert told
-    assert "\n" not in told
+    message = build_all(to_text(config))
+    assert message
+    assert "\n" not in message
 
 
-PURSUIT = {"_target_": "maskseg.variants.cfm.sampling.SegmentSampler", "_partial_": True}
+PURSUIT = {"_target_": "maskseg.variants.cfm.segment_data.FolderSegments", "_partial_": True}
 SHELL = "${oc.create:\"{_target_: torch.utils.collect_env.run, command: 'touch RAN'}\"}"
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        # Guards against: a key that is checked nowhere holds a resolver, and another one refers to it
+        # Guards against: an unchecked key contains a resolver, and another key refers to it
         ("run_dir", SHELL),
         ("name", SHELL),
         ("data.segment_sampler", {**PURSUIT, "stuff_rule": SHELL}),
-        # Guards against: classes in keys of the data that are none's place, which Hydra would build with their weights
+        # Guards against: classes in keys of the data that take no class, which Hydra would build
+        # with their weights
         *[
             ("data.segment_sampler", value)
             for value in (
@@ -535,7 +525,7 @@ def test_no_key_is_a_way_around(key: str, value: Any) -> None:
     refusal(with_value(key, value))
 
 
-def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
+def test_only_plain_values_of_a_checkpoint_reach_hydra() -> None:
     trained = configs.compose(
         "train", ["experiment=scenes_cfm", "data.segment_sampler.num_samples=7"]
     )
@@ -548,7 +538,7 @@ def test_what_reaches_hydra_of_a_checkpoint_is_plain() -> None:
     assert many.data.num_workers <= (os.cpu_count() or 1)
 
 
-def test_weights_are_null_wherever_a_part_is_built() -> None:
+def test_weights_are_null_in_every_part() -> None:
     part = {
         "_target_": "maskseg.models.backbones.resnet.ResNet",
         "name": "resnet18",
@@ -557,12 +547,13 @@ def test_weights_are_null_wherever_a_part_is_built() -> None:
     }
     with watched() as events:
         configs.construct(part)
-        configs.build(part, configs.FROM_CHECKPOINT)
+        configs.build(part, configs.CHECKPOINT_TARGETS)
     assert events == []
 
 
-def test_keys_of_a_tool_are_never_a_checkpoints() -> None:
-    # Guards against: `output: ???` of the tool leaves the checkpoint's own `output` in place, so that the file says where to write
+def test_a_checkpoint_does_not_set_keys_of_a_tool() -> None:
+    # Guards against: `output: ???` of the tool leaves the `output` of the checkpoint in place, so
+    # that the file decides where to write
     text = with_value("output", "/etc") + "input: /etc\nmin_score: 2.0\nfit: {split: x}\n"
     for tool, keys in {
         "evaluate": ["output", "checkpoint"],
@@ -583,31 +574,31 @@ def test_no_weights_are_read_or_downloaded() -> None:
             with_value("model.backbone.trunk.weights", word), [], "predict"
         )
         with watched() as events:
-            configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=True)
+            configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=True)
         assert events == []
 
 
-def test_a_checkpoint_does_not_say_where_data_is_made(
+def test_a_checkpoint_does_not_decide_where_data_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = with_value("data.root", str(tmp_path / "elsewhere"))
     with pytest.raises(
         UserError,
-        match=r"elsewhere/train\.json: there is no such file; data=NAME names the data set",
+        match=r"elsewhere/train\.json: there is no such file; data=NAME names the dataset",
     ):
         open_data(
             configs.from_checkpoint(text, [], "evaluate"),
             may_make=configs.names_data(["split=val"]),
         )
     assert list(tmp_path.iterdir()) == []
-    words = ["data=scenes", "data.num_train=0", "data.num_val=2", "data.root=here"]
-    assert configs.names_data(words)
-    open_data(configs.from_checkpoint(text, words, "evaluate"), may_make=True)
+    overrides = ["data=scenes", "data.num_train=0", "data.num_val=2", "data.root=here"]
+    assert configs.names_data(overrides)
+    open_data(configs.from_checkpoint(text, overrides, "evaluate"), may_make=True)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_the_trap_sees_what_it_should(tmp_path: Path) -> None:
+def test_watched_records_files_processes_and_sockets(tmp_path: Path) -> None:
     with watched() as events:
         (tmp_path / "a").write_text("x")
         (tmp_path / "a").read_text()
@@ -629,7 +620,7 @@ def pool() -> list[str]:
     return [
         *FOREIGN,
         *OWN,
-        *sorted(configs.FROM_CHECKPOINT),
+        *sorted(configs.CHECKPOINT_TARGETS),
         *names()[:: max(len(names()) // 300, 1)],
     ]
 
@@ -656,13 +647,16 @@ SCALARS = st.one_of(
     st.text(max_size=8),
 )
 HYDRAS = "_target_ _partial_ _args_ _recursive_ _convert_"
-PARAMETERS = "config name overrides allowed path file command args function root output weights trunk backbone proposer heads levels level at channels method"
+PARAMETERS = (
+    "config name overrides allowed path file command args function root output weights trunk "
+    "backbone proposer heads levels level at channels method"
+)
 KEYS = st.sampled_from(f"{HYDRAS} {PARAMETERS} superpixels".split())
 
 
 @st.composite
 def nodes(draw: st.DrawFn) -> Any:
-    """A value of any shape: a call of a random name as often as not."""
+    """A value of any shape; every second one is a call of a random name."""
     inner = st.recursive(
         SCALARS,
         lambda more: st.lists(more, max_size=3) | st.dictionaries(KEYS, more, max_size=3),
@@ -676,20 +670,21 @@ def nodes(draw: st.DrawFn) -> Any:
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths to all values of nested containers."""
-    items = (
-        list(node.items())
-        if isinstance(node, dict)
-        else list(enumerate(node))
-        if isinstance(node, list)
-        else []
-    )
-    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+    items: list[tuple[Any, Any]] = []
+    if isinstance(node, dict):
+        items = list(node.items())
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    paths = [path]
+    for key, value in items:
+        paths += places(value, (*path, key))
+    return paths
 
 
 @st.composite
 def changed_configs(draw: st.DrawFn) -> str:
-    """A checkpoint's config in which one to three values are others, or new."""
-    config = loaded()
+    """The config of a checkpoint in which one to three values are changed or added."""
+    config = checkpoint_values()
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(config)))
         key = draw(KEYS) if draw(st.booleans()) else None
@@ -701,16 +696,16 @@ def changed_configs(draw: st.DrawFn) -> str:
             inside[key] = draw(nodes())
         elif path:
             node[path[-1]] = draw(nodes())
-    return dumped(config)
+    return to_text(config)
 
 
 def build_all(text: str) -> str:
-    """What every tool does with a checkpoint's config. -> why it was refused, empty if it was not."""
+    """Build everything that the tools build. -> the reason of a refusal, empty without one."""
     try:
         config = configs.from_checkpoint(text, [], "predict")
-        configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
+        configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
         for transform in config.data.test_transforms:
-            configs.build(transform, configs.FROM_CHECKPOINT)
+            configs.build(transform, configs.CHECKPOINT_TARGETS)
     except UserError as error:
         return str(error)
     return ""
@@ -724,25 +719,25 @@ def build_all(text: str) -> str:
     database=None,
 )
 @given(changed_configs())
-@example(trained_text("model/proposer=file"))
-def test_configs_of_random_targets_start_and_write_nothing(text: str) -> None:
+@example(checkpoint_text("model/proposer=file"))
+def test_configs_of_random_targets_have_no_side_effects(text: str) -> None:
     modules()
     with watched() as events:
-        told = build_all(text)
+        message = build_all(text)
     assert events == []
-    assert "\n" not in told
+    assert "\n" not in message
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(changed_configs())
-def test_configs_of_many_random_targets_start_and_write_nothing(text: str) -> None:
+def test_configs_of_many_random_targets_have_no_side_effects(text: str) -> None:
     modules()
     with watched() as events:
-        told = build_all(text)
+        message = build_all(text)
     assert events == []
-    assert "\n" not in told
+    assert "\n" not in message
 
 
 EVIL = {
@@ -768,14 +763,19 @@ CALLS = {
 
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with evil.pt: plain data whose config would run a shell command."""
+    """A folder with evil.pt: plain data with a config that would run a shell command."""
     monkeypatch.chdir(tmp_path)
     data = {"test_transforms": [], "divisor": 32, "max_pixels": 1000000}
     config = yaml.safe_dump(
         {"model": EVIL, "data": data, "trainer": {"precision": "fp32"}, "evaluation": {}}
     )
-    about = {"categories": {"names": ["a"], "ids": [1]}, "config": config, "step": 0, "metrics": {}}
-    save_checkpoint(tmp_path / "evil.pt", {"model": {}, **about})
+    metadata = {
+        "categories": {"names": ["a"], "ids": [1]},
+        "config": config,
+        "step": 0,
+        "metrics": {},
+    }
+    save_checkpoint(tmp_path / "evil.pt", {"model": {}, **metadata})
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "config.yaml").write_text(config)
     (tmp_path / "evil" / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 1.0}\n')
@@ -789,14 +789,14 @@ def test_every_tool_refuses_a_checkpoint_that_would_run_code(tool: str, evil: Pa
     assert sorted(p.name for p in evil.iterdir()) == ["evil", "evil.pt"]
 
 
-def test_so_does_the_call_from_python(evil: Path) -> None:
+def test_load_refuses_a_checkpoint_that_would_run_code(evil: Path) -> None:
     for path in (evil / "evil.pt", evil / "evil"):
         with pytest.raises(UserError, match="is refused"), watched() as events:
             maskseg.load(path)
         assert events == []
 
 
-def test_a_training_that_starts_from_it_and_a_comparison_run_nothing(evil: Path) -> None:
+def test_training_and_compare_do_not_run_its_code(evil: Path) -> None:
     small = [
         "debug=smoke",
         "data.num_train=4",
@@ -816,15 +816,15 @@ def test_a_training_that_starts_from_it_and_a_comparison_run_nothing(evil: Path)
 
 
 @pytest.mark.skipif(not CASE.is_dir(), reason="../shared/cases is absent")
-def test_the_strangers_file(tmp_path: Path) -> None:
+def test_a_shared_malicious_file(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, CASE / "make_evil.py"], cwd=tmp_path, check=True, env=env)
     assert (
         torch.load(tmp_path / "evil.pt", weights_only=True)["format"] == 1
-    )  # torch finds nothing wrong with it
-    words = ["checkpoint=evil.pt", "input=x.jpg", "output=o"]
+    )  # torch itself loads it without an error
+    overrides = ["checkpoint=evil.pt", "input=x.jpg", "output=o"]
     run = subprocess.run(
-        [sys.executable, ROOT / "tools" / "predict.py", *words],
+        [sys.executable, ROOT / "tools" / "predict.py", *overrides],
         cwd=tmp_path,
         capture_output=True,
         text=True,

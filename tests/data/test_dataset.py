@@ -1,9 +1,12 @@
-"""From a COCO file and a folder to batches: reproducible whatever the workers, and clear about files that cannot be read."""
+"""From a COCO file and a folder to batches: reproducible whatever the workers, and clear about
+files that cannot be read.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.datasets.scenes import ScenesSource
+from maskseg.data.options import ReadOptions
 from maskseg.data.sample import Sample
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks
+from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.structures import Batch, Categories
 
 SIZES = [(40, 60), (70, 50), (64, 64), (33, 90), (80, 40), (48, 48)]  # height, width
@@ -74,11 +78,14 @@ def make_source(folder: Path, **keys: Any) -> CocoSource:
         "images": str(folder / "images"),
         "num_workers": 0,
     }
-    return CocoSource(**(values | keys))
+    return CocoSource.from_keys(**(values | keys))
 
 
 def make_dataset(folder: Path, **keys: Any) -> CocoDataset:
-    return CocoDataset(read_coco(write_data(folder)), folder / "images", **keys)
+    names = {field.name for field in fields(ReadOptions)}
+    options = ReadOptions(**{name: keys.pop(name) for name in names & keys.keys()})
+    file = read_coco(write_data(folder))
+    return CocoDataset(file, folder / "images", options=options, **keys)
 
 
 def damage(folder: Path, *images: int) -> None:
@@ -91,14 +98,14 @@ def assert_same(first: Batch, second: Batch) -> None:
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.sizes, second.sizes)
     assert torch.equal(first.original_sizes, second.original_sizes)
-    assert (first.image_ids, first.names, first.skipped) == (
+    assert (first.image_ids, first.file_names, first.read_errors) == (
         second.image_ids,
-        second.names,
-        second.skipped,
+        second.file_names,
+        second.read_errors,
     )
     assert first.targets is not None
     assert second.targets is not None
-    for name in ("boxes", "labels", "image_index", "crowd"):
+    for name in ("boxes", "labels", "image_index", "iscrowd"):
         assert torch.equal(getattr(first.targets, name), getattr(second.targets, name)), name
     assert first.targets.masks is not None
     assert second.targets.masks is not None
@@ -112,7 +119,7 @@ def test_a_sample_is_what_the_file_says(tmp_path: Path) -> None:
     sample = make_dataset(tmp_path)[(0, 1, 0)]
     stored = np.asarray(Image.open(tmp_path / "images" / "1.png"))
     np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), stored)
-    assert (sample.image_id, sample.name, sample.original_size, sample.skipped) == (
+    assert (sample.image_id, sample.file_name, sample.original_size, sample.read_errors) == (
         101,
         "1.png",
         (70, 50),
@@ -120,19 +127,21 @@ def test_a_sample_is_what_the_file_says(tmp_path: Path) -> None:
     )
     assert sample.boxes.tolist() == [[3, 4, 19, 17], [13, 10, 29, 23]]
     assert sample.labels.tolist() == [1, 2]
-    assert sample.crowd.tolist() == [False, False]
+    assert sample.iscrowd.tolist() == [False, False]
     assert sample.masks is not None
     assert sample.masks.area().tolist() == [16 * 13, 16 * 13]
 
 
 def test_a_sample_depends_on_seed_epoch_index_and_repetition_alone(tmp_path: Path) -> None:
     def pixels(seed: int, item: tuple[int, int, int]) -> bytes:
-        return CocoDataset(file, tmp_path / "images", RANDOM, seed)[item].image.numpy().tobytes()
+        return (
+            CocoDataset(file, tmp_path / "images", RANDOM, seed=seed)[item].image.numpy().tobytes()
+        )
 
     file = read_coco(write_data(tmp_path))
     item = (3, 1, 0)
     first = pixels(7, item)
-    other_order = CocoDataset(file, tmp_path / "images", RANDOM, 7)
+    other_order = CocoDataset(file, tmp_path / "images", RANDOM, seed=7)
     _ = [other_order[(0, i, 0)] for i in range(6)]
     np.random.default_rng(1).random()
     torch.manual_seed(5)
@@ -201,7 +210,7 @@ def test_a_data_set_of_which_nothing_is_left(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": []}))
     with pytest.raises(UserError, match=r"train\.json: no image is left to use .*keep_empty=true"):
-        CocoDataset(read_coco(path), tmp_path / "images", keep_empty=False)
+        CocoDataset(read_coco(path), tmp_path / "images", options=ReadOptions(keep_empty=False))
 
 
 def test_max_images(tmp_path: Path) -> None:
@@ -214,20 +223,20 @@ def test_an_image_that_cannot_be_read_is_replaced_and_told(tmp_path: Path) -> No
     damage(tmp_path, 1, 3)
     samples = [dataset[(0, i, 0)] for i in range(6)]
     for i, sample in enumerate(samples):
-        told = " ".join(sample.skipped)
+        told = " ".join(sample.read_errors)
         assert (f"{i}.png" in told) == (i in (1, 3))
         assert sample.image_id not in (101, 103)
-    assert sum(len(s.skipped) for s in samples) >= 2
+    assert sum(len(s.read_errors) for s in samples) >= 2
     again = [dataset[(0, i, 0)] for i in range(6)]
     assert [s.image_id for s in again] == [s.image_id for s in samples]
     batch = collate(samples)
-    assert batch.skipped == [message for s in samples for message in s.skipped]
+    assert batch.read_errors == [message for s in samples for message in s.read_errors]
 
 
 def test_a_missing_file_is_passed_over_too(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, skip_bad=1)
     (tmp_path / "images" / "0.png").unlink()
-    assert "no such image file" in dataset[(0, 0, 0)].skipped[0]
+    assert "no such image file" in dataset[(0, 0, 0)].read_errors[0]
 
 
 def test_one_sample_gives_up_beyond_the_limit(tmp_path: Path) -> None:
@@ -240,7 +249,7 @@ def test_one_sample_gives_up_beyond_the_limit(tmp_path: Path) -> None:
 def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     damage(tmp_path, 1)
-    with pytest.raises(UserError, match=r"images/1\.png: the image is damaged or cut short"):
+    with pytest.raises(UserError, match=r"images/1\.png: the image is damaged or truncated"):
         dataset[(0, 1, 0)]
 
 
@@ -259,7 +268,7 @@ def test_a_damaged_image_reaches_the_user_as_one_line(
 
     assert cli.run(main, "", []) == 2
     told = capsys.readouterr().err
-    assert "the image is damaged or cut short" in told
+    assert "the image is damaged or truncated" in told
     assert told.startswith("error: ")
     assert "Traceback" not in told
     assert len(told.strip().splitlines()) == 1
@@ -274,7 +283,7 @@ def test_padding_and_flat_targets(tmp_path: Path) -> None:
     assert batch.sizes.tolist() == [[40, 60], [64, 64], [70, 50]]
     assert batch.original_sizes.tolist() == batch.sizes.tolist()
     assert batch.image_ids == [100, 102, 101]
-    assert batch.names == ["0.png", "2.png", "1.png"]
+    assert batch.file_names == ["0.png", "2.png", "1.png"]
     for image, sample in zip(batch.images, samples, strict=True):
         height, width = sample.size
         assert torch.equal(image[:, :height, :width], sample.image)
@@ -320,7 +329,7 @@ def test_one_sample_without_masks_takes_them_from_the_batch() -> None:
         torch.zeros(0, 4),
         nothing,
         nothing.bool(),
-        FileMasks.from_file([], 8, 8),
+        AnnotatedMasks.from_file([], 8, 8),
         1,
         "",
         (8, 8),
@@ -334,7 +343,7 @@ def test_one_sample_without_masks_takes_them_from_the_batch() -> None:
 def test_crowds_are_marked(tmp_path: Path) -> None:
     batch = collate([make_dataset(tmp_path)[(0, i, 0)] for i in (0, ONLY_CROWD)])
     assert batch.targets is not None
-    assert batch.targets.crowd.tolist() == [False, False, True, True]
+    assert batch.targets.iscrowd.tolist() == [False, False, True, True]
 
 
 def test_reading_gives_no_warnings(tmp_path: Path) -> None:
@@ -391,9 +400,9 @@ def test_classes_are_shared_by_name(tmp_path: Path) -> None:
 
 
 def test_a_checkpoints_classes_rule(tmp_path: Path) -> None:
-    source = make_source(tmp_path)
-    source.known = Categories(("dog", "cup", "cat"), (1, 2, 3))
-    assert source.categories is source.known
+    known = Categories(("dog", "cup", "cat"), (1, 2, 3))
+    source = make_source(tmp_path, categories=known)
+    assert source.categories is known
     assert source.train.labels(0) == [2, 0]
 
 
@@ -402,9 +411,10 @@ def test_test_loader_reads_every_image_once_in_order(tmp_path: Path) -> None:
     batches = list(source.test_loader("val", 4))
     assert [batch.image_ids for batch in batches] == [[100, 101, 102, 103], [104, 105]]
     assert batches[0].sizes.tolist() == [list(size) for size in SIZES[:4]]  # no training transform
-    assert [b.image_ids for b in source.test_loader("val", 2, most=3)] == [[100, 101], [102]]
+    assert [b.image_ids for b in source.test_loader("val", 2, max_images=3)] == [[100, 101], [102]]
     # the training images, tested: as they are too, and the training goes on with its own transforms
-    assert [b.sizes.tolist() for b in source.test_loader("train", 2, most=1)] == [[list(SIZES[0])]]
+    tested = source.test_loader("train", 2, max_images=1)
+    assert [b.sizes.tolist() for b in tested] == [[list(SIZES[0])]]
     assert next(iter(source.train_loader(2, 1, seed=0))).images.shape[2:] == (32, 32)
 
 
@@ -424,12 +434,13 @@ def test_batches_of_the_training_keep_portraits_apart(tmp_path: Path) -> None:
 
 def test_scenes_in_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="no finished scenes data set"):
-        ScenesSource(str(tmp_path / "mine")).prepare()
+    with pytest.raises(UserError, match="is not a finished scenes dataset"):
+        ScenesSource.from_keys(root=str(tmp_path / "mine")).prepare()
 
 
 def test_no_other_image_stands_in_for_one_of_the_validation(tmp_path: Path) -> None:
-    # Guards against: `skip_bad` replaces validation images too; another image is then tested twice and nobody is told
+    # Guards against: `skip_bad` replaces validation images too; another image is then tested twice
+    # and nobody is told
     source = make_source(tmp_path, val_json=str(tmp_path / "train.json"), skip_bad=5)
     _ = source.val
     damage(tmp_path, 1, 3)

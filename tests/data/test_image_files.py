@@ -1,4 +1,4 @@
-"""Image files of every kind -> documented RGB; bad files and unsafe names -> an error that names them."""
+"""Reading image files of all modes as RGB, and errors for damaged files and unsafe names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def colours(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def loaded(path: Path, **keys: object) -> np.ndarray:
+def load(path: Path, **keys: object) -> np.ndarray:
     tensor = load_image(path, **keys)
     assert str(tensor.dtype) == "torch.uint8"
     assert tensor.is_contiguous()
@@ -28,7 +28,7 @@ def loaded(path: Path, **keys: object) -> np.ndarray:
 
 
 def bomb(path: Path, height: int, width: int) -> None:
-    """A small PNG file whose header says height x width grey pixels."""
+    """A small PNG file whose header states height x width gray pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -47,13 +47,13 @@ def bomb(path: Path, height: int, width: int) -> None:
 def test_rgb_of_any_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
     pixels = colours(*shape)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(loaded(tmp_path / "a.png"), pixels)
+    np.testing.assert_array_equal(load(tmp_path / "a.png"), pixels)
 
 
 def test_jpeg_as_pillow_decodes_it(tmp_path: Path) -> None:
     Image.fromarray(colours(20, 30)).save(tmp_path / "a.jpg")
     np.testing.assert_array_equal(
-        loaded(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg"))
+        load(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg"))
     )
 
 
@@ -68,49 +68,47 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     image.save(tmp_path / "c.gif")
     expected = np.array(palette, dtype=np.uint8).reshape(3, 3)[indices]
     for name in ("a.png", "b.png", "c.gif"):
-        np.testing.assert_array_equal(loaded(tmp_path / name), expected)
+        np.testing.assert_array_equal(load(tmp_path / name), expected)
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
     rgba = np.concatenate([colours(4, 6), np.arange(24, dtype=np.uint8).reshape(4, 6, 1)], axis=2)
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(loaded(tmp_path / "rgba.png"), rgba[..., :3])
+    np.testing.assert_array_equal(load(tmp_path / "rgba.png"), rgba[..., :3])
     Image.fromarray(rgba).getchannel(0).save(tmp_path / "grey.png")
     Image.merge("LA", (Image.fromarray(rgba[..., 0]), Image.fromarray(rgba[..., 3]))).save(
         tmp_path / "la.png"
     )
-    np.testing.assert_array_equal(loaded(tmp_path / "la.png"), np.repeat(rgba[..., :1], 3, axis=2))
-    np.testing.assert_array_equal(
-        loaded(tmp_path / "grey.png"), np.repeat(rgba[..., :1], 3, axis=2)
-    )
+    np.testing.assert_array_equal(load(tmp_path / "la.png"), np.repeat(rgba[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(load(tmp_path / "grey.png"), np.repeat(rgba[..., :1], 3, axis=2))
 
 
 def test_one_bit(tmp_path: Path) -> None:
     bits = np.array([[True, False, True]])
     Image.fromarray(bits).save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == "1"
-    np.testing.assert_array_equal(loaded(tmp_path / "a.png")[..., 0], [[255, 0, 255]])
+    np.testing.assert_array_equal(load(tmp_path / "a.png")[..., 0], [[255, 0, 255]])
 
 
 def test_cmyk(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    red = loaded(tmp_path / "a.jpg").reshape(-1, 3).astype(int).mean(axis=0)
+    red = load(tmp_path / "a.jpg").reshape(-1, 3).astype(int).mean(axis=0)
     np.testing.assert_allclose(red, [255, 0, 0], atol=3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_sixteen_bit_grey_by_its_whole_range(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bit_gray_uses_the_whole_range(tmp_path: Path, suffix: str) -> None:
     values = np.array([[0, 128, 129, 257, 385, 386, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     expected = [[0, 0, 1, 1, 1, 2, 128, 255]]
     for channel in range(3):
-        np.testing.assert_array_equal(loaded(tmp_path / f"a.{suffix}")[..., channel], expected)
+        np.testing.assert_array_equal(load(tmp_path / f"a.{suffix}")[..., channel], expected)
 
 
 @pytest.mark.parametrize(
     "values", [np.array([[0, 70000]], dtype=np.int32), np.array([[0.5, 1.0]], dtype=np.float32)]
 )
-def test_32_bit_grey_is_refused(tmp_path: Path, values: np.ndarray) -> None:
+def test_32_bit_gray_is_refused(tmp_path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif.*32-bit"):
         load_image(tmp_path / "a.tif")
@@ -118,7 +116,7 @@ def test_32_bit_grey_is_refused(tmp_path: Path, values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("tag", range(1, 9))
-def test_orientation_is_applied_where_it_gives_the_stated_size(
+def test_orientation_is_applied_if_it_yields_the_stated_size(
     tmp_path: Path, tag: int, suffix: str
 ) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -130,13 +128,13 @@ def test_orientation_is_applied_where_it_gives_the_stated_size(
     stored = np.asarray(Image.open(tmp_path / f"plain.{suffix}"))
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(loaded(path), upright)
-    np.testing.assert_array_equal(loaded(path, size=upright.shape[:2]), upright)
-    if tag >= 5:  # annotated on the stored pixels: the size says so
+    np.testing.assert_array_equal(load(path), upright)
+    np.testing.assert_array_equal(load(path, size=upright.shape[:2]), upright)
+    if tag >= 5:  # the stated size shows that the stored pixels were annotated
         assert upright.shape[:2] == (40, 24)
-        np.testing.assert_array_equal(loaded(path, size=(24, 40)), stored)
+        np.testing.assert_array_equal(load(path, size=(24, 40)), stored)
     for function in (load_image, image_size):
-        with pytest.raises(UserError, match=rf"a\.{suffix}.*24 x 40.*annotations say 24 x 41"):
+        with pytest.raises(UserError, match=rf"a\.{suffix}.*24 x 40.*annotations state 24 x 41"):
             function(path, size=(24, 41))
 
 
@@ -146,8 +144,8 @@ def test_boxes_stay_aligned_in_both_frames(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    assert (loaded(tmp_path / "a.png", size=(20, 30))[2:6, 10:25] == 255).all()
-    upright = loaded(tmp_path / "a.png", size=(30, 20))  # turned clockwise: x' = 20 - y, y' = x
+    assert (load(tmp_path / "a.png", size=(20, 30))[2:6, 10:25] == 255).all()
+    upright = load(tmp_path / "a.png", size=(30, 20))  # rotated clockwise: x' = 20 - y, y' = x
     assert (upright[10:25, 14:18] == 255).all()
     assert upright.sum() == pixels.sum()
 
@@ -161,7 +159,7 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
         assert load_image(tmp_path / "a.jpg").shape == (3, 4, 6)
 
 
-def test_header_larger_than_the_cap_is_refused_before_decoding(
+def test_an_image_above_the_limit_is_refused_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bomb(tmp_path / "bomb.png", 20000, 20000)  # 400 megapixels
@@ -175,7 +173,7 @@ def test_header_larger_than_the_cap_is_refused_before_decoding(
             function(tmp_path / "a.png", max_pixels=100)
 
 
-def test_a_larger_cap_than_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_above_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb(tmp_path / "bomb.png", 20000, 20000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     assert image_size(tmp_path / "bomb.png", max_pixels=400_000_000) == (20000, 20000)
@@ -183,7 +181,7 @@ def test_a_larger_cap_than_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp"])
-def test_files_cut_short(tmp_path: Path, suffix: str) -> None:
+def test_truncated_files(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(colours(50, 60)).save(tmp_path / f"whole.{suffix}")
     data = (tmp_path / f"whole.{suffix}").read_bytes()
     path = tmp_path / f"cut.{suffix}"
@@ -193,7 +191,7 @@ def test_files_cut_short(tmp_path: Path, suffix: str) -> None:
             load_image(path)
 
 
-def test_files_that_are_no_images(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     for name, data in (
         ("text.jpg", b"hello"),
         ("page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),

@@ -1,4 +1,4 @@
-"""Images that name their classes and not where these are."""
+"""Images with class labels and without locations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WHOLE = [0, 0, 30, 20]
 
 
 def labelled(ids: Any, *annotations: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """The second image names classes, of a cat (id 4) and a dog (id 9)."""
+    """A dataset whose second image has labels; classes: cat (id 4) and dog (id 9)."""
     content = dataset(*annotations)
     content["images"][1] |= {"category_ids": ids, **changes}
     content["categories"].append({"id": 9, "name": "dog"})
@@ -54,13 +54,13 @@ def test_no_labels(tmp_path: Path, ids: Any) -> None:
 
 
 @pytest.mark.parametrize("ids", [[99], ["x"], "abc", 7, [None], [4, 1.5], {"a": 1}])
-def test_labels_that_are_none_are_named(tmp_path: Path, ids: Any) -> None:
+def test_invalid_labels_are_reported(tmp_path: Path, ids: Any) -> None:
     assert errors(tmp_path, labelled(ids)) == {
         "category_ids of an image that are not ids of categories": 1
     }
 
 
-def test_an_image_without_a_size_or_an_id_is_told_once(tmp_path: Path) -> None:
+def test_an_image_without_a_size_or_an_id_is_reported_once(tmp_path: Path) -> None:
     assert errors(tmp_path, labelled([4], height=0)) == {
         "image size that is not two positive integers": 1
     }

@@ -1,4 +1,4 @@
-"""Keypoints from the file to the batch, of any skeleton."""
+"""Keypoints of any skeleton, from the file to the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 40, 60
 
 
 def dataset(*annotations: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """An image with a hand, a face and a stone, which has no points; 20 x 10 pixels each."""
+    """An image with a hand, a face and a stone without keypoints; 20 x 10 pixels each."""
     base: list[dict[str, Any]] = [
         {
             "id": 1,
@@ -67,15 +67,15 @@ def sample(folder: Path, *transforms: Transform) -> Any:
     return CocoDataset(file, folder, transforms)[0, 0, 0]
 
 
-def test_classes_have_points_of_their_own(tmp_path: Path) -> None:
+def test_classes_have_different_keypoints(tmp_path: Path) -> None:
     file = read_coco(write(tmp_path, dataset()), check_images=False)
     assert file.categories.keypoints == (tuple(HAND), tuple(FACE), ())
     assert file.categories.point_ranges == ((0, 3), (3, 8), (0, 0))
-    assert file.categories.lines == (((0, 1), (1, 2)), ((3, 4), (3, 5)), ())
-    assert file.categories.mirrored() == [0, 1, 2, 3, 5, 4, 7, 6]
+    assert file.categories.skeleton_edges == (((0, 1), (1, 2)), ((3, 4), (3, 5)), ())
+    assert file.categories.flip_indices() == [0, 1, 2, 3, 5, 4, 7, 6]
     points = file.annotations(0).keypoints
     assert points is not None
-    # Indices of pixels become their centres; what is not visible is all zeros, and so are the points of other classes
+    # Pixel indices become pixel centers. Unlabelled points and those of other classes are zeros.
     assert points[0].tolist() == [[1.5, 2.5, 2], [10.5, 5.5, 1], *[[0, 0, 0]] * 6]
     assert points[1].tolist() == [
         *[[0, 0, 0]] * 3,
@@ -89,7 +89,7 @@ def test_classes_have_points_of_their_own(tmp_path: Path) -> None:
     assert file.has_keypoints()
 
 
-def test_equal_lists_share_their_points(tmp_path: Path) -> None:
+def test_classes_with_equal_lists_share_keypoints(tmp_path: Path) -> None:
     content = dataset()
     content["categories"][2] |= {"keypoints": HAND}
     file = read_coco(write(tmp_path, content), check_images=False)
@@ -97,7 +97,7 @@ def test_equal_lists_share_their_points(tmp_path: Path) -> None:
     assert file.categories.num_points == 8
 
 
-def test_the_file_comes_back_for_the_evaluation(tmp_path: Path) -> None:
+def test_the_file_is_written_for_the_evaluation(tmp_path: Path) -> None:
     found = read_coco(write(tmp_path, dataset()), check_images=False).to_dict()
     given = dataset()
     assert [a["keypoints"] for a in found["annotations"][:2]] == [
@@ -107,8 +107,9 @@ def test_the_file_comes_back_for_the_evaluation(tmp_path: Path) -> None:
     assert found["categories"] == given["categories"]
 
 
-def test_flips_move_points_like_pixels_and_swap_sides(tmp_path: Path) -> None:
-    # Guards against: transforms v2 puts a flipped keypoint at W - 1 - x while the box is at W - x, swaps no pair, and moves invisible points
+def test_flips_transform_keypoints_like_pixels_and_swap_sides(tmp_path: Path) -> None:
+    # Guards against: torchvision's transforms v2 flips keypoints to W - 1 - x but boxes to W - x,
+    # swaps no pairs, and moves unlabelled points.
     plain, flipped = sample(tmp_path / "a"), sample(tmp_path / "b", Flip(1.0, 0.0))
     x = WIDTH - plain.keypoints[..., 0]
     assert flipped.keypoints[0, :3].tolist() == [[58.5, 2.5, 2], [49.5, 5.5, 1], [0, 0, 0]]
@@ -116,7 +117,7 @@ def test_flips_move_points_like_pixels_and_swap_sides(tmp_path: Path) -> None:
         float(x[1, 5]),
         12.5,
         2,
-    ]  # what was the right eye is the left one now
+    ]  # the right eye becomes the left one
     assert flipped.keypoints[1, 3].tolist() == [float(x[1, 3]), 15.5, 2]
     inside = flipped.keypoints[..., 2] > 0
     low, high = flipped.boxes[:, None, :2], flipped.boxes[:, None, 2:]
@@ -127,7 +128,7 @@ def test_flips_move_points_like_pixels_and_swap_sides(tmp_path: Path) -> None:
     )
     twice = sample(tmp_path / "c", Flip(1.0, 0.0), Flip(1.0, 0.0))
     assert torch.equal(twice.keypoints, plain.keypoints)
-    # Upside down is a mirror too; both together are a turn by half
+    # An up-down flip swaps sides too; both flips are a rotation by 180 degrees.
     assert sample(tmp_path / "d", Flip(0.0, 1.0)).keypoints[1, 4].tolist() == [
         25.5,
         HEIGHT - 12.5,
@@ -162,11 +163,11 @@ def test_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "told"),
+    ("annotation", "kind"),
     [
         ({"keypoints": [1, 2, 2, 3]}, "keypoints that are not x, y, visibility of each point"),
         ({"keypoints": "abc"}, "keypoints that are not x, y, visibility of each point"),
-        ({"keypoints": [1, 2, 2] * 2}, "keypoints of another number than their category's"),
+        ({"keypoints": [1, 2, 2] * 2}, "number of keypoints that differs from the category's"),
         (
             {"keypoints": [1, float("nan"), 2] * 3},
             "keypoints with NaN, infinity, or a visibility that is not 0, 1 or 2",
@@ -177,18 +178,18 @@ def test_batches(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_points_that_cannot_be(tmp_path: Path, annotation: dict[str, Any], told: str) -> None:
+def test_invalid_keypoints(tmp_path: Path, annotation: dict[str, Any], kind: str) -> None:
     row = {"id": 9, "image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], **annotation}
     report = check_coco(write(tmp_path, dataset(row)))
-    assert list(report.errors) == [told]
+    assert list(report.errors) == [kind]
     assert "annotation 9 (image 1)" in report.text()
 
 
 @pytest.mark.parametrize(
-    ("category", "told"),
+    ("category", "kind"),
     [
-        ({"keypoints": ["a", "a"]}, "category whose keypoints are not a list of different names"),
-        ({"keypoints": 17}, "category whose keypoints are not a list of different names"),
+        ({"keypoints": ["a", "a"]}, "category whose keypoints are not a list of distinct names"),
+        ({"keypoints": 17}, "category whose keypoints are not a list of distinct names"),
         (
             {"skeleton": [[0, 1]]},
             "category whose skeleton is not pairs of its keypoints, counted from 1",
@@ -203,21 +204,21 @@ def test_points_that_cannot_be(tmp_path: Path, annotation: dict[str, Any], told:
         ),
     ],
 )
-def test_skeletons_that_cannot_be(tmp_path: Path, category: dict[str, Any], told: str) -> None:
-    assert told in check_coco(write(tmp_path, dataset(**category))).errors
+def test_invalid_skeletons(tmp_path: Path, category: dict[str, Any], kind: str) -> None:
+    assert kind in check_coco(write(tmp_path, dataset(**category))).errors
 
 
-def test_points_without_names_are_left_out_with_a_warning(tmp_path: Path) -> None:
+def test_keypoints_without_names_are_dropped_with_a_warning(tmp_path: Path) -> None:
     row = {"id": 9, "image_id": 1, "category_id": 9, "bbox": [0, 0, 5, 5], "keypoints": [1, 2, 2]}
     file = read_coco(write(tmp_path, dataset(row)), check_images=False)
-    assert "keypoints of a category that names none, left out" in file.report.warnings
+    assert "keypoints of a category without keypoints, dropped" in file.report.warnings
     points = file.annotations(0).keypoints
     assert points is not None
     assert not points[4].any()
 
 
-def test_points_that_are_left_out_are_left_out_of_a_validation_file_too(tmp_path: Path) -> None:
-    # Guards against: the training's categories have names for them, so they are used, unchecked
+def test_dropped_keypoints_are_dropped_from_a_validation_file_too(tmp_path: Path) -> None:
+    # Guards against: the training's categories name them, so they are used without checks
     train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
     row = {
         "id": 9,
@@ -239,33 +240,41 @@ def test_points_that_are_left_out_are_left_out_of_a_validation_file_too(tmp_path
     assert {a["num_keypoints"] for a in file.to_dict()["annotations"]} == {0}
 
 
-def test_validation_with_other_points_is_an_error(tmp_path: Path) -> None:
+def test_validation_with_different_keypoints_is_an_error(tmp_path: Path) -> None:
     train = read_coco(write(tmp_path / "a", dataset()), check_images=False)
     path = write(tmp_path / "b", dataset(keypoints=["palm", "thumb", "tip"]))
     with pytest.raises(
-        UserError, match="category with other keypoints than in the training data or the checkpoint"
+        UserError,
+        match="category whose keypoints differ from the training data's or the checkpoint's",
     ):
         read_coco(path, categories=train.categories, check_images=False)
 
 
 def test_flip_pairs_by_name(tmp_path: Path) -> None:
     path = str(write(tmp_path, dataset()))
-    source = CocoSource(path, images=str(tmp_path), flip_pairs=[["thumb", "tip"]])
-    assert source.mirrored() == [0, 2, 1, 3, 4, 5, 6, 7]
-    assert CocoSource(path, images=str(tmp_path), flip_pairs=[]).mirrored() == list(range(8))
+    source = CocoSource.from_keys(
+        train_json=path, images=str(tmp_path), flip_pairs=[["thumb", "tip"]]
+    )
+    assert source.flip_indices() == [0, 2, 1, 3, 4, 5, 6, 7]
+    assert CocoSource.from_keys(
+        train_json=path, images=str(tmp_path), flip_pairs=[]
+    ).flip_indices() == list(range(8))
     with pytest.raises(
         UserError,
         match=r"data\.flip_pairs: \['thumb', 'nose'\] is not a pair of keypoints of a class",
     ):
-        CocoSource(path, images=str(tmp_path), flip_pairs=[["thumb", "nose"]]).mirrored()
+        CocoSource.from_keys(
+            train_json=path, images=str(tmp_path), flip_pairs=[["thumb", "nose"]]
+        ).flip_indices()
 
 
-def test_ranges_that_the_data_does_not_have(tmp_path: Path) -> None:
-    source = CocoSource(
-        str(write(tmp_path, dataset())), images=str(tmp_path), point_ranges=[[0, 17]]
+def test_point_ranges_that_differ_from_the_data(tmp_path: Path) -> None:
+    source = CocoSource.from_keys(
+        train_json=str(write(tmp_path, dataset())), images=str(tmp_path), point_ranges=[[0, 17]]
     )
     with pytest.raises(
         UserError,
-        match=r"data\.point_ranges=\[\[0, 17\]\], but the keypoints of .*data\.json are \[\[0, 3\], \[3, 8\], \[0, 0\]\]",
+        match=r"data\.point_ranges=\[\[0, 17\]\], but the keypoints of .*data\.json are "
+        r"\[\[0, 3\], \[3, 8\], \[0, 0\]\]",
     ):
         _ = source.categories

@@ -1,4 +1,4 @@
-"""Loader processes that die, hang or are told to stop."""
+"""Loader processes that die, hang or receive signals."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from maskseg.errors import UserError
 
 
 class Items(Dataset[Any]):
-    """Numbers, at some of which something happens in the process that reads them."""
+    """Numbers; at some of them, something happens in the process that reads them."""
 
     def __init__(self, happens: dict[int, Any], folder: Path) -> None:
-        self.happens, self.folder = happens, folder
+        self.happens = happens
+        self.folder = folder
 
     def __getitem__(self, item: int) -> int:
-        what = self.happens.get(item)
-        if what == "die":
+        event = self.happens.get(item)
+        if event == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "hang":
+        if event == "hang":
             time.sleep(60)
-        if what == "signals":
+        if event == "signals":
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
-        if what == "refuse":
-            raise UserError("image 7.png: cut short")
-        if what == "bug":
+        if event == "refuse":
+            raise UserError("image 7.png: truncated")
+        if event == "bug":
             raise RuntimeError("a bug")
         return item
 
@@ -50,7 +51,7 @@ def loader(
     )  # type: ignore[arg-type,return-value]
 
 
-def test_all_is_well(tmp_path: Path) -> None:
+def test_batches_arrive_in_order(tmp_path: Path) -> None:
     assert list(loader(tmp_path, {})) == list(range(8))
     assert len(loader(tmp_path, {})) == 8
 
@@ -58,7 +59,8 @@ def test_all_is_well(tmp_path: Path) -> None:
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"data\.train_json=some\.json: loader worker 1 \(process \d+, killed by SIGKILL\) died; out of memory\?",
+        match=r"data\.train_json=some\.json: loader worker 1 "
+        r"\(process \d+, killed by SIGKILL\) died; out of memory\?",
     ) as raised:
         list(loader(tmp_path, {5: "die"}))
     assert "\n" not in str(raised.value)
@@ -68,7 +70,7 @@ def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(
         UserError,
-        match=r"some\.json: loader worker 1 has given nothing for data\.timeout=1 seconds",
+        match=r"some\.json: loader worker 1 has returned nothing for data\.timeout=1 seconds",
     ):
         list(loader(tmp_path, {5: "hang"}, timeout=1))
     assert time.monotonic() - began < 20
@@ -79,9 +81,9 @@ def test_workers_outlive_signals_so_that_the_step_can_be_finished(tmp_path: Path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_other_errors_stay_what_they_are(tmp_path: Path, workers: int) -> None:
+def test_other_errors_are_unchanged(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UserError) as refused:
         list(loader(tmp_path, {2: "refuse"}, workers))
-    assert str(refused.value) == "image 7.png: cut short"
+    assert str(refused.value) == "image 7.png: truncated"
     with pytest.raises(RuntimeError, match="a bug"):
         list(loader(tmp_path, {2: "bug"}, workers))

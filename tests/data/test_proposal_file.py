@@ -1,4 +1,4 @@
-"""Files of proposals: what comes back, what moves with the image, and what is refused."""
+"""Proposal files: round trip, transforms with the image, and invalid files."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def write(path: Path, *images: ImageProposals) -> Path:
     return path
 
 
-def test_what_is_written_comes_back(tmp_path: Path) -> None:
+def test_written_proposals_are_read_back(tmp_path: Path) -> None:
     given = [
         proposals(7, 480, 640, 1000),
         proposals(2**40, 64, 4000, 0),
         proposals(-3, 1333, 800, 5),
     ]
     path = write(tmp_path / "a.proposals", *given)
-    assert path.stat().st_size < 10 * 1005 + 4000  # ten bytes each
+    assert path.stat().st_size < 10 * 1005 + 4000  # 10 bytes each
     found = ProposalFile(path, [(image.image_id, image.height, image.width) for image in given])
     for image in given:
-        boxes, scores = found.of(image.image_id, image.height, image.width)
+        boxes, scores = found.load(image.image_id, image.height, image.width)
         assert boxes.dtype == scores.dtype == torch.float32
         assert boxes.shape == image.boxes.shape
         assert torch.allclose(boxes, image.boxes, atol=max(image.height, image.width) / 65535)
@@ -55,11 +55,12 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
         assert (scores[1:] <= scores[:-1]).all()
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.proposals", proposals(1, 40, 60, 3), proposals(2, 40, 60, 3))
     with pytest.raises(
         UserError,
-        match=r"a\.proposals is of another data set \(some\.json by some\.pt\): it lacks image 5 \(2 of 3 are missing\)",
+        match=r"a\.proposals is of another dataset \(some\.json by some\.pt\): "
+        r"it lacks image 5 \(2 of 3 are missing\)",
     ):
         ProposalFile(path, [(1, 40, 60), (5, 40, 60), (6, 40, 60)])
     with pytest.raises(UserError, match=r"image 2 is 40 x 60 there, not 60 x 40"):
@@ -80,8 +81,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_they_move_with_the_image(scenes: Path, tmp_path: Path) -> None:
-    """Those that are the true boxes stay the true boxes."""
+def test_proposals_are_transformed_with_the_image(scenes: Path, tmp_path: Path) -> None:
+    """Proposals that equal the ground-truth boxes stay equal."""
     file = make_source(scenes).train
     truth = [file.annotations(i).boxes for i in range(len(file.images))]
     images = zip(file.images, truth, strict=True)

@@ -1,4 +1,4 @@
-"""Pictures of four bytes a pixel: the same values as those of planes, through everything that is done with them."""
+"""Images with four bytes per pixel yield the same values as planes in all operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from maskseg.data.collate import collate
 from maskseg.data.image_files import load_image, load_pixels
-from maskseg.data.rgbx import flip, from_pillow, put, resize
+from maskseg.data.rgbx import copy_to_planes, flip, from_pillow, resize
 from maskseg.data.sample import Sample
 from maskseg.data.transforms import (
     ColorJitter,
@@ -29,7 +29,7 @@ SIZES = [(37, 53), (64, 48), (1, 9), (9, 1), (1, 1), (200, 31)]
 
 
 def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """One picture of noise: four bytes a pixel, and as planes."""
+    """An image of noise with four bytes per pixel, and the same image as planes."""
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return from_pillow(Image.fromarray(pixels)), torch.from_numpy(pixels).permute(
         2, 0, 1
@@ -37,38 +37,38 @@ def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_pillow_picture_keeps_its_values(size: tuple[int, int]) -> None:
-    four, planes = pair(*size)
-    assert four.shape == planes.shape == (3, *size)
-    assert four.dtype == torch.uint8
-    assert torch.equal(four, planes)
-    four[:, 0, 0] = 7  # it is its own, and can be written to
-    assert four[:, 0, 0].tolist() == [7, 7, 7]
+def test_a_pillow_image_keeps_its_values(size: tuple[int, int]) -> None:
+    rgbx, planes = pair(*size)
+    assert rgbx.shape == planes.shape == (3, *size)
+    assert rgbx.dtype == torch.uint8
+    assert torch.equal(rgbx, planes)
+    rgbx[:, 0, 0] = 7  # the memory is writable and not shared
+    assert rgbx[:, 0, 0].tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("to", [(80, 100), (13, 20), (1, 2), (2, 1), (37, 99)])
 def test_resized_to_the_same_values(size: tuple[int, int], to: tuple[int, int]) -> None:
-    four, planes = pair(*size)
+    rgbx, planes = pair(*size)
     wanted = F.resize(planes, list(to), antialias=True)
-    assert torch.equal(resize(four, *to), wanted)
+    assert torch.equal(resize(rgbx, *to), wanted)
     assert torch.equal(resize(planes, *to), wanted)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dim", [-1, -2])
 def test_flipped_to_the_same_values(size: tuple[int, int], dim: int) -> None:
-    four, planes = pair(*size)
-    assert torch.equal(flip(four, dim), planes.flip(dim))
+    rgbx, planes = pair(*size)
+    assert torch.equal(flip(rgbx, dim), planes.flip(dim))
     assert torch.equal(flip(planes, dim), planes.flip(dim))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_put_into_a_canvas(size: tuple[int, int]) -> None:
+def test_copy_to_a_canvas(size: tuple[int, int]) -> None:
     height, width = size
     for image in pair(*size):
         canvas = torch.full((3, height + 2, width + 3), 9, dtype=torch.uint8)
-        put(canvas[:, :height, :width], image)
+        copy_to_planes(canvas[:, :height, :width], image)
         assert torch.equal(canvas[:, :height, :width], image)
         assert (canvas[:, height:] == 9).all()
         assert (canvas[:, :, width:] == 9).all()
@@ -83,33 +83,31 @@ def test_put_into_a_canvas(size: tuple[int, int]) -> None:
         (slice(5, 5), slice(None)),
     ],
 )
-def test_windows_of_a_picture(window: tuple[slice, slice]) -> None:
-    four, planes = (image[:, window[0], window[1]] for image in pair(37, 53))
-    assert torch.equal(flip(four, -1), planes.flip(-1))
+def test_windows_of_an_image(window: tuple[slice, slice]) -> None:
+    rgbx, planes = (image[:, window[0], window[1]] for image in pair(37, 53))
+    assert torch.equal(flip(rgbx, -1), planes.flip(-1))
     canvas = torch.zeros(planes.shape, dtype=torch.uint8)
-    put(canvas, four)
+    copy_to_planes(canvas, rgbx)
     assert torch.equal(canvas, planes)
     if planes.numel():
         assert torch.equal(
-            resize(four, 30, 40), F.resize(planes.contiguous(), [30, 40], antialias=True)
+            resize(rgbx, 30, 40), F.resize(planes.contiguous(), [30, 40], antialias=True)
         )
 
 
-def test_other_layouts_take_the_plain_way() -> None:
+def test_other_layouts() -> None:
     _, planes = pair(37, 53)
     stored = planes.permute(1, 2, 0).contiguous()
     wide = torch.zeros((37, 53, 4), dtype=torch.uint8)
     wide[..., 1:] = stored
-    shifted = wide.permute(2, 0, 1)[
-        1:
-    ]  # the fourth byte of the last pixel lies outside of the memory
+    shifted = wide.permute(2, 0, 1)[1:]  # the fourth byte of the last pixel is outside the memory
     for image in (
         stored.permute(2, 0, 1),
         shifted,
         planes.permute(0, 2, 1).contiguous().permute(0, 2, 1),
     ):
         canvas = torch.zeros(planes.shape, dtype=torch.uint8)
-        put(canvas, image)
+        copy_to_planes(canvas, image)
         assert torch.equal(canvas, planes)
         assert torch.equal(flip(image, -1), planes.flip(-1))
         assert torch.equal(resize(image, 30, 40), F.resize(planes, [30, 40], antialias=True))
@@ -129,7 +127,7 @@ def test_other_layouts_take_the_plain_way() -> None:
         [],
     ],
 )
-def test_every_transform_gives_the_same_batch(steps: list[Transform]) -> None:
+def test_all_transforms_yield_the_same_batch(steps: list[Transform]) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     batches = []
     for image in pair(37, 53):
@@ -143,7 +141,7 @@ def test_every_transform_gives_the_same_batch(steps: list[Transform]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
-def test_a_file_read_either_way(tmp_path: Path, mode: str) -> None:
+def test_files_read_in_both_layouts(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.fromarray(pair(37, 53)[1].permute(1, 2, 0).numpy()).convert(mode).save(path)
     planes = load_image(path)

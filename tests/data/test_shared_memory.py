@@ -1,4 +1,4 @@
-"""What loader processes send arrives as it was, in few pieces."""
+"""Batches from loader processes arrive unchanged, in few shared-memory segments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from maskseg.data.collate import collate
 from maskseg.data.sample import Sample
-from maskseg.data.shared_memory import Packed, Parcel
-from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.data.shared_memory import SharedBatch, SharedCollate
+from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.structures import Batch
 
 
@@ -21,9 +21,9 @@ def a_batch(height: int = 300, width: int = 400) -> Batch:
     )
     shapes = [
         Polygons((np.array([[1.0, 2], [30, 4], [9, 50]]),)),
-        Runs(np.array([5, 9, height * width]), height, width),
+        RunLengths(np.array([5, 9, height * width]), height, width),
     ]
-    masks = FileMasks.from_file(shapes, height, width)
+    masks = AnnotatedMasks.from_file(shapes, height, width)
     boxes = torch.tensor([[1.0, 2, 30, 50], [0, 5, 1, 9]])
     sample = Sample(
         image,
@@ -38,15 +38,15 @@ def a_batch(height: int = 300, width: int = 400) -> Batch:
     return collate([sample, sample])
 
 
-def test_a_batch_arrives_as_it_was() -> None:
+def test_a_batch_arrives_unchanged() -> None:
     batch = a_batch()
-    parcel = pickle.loads(pickle.dumps(Parcel(batch)))
-    assert [tensor.nbytes for tensor in parcel.large] == [
+    shared = pickle.loads(pickle.dumps(SharedBatch(batch)))
+    assert [tensor.nbytes for tensor in shared.large] == [
         batch.images.nbytes
-    ]  # one piece of shared memory, not one for each tensor
-    found = parcel.open()
+    ]  # one shared-memory segment, not one per tensor
+    found = shared.unpack()
     assert torch.equal(found.images, batch.images)
-    for name in ("boxes", "labels", "image_index", "crowd"):
+    for name in ("boxes", "labels", "image_index", "iscrowd"):
         first, second = getattr(found.targets, name), getattr(batch.targets, name)
         assert torch.equal(first, second)
         assert first.dtype == second.dtype
@@ -56,15 +56,15 @@ def test_a_batch_arrives_as_it_was() -> None:
         None,
         None,
     )
-    found.images[0, 0, 0, 0] += 1  # what arrives can be written to
+    found.images[0, 0, 0, 0] += 1  # the memory is writable
     found.targets.boxes[0, 0] = 5
 
 
-def test_small_ones_need_no_shared_memory() -> None:
+def test_small_tensors_need_no_shared_memory() -> None:
     batch = a_batch(40, 50)
-    parcel = Parcel(batch)
-    assert parcel.large == []
-    assert torch.equal(parcel.open().images, batch.images)
+    shared = SharedBatch(batch)
+    assert shared.large == []
+    assert torch.equal(shared.unpack().images, batch.images)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_small_ones_need_no_shared_memory() -> None:
     ],
 )
 def test_anything_can_be_packed(value: object) -> None:
-    found = Packed(lambda samples: samples[0])([value]).open()
+    found = SharedCollate(lambda samples: samples[0])([value]).unpack()
     assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
 
 
 class Pinnable:
-    """Counts how often it was pinned."""
+    """Counts the calls of `pin_memory`."""
 
     times = 0
 
@@ -94,6 +94,6 @@ class Pinnable:
         return self
 
 
-def test_the_loaders_thread_pins_what_is_inside() -> None:
-    assert Parcel(Pinnable()).pin_memory().times == 1
-    assert Parcel([1, 2]).pin_memory() == [1, 2]
+def test_the_loaders_thread_pins_the_value() -> None:
+    assert SharedBatch(Pinnable()).pin_memory().times == 1
+    assert SharedBatch([1, 2]).pin_memory() == [1, 2]

@@ -1,4 +1,4 @@
-"""Every transform moves pixels, boxes and masks alike: an object is painted into the image and looked for afterwards."""
+"""Transforms change pixels, boxes and masks consistently: a painted object is found again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from maskseg.data.transforms import (
     Transform,
 )
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.masks.base import rle_to_bitmaps
 
 HEIGHT, WIDTH = 60, 90
-# An L: mirrored or turned it is another shape in the same box. Corners x, y in whole pixels.
+# An L: flipped or rotated it is another shape in the same box. Corners x, y in whole pixels.
 CORNERS = np.array([[12, 8], [22, 8], [22, 30], [44, 30], [44, 38], [12, 38]], dtype=np.float64)
 BOX = (12, 8, 44, 38)
 KINDS = ["polygons", "runs"]
@@ -39,13 +39,13 @@ def painted() -> np.ndarray:
     return found
 
 
-def run_lengths(bitmap: np.ndarray) -> Runs:
+def run_lengths(bitmap: np.ndarray) -> RunLengths:
     flat = bitmap.ravel(order="F")
     change = np.flatnonzero(np.diff(np.concatenate([[0], flat])))
-    return Runs(np.concatenate([change, [flat.size]]).astype(np.int64), *bitmap.shape)
+    return RunLengths(np.concatenate([change, [flat.size]]).astype(np.int64), *bitmap.shape)
 
 
-def shape(kind: str) -> Polygons | Runs:
+def shape(kind: str) -> Polygons | RunLengths:
     return Polygons((CORNERS,)) if kind == "polygons" else run_lengths(painted())
 
 
@@ -57,7 +57,7 @@ def make_sample(kind: str | None) -> Sample:
     masks = (
         None
         if kind is None
-        else FileMasks.from_file([shape(kind), run_lengths(crowd)], HEIGHT, WIDTH)
+        else AnnotatedMasks.from_file([shape(kind), run_lengths(crowd)], HEIGHT, WIDTH)
     )
     boxes = torch.tensor([BOX, (0, 0, 30, HEIGHT)], dtype=torch.float32)
     return Sample(
@@ -91,17 +91,21 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def assert_whole(sample: Sample) -> None:
-    """What no transform may change, and frames that fit the image."""
-    assert (sample.image_id, sample.name, sample.original_size) == (17, "l.png", (HEIGHT, WIDTH))
+    """Check what no transform may change, and that the masks' frames are the image's."""
+    assert (sample.image_id, sample.file_name, sample.original_size) == (
+        17,
+        "l.png",
+        (HEIGHT, WIDTH),
+    )
     assert sample.image.dtype == torch.uint8
-    assert len(sample.boxes) == len(sample.labels) == len(sample.crowd)
+    assert len(sample.boxes) == len(sample.labels) == len(sample.iscrowd)
     if sample.masks is not None:
         assert len(sample.masks) == len(sample.boxes)
         assert sample.masks.frames.tolist() == [list(sample.size)] * len(sample.boxes)
 
 
 def same(first: Sample, second: Sample) -> bool:
-    tensors = ("image", "boxes", "labels", "crowd")
+    tensors = ("image", "boxes", "labels", "iscrowd")
     equal = all(torch.equal(getattr(first, name), getattr(second, name)) for name in tensors)
     if first.masks is None or second.masks is None:
         return equal and first.masks is second.masks
@@ -112,18 +116,18 @@ def same(first: Sample, second: Sample) -> bool:
 @pytest.mark.parametrize(("horizontal", "vertical"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_a_flip_is_exact(kind: str, horizontal: float, vertical: float) -> None:
     found = Flip(horizontal, vertical)(make_sample(kind), np.random.default_rng(0))
-    wanted = painted()[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+    expected = painted()[:: -1 if vertical else 1, :: -1 if horizontal else 1]
     assert_whole(found)
-    np.testing.assert_array_equal(white(found.image), wanted)
-    np.testing.assert_array_equal(moved_mask(found), wanted)
-    assert found.boxes[0].tolist() == tight(wanted)
+    np.testing.assert_array_equal(white(found.image), expected)
+    np.testing.assert_array_equal(moved_mask(found), expected)
+    assert found.boxes[0].tolist() == tight(expected)
     assert found.boxes[1].tolist() == ([60, 0, 90, 60] if horizontal else [0, 0, 30, 60])
     assert found.labels.tolist() == [4, 1]
-    assert found.crowd.tolist() == [False, True]
+    assert found.iscrowd.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_flips_give_the_sample_back(kind: str) -> None:
+def test_two_flips_restore_the_sample(kind: str) -> None:
     flip = Flip(1.0, 1.0)
     twice = flip(flip(make_sample(kind), np.random.default_rng(0)), np.random.default_rng(1))
     assert same(twice, make_sample(kind))
@@ -140,16 +144,16 @@ def test_the_probabilities_of_a_flip() -> None:
     assert Flip(0.0, 0.0)(sample, rng) is sample
 
 
-def test_both_flips_are_drawn_by_themselves() -> None:
+def test_both_flips_are_drawn_independently() -> None:
     sample = noise(6, 6)
     flips = [Flip(0.5, 0.5)(sample, np.random.default_rng(seed)).image for seed in range(60)]
     across, down = sample.image.flip(-1), sample.image.flip(-2)
-    for wanted in (sample.image, across, down, across.flip(-2)):
-        assert sum(torch.equal(found, wanted) for found in flips) > 5
+    for expected in (sample.image, across, down, across.flip(-2)):
+        assert sum(torch.equal(found, expected) for found in flips) > 5
 
 
 class Reversed(np.random.Generator):
-    """Every factor is 1.4, and the changes come in the order that is given."""
+    """All factors are 1.4; the changes have the given order."""
 
     def __init__(self, order: list[int]) -> None:
         super().__init__(np.random.PCG64(0))
@@ -162,7 +166,7 @@ class Reversed(np.random.Generator):
         return 1.4
 
 
-def test_the_order_of_colour_changes_is_drawn() -> None:
+def test_the_order_of_colour_changes_is_random() -> None:
     sample, jitter = noise(6, 6), ColorJitter(0.5, 0.5)
     one, other = (jitter(sample, Reversed(order)).image for order in ([0, 1, 2, 3], [1, 0, 2, 3]))
     assert not torch.equal(one, other)
@@ -174,11 +178,11 @@ def test_an_enlargement_by_a_whole_number_is_exact(kind: str, factor: int) -> No
     found = ResizeShortestEdge([HEIGHT * factor], 10_000)(
         make_sample(kind), np.random.default_rng(0)
     )
-    wanted = painted().repeat(factor, axis=0).repeat(factor, axis=1)
+    expected = painted().repeat(factor, axis=0).repeat(factor, axis=1)
     assert_whole(found)
     assert found.boxes[0].tolist() == [factor * side for side in BOX]
-    np.testing.assert_array_equal(moved_mask(found), wanted)
-    assert overlap(white(found.image), wanted) > (0.999 if factor == 2 else 0.98)
+    np.testing.assert_array_equal(moved_mask(found), expected)
+    assert overlap(white(found.image), expected) > (0.999 if factor == 2 else 0.98)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,15 +201,15 @@ def test_pixels_box_and_mask_agree_at_any_scale(kind: str, short: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "short", "longest", "wanted"),
+    ("size", "short", "longest", "expected"),
     [
         ((480, 640), 800, 1333, (800, 1067)),
         ((640, 480), 800, 1333, (1067, 800)),
         ((427, 640), 800, 1333, (800, 1199)),
-        ((300, 640), 800, 1333, (625, 1333)),  # the longer side decides
+        ((300, 640), 800, 1333, (625, 1333)),  # the longer side is the limit
         ((640, 100), 800, 1333, (1333, 208)),
         ((800, 800), 800, 1333, (800, 800)),
-        ((1, 500), 64, 100, (1, 100)),  # never less than a pixel
+        ((1, 500), 64, 100, (1, 100)),  # at least one pixel
         (
             (64, 100),
             8,
@@ -216,7 +220,7 @@ def test_pixels_box_and_mask_agree_at_any_scale(kind: str, short: int) -> None:
     ],
 )
 def test_sizes_of_the_shortest_edge(
-    size: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]
+    size: tuple[int, int], short: int, longest: int, expected: tuple[int, int]
 ) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     sample = Sample(
@@ -230,7 +234,7 @@ def test_sizes_of_the_shortest_edge(
         size,
     )
     found = ResizeShortestEdge([short], longest)(sample, np.random.default_rng(0))
-    assert found.size == wanted
+    assert found.size == expected
     assert found.boxes.shape == (0, 4)
 
 
@@ -243,7 +247,7 @@ def test_every_size_of_the_list_is_drawn() -> None:
 
 
 def noise(height: int, width: int) -> Sample:
-    """A picture of noise without objects."""
+    """An image of noise without objects."""
     nothing = torch.zeros(0, dtype=torch.int64)
     image = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
@@ -256,10 +260,10 @@ def test_pillow_resizes_as_pillow(short: int) -> None:
     sample = noise(101, 150)
     found = ResizeShortestEdge([short], 1000, "pillow")(sample, np.random.default_rng(0))
     size = (round(150 * short / 101), short)
-    wanted = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(
+    expected = Image.fromarray(sample.image.permute(1, 2, 0).numpy()).resize(
         size, Image.Resampling.BILINEAR
     )
-    assert np.array_equal(found.image.permute(1, 2, 0).numpy(), np.asarray(wanted))
+    assert np.array_equal(found.image.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
 @pytest.mark.parametrize("short", [37, 211])
@@ -268,11 +272,11 @@ def test_plain_resizes_as_torchvisions_detectors(short: int) -> None:
     found = ResizeShortestEdge([short], 1000, "plain")(sample, np.random.default_rng(0))
     theirs = GeneralizedRCNNTransform(short, 1000, [0.0] * 3, [1.0] * 3)([sample.image / 255])[0]
     assert found.size == theirs.image_sizes[0]
-    wanted = theirs.tensors[0, :, : found.size[0], : found.size[1]] * 255
-    assert (found.image - wanted).abs().max() < 0.51
+    expected = theirs.tensors[0, :, : found.size[0], : found.size[1]] * 255
+    assert (found.image - expected).abs().max() < 0.51
     assert (
         ResizeShortestEdge([37], 1000)(sample, np.random.default_rng(0)).image[:, :37, :54]
-        - wanted[:, :37, :54]
+        - expected[:, :37, :54]
     ).abs().max() > 10
 
 
@@ -286,13 +290,13 @@ def test_a_resize_by_an_unknown_method_is_refused() -> None:
 @pytest.mark.parametrize(
     ("sizes", "longest"), [((), 100), ((0,), 100), ((200,), 100), ((50, -1), 100)]
 )
-def test_sizes_that_make_no_sense_are_refused(sizes: tuple[int, ...], longest: int) -> None:
+def test_invalid_sizes_are_refused(sizes: tuple[int, ...], longest: int) -> None:
     with pytest.raises(UserError, match="resize: sizes must be positive"):
         ResizeShortestEdge(sizes, longest)
 
 
 class FixedWindow:
-    """A random generator that draws what it is told."""
+    """A random generator that returns given values."""
 
     def __init__(self, *values: int) -> None:
         self.values = list(values)
@@ -308,19 +312,19 @@ def crop(sample: Sample, size: int, top: int, left: int, min_pixels: float = 1.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crop_cuts_pixels_and_mask_alike(kind: str) -> None:
+def test_a_crop_affects_pixels_and_mask_alike(kind: str) -> None:
     found = crop(make_sample(kind), 40, 5, 18)
-    wanted = painted()[5:45, 18:58]
+    expected = painted()[5:45, 18:58]
     assert_whole(found)
-    np.testing.assert_array_equal(white(found.image), wanted)
-    np.testing.assert_array_equal(moved_mask(found), wanted)
-    assert found.boxes[0].tolist() == tight(wanted) == [0, 3, 26, 33]
-    assert found.boxes[1].tolist() == [0, 0, 12, 40]  # the crowd, cut on three sides
+    np.testing.assert_array_equal(white(found.image), expected)
+    np.testing.assert_array_equal(moved_mask(found), expected)
+    assert found.boxes[0].tolist() == tight(expected) == [0, 3, 26, 33]
+    assert found.boxes[1].tolist() == [0, 0, 12, 40]  # the crowd, clipped at three sides
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_object_gets_the_tight_box_of_what_is_left(kind: str) -> None:
-    # right of x = 25 only the foot of the L is left: the cut box would be 8..38, the foot is 30..38
+def test_a_clipped_object_gets_the_tight_box_of_the_visible_part(kind: str) -> None:
+    # Right of x = 25 only the foot of the L is left: the clipped box is 8..38, the foot 30..38.
     found = crop(make_sample(kind), 50, 0, 25)
     assert found.boxes[0].tolist() == tight(painted()[:50, 25:75]) == [0, 30, 19, 38]
 
@@ -329,15 +333,17 @@ def test_a_cut_object_gets_the_tight_box_of_what_is_left(kind: str) -> None:
 def test_an_object_inside_the_window_keeps_its_box(kind: str) -> None:
     sample = make_sample(kind)
     loose = sample.boxes.clone()
-    loose[0] = torch.tensor([10.5, 6.25, 45.5, 39.75])  # as the file has it, not the mask's own
+    loose[0] = torch.tensor([10.5, 6.25, 45.5, 39.75])  # as in the file, not the box of the mask
     found = crop(Sample(**{**sample.__dict__, "boxes": loose}), 55, 2, 3)
     assert found.boxes[0].tolist() == [7.5, 4.25, 42.5, 37.75]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("min_pixels", "kept"), [(1.0, [4]), (24.0, [4]), (25.0, [])])
-def test_objects_with_too_few_pixels_left_go(kind: str, min_pixels: float, kept: list[int]) -> None:
-    # the window shows the end of the L's foot, 6 x 4 pixels, and nothing of the crowd
+def test_objects_with_too_few_pixels_left_are_dropped(
+    kind: str, min_pixels: float, kept: list[int]
+) -> None:
+    # The window shows the end of the L's foot, 6 x 4 pixels, and nothing of the crowd.
     found = crop(make_sample(kind), 12, 34, 38, min_pixels)
     assert white(found.image).sum() == 24
     assert found.labels.tolist() == kept
@@ -345,7 +351,7 @@ def test_objects_with_too_few_pixels_left_go(kind: str, min_pixels: float, kept:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_outside_the_window_goes(kind: str) -> None:
+def test_an_object_outside_the_window_is_dropped(kind: str) -> None:
     found = crop(make_sample(kind), 20, 40, 60)
     assert_whole(found)
     assert found.labels.tolist() == []
@@ -353,18 +359,18 @@ def test_an_object_outside_the_window_goes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_whose_box_is_seen_but_whose_mask_is_not_goes(kind: str) -> None:
-    # the window lies in the empty corner of the L's box
+def test_an_object_with_a_visible_box_but_no_visible_mask_is_dropped(kind: str) -> None:
+    # The window is in the empty corner of the L's box.
     found = crop(make_sample(kind), 12, 10, 30)
     assert not white(found.image).any()
     assert 4 not in found.labels.tolist()
 
 
-def test_boxes_without_masks_are_cut_too() -> None:
+def test_boxes_without_masks_are_clipped_too() -> None:
     found = crop(make_sample(None), 40, 5, 18)
     assert found.masks is None
     assert found.boxes.tolist() == [[0, 3, 26, 33], [0, 0, 12, 40]]
-    # of the box 12..44 x 8..38 a corner of 4 x 8 is left
+    # A corner of 4 x 8 is left of the box 12..44 x 8..38.
     assert crop(make_sample(None), 30, 30, 40, min_pixels=32.0).labels.tolist() == [4]
     assert crop(make_sample(None), 30, 30, 40, min_pixels=33.0).labels.tolist() == []
 
@@ -436,19 +442,19 @@ def test_colour_jitter_of_no_strength_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("strengths", "check"),
     [
-        ({"brightness": 0.5}, lambda image: (image[0] == image[1]).all()),  # grey stays grey
+        ({"brightness": 0.5}, lambda image: (image[0] == image[1]).all()),  # gray stays gray
         (
             {"saturation": 0.9},
             lambda image: (image.int() - 100).abs().max() <= 1,
-        ),  # grey has no saturation
+        ),  # gray has no saturation
         ({"hue": 0.5}, lambda image: (image == 100).all()),  # nor hue
         (
             {"contrast": 0.9},
             lambda image: (image.int() - 100).abs().max() <= 1,
-        ),  # one colour has no contrast
+        ),  # a uniform color has no contrast
     ],
 )
-def test_what_each_colour_change_leaves_alone(
+def test_what_each_colour_change_preserves(
     strengths: dict[str, float], check: Callable[[Tensor], Tensor]
 ) -> None:
     grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
@@ -458,7 +464,7 @@ def test_what_each_colour_change_leaves_alone(
 
 
 def test_a_strength_above_one_gives_no_negative_factor() -> None:
-    # Guards against: 1 - 1.8 is below zero, which torchvision refuses
+    # Guards against: torchvision refuses a negative factor such as 1 - 1.8
     jitter, sample = ColorJitter(1.8, 1.8, 1.8), noise(8, 8)
     changed = [jitter(sample, np.random.default_rng(seed)).image for seed in range(40)]
     assert len({int(image.sum()) for image in changed}) > 20
@@ -475,7 +481,7 @@ def test_the_range_of_brightness() -> None:
 
 
 @pytest.mark.parametrize("strengths", [{"brightness": -0.1}, {"hue": 0.6}, {"contrast": -1}])
-def test_colour_strengths_that_make_no_sense_are_refused(strengths: dict[str, float]) -> None:
+def test_invalid_colour_strengths_are_refused(strengths: dict[str, float]) -> None:
     with pytest.raises(UserError, match="color jitter"):
         ColorJitter(**strengths)
 
@@ -490,7 +496,7 @@ def test_colour_strengths_that_make_no_sense_are_refused(strengths: dict[str, fl
         ColorJitter(0.4, 0.4, 0.4, 0.1),
     ],
 )
-def test_the_generator_alone_decides(transform: Transform) -> None:
+def test_the_result_depends_on_the_generator_only(transform: Transform) -> None:
     results = []
     for seed in range(6):
         first, second = (
@@ -505,7 +511,7 @@ def test_the_generator_alone_decides(transform: Transform) -> None:
     "transform",
     [Flip(1.0, 1.0), ResizeShortestEdge([47], 200), RandomCrop(20), ScaleJitterCrop(64)],
 )
-def test_the_sample_that_came_in_is_not_changed(transform: Transform) -> None:
+def test_the_input_sample_is_not_changed(transform: Transform) -> None:
     sample = make_sample("polygons")
     transform(sample, np.random.default_rng(0))
     assert same(sample, make_sample("polygons"))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, checked when read, and never able to run code."""
+"""Checkpoints are written atomically, verified when they are read, and cannot run code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from maskseg.engine.checkpoint import FORMAT, load_checkpoint, load_weights, newest, save_checkpoint
+from maskseg.engine.checkpoint import (
+    FORMAT,
+    latest_valid,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from maskseg.errors import UserError
 
 
@@ -60,18 +66,18 @@ def files(folder: Path) -> list[str]:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    wanted = make_checkpoint()
-    save_checkpoint(tmp_path / "last.pt", wanted)
-    assert_equal({"format": FORMAT, **wanted}, load_checkpoint(tmp_path / "last.pt"))
+    expected = make_checkpoint()
+    save_checkpoint(tmp_path / "last.pt", expected)
+    assert_equal({"format": FORMAT, **expected}, load_checkpoint(tmp_path / "last.pt"))
     assert files(tmp_path) == ["last.pt"]
 
 
-def test_it_is_plain_data_by_torchs_own_measure(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_read_with_weights_only(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", make_checkpoint())
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 5
 
 
-def test_an_optimisers_state_comes_back(tmp_path: Path) -> None:
+def test_the_state_of_an_optimizer_is_restored(tmp_path: Path) -> None:
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     sum(p.square().sum() for p in model.parameters()).backward()
@@ -92,10 +98,10 @@ def test_an_optimisers_state_comes_back(tmp_path: Path) -> None:
         KeyboardInterrupt(),
     ],
 )
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+def test_a_failed_save_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    # After Ctrl-C too; once, only OSError and RuntimeError clean up
+    # Guards against: only OSError and RuntimeError clean up, but not Ctrl-C.
     path = tmp_path / "last.pt"
     save_checkpoint(path, make_checkpoint(5))
     before = path.read_bytes()
@@ -105,17 +111,17 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
         raise error
 
     monkeypatch.setattr(torch, "save", half)
-    wanted = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError
-    with pytest.raises(wanted) as raised:
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError
+    with pytest.raises(expected) as raised:
         save_checkpoint(path, make_checkpoint(6))
-    if wanted is UserError:
+    if expected is UserError:
         assert "last.pt" in str(raised.value)
         assert "an older one there is intact" in str(raised.value)
     assert path.read_bytes() == before
     assert files(tmp_path) == ["last.pt"]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be written"):
         save_checkpoint(tmp_path / "absent" / "last.pt", make_checkpoint())
 
@@ -126,7 +132,7 @@ def test_a_truncated_file(tmp_path: Path, keep: float) -> None:
     save_checkpoint(path, make_checkpoint())
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(UserError, match=r"last\.pt: not a checkpoint, or cut short"):
+    with pytest.raises(UserError, match=r"last\.pt: not a checkpoint, or truncated"):
         load_checkpoint(path)
 
 
@@ -141,45 +147,48 @@ def test_a_flipped_byte_of_a_weight_is_found(tmp_path: Path) -> None:
     save_checkpoint(path, make_checkpoint())
     weight = make_model().state_dict()["0.weight"].numpy().tobytes()
     flip(path, path.read_bytes().index(weight) + 10)
-    changed = torch.load(path, weights_only=True)  # torch itself reads it without a word
+    changed = torch.load(path, weights_only=True)  # torch does not notice the damage
     assert not torch.equal(changed["model"]["0.weight"], make_model().state_dict()["0.weight"])
     with pytest.raises(UserError, match=r"damaged, the checksum of .* is wrong"):
         load_checkpoint(path)
 
 
 def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(tmp_path: Path) -> None:
-    # Guards against: zipfile raises more than load_checkpoint expects, and a resume does not fall back.
-    # Guards against: bit 4 of an entry's external attributes says "folder", torch then gives memory as it finds it,
-    # and zipfile's check does not look at it.
-    path, wanted = tmp_path / "last.pt", make_checkpoint()
-    save_checkpoint(path, wanted)
+    # Guards against: zipfile raises an unexpected exception, and a resume does not fall back.
+    # Guards against: bit 4 of an entry's external attributes marks a folder; torch then returns
+    # uninitialized memory, and zipfile's check ignores the bit.
+    path = tmp_path / "last.pt"
+    checkpoint = make_checkpoint()
+    save_checkpoint(path, checkpoint)
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         directory = archive.start_dir
-    refused, wrong = 0, []
+    refused = 0
+    unexpected = []
     for position in [*range(0, directory, 7), *range(directory, len(content))]:
         path.write_bytes(content)
         flip(path, position)
         try:
-            found = load_checkpoint(path)
-            assert_equal({"format": FORMAT, **wanted}, found)  # the zip's padding and unused fields
+            loaded = load_checkpoint(path)
+            # The padding and unused fields of the zip file do not matter.
+            assert_equal({"format": FORMAT, **checkpoint}, loaded)
         except UserError:
             refused += 1
         except Exception as error:
-            wrong.append(f"{position}: {type(error).__name__}")
-    assert wrong == []
+            unexpected.append(f"{position}: {type(error).__name__}")
+    assert unexpected == []
     assert refused > 1000
 
 
-def test_what_a_kill_left_is_cleaned_by_the_next_save(tmp_path: Path) -> None:
-    # Guards against: `.last.pt.PID.tmp` of a killed process stays for ever
+def test_a_save_removes_the_temporary_file_of_a_killed_process(tmp_path: Path) -> None:
+    # Guards against: `.last.pt.PID.tmp` of a killed process is never removed.
     (tmp_path / ".last.pt.999999999.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path / "last.pt", make_checkpoint())
     assert files(tmp_path) == ["last.pt"]
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -190,7 +199,8 @@ class Evil:
 
 @pytest.mark.parametrize("container", ["torch", "old torch", "pickle"])
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, container: str) -> None:
-    path, mark = tmp_path / "evil.pt", tmp_path / "mark"
+    path = tmp_path / "evil.pt"
+    mark = tmp_path / "mark"
     evil = {"format": FORMAT, "model": {}, "step": 1, "bomb": Evil(str(mark))}
     if container == "pickle":
         path.write_bytes(pickle.dumps(evil))
@@ -204,7 +214,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, containe
         torch.load(path, weights_only=False) if container != "pickle" else pickle.loads(
             path.read_bytes()
         )
-    assert mark.exists()  # the trap does work
+    assert mark.exists()  # the payload works
 
 
 @pytest.mark.parametrize(
@@ -222,10 +232,11 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, containe
         True + 0j,
     ],
 )
-def test_what_is_not_plain_is_never_written(tmp_path: Path, value: object) -> None:
+def test_values_that_are_not_plain_are_not_written(tmp_path: Path, value: object) -> None:
     with pytest.raises(
         TypeError,
-        match=r"checkpoint\.metrics\.a\[1\] is a .*; a checkpoint holds tensors and plain values only",
+        match=r"checkpoint\.metrics\.a\[1\] is a .*; "
+        r"a checkpoint holds only tensors and plain values",
     ):
         save_checkpoint(tmp_path / "last.pt", {"model": {}, "metrics": {"a": [1.0, value]}})
     assert files(tmp_path) == []
@@ -275,8 +286,8 @@ def test_foreign_files(tmp_path: Path) -> None:
         *[{"format": value} for value in (True, 1.0, torch.tensor(1), torch.zeros(4))],
     ],
 )
-def test_a_checkpoint_without_weights_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
-    # Guards against: an AttributeError where the weights are copied into the model
+def test_a_checkpoint_without_weights_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    # Guards against: an AttributeError when the weights are copied into the model.
     torch.save({"format": FORMAT, "model": {}, "step": 1} | change, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt: ") as raised:
         load_checkpoint(tmp_path / "a.pt")
@@ -284,7 +295,7 @@ def test_a_checkpoint_without_weights_is_one_line(tmp_path: Path, change: dict[s
 
 
 @pytest.mark.timeout(60)
-def test_values_of_any_shape_are_looked_at_in_time(tmp_path: Path) -> None:
+def test_nested_values_are_checked_in_bounded_time(tmp_path: Path) -> None:
     nested: list[Any] = []
     for _ in range(60):
         nested = [nested, nested]  # 2 ** 60 leaves
@@ -304,56 +315,59 @@ def test_values_of_any_shape_are_looked_at_in_time(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "a.pt")["format"] == FORMAT
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_mismatched_weights_are_listed() -> None:
     state = make_model(5).state_dict()
     state["extra.weight"] = state.pop("1.weight")
     model = make_model(3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(UserError) as raised:
         load_weights(model, state, "some.pt", hint="trainer.init_partial=true takes what fits")
-    told = str(raised.value)
-    assert told.startswith("some.pt does not fit this model")
+    message = str(raised.value)
+    assert message.startswith("some.pt does not fit this model")
     assert (
-        "2 of another shape (2.weight [5, 8] instead of [3, 8], 2.bias [5] instead of [3])" in told
+        "2 of another shape (2.weight [5, 8] instead of [3, 8], 2.bias [5] instead of [3])"
+        in message
     )
-    assert "1 missing (1.weight)" in told
-    assert "1 left over (extra.weight)" in told
-    assert told.endswith("; trainer.init_partial=true takes what fits")
+    assert "1 missing (1.weight)" in message
+    assert "1 unexpected (extra.weight)" in message
+    assert message.endswith("; trainer.init_partial=true takes what fits")
     assert_equal(dict(model.state_dict()), before)
 
 
-def test_partial_weights_take_what_fits_and_tell_the_rest() -> None:
-    state, model = make_model(5).state_dict(), make_model(3)
+def test_partial_loading_returns_the_skipped_tensors() -> None:
+    state = make_model(5).state_dict()
+    model = make_model(3)
     state["extra.weight"] = torch.zeros(1)
     head = model.state_dict()["2.weight"].clone()
-    left = load_weights(model, state, "some.pt", partial=True)
-    assert len(left) == 3
-    assert {name.split()[0] for name in left} == {"2.weight", "2.bias", "extra.weight"}
+    skipped = load_weights(model, state, "some.pt", partial=True)
+    assert len(skipped) == 3
+    assert {name.split()[0] for name in skipped} == {"2.weight", "2.bias", "extra.weight"}
     assert torch.equal(model.state_dict()["0.weight"], state["0.weight"])
     assert torch.equal(model.state_dict()["2.weight"], head)
 
 
-def test_weights_that_fit() -> None:
-    state, model = make_model(3).state_dict(), make_model(3)
+def test_matching_weights() -> None:
+    state = make_model(3).state_dict()
+    model = make_model(3)
     nn.init.zeros_(model[0].weight)  # type: ignore[index]
     assert load_weights(model, state, "some.pt") == []
     assert_equal(dict(model.state_dict()), dict(state))
 
 
-def test_newest_prefers_last(tmp_path: Path) -> None:
-    assert newest(tmp_path) is None
+def test_latest_valid_prefers_last(tmp_path: Path) -> None:
+    assert latest_valid(tmp_path) is None
     save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
-    found = newest(tmp_path)
-    assert found is not None
-    assert (found[0].name, found[1]["step"]) == ("best.pt", 30)
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert (latest[0].name, latest[1]["step"]) == ("best.pt", 30)
     save_checkpoint(tmp_path / "last.pt", make_checkpoint(40))
-    found = newest(tmp_path)
-    assert found is not None
-    assert (found[0].name, found[1]["step"]) == ("last.pt", 40)
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert (latest[0].name, latest[1]["step"]) == ("last.pt", 40)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])
-def test_newest_falls_back_with_a_warning(
+def test_latest_valid_falls_back_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
     save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
@@ -363,15 +377,15 @@ def test_newest_falls_back_with_a_warning(
         flip(tmp_path / "last.pt", (tmp_path / "last.pt").read_bytes().index(weight) + 3)
     else:
         (tmp_path / "last.pt").write_bytes(content)
-    found = newest(tmp_path)
-    assert found is not None
-    assert (found[0].name, found[1]["step"]) == ("best.pt", 30)
-    told = capsys.readouterr().out
-    assert told.startswith("warning: ")
-    assert "last.pt" in told
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert (latest[0].name, latest[1]["step"]) == ("best.pt", 30)
+    output = capsys.readouterr().out
+    assert output.startswith("warning: ")
+    assert "last.pt" in output
 
 
-def test_newest_without_a_valid_one(tmp_path: Path) -> None:
+def test_latest_valid_without_a_valid_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"")
     (tmp_path / "best.pt").write_bytes(b"x")
-    assert newest(tmp_path) is None
+    assert latest_valid(tmp_path) is None

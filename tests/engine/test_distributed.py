@@ -1,4 +1,4 @@
-"""Two processes: what one of them has, does and says."""
+"""Training with two processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from made.runs import ROOT, call, finish, lines, start
 from made.training import Run, make_source, write_scenes
 
 from maskseg.engine.checkpoint import load_checkpoint
-from maskseg.engine.distributed import Group
+from maskseg.engine.distributed import DistributedContext
 from maskseg.errors import UserError
 
 RANKS = str(ROOT / "tests" / "made" / "ranks.py")
@@ -23,12 +23,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_number_that_is_not_finite_on_one_rank_is_left_out_by_all(
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
     scenes: Path, tmp_path: Path
 ) -> None:
     said = call([str(scenes), str(tmp_path / "run"), "nan"], tmp_path, ranks=2, tool=RANKS)
     assert "equal weights" in said
-    assert said.count("warning: step 2 is left out, not finite: mask = nan, from image") == 1
+    assert said.count("warning: step 2 is skipped, not finite: mask = nan, from image") == 1
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 3, 4]
     one, two, three = (
         load_checkpoint(tmp_path / "run" / f"step_000000{i}.pt")["model"] for i in (1, 2, 3)
@@ -50,7 +50,7 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_pieces_and_processes_together(scenes: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_with_two_processes(scenes: Path, tmp_path: Path) -> None:
     said = call([str(scenes), str(tmp_path / "run"), "accumulate"], tmp_path, ranks=2, tool=RANKS)
     assert "equal weights" in said
     alone = Run(make_source(scenes), tmp_path / "alone", steps=4, batch=4, norm="GN")
@@ -59,16 +59,17 @@ def test_pieces_and_processes_together(scenes: Path, tmp_path: Path) -> None:
         assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
 
 
-def test_one_process_is_a_group_of_its_own() -> None:
-    group = Group()
+def test_the_context_of_a_single_process() -> None:
+    group = DistributedContext()
     assert group.main
-    assert group.any(True, False) == (True, False)
+    assert group.any_rank(True, False) == (True, False)
     assert group.gather(3) == [3]
-    assert group.share("x") == "x"
-    assert group.split(6, 3) == 2
-    for total, world, pieces in ((5, 2, 1), (4, 2, 4), (0, 1, 1), (-2, 1, 1)):
+    assert group.broadcast("x") == "x"
+    assert group.split_batch(6, 3) == 2
+    for total, world_size, accumulate in ((5, 2, 1), (4, 2, 4), (0, 1, 1), (-2, 1, 1)):
         with pytest.raises(
             UserError,
-            match=f"total_batch={total} must be a multiple of {world} processes x trainer.accumulate={pieces}",
+            match=f"total_batch={total} must be a multiple of {world_size} processes "
+            f"x trainer.accumulate_grad_batches={accumulate}",
         ):
-            Group(world=world).split(total, pieces)
+            DistributedContext(world_size=world_size).split_batch(total, accumulate)

@@ -1,4 +1,4 @@
-"""What a run writes down, read back with TensorBoard's own reader."""
+"""The log of a run, read back with TensorBoard's reader."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def board(run: Path) -> EventAccumulator:
     return events
 
 
-def test_numbers_pictures_curves_and_the_config(tmp_path: Path) -> None:
+def test_scalars_images_curves_and_the_config(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, 10, "name: a config")
-    log.numbers(2, "train", {"loss": 0.5, "loss/mask": 0.25})
-    log.numbers(2, "val", {"segm/AP": 0.125})
-    log.picture("worst", np.full((3000, 1500, 3), 200, dtype=np.uint8), 2)
-    log.pr_curve("segm at IoU 0.50/cat", np.array([1.0, 0.75, 0.5]), 2)
+    log.log_scalars(2, "train", {"loss": 0.5, "loss/mask": 0.25})
+    log.log_scalars(2, "val", {"segm/AP": 0.125})
+    log.log_image("worst", np.full((3000, 1500, 3), 200, dtype=np.uint8), 2)
+    log.log_pr_curve("segm at IoU 0.50/cat", np.array([1.0, 0.75, 0.5]), 2)
     log.close()
     events = board(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("train/loss/mask")] == [(2, 0.25)]
     assert [(e.step, e.value) for e in events.Scalars("val/segm/AP")] == [(2, 0.125)]
-    picture = events.Images("worst")[0]
-    assert (picture.height, picture.width) == (2000, 1000)
+    image = events.Images("worst")[0]
+    assert (image.height, image.width) == (2000, 1000)
     text = tensor_util.make_ndarray(events.Tensors("config/text_summary")[0].tensor_proto)
     assert "name: a config" in str(text)
     curve = tensor_util.make_ndarray(events.Tensors("segm at IoU 0.50/cat")[0].tensor_proto)
-    assert curve[4].tolist() == [0.5, 0.75, 1.0]  # precision, by falling recall
+    assert curve[4].tolist() == [0.5, 0.75, 1.0]  # precision in the order of falling recall
     assert curve[5].tolist() == [1.0, 0.5, 0.0]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
@@ -45,47 +45,48 @@ def test_numbers_pictures_curves_and_the_config(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_run_drops_what_comes_again(tmp_path: Path) -> None:
-    """Steps after the checkpoint; and the evaluation of its own step, if the checkpoint was written before it."""
+def test_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
+    """Drops steps after the checkpoint, and an evaluation that the checkpoint does not contain."""
     entries = [(2, "train"), (2, "val"), (3, "skipped"), (4, "train"), (4, "val"), (5, "train")]
     text = (
         "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries)
         + '{"step": 6, "ki'
     )
-    for evaluated, wanted in ((4, entries[:5]), (2, entries[:4])):
+    for last_eval_step, expected in ((4, entries[:5]), (2, entries[:4])):
         (tmp_path / "metrics.jsonl").write_text(text)
-        RunLog(tmp_path, 4, 10, "", evaluated).close()
+        RunLog(tmp_path, 4, 10, "", last_eval_step).close()
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        assert [(line["step"], line["kind"]) for line in lines] == wanted
+        assert [(line["step"], line["kind"]) for line in lines] == expected
 
 
-def test_plain_lines_have_an_eta_and_other_processes_say_nothing(
+def test_plain_lines_have_an_eta_and_other_ranks_print_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = RunLog(tmp_path, 0, 100, "")
     log.started -= 60.0  # a minute for 25 steps
-    log.progress(25, {"loss": 1.5}, say=True)
+    log.progress(25, {"loss": 1.5}, show=True)
     log.close()
     quiet = RunLog(None, 0, 100, "")
-    quiet.progress(25, {"loss": 1.5}, say=True)
-    quiet.numbers(25, "train", {"loss": 1.5})
-    quiet.say("something that the first process says too")
-    quiet.say("an image that only this process has", anywhere=True)
+    quiet.progress(25, {"loss": 1.5}, show=True)
+    quiet.log_scalars(25, "train", {"loss": 1.5})
+    quiet.print("a message of every rank")
+    quiet.print("a message of this rank only", any_rank=True)
     quiet.close()
     assert capsys.readouterr().out.splitlines() == [
         "step 25/100  loss 1.5  eta 03:00",
-        "an image that only this process has",
+        "a message of this rank only",
     ]
 
 
-def test_metrics_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0, 10, "")
     log.path = Path("/dev/full")
     with pytest.raises(
         UserError,
-        match=r"^/dev/full: cannot be written to \(No space left on device\); the checkpoints there are intact$",
+        match=r"^/dev/full: cannot be written to \(No space left on device\); "
+        r"the checkpoints there are intact$",
     ):
-        log.numbers(1, "train", {"loss": 1.0})
+        log.log_scalars(1, "train", {"loss": 1.0})
     log.close()
 
 

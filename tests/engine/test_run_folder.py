@@ -1,4 +1,4 @@
-"""What a run says of how it was made."""
+"""The choice of the run folder, and the record of how a run was started."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ import torch
 
 import maskseg
 from maskseg.engine.checkpoint import save_checkpoint
-from maskseg.engine.run_folder import choose, git_revision, made_folder, record
+from maskseg.engine.run_folder import choose, git_revision, make_folder, record
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 
 
-def git(folder: Path, *words: str) -> str:
-    own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     return subprocess.run(
-        ["git", "-C", str(folder), *own, *words], check=True, capture_output=True, text=True
+        ["git", "-C", str(folder), *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
 
 
@@ -39,12 +42,12 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
         assert start["versions"]["maskseg"] == maskseg.__version__
         assert start["command"] == sys.argv
         assert (start["device"], start["processes"]) == ("cpu", 2)
-    (tmp_path / "environment.json").write_text("[{")  # cut short by something
+    (tmp_path / "environment.json").write_text("[{")  # truncated
     record(tmp_path, torch.device("cpu"), 1, 0)
     assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
 
 
-def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> None:
+def test_the_revision_is_that_of_the_projects_repository(tmp_path: Path) -> None:
     assert git_revision(tmp_path) is None
     git(tmp_path, "init", "-q")
     (tmp_path / "file.txt").write_text("1")
@@ -60,13 +63,12 @@ def test_the_revision_is_that_of_the_projects_own_repository(tmp_path: Path) -> 
         "changed": True,
     }
     (tmp_path / "inside").mkdir()
-    assert (
-        git_revision(tmp_path / "inside") is None
-    )  # an installed package in somebody else's repository
+    # A package that is installed below another project's repository has no revision.
+    assert git_revision(tmp_path / "inside") is None
 
 
-def test_another_run_is_not_written_over(tmp_path: Path) -> None:
-    # Guards against: trainer.resume=PATH with the run_dir of another run replaces that one's checkpoints
+def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    # Guards against: trainer.resume=PATH with another run's run_dir overwrites its checkpoints.
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "last.pt", {"step": 3, "model": {}})
@@ -81,16 +83,15 @@ def test_another_run_is_not_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
-def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """/proc refuses even root."""
+def test_folders_that_are_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even root cannot write to /proc."""
     with pytest.raises(
         UserError, match=r"run_dir=/proc/run: the folder cannot be made or written to"
     ):
-        made_folder(Path("/proc/run"))
+        make_folder(Path("/proc/run"))
     with pytest.raises(UserError, match=r"/proc/last\.pt: the checkpoint could not be written"):
         save_checkpoint(Path("/proc/last.pt"), {"step": 1, "model": {}})
-    monkeypatch.setattr(
-        os, "access", lambda *_: False
-    )  # a folder that is there, of somebody else's
+    # An existing folder of another user.
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"cannot be made or written to \(not writable\)"):
-        made_folder(tmp_path)
+        make_folder(tmp_path)

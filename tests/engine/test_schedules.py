@@ -1,4 +1,4 @@
-"""Schedules beside torch's own, parameter groups, and the rate for a batch of another size."""
+"""Schedules compared with torch's, parameter groups, and the scaling of the learning rate."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def make_optimizer() -> torch.optim.Optimizer:
 
 
 def rates(make: Callable[[torch.optim.Optimizer], LRScheduler], steps: int) -> list[float]:
-    """The rate of each step, the first included."""
+    """The learning rate of every step, including the first."""
     optimizer = make_optimizer()
     scheduler = make(optimizer)
-    found = []
+    result = []
     for _ in range(steps):
-        found.append(float(optimizer.param_groups[0]["lr"]))
+        result.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         scheduler.step()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("milestones", [(2 / 3, 8 / 9), (0.5,), (), (0.6666667, 0.8888889)])
 def test_multistep_is_torchs(milestones: tuple[float, ...]) -> None:
     steps = [round(90 * m) for m in milestones]
-    found = rates(lambda o: multistep(o, 90, milestones, gamma=0.3, warmup_steps=0), 90)
-    assert found == pytest.approx(rates(lambda o: MultiStepLR(o, steps, gamma=0.3), 90))
+    actual = rates(lambda o: multistep(o, 90, milestones, gamma=0.3, warmup_steps=0), 90)
+    assert actual == pytest.approx(rates(lambda o: MultiStepLR(o, steps, gamma=0.3), 90))
 
 
 def test_the_1x_schedule_at_literal_steps() -> None:
     scheduler = multistep(make_optimizer(), 90_000, [0.6666667, 0.8888889])
     factor = scheduler.lr_lambdas[0]
-    wanted = {
+    expected = {
         0: 0.001,
         500: 0.5005,
         999: 0.999001,
@@ -54,25 +54,27 @@ def test_the_1x_schedule_at_literal_steps() -> None:
         80_000: 0.01,
         89_999: 0.01,
     }
-    assert {step: factor(step) for step in wanted} == pytest.approx(wanted)
+    assert {step: factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_the_3x_schedule_at_literal_steps() -> None:
     factor = multistep(make_optimizer(), 270_000, [0.7777778, 0.9259259]).lr_lambdas[0]
-    wanted = {209_999: 1, 210_000: 0.1, 249_999: 0.1, 250_000: 0.01}
-    assert {step: factor(step) for step in wanted} == pytest.approx(wanted)
+    expected = {209_999: 1, 210_000: 0.1, 249_999: 0.1, 250_000: 0.01}
+    assert {step: factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_cosine_is_torchs() -> None:
-    found = rates(lambda o: cosine(o, 50, final_factor=0.1, warmup_steps=0), 51)
-    assert found == pytest.approx(rates(lambda o: CosineAnnealingLR(o, 50, eta_min=0.1 * RATE), 51))
+    actual = rates(lambda o: cosine(o, 50, final_factor=0.1, warmup_steps=0), 51)
+    assert actual == pytest.approx(
+        rates(lambda o: CosineAnnealingLR(o, 50, eta_min=0.1 * RATE), 51)
+    )
 
 
 def test_cosine_at_literal_steps() -> None:
     factor = cosine(
         make_optimizer(), 1100, final_factor=0.2, warmup_steps=100, warmup_factor=0.5
     ).lr_lambdas[0]
-    wanted = {
+    expected = {
         0: 0.5,
         50: 0.75,
         100: 1.0,
@@ -81,29 +83,31 @@ def test_cosine_at_literal_steps() -> None:
         5000: 0.2,
         350: 0.2 + 0.8 * 0.5 * (1 + cos(pi / 4)),
     }
-    assert {step: factor(step) for step in wanted} == pytest.approx(wanted)
+    assert {step: factor(step) for step in expected} == pytest.approx(expected)
 
 
 def test_the_warm_up_is_linear_and_ends_at_the_full_rate() -> None:
-    found = rates(lambda o: multistep(o, 1000, (), warmup_steps=10, warmup_factor=0.1), 15)
-    assert found == pytest.approx([RATE * min(0.1 + 0.09 * i, 1.0) for i in range(15)])
+    actual = rates(lambda o: multistep(o, 1000, (), warmup_steps=10, warmup_factor=0.1), 15)
+    assert actual == pytest.approx([RATE * min(0.1 + 0.09 * i, 1.0) for i in range(15)])
 
 
 @pytest.mark.parametrize("make", [multistep, cosine])
 def test_a_run_shorter_than_its_warm_up(make: Callable[..., LRScheduler]) -> None:
-    found = rates(lambda o: make(o, 4), 6)
-    assert all(0 < rate < RATE * 0.01 for rate in found[:4])
+    actual = rates(lambda o: make(o, 4), 6)
+    assert all(0 < rate < RATE * 0.01 for rate in actual[:4])
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.frozen, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
-        self.norm, self.linear = nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.frozen = nn.Conv2d(3, 4, 3)
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
         self.frozen.requires_grad_(False)
 
 
-def test_vectors_are_not_decayed_unless_asked_for() -> None:
+def test_vectors_are_decayed_only_if_configured() -> None:
     model = Model()
     names = {id(p): n for n, p in model.named_parameters()}
     groups = parameter_groups(model, 0.1, decay_norms_and_biases=False)
@@ -119,24 +123,28 @@ def test_vectors_are_not_decayed_unless_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total_batch", "reference", "wanted"),
+    ("total_batch", "reference", "expected"),
     [(16, 16, 0.02), (2, 16, 0.0025), (64, 16, 0.08), (4, 4, 0.02)],
 )
-def test_the_rate_follows_the_batch(total_batch: int, reference: int, wanted: float) -> None:
+def test_the_learning_rate_scales_with_the_batch_size(
+    total_batch: int, reference: int, expected: float
+) -> None:
     trainer = Trainer(10, device="cpu", reference_batch=reference)
-    optimizer = trainer.optimizer(
+    optimizer = trainer.build_optimizer(
         Model(), partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.1), total_batch
     )
-    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([wanted])
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([expected])
     assert optimizer.param_groups[0]["momentum"] == 0.9
     multistep(optimizer, 10, (), warmup_steps=0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
-def test_the_trainer_hands_the_decay_to_the_groups() -> None:
+def test_the_trainer_passes_the_decay_to_the_groups() -> None:
     model = Model()
     trainer = Trainer(10, device="cpu", decay_norms_and_biases=False)
-    optimizer = trainer.optimizer(model, partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05), 16)
+    optimizer = trainer.build_optimizer(
+        model, partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05), 16
+    )
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.0]
     for group in optimizer.param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])

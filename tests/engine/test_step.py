@@ -1,4 +1,4 @@
-"""What a step does besides the optimiser: pieces, averages, number formats, and numbers that are not finite."""
+"""Training steps: gradient accumulation, EMA, mixed precision, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from made.training import (
 )
 from torch import Tensor, nn
 
-from maskseg.engine.checkpoint import best_weights, load_checkpoint, newest
-from maskseg.engine.distributed import Group
-from maskseg.engine.state import State, averaged
-from maskseg.engine.step import Stepper
+from maskseg.engine.checkpoint import inference_weights, latest_valid, load_checkpoint
+from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.state import TrainState, build_ema
+from maskseg.engine.step import TrainStep
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
@@ -43,10 +43,16 @@ def lines(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
 
 
 class Poison:
-    """Makes a model's loss or gradients what they should not be, at some calls of its forward pass."""
+    """Makes a model's loss NaN or its gradients infinite, at given calls of its forward pass.
+
+    kind: `loss` or `gradient`.
+    """
 
     def __init__(self, model: nn.Module, calls: set[int], kind: str) -> None:
-        self.forward, self.calls, self.kind, self.count = model.forward, calls, kind, 0
+        self.forward = model.forward
+        self.calls = calls
+        self.kind = kind
+        self.count = 0
         model.forward = self  # type: ignore[method-assign]
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -60,30 +66,33 @@ class Poison:
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_told(
+def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    """Neither weights nor the running means of batch norm, which the forward pass has moved already, nor momentum, nor the average."""
-    run = Run(make_source(scenes), tmp_path, steps=4, checkpoint_every=1, ema=0.9, keep=9)
+    """Weights, running means of batch norm, momentum and EMA are unchanged.
+
+    The forward pass has updated the running means already.
+    """
+    run = Run(
+        make_source(scenes), tmp_path, steps=4, checkpoint_every=1, ema=0.9, keep_checkpoints=9
+    )
     Poison(run.model, {3}, kind)
     run.go()
-    before, after = (
-        load_checkpoint(tmp_path / "step_0000002.pt"),
-        load_checkpoint(tmp_path / "step_0000003.pt"),
-    )
+    before = load_checkpoint(tmp_path / "step_0000002.pt")
+    after = load_checkpoint(tmp_path / "step_0000003.pt")
     for part in ("model", "optimizer", "ema"):
         assert_equal(
             {k: v for k, v in flat(before[part]) if "lr" not in k},
             {k: v for k, v in flat(after[part]) if "lr" not in k},
         )
     assert after["scheduler"]["last_epoch"] == before["scheduler"]["last_epoch"] + 1
-    told = capsys.readouterr().out
-    assert "warning: step 3 is left out" in told
-    assert ("mask = nan" if kind == "loss" else "the gradient of") in told
+    output = capsys.readouterr().out
+    assert "warning: step 3 is skipped" in output
+    assert ("mask = nan" if kind == "loss" else "the gradient of") in output
     skipped = lines(tmp_path, "skipped")
     assert [line["step"] for line in skipped] == [3]
     batch = next(iter(run.source.train_loader(2, 4, 0, 2)))
-    for image_id, name in zip(batch.image_ids, batch.names, strict=True):
+    for image_id, name in zip(batch.image_ids, batch.file_names, strict=True):
         assert f"image {image_id} ({name})" in skipped[0]["why"]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 4]
     assert all(
@@ -92,75 +101,83 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [pair for key, inner in value.items() for pair in flat(inner, f"{name}.{key}")]
-    if isinstance(value, list):
-        return [pair for i, inner in enumerate(value) for pair in flat(inner, f"{name}.{i}")]
-    return [(name, value)]
+    """List the leaves of nested dictionaries and lists by their paths."""
+    if not isinstance(value, dict | list):
+        return [(name, value)]
+    leaves = []
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        leaves += flat(inner, f"{name}.{key}")
+    return leaves
 
 
-def test_too_many_in_a_row_stop_the_run_and_the_last_good_checkpoint_stays(
-    scenes: Path, tmp_path: Path
-) -> None:
+def test_too_many_bad_steps_in_a_row_stop_the_run(scenes: Path, tmp_path: Path) -> None:
     run = Run(make_source(scenes), tmp_path, steps=20, checkpoint_every=2, max_bad_steps=3)
     Poison(run.model, {2, *range(5, 21)}, "loss")
     with pytest.raises(
         UserError,
-        match=r"3 steps in a row with losses or gradients that are not finite, the last: .*mask = nan.*image \d",
+        match=r"3 steps in a row with losses or gradients that are not finite, "
+        r"the last: .*mask = nan.*image \d",
     ):
         run.go()
     assert [line["step"] for line in lines(tmp_path, "skipped")] == [2, 5, 6, 7]
-    found = newest(tmp_path)
-    assert found is not None
-    assert all(torch.isfinite(v).all() for v in found[1]["model"].values())
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert all(torch.isfinite(v).all() for v in latest[1]["model"].values())
 
 
-def test_pieces_of_a_batch_give_its_gradient(scenes: Path, tmp_path: Path) -> None:
-    """With norms that see one image at a time; the losses of a piece are divided by what the piece has, so they are close, not equal."""
-    firsts = {}
-    for pieces in (1, 2):
+def test_gradient_accumulation_gives_the_gradient_of_the_batch(
+    scenes: Path, tmp_path: Path
+) -> None:
+    """With norms of single images. The losses are close, but not equal.
+
+    The losses of a micro-batch are normalized by its own counts.
+    """
+    logs = {}
+    for count in (1, 2):
         run = Run(
             make_source(scenes),
-            tmp_path / str(pieces),
+            tmp_path / str(count),
             steps=3,
             batch=4,
-            accumulate=pieces,
+            accumulate_grad_batches=count,
             norm="GN",
         )
         run.go()
-        firsts[pieces] = lines(tmp_path / str(pieces))
-    assert [line["step"] for line in firsts[2]] == [1, 2, 3]
-    for one, two in zip(firsts[1], firsts[2], strict=True):
+        logs[count] = lines(tmp_path / str(count))
+    assert [line["step"] for line in logs[2]] == [1, 2, 3]
+    for one, two in zip(logs[1], logs[2], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.1)
-    assert firsts[1][0]["loss/rpn_objectness"] == pytest.approx(
-        firsts[2][0]["loss/rpn_objectness"], rel=1e-5
-    )  # full quotas: equal
+    assert logs[1][0]["loss/rpn_objectness"] == pytest.approx(
+        logs[2][0]["loss/rpn_objectness"], rel=1e-5
+    )  # the same number of samples in every image: equal
 
 
-def test_the_average_by_hand() -> None:
+def test_the_ema_step_by_step() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = averaged(model, 0.5)
-    wanted = {k: v.clone() for k, v in model.state_dict().items()}
+    ema = build_ema(model, 0.5)
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
     for update in range(4):
         with torch.no_grad():
             for value in model.state_dict().values():
                 value.add_(torch.ones_like(value))
-        average.update_parameters(model)
-        # AveragedModel copies at its first update
+        ema.update_parameters(model)
+        # AveragedModel copies the weights at its first update.
         decay = 0.0 if update == 0 else min(0.5, (1 + update) / (10 + update))
         for k, v in model.state_dict().items():
-            wanted[k] = decay * wanted[k] + (1 - decay) * v if v.is_floating_point() else v.clone()
-    for k, v in average.module.state_dict().items():
-        assert torch.allclose(v, wanted[k], atol=1e-6), k
+            expected[k] = (
+                decay * expected[k] + (1 - decay) * v if v.is_floating_point() else v.clone()
+            )
+    for k, v in ema.module.state_dict().items():
+        assert torch.allclose(v, expected[k], atol=1e-6), k
 
 
-def test_the_average_is_evaluated_saved_used_and_resumed(scenes: Path, tmp_path: Path) -> None:
-    seen: list[dict[str, Tensor]] = []
+def test_the_ema_is_evaluated_saved_used_and_resumed(scenes: Path, tmp_path: Path) -> None:
+    evaluated: list[dict[str, Tensor]] = []
 
     def evaluate(model: nn.Module, _: int, __: Any) -> dict[str, float]:
-        # A part without norms, which inference folds away
-        seen.append(
+        # The proposer has no norms, which inference fuses.
+        evaluated.append(
             {k: v.clone() for k, v in model.state_dict().items() if k.startswith("proposer.")}
         )
         return {"segm/AP": 0.5}
@@ -168,18 +185,20 @@ def test_the_average_is_evaluated_saved_used_and_resumed(scenes: Path, tmp_path:
     whole = Run(make_source(scenes, RANDOM), tmp_path / "whole", ema=0.99)
     whole.go(evaluate=evaluate)
     checkpoint = load_checkpoint(tmp_path / "whole" / "last.pt")
-    assert len(seen[0]) == 6
-    assert_equal({k: v for k, v in best_weights(checkpoint).items() if k in seen[0]}, seen[0])
-    assert any(not torch.equal(v, checkpoint["model"][k]) for k, v in seen[0].items())
+    assert len(evaluated[0]) == 6
+    assert_equal(
+        {k: v for k, v in inference_weights(checkpoint).items() if k in evaluated[0]}, evaluated[0]
+    )
+    assert any(not torch.equal(v, checkpoint["model"][k]) for k, v in evaluated[0].items())
     first = Run(make_source(scenes, RANDOM), tmp_path / "cut", ema=0.99, checkpoint_every=2)
     with pytest.raises(Killed):
         first.go(stop=3)
-    found = newest(tmp_path / "cut")
-    assert found is not None
+    latest = latest_valid(tmp_path / "cut")
+    assert latest is not None
     second = Run(make_source(scenes, RANDOM), tmp_path / "cut", ema=0.99)
-    second.go(found[1], evaluate=evaluate)
+    second.go(latest[1], evaluate=evaluate)
     assert_same_run(whole, second)
-    # Switched on in the middle, it starts from the weights
+    # An EMA that is enabled by a resumed run starts from the weights.
     plain = load_checkpoint(tmp_path / "whole" / "last.pt") | {"ema": None}
     late = Run(make_source(scenes), tmp_path / "late", steps=7, ema=0.99)
     late.go(plain)
@@ -203,7 +222,7 @@ def test_fp16_scales_the_loss_and_saves_the_scale(scenes: Path, tmp_path: Path) 
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_fp16s_overflows_are_no_problem_until_the_scale_is_gone(
+def test_fp16_overflows_reduce_the_loss_scale_without_a_warning(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(make_source(scenes), tmp_path, precision="fp16", steps=3, ema=0.9)
@@ -240,9 +259,7 @@ def test_patience(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     evaluate = Scripted(0.2, 0.3, 0.1, 0.3, 0.9)
     run.go(evaluate=evaluate)
     assert evaluate.steps == [1, 2, 3, 4]  # equal is not better
-    assert (
-        "no better segm/AP in 2 evaluations: the training ends at step 4" in capsys.readouterr().out
-    )
+    assert "no better segm/AP in 2 evaluations: early stopping at step 4" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
     resumed = Run(run.source, tmp_path, steps=20, evaluate_every=1, patience=2)
     resumed.go(load_checkpoint(tmp_path / "last.pt"), Scripted())
@@ -252,7 +269,7 @@ def test_patience(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_what_a_line_holds(scenes: Path, tmp_path: Path) -> None:
+def test_the_entries_of_a_line(scenes: Path, tmp_path: Path) -> None:
     Run(make_source(scenes), tmp_path, steps=1).go()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert {
@@ -269,8 +286,8 @@ def test_what_a_line_holds(scenes: Path, tmp_path: Path) -> None:
     assert 0 <= line["data_seconds"] < line["step_seconds"]
 
 
-def test_checkpoints_are_kept_by_number(scenes: Path, tmp_path: Path) -> None:
-    Run(make_source(scenes), tmp_path, steps=6, checkpoint_every=1, keep=2).go()
+def test_checkpoints_are_kept_by_step(scenes: Path, tmp_path: Path) -> None:
+    Run(make_source(scenes), tmp_path, steps=6, checkpoint_every=1, keep_checkpoints=2).go()
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == [
         "last.pt",
         "step_0000004.pt",
@@ -280,18 +297,18 @@ def test_checkpoints_are_kept_by_number(scenes: Path, tmp_path: Path) -> None:
         assert load_checkpoint(tmp_path / name)["step"] == step
     (tmp_path / "last.pt").write_bytes(b"")
     (tmp_path / "step_0000005.pt").write_bytes((tmp_path / "step_0000005.pt").read_bytes()[:1000])
-    found = newest(tmp_path)
-    assert found is not None
-    assert found[0].name == "step_0000004.pt"
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert latest[0].name == "step_0000004.pt"
 
 
-def test_a_fused_optimiser_is_not_run_on_an_overflow() -> None:
-    """Its first step would keep momenta that nobody has written."""
+def test_a_fused_optimizer_is_not_run_after_an_overflow() -> None:
+    """Its first step would keep uninitialized momentum buffers."""
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    state = State(model, optimizer, scheduler, scaler, None, {}, Group())
+    state = TrainState(model, optimizer, scheduler, scaler, None, {}, DistributedContext())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     factors = iter([float("inf"), 1.0])
 
@@ -304,7 +321,7 @@ def test_a_fused_optimiser_is_not_run_on_an_overflow() -> None:
                 total.register_hook(lambda gradient: gradient * factor)
             return {"a": total}
 
-    stepper = Stepper(state, Forward(), torch.device("cpu"), nullcontext, 0.0)
+    train_step = TrainStep(state, Forward(), torch.device("cpu"), nullcontext, 0.0)
     batch = Batch(
         torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
         torch.tensor([[2, 2]]),
@@ -312,36 +329,36 @@ def test_a_fused_optimiser_is_not_run_on_an_overflow() -> None:
         [0],
         [""],
     )
-    stepper([batch], lambda: False)
+    train_step([batch], lambda: False)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not optimizer.state
     assert scaler.get_scale() == 2.0
-    stepper([batch], lambda: False)
+    train_step([batch], lambda: False)
     assert not torch.equal(model.weight, before["weight"])
     assert torch.allclose(optimizer.state[model.weight]["momentum_buffer"], torch.ones(2, 3))
 
 
-@pytest.mark.parametrize(("then", "now"), [(False, True), (True, False)])
-def test_the_kernel_of_the_optimiser_is_the_runs_own_choice(then: bool, now: bool) -> None:
+@pytest.mark.parametrize(("saved", "current"), [(False, True), (True, False)])
+def test_a_resume_keeps_the_configured_optimizer_kernel(saved: bool, current: bool) -> None:
     model = nn.Linear(3, 2)
     states = []
-    for fused in (then, now):
+    for fused in (saved, current):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         states.append(
-            State(
+            TrainState(
                 model,
                 optimizer,
                 scheduler,
                 torch.amp.GradScaler("cpu", enabled=False),
                 None,
                 {},
-                Group(),
+                DistributedContext(),
             )
         )
     model(torch.ones(1, 3)).sum().backward()
     states[0].optimizer.step()
     states[1].load(states[0].checkpoint())
-    assert bool(states[1].optimizer.param_groups[0]["fused"]) == now
+    assert bool(states[1].optimizer.param_groups[0]["fused"]) == current
     states[1].optimizer.step()
     assert float(states[1].optimizer.state[model.weight]["step"]) == 2

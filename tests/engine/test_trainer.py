@@ -1,4 +1,4 @@
-"""The training loop with a model small enough for a CPU: exact resume, checkpoints, logs, evaluation, and that it learns."""
+"""The training loop with a small model: exact resume, checkpoints, logs, evaluation, learning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from made.training import (
 from torch import nn
 
 from maskseg.data.datasets.coco import CocoSource
-from maskseg.engine.checkpoint import load_checkpoint, newest
+from maskseg.engine.checkpoint import latest_valid, load_checkpoint
 from maskseg.engine.precision import pick_device
 from maskseg.engine.schedules import cosine
 from maskseg.engine.trainer import Trainer
@@ -41,13 +41,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Six steps without a stop."""
+    """A run of six steps without interruption."""
     run = Run(make_source(scenes, RANDOM), tmp_path_factory.mktemp("whole"))
     run.go()
     return run
 
 
-def test_a_run_writes_what_it_should(whole: Run) -> None:
+def test_the_files_of_a_run(whole: Run) -> None:
     checkpoint = load_checkpoint(whole.folder / "last.pt")
     assert checkpoint["step"] == 6
     assert checkpoint["config"] == "name: test"
@@ -71,7 +71,7 @@ def test_a_run_writes_what_it_should(whole: Run) -> None:
 
 
 def test_the_logged_rate_is_the_one_of_the_step(whole: Run) -> None:
-    # Guards against: the line of step k holds the rate of step k + 1, as the schedule has moved on
+    # Guards against: step k is logged with the rate of step k + 1, as the schedule has advanced.
     factor = whole.scheduler.lr_lambdas[0]  # type: ignore[attr-defined]
     assert [line["lr"] for line in log(whole.folder)] == pytest.approx(
         [0.01 * factor(step) for step in range(6)]
@@ -93,36 +93,38 @@ def test_another_seed_is_another_run(whole: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [3, 4])
-def test_a_resumed_run_is_the_run_that_never_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_run(
     whole: Run, scenes: Path, tmp_path: Path, workers: int, stop: int
 ) -> None:
-    """Weights, optimiser, schedule, random state and logged losses, bit for bit; stopped in the middle of an epoch of 5 images (batches of 2).
+    """Weights, optimizer, schedule, random state and logged losses are equal bit for bit.
 
-    The second time the run is cut off a step after its last checkpoint, so that a step is done twice.
+    The run stops in the middle of an epoch of 5 images (batches of 2). With stop=4 it ends one step
+    after its last checkpoint, so that a step is repeated.
     """
-    # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume has just restored
+    # Guards against: the iterator of a DataLoader consumes torch's global random state, which the
+    # resume has just restored.
     source = make_source(scenes, RANDOM, num_workers=workers)
     first = Run(source, tmp_path, checkpoint_every=3)
     with pytest.raises(Killed):
         first.go(stop=stop)
-    found = newest(tmp_path)
-    assert found is not None
-    assert found[1]["step"] == 3
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert latest[1]["step"] == 3
     torch.manual_seed(1234)
     second = Run(source, tmp_path, seed=0)
     nn.init.zeros_(next(second.model.backbone.parameters()))
-    second.go(found[1])
+    second.go(latest[1])
     assert_same_run(whole, second)
 
 
-def test_a_finished_run_that_is_resumed_does_nothing(whole: Run, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_does_nothing(whole: Run, tmp_path: Path) -> None:
     run = Run(whole.source, tmp_path)
     run.go(load_checkpoint(whole.folder / "last.pt"))
     assert_equal(dict(run.model.state_dict()), dict(whole.model.state_dict()))
     assert log(tmp_path) == []
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(whole: Run, tmp_path: Path) -> None:
+def test_a_longer_run_resumes_a_shorter_one(whole: Run, tmp_path: Path) -> None:
     short = Run(whole.source, tmp_path, steps=4)
     short.go()
     long = Run(whole.source, tmp_path)
@@ -137,31 +139,29 @@ def test_each_step_is_logged_once_after_a_resume(whole: Run, tmp_path: Path) -> 
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "kind": "tr')  # a kill in the middle of a line
-    found = newest(tmp_path)
-    assert found is not None
-    assert found[1]["step"] == 4
-    Run(whole.source, tmp_path).go(found[1])
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    assert latest[1]["step"] == 4
+    Run(whole.source, tmp_path).go(latest[1])
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert log(tmp_path) == log(whole.folder)
 
 
-def test_how_often_lines_are_written(scenes: Path, tmp_path: Path) -> None:
+def test_the_log_interval(scenes: Path, tmp_path: Path) -> None:
     Run(make_source(scenes), tmp_path, steps=5, log_every=2).go()
     assert [line["step"] for line in log(tmp_path)] == [2, 4, 5]
 
 
-def test_an_evaluation_changes_nothing_of_what_follows(
-    whole: Run, scenes: Path, tmp_path: Path
-) -> None:
+def test_an_evaluation_does_not_affect_training(whole: Run, scenes: Path, tmp_path: Path) -> None:
     source = make_source(scenes, RANDOM)
     check = validation(source)
     run = Run(source, tmp_path, evaluate_every=2)
     careless = Scripted(0.1, 0.2, 0.3)
 
-    def both(model: nn.Module, step: int, log: Any) -> dict[str, float]:
+    def evaluate(model: nn.Module, step: int, log: Any) -> dict[str, float]:
         return check(model, step, log) | careless(model, step, log)
 
-    run.go(evaluate=both)
+    run.go(evaluate=evaluate)
     assert careless.steps == [2, 4, 6]
     assert log(tmp_path) == log(whole.folder)
     assert_equal(dict(run.model.state_dict()), dict(whole.model.state_dict()))
@@ -173,19 +173,19 @@ def test_best_and_last(scenes: Path, tmp_path: Path) -> None:
     evaluate = Scripted(0.2, 0.5, 0.4, 0.5)
     metrics = run.go(evaluate=evaluate)
     assert metrics == {"segm/AP": 0.5, "loss": 1.5}
-    best, last = load_checkpoint(tmp_path / "best.pt"), load_checkpoint(tmp_path / "last.pt")
+    best = load_checkpoint(tmp_path / "best.pt")
+    last = load_checkpoint(tmp_path / "last.pt")
     assert (best["step"], best["best"], best["metrics"]["segm/AP"]) == (2, 0.5, 0.5)
     assert (last["step"], last["best"]) == (4, 0.5)
     assert [line["segm/AP"] for line in log(tmp_path, "val")] == [0.2, 0.5, 0.4, 0.5]
     resumed = Run(run.source, tmp_path, evaluate_every=1, steps=6)
     resumed.go(last, Scripted(0.3, 0.45))
-    assert (
-        load_checkpoint(tmp_path / "best.pt")["step"] == 2
-    )  # the best of the whole run, not of its second half
+    # The best of the whole run, not of its second half.
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 2
     assert [line["step"] for line in log(tmp_path, "val")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_metric_that_is_not_there_is_told(
+def test_a_missing_best_metric_is_reported(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Run(make_source(scenes), tmp_path, steps=1).go(evaluate=Scripted(0.3, key="bbox/AP"))
@@ -194,7 +194,7 @@ def test_a_metric_that_is_not_there_is_told(
     assert (tmp_path / "last.pt").exists()
 
 
-def test_a_checkpoint_is_safe_before_the_evaluation(scenes: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_saved_before_the_evaluation(scenes: Path, tmp_path: Path) -> None:
     def broken(*_: Any) -> dict[str, float]:
         raise Killed
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_is_safe_before_the_evaluation(scenes: Path, tmp_path: Path
 
 
 def damaged(folder: Path) -> CocoSource:
-    """The scenes with two of five pictures cut short after the check."""
+    """The scenes, with two of five images truncated after the data check."""
     write_scenes(folder, 5)
     source = make_source(folder, skip_bad=50)
     _ = source.train
@@ -213,30 +213,27 @@ def damaged(folder: Path) -> CocoSource:
     return source
 
 
-def test_skipped_images_are_counted_and_told(
+def test_skipped_images_are_counted_and_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=3)
-    run.trainer.skip_bad = 10
+    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=3, skip_bad=10)
     run.go()
-    told = capsys.readouterr().out
-    assert "warning: image passed over (1 of at most 10)" in told
-    assert "warning: image passed over (2 of at most 10)" in told
-    assert "2.png" in told or "4.png" in told
+    output = capsys.readouterr().out
+    assert "warning: image skipped (1 of at most 10)" in output
+    assert "warning: image skipped (2 of at most 10)" in output
+    assert "2.png" in output or "4.png" in output
 
 
-def test_an_image_that_comes_again_is_counted_once(
+def test_an_unreadable_image_is_counted_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=12)  # five epochs
-    run.trainer.skip_bad = 2
+    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=12, skip_bad=2)  # five epochs
     run.go()
-    assert capsys.readouterr().out.count("warning: image passed over") == 2
+    assert capsys.readouterr().out.count("warning: image skipped") == 2
 
 
 def test_too_many_skipped_images_stop_the_run(tmp_path: Path) -> None:
-    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=40)
-    run.trainer.skip_bad = 1
+    run = Run(damaged(tmp_path / "data"), tmp_path / "run", steps=40, skip_bad=1)
     with pytest.raises(
         UserError, match=r"more than data\.skip_bad=1 images cannot be read, the last: .*[24]\.png"
     ):
@@ -248,30 +245,34 @@ def test_bf16_runs_and_keeps_the_weights_in_fp32(whole: Run, tmp_path: Path) -> 
     run = Run(whole.source, tmp_path, precision="bf16", steps=2)
     run.go()
     assert {v.dtype for v in run.model.state_dict().values()} == {torch.float32, torch.int64}
-    first, wanted = log(tmp_path)[0]["loss"], log(whole.folder)[0]["loss"]
-    assert first != wanted
-    assert first == pytest.approx(wanted, rel=0.1)
+    loss = log(tmp_path)[0]["loss"]
+    expected = log(whole.folder)[0]["loss"]
+    assert loss != expected
+    assert loss == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"precision": "fp8"}, r"trainer\.precision must be one of fp32, bf16, fp16, not 'fp8'"),
-        ({"accumulate": 0}, r"trainer\.accumulate must be at least 1, not 0"),
+        (
+            {"accumulate_grad_batches": 0},
+            r"trainer\.accumulate_grad_batches must be at least 1, not 0",
+        ),
         ({"ema": 1.0}, r"trainer\.ema must be at least 0 and below 1, not 1"),
-        ({"keep": -1}, r"trainer\.keep must be at least 0, not -1"),
+        ({"keep_checkpoints": -1}, r"trainer\.keep_checkpoints must be at least 0, not -1"),
         ({"device": "cuda:99"}, r"trainer\.device=cuda:99"),
         ({"device": "gpu"}, r"trainer\.device=gpu"),
         ({"max_steps": 0}, r"trainer\.max_steps must be at least 1, not 0"),
     ],
 )
-def test_keys_that_make_no_sense(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told) as raised:
+def test_invalid_settings(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
         Trainer(**({"max_steps": 1, "device": "cpu"} | keys))
     assert "\n" not in str(raised.value)
 
 
-def test_the_device_that_is_there() -> None:
+def test_the_available_device() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu").type == "cpu"
 
@@ -288,7 +289,7 @@ def test_gradients_are_clipped(scenes: Path, tmp_path: Path, clip: float) -> Non
     assert norm == pytest.approx(1e-3, rel=1e-3) if clip else norm > 0.1
 
 
-def test_channels_last_changes_the_layout_only(scenes: Path, tmp_path: Path) -> None:
+def test_channels_last_changes_only_the_layout(scenes: Path, tmp_path: Path) -> None:
     losses = {}
     for flag in (True, False):
         run = Run(make_source(scenes), tmp_path / str(flag), steps=1, channels_last=flag)
@@ -306,9 +307,10 @@ def test_a_data_set_without_a_single_object_trains(tmp_path: Path) -> None:
     assert all(np.isfinite(line["loss"]) for line in log(tmp_path / "run"))
 
 
-def test_a_model_learns_a_few_scenes_by_heart(tmp_path: Path) -> None:
+def test_a_model_overfits_a_few_scenes(tmp_path: Path) -> None:
     write_scenes(tmp_path, 3)
-    source, steps = make_source(tmp_path), 55
+    source = make_source(tmp_path)
+    steps = 55
     run = Run(source, tmp_path / "run", steps=steps, batch=3, log_every=20)
     run.optimizer.param_groups[0]["lr"] = 0.02
     run.optimizer.param_groups[0].pop("initial_lr")
@@ -321,26 +323,24 @@ def test_a_model_learns_a_few_scenes_by_heart(tmp_path: Path) -> None:
     assert untrained["segm/AP50"] < 0.1
 
 
-def test_pictures_that_cannot_be_made_do_not_end_a_training(
+def test_a_failed_report_does_not_end_the_training(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def report() -> None:
-        raise UserError("image 3 has gone")
+        raise UserError("image 3 is missing")
 
     run = Run(make_source(scenes), tmp_path, steps=2, evaluate_every=1)
     run.go(evaluate=Scripted(0.1, 0.2), report=report)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
-    assert capsys.readouterr().out.count("could not be made (image 3 has gone)") == 2
+    assert capsys.readouterr().out.count("could not be made (image 3 is missing)") == 2
 
 
-def test_a_best_checkpoint_of_another_branch_gets_a_name_of_its_own(
-    scenes: Path, tmp_path: Path
-) -> None:
-    # Guards against: going back to an older checkpoint, a later and better best.pt is replaced by a worse one
-    Run(make_source(scenes), tmp_path, steps=4, evaluate_every=1, keep=9).go(
+def test_a_best_checkpoint_of_an_abandoned_branch_is_renamed(scenes: Path, tmp_path: Path) -> None:
+    # Guards against: a run that resumes an older checkpoint overwrites a later, better best.pt.
+    Run(make_source(scenes), tmp_path, steps=4, evaluate_every=1, keep_checkpoints=9).go(
         evaluate=Scripted(0.1, 0.2, 0.3, 0.9)
     )
-    back = Run(make_source(scenes), tmp_path, steps=3, evaluate_every=1, keep=9)
+    back = Run(make_source(scenes), tmp_path, steps=3, evaluate_every=1, keep_checkpoints=9)
     back.go(load_checkpoint(tmp_path / "step_0000002.pt"), Scripted(0.25))
     assert load_checkpoint(tmp_path / "best_0000004.pt")["best"] == 0.9
     assert (
@@ -349,7 +349,7 @@ def test_a_best_checkpoint_of_another_branch_gets_a_name_of_its_own(
     ) == (3, 0.25)
 
 
-def test_going_on_in_a_new_folder_makes_a_best_there(scenes: Path, tmp_path: Path) -> None:
+def test_resuming_in_a_new_folder_writes_a_best_checkpoint(scenes: Path, tmp_path: Path) -> None:
     Run(make_source(scenes), tmp_path / "a", steps=2, evaluate_every=1).go(
         evaluate=Scripted(0.5, 0.4)
     )
@@ -359,9 +359,10 @@ def test_going_on_in_a_new_folder_makes_a_best_there(scenes: Path, tmp_path: Pat
     assert load_checkpoint(tmp_path / "b" / "best.pt")["step"] == 3
 
 
-def test_weights_alone_cannot_be_resumed(scenes: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_weights_cannot_be_resumed(scenes: Path, tmp_path: Path) -> None:
     run = Run(make_source(scenes), tmp_path)
     with pytest.raises(
-        UserError, match=r"the checkpoint holds weights alone .* only started from by trainer\.init"
+        UserError,
+        match=r"the checkpoint contains only weights .* only started from by trainer\.init",
     ):
-        run.trainer.fits(run.optimizer, {"model": run.model.state_dict(), "step": 0})
+        run.trainer.check_resumable(run.optimizer, {"model": run.model.state_dict(), "step": 0})

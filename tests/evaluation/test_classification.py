@@ -1,4 +1,4 @@
-"""Average precision of images' classes: against torchmetrics, literals, ties, several processes."""
+"""Average precision of image classification: torchmetrics, literals, ties, merged processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from maskseg.evaluation.classification import ImageClassAP, average_precision
 
 
-def collected(scores: Tensor, present: Tensor) -> ImageClassAP:
-    found = ImageClassAP(scores.shape[1])
-    found.add(scores, present)
-    return found
+def accumulate(scores: Tensor, present: Tensor) -> ImageClassAP:
+    evaluator = ImageClassAP(scores.shape[1])
+    evaluator.add(scores, present)
+    return evaluator
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -27,15 +27,15 @@ def test_equal_to_torchmetrics(generator: torch.Generator, ties: bool) -> None:
     present[3, 0] = True
     scores = (torch.rand((57, 6), generator=generator) + 0.4 * present).clamp(max=1)
     scores = (scores * 5).round() / 5 if ties else scores
-    found = collected(scores, present)
+    evaluator = accumulate(scores, present)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the class without an image
+        warnings.simplefilter("ignore")  # about the class without an image
         each = MultilabelAveragePrecision(6, average=None)(scores, present.long())
         macro = MultilabelAveragePrecision(5, average="macro")(scores[:, :5], present[:, :5].long())
-    rows = found.per_class()
+    rows = evaluator.per_class()
     assert [row["AP"] for row in rows[:5]] == pytest.approx(each[:5].tolist(), abs=1e-6)
     assert rows[5] == {"label": 5, "AP": -1.0, "images": 0}
-    assert found.compute()["mAP"] == pytest.approx(float(macro), abs=1e-6)
+    assert evaluator.compute()["mAP"] == pytest.approx(float(macro), abs=1e-6)
 
 
 def test_literals() -> None:
@@ -50,35 +50,33 @@ def test_literals() -> None:
     assert ap([], []) == -1.0
 
 
-def test_parts_of_several_processes_in_any_order(generator: torch.Generator) -> None:
-    scores, present = (
-        torch.rand((20, 3), generator=generator),
-        torch.rand((20, 3), generator=generator) < 0.4,
-    )
-    parts = [collected(scores[a:b], present[a:b]).state() for a, b in ((12, 20), (0, 5), (5, 12))]
-    joined = ImageClassAP(3)
+def test_merging_in_any_order(generator: torch.Generator) -> None:
+    scores = torch.rand((20, 3), generator=generator)
+    present = torch.rand((20, 3), generator=generator) < 0.4
+    parts = [accumulate(scores[a:b], present[a:b]).state() for a, b in ((12, 20), (0, 5), (5, 12))]
+    merged = ImageClassAP(3)
     for part in parts:
-        joined.merge(part)
-    assert len(joined) == 20
-    assert joined.per_class() == collected(scores, present).per_class()
+        merged.merge(part)
+    assert len(merged) == 20
+    assert merged.per_class() == accumulate(scores, present).per_class()
 
 
-def test_nothing() -> None:
+def test_no_positives() -> None:
     assert ImageClassAP(2).compute() == {"mAP": -1.0}
-    assert collected(torch.rand(3, 2), torch.zeros((3, 2), dtype=torch.bool)).compute() == {
+    assert accumulate(torch.rand(3, 2), torch.zeros((3, 2), dtype=torch.bool)).compute() == {
         "mAP": -1.0
     }
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments() -> None:
     with pytest.raises(ValueError, match=r"must both be \[N, 2\], got \[1, 3\]"):
         ImageClassAP(2).add(torch.rand(1, 3), torch.ones((1, 3), dtype=torch.bool))
     with pytest.raises(ValueError, match="not finite"):
-        collected(torch.tensor([[float("nan")]]), torch.ones((1, 1), dtype=torch.bool))
+        accumulate(torch.tensor([[float("nan")]]), torch.ones((1, 1), dtype=torch.bool))
 
 
-def test_the_table() -> None:
-    text = collected(
+def test_table() -> None:
+    text = accumulate(
         torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[True, False], [False, False]])
     ).table(["disc", "giraffe"])
     assert "classes of 2 images: mAP 1.000" in text

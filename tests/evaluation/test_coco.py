@@ -1,4 +1,4 @@
-"""Evaluation: literal cases, pycocotools itself on random data, the other backend, and the way of detections to the original image."""
+"""COCO evaluation: literals, pycocotools on random data, backends, and original image frames."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.evaluation.coco_entries import row_entries
 from maskseg.evaluation.coco_results import detection_rows, to_original, write_results
 from maskseg.masks.base import rle_to_bitmaps
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.predicted import MaskGrids
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
 NAMES = (
@@ -44,15 +44,15 @@ def polygon(x, y, w, h):
 
 
 def rle(x, y, w, h, height=HEIGHT, width=WIDTH):
-    found = coco_mask.frPyObjects(polygon(x, y, w, h), height, width)[0]
-    return {"size": [height, width], "counts": found["counts"].decode()}
+    encoded = coco_mask.frPyObjects(polygon(x, y, w, h), height, width)[0]
+    return {"size": [height, width], "counts": encoded["counts"].decode()}
 
 
 def truth_of(boxes, categories=(1,), images=(1,)):
     """boxes: (image, category, x, y, w, h, crowd)"""
     annotations = [
         {
-            "id": i,  # from 0: an id that pycocotools itself takes for a miss
+            "id": i,  # from 0, an id that pycocotools treats as unmatched
             "image_id": image,
             "category_id": category,
             "bbox": [x, y, w, h],
@@ -90,7 +90,10 @@ def evaluate(truth, rows, ids=(1,), images=(1,), **options):
 
 
 def reference(truth, rows, kind, max_detections=100):
-    """pycocotools used by hand. Rows for masks have no box: with one, `loadRes` takes the box's area for the object's size."""
+    """The metrics of pycocotools, called directly.
+
+    Rows for masks have no box: with one, `loadRes` uses the area of the box as the object size.
+    """
     truth, rows = copy.deepcopy(truth), copy.deepcopy(rows)
     for i, annotation in enumerate(truth["annotations"]):
         annotation["id"] = i + 1
@@ -109,8 +112,12 @@ def reference(truth, rows, kind, max_detections=100):
     return evaluator
 
 
-def random_scenes(seed, images=12, ids=(7, 3, 90), truths=14, found=140):
-    """Truth with crowds, empty images and classes; detections that are jittered truth, wrong or doubled, with ties in their scores."""
+def random_scenes(seed, images=12, ids=(7, 3, 90), truths=14, detections=140):
+    """Random ground truth and detections with tied scores.
+
+    The ground truth has crowds, empty images and empty classes. Detections are jittered objects,
+    false positives and duplicates.
+    """
     rng = np.random.default_rng(seed)
     boxes, rows = [], []
     for image in range(10, 10 + images):
@@ -129,11 +136,11 @@ def random_scenes(seed, images=12, ids=(7, 3, 90), truths=14, found=140):
                     int(rng.random() < 0.1),
                 )
             )
-        here = [b for b in boxes if b[0] == image]
-        for _ in range(rng.integers(0, found)):
+        image_boxes = [b for b in boxes if b[0] == image]
+        for _ in range(rng.integers(0, detections)):
             source = (
-                here[rng.integers(len(here))]
-                if here and rng.random() < 0.7
+                image_boxes[rng.integers(len(image_boxes))]
+                if image_boxes and rng.random() < 0.7
                 else (image, ids[0], 20.0, 20.0, 30.0, 30.0, 0)
             )
             x, y, w, h = np.array(source[2:6]) + rng.normal(0, rng.choice([0.5, 3, 10]), 4)
@@ -162,13 +169,13 @@ def test_perfect_detections():
         assert metrics[f"{kind}/AP"] == pytest.approx(1)
         assert metrics[f"{kind}/APs"] == pytest.approx(1)  # 400 pixels
         assert metrics[f"{kind}/APm"] == pytest.approx(1)  # 2500 pixels
-        assert metrics[f"{kind}/APl"] == -1  # nothing of that size
+        assert metrics[f"{kind}/APl"] == -1  # no object of that size
         assert metrics[f"{kind}/AR1"] == pytest.approx(0.5)  # one detection, two objects
         assert metrics[f"{kind}/AR100"] == pytest.approx(1)
     assert set(metrics) == {f"{kind}/{name}" for kind in ("bbox", "segm") for name in NAMES}
 
 
-def test_one_of_two_found_and_a_false_one_first():
+def test_false_positive_before_one_of_two_objects():
     boxes = [(1, 1, 10, 10, 20, 20, 0), (1, 1, 60, 20, 50, 50, 0)]
     metrics = evaluate(
         truth_of(boxes), [row(1, 1, 0, 90, 20, 20, 0.9), row(1, 1, 10, 10, 20, 20, 0.8)]
@@ -179,7 +186,7 @@ def test_one_of_two_found_and_a_false_one_first():
 
 
 def test_iou_thresholds():
-    # 20 x 20 against 20 x 14: IoU 0.7, found at 0.50, 0.55, 0.60, 0.65, 0.70
+    # 20 x 20 against 20 x 14: IoU 0.7, matched at 0.50, 0.55, 0.60, 0.65, 0.70
     metrics = evaluate(truth_of([(1, 1, 10, 10, 20, 20, 0)]), [row(1, 1, 10, 10, 20, 14, 0.9)])
     assert metrics["bbox/AP"] == pytest.approx(0.5)
     assert (metrics["bbox/AP50"], metrics["bbox/AP75"]) == pytest.approx((1, 0))
@@ -194,7 +201,7 @@ def test_crowds_are_neither_missed_nor_false():
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
-def test_no_detections_at_all(backend):
+def test_no_detections(backend):
     if backend == "faster":
         pytest.importorskip("faster_coco_eval")
     metrics = evaluate(truth_of([(1, 1, 10, 10, 20, 20, 0)]), [], backend=backend)
@@ -205,28 +212,29 @@ def test_no_detections_at_all(backend):
 @pytest.mark.parametrize(
     "boxes", [[], [(1, 1, 10, 10, 20, 20, 1)]], ids=["no truth", "only crowds"]
 )
-def test_no_truth(boxes):
+def test_no_ground_truth(boxes):
     assert set(evaluate(truth_of(boxes), [row(1, 1, 10, 10, 20, 20, 0.5)]).values()) == {-1.0}
 
 
-def test_no_images_seen():
+def test_no_images_added():
     evaluator = CocoEvaluator(truth_of([(1, 1, 10, 10, 20, 20, 0)]), classes(1))
     assert set(evaluator.compute().values()) == {-1.0}
     assert "images: 0," in evaluator.table()
 
 
-def test_only_images_seen_count():
+def test_only_added_images_count():
     boxes = [(1, 1, 10, 10, 20, 20, 0), (2, 1, 10, 10, 20, 20, 0)]
-    truth, found = truth_of(boxes, images=(1, 2)), [row(1, 1, 10, 10, 20, 20, 0.5)]
-    assert evaluate(truth, found)["bbox/AP"] == pytest.approx(1)
-    assert evaluate(truth, found, images=(1, 2))["bbox/AP"] == pytest.approx(51 / 101)
+    truth = truth_of(boxes, images=(1, 2))
+    rows = [row(1, 1, 10, 10, 20, 20, 0.5)]
+    assert evaluate(truth, rows)["bbox/AP"] == pytest.approx(1)
+    assert evaluate(truth, rows, images=(1, 2))["bbox/AP"] == pytest.approx(51 / 101)
 
 
 def test_arbitrary_category_ids_and_labels():
     truth = truth_of(
         [(1, 90, 10, 10, 20, 20, 0), (1, 7, 60, 20, 50, 50, 0), (1, 55, 0, 0, 9, 9, 0)], (7, 55, 90)
     )
-    evaluator = CocoEvaluator(truth, classes(90, 7))  # label 0 is 90; 55 is left out
+    evaluator = CocoEvaluator(truth, classes(90, 7))  # label 0 is 90; 55 is not evaluated
     evaluator.add_rows([1], [row(1, 90, 10, 10, 20, 20, 0.9)])
     assert evaluator.per_class() == {
         "bbox": {"class 90": pytest.approx(1), "class 7": 0.0},
@@ -249,12 +257,12 @@ def test_equals_pycocotools(seed, backend):
         np.testing.assert_allclose(
             [metrics[f"{kind}/{n}"] for n in NAMES], expected.stats, rtol=0, atol=1e-12
         )
-        for k, category in enumerate((3, 7, 90)):  # COCOeval sorts its classes
+        for k, category in enumerate((3, 7, 90)):  # COCOeval sorts the classes
             values = expected.eval["precision"][:, :, k, 0, 2]
             assert evaluator.per_class()[kind][f"class {category}"] == pytest.approx(
                 values[values > -1].mean(), abs=1e-12
             )
-    assert (truth, rows) == (kept_truth, kept_rows)  # nothing was written into what was given
+    assert (truth, rows) == (kept_truth, kept_rows)  # the arguments are not modified
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -290,7 +298,7 @@ def test_more_than_a_hundred_detections():
         assert at_300[f"{kind}/AP50"] > at_100[f"{kind}/AP50"] + 0.3
 
 
-def test_few_detections_allowed():
+def test_small_max_detections():
     metrics = evaluate(
         truth_of([(1, 1, 10, 10, 20, 20, 0)]), [row(1, 1, 10, 10, 20, 20, 0.5)], max_detections=5
     )
@@ -298,7 +306,7 @@ def test_few_detections_allowed():
     assert "bbox/AR10" not in metrics
 
 
-def test_image_seen_twice_counts_once():
+def test_image_added_twice_counts_once():
     truth = truth_of([(1, 1, 10, 10, 20, 20, 0)])
     evaluator = CocoEvaluator(truth, classes(1))
     for _ in range(2):
@@ -307,7 +315,7 @@ def test_image_seen_twice_counts_once():
     assert evaluator.compute()["bbox/AP"] == pytest.approx(0.5)
 
 
-def test_truth_without_masks():
+def test_ground_truth_without_masks():
     truth = truth_of([(1, 1, 10, 10, 20, 20, 0)])
     truth["annotations"][0]["segmentation"] = []
     with pytest.raises(UserError, match=r"annotation 0 of image 1 has no segmentation.*bbox"):
@@ -326,7 +334,7 @@ def test_truth_without_masks():
         ({"segmentation": {"size": [5, 5], "counts": "i0"}}, r"\[5, 5\]"),
     ],
 )
-def test_rows_that_do_not_fit(change, message):
+def test_invalid_rows(change, message):
     with pytest.raises(UserError, match=message):
         evaluate(truth_of([]), [row(1, 1, 10, 10, 20, 20, 0.5) | change])
 
@@ -350,20 +358,20 @@ def test_other_user_errors(monkeypatch):
         CocoEvaluator(truth, classes(1), backend="faster")
 
 
-def test_backend_that_is_there(monkeypatch):
+def test_installed_backend(monkeypatch):
     truth = truth_of([])
     if importlib.util.find_spec("faster_coco_eval"):
         assert (
             CocoEvaluator(truth, classes(1))
             .table()
             .splitlines()[0]
-            .endswith(", by faster-coco-eval")
+            .endswith(", with faster-coco-eval")
         )
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", by pycocotools")
+    assert CocoEvaluator(truth, classes(1)).table().splitlines()[0].endswith(", with pycocotools")
 
 
-def test_more_masks_than_the_library_measures_at_once():
+def test_more_masks_than_one_call_supports():
     rows = [row(1, 1, 1, 1, 2 + i % 7, 3, 0.5) for i in range(300)]
     areas = [entry["area"] for entry in row_entries("segm", rows)]
     assert areas == [coco_mask.area(r["segmentation"]) for r in rows]
@@ -385,7 +393,7 @@ def test_table():
     text = evaluator.table()
     assert (
         text.splitlines()[0]
-        == "images: 1, detections: 1, evaluated: up to 100 of a class in an image, by pycocotools"
+        == "images: 1, detections: 1, evaluated: at most 100 per class and image, with pycocotools"
     )
     assert "AP50   IoU 0.50            1.000   1.000" in text
     assert "class 4                    1.000   1.000" in text
@@ -393,7 +401,7 @@ def test_table():
     assert max(map(len, text.splitlines())) <= 110
 
 
-# Detections of a model: from the padded batch to the images.
+# Detections of a model: from the padded batch to the original images.
 
 
 def batch_of(sizes, originals):
@@ -403,14 +411,14 @@ def batch_of(sizes, originals):
         sizes=torch.tensor(sizes),
         original_sizes=torch.tensor(originals),
         image_ids=[10 + i for i in range(len(sizes))],
-        names=["" for _ in sizes],
+        file_names=["" for _ in sizes],
     )
 
 
 def regions_of(batch, boxes, image_index, labels, scores):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     frames = torch.tensor(batch.images.shape[-2:]).expand(len(boxes), 2)
-    masks = SoftMasks(torch.ones(len(boxes), 28, 28), boxes, frames)
+    masks = MaskGrids(torch.ones(len(boxes), 28, 28), boxes, frames)
     return Regions(
         boxes,
         torch.tensor(image_index, dtype=torch.int64),
@@ -420,13 +428,13 @@ def regions_of(batch, boxes, image_index, labels, scores):
     )
 
 
-def test_to_original_scales_and_cuts():
+def test_to_original_scales_and_clips():
     batch = batch_of([(96, 128), (60, 128)], [(HEIGHT, WIDTH), (30, 64)])
     boxes = [
         [8, 16, 40, 48],
         [100, 40, 128, 80],
         [10, 70, 30, 90],
-    ]  # the second reaches into the padding, the third lies in it
+    ]  # the second extends into the padding, the third lies in it
     regions = regions_of(batch, boxes, [0, 1, 1], [0, 0, 0], [0.9, 0.8, 0.7])
     first = to_original(regions, 0, (96, 128), (HEIGHT, WIDTH))
     torch.testing.assert_close(first.boxes, torch.tensor([[10.0, 20.0, 50.0, 60.0]]))
@@ -494,7 +502,7 @@ def test_update_end_to_end():
     assert metrics["bbox/AP"] == metrics["segm/AP"] == pytest.approx(1)
 
 
-def test_update_with_nothing_found():
+def test_update_without_detections():
     batch = batch_of([(96, 128)], [(HEIGHT, WIDTH)])
     evaluator = CocoEvaluator(truth_of([(10, 1, 1, 1, 50, 50, 0)], images=(10,)), classes(1))
     evaluator.update(batch, Outputs(regions_of(batch, [], [], [], [])))
@@ -519,7 +527,7 @@ def test_write_results(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
-def test_write_results_leaves_nothing_behind(tmp_path):
+def test_write_results_leaves_no_partial_file(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("old")
     with pytest.raises(ValueError, match="JSON"):

@@ -1,4 +1,4 @@
-"""The diagnosis of images: hand-made cases of each outcome, matching against COCOeval's, and the curves that COCOeval accumulates."""
+"""Diagnosis: literals of each outcome, and matches and curves compared with COCOeval."""
 
 import contextlib
 import io
@@ -16,7 +16,8 @@ from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
 from maskseg.structures import Categories
 
 HEIGHT, WIDTH = 120, 160
-CAT, DOG = 3, 7  # ids; labels 0 and 1
+CAT = 3  # category ids; the labels are 0 and 1
+DOG = 7
 ANIMALS = Categories(("cat", "dog"), (CAT, DOG))
 
 
@@ -43,13 +44,15 @@ def truth(image, category, x, y, w, h, *, crowd=0, mask=True):
 
 
 def row(image, category, x, y, w, h, score, mask=None):
-    """A result row; mask: xywh of what is filled, None for the box, False for no mask."""
-    found = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score}
-    return found if mask is False else found | {"segmentation": rle(*(mask or (x, y, w, h)))}
+    """A result row; mask: xywh of the filled area, None for the box, False for no mask."""
+    result = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score}
+    if mask is not False:
+        result["segmentation"] = rle(*(mask or (x, y, w, h)))
+    return result
 
 
 def only(truths, rows, **options):
-    """The findings of the one image."""
+    """The diagnosis of the only image."""
     (diagnosis,) = diagnose(truths, rows, ANIMALS, image_ids=[1], **options)
     return diagnosis
 
@@ -85,8 +88,8 @@ def test_every_error():
     assert (false.truth, false.row, false.box_iou) == (None, rows[2], 0.0)
     assert (missed.truth, missed.row) == (truths[1], None)
     assert diagnosis.num_errors == 4
-    assert diagnosis.why == "missed 1, false 1, wrong class 1, bad mask 1"
-    assert diagnosis.of("missed") == (missed,)
+    assert diagnosis.summary == "missed 1, false 1, wrong class 1, bad mask 1"
+    assert diagnosis.with_outcome("missed") == (missed,)
 
 
 def test_thresholds():
@@ -98,7 +101,7 @@ def test_thresholds():
     assert outcomes(truths, [half], mask_iou=0.51) == ["bad mask"]
 
 
-def test_each_truth_is_taken_once_and_the_highest_score_chooses_first():
+def test_each_object_is_matched_once_and_by_the_highest_score():
     truths = [truth(1, CAT, 10, 10, 20, 20)]
     rows = [row(1, CAT, 10, 10, 20, 20, 0.6), row(1, CAT, 10, 10, 20, 18, 0.9)]
     first, second = only(truths, rows).findings
@@ -106,7 +109,7 @@ def test_each_truth_is_taken_once_and_the_highest_score_chooses_first():
     assert (second.outcome, second.row["score"]) == ("false", 0.6)
 
 
-def test_a_truth_of_the_own_class_is_preferred():
+def test_objects_of_the_same_class_take_precedence():
     truths = [truth(1, DOG, 10, 10, 20, 20), truth(1, CAT, 10, 10, 20, 16)]
     first, second = only(
         truths, [row(1, CAT, 10, 10, 20, 20, 0.9), row(1, CAT, 10, 10, 20, 20, 0.8)]
@@ -114,14 +117,14 @@ def test_a_truth_of_the_own_class_is_preferred():
     assert (first.outcome, first.truth) == (
         "correct",
         truths[1],
-    )  # though the dog's box fits better
+    )  # although the box of the dog has a higher IoU
     assert (second.outcome, second.truth) == ("wrong class", truths[0])
 
 
-def test_of_two_truths_the_nearer_one_is_taken():
+def test_the_object_with_the_highest_iou_is_matched():
     truths = [truth(1, CAT, 10, 10, 20, 16), truth(1, CAT, 10, 10, 20, 20)]
-    found, missed = only(truths, [row(1, CAT, 10, 10, 20, 20, 0.9)]).findings
-    assert (found.truth, missed.truth) == (truths[1], truths[0])
+    correct, missed = only(truths, [row(1, CAT, 10, 10, 20, 20, 0.9)]).findings
+    assert (correct.truth, missed.truth) == (truths[1], truths[0])
 
 
 def test_crowds():
@@ -134,7 +137,7 @@ def test_crowds():
     diagnosis = only(truths, [inside, half, outside])
     assert [(f.outcome, f.row) for f in diagnosis.findings] == [
         ("false", outside)
-    ]  # and the crowd is not missed
+    ]  # the crowd is not missed
     truths.append(truth(1, CAT, 10, 10, 20, 20))
     assert outcomes(truths, [inside, half]) == ["correct"]  # an object in a crowd counts
 
@@ -160,7 +163,7 @@ RUNS = [
     "shape",
     [polygon(10, 10, 20, 20), rle(10, 10, 20, 20), {"size": [HEIGHT, WIDTH], "counts": RUNS}],
 )
-def test_truth_of_all_encodings(shape):
+def test_all_encodings_of_masks(shape):
     annotation = truth(1, CAT, 10, 10, 20, 20) | {"segmentation": shape}
     (finding,) = only([annotation], [row(1, CAT, 10, 10, 20, 20, 0.9)]).findings
     assert finding.mask_iou == 1
@@ -172,16 +175,16 @@ def test_a_mask_of_another_size():
         only([annotation], [row(1, CAT, 10, 10, 20, 20, 0.9)])
 
 
-def test_images_and_classes_that_are_looked_at():
+def test_selected_images_and_classes():
     truths = [truth(1, CAT, 0, 0, 9, 9), truth(2, CAT, 0, 0, 9, 9), truth(1, 99, 50, 50, 9, 9)]
     rows = [row(3, DOG, 0, 0, 9, 9, 0.9), row(1, 99, 50, 50, 9, 9, 0.9)]
-    assert [(d.image_id, d.why) for d in diagnose(truths, rows, ANIMALS)] == [
+    assert [(d.image_id, d.summary) for d in diagnose(truths, rows, ANIMALS)] == [
         (1, "missed 1"),
         (2, "missed 1"),
         (3, "false 1"),
     ]
     seen = diagnose(truths, rows, ANIMALS, image_ids=[8, 1])
-    assert [(d.image_id, d.why, d.num_errors) for d in seen] == [(1, "missed 1", 1), (8, "", 0)]
+    assert [(d.image_id, d.summary, d.num_errors) for d in seen] == [(1, "missed 1", 1), (8, "", 0)]
     assert diagnose([], [], ANIMALS) == []
 
 
@@ -220,8 +223,8 @@ def test_worst():
     ]
     rows = [row(5, DOG, 20 * i, 50, 15, 15, 0.9) for i in range(2)]
     diagnoses = diagnose(truths, rows, ANIMALS, image_ids=range(1, 7))
-    found = worst(reversed(diagnoses))
-    assert [(d.image_id, d.why) for d in found] == [
+    selected = worst(reversed(diagnoses))
+    assert [(d.image_id, d.summary) for d in selected] == [
         (5, "missed 2, false 2"),
         (2, "missed 3"),
         (4, "missed 3"),
@@ -233,12 +236,12 @@ def test_worst():
     assert [d.image_id for d in worst(many)] == list(range(20))
 
 
-def random_data(seed, images=6, classes=(CAT, DOG), most=25):
-    """Truths, and rows that are truths moved about, of a random class, or made up."""
+def random_data(seed, images=6, classes=(CAT, DOG), max_objects=25):
+    """Random ground truth, and rows: jittered objects, of a random class, or false positives."""
     rng = np.random.default_rng(seed)
     truths, rows = [], []
     for image in range(1, images + 1):
-        for _ in range(rng.integers(0, most)):
+        for _ in range(rng.integers(0, max_objects)):
             x, y, w, h = (
                 int(v)
                 for v in (
@@ -265,7 +268,10 @@ def random_data(seed, images=6, classes=(CAT, DOG), most=25):
 
 
 def coco_eval(truths, rows, kind, images, classes):
-    """pycocotools by hand. Rows for masks have no box: with one, `loadRes` takes the box's area for the object's size."""
+    """The evaluation of pycocotools, called directly.
+
+    Rows for masks have no box: with one, `loadRes` uses the area of the box as the object size.
+    """
     rows = [
         {k: v for k, v in r.items() if k != ("segmentation" if kind == "bbox" else "bbox")}
         for r in rows
@@ -286,7 +292,7 @@ def coco_eval(truths, rows, kind, images, classes):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_matches_are_those_of_coco_where_there_is_one_class(seed):
+def test_matches_equal_coco_for_one_class(seed):
     truths, rows = random_data(seed, classes=(CAT,))
     rows = [r for r in rows if r["score"] >= 0.3]
     evaluator = coco_eval(truths, rows, "bbox", range(1, 7), (CAT,))
@@ -295,9 +301,10 @@ def test_matches_are_those_of_coco_where_there_is_one_class(seed):
         if entry is not None and entry["aRng"] == [0, 1e10]:
             matched[entry["image_id"]] = int((entry["dtMatches"][0] > 0).sum())
     for diagnosis in diagnose(truths, rows, ANIMALS, score=0.3, mask_iou=0):
-        assert len(diagnosis.of("correct")) == matched.get(diagnosis.image_id, 0)
+        assert len(diagnosis.with_outcome("correct")) == matched.get(diagnosis.image_id, 0)
         in_image = [t for t in truths if t["image_id"] == diagnosis.image_id]
-        assert len(diagnosis.of("missed")) == len(in_image) - matched.get(diagnosis.image_id, 0)
+        num_missed = len(in_image) - matched.get(diagnosis.image_id, 0)
+        assert len(diagnosis.with_outcome("missed")) == num_missed
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -317,7 +324,7 @@ def test_everything_is_counted_once(seed):
             assert (f.outcome == "correct") == (f.mask_iou >= 0.5)
 
 
-def test_more_objects_than_a_byte_counts():
+def test_more_objects_than_a_byte_can_count():
     truths = [truth(1, CAT, 8 * (i % 20), 6 * (i // 20), 7, 5) for i in range(400)]
     rows = [row(1, CAT, *t["bbox"], 0.9) for t in truths]
     assert set(outcomes(truths, rows)) == {"correct"}
@@ -325,7 +332,7 @@ def test_more_objects_than_a_byte_counts():
 
 
 @pytest.mark.parametrize(("iou", "index"), [(0.5, 0), (0.55, 1), (0.75, 5), (0.95, 9)])
-def test_pr_curves_are_those_of_coco(iou, index):
+def test_pr_curves_equal_coco(iou, index):
     truths, rows = random_data(7)
     categories = Categories(("cat", "dog", "cow"), (CAT, DOG, 9))
     data = {
@@ -352,7 +359,7 @@ def test_pr_curves_are_those_of_coco(iou, index):
         )
 
 
-def test_pr_curves_of_boxes_alone_can_be_changed():
+def test_pr_curves_are_copies():
     data = {
         "images": [{"id": 1, "height": HEIGHT, "width": WIDTH}],
         "annotations": [truth(1, CAT, 10, 10, 20, 20)],
@@ -367,7 +374,7 @@ def test_pr_curves_of_boxes_alone_can_be_changed():
 
 
 @pytest.mark.parametrize("iou", [0.45, 0.52, 1.0])
-def test_pr_curves_at_no_threshold_of_coco(iou):
+def test_pr_curves_at_another_threshold(iou):
     evaluator = CocoEvaluator({"images": [], "annotations": []}, ANIMALS)
     with pytest.raises(ValueError, match=r"0\.55"):
         evaluator.pr_curves(iou)

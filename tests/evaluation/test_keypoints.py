@@ -1,4 +1,4 @@
-"""OKS AP against pycocotools itself, and the rows of points."""
+"""Keypoint AP (OKS) compared with pycocotools, and result rows of keypoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = (
 
 
 def truth(points: int, images: int = 12, seed: int = 0) -> dict[str, Any]:
-    """People of all sizes, some without points, some crowds."""
+    """People of all sizes, some without keypoints, some crowds."""
     rng = np.random.default_rng(seed)
     rows = []
     for image in range(1, images + 1):
@@ -39,7 +39,8 @@ def truth(points: int, images: int = 12, seed: int = 0) -> dict[str, Any]:
             visible = rng.integers(0, 3, points) * int(rng.random() > 0.15)
             xy = rng.uniform((x, y), (x + w, y + h), (points, 2)).round() * (visible > 0)[:, None]
             flat = np.concatenate([xy, visible[:, None]], axis=1).ravel().tolist()
-            area, crowd = w * h * 0.6, int(rng.random() < 0.1)
+            area = w * h * 0.6
+            crowd = int(rng.random() < 0.1)
             row = {
                 "id": len(rows) + 1,
                 "image_id": image,
@@ -58,8 +59,8 @@ def truth(points: int, images: int = 12, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def found(data: dict[str, Any], seed: int = 1) -> list[dict[str, Any]]:
-    """Detections near the truth, and others, more than 20 in one image."""
+def detections(data: dict[str, Any], seed: int = 1) -> list[dict[str, Any]]:
+    """Detections near the ground truth and elsewhere, more than 20 in one image."""
     rng = np.random.default_rng(seed)
     rows = []
     for annotation in data["annotations"]:
@@ -106,44 +107,43 @@ def reference(data: dict[str, Any], rows: list[dict[str, Any]], sigmas: Any) -> 
 
 def evaluator(data: dict[str, Any], rows: list[dict[str, Any]], **keys: Any) -> CocoEvaluator:
     points = tuple(data["categories"][0]["keypoints"])
-    own = CocoEvaluator(
+    coco_evaluator = CocoEvaluator(
         data,
         Categories(("person",), (data["categories"][0]["id"],), (points,), ((),)),
         iou_types=("keypoints",),
         **keys,
     )
-    own.add_rows([i["id"] for i in data["images"]], rows)
-    return own
+    coco_evaluator.add_rows([i["id"] for i in data["images"]], rows)
+    return coco_evaluator
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
 @pytest.mark.parametrize("points", [5, 17, 23])
-def test_numbers_are_pycocotools(points: int, backend: str) -> None:
+def test_metrics_equal_pycocotools(points: int, backend: str) -> None:
     if backend == "faster":
         pytest.importorskip("faster_coco_eval")
     data = truth(points)
-    rows = found(data)
+    rows = detections(data)
     sigmas = COCO_SIGMAS if points == 17 else [1 / points] * points
-    wanted = reference(data, rows, sigmas)
-    assert 0.05 < wanted["keypoints/AP"] < 0.95
-    assert evaluator(data, rows, backend=backend).compute() == pytest.approx(wanted, abs=1e-12)
+    expected = reference(data, rows, sigmas)
+    assert 0.05 < expected["keypoints/AP"] < 0.95
+    assert evaluator(data, rows, backend=backend).compute() == pytest.approx(expected, abs=1e-12)
 
 
 def test_sigmas_by_key() -> None:
     data = truth(5)
-    rows = found(data)
+    rows = detections(data)
     sigmas = [0.01, 0.02, 0.05, 0.1, 0.3]
     assert evaluator(data, rows, oks_sigmas=sigmas).compute() == pytest.approx(
         reference(data, rows, sigmas), abs=1e-12
     )
-    assert (
-        evaluator(data, rows, oks_sigmas=[0.1] * 9).sigmas(5) == (0.2,) * 5
-    )  # those of another class
+    # Sigmas for another number of keypoints do not apply.
+    assert evaluator(data, rows, oks_sigmas=[0.1] * 9).sigmas(5) == (0.2,) * 5
 
 
-def test_real_people_found_exactly() -> None:
+def test_exact_detections_of_real_people() -> None:
     if not TINY.exists():
-        pytest.skip(f"{TINY} is not there")
+        pytest.skip(f"{TINY} does not exist")
     data = json.loads(TINY.read_text())
     rows = [
         {
@@ -170,14 +170,14 @@ def test_no_detection_is_zero() -> None:
     assert metrics["keypoints/AP"] == 0
 
 
-def test_a_row_without_its_points_is_named() -> None:
+def test_a_row_without_keypoints_is_reported() -> None:
     data = truth(5)
     row = {"image_id": 1, "category_id": 4, "bbox": [0, 0, 5, 5], "score": 0.5}
     with pytest.raises(UserError, match="a result row of image 1 has no keypoints"):
         evaluator(data, [row])
 
 
-def test_rows_are_in_the_files_pixels_and_of_the_own_class() -> None:
+def test_rows_are_in_original_pixels_with_the_keypoints_of_the_class() -> None:
     categories = Categories(
         ("hand", "stone", "face"), (3, 5, 9), (("a", "b"), (), ("c",)), ((), (), ())
     )
@@ -189,8 +189,8 @@ def test_rows_are_in_the_files_pixels_and_of_the_own_class() -> None:
         ]
     )
     boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0]] * 3)
-    points[2, 2, 0] = 41.0  # just outside the image: stays
-    found_ = Regions(
+    points[2, 2, 0] = 41.0  # just outside the image: not clipped
+    regions = Regions(
         boxes,
         torch.zeros(3, dtype=torch.int64),
         torch.tensor([0.9, 0.8, 0.7]),
@@ -204,14 +204,8 @@ def test_rows_are_in_the_files_pixels_and_of_the_own_class() -> None:
         [7],
         ["a.png"],
     )
-    rows = detection_rows(batch, Outputs(found_), categories)
-    assert rows[0]["keypoints"] == [
-        20.5,
-        9.75,
-        0.5,
-        -0.5,
-        -0.5,
-        0.25,
-    ]  # twice as wide, half as high, then pixel indices
+    rows = detection_rows(batch, Outputs(regions), categories)
+    # Twice as wide, half as high, then pixel indices.
+    assert rows[0]["keypoints"] == [20.5, 9.75, 0.5, -0.5, -0.5, 0.25]
     assert "keypoints" not in rows[1]
     assert rows[2]["keypoints"] == [81.5, 3.5, 0.75]

@@ -1,4 +1,4 @@
-"""JSON and YAML of unknown origin."""
+"""JSON and YAML documents of unknown origin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from maskseg.files import check_yaml, parse_json, parse_yaml
 
 
-def test_what_is_usual() -> None:
+def test_valid_documents() -> None:
     assert parse_yaml("a: [1, 2.5, x, null, true]\nb: {c: 'd'}\n") == {
         "a": [1, 2.5, "x", None, True],
         "b": {"c": "d"},
@@ -35,9 +35,9 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ("x" * 2_000_000, "characters"),
         ("a: " + "1:1" * 10_000, "characters"),
         ("a: " + "9" * 100_000, "characters"),
-        ("{" + ", ".join(f"{k * (2**61 - 1)}: 1" for k in range(10)) + "}", "no text"),
-        ("? [a]\n: b", "no text"),
-        ("a: {1: x}", "no text"),
+        ("{" + ", ".join(f"{k * (2**61 - 1)}: 1" for k in range(10)) + "}", "not a string"),
+        ("? [a]\n: b", "not a string"),
+        ("a: {1: x}", "not a string"),
         ("a: [", "expected"),
         ("a: b: c", "not allowed"),
         ("\x00", "allowed|control"),
@@ -55,6 +55,6 @@ def test_yaml_that_is_refused(text: str, reason: str) -> None:
     "text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 5000, "{", ""]
 )
 def test_json_that_is_refused(text: str) -> None:
-    # Guards against: a RecursionError, which is no ValueError, comes out as a traceback
+    # Guards against: a RecursionError, which is not a ValueError, ends in a traceback.
     with pytest.raises(ValueError, match=r"."):
         parse_json(text)

@@ -1,4 +1,7 @@
-"""Pickles and files of torch of any content: memory and time stay in proportion to the file, and nothing is run."""
+"""Pickles and torch files of any content.
+
+Memory and time must be proportional to the file, and no code may run.
+"""
 
 from __future__ import annotations
 
@@ -59,13 +62,13 @@ def test_shared_and_recursive_values() -> None:
     shared = [1]
     recursive: list[Any] = [shared, shared]
     recursive.append(recursive)
-    found = read(pickle.dumps(recursive))
-    assert found[0] is found[1]
-    assert found[2] is found
+    result = read(pickle.dumps(recursive))
+    assert result[0] is result[1]
+    assert result[2] is result
 
 
 def failure(content: bytes) -> Exception | None:
-    """What reading raises."""
+    """Return the exception that reading raises, if any."""
     try:
         read(content)
     except Exception as error:
@@ -81,11 +84,15 @@ def test_every_opcode_is_read_or_refused(rest: bytes) -> None:
 
 
 def nested_tuple(depth: int) -> bytes:
-    """Opcodes of a tuple of two of the tuple before, `depth` times: 2 ** depth leaves, 2 bytes a level."""
+    """Return the opcodes of a tuple with 2 ** depth leaves, 2 bytes per level.
+
+    Each level is a tuple that holds the previous tuple twice.
+    """
     return b")" + b"2\x86" * depth
 
 
-HARMLESS = {  # here, where a length is not believed
+# Harmless for this interpreter, which does not trust a stated length.
+HARMLESS = {
     "a memo index of half a billion": b"Nr\xff\xff\xff\x2f.",
     "a memo index of four billion": b"Nr\xff\xff\xff\xff.",
     "a frame of an exabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
@@ -102,7 +109,7 @@ BOMBS = {
 
 
 def peak(content: bytes) -> int:
-    """Bytes that reading takes at its most, also where it is refused."""
+    """Return the peak memory of reading in bytes, also if the pickle is refused."""
     tracemalloc.start()
     try:
         with contextlib.suppress(pickle.UnpicklingError, ValueError):
@@ -114,7 +121,7 @@ def peak(content: bytes) -> int:
 
 @pytest.mark.parametrize("content", [*BOMBS.values(), *HARMLESS.values()], ids=[*BOMBS, *HARMLESS])
 @pytest.mark.timeout(20)
-def test_bombs_take_neither_memory_nor_time(content: bytes) -> None:
+def test_bombs_need_little_memory_and_time(content: bytes) -> None:
     assert peak(content) < 2**20
     if content in HARMLESS.values():
         assert read(content) is None
@@ -123,16 +130,19 @@ def test_bombs_take_neither_memory_nor_time(content: bytes) -> None:
             read(content)
 
 
-def test_the_standard_library_does_take_the_memory() -> None:
-    """The bomb is one: with 2 GB at most, Python's own interpreter fails at a ten-byte pickle."""
-    code = "import pickle, resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); pickle.loads(b'Nr\\xff\\xff\\xff\\x2f.')"
+def test_the_standard_library_needs_the_memory() -> None:
+    """The bomb works: limited to 2 GB, Python's own interpreter fails with a ten-byte pickle."""
+    code = (
+        "import pickle, resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); "
+        "pickle.loads(b'Nr\\xff\\xff\\xff\\x2f.')"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "MemoryError" in run.stderr
 
 
 @pytest.mark.timeout(60)
-def test_what_is_made_again_and_again_is_charged() -> None:
-    """A text of a megabyte that is encoded a hundred thousand times: 100 GB out of 1.8 MB."""
+def test_repeated_construction_is_charged() -> None:
+    """A string of a megabyte is encoded a hundred thousand times: 100 GB from 1.8 MB."""
     text = (
         b"X"
         + struct.pack("<I", 2**20)
@@ -148,15 +158,15 @@ def test_what_is_made_again_and_again_is_charged() -> None:
         read(b"\x80\x02]" + pairs + b"h\x01h\x00\x85Ra" * 100_000 + b".")
 
 
-def test_the_budget_lets_all_of_a_file_be_used() -> None:
+def test_the_budget_is_sufficient_for_a_whole_file() -> None:
     content = {f"k{i}": bytes([i]) * 1000 for i in range(100)}
     assert read(pickle.dumps(content, protocol=2)) == content
 
 
 @pytest.mark.timeout(60)
 def test_a_depth_of_a_million() -> None:
-    found = read(b"]" * 1_000_000 + b"a" * 999_999 + b".")
-    assert len(found) == 1
+    result = read(b"]" * 1_000_000 + b"a" * 999_999 + b".")
+    assert len(result) == 1
 
 
 def save(content: Any, path: Path, zipped: bool = True) -> Path:
@@ -192,7 +202,7 @@ CONTENTS: dict[str, Any] = {
     },
     "parameters": {"p": torch.nn.Parameter(torch.ones(2))},
     "an optimiser": torch.optim.AdamW(torch.nn.Linear(2, 2).parameters()).state_dict(),
-    "what a schedule has": {"milestones": Counter([3, 5]), "size": torch.Size([1, 2])},
+    "the state of a schedule": {"milestones": Counter([3, 5]), "size": torch.Size([1, 2])},
 }
 
 
@@ -218,9 +228,9 @@ def test_types_that_the_old_format_does_not_have(tmp_path: Path) -> None:
         "u16": torch.tensor([0, 1, 2], dtype=torch.uint16),
         "f8": torch.ones(2).to(torch.float8_e4m3fn),
     }
-    found = read_torch(save(content, tmp_path / "a.pt"), "weights", mmap=True)
-    assert found["u16"].tolist() == [0, 1, 2]
-    assert found["f8"].float().tolist() == [1, 1]
+    result = read_torch(save(content, tmp_path / "a.pt"), "weights", mmap=True)
+    assert result["u16"].tolist() == [0, 1, 2]
+    assert result["f8"].float().tolist() == [1, 1]
 
 
 def refused(path: Path) -> str:
@@ -241,7 +251,7 @@ def test_an_expanded_tensor(tmp_path: Path, zipped: bool) -> None:
 def rewrite(
     path: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
 ) -> Path:
-    """The archive with its entries' content changed."""
+    """Rewrite an archive with changed contents of its entries."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: change(name, archive.read(name)) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -251,7 +261,7 @@ def rewrite(
         attributes = [entry.header_offset for entry in archive.infolist()]
     raw = bytearray(path.read_bytes())
     start = raw.find(b"PK\x01\x02")
-    for _ in attributes:  # writestr marks entries as files of Unix, torch does not
+    for _ in attributes:  # unlike torch, writestr marks entries as Unix files
         raw[start + 38 : start + 42] = bytes(4)
         start = raw.find(b"PK\x01\x02", start + 4)
     path.write_bytes(bytes(raw))
@@ -290,8 +300,10 @@ def test_entries_that_overlap(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", b"N" * 100_000)
     raw = path.read_bytes()
-    start, end = raw.find(b"PK\x01\x02"), raw.find(b"PK\x05\x06")
-    entry, tail = raw[start:end], bytearray(raw[end:])
+    start = raw.find(b"PK\x01\x02")
+    end = raw.find(b"PK\x05\x06")
+    entry = raw[start:end]
+    tail = bytearray(raw[end:])
     entries = b"".join(entry.replace(b"a/data.pkl", b"b/%08d" % i) for i in range(100))
     tail[8:12] = struct.pack("<HH", 100, 100)
     tail[12:16] = struct.pack("<I", len(entries))
@@ -307,9 +319,14 @@ def test_two_entries_of_one_name(tmp_path: Path) -> None:
 
 
 def test_another_directory_of_entries(tmp_path: Path) -> None:
-    """Guards against: zipfile takes the directory before the end record and shifts its offsets, torch the one that the record names."""
+    """Guards against: torch and zipfile use different directories.
+
+    zipfile takes the directory before the end record and shifts its offsets. torch takes the one
+    at the stated offset.
+    """
     path = save(STATE, tmp_path / "a.pt")
-    good, evil = path.read_bytes(), save({"evil": 1}, tmp_path / "b.pt").read_bytes()
+    good = path.read_bytes()
+    evil = save({"evil": 1}, tmp_path / "b.pt").read_bytes()
     start = good.find(b"PK\x01\x02")
     end = good.rfind(b"PK\x06\x06")
     evil_directory = evil[evil.find(b"PK\x01\x02") : evil.rfind(b"PK\x06\x06")]
@@ -323,7 +340,7 @@ def test_another_directory_of_entries(tmp_path: Path) -> None:
 
 
 def test_entries_that_differ_in_case(tmp_path: Path) -> None:
-    # Guards against: torch finds an entry whatever the case of its name
+    # Guards against: torch ignores the case of an entry's name.
     path = save(STATE, tmp_path / "a.pt")
     with zipfile.ZipFile(path, "a") as archive:
         name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
@@ -332,7 +349,10 @@ def test_entries_that_differ_in_case(tmp_path: Path) -> None:
 
 
 def dag(depth: int) -> bytes:
-    """Opcodes of a list of two of the list before, `depth` times: as a text it has 2 ** depth parts."""
+    """Return the opcodes of nested lists whose text has 2 ** depth parts.
+
+    Each level is a list that holds the previous list twice.
+    """
     return b"]" + b"".join(
         b"q" + bytes([i]) + b"0]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(depth)
     )
@@ -353,13 +373,14 @@ def dag(depth: int) -> bytes:
     ],
 )
 def test_messages_keys_and_states_of_any_size(tmp_path: Path, content: bytes) -> None:
-    # Guards against: the text of nested lists in a message; numbers of one hash as keys; attributes that replace methods
+    # Guards against: the text of nested lists in a message; keys with equal hashes; attributes that
+    # replace methods.
     assert "refused" in refused(pickle_replaced(save(STATE, tmp_path / "a.pt"), content))
 
 
 @pytest.mark.timeout(30)
 def test_many_tensors_of_one_storage(tmp_path: Path) -> None:
-    """Guards against: each is converted to another type, and so copied."""
+    """Guards against: each tensor is converted to another dtype, and so copied."""
     storage = torch.zeros(500_000, dtype=torch.half)
     assert "far larger than the file" in refused(
         save({f"w{i}": storage[0:] for i in range(200)}, tmp_path / "a.pt")
@@ -379,7 +400,7 @@ def test_the_old_format_in_protocol_3(tmp_path: Path) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_inside_an_archive(tmp_path: Path, content: bytes) -> None:
-    # Guards against: torch's weights_only hashes a nested tuple for ever
+    # Guards against: torch's weights_only needs exponential time to hash a nested tuple.
     assert "refused" in refused(pickle_replaced(save(STATE, tmp_path / "a.pt"), content))
 
 
@@ -398,11 +419,11 @@ def test_bombs_inside_an_archive(tmp_path: Path, content: bytes) -> None:
         b"",
     ],
 )
-def test_pickles_that_ask_for_something_else(tmp_path: Path, content: bytes) -> None:
+def test_pickles_with_other_functions(tmp_path: Path, content: bytes) -> None:
     assert "refused" in refused(pickle_replaced(save(STATE, tmp_path / "a.pt"), content))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_torch_has_not_written(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     for content in (
         b"",
@@ -412,7 +433,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         pickle.dumps({"model": {}}),
     ):
         path.write_bytes(content)
-        assert "not a checkpoint, or cut short" in refused(path)
+        assert "not a checkpoint, or truncated" in refused(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "hello")
     assert "not a checkpoint" in refused(path) or "damaged" in refused(path)
@@ -424,7 +445,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="../shared/cases is absent")
 @pytest.mark.parametrize("case", ["pickle_memory_bomb/bomb.pkl", "zip_multi_disk/multi.pth"])
-def test_strangers_files(case: str) -> None:
+def test_malicious_files(case: str) -> None:
     with pytest.raises(UserError) as raised:
         read_weights(CASES / case)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""detectron2's models: every tensor has its place, and what they find is what detectron2 itself found with the same weights."""
+"""Conversion of detectron2's models: names of tensors, and equality with recorded detections."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ from maskseg import config as configs
 from maskseg.commands.convert import convert
 from maskseg.errors import UserError
 from maskseg.interop import classes, detectron2
-from maskseg.interop.state_dict_names import fit
+from maskseg.interop.state_dict_names import match_state_dict
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.rcnn import GeneralizedRCNN
 
 MODELS = {
     "mask_rcnn_R_50_FPN_3x": "model=detectron2_mask_rcnn model.backbone.trunk.name=resnet50",
     "mask_rcnn_R_101_FPN_3x": "model=detectron2_mask_rcnn model.backbone.trunk.name=resnet101",
-    "mask_rcnn_X_101_32x8d_FPN_3x": "model=detectron2_mask_rcnn_x101 model.backbone.trunk.name=resnext101_32x8d",
-    "keypoint_rcnn_R_50_FPN_3x": "model=detectron2_keypoint_rcnn model.backbone.trunk.name=resnet50",
+    "mask_rcnn_X_101_32x8d_FPN_3x": (
+        "model=detectron2_mask_rcnn_x101 model.backbone.trunk.name=resnext101_32x8d"
+    ),
+    "keypoint_rcnn_R_50_FPN_3x": (
+        "model=detectron2_keypoint_rcnn model.backbone.trunk.name=resnet50"
+    ),
 }
 
 
 @pytest.fixture(scope="session")
 def reference(shared_data: Path) -> Path:
-    """What was recorded of the real detectron2: names, shapes and detections."""
+    """Folder with recorded outputs of the real detectron2: names, shapes and detections."""
     folder = shared_data.parent / "reference" / "detectron2"
     if not folder.is_dir():
         pytest.skip(f"needs detectron2's outputs in {folder}")
@@ -46,9 +50,9 @@ def recorded(reference: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def build(words: list[str], categories: Any) -> tuple[GeneralizedRCNN, Any]:
-    """A model without memory, and its config."""
-    config = configs.compose("train", ["experiment=coco_r50_fpn_3x", *words])
+def build(overrides: list[str], categories: Any) -> tuple[GeneralizedRCNN, Any]:
+    """Return a model on the meta device, and its config."""
+    config = configs.compose("train", ["experiment=coco_r50_fpn_3x", *overrides])
     configs.set_categories(config, categories)
     with torch.device("meta"):
         model = configs.build_model(config, pretrained=False)
@@ -61,17 +65,19 @@ def test_every_tensor_finds_its_place(reference: Path, name: str) -> None:
     about = recorded(reference, name)
     with torch.device("meta"):
         state = {k: torch.zeros(shape) for k, shape in about["shapes"].items()}
-    words = detectron2.recognise(state)
-    assert " ".join(words) == MODELS[name]
-    number = classes.count(state)
+    overrides = detectron2.infer_overrides(state)
+    assert " ".join(overrides) == MODELS[name]
+    number = classes.num_classes(state)
     assert number is not None
-    model, config = build(words, classes.choose(number, "keypoint" in name, None)[0])
+    model, config = build(overrides, classes.resolve_classes(number, "keypoint" in name, None)[0])
     own = model.state_dict()
-    found, missing, left = fit(detectron2.modern(state), own, detectron2.pairs(own))
-    assert (missing, left) == ([], [])
-    assert len(found) == len(own) == len(state)
-    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in own.items()}
-    # what the tensors do not tell
+    matched_state, missing, unexpected = match_state_dict(
+        detectron2.normalize_state_dict(state), own, detectron2.name_pairs(own)
+    )
+    assert (missing, unexpected) == ([], [])
+    assert len(matched_state) == len(own) == len(state)
+    assert {k: v.shape for k, v in matched_state.items()} == {k: v.shape for k, v in own.items()}
+    # Settings that cannot be inferred from the tensors.
     assert config.model.backbone.trunk.stride_in_1x1 == about["stride_in_1x1"]
     assert about["input"] == "BGR"
     assert list(config.model.pixel_mean) == about["pixel_mean"][::-1]
@@ -82,7 +88,7 @@ def test_every_tensor_finds_its_place(reference: Path, name: str) -> None:
 
 
 def write(reference: Path, name: str, path: Path) -> None:
-    """A file as detectron2's model zoo has it, with the weights of the reference."""
+    """Write a file in the format of detectron2's model zoo with the weights of the reference."""
     spec = importlib.util.spec_from_file_location("reference_weights", reference / "weights.py")
     assert spec is not None
     assert spec.loader is not None
@@ -97,7 +103,7 @@ def write(reference: Path, name: str, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def converted(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function name -> checkpoint of ours."""
+    """Function that converts a model by name and returns the path of the checkpoint."""
     folder = tmp_path_factory.mktemp("detectron2")
 
     def make(name: str) -> Path:
@@ -117,7 +123,7 @@ def picture(shared_data: Path, name: str) -> Path:
 
 
 def matched(wanted: dict[str, Any], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """For each detection of detectron2 its box IoU with the best one of ours of its class, and that one's row."""
+    """For each detection of detectron2, the IoU and row of our best box of the same class."""
     overlap = box_iou(torch.tensor(wanted["boxes"]), boxes) * (
         torch.tensor(wanted["labels"])[:, None] == labels
     )
@@ -126,7 +132,7 @@ def matched(wanted: dict[str, Any], boxes: Tensor, labels: Tensor) -> tuple[Tens
 
 
 def mask_iou(mask: Tensor, rle: dict[str, Any]) -> float:
-    """1 between two empty masks."""
+    """Mask IoU; 1 if both masks are empty."""
     own = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     return (
         1.0
@@ -169,12 +175,14 @@ def test_keypoints_are_detectron2s(
     difference = found.keypoints[row] - torch.tensor(wanted["keypoints"])
     apart = difference[..., :2].norm(dim=2)
     assert apart.max() < 1
-    assert (apart < 0.01).float().mean() > 0.999  # a heatmap's two highest cells may change places
-    assert difference[..., 2].abs().max() < 1e-3  # theirs are rounded to a thousandth
+    assert (
+        apart < 0.01
+    ).float().mean() > 0.999  # the two highest cells of a heatmap may be swapped
+    assert difference[..., 2].abs().max() < 1e-3  # detectron2's are rounded to 0.001
 
 
 def cells_of_detectron2(sizes: list[float], ratios: list[float]) -> Tensor:
-    """The anchors of a cell in the order that detectron2 documents: size by size, of each all ratios."""
+    """Anchors of a cell in detectron2's documented order: by size, then aspect ratio."""
     rows = []
     for size in sizes:
         for ratio in ratios:
@@ -187,9 +195,9 @@ def cells_of_detectron2(sizes: list[float], ratios: list[float]) -> Tensor:
 def test_anchors_are_put_in_our_order(sizes: list[float]) -> None:
     ratios = [0.5, 1.0, 2.0]
     theirs = cells_of_detectron2(sizes, ratios)
-    (ours,) = AnchorGenerator([sizes], ratios).cells
+    (ours,) = AnchorGenerator([sizes], ratios).cell_anchors
     assert torch.equal(ours, theirs) or len(sizes) > 1
-    # A head whose objectness is the anchor's number, and whose deltas are its box.
+    # A head whose objectness is the number of the anchor and whose deltas are its box.
     state = {
         "proposer.head.objectness.bias": torch.arange(len(theirs)).float(),
         "proposer.head.deltas.bias": theirs.flatten(),
@@ -201,23 +209,24 @@ def test_anchors_are_put_in_our_order(sizes: list[float]) -> None:
     assert changed["proposer.head.convs.0.bias"] is state["proposer.head.convs.0.bias"]
 
 
-def test_anchors_that_a_file_tells() -> None:
+def test_anchors_in_a_file_are_checked() -> None:
     name = "proposal_generator.anchor_generator.cell_anchors.0"
-    cells = AnchorGenerator([[32, 64]]).cells
-    told = cells_of_detectron2([32, 64], [0.5, 1.0, 2.0])
-    detectron2.check_anchors({name: told}, cells, 2)
-    assert detectron2.modern({name: told, "pixel_mean": told, "x": told}).keys() == {"x"}
+    cells = AnchorGenerator([[32, 64]]).cell_anchors
+    anchors = cells_of_detectron2([32, 64], [0.5, 1.0, 2.0])
+    detectron2.check_anchors({name: anchors}, cells, 2)
+    state = {name: anchors, "pixel_mean": anchors, "x": anchors}
+    assert detectron2.normalize_state_dict(state).keys() == {"x"}
     with pytest.raises(
         UserError, match=r"anchors of level 0 are .* set model\.proposer\.anchors\.sizes"
     ):
-        detectron2.check_anchors({name: told * 2}, cells, 2)
+        detectron2.check_anchors({name: anchors * 2}, cells, 2)
     with pytest.raises(UserError, match="anchors of level 0"):
-        detectron2.check_anchors({name: told[:3]}, cells, 2)
+        detectron2.check_anchors({name: anchors[:3]}, cells, 2)
 
 
 def test_colours() -> None:
     weight = torch.rand((4, 3, 7, 7), generator=torch.Generator().manual_seed(0))
-    ours = detectron2.rgb({"backbone.trunk.stem.conv1.weight": weight})[
+    ours = detectron2.to_rgb({"backbone.trunk.stem.conv1.weight": weight})[
         "backbone.trunk.stem.conv1.weight"
     ]
     pixels = torch.arange(3 * 49.0).view(1, 3, 7, 7)
@@ -230,8 +239,8 @@ def test_colours() -> None:
         torch.tensor([100.0, 110.0, 120.0]).view(3, 1, 1),
         torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1),
     )
-    words = detectron2.recognise({**trunk, "pixel_mean": bgr, "pixel_std": std})
-    assert words[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[3,2,1]"]
+    overrides = detectron2.infer_overrides({**trunk, "pixel_mean": bgr, "pixel_std": std})
+    assert overrides[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[3,2,1]"]
     assert not detectron2.takes_bgr({"pixel_mean": bgr.flip(0)})
-    words = detectron2.recognise({**trunk, "pixel_mean": bgr.flip(0), "pixel_std": std})
-    assert words[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[1,2,3]"]
+    overrides = detectron2.infer_overrides({**trunk, "pixel_mean": bgr.flip(0), "pixel_std": std})
+    assert overrides[2:] == ["model.pixel_mean=[120,110,100]", "model.pixel_std=[1,2,3]"]

@@ -1,4 +1,4 @@
-"""The models that converted weights are for."""
+"""Model configs for converted weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from maskseg import config as configs
-from maskseg.interop.classes import coco, person
+from maskseg.interop.classes import coco_categories, person_categories
 from maskseg.models.rcnn import GeneralizedRCNN
 
-OTHERS = {"cfm", "cfm_vgg16", "hash_net", "image_classifier"}  # that no weights are converted for
+OTHERS = {"cfm", "cfm_vgg16", "hash_net", "image_classifier"}  # models without converted weights
 MODELS = sorted({p.stem for p in (configs.config_folder() / "model").glob("[!_]*.yaml")} - OTHERS)
 
 
@@ -19,7 +19,7 @@ def test_every_model_builds(name: str) -> None:
         "train",
         [f"model={name}", "experiment=coco_r50_fpn_3x", "model.backbone.trunk.weights=null"],
     )
-    configs.set_categories(config, person() if "keypoint" in name else coco())
+    configs.set_categories(config, person_categories() if "keypoint" in name else coco_categories())
     with torch.device("meta"):
         model = configs.build_model(config)
     assert isinstance(model, GeneralizedRCNN)

@@ -1,4 +1,4 @@
-"""Pickles of arrays are read whoever wrote them; those that ask for anything else are refused without being run."""
+"""Pickles of arrays are read; pickles that refer to anything else are refused and not run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_arrays_and_plain_values_of_every_protocol(protocol: int) -> None:
     assert same(read(pickle.dumps(content, protocol=protocol)), content)
 
 
-# What Python 2 wrote for {"w": float32 [[0 1 2] [3 4 5]]}: bytes of all values, a text for Python 2.
+# Written by Python 2 for {"w": float32 [[0 1 2] [3 4 5]]}; the bytes are stored as text.
 PYTHON_2 = (
     b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02K\x03\x86"
     b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x18"
@@ -76,7 +76,7 @@ def test_python_2() -> None:
 
 
 class Call:
-    """Pickled, it is a call of `function`."""
+    """An object whose pickle is a call of `function`."""
 
     def __init__(self, function: Any, *values: Any, state: Any = None) -> None:
         self.parts = (function, values) if state is None else (function, values, state)
@@ -125,14 +125,16 @@ def test_anything_else_is_refused_and_not_run(content: Any, told: str, protocol:
         b"no pickle",
         PYTHON_2[:-30],
         pickle.dumps(ARRAYS)[:200],
-        PYTHON_2.replace(b"K\x02K\x03\x86", b"K\x02K\x04\x86"),  # another shape than its bytes have
+        PYTHON_2.replace(
+            b"K\x02K\x03\x86", b"K\x02K\x04\x86"
+        ),  # a shape that does not fit the bytes
         PYTHON_2.replace(b"K\x02K\x03\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"),
         PYTHON_2.replace(b"U\x02f4", b"U\x02O8"),
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x04\x00\x00\x00zlib\x86R.",
-        b"\x80\x02cnumpy\nndarray\n}X\x08\x00\x00\x00function}sb.",  # a state for the maker itself
+        b"\x80\x02cnumpy\nndarray\n}X\x08\x00\x00\x00function}sb.",  # a state for the maker
         b"\x80\x02cnumpy\ndtype\n)R.",
         b"\x80\x02cnumpy.core\nmultiarray\n.",
-        b"\x80\x02X\x01\x00\x00\x00aQ.",  # an object of the outside world
+        b"\x80\x02X\x01\x00\x00\x00aQ.",  # a persistent id
     ],
 )
 def test_damaged_or_crafted(content: bytes) -> None:

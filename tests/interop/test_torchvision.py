@@ -1,4 +1,4 @@
-"""torchvision's detectors through the converter and back: the same detections, and weights that torchvision loads again."""
+"""Conversion of torchvision's detectors, both ways: equal detections, and weights that load."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from maskseg.commands.predict import predict
 from maskseg.commands.train import train
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.interop import torchvision_hashes as published_files
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.predicted import MaskGrids
 from maskseg.ops.paste import paste_crop
 from maskseg.structures import Batch, Regions
 
 PICTURES = ("000000025560.jpg", "000000322864.jpg")  # 640 x 480 and 427 x 640
-HEIGHT, WIDTH = 288, 384  # cut out of them, so that nobody has to resize
+HEIGHT, WIDTH = 288, 384  # of the crops, so that no resizing is needed
 
 
 @pytest.fixture(scope="module")
 def images(shared_data: Path) -> list[Tensor]:
-    """Two real photographs, at their own scale."""
+    """Crops of two real photographs, not resized."""
     found = []
     for name in PICTURES:
         with Image.open(shared_data / "coco_tiny" / "val2017" / name) as image:
@@ -55,9 +55,9 @@ def to_batch(images: list[Tensor]) -> Batch:
 
 def soft_mask(own: Regions, i: int, height: int, width: int) -> Tensor:
     masks = own.masks
-    assert isinstance(masks, SoftMasks)
+    assert isinstance(masks, MaskGrids)
     values, left, top = paste_crop(
-        masks.grids[i], own.boxes[i], height, width, masks.paste_rule, masks.interpolation
+        masks.grids[i], own.boxes[i], height, width, masks.paste_mode, masks.interpolation
     )
     full = torch.zeros((height, width))
     full[top : top + values.shape[0], left : left + values.shape[1]] = values
@@ -65,7 +65,7 @@ def soft_mask(own: Regions, i: int, height: int, width: int) -> Tensor:
 
 
 def in_the_order_of(boxes: Tensor, labels: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detections of torchvision's, of which two with equal scores may have changed places."""
+    """torchvision's detections in our order; those with equal scores may be swapped."""
     distance = (boxes[:, None] - others["boxes"]).abs().amax(dim=2) + 1e4 * (
         labels[:, None] != others["labels"]
     )
@@ -75,7 +75,7 @@ def in_the_order_of(boxes: Tensor, labels: Tensor, others: dict[str, Tensor]) ->
 
 
 def compare(checkpoint: Path, theirs: Any, images: list[Tensor], ids: bool) -> None:
-    """Asserts equal detections. ids: torchvision's labels are COCO's ids."""
+    """Assert equal detections. ids: torchvision's labels are COCO's ids."""
     predictor = maskseg.load(checkpoint, device="cpu")
     found = predictor.model.predict(to_batch(images)).detections
     with torch.no_grad():
@@ -99,7 +99,7 @@ def compare(checkpoint: Path, theirs: Any, images: list[Tensor], ids: bool) -> N
         if "keypoints" in theirs_:
             assert own.keypoints is not None
             near = (own.keypoints[..., :2] - theirs_["keypoints"][..., :2]).norm(dim=2) < 1e-2
-            assert near.float().mean() > 0.99  # a heatmap's two highest cells may change places
+            assert near.float().mean() > 0.99  # the two highest cells of a heatmap may be swapped
 
 
 LIMIT = "model.classifier.max_detections=30"
@@ -107,7 +107,8 @@ SIZE = {"min_size": HEIGHT, "max_size": WIDTH}
 BUILDERS = ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]
 
 
-@pytest.mark.slow  # over a ResNet-18 the default suite has the same: here, and in test_torchvision_equality
+# The default suite has the same with a ResNet-18: below, and in test_torchvision_equality.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_there_and_back(
     tmp_path: Path, images: list[Tensor], capsys: pytest.CaptureFixture[str], name: str
@@ -131,10 +132,11 @@ def test_there_and_back(
         ["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"]
     )
     said = capsys.readouterr().out
+    num_classes = 2 if "keypoint" in name else 91
     assert (
-        f"detection.{name}(weights=None, weights_backbone=None, num_classes={2 if 'keypoint' in name else 91}, box_detections_per_img=30)"
-        in said
-    )
+        f"detection.{name}(weights=None, weights_backbone=None, num_classes={num_classes}, "
+        "box_detections_per_img=30)"
+    ) in said
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     state = theirs.state_dict()
     getattr(detection, name)(weights=None, weights_backbone=None).load_state_dict(
@@ -157,7 +159,7 @@ def words(tmp_path: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def categories(tmp_path: Path) -> str:
-    """A COCO file of three classes."""
+    """Argument with a COCO file of three classes."""
     path = tmp_path / "classes.json"
     path.write_text(
         json.dumps(
@@ -183,7 +185,7 @@ def test_classes_and_norms_of_ones_own(
         "ids": [1, 2, 7],
     }
     compare(tmp_path / "ours.pt", theirs, images, ids=False)
-    # back: torchvision's own norms have an eps of 1e-5
+    # Back: the norms of torchvision have an eps of 1e-5.
     convert(
         ["source=maskseg", f"weights={tmp_path / 'ours.pt'}", f"output={tmp_path / 'again.pth'}"]
     )
@@ -231,7 +233,7 @@ def test_whole_photographs_are_resized_as_torchvision_does(
         same = wanted["labels"] - 1 == found.labels[:, None]
         best = (box_iou(found.boxes, wanted["boxes"]) * same).max(dim=1)
         assert len(found) == 30
-        # torchvision resizes numbers, not grey levels: ours are rounded to the nearest
+        # torchvision resizes floats; the resized pixels here are rounded to integers.
         assert (best.values > 0.98).sum() >= 28
         assert (found.scores - wanted["scores"][best.indices]).abs().median() < 5e-3
 
@@ -265,7 +267,7 @@ def test_old_names_and_the_published_eps(
 
 
 def refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Exit code 2 and one line."""
+    """Assert exit code 2 and one line on stderr, and return it."""
     capsys.readouterr()
     assert cli.run(convert, "usage", given) == 2
     said = capsys.readouterr().err
@@ -287,9 +289,9 @@ def test_tensors_that_do_not_fit(
     torch.save(state, tmp_path / "theirs.pth")
     said = refused(words(tmp_path, categories), capsys)
     assert (
-        "4 missing (rpn.head.cls_logits.weight, rpn.head.cls_logits.bias, roi_heads.mask_predictor.conv5_mask.weight,"
-        in said
-    )
+        "4 missing (rpn.head.cls_logits.weight, rpn.head.cls_logits.bias, "
+        "roi_heads.mask_predictor.conv5_mask.weight,"
+    ) in said
     assert "1 left over (extra.weight)" in said
     assert "1 of another shape (roi_heads.box_head.fc7.bias [5] instead of [1024])" in said
     torch.save(
@@ -297,14 +299,14 @@ def test_tensors_that_do_not_fit(
         tmp_path / "theirs.pth",
     )
     assert "do not fit" in refused(words(tmp_path, categories), capsys)
-    # the number of classes
+    # A wrong number of classes.
     torch.save(whole, tmp_path / "theirs.pth")
-    assert "tells 3 classes apart, which are not COCO's: categories=FILE.json" in refused(
+    assert "the model has 3 classes, which are not COCO's: categories=FILE.json" in refused(
         words(tmp_path), capsys
     )
     other = tmp_path / "other.json"
     other.write_text('{"categories": [{"id": 1, "name": "a"}]}')
-    assert "tells 3 classes apart, the categories are 1" in refused(
+    assert "the model has 3 classes, the given categories are 1" in refused(
         words(tmp_path, f"categories={other}"), capsys
     )
     other.write_text('{"categories": [{"id": 1}]}')
@@ -329,11 +331,11 @@ def test_tensors_that_do_not_fit(
         (["source=maskseg", "weights=absent.pt", "output=o.pt"], "absent.pt: no such checkpoint"),
         (
             ["source=torchvision", "weights=w.pth", "output=."],
-            "output=.: a file of its own is needed",
+            "output=.: must be a file other than the weights",
         ),
         (
             ["source=torchvision", "weights=w.pth", "output=w.pth"],
-            "output=w.pth: a file of its own is needed",
+            "output=w.pth: must be a file other than the weights",
         ),
         (
             ["source=torchvision", "weights=w.pth", "output=o.pt"],
@@ -367,7 +369,7 @@ def test_tensors_that_do_not_fit(
         ),
         (
             ["source=torchvision", "weights=t.pth", "output=o.pt", "categories=t.pth"],
-            "categories=t.pth: no COCO JSON",
+            "categories=t.pth: not a COCO JSON file",
         ),
         (
             ["source=torchvision", "weights=t.pth", "output=no/such/o.pt", "categories=c.json"],
@@ -428,7 +430,7 @@ def test_a_model_that_torchvision_does_not_have(
     assert "num_classes=4, " in said
     assert "box_nms_thresh=0.4" in said
     assert "image_mean=[0.5, 0.5, 0.5]" in said
-    # a head that torchvision has not
+    # A head that torchvision does not have.
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
     checkpoint["config"] = checkpoint["config"].replace("    mask:\n", "    other:\n", 1)
     checkpoint["model"] = {
@@ -442,7 +444,7 @@ def test_a_model_that_torchvision_does_not_have(
 def test_a_converted_checkpoint_is_one_of_ours(
     tmp_path: Path, shared_data: Path, small_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is evaluated, predicts, and a training starts from it."""
+    """Converted weights can be evaluated, used for prediction, and fine-tuned."""
     monkeypatch.chdir(tmp_path)
     Path("theirs.pth").write_bytes(small_file)
     root = shared_data / "coco_tiny"

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, and what is refused in one line."""
+"""Weight files: supported contents, and one-line errors for others."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_a_file_that_runs_code(tmp_path: Path, kind: str) -> None:
         ({"model": {}}, "no state dict"),
         ({"model": None}, "no state dict"),
         ({"model": {3: np.zeros(1)}}, "no state dict"),
-        ({"model": {"a": "text"}}, "a is no plain tensor but a str"),
-        ({"model": {"a": [1.0]}}, "a is no plain tensor but a list"),
+        ({"model": {"a": "text"}}, "a is not a plain tensor but a str"),
+        ({"model": {"a": [1.0]}}, "a is not a plain tensor but a list"),
     ],
 )
 def test_other_content(tmp_path: Path, content: Any, told: str) -> None:
@@ -105,7 +105,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     refused(path)
     at = whole.index(np.float32(500).tobytes())
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    # Guards against: torch reads a file with a flipped bit without a word
+    # torch alone would silently read a file with a flipped bit.
     assert "checksum" in refused(path)
     torch.save({"a": torch.zeros(3).to_sparse()}, path)
     assert "sparse" in refused(path)

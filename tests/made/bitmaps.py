@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskseg.masks.annotated import Runs
+from maskseg.masks.annotated import RunLengths
 
 Bitmaps = np.ndarray
 
 
 def counts_of(mask: Bitmaps) -> np.ndarray:
-    """Run lengths by the definition: column by column, zeros first."""
+    """Compute the run lengths by their definition: column by column, zeros first."""
     flat = np.concatenate([[0], mask.ravel(order="F").astype(int)])
     return np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)), [mask.size]]))
 
@@ -23,24 +23,23 @@ def encode(mask: Bitmaps) -> dict:
 def random_masks(
     n: int, height: int | None = None, width: int | None = None, seed: int = 0
 ) -> list[Bitmaps]:
-    """Noise, blocks, full and empty masks."""
+    """Return noise, rectangles, a full and an empty mask."""
     rng = np.random.default_rng(seed)
-    found = []
+    masks = []
     for i in range(n):
-        h, w = height or int(rng.integers(1, 40)), width or int(rng.integers(1, 40))
+        h = height or int(rng.integers(1, 40))
+        w = width or int(rng.integers(1, 40))
         if i % 2:
             mask = rng.random((h, w)) < rng.random()
         else:
-            (y0, y1), (x0, x1) = (
-                np.sort(rng.integers(0, h + 1, 2)),
-                np.sort(rng.integers(0, w + 1, 2)),
-            )
+            y0, y1 = np.sort(rng.integers(0, h + 1, 2))
+            x0, x1 = np.sort(rng.integers(0, w + 1, 2))
             mask = np.zeros((h, w), dtype=bool)
             mask[y0:y1, x0:x1] = True
-        found.append(mask)
-    first = found[0].shape
-    return [*found, np.ones(first, dtype=bool), np.zeros(first, dtype=bool)]
+        masks.append(mask)
+    first = masks[0].shape
+    return [*masks, np.ones(first, dtype=bool), np.zeros(first, dtype=bool)]
 
 
-def runs_of(mask: Bitmaps) -> Runs:
-    return Runs(np.cumsum(counts_of(mask)), *mask.shape)
+def runs_of(mask: Bitmaps) -> RunLengths:
+    return RunLengths(np.cumsum(counts_of(mask)), *mask.shape)

@@ -1,4 +1,4 @@
-"""Small COCO files, broken or not, and what reading them says."""
+"""Small COCO files, valid or not, and the reports of reading them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ SQUARE = [[4.0, 3.0, 14.0, 3.0, 14.0, 9.0, 4.0, 9.0]]
 
 
 def dataset(*annotations: dict[str, Any]) -> dict[str, Any]:
-    """Two images of 20 x 30 pixels, one good annotation (id 1, image 1) and the given ones, on image 2 unless they say otherwise."""
-    good = {
+    """Build a COCO dataset of two images of 20 x 30 pixels.
+
+    It has one valid annotation (id 1, image 1) and the given ones, by default of image 2.
+    """
+    valid = {
         "id": 1,
         "image_id": 1,
         "category_id": 4,
@@ -27,12 +30,12 @@ def dataset(*annotations: dict[str, Any]) -> dict[str, Any]:
         "iscrowd": 0,
         "segmentation": SQUARE,
     }
-    filled = [
+    completed = [
         {"id": 10 + i, "image_id": 2, "category_id": 4, **a} for i, a in enumerate(annotations)
     ]
     return {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (1, 2)],
-        "annotations": [good, *filled],
+        "annotations": [valid, *completed],
         "categories": [{"id": 4, "name": "cat"}],
     }
 
@@ -44,7 +47,7 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def errors(folder: Path, content: Any, **keys: Any) -> dict[str, int]:
-    """Kinds and counts of what makes a file unusable; the error carries the same report."""
+    """Return the errors of a file by kind, with counts. The exception carries the same report."""
     path = write(folder, content)
     keys.setdefault("max_pixels", 10_000)
     report = check_coco(path, **keys)
@@ -52,11 +55,11 @@ def errors(folder: Path, content: Any, **keys: Any) -> dict[str, int]:
         read_coco(path, **keys)
     assert str(caught.value) == report.text()
     assert str(path) in report.text()
-    return {kind: found.count for kind, found in report.errors.items()}
+    return {kind: entry.count for kind, entry in report.errors.items()}
 
 
 def cleaned(folder: Path, content: Any) -> tuple[CocoFile, dict[str, int]]:
-    """The file and what was mended in it; pycocotools takes the result."""
+    """Return the file and its corrections by kind. pycocotools must accept the result."""
     file = read_coco(write(folder, content), max_pixels=10_000)
     coco = COCO()
     coco.dataset = file.to_dict()
@@ -70,7 +73,7 @@ def cleaned(folder: Path, content: Any) -> tuple[CocoFile, dict[str, int]]:
         assert x + w <= 30
         assert y + h <= 20
         assert np.isfinite(annotation["area"])
-    return file, {kind: found.count for kind, found in file.report.warnings.items()}
+    return file, {kind: entry.count for kind, entry in file.report.warnings.items()}
 
 
 def rle(counts: Any, size: Any = (20, 30)) -> dict[str, Any]:

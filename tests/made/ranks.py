@@ -1,4 +1,4 @@
-"""One of several processes of a training, started by torchrun: ranks.py SCENES FOLDER WHAT."""
+"""One rank of a training run, started by torchrun: ranks.py SCENES FOLDER MODE."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import torch
 from made.training import Run, make_source
 
 from maskseg.cli import run as run_tool
-from maskseg.engine.distributed import processes
+from maskseg.engine.distributed import init_distributed
 from maskseg.structures import Batch
 
 
-def main(words: list[str]) -> None:
-    """WHAT: `nan`, the loss of rank 1 is not finite at step 2; `raise`, rank 1 raises there; `accumulate`, two pieces a process."""
-    scenes, folder, what = Path(words[0]), Path(words[1]), words[2]
-    with processes(torch.device("cpu")) as group:
+def main(arguments: list[str]) -> None:
+    """Train, and check that all ranks end with equal weights.
+
+    MODE: `nan`, the loss of rank 1 is not finite at step 2; `raise`, rank 1 raises there;
+    `accumulate`, two micro-batches per rank and step.
+    """
+    scenes = Path(arguments[0])
+    folder = Path(arguments[1])
+    mode = arguments[2]
+    with init_distributed(torch.device("cpu")) as group:
         run = Run(
             make_source(scenes),
             folder,
@@ -26,18 +32,19 @@ def main(words: list[str]) -> None:
             batch=4,
             norm="GN",
             checkpoint_every=1,
-            keep=9,
-            accumulate=2 if what == "accumulate" else 1,
+            keep_checkpoints=9,
+            accumulate_grad_batches=2 if mode == "accumulate" else 1,
         )
-        forward, count = run.model.forward, 0
+        forward = run.model.forward
+        count = 0
 
         def poisoned(batch: Batch) -> Any:
             nonlocal count
             count += 1
             losses = forward(batch)
-            if group.rank == 1 and count == 2 and what == "nan":
+            if group.rank == 1 and count == 2 and mode == "nan":
                 losses["mask"] = losses["mask"] * math.nan
-            if group.rank == 1 and count == 2 and what == "raise":
+            if group.rank == 1 and count == 2 and mode == "raise":
                 raise RuntimeError("a bug in rank 1")
             return losses
 
@@ -49,7 +56,7 @@ def main(words: list[str]) -> None:
                 "the processes have drifted apart"
             )
             print("equal weights")
-        group.wait()
+        group.barrier()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small files of proposed masks to review."""
+"""Small files of masks to review."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 SQUARE = [[4.0, 3.0, 14.0, 3.0, 14.0, 9.0, 4.0, 9.0]]
-HEIGHT, WIDTH = 40, 60
+HEIGHT = 40
+WIDTH = 60
 
 
 def proposals() -> dict[str, Any]:
-    """Two images of 40 x 60, four annotations, and fields that nobody knows."""
+    """Build two images of 40 x 60 pixels, four annotations, and unknown fields."""
     rle = {
         "size": [HEIGHT, WIDTH],
         "counts": [5 * HEIGHT + 10, 20, 20, 20, HEIGHT * WIDTH - 5 * HEIGHT - 70],
@@ -66,7 +67,7 @@ def proposals() -> dict[str, Any]:
 
 
 def write_proposals(folder: Path) -> Path:
-    """`proposals` as a file, and its images: noise, with a bright disc about (30, 20)."""
+    """Write `proposals` and its images: noise, with a bright disc around (30, 20)."""
     path = folder / "masks.json"
     path.write_text(json.dumps(proposals(), indent=1))
     for number in (7, 3):
@@ -77,6 +78,6 @@ def write_proposals(folder: Path) -> Path:
 
 
 def disc(radius: float) -> np.ndarray:
-    """The pixels, bool [40, 60], about (30, 20)."""
+    """Return the pixels around (30, 20), bool [40, 60]."""
     y, x = np.ogrid[:HEIGHT, :WIDTH]
     return (x + 0.5 - 30) ** 2 + (y + 0.5 - 20) ** 2 < radius**2

@@ -1,4 +1,4 @@
-"""Tools that serve a page, in processes of their own."""
+"""Tools that serve a page, in separate processes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from made.runs import ROOT
 
 
 class Server:
-    """address: of its page; process: the tool."""
+    """A running tool. address: URL of its page."""
 
     def __init__(self, process: subprocess.Popen[str], said: Path) -> None:
-        self.process, self.said = process, said
+        self.process = process
+        self.said = said
         end = time.monotonic() + 120
-        while not (found := re.search(r"http://\S+", said.read_text())):
+        while not (match := re.search(r"http://\S+", said.read_text())):
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < end, said.read_text()
             time.sleep(0.05)
-        self.address = found[0]
+        self.address = match[0]
 
     def stop(self, number: int = signal.SIGINT) -> int:
-        """-> the exit code."""
+        """Send a signal, and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(60)
 
 
 @contextmanager
 def served(tool: str, *words: str, cwd: Path) -> Iterator[Server]:
-    """A tool that serves at a free port, ended at the end."""
+    """Run a tool that serves at a free port, until the context ends."""
     said = cwd / "said.txt"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *words, "port=0"]

@@ -1,4 +1,7 @@
-"""The commands of a Slurm cluster of one machine: they start a job's script at once, and again when it ends with 143 (requeued)."""
+"""The commands of a Slurm cluster of one machine.
+
+They start the script of a job at once, and again if it ends with 143 (requeue).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ COMMANDS = {
             SLURM_JOB_ID=$number start "$1" >> "$SLURM_TEST/jobs.txt" 2>&1 &
         else
             for i in $(seq 0 "$last"); do
-                SLURM_JOB_ID=$((number + i)) SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$i start "$1" >> "$SLURM_TEST/jobs.txt" 2>&1 &
+                SLURM_JOB_ID=$((number + i)) SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$i \\
+                    start "$1" >> "$SLURM_TEST/jobs.txt" 2>&1 &
             done
         fi
         echo "Submitted batch job $number"
@@ -34,7 +38,10 @@ COMMANDS = {
 
 
 def make_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the commands first in PATH. They leave `script.sh`, `pids.txt` and `jobs.txt` in the folder."""
+    """Put the commands first in PATH.
+
+    They write `script.sh`, `pids.txt` and `jobs.txt` into the folder.
+    """
     for name, script in COMMANDS.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}")
         (folder / name).chmod(0o755)

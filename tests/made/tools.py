@@ -1,4 +1,4 @@
-"""The tools, called in this process."""
+"""The command-line tools, called in this process."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from maskseg.cli import run_tool
 
 
 class Said:
+    """Exit code and output of a tool."""
+
     def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+        self.code = code
+        self.out = out
+        self.err = err
 
     def __repr__(self) -> str:
         return f"exit code {self.code}\n{self.out}\n{self.err}"
 
 
 def said(tool: str, *words: str) -> Said:
-    """What a tool says and ends with, in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    """Run a tool in this process."""
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_tool(tool, list(words))
     return Said(code, out.getvalue(), err.getvalue())
 
 
 def done(tool: str, *words: str) -> str:
-    """A run to a good end. -> what it printed."""
-    found = said(tool, *words)
-    assert found.code == 0, found
-    return found.out
+    """Run a tool, which must succeed. Returns its output."""
+    result = said(tool, *words)
+    assert result.code == 0, result
+    return result.out
 
 
-def assert_refused(found: Said, *parts: str) -> None:
-    """Exit code 2 and one clear line."""
-    assert found.code == 2, found
-    told = found.err.strip().splitlines()
-    assert told[-1].startswith("error: "), found
-    assert "Traceback" not in found.err
+def assert_refused(result: Said, *parts: str) -> None:
+    """Assert exit code 2 and a one-line error that contains `parts`."""
+    assert result.code == 2, result
+    lines = result.err.strip().splitlines()
+    assert lines[-1].startswith("error: "), result
+    assert "Traceback" not in result.err
     for part in parts:
-        assert part in told[-1], found
+        assert part in lines[-1], result

@@ -1,4 +1,4 @@
-"""A model small enough for a CPU, pictures to train it on, and one training of it in this process."""
+"""A model that trains on a CPU in seconds, its data, and a training run in this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import nn
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.transforms import ColorJitter, Flip, RandomCrop, Transform
 from maskseg.engine.checkpoint import Checkpoint, load_checkpoint
-from maskseg.engine.distributed import Group
+from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.schedules import multistep
 from maskseg.engine.trainer import Trainer
 from maskseg.inference.validation import Validation
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.backbones.fpn import FPN
 from maskseg.models.backbones.resnet import ResNet
-from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.box_head import BoxHead, BoxHeadMLP
 from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
@@ -32,26 +32,29 @@ from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.models.rpn import RPN, RPNHead
 from maskseg.structures import Batch
 
-SIZE, CHANNELS, CLASSES = 64, 32, 2
+SIZE = 64
+CHANNELS = 32
+CLASSES = 2
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 RANDOM: list[Transform] = [RandomCrop(56), Flip(0.5, 0.5), ColorJitter(0.2, 0.2, 0.2, 0.05)]
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0) -> str:
-    """Pictures of SIZE with an ellipse and a triangle of two colours on noise, and their COCO file. -> its path."""
+    """Write images of SIZE x SIZE pixels, each an ellipse and a triangle on noise.
+
+    Returns the path of their COCO file.
+    """
     rng = np.random.default_rng(seed)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for i in range(1, count + 1):
-        picture = Image.fromarray(rng.integers(0, 60, (SIZE, SIZE, 3), dtype=np.uint8))
-        pen = ImageDraw.Draw(picture)
+        image = Image.fromarray(rng.integers(0, 60, (SIZE, SIZE, 3), dtype=np.uint8))
+        pen = ImageDraw.Draw(image)
         for k in range(2):
             w, h = (int(v) for v in rng.integers(16, 26, 2))
-            x, y = (
-                int(rng.integers(0, SIZE - w)),
-                int(rng.integers(0, SIZE // 2 - h + 1) + k * SIZE // 2),
-            )
+            x = int(rng.integers(0, SIZE - w))
+            y = int(rng.integers(0, SIZE // 2 - h + 1) + k * SIZE // 2)
             if k == 0:
                 angle = np.arange(24) * np.pi / 12
                 points = np.stack(
@@ -70,7 +73,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> str:
                 "segmentation": [points.ravel().tolist()],
             }
             annotations.append({"id": len(annotations) + 1, **row})
-        picture.save(folder / "images" / f"{i}.png")
+        image.save(folder / "images" / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "height": SIZE, "width": SIZE})
     categories = [{"id": 1, "name": "ellipse"}, {"id": 2, "name": "triangle"}]
     path = folder / "data.json"
@@ -87,7 +90,7 @@ def make_source(folder: Path, transforms: list[Transform] | None = None, **keys:
         "train_transforms": transforms or [],
         "val_json": file,
     }
-    return CocoSource(file, images=str(folder / "images"), **(values | keys))
+    return CocoSource.from_keys(train_json=file, images=str(folder / "images"), **(values | keys))
 
 
 def validation(source: CocoSource) -> Validation:
@@ -99,19 +102,22 @@ def validation(source: CocoSource) -> Validation:
 def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
     torch.manual_seed(seed)
     anchors = AnchorGenerator([[8], [16], [32], [64], [128]])
-    limits = {"per_level": 100, "per_image": 50}
+    limits = {"pre_nms_top_n": 100, "post_nms_top_n": 50}
     pool = partial(MultiLevelRoIAlign, STRIDES, canonical_size=56.0)
     return GeneralizedRCNN(
         FPN(ResNet("resnet18", norm=norm), CHANNELS),
         RPN(RPNHead(CHANNELS), anchors, STRIDES | {"p6": 64}, limits, limits, num_samples=64),
         RegionSampler(CLASSES, 32),
-        BoxClassifier(pool(7), FCTrunk(CHANNELS, 7, 128), CLASSES, max_detections=20),
+        BoxHead(pool(7), BoxHeadMLP(CHANNELS, 7, 128), CLASSES, max_detections=20),
         {"mask": MaskHead(pool(14), CLASSES, CHANNELS, 32, layers=2)},
     )
 
 
 class Run:
-    """One process' worth of a training: everything is new but the folder."""
+    """One process of a training run. A resumed run is a new object with the same folder.
+
+    keys: settings of the trainer.
+    """
 
     def __init__(
         self,
@@ -121,6 +127,7 @@ class Run:
         seed: int = 0,
         batch: int = 2,
         norm: str = "BN",
+        skip_bad: int = 0,
         **keys: Any,
     ) -> None:
         values: dict[str, Any] = {
@@ -132,11 +139,15 @@ class Run:
         }
         self.trainer = Trainer(steps, **(values | keys))
         self.model = self.trainer.place(make_model(seed, norm))
-        self.optimizer = self.trainer.optimizer(
+        self.optimizer = self.trainer.build_optimizer(
             self.model, partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4), batch
         )
         self.scheduler = multistep(self.optimizer, 6, (0.5,), warmup_steps=2)
-        self.source, self.folder, self.batch, self.seed = source, folder, batch, seed
+        self.source = source
+        self.folder = folder
+        self.batch = batch
+        self.seed = seed
+        self.skip_bad = skip_bad
         folder.mkdir(exist_ok=True, parents=True)
 
     def go(
@@ -144,12 +155,11 @@ class Run:
         resume: Checkpoint | None = None,
         evaluate: Any = None,
         stop: int | None = None,
-        group: Group | None = None,
+        group: DistributedContext | None = None,
         report: Any = None,
     ) -> dict[str, float]:
-        """stop: the run is cut off after so many batches, as a kill would."""
-
-        rank, world = (group.rank, group.world) if group else (0, 1)
+        """Train to the end. stop: number of batches after which the loader raises Killed."""
+        rank, world = (group.rank, group.world_size) if group else (0, 1)
 
         def loader(step: int) -> Iterable[Batch]:
             batches = self.source.train_loader(
@@ -159,37 +169,31 @@ class Run:
                 step,
                 rank=rank,
                 world=world,
-                pieces=self.trainer.accumulate,
+                pieces=self.trainer.accumulate_grad_batches,
             )
             for i, batch in enumerate(batches, start=step):
                 if i == stop:
                     raise Killed
                 yield batch
 
-        about: Checkpoint = {
+        metadata: Checkpoint = {
             "config": "name: test",
             "categories": {"names": ["a", "b"], "ids": [1, 2]},
         }
-        return self.trainer.run(
-            self.model,
-            self.optimizer,
-            self.scheduler,
-            loader,
-            self.folder,
-            about,
-            evaluate,
-            resume,
-            group,
-            report,
+        state = self.trainer.build_state(
+            self.model, self.optimizer, self.scheduler, metadata, group
         )
+        if resume is not None:
+            state.load(resume)
+        return self.trainer.run(state, loader, self.folder, evaluate, report, self.skip_bad)
 
 
 class Killed(Exception):  # noqa: N818
-    """What a kill is for the tests."""
+    """Stands for the end of a killed process."""
 
 
 def log(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """The lines of a run without what the clock says."""
+    """The lines of a run's log, without timings and memory."""
     return lines(folder, kind)
 
 
@@ -203,10 +207,12 @@ def assert_same_run(first: Run, second: Run) -> None:
 
 
 class Scripted:
-    """An evaluation that gives the numbers it was told, and draws random numbers as a careless one would."""
+    """An evaluation that returns scripted values, and that consumes random numbers."""
 
     def __init__(self, *values: float, key: str = "segm/AP") -> None:
-        self.values, self.key, self.steps = list(values), key, []  # type: ignore[var-annotated]
+        self.values = list(values)
+        self.key = key
+        self.steps: list[int] = []
 
     def __call__(self, model: nn.Module, step: int, log: Any = None) -> dict[str, float]:
         assert log is not None

@@ -1,4 +1,4 @@
-"""An audit hook that sees what this process starts, connects to or writes."""
+"""An audit hook that records processes, connections and file changes of this process."""
 
 from __future__ import annotations
 
@@ -53,18 +53,19 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _events.append(f"{event} {arguments!r}"[:300])
 
 
-sys.addaudithook(_hook)  # a hook cannot be removed; it does nothing outside of `watched`
+sys.addaudithook(_hook)  # a hook cannot be removed; it is inactive outside `watched`
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[str]]:
-    """The processes, connections and changes of files that happen inside, one text each."""
+    """Record the processes, connections and file changes inside the context, one text each."""
     global _events
-    compiled, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    dont_write_bytecode = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     events: list[str] = []
     _events = events
     try:
         yield events
     finally:
         _events = None
-        sys.dont_write_bytecode = compiled
+        sys.dont_write_bytecode = dont_write_bytecode

@@ -1,4 +1,4 @@
-"""Anchors against torchvision's, and literals of detectron2's rule."""
+"""Anchors: equality with torchvision, and known values of detectron2."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_stride_rules_differ_where_a_level_does_not_divide_the_image() -> None:
 
 
 def test_cell_anchors_of_detectron2() -> None:
-    """detectron2's `generate_cell_anchors` for size 32 and ratios 0.5, 1, 2 (its own test's numbers)."""
+    """detectron2's `generate_cell_anchors` for size 32 and ratios 0.5, 1, 2 (from its tests)."""
     found = AnchorGenerator(((32,),))([(1, 2)], [4], (4, 8), CPU)[0]
     cell = torch.tensor(
         [
@@ -98,5 +98,5 @@ def test_wrong_settings_are_named() -> None:
         AnchorGenerator(stride_from="pixel")
     with pytest.raises(UserError, match="same number of sizes"):
         AnchorGenerator(((32,), (64, 80)))
-    with pytest.raises(UserError, match="names 5 levels, the backbone has 2"):
+    with pytest.raises(UserError, match="has 5 levels, the proposer reads 2"):
         AnchorGenerator()([(4, 4), (2, 2)], [4, 8], (16, 16), CPU)

@@ -1,4 +1,4 @@
-"""The classifier: its losses and its rule of inference against torchvision's functions, and without regions."""
+"""The box head: losses and inference against torchvision's functions, and without regions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from maskseg.models import box_head
-from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.box_head import BoxHead, BoxHeadMLP
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.ops.boxes import encode
 from maskseg.structures import Regions, Samples, Targets
@@ -23,14 +23,12 @@ WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 TRUTH = [[(0, 0, 40, 50, 3)], [(50, 50, 60, 80, 1), (0, 0, 20, 20, 0)]]
 
 
-def classifier(scale: float = 1.0, **settings: object) -> BoxClassifier:
+def classifier(scale: float = 1.0, **settings: object) -> BoxHead:
     torch.manual_seed(0)
-    head = BoxClassifier(
-        MultiLevelRoIAlign({"p2": 4, "p3": 8}, 7), FCTrunk(8, 7, 32), K, **settings
-    )  # type: ignore[arg-type]
+    head = BoxHead(MultiLevelRoIAlign({"p2": 4, "p3": 8}, 7), BoxHeadMLP(8, 7, 32), K, **settings)  # type: ignore[arg-type]
     with torch.no_grad():
-        head.scores.weight *= 100 * scale
-        head.deltas.weight *= 300 * scale
+        head.cls_score.weight *= 100 * scale
+        head.bbox_pred.weight *= 300 * scale
     return head
 
 
@@ -66,9 +64,11 @@ def test_losses_equal_torchvision(features: dict[str, Tensor], samples: Samples)
     head = classifier(beta=1 / 9)
     found = head.losses(features, samples)
     logits, deltas = head(features, samples.boxes, samples.image_index)
-    # torchvision's background is class 0, and it wants a box of it too.
+    # Background is class 0 in torchvision, which also expects box deltas for it.
     labels = torch.where(samples.labels == K, 0, samples.labels + 1)
-    wanted = BoxCoder(WEIGHTS).encode([samples.targets.boxes[samples.matched]], [samples.boxes])[0]
+    wanted = BoxCoder(WEIGHTS).encode([samples.targets.boxes[samples.matched_gt]], [samples.boxes])[
+        0
+    ]
     padded = torch.cat([torch.zeros((20, 4)), deltas.flatten(1)], dim=1)
     classes, boxes = fastrcnn_loss(logits.roll(1, dims=1), padded, [labels], [wanted])
     torch.testing.assert_close(found["box_class"], classes)
@@ -78,9 +78,9 @@ def test_losses_equal_torchvision(features: dict[str, Tensor], samples: Samples)
 
 def test_beta_zero_is_the_l1_distance(features: dict[str, Tensor], samples: Samples) -> None:
     head = classifier()
-    nn.init.zeros_(head.deltas.weight)
+    nn.init.zeros_(head.bbox_pred.weight)
     own = samples.foreground()
-    wanted = encode(samples.targets.boxes[own.matched], own.boxes, WEIGHTS).abs().sum() / 20
+    wanted = encode(samples.targets.boxes[own.matched_gt], own.boxes, WEIGHTS).abs().sum() / 20
     torch.testing.assert_close(head.losses(features, samples)["box_regression"], wanted)
 
 
@@ -132,7 +132,7 @@ def test_class_agnostic_has_one_box_for_all_classes(
     generator: torch.Generator,
 ) -> None:
     head = classifier(class_agnostic=True)
-    assert head.deltas.out_features == 4
+    assert head.bbox_pred.out_features == 4
     logits, deltas = head(features, samples.boxes, samples.image_index)
     assert logits.shape == (20, K + 1)
     assert deltas.shape == (20, 1, 4)
@@ -140,8 +140,8 @@ def test_class_agnostic_has_one_box_for_all_classes(
     wide.load_state_dict(
         head.state_dict()
         | {
-            "deltas.weight": head.deltas.weight.repeat(K, 1),
-            "deltas.bias": head.deltas.bias.repeat(K),
+            "bbox_pred.weight": head.bbox_pred.weight.repeat(K, 1),
+            "bbox_pred.bias": head.bbox_pred.bias.repeat(K),
         }
     )
     torch.testing.assert_close(head.losses(features, samples), wide.losses(features, samples))
@@ -159,23 +159,26 @@ def test_the_best_candidates_give_what_all_give(
     generator: torch.Generator,
     size: int,
 ) -> None:
-    """One image of few proposals beside one of many; scores tie; there are more detections than first candidates, or fewer."""
+    """An image with few proposals and one with many; scores tie.
+
+    There are more or fewer detections than initial candidates.
+    """
     head = classifier(max_detections=12, score_threshold=0.0, nms_threshold=0.3)
     proposals = proposals_of(make_boxes, generator)[
         torch.tensor([*range(57, 60), *range(60, 120), *range(60, 90)]).sort().values
     ]
     with torch.no_grad():
         wanted = head.predict(features, proposals, torch.tensor(SIZES))
-        looked_at: list[int] = []
+        candidates: list[int] = []
         detections = head._detections
         monkeypatch.setattr(
-            head, "_detections", lambda *args: looked_at.append(len(args[-1])) or detections(*args)
+            head, "_detections", lambda *args: candidates.append(len(args[-1])) or detections(*args)
         )
-        monkeypatch.setattr(box_head, "FIRST", size)
-        monkeypatch.setattr(box_head, "MORE", 2)
+        monkeypatch.setattr(box_head, "INITIAL_CANDIDATES", size)
+        monkeypatch.setattr(box_head, "CANDIDATE_GROWTH", 2)
         found = head.predict(features, proposals, torch.tensor(SIZES))
-    assert len(looked_at) > 1
-    assert looked_at[0] < 30 * size
+    assert len(candidates) > 1
+    assert candidates[0] < 30 * size
     assert torch.bincount(found.image_index).tolist() == [
         int((wanted.image_index == i).sum()) for i in range(2)
     ]
@@ -198,12 +201,14 @@ def test_deltas_of_single_pairs_are_those_of_all(
         torch.randint(K, (10,), generator=generator),
     )
     sides, found, gradients = torch.randn((10, 4), generator=generator), [], []
-    for pair in (1000, 0):  # together, one by one
-        monkeypatch.setattr(box_head, "PAIR", pair)
-        monkeypatch.setattr(box_head, "AT_ONCE", 3)
+    for pair in (1000, 0):  # all pairs in one product, or gathered
+        monkeypatch.setattr(box_head, "GATHER_COST", pair)
+        monkeypatch.setattr(box_head, "GATHER_CHUNK", 3)
         found.append(head._deltas(x, row, label))
         gradients.append(
-            torch.autograd.grad((found[-1] * sides).sum(), (head.deltas.weight, head.deltas.bias))
+            torch.autograd.grad(
+                (found[-1] * sides).sum(), (head.bbox_pred.weight, head.bbox_pred.bias)
+            )
         )
     torch.testing.assert_close(*found)
     torch.testing.assert_close(*gradients)
@@ -213,8 +218,8 @@ def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]
     head = classifier(
         score_threshold=0.15, nms_threshold=0.5
     )  # one class does not suppress another
-    nn.init.zeros_(head.scores.weight)
-    nn.init.zeros_(head.deltas.weight)
+    nn.init.zeros_(head.cls_score.weight)
+    nn.init.zeros_(head.bbox_pred.weight)
     proposals = Regions(torch.tensor([[0.0, 0.0, 40.0, 40.0]]), torch.tensor([1]), torch.ones(1))
     found = head.predict(
         features, proposals, torch.tensor(SIZES)
@@ -226,22 +231,22 @@ def test_threshold_keeps_several_classes_of_a_region(features: dict[str, Tensor]
 
 
 def test_a_score_at_the_threshold_is_no_detection() -> None:
-    head = BoxClassifier(nn.Identity(), FCTrunk(1, 1, 1), 1, score_threshold=0.5)  # type: ignore[arg-type]
+    head = BoxHead(nn.Identity(), BoxHeadMLP(1, 1, 1), 1, score_threshold=0.5)  # type: ignore[arg-type]
     head.pooler = Pooled()
-    for layer in (head.scores, head.deltas):
+    for layer in (head.cls_score, head.bbox_pred):
         nn.init.zeros_(layer.weight)
     regions = Regions(torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([0]), torch.ones(1))
     sizes = torch.tensor([[16, 16]])
-    assert len(head.predict({}, regions, sizes)) == 0  # both classes have a half
+    assert len(head.predict({}, regions, sizes)) == 0  # both classes have the score 0.5
     head.score_threshold = 0.499
     assert len(head.predict({}, regions, sizes)) == 1
 
 
 def test_equal_boxes_of_two_images_are_two_detections() -> None:
-    # Guards against: suppression across images
-    head = BoxClassifier(nn.Identity(), FCTrunk(1, 1, 1), 1, score_threshold=0.1)  # type: ignore[arg-type]
+    # Guards against suppression across images.
+    head = BoxHead(nn.Identity(), BoxHeadMLP(1, 1, 1), 1, score_threshold=0.1)  # type: ignore[arg-type]
     head.pooler = Pooled()
-    for layer in (head.scores, head.deltas):
+    for layer in (head.cls_score, head.bbox_pred):
         nn.init.zeros_(layer.weight)
     regions = Regions(
         torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 4), torch.tensor([0, 0, 1, 2]), torch.ones(4)
@@ -251,7 +256,7 @@ def test_equal_boxes_of_two_images_are_two_detections() -> None:
 
 
 class Pooled(nn.Module):
-    """Stands for pooling."""
+    """A pooler that returns ones."""
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         del features, image_index
@@ -259,12 +264,12 @@ class Pooled(nn.Module):
 
 
 def test_the_start_of_the_weights() -> None:
-    """Fast R-CNN, section 3.1: deviations 0.01 and 0.001; both peers have the same."""
-    head = BoxClassifier(nn.Identity(), FCTrunk(4, 7, 256), 80)
-    assert head.scores.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert head.deltas.weight.std().item() == pytest.approx(0.001, rel=0.05)
-    assert not head.scores.bias.any()
-    assert not head.deltas.bias.any()
+    """Fast R-CNN, section 3.1: standard deviations 0.01 and 0.001, as in torchvision."""
+    head = BoxHead(nn.Identity(), BoxHeadMLP(4, 7, 256), 80)
+    assert head.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert head.bbox_pred.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert not head.cls_score.bias.any()
+    assert not head.bbox_pred.bias.any()
 
 
 @pytest.mark.parametrize("agnostic", [True, False])
@@ -283,7 +288,7 @@ def test_without_objects_the_graph_is_whole(
         samples.boxes[rows],
         samples.image_index[rows],
         samples.labels[rows],
-        samples.matched[rows],
+        samples.matched_gt[rows],
         K,
         samples.targets,
         samples.seeds,
@@ -308,7 +313,7 @@ def test_zero_proposals_give_zero_detections(features: dict[str, Tensor]) -> Non
 
 def test_boxes_outside_the_image_are_dropped(features: dict[str, Tensor]) -> None:
     head = classifier(score_threshold=0.0, nms_threshold=1.0)
-    nn.init.zeros_(head.deltas.weight)
+    nn.init.zeros_(head.bbox_pred.weight)
     boxes = torch.tensor(
         [[92.0, 10.0, 99.0, 20.0], [80.0, 10.0, 99.0, 20.0], [89.5, 10.0, 99.0, 20.0]]
     )
@@ -324,21 +329,21 @@ def test_boxes_outside_the_image_are_dropped(features: dict[str, Tensor]) -> Non
     ]
 
 
-def test_trunk_has_as_many_layers_as_asked() -> None:
-    trunk = FCTrunk(8, 7, 32, layers=3)
-    assert [(m.in_features, m.out_features) for m in trunk.layers] == [
+def test_mlp_has_the_given_number_of_layers() -> None:
+    mlp = BoxHeadMLP(8, 7, 32, layers=3)
+    assert [(m.in_features, m.out_features) for m in mlp.layers] == [
         (392, 32),
         (32, 32),
         (32, 32),
     ]
-    assert trunk(torch.zeros((0, 8, 7, 7))).shape == (0, 32)
-    assert trunk(torch.randn((5, 8, 7, 7))).min() == 0  # the last layer has its ReLU too
+    assert mlp(torch.zeros((0, 8, 7, 7))).shape == (0, 32)
+    assert mlp(torch.randn((5, 8, 7, 7))).min() == 0  # the last layer has a ReLU, too
 
 
 @pytest.mark.parametrize("norm", [None, "BN"])
 def test_convolutions_before_the_layers_equal_torchvision(norm: str | None) -> None:
     torch.manual_seed(0)
-    ours = FCTrunk(8, 7, 32, layers=1, convs=2, channels=6, norm=norm).eval()
+    ours = BoxHeadMLP(8, 7, 32, layers=1, convs=2, channels=6, norm=norm).eval()
     theirs = FastRCNNConvFCHead(
         (8, 7, 7), [6, 6], [32], norm_layer=nn.BatchNorm2d if norm else None
     ).eval()
@@ -349,4 +354,4 @@ def test_convolutions_before_the_layers_equal_torchvision(norm: str | None) -> N
         torch.testing.assert_close(ours(pooled), theirs(pooled))
     assert ours(pooled[:0]).shape == (0, 32)
     assert ours.train()(pooled).grad_fn is not None
-    assert not list(FCTrunk(8).convs)
+    assert not list(BoxHeadMLP(8).convs)

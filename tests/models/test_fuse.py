@@ -1,4 +1,4 @@
-"""The form for inference gives what the model gives."""
+"""The form for inference: equality with the model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg.models.backbones.resnet import ResNet
-from maskseg.models.box_head import MANY, FCTrunk
+from maskseg.models.box_head import BoxHeadMLP
 from maskseg.models.fuse import for_inference
 from maskseg.models.layers.conv_norm import (
-    AppliedNorm,
+    AbsorbedNorm,
     ConvWithFrozenNorm,
-    folded,
-    merge_frozen,
-    pairs,
+    absorb_frozen_norms,
+    conv_norm_pairs,
+    fuse_conv_norm,
 )
 from maskseg.models.layers.norms import norm_layer
-from maskseg.variants.cfm.pyramid import FoldedPyramidLinear, PyramidLinear
+from maskseg.ops.linear import MIN_CONV_ROWS
+from maskseg.variants.cfm.pyramid import FusedPyramidLinear, PyramidLinear
 
 
 def stirred(module: nn.Module) -> nn.Module:
-    """Norms with statistics and weights of their own."""
+    """Set random statistics and weights of the norms."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d | FrozenBatchNorm2d):
             with torch.no_grad():
@@ -48,8 +49,8 @@ def test_one_convolution_for_both(norm: str, bias: bool, shape: dict[str, int]) 
     both = stirred(
         nn.Sequential(nn.Conv2d(8, 16, 3, bias=bias, **shape), norm_layer(norm, 1e-3)(16))
     ).eval()
-    assert pairs(both) == [("0", "1")]
-    one = folded(both[0], both[1])
+    assert conv_norm_pairs(both) == [("0", "1")]
+    one = fuse_conv_norm(both[0], both[1])
     x = torch.randn(2, 8, 11, 9)
     assert torch.allclose(one(x), both(x), atol=1e-5)
 
@@ -87,14 +88,14 @@ def test_a_frozen_norm_applied_by_its_convolution_learns_the_same() -> None:
         )
     )
     merged = copy.deepcopy(plain)
-    merge_frozen(merged)
+    absorb_frozen_norms(merged)
     merged.load_state_dict(plain.state_dict())
     assert [type(m) for m in merged] == [
         ConvWithFrozenNorm,
-        AppliedNorm,
+        AbsorbedNorm,
         nn.ReLU,
         ConvWithFrozenNorm,
-        AppliedNorm,
+        AbsorbedNorm,
     ]
     assert list(merged.state_dict()) == list(plain.state_dict())
     x = torch.randn(2, 4, 9, 9, requires_grad=True)
@@ -110,16 +111,16 @@ def test_a_frozen_norm_applied_by_its_convolution_learns_the_same() -> None:
         assert one.grad is not None
         assert other.grad is not None
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-3)
-    copied = copy.deepcopy(merged)  # its convolutions look at its own norms
+    copied = copy.deepcopy(merged)  # its convolutions refer to its own norms
     assert isinstance(copied[0], ConvWithFrozenNorm)
     assert copied[0].norm[0] is copied[1]
 
 
-@pytest.mark.parametrize("regions", [0, 3, MANY])
+@pytest.mark.parametrize("regions", [0, 3, MIN_CONV_ROWS])
 @pytest.mark.parametrize("convs", [0, 1])
 def test_the_first_linear_layer_as_a_convolution(regions: int, convs: int) -> None:
     torch.manual_seed(0)
-    trunk = FCTrunk(6, size=5, width=16, convs=convs, channels=4)
+    trunk = BoxHeadMLP(6, size=5, width=16, convs=convs, channels=4)
     x = torch.randn(regions, 6, 5, 5)
     wanted = trunk.convs(x).flatten(1)
     for layer in trunk.layers:
@@ -131,7 +132,7 @@ def test_the_first_linear_layer_as_a_convolution(regions: int, convs: int) -> No
     )
 
 
-@pytest.mark.parametrize("regions", [0, 3, MANY])
+@pytest.mark.parametrize("regions", [0, 3, MIN_CONV_ROWS])
 @pytest.mark.parametrize("sides", [(6, 3, 2, 1), (6,), (2, 1), (7, 6)])
 def test_a_layer_behind_pooled_pyramids(sides: tuple[int, ...], regions: int) -> None:
     torch.manual_seed(0)
@@ -142,7 +143,7 @@ def test_a_layer_behind_pooled_pyramids(sides: tuple[int, ...], regions: int) ->
     )
     torch.testing.assert_close(layer(parts), wanted, atol=1e-5, rtol=1e-4)
     fast = for_inference(nn.Sequential(layer))
-    assert isinstance(fast[0], FoldedPyramidLinear)
+    assert isinstance(fast[0], FusedPyramidLinear)
     torch.testing.assert_close(fast(parts), wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
         fast([part.to(memory_format=torch.channels_last) for part in parts]),

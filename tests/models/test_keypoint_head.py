@@ -1,4 +1,4 @@
-"""The keypoint head, against torchvision's loss, and what it leaves alone."""
+"""The keypoint head: equality with torchvision's loss, selection of regions and points."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_loss_is_torchvisions(
     loss = head.losses(maps, drawn)["keypoint"]
     logits = head(maps, drawn.boxes, drawn.image_index)
     assert logits.shape == (30, 5, 56, 56)
-    # torchvision knows one class with all points: those of the other class are made invisible for it
+    # torchvision has one class with all points: those of the other class are made invisible.
     seen = [(points * torch.tensor([1, 1, 1, 0, 0])[:, None])[i : i + 1] for i in range(30)]
     wanted = keypointrcnn_loss(
         logits.contiguous(), [b[None] for b in drawn.boxes], seen, [torch.tensor([0])] * 30
@@ -96,24 +96,24 @@ def test_a_cap_on_the_regions_of_an_image(
 ) -> None:
     drawn = samples(make_boxes, generator, count=60, labels=[0, 0, 1, 2, 2, 3] * 10)
     head.max_regions = 7
-    learnt = head._learnt(drawn)
+    learnt = head.select_regions(drawn)
     assert torch.bincount(learnt.image_index).tolist() == [7, 7]
     assert set(learnt.labels.tolist()) <= {0, 2}
-    assert torch.equal(head._learnt(drawn).boxes, learnt.boxes)
+    assert torch.equal(head.select_regions(drawn).boxes, learnt.boxes)
     turned = Samples(
         drawn.boxes,
         1 - drawn.image_index,
         drawn.labels,
-        drawn.matched,
+        drawn.matched_gt,
         3,
         drawn.targets,
         drawn.seeds.flip(0),
     )
     assert torch.equal(
-        head._learnt(turned).boxes, learnt.boxes
-    )  # the place in the batch changes nothing
+        head.select_regions(turned).boxes, learnt.boxes
+    )  # independent of the position in the batch
     head.max_regions = 0
-    assert len(head._learnt(drawn)) == 40
+    assert len(head.select_regions(drawn)) == 40
 
 
 @pytest.mark.parametrize("labels", [[], [1, 3, 1]])
@@ -164,13 +164,13 @@ def test_boxes_alone(
 ) -> None:
     drawn = samples(make_boxes, generator)
     bare = Targets(
-        drawn.targets.boxes, drawn.targets.labels, drawn.targets.image_index, drawn.targets.crowd
+        drawn.targets.boxes, drawn.targets.labels, drawn.targets.image_index, drawn.targets.iscrowd
     )
     with pytest.raises(UserError, match="needs keypoints, but the data has none"):
         head.losses(
             features(generator),
             Samples(
-                drawn.boxes, drawn.image_index, drawn.labels, drawn.matched, 3, bare, drawn.seeds
+                drawn.boxes, drawn.image_index, drawn.labels, drawn.matched_gt, 3, bare, drawn.seeds
             ),
         )
 
@@ -178,7 +178,7 @@ def test_boxes_alone(
 def test_the_last_layers_are_torchvisions(
     head: KeypointHead, make_boxes: Callable[..., Tensor], generator: torch.Generator
 ) -> None:
-    """Guards against: the heatmaps are enlarged with another rule at their borders."""
+    """Guards against another interpolation at the borders of the heatmaps."""
     theirs = KeypointRCNNPredictor(8, 5)
     theirs.kps_score_lowres.load_state_dict(head.deconv.state_dict())
     maps, boxes, image = features(generator), make_boxes(6, 96, 96, generator), torch.arange(6) % 2

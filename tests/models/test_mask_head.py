@@ -1,4 +1,4 @@
-"""The mask head: its targets against brute force and torchvision, its class of each region, and its behaviour without regions."""
+"""The mask head: targets against brute force and torchvision, class selection, no regions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import maskrcnn_inference, project_masks_on_boxes
 
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.masks.base import rle_to_bitmaps
-from maskseg.masks.predicted import SoftMasks
-from maskseg.models.mask_head import TARGET_RULES, MaskHead, own_channel
+from maskseg.masks.predicted import MaskGrids
+from maskseg.models.mask_head import TARGET_MODES, MaskHead, select_class_logits
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Regions, Samples, Targets
@@ -46,7 +46,7 @@ def features(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def shaken(boxes: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
-    """Boxes near those given, cut at their images' borders as proposals are."""
+    """Return boxes near the given ones, clipped to their images as proposals are."""
     return box_ops.clip(
         boxes + (torch.rand(boxes.shape, generator=generator) - 0.5) * 8, torch.tensor(SIZES)[image]
     )
@@ -54,7 +54,7 @@ def shaken(boxes: Tensor, image: Tensor, generator: torch.Generator) -> Tensor:
 
 @pytest.fixture
 def samples(make_targets: Callable[..., Targets], generator: torch.Generator) -> Samples:
-    """Twelve regions, of which the first and the last of each image are background."""
+    """Twelve regions; the first and last of each image are background."""
     targets = make_targets(TRUTH, SIZES)
     matched = torch.tensor([0, 0, 1, 1, 0, 0, 0, 2, 3, 2, 3, 0])
     image = torch.tensor([0] * 6 + [1] * 6)
@@ -66,7 +66,7 @@ def samples(make_targets: Callable[..., Targets], generator: torch.Generator) ->
 def inside(
     points: NDArray[np.float64], polygon: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether each point [n, 2] lies in the polygon [m, 2] by the even-odd rule, and how far it is from the outline."""
+    """Whether points [n, 2] lie in the polygon [m, 2] (even-odd rule); distance to the outline."""
     a, b = polygon, np.roll(polygon, -1, axis=0)
     x, y = points[:, :1], points[:, 1:]
     crosses = (a[:, 1] > y) != (b[:, 1] > y)
@@ -86,7 +86,7 @@ def cell_centres(box: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 def test_crop_rule_of_polygons_asks_each_cell_centre() -> None:
-    """All cells agree whose centre is further from the outline than the half cell that pycocotools rounds by."""
+    """Cells agree if their centre is over half a cell from the outline (pycocotools rounds)."""
     size, checked = 28, 0
     random = np.random.default_rng(0)
     for _ in range(40):
@@ -94,9 +94,9 @@ def test_crop_rule_of_polygons_asks_each_cell_centre() -> None:
         radius = random.uniform(10, 40, 9)
         star = np.stack([60 + radius * np.cos(angles), 50 + radius * np.sin(angles)], axis=1)
         box = np.array([*random.uniform(10, 50, 2), *random.uniform(60, 110, 2)])
-        masks = FileMasks.from_file([Polygons((star,))], 100, 120)
+        masks = AnnotatedMasks.from_file([Polygons((star,))], 100, 120)
         boxes = torch.from_numpy(box[None]).float()
-        found = TARGET_RULES["crop"](masks, torch.tensor([0]), boxes, size)[0].numpy().ravel()
+        found = TARGET_MODES["crop"](masks, torch.tensor([0]), boxes, size)[0].numpy().ravel()
         cells = (star - box[:2]) * size / (box[2:] - box[:2])
         wanted, distance = inside(cell_centres(np.array([0.0, 0.0, size, size]), size), cells)
         clear = distance > 0.75
@@ -109,8 +109,8 @@ def test_crop_rule_of_polygons_asks_each_cell_centre() -> None:
 def test_crop_rule_of_a_rectangle_literal() -> None:
     square = np.array([[20.0, 20.0], [40.0, 20.0], [40.0, 60.0], [20.0, 60.0]])
     other = square + np.array([40.0, 0.0])
-    masks = FileMasks.from_file([Polygons((square, other))], 100, 100)
-    found = TARGET_RULES["crop"](
+    masks = AnnotatedMasks.from_file([Polygons((square, other))], 100, 100)
+    found = TARGET_MODES["crop"](
         masks,
         torch.tensor([0, 0]),
         torch.tensor([[0.0, 0.0, 80.0, 80.0], [20.0, 20.0, 40.0, 60.0]]),
@@ -120,10 +120,10 @@ def test_crop_rule_of_a_rectangle_literal() -> None:
     assert found[1].tolist() == [[1] * 4] * 4
 
 
-def runs_of(bitmap: NDArray[np.bool_]) -> Runs:
+def runs_of(bitmap: NDArray[np.bool_]) -> RunLengths:
     flat = bitmap.T.ravel().astype(np.int8)
     change = np.flatnonzero(np.diff(flat, prepend=0)) if flat.any() else np.zeros(0, dtype=np.int64)
-    return Runs(
+    return RunLengths(
         np.append(change, flat.size) if not len(change) or change[-1] < flat.size else change,
         *bitmap.shape,
     )
@@ -133,7 +133,7 @@ def test_crop_rule_of_run_lengths_is_half_cover() -> None:
     random, size, fine = np.random.default_rng(0), 14, 16
     coarse = random.random((2, 10, 12)) < 0.5
     bitmaps = [np.kron(c, np.ones((6, 7), dtype=bool))[:57, :80] for c in coarse]
-    masks = FileMasks.from_file([runs_of(b) for b in bitmaps], 57, 80)
+    masks = AnnotatedMasks.from_file([runs_of(b) for b in bitmaps], 57, 80)
     matched = torch.tensor([0, 1, 1, 0])
     boxes = torch.tensor(
         [
@@ -143,7 +143,7 @@ def test_crop_rule_of_run_lengths_is_half_cover() -> None:
             [20.0, 10.0, 21.0, 11.5],
         ]
     )
-    found = TARGET_RULES["crop"](masks, matched, boxes, size).numpy()
+    found = TARGET_MODES["crop"](masks, matched, boxes, size).numpy()
     for i, (row, box) in enumerate(zip(matched.tolist(), boxes.double().tolist(), strict=True)):
         points = cell_centres(np.array(box), fine * size)
         x, y = (np.floor(p).astype(int) for p in points.T)
@@ -166,12 +166,14 @@ def image_bitmaps(targets: Targets, image: int) -> Tensor:
 def test_roi_align_rule_equals_torchvision(samples: Samples, size: int) -> None:
     targets = samples.targets
     assert targets.masks is not None
-    found = TARGET_RULES["roi_align"](targets.masks, samples.matched, samples.boxes, size)
+    found = TARGET_MODES["roi_align"](targets.masks, samples.matched_gt, samples.boxes, size)
     first = torch.tensor([0, 2])  # the first row of each image
     for i in range(2):
-        own = torch.nonzero((samples.image_index == i) & (samples.matched >= first[i])).squeeze(1)
+        own = torch.nonzero((samples.image_index == i) & (samples.matched_gt >= first[i])).squeeze(
+            1
+        )
         wanted = project_masks_on_boxes(
-            image_bitmaps(targets, i), samples.boxes[own], samples.matched[own] - first[i], size
+            image_bitmaps(targets, i), samples.boxes[own], samples.matched_gt[own] - first[i], size
         )
         assert len(own) > 3
         assert 0.2 < wanted.mean() < 0.9
@@ -179,11 +181,11 @@ def test_roi_align_rule_equals_torchvision(samples: Samples, size: int) -> None:
 
 
 def test_roi_align_rule_at_the_border_of_a_small_image_beside_a_large_one() -> None:
-    """A region that ends at its image's border must not see what lies behind it in the batch."""
+    """A region at the border of its image must not depend on the padding of the batch."""
     whole = [np.array([[0.0, 0.0], [w, 0.0], [w, h], [0.0, h]]) for h, w in SIZES]
-    masks = FileMasks.cat(
+    masks = AnnotatedMasks.cat(
         [
-            FileMasks.from_file([Polygons((p,))], h, w)
+            AnnotatedMasks.from_file([Polygons((p,))], h, w)
             for p, (h, w) in zip(whole, SIZES, strict=True)
         ]
     )
@@ -192,26 +194,26 @@ def test_roi_align_rule_at_the_border_of_a_small_image_beside_a_large_one() -> N
         wanted = project_masks_on_boxes(
             torch.ones((1, height, width)), boxes[i : i + 1], torch.tensor([0]), 14
         )
-        together = TARGET_RULES["roi_align"](masks, torch.tensor([0, 1]), boxes, 14)[i : i + 1]
+        together = TARGET_MODES["roi_align"](masks, torch.tensor([0, 1]), boxes, 14)[i : i + 1]
         torch.testing.assert_close(together, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", TARGET_RULES)
+@pytest.mark.parametrize("rule", TARGET_MODES)
 def test_targets_of_no_region(make_targets: Callable[..., Targets], rule: str) -> None:
     masks = make_targets(TRUTH, SIZES).masks
-    assert TARGET_RULES[rule](
+    assert TARGET_MODES[rule](
         masks, torch.zeros(0, dtype=torch.int64), torch.zeros((0, 4)), 28
     ).shape == (0, 28, 28)
 
 
-@pytest.mark.parametrize("rule", TARGET_RULES)
+@pytest.mark.parametrize("rule", TARGET_MODES)
 def test_loss_is_the_mean_over_foreground_cells(
     features: dict[str, Tensor], samples: Samples, rule: str
 ) -> None:
-    module = head(target_rule=rule)
+    module = head(target_mode=rule)
     own = samples.foreground()
     assert samples.targets.masks is not None
-    wanted = TARGET_RULES[rule](samples.targets.masks, own.matched, own.boxes, 28)
+    wanted = TARGET_MODES[rule](samples.targets.masks, own.matched_gt, own.boxes, 28)
     all_classes = module.predictor(
         F.relu(module.deconv(module.convs(module.pooler(features, own.boxes, own.image_index))))
     )
@@ -255,26 +257,29 @@ def test_one_channel_is_that_of_the_convolution(
     predictor, channel = nn.Conv2d(16, 30, 1), torch.randint(30, (9,), generator=generator)
     x = torch.randn((9, 16, 6, 6), generator=generator).contiguous(memory_format=layout)
     sides, weights = torch.randn((9, 6, 6), generator=generator), (predictor.weight, predictor.bias)
-    found, wanted = own_channel(x, *weights, channel), predictor(x)[torch.arange(9), channel]
+    found, wanted = (
+        select_class_logits(x, *weights, channel),
+        predictor(x)[torch.arange(9), channel],
+    )
     torch.testing.assert_close(found, wanted)
     gradients = [torch.autograd.grad((out * sides).sum(), weights) for out in (found, wanted)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
-    assert own_channel(x[:0], *weights, channel[:0]).shape == (0, 6, 6)
+    assert select_class_logits(x[:0], *weights, channel[:0]).shape == (0, 6, 6)
 
 
 def test_predict_puts_grids_over_the_boxes(features: dict[str, Tensor], samples: Samples) -> None:
-    module = head(paste_rule="torchvision", interpolation="bicubic", threshold=0.4)
+    module = head(paste_mode="torchvision", interpolation="bicubic", threshold=0.4)
     own = samples.foreground()
     detections = Regions(own.boxes, own.image_index, torch.ones(8), own.labels)
     with torch.no_grad():
         found = module.predict(features, detections, torch.tensor(SIZES))
         logits = module(features, own.boxes, own.image_index, own.labels)
-    assert isinstance(found.masks, SoftMasks)
+    assert isinstance(found.masks, MaskGrids)
     assert torch.equal(found.masks.grids, logits.sigmoid())
     assert torch.equal(found.masks.grid_boxes, own.boxes)
     assert found.masks.frames.tolist() == [list(SIZES[i]) for i in own.image_index.tolist()]
-    assert (found.masks.paste_rule, found.masks.interpolation, found.masks.threshold) == (
+    assert (found.masks.paste_mode, found.masks.interpolation, found.masks.threshold) == (
         "torchvision",
         "bicubic",
         0.4,
@@ -284,7 +289,7 @@ def test_predict_puts_grids_over_the_boxes(features: dict[str, Tensor], samples:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", [None, "GN", "BN", "FrozenBN"])
-@pytest.mark.parametrize("rule", TARGET_RULES)
+@pytest.mark.parametrize("rule", TARGET_MODES)
 def test_without_foreground_the_graph_is_whole(
     features: dict[str, Tensor],
     samples: Samples,
@@ -293,14 +298,14 @@ def test_without_foreground_the_graph_is_whole(
     norm: str | None,
     training: bool,
 ) -> None:
-    module = head(target_rule=rule, norm=norm).train(training)
+    module = head(target_mode=rule, norm=norm).train(training)
     leaves = {k: v.requires_grad_() for k, v in features.items()}
     rows = torch.tensor([0, 5])
     few = Samples(
         samples.boxes[rows],
         samples.image_index[rows],
         samples.labels[rows],
-        samples.matched[rows],
+        samples.matched_gt[rows],
         K,
         samples.targets,
         samples.seeds,
@@ -349,10 +354,10 @@ def test_layers_and_norm() -> None:
 def test_wrong_settings_are_named(
     features: dict[str, Tensor], samples: Samples, make_targets: Callable[..., Targets]
 ) -> None:
-    with pytest.raises(UserError, match="target_rule must be crop or roi_align, not 'paste'"):
-        head(target_rule="paste")
-    with pytest.raises(UserError, match="no paste_rule 'detectron2'"):
-        head(paste_rule="detectron2")
+    with pytest.raises(UserError, match="target_mode must be crop or roi_align, not 'paste'"):
+        head(target_mode="paste")
+    with pytest.raises(UserError, match="no paste_mode 'detectron2'"):
+        head(paste_mode="detectron2")
     with pytest.raises(UserError, match="interpolation 'nearest'"):
         head(interpolation="nearest")
     boxes_only = make_targets(TRUTH, SIZES, masks=False)
@@ -360,7 +365,7 @@ def test_wrong_settings_are_named(
         samples.boxes,
         samples.image_index,
         samples.labels,
-        samples.matched,
+        samples.matched_gt,
         K,
         boxes_only,
         samples.seeds,
@@ -370,7 +375,7 @@ def test_wrong_settings_are_named(
 
 
 def test_the_start_of_the_weights() -> None:
-    """He et al.'s, by the outputs of a layer, as both peers."""
+    """He initialization by fan-out, as in torchvision and detectron2."""
     head = MaskHead(nn.Identity(), 3, in_channels=16, channels=64, layers=1)
     (first,) = (m for m in head.convs.modules() if isinstance(m, nn.Conv2d))
     assert first.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)

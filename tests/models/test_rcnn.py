@@ -1,4 +1,4 @@
-"""The whole model: padding, batches, optional parts, and images without anything in them."""
+"""GeneralizedRCNN: padding, batches, optional stages, and images without objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskseg.masks.predicted import SoftMasks
+from maskseg.masks.predicted import MaskGrids
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
@@ -30,8 +30,8 @@ TRUTH = [
 def assert_same_detections(found: Regions, wanted: Regions, atol: float) -> None:
     assert found.labels is not None
     assert wanted.labels is not None
-    assert isinstance(found.masks, SoftMasks)
-    assert isinstance(wanted.masks, SoftMasks)
+    assert isinstance(found.masks, MaskGrids)
+    assert isinstance(wanted.masks, MaskGrids)
     assert len(found) == len(wanted) > 20
     assert found.labels.tolist() == wanted.labels.tolist()
     torch.testing.assert_close(found.boxes, wanted.boxes, rtol=0, atol=atol)
@@ -72,7 +72,7 @@ EMPTY: dict[str, list[list[tuple[float, ...]]]] = {
 
 
 class NoProposals(nn.Module):
-    """Proposes nothing, and learns from that."""
+    """A proposer without proposals, but with a loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def test_what_is_in_the_padding_changes_nothing(make_model: Model, make_batch: B
 
 
 def test_padding_is_the_mean_colour(make_model: Model, make_batch: Batches) -> None:
-    """An image of the mean colour is all zeros for the backbone, its padding too; other pixels are normalised by the channel."""
+    """Pixels of the mean color and padding are zero; other pixels are normalized per channel."""
     seen: list[Tensor] = []
 
     class Eye(nn.Module):
@@ -190,14 +190,14 @@ def test_a_batch_gives_each_image_what_it_gets_alone(
 
 def test_detections_lie_in_their_image(make_model: Model, make_batch: Batches) -> None:
     found = make_model().predict(make_batch(SIZES)).detections
-    assert isinstance(found.masks, SoftMasks)
+    assert isinstance(found.masks, MaskGrids)
     assert (found.image_index.diff() >= 0).all()
     for i, (height, width) in enumerate(SIZES):
         own = found[found.image_index == i]
         assert 20 < len(own) <= 100
         assert own.boxes[:, 2].max() <= width
         assert own.boxes[:, 3].max() <= height
-        assert isinstance(own.masks, SoftMasks)
+        assert isinstance(own.masks, MaskGrids)
         assert own.masks.frames.unique(dim=0).tolist() == [[height, width]]
 
 
@@ -207,7 +207,7 @@ def test_predict_keeps_no_gradient_and_ignores_the_truth(
     model = make_model()
     outputs = model.predict(make_batch(SIZES, TRUTH))
     found = outputs.detections
-    assert isinstance(found.masks, SoftMasks)
+    assert isinstance(found.masks, MaskGrids)
     assert not any(t.requires_grad for t in (found.boxes, found.scores, found.masks.grids))
     assert all(p.grad is None for p in model.parameters())
     assert_same_detections(found, model.predict(make_batch(SIZES)).detections, atol=0)
@@ -247,7 +247,7 @@ class Dense(nn.Module):
 
 
 class Segments(nn.Module):
-    """A fake segmenter: one segment an image, the whole of it."""
+    """A fake segmenter: one segment per image, the whole image."""
 
     def losses(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         return {"segments": features["p3"].mean() * 0 + batch.images.float().mean()}
@@ -259,7 +259,7 @@ class Segments(nn.Module):
 
 
 class Tagger(nn.Module):
-    """A fake region head: its loss is the number of samples, and it marks the scores of what the head before it gave."""
+    """A fake region head: its loss is the number of samples, and it changes the scores."""
 
     def losses(self, features: dict[str, Tensor], samples: Any) -> dict[str, Tensor]:
         return {"tags": features["p2"].mean() * 0 + len(samples)}
@@ -299,7 +299,7 @@ def test_region_heads_are_called_in_order(make_model: Model, make_batch: Batches
 
 
 def test_state_is_weights_only_and_loads(make_model: Model, make_batch: Batches) -> None:
-    """The normalisation is a setting, not a weight; a second model with the state predicts the same."""
+    """Mean and std are settings, not weights; a second model with the state predicts the same."""
     model = make_model()
     state = model.state_dict()
     assert not [k for k in state if k.startswith("pixel")]
@@ -312,7 +312,7 @@ def test_state_is_weights_only_and_loads(make_model: Model, make_batch: Batches)
 
 
 def test_a_backbone_with_fewer_levels(make_model: Model, make_batch: Batches) -> None:
-    """The proposer reads the levels that it names, and no other."""
+    """The proposer reads only the levels in its strides."""
     model = make_model(
         proposer=RPN(RPNHead(32), AnchorGenerator(((32,), (64,))), {"p3": 8, "p5": 32})
     )

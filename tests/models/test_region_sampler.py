@@ -1,4 +1,4 @@
-"""Which proposals the heads learn from."""
+"""Sampling of the proposals that the heads are trained on."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_literal_case(make_targets: Callable[..., Targets]) -> None:
         [0, 0, 0, 1, 1, 1, 1],
     )
     samples = RegionSampler(K, EVERYTHING, 0.5)(proposals, targets, SEEDS[:2])
-    # The last proposal lies in the crowd; the true boxes come last, the crowd's not.
+    # The last proposal lies in the crowd. The ground truth boxes except crowds are appended.
     assert torch.equal(samples.boxes, torch.cat([proposals.boxes[:6], targets.boxes[:3]]))
     assert samples.image_index.tolist() == [0, 0, 0, 1, 1, 1, 0, 1, 1]
     assert samples.labels.tolist() == [3, K, K, K, 1, K, 3, 1, 4]
-    assert samples.matched.tolist() == [0, 0, 0, 0, 1, 0, 0, 1, 2]
+    assert samples.matched_gt.tolist() == [0, 0, 0, 0, 1, 0, 0, 1, 2]
     assert samples.num_classes == K
     assert samples.targets is targets
     alone = RegionSampler(K, EVERYTHING, 0.5, append_truth=False)(proposals, targets, SEEDS[:2])
@@ -64,7 +64,7 @@ def test_a_region_stands_for_the_truth_it_overlaps_most(
     targets = make_targets([[(0, 0, 10, 10, 0), (1, 0, 11, 10, 1), (0, 0, 10, 8, 2)]], SIZES[:1])
     proposals = regions([(0.9, 0, 11, 10), (0, 0, 10, 8.5), (0, 0, 10, 9.9)], [0, 0, 0])
     samples = RegionSampler(K, EVERYTHING, 1.0, append_truth=False)(proposals, targets, SEEDS[:1])
-    assert samples.matched.tolist() == [1, 2, 0]
+    assert samples.matched_gt.tolist() == [1, 2, 0]
     assert samples.labels.tolist() == [1, 2, 0]
 
 
@@ -85,7 +85,7 @@ def test_quotas_of_each_image(
         (int(own.sum()), int((samples.labels[own] < K).sum()))
         for own in (samples.image_index == i for i in range(3))
     ]
-    # The third image: its twelve proposals are far off or in another place, its truth is the one positive.
+    # The proposals of the third image are far from its ground truth, the only positive.
     assert counts == [(32, 8), (32, 0), (13, 1)]
     first = RegionSampler(K, 32)(Regions(boxes, image, torch.ones(252)), targets, SEEDS[:3])
     assert torch.equal(
@@ -115,14 +115,14 @@ def test_crowds_never_give_negatives_nor_truths(make_targets: Callable[..., Targ
         regions(boxes * 2, [0] * 7 + [1] * 7), targets, SEEDS[:2]
     )
     first = samples.boxes[samples.image_index == 0].tolist()
-    # Half covered is still background, more is not; a crowd of another image does not count.
+    # Up to half covered is background, more is ignored; crowds of other images do not count.
     assert first == [list(map(float, boxes[i])) for i in (2, 3, 5, 6)]
     assert samples.labels[samples.image_index == 0].tolist() == [K, K, 1, K]
     assert int((samples.image_index == 1).sum()) == 7
     twin = make_targets([[(10, 10, 20, 20, 2, True), (10, 10, 20, 20, 1)]], SIZES[:1])
-    assert RegionSampler(K)(regions([], []), twin, SEEDS[:1]).matched.tolist() == [
+    assert RegionSampler(K)(regions([], []), twin, SEEDS[:1]).matched_gt.tolist() == [
         1
-    ]  # the crowd's own box is not appended
+    ]  # the box of the crowd is not appended
     loose = RegionSampler(K, EVERYTHING, 0.5, append_truth=False, crowd_overlap=1.0)(
         regions(boxes, [0] * 7), targets, SEEDS[:2]
     )
@@ -150,7 +150,7 @@ def test_images_without_objects_give_background(make_targets: Callable[..., Targ
             regions([(0, 0, 10, 10), (5, 5, 9, 9)], [0, 1]), make_targets(truth, SIZES), SEEDS[:2]
         )
         assert samples.labels.tolist() == [K, K]
-        assert samples.matched.tolist() == [0, 0]
+        assert samples.matched_gt.tolist() == [0, 0]
 
 
 def test_a_truth_without_area_is_background_to_itself(make_targets: Callable[..., Targets]) -> None:
@@ -165,7 +165,7 @@ def test_what_is_drawn_of_an_image_does_not_depend_on_the_batch(
     make_boxes: Callable[..., Tensor],
     generator: torch.Generator,
 ) -> None:
-    # Guards against: two processes learn from other regions than one with the same images
+    # Guards against processes that sample other regions than one process with the same images.
     truth = [[(10, 10, 60, 60, 2)], [(0, 0, 50, 50, 1), (20, 20, 90, 90, 0)]]
     boxes, image = make_boxes(400, 100, 100, generator), torch.arange(400) // 200
     both = RegionSampler(K, 32)(
@@ -174,7 +174,7 @@ def test_what_is_drawn_of_an_image_does_not_depend_on_the_batch(
     for i in range(2):
         own = Regions(
             boxes[image == i].flip(0), torch.zeros(200, dtype=torch.int64), torch.ones(200)
-        )  # in another order, too
+        )  # also in another order
         alone = RegionSampler(K, 32)(
             own, make_targets(truth[i : i + 1], SIZES[:1]), SEEDS[i : i + 1]
         )

@@ -1,4 +1,4 @@
-"""The region proposal network: its order of anchors, its choice of proposals, its losses on literal cases and without objects."""
+"""The region proposal network: anchor order, proposals, losses on known cases, no objects."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from maskseg.structures import Batch, Targets
 STRIDES = {"p3": 8, "p4": 16}
 SIZES = ((16,), (48,))
 CHANNELS = 16
-LIMITS = {"per_level": 60, "per_image": 40}
+LIMITS = {"pre_nms_top_n": 60, "post_nms_top_n": 40}
 
 
 def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
-    """Ours and torchvision's, with the same weights."""
+    """Return our RPN and torchvision's with the same weights."""
     torch.manual_seed(seed)
     theirs = RegionProposalNetwork(
         TorchvisionAnchors(SIZES, ((0.5, 1.0, 2.0),) * 2),
@@ -45,7 +45,7 @@ def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
         RPNHead(CHANNELS, 3, layers=2),
         AnchorGenerator(SIZES, rounded=True, stride_from="image"),
         STRIDES,
-        train_limits={"per_level": 80, "per_image": 50},
+        train_limits={"pre_nms_top_n": 80, "post_nms_top_n": 50},
         test_limits=LIMITS,
         positive_iou=0.6,
         num_samples=10**6,
@@ -123,7 +123,7 @@ def test_proposals_are_sorted_clipped_and_apart(make_batch: Callable[..., Batch]
 
 
 def test_suppression_is_within_a_level(make_batch: Callable[..., Batch]) -> None:
-    """Two levels with the same anchors propose the same box twice, one level never does."""
+    """NMS is per level: two levels with equal anchors propose the same box twice."""
     head = FixedHead()
     rpn = RPN(
         head, AnchorGenerator(((16,), (16,)), aspect_ratios=(1.0,)), {"a": 32, "b": 32}
@@ -138,7 +138,7 @@ def test_suppression_is_within_a_level(make_batch: Callable[..., Batch]) -> None
 
 
 class FixedHead(nn.Module):
-    """Given logits and deltas of every anchor (zeros where none are given), as parameters."""
+    """A head with the given logits and deltas (default: zeros) as parameters."""
 
     def __init__(self, logits: Tensor | None = None, deltas: Tensor | None = None) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class FixedHead(nn.Module):
 
 
 def test_head_order_is_the_anchors_order() -> None:
-    """Each of the two anchors of a cell reads its own channels of that cell."""
+    """Each of the two anchors of a cell uses its own channels."""
     head = RPNHead(1, per_cell=2)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -184,7 +184,7 @@ MAPS = {"p4": torch.zeros((1, 1, 4, 4))}
 
 
 def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
-    """One truth is the anchor 5 exactly, shifted by 4 pixels: it is positive, its 15 neighbours negative."""
+    """A ground truth is anchor 5, shifted by 4 pixels: it is positive, the 15 others negative."""
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
     rpn = grid_rpn(
         torch.zeros((1, 16)), torch.zeros((1, 16, 4)), positive_iou=0.5, negative_iou=0.3
@@ -193,7 +193,7 @@ def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
     assert losses["rpn_objectness"].item() == pytest.approx(0.693147, abs=1e-5)
     assert losses["rpn_box"].item() == pytest.approx(
         (4 / 16) / 16, abs=1e-6
-    )  # L1 of dx alone, over 16 anchors drawn
+    )  # L1 of dx only, over 16 sampled anchors
     sum(losses.values()).backward()
     assert torch.sign(rpn.head.logits.grad)[0].tolist() == [
         -1.0 if i == 5 else 1.0 for i in range(16)
@@ -201,14 +201,14 @@ def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
     assert torch.nonzero(rpn.head.deltas.grad[0]).tolist() == [[5, 0]]
 
 
-def test_divide_by_quota(make_batch: Callable[..., Batch]) -> None:
+def test_normalize_by_quota(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
-    drawn, quota = (
-        grid_rpn(torch.zeros((1, 16)), num_samples=256, divide_by=d)(MAPS, batch)[1]
-        for d in ("drawn", "quota")
+    sampled, quota = (
+        grid_rpn(torch.zeros((1, 16)), num_samples=256, normalize_by=divisor)(MAPS, batch)[1]
+        for divisor in ("sampled", "quota")
     )
-    for name in drawn:
-        assert quota[name].item() == pytest.approx(drawn[name].item() * 16 / 256)
+    for name in sampled:
+        assert quota[name].item() == pytest.approx(sampled[name].item() * 16 / 256)
 
 
 def test_beta_of_the_smooth_loss(make_batch: Callable[..., Batch]) -> None:
@@ -217,8 +217,8 @@ def test_beta_of_the_smooth_loss(make_batch: Callable[..., Batch]) -> None:
     assert losses["rpn_box"].item() == pytest.approx(0.5 * 0.25**2 / 16)
 
 
-def drawn_anchors(rpn: RPN, batch: Batch) -> list[int]:
-    """Anchors whose logit gets a gradient: -1 positive, 1 negative, 0 not drawn."""
+def sampled_anchors(rpn: RPN, batch: Batch) -> list[int]:
+    """Return the sign of each anchor's gradient: -1 positive, 1 negative, 0 not sampled."""
     rpn.head.logits.grad = None
     rpn(MAPS, batch)[1]["rpn_objectness"].backward()
     return [int(g) for g in torch.sign(rpn.head.logits.grad)[0].tolist()]
@@ -229,11 +229,11 @@ def test_crowds_are_no_truth_and_what_they_cover_is_no_negative(
 ) -> None:
     crowd = (0, 0, 40, 64, 0, True)  # covers the first two columns, half of the third
     rpn = grid_rpn(torch.zeros((1, 16)))
-    assert drawn_anchors(rpn, make_batch([(64, 64)], [[crowd]])) == [0, 0, 1, 1] * 4
+    assert sampled_anchors(rpn, make_batch([(64, 64)], [[crowd]])) == [0, 0, 1, 1] * 4
     wider = (0, 0, 41, 64, 0, True)
-    assert drawn_anchors(rpn, make_batch([(64, 64)], [[wider]])) == [0, 0, 0, 1] * 4
-    # A truth inside the crowd stays a truth.
-    assert drawn_anchors(rpn, make_batch([(64, 64)], [[crowd, (16, 16, 32, 32, 1)]])) == [
+    assert sampled_anchors(rpn, make_batch([(64, 64)], [[wider]])) == [0, 0, 0, 1] * 4
+    # A ground truth inside the crowd still counts.
+    assert sampled_anchors(rpn, make_batch([(64, 64)], [[crowd, (16, 16, 32, 32, 1)]])) == [
         0,
         0,
         1,
@@ -251,9 +251,9 @@ def test_crowds_are_no_truth_and_what_they_cover_is_no_negative(
         1,
         1,
     ]
-    # A truth with the crowd's very box is positive, not ignored.
+    # A ground truth with the same box as the crowd is positive, not ignored.
     same = (16, 16, 32, 32, 0, True)
-    assert drawn_anchors(rpn, make_batch([(64, 64)], [[same, same[:5]]]))[5] == -1
+    assert sampled_anchors(rpn, make_batch([(64, 64)], [[same, same[:5]]]))[5] == -1
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_without_objects_the_graph_is_whole(
 def test_a_truth_without_area_is_harmless(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(64, 64)], [[(20, 20, 20, 40, 0), (30, 30, 30, 30, 1)]])
     rpn = grid_rpn(torch.zeros((1, 16)))
-    assert drawn_anchors(rpn, batch) == [1] * 16
+    assert sampled_anchors(rpn, batch) == [1] * 16
     assert rpn(MAPS, batch)[1]["rpn_box"].item() == 0
 
 
@@ -303,7 +303,7 @@ def test_broken_and_small_boxes_are_no_proposals(make_batch: Callable[..., Batch
 def test_an_infinite_logit_is_no_certain_proposal(
     make_batch: Callable[..., Batch], value: float
 ) -> None:
-    # Guards against: its sigmoid, 1, is finite
+    # Guards against a test of the sigmoid, which is finite.
     logits = torch.zeros((1, 16))
     logits[0, 5] = value
     found = grid_rpn(logits).eval()(MAPS, make_batch([(64, 64)]))[0]
@@ -324,8 +324,8 @@ def test_limits_of_training_and_of_testing(
     make_batch: Callable[..., Batch], training: bool, count: int
 ) -> None:
     limits: list[Mapping[str, int]] = [
-        {"per_level": 4, "per_image": 3},
-        {"per_level": 6, "per_image": 5},
+        {"pre_nms_top_n": 4, "post_nms_top_n": 3},
+        {"pre_nms_top_n": 6, "post_nms_top_n": 5},
     ]
     rpn = grid_rpn(torch.arange(16.0)[None], train_limits=limits[0], test_limits=limits[1]).train(
         training
@@ -333,7 +333,9 @@ def test_limits_of_training_and_of_testing(
     proposals, _ = rpn(MAPS, make_batch([(64, 64)]))
     assert len(proposals) == count
     torch.testing.assert_close(proposals.scores, torch.arange(15.0, 15.0 - count, -1).sigmoid())
-    few = grid_rpn(torch.arange(16.0)[None], test_limits={"per_level": 2, "per_image": 5}).eval()
+    few = grid_rpn(
+        torch.arange(16.0)[None], test_limits={"pre_nms_top_n": 2, "post_nms_top_n": 5}
+    ).eval()
     assert len(few(MAPS, make_batch([(64, 64)]))[0]) == 2
 
 
@@ -342,14 +344,14 @@ def test_quota_and_share_of_positives(make_batch: Callable[..., Batch]) -> None:
         (x, y, x + 16, y + 16, 0) for x in range(0, 64, 16) for y in range(0, 64, 32)
     ]  # eight anchors are positive
     batch = make_batch([(64, 64)], [truth])
-    signs = drawn_anchors(
+    signs = sampled_anchors(
         grid_rpn(torch.zeros((1, 16)), num_samples=8, positive_fraction=0.25), batch
     )
     assert (signs.count(-1), signs.count(1)) == (2, 6)
 
 
 def test_matched_truth_is_the_anchors_own_image(make_targets: Callable[..., Targets]) -> None:
-    """Two images with the same anchors and different truths: each anchor learns its own image's box."""
+    """Two images with the same anchors: the anchors are trained on the boxes of their own image."""
     targets = make_targets(
         [[(0, 0, 16, 16, 0)], [(16, 16, 32, 32, 0), (48, 48, 64, 62, 0)]], [(64, 64)] * 2
     )
@@ -371,14 +373,14 @@ def test_matched_truth_is_the_anchors_own_image(make_targets: Callable[..., Targ
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(UserError, match="drawn or quota, not 'mean'"):
-        grid_rpn(torch.zeros((1, 16)), divide_by="mean")
+    with pytest.raises(UserError, match="sampled or quota, not 'mean'"):
+        grid_rpn(torch.zeros((1, 16)), normalize_by="mean")
     with pytest.raises(UserError, match="per_cell must be 2"):
         RPN(RPNHead(CHANNELS, 3), AnchorGenerator(SIZES, aspect_ratios=(0.5, 1.0)), STRIDES)
 
 
 def test_the_start_of_the_weights() -> None:
-    """Both peers: a deviation of 0.01, no bias."""
+    """Standard deviation 0.01 and zero bias, as in torchvision and detectron2."""
     head = RPNHead(64, 3, layers=2)
     for layer in (*head.convs, head.objectness, head.deltas):
         assert isinstance(layer, nn.Conv2d)
@@ -388,7 +390,7 @@ def test_the_start_of_the_weights() -> None:
 
 
 def test_a_proposal_of_just_the_least_size_is_kept(make_batch: Callable[..., Batch]) -> None:
-    """As torchvision's `remove_small_boxes`."""
+    """Like torchvision's `remove_small_boxes`."""
     batch = make_batch([(64, 64)])
     found = grid_rpn(torch.zeros((1, 16))).eval()(MAPS, batch)[0]
     least = (found.boxes[:, 2:] - found.boxes[:, :2]).min().item()

@@ -1,4 +1,4 @@
-"""Points and heatmaps, against torchvision's functions."""
+"""Keypoints and heatmaps, compared with torchvision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoints_to_heatmap
 
 from maskseg.ops import keypoints
-from maskseg.ops.keypoints import bicubic_weights, cells_of, locate
+from maskseg.ops.keypoints import bicubic_weights, locate_keypoints, points_to_cells
 
 SIZE = 56
 
@@ -28,35 +28,37 @@ def test_literal_cells() -> None:
             ]
         ]
     )
-    cell, valid = cells_of(points, boxes, SIZE)
+    cell, valid = points_to_cells(points, boxes, SIZE)
     assert valid.tolist() == [[True, True, True, True, False, False, False]]
     assert cell[0, :4].tolist() == [0, 0, SIZE + 1, SIZE * SIZE - 1]
 
 
-def test_cells_are_torchvisions(generator: torch.Generator) -> None:
+def test_cells_equal_torchvision(generator: torch.Generator) -> None:
     boxes = torch.rand((50, 4), generator=generator) * 100
     boxes[:, 2:] += boxes[:, :2] + 1
     points = torch.rand((50, 17, 3), generator=generator) * torch.tensor(
         [220.0, 220.0, 3.0]
     ) - torch.tensor([5.0, 5.0, 1.0])
     points[:, 0, :2] = boxes[:, 2:]
-    cell, valid = cells_of(points, boxes, SIZE)
-    wanted, wanted_valid = keypoints_to_heatmap(points, boxes, SIZE)
+    cell, valid = points_to_cells(points, boxes, SIZE)
+    expected, wanted_valid = keypoints_to_heatmap(points, boxes, SIZE)
     assert 50 < int(valid.sum()) < valid.numel() - 50
     assert torch.equal(valid, wanted_valid.bool())
-    assert torch.equal(cell * valid, wanted)
+    assert torch.equal(cell * valid, expected)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 55, 56, 57, 300])
-def test_weights_are_those_of_interpolate(length: int, generator: torch.Generator) -> None:
+def test_weights_equal_interpolate(length: int, generator: torch.Generator) -> None:
     line = torch.randn((1, 1, SIZE, 1), generator=generator)
     weights = bicubic_weights(SIZE, torch.tensor([length, 3]), max(length, 3))
-    wanted = F.interpolate(line, size=(length, 1), mode="bicubic", align_corners=False)[0, 0, :, 0]
-    assert torch.allclose(weights[0, :length] @ line[0, 0, :, 0], wanted, atol=1e-5)
+    expected = F.interpolate(line, size=(length, 1), mode="bicubic", align_corners=False)[
+        0, 0, :, 0
+    ]
+    assert torch.allclose(weights[0, :length] @ line[0, 0, :, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [16_000_000, 100])
-def test_places_are_torchvisions(
+def test_locations_equal_torchvision(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     monkeypatch.setattr(keypoints, "_BUDGET", budget)
@@ -64,31 +66,35 @@ def test_places_are_torchvisions(
     boxes[:, 2:] = boxes[:, :2] + torch.rand((30, 2), generator=generator) * 150
     boxes[0, 2:] = boxes[0, :2] + 0.3  # smaller than a pixel
     logits = torch.randn((30, 5, 14, 14), generator=generator) * 4
-    found = locate(logits, boxes)
-    wanted, scores = heatmaps_to_keypoints(logits, boxes)
-    assert torch.allclose(found[..., :2], wanted[..., :2], atol=1e-3)
+    result = locate_keypoints(logits, boxes)
+    expected, scores = heatmaps_to_keypoints(logits, boxes)
+    assert torch.allclose(result[..., :2], expected[..., :2], atol=1e-3)
     best = scores - logits.flatten(2).logsumexp(dim=2)
-    assert torch.allclose(found[..., 2], best.exp().clamp(max=1), atol=1e-5)
+    assert torch.allclose(result[..., 2], best.exp().clamp(max=1), atol=1e-5)
 
 
-def test_a_point_comes_back_from_its_own_cell() -> None:
+def test_a_point_is_located_in_its_cell() -> None:
     boxes = torch.tensor([[3.0, 5.0, 59.0, 61.0]]).repeat(4, 1)
     points = torch.tensor([[10.2, 20.7], [3.1, 5.1], [58.9, 60.9], [33.5, 40.5]])
-    cell, _ = cells_of(torch.cat([points, torch.ones(4, 1)], 1)[:, None], boxes, SIZE)
+    cell, _ = points_to_cells(torch.cat([points, torch.ones(4, 1)], 1)[:, None], boxes, SIZE)
     logits = F.one_hot(cell, SIZE * SIZE).view(4, 1, SIZE, SIZE) * 20.0
-    found = locate(logits, boxes)[:, 0]
-    assert (found[:, :2] - points).abs().max() <= 0.5 + 1e-4  # a pixel is a cell here
-    assert (found[:, 2] > 0.99).all()
+    result = locate_keypoints(logits, boxes)[:, 0]
+    assert (result[:, :2] - points).abs().max() <= 0.5 + 1e-4  # a pixel is a cell here
+    assert (result[:, 2] > 0.99).all()
 
 
-def test_nothing() -> None:
-    assert locate(torch.zeros((0, 17, SIZE, SIZE)), torch.zeros((0, 4))).shape == (0, 17, 3)
-    cell, valid = cells_of(torch.zeros((0, 17, 3)), torch.zeros((0, 4)), SIZE)
+def test_no_regions() -> None:
+    assert locate_keypoints(torch.zeros((0, 17, SIZE, SIZE)), torch.zeros((0, 4))).shape == (
+        0,
+        17,
+        3,
+    )
+    cell, valid = points_to_cells(torch.zeros((0, 17, 3)), torch.zeros((0, 4)), SIZE)
     assert cell.shape == valid.shape == (0, 17)
 
 
-def test_autocast_does_not_blur_the_places(generator: torch.Generator) -> None:
-    # Guards against: in bfloat16 the enlarged map has plateaus, and the best pixel is off by several
+def test_autocast_does_not_change_the_locations(generator: torch.Generator) -> None:
+    # In bfloat16 the enlarged map would have plateaus, and the maximum would be off by pixels.
     boxes = torch.tensor([[0.0, 0.0, 400.0, 200.0]]).repeat(5, 1)
     peaks = torch.rand((5, 2), generator=generator) * 40 + 8
     cells = torch.arange(SIZE) + 0.5
@@ -100,7 +106,7 @@ def test_autocast_does_not_blur_the_places(generator: torch.Generator) -> None:
         / 50
         + 12
     )
-    exact = locate(logits, boxes)
+    exact = locate_keypoints(logits, boxes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(locate(logits, boxes), exact)
+        assert torch.equal(locate_keypoints(logits, boxes), exact)
     assert (exact[:, 0, :2] - peaks * torch.tensor([400 / 56, 200 / 56])).abs().max() < 2

@@ -1,4 +1,4 @@
-"""Run lengths against pycocotools and plain bitmaps."""
+"""Run lengths, compared with pycocotools and bitmaps."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import pytest
 from made.bitmaps import counts_of, encode, random_masks
 from pycocotools import mask as coco_mask
 
-from maskseg.ops import rle as runs
+from maskseg.ops import rle as rle_ops
 
 Bitmaps = np.ndarray
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_from_string(seed: int) -> None:
-    big = np.zeros((700, 900), dtype=bool)  # runs of several characters, differences of both signs
+    big = np.zeros((700, 900), dtype=bool)  # runs of multiple characters, differences of both signs
     big[100:650, 50:51] = True
     big[3:5, 800:] = True
     for mask in [*random_masks(40, seed=seed), big, ~big]:
         np.testing.assert_array_equal(
-            runs.counts_from_string(encode(mask)["counts"]), counts_of(mask)
+            rle_ops.counts_from_string(encode(mask)["counts"]), counts_of(mask)
         )
 
 
@@ -27,7 +27,7 @@ def test_counts_from_large_runs() -> None:
     for counts in ([2**31 + 5], [0, 2**31], [7, 2**30, 2**29, 3, 2**30], [1, 1, 1, 1]):
         total = sum(counts)
         rle = coco_mask.frPyObjects({"size": [1, total], "counts": counts}, 1, total)
-        np.testing.assert_array_equal(runs.counts_from_string(rle["counts"]), counts)
+        np.testing.assert_array_equal(rle_ops.counts_from_string(rle["counts"]), counts)
 
 
 def test_strings_from_counts() -> None:
@@ -42,56 +42,60 @@ def test_strings_from_counts() -> None:
         np.ones((4, 5), dtype=bool),
     ]
     counts = [counts_of(m) for m in masks]
-    texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
+    texts = rle_ops.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
     assert texts == [encode(m)["counts"].decode() for m in masks]
-    assert runs.strings_from_counts(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)) == []
+    assert (
+        rle_ops.strings_from_counts(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)) == []
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_strings_of_any_counts(seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts = [(2 ** rng.uniform(0, 31, n)).astype(np.int64) - 1 for n in rng.integers(0, 12, 50)]
-    edges = 2 ** np.arange(4, 31)  # where a number takes one more character
+    edges = 2 ** np.arange(4, 31)  # where a number needs one more character
     counts += [np.stack([edges - 1, edges, edges + 1, np.zeros_like(edges)]).T.ravel()]
-    texts = runs.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
-    for text, own in zip(texts, counts, strict=True):
-        np.testing.assert_array_equal(runs.counts_from_string(text.encode()), own)
+    texts = rle_ops.strings_from_counts(np.concatenate(counts), np.array([len(c) for c in counts]))
+    for text, count in zip(texts, counts, strict=True):
+        np.testing.assert_array_equal(rle_ops.counts_from_string(text.encode()), count)
         if (
-            len(own) and own.max() < 2**28
-        ):  # pycocotools has room for six characters a number, and writes behind it
+            len(count) and count.max() < 2**28
+        ):  # pycocotools overflows its buffer beyond six characters per number
             assert (
                 text
                 == coco_mask.frPyObjects(
-                    {"size": [1, int(own.sum())], "counts": own.tolist()}, 1, int(own.sum())
+                    {"size": [1, int(count.sum())], "counts": count.tolist()}, 1, int(count.sum())
                 )["counts"].decode()
             )
 
 
 @pytest.mark.parametrize("text", [b"~", b"/", b"o", b"00o", b"oooooooooooo0", b"\xff"])
-def test_strings_that_are_no_counts(text: bytes) -> None:
+def test_invalid_strings(text: bytes) -> None:
     with pytest.raises(ValueError, match="compressed RLE"):
-        runs.counts_from_string(text)
+        rle_ops.counts_from_string(text)
 
 
-def test_no_counts() -> None:
-    assert runs.counts_from_string(b"").tolist() == []
+def test_an_empty_string_has_no_counts() -> None:
+    assert rle_ops.counts_from_string(b"").tolist() == []
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_inside(seed: int) -> None:
+def test_contains_points(seed: int) -> None:
     masks = random_masks(20, seed=seed)
     rng = np.random.default_rng(seed)
     x, y = rng.integers(-5, 45, (2, len(masks), 300))
     heights, widths = np.array([m.shape for m in masks]).T
-    found = runs.inside([np.cumsum(counts_of(m)) for m in masks], heights, widths, x, y)
+    result = rle_ops.contains_points(
+        [np.cumsum(counts_of(m)) for m in masks], heights, widths, x, y
+    )
     for i, mask in enumerate(masks):
         padded = np.pad(mask, 50)
-        np.testing.assert_array_equal(found[i], padded[y[i] + 50, x[i] + 50])
+        np.testing.assert_array_equal(result[i], padded[y[i] + 50, x[i] + 50])
 
 
-def test_spans_rebuild_the_mask() -> None:
+def test_column_spans_rebuild_the_mask() -> None:
     for mask in random_masks(60):
-        column, top, bottom = runs.spans(np.cumsum(counts_of(mask)), mask.shape[0])
+        column, top, bottom = rle_ops.column_spans(np.cumsum(counts_of(mask)), mask.shape[0])
         again = np.zeros_like(mask)
         for c, t, b in zip(column, top, bottom, strict=True):
             assert not again[t:b, c].any()
@@ -100,8 +104,8 @@ def test_spans_rebuild_the_mask() -> None:
         assert (np.diff(column) >= 0).all()
 
 
-def test_spans_with_empty_runs() -> None:
-    column, top, bottom = runs.spans(np.cumsum([2, 0, 1, 3, 0, 2, 4]), 4)
+def test_column_spans_with_empty_runs() -> None:
+    column, top, bottom = rle_ops.column_spans(np.cumsum([2, 0, 1, 3, 0, 2, 4]), 4)
     assert [column.tolist(), top.tolist(), bottom.tolist()] == [[0, 1, 1], [3, 0, 2], [4, 2, 4]]
 
 
@@ -112,6 +116,6 @@ def test_counts_from_crop(seed: int) -> None:
         top, left, below, right = rng.integers(0, 3, 4)
         whole = np.pad(crop, ((top, below), (left, right)))
         np.testing.assert_array_equal(
-            runs.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole)
+            rle_ops.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole)
         )
-    assert runs.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]
+    assert rle_ops.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]

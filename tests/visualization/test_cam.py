@@ -1,4 +1,4 @@
-"""Pictures of class activation maps: colours at known pixels, which classes are drawn, sizes."""
+"""Images of class activation maps: colors at known pixels, the classes drawn, sizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from maskseg.structures import Batch, Categories, FeatureSpec, Outputs, Regions
 from maskseg.visualization import cam
-from maskseg.visualization.cam import cam_overlay, cam_sheet, heated, score_row
-from maskseg.visualization.detections import Picture
+from maskseg.visualization.cam import cam_overlay, cam_sheet, overlay_heat_map, score_row
+from maskseg.visualization.layout import RGBImage
 
 NAMES = ("a", "b", "c", "d")
 LEVEL = FeatureSpec(16, 8.0, 1)
@@ -23,30 +23,30 @@ def outputs(scores: list[float], maps: Tensor | None = None) -> Outputs:
 
 
 def test_colours() -> None:
-    image = np.full((1, 4, 3), (30, 60, 90), dtype=np.uint8)  # 60 in grey
-    found = heated(image, torch.tensor([[-5.0, 0.0, 1.0, 2.0]])).astype(int)
-    assert np.abs(found[0, :2] - 24).max() <= 2  # 0.4 of the grey, under black
-    red, green, blue = found[0, 3].tolist()
+    image = np.full((1, 4, 3), (30, 60, 90), dtype=np.uint8)  # 60 in gray
+    colours = overlay_heat_map(image, torch.tensor([[-5.0, 0.0, 1.0, 2.0]])).astype(int)
+    assert np.abs(colours[0, :2] - 24).max() <= 2  # 0.4 of the gray, below black
+    red, green, blue = colours[0, 3].tolist()
     assert red > 150
     assert green > 150
     assert blue < red  # yellow
-    assert found[0, 1].sum() < found[0, 2].sum() < found[0, 3].sum()
+    assert colours[0, 1].sum() < colours[0, 2].sum() < colours[0, 3].sum()
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0])
-def test_a_map_of_nothing_is_dark_and_finite(value: float) -> None:
-    found = heated(np.full((3, 3, 3), 100, dtype=np.uint8), torch.full((3, 3), value))
-    assert np.abs(found.astype(int) - 40).max() <= 2
+def test_a_map_without_activation_is_dark_and_finite(value: float) -> None:
+    image = overlay_heat_map(np.full((3, 3, 3), 100, dtype=np.uint8), torch.full((3, 3), value))
+    assert np.abs(image.astype(int) - 40).max() <= 2
 
 
-def test_the_likeliest_classes_are_drawn_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_likely_classes_are_drawn_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[tuple[int, ...], float]] = []
 
-    def remember(image: Picture, activation: Tensor) -> Picture:
+    def record(image: RGBImage, activation: Tensor) -> RGBImage:
         drawn.append((tuple(activation.shape), float(activation.mean())))
         return image
 
-    monkeypatch.setattr(cam, "heated", remember)
+    monkeypatch.setattr(cam, "overlay_heat_map", record)
     maps = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 6)
     cam_sheet(
         np.zeros((32, 48, 3), dtype=np.uint8),
@@ -59,11 +59,9 @@ def test_the_likeliest_classes_are_drawn_in_order(monkeypatch: pytest.MonkeyPatc
     assert drawn == [((480, 720), pytest.approx(k)) for k in (1.0, 3.0, 2.0)]
 
 
-def test_where_a_map_is_bright() -> None:
+def test_position_of_a_maximum() -> None:
     maps = torch.zeros((1, 1, 4, 6))
-    maps[0, 0, 1, 4] = (
-        1.0  # its cell's centre is at (72, 24) of 96 x 64 pixels, which are the network's
-    )
+    maps[0, 0, 1, 4] = 1.0  # the center of the cell is at (72, 24) of the input of 96 x 64 pixels
     sheet = cam_sheet(
         np.full((128, 192, 3), 120, dtype=np.uint8),
         outputs([0.7], maps),
@@ -77,7 +75,7 @@ def test_where_a_map_is_bright() -> None:
     assert (y, x) == (pytest.approx(24 * 7.5, abs=1), pytest.approx(72 * 7.5, abs=1))
 
 
-def test_an_overlay_of_a_picture_that_was_resized() -> None:
+def test_overlay_of_a_resized_image() -> None:
     sizes = torch.tensor([[64, 96]])
     batch = Batch(
         torch.zeros((1, 3, 64, 96), dtype=torch.uint8),
@@ -94,7 +92,7 @@ def test_an_overlay_of_a_picture_that_was_resized() -> None:
         Categories(NAMES[:2], (1, 2)),
     )
     assert sheet.dtype == np.uint8
-    assert sheet.shape[1] == 3 * 720 + 4 * 8  # the picture and as many classes as there are
+    assert sheet.shape[1] == 3 * 720 + 4 * 8  # the image and both classes
 
 
 def test_scores_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis: colours at known pixels, what is written, sizes, odd images, and that nothing is left out of the charts."""
+"""Images of errors and plots of metrics: colors at known pixels, texts, sizes, extreme images."""
 
 import sys
 
@@ -10,8 +10,8 @@ from maskseg.errors import UserError
 from maskseg.evaluation.coco_entries import compressed_rle
 from maskseg.evaluation.diagnosis import diagnose, worst
 from maskseg.structures import Categories
-from maskseg.visualization import detections
-from maskseg.visualization import diagnosis as diagnosis_pictures
+from maskseg.visualization import detections, layout
+from maskseg.visualization import diagnosis as diagnosis_images
 from maskseg.visualization.diagnosis import (
     draw_confusion,
     draw_pr_curves,
@@ -21,9 +21,10 @@ from maskseg.visualization.diagnosis import (
 
 ANIMALS = Categories(("cat", "dog"), (3, 7))
 CAT, DOG = 3, 7
-HEIGHT, WIDTH = 360, 720  # drawn as it is: its longer side is what images are scaled to
+HEIGHT = 360
+WIDTH = 720  # the size that images are scaled to: not resized
 GREY = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
-COLOURS = {outcome: colour for outcome, (colour, _) in diagnosis_pictures._MARKS.items()}
+COLOURS = {outcome: colour for outcome, (colour, _) in diagnosis_images._MARKS.items()}
 
 
 def shape(x, y, w, h):
@@ -42,8 +43,10 @@ def truth(category, x, y, w, h, *, mask=True, image=1):
 
 
 def row(category, x, y, w, h, score, mask=None, image=1):
-    found = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score}
-    return found if mask is False else found | {"segmentation": shape(*(mask or (x, y, w, h)))}
+    result = {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "score": score}
+    if mask is not False:
+        result["segmentation"] = shape(*(mask or (x, y, w, h)))
+    return result
 
 
 TRUTHS = [
@@ -66,21 +69,20 @@ def one(truths=TRUTHS, rows=ROWS, categories=ANIMALS):
 
 
 def sides(picture, height=HEIGHT, width=WIDTH):
-    """The two pictures of a pair, without headings and margins."""
-    gap = detections._GAP
+    """The two images of a pair, without headings and margins."""
+    gap = layout.GAP
     bottom = picture.shape[0] - gap
-    return picture[bottom - height : bottom, gap : gap + width], picture[
-        bottom - height : bottom, 2 * gap + width : 2 * (gap + width)
-    ]
+    rows = picture[bottom - height : bottom]
+    return rows[:, gap : gap + width], rows[:, 2 * gap + width : 2 * (gap + width)]
 
 
-def written(monkeypatch, *arguments):
-    """The texts that a picture offers for each side, in the order of their places."""
+def label_texts(monkeypatch, *arguments):
+    """The candidate texts of the labels of each side, in the order in which they choose places."""
     sides = []
-    draw_labels = detections._draw_labels
+    draw_labels = detections.draw_labels
     monkeypatch.setattr(
-        detections,
-        "_draw_labels",
+        diagnosis_images,
+        "draw_labels",
         lambda draw, size, labels: (
             sides.append([t for _, t, _ in labels]),
             draw_labels(draw, size, labels),
@@ -94,30 +96,29 @@ def has(picture, outcome):
     return (picture == COLOURS[outcome]).all(axis=2)
 
 
-def test_each_outcome_has_its_colour_where_it_is():
+def test_colours_and_positions_of_outcomes():
     left, right = sides(draw_worst(GREY, one(), ANIMALS, "a.jpg"))
-    assert has(left, "correct")[60, 50:130].all()  # thin: the first row of the box, and no more
+    assert has(left, "correct")[60, 50:130].all()  # thin: only the first row of the box
     assert not has(left, "correct")[61, 51:129].any()
     assert has(right, "correct")[60, 50:130].all()
     for side in (left, right):
-        assert has(side, "wrong class")[57:60, 250:330].all()  # thick, outside of the box
+        assert has(side, "wrong class")[57:60, 250:330].all()  # thick, outside the box
         assert has(side, "bad mask")[57:60, 450:530].all()
-        np.testing.assert_array_equal(side[90, 90], [90, 90, 90])  # what is right is not filled
+        np.testing.assert_array_equal(side[90, 90], [90, 90, 90])  # correct objects are not filled
     assert has(left, "missed")[217:220, 50:130].all()
     assert has(right, "false")[217:220, 600:680].all()
     assert not has(right, "missed").any()
     assert not has(left, "false").any()
     expected = 90 + detections._FILL * (np.array(COLOURS["bad mask"]) - 90.0)
-    np.testing.assert_allclose(
-        right[75, 490], expected, atol=1
-    )  # the mask that was predicted ends at y = 84, the true one at 140
+    # The predicted mask ends at y = 84, the true one at 140.
+    np.testing.assert_allclose(right[75, 490], expected, atol=1)
     np.testing.assert_allclose(left[120, 490], expected, atol=1)
     np.testing.assert_array_equal(right[120, 490], [90, 90, 90])
-    assert (GREY == 90).all()  # the image given is not painted on
+    assert (GREY == 90).all()  # the input is not modified
 
 
 def test_texts(monkeypatch):
-    left, right = written(monkeypatch, GREY, one(), ANIMALS)
+    left, right = label_texts(monkeypatch, GREY, one(), ANIMALS)
     assert [texts[0] for texts in left] == ["dog", "cat", "missed dog"]
     assert [texts[0] for texts in right] == ["false cat 0.83", "bad mask 0.30", "dog, is cat 0.70"]
 
@@ -126,22 +127,19 @@ def test_texts(monkeypatch):
     ("count", "missed", "false"),
     [(30, ["missed cell", "cell"], ["false cell 0.75", "cell 0.75", "0.75"]), (31, None, ["0.75"])],
 )
-def test_of_many_errors_of_the_only_class_just_the_numbers_are_written(
-    monkeypatch, count, missed, false
-):
+def test_many_errors_of_the_only_class_are_labelled_by_scores(monkeypatch, count, missed, false):
     cells = Categories(("cell",), (1,))
     truths = [truth(1, 20 * i, 40, 10, 10) for i in range(count)]
     rows = [row(1, 20 * i, 200, 10, 10, 0.75) for i in range(count)]
-    left, right = written(monkeypatch, GREY, one(truths, rows, cells), cells)
+    left, right = label_texts(monkeypatch, GREY, one(truths, rows, cells), cells)
     assert left == ([missed] * count if missed else [])
     assert right == [false] * count
 
 
-def test_tiny_objects_are_seen():
+def test_tiny_objects_are_visible():
     left, _ = sides(draw_worst(GREY, one([truth(CAT, 300, 300, 1, 1, mask=False)], []), ANIMALS))
-    assert has(left, "missed")[
-        303, 296:305
-    ].all()  # the last rows of a frame of 9 pixels around it, below its text
+    # The last row of the frame of 9 pixels around it, below its label.
+    assert has(left, "missed")[303, 296:305].all()
     assert not has(left, "missed")[303, [295, 305]].any()
 
 
@@ -176,11 +174,9 @@ def test_images_are_scaled_to_one_size(shape, expected):
     assert not filled[expected[0] // 2, : round(0.2 * expected[1])].any()
 
 
-def test_boxes_alone_boxes_outside_and_no_errors():
-    truths, rows = (
-        [truth(CAT, 700, 350, 90, 90, mask=False)],
-        [row(DOG, -50, -50, 90, 90, 0.9, mask=False)],
-    )
+def test_boxes_without_masks_boxes_outside_and_no_errors():
+    truths = [truth(CAT, 700, 350, 90, 90, mask=False)]
+    rows = [row(DOG, -50, -50, 90, 90, 0.9, mask=False)]
     left, right = sides(draw_worst(GREY, one(truths, rows), ANIMALS))
     assert has(left, "missed").any()
     assert has(right, "false").any()
@@ -189,29 +185,31 @@ def test_boxes_alone_boxes_outside_and_no_errors():
     assert (right == 90).all()
 
 
-def test_the_title_is_never_cut_off(monkeypatch):
+def test_the_title_is_never_truncated(monkeypatch):
     texts = []
     monkeypatch.setattr(
-        diagnosis_pictures,
-        "_under",
-        lambda heading, picture, size, under=diagnosis_pictures._under: (
+        diagnosis_images,
+        "_add_heading",
+        lambda heading, image, size, add=diagnosis_images._add_heading: (
             texts.extend(heading),
-            under(heading, picture, size),
+            add(heading, image, size),
         )[1],
     )
     tower = np.full((720, 20, 3), 90, dtype=np.uint8)
     picture = draw_worst(tower, one([], []), ANIMALS, "a_very_long_name_of_a_narrow_picture.jpg")
     assert texts[0].text == "a_very_long_name_of_a_narrow_picture.jpg: no errors"
-    assert picture.shape[1] > detections._font(diagnosis_pictures._TITLE).getlength(texts[0].text)
+    assert picture.shape[1] > layout.load_font(diagnosis_images._TITLE_SIZE).getlength(
+        texts[0].text
+    )
     draw_worst(GREY, one(), ANIMALS)
     assert texts[1].text == "image 1: missed 1, false 1, wrong class 1, bad mask 1"
 
 
 def test_legend_is_on_top(tmp_path):
-    asked = []
+    loaded = []
 
-    def picture(image_id):
-        asked.append(image_id)
+    def load_image(image_id):
+        loaded.append(image_id)
         return GREY
 
     truths = [
@@ -221,16 +219,16 @@ def test_legend_is_on_top(tmp_path):
     ]
     diagnoses = worst(diagnose(truths, [], ANIMALS), 25)
     path = tmp_path / "new" / "worst.png"
-    sheet = draw_worst_images(diagnoses, ANIMALS, picture, path, file_names={2: "two.jpg"})
+    sheet = draw_worst_images(diagnoses, ANIMALS, load_image, path, file_names={2: "two.jpg"})
     np.testing.assert_array_equal(np.asarray(Image.open(path)), sheet)
-    assert asked == [d.image_id for d in diagnoses[:20]]
-    assert sheet.shape[1] == 2 * (2 * WIDTH + 3 * detections._GAP) + 3 * detections._GAP
+    assert loaded == [d.image_id for d in diagnoses[:20]]
+    assert sheet.shape[1] == 2 * (2 * WIDTH + 3 * layout.GAP) + 3 * layout.GAP
     assert sheet.shape[0] > 10 * HEIGHT
     for outcome in COLOURS:
         assert has(sheet[:60], outcome).sum() > 300
 
 
-def test_legend_of_one_narrow_picture_has_several_lines():
+def test_legend_of_one_narrow_image_has_several_lines():
     narrow = np.full((720, 40, 3), 90, dtype=np.uint8)
     sheet = draw_worst_images(
         [one([truth(CAT, 5, 5, 20, 20, mask=False)], [])], ANIMALS, lambda _: narrow
@@ -289,7 +287,7 @@ def test_pr_curves_of_one_kind_at_another_threshold():
 
 
 def shown(monkeypatch):
-    """What is put into the picture of a matrix: the texts, the shares."""
+    """The texts and the shares that the plot of a matrix shows."""
     from matplotlib.axes import Axes
 
     texts, shares = [], []
@@ -323,25 +321,24 @@ def test_confusion_of_more_classes(monkeypatch, count):
         np.eye(count + 1, dtype=np.int64), [f"a class with a long name {i}" for i in range(count)]
     )
     assert len(texts) == (count + 1 if count <= 20 else 0)
-    assert picture.shape[0] > 20 * (count + 1)  # pixels for each name
-    for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is cut off
+    assert picture.shape[0] > 20 * (count + 1)  # pixels per name
+    for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is truncated
         assert (border == 255).all()
 
 
-def test_wrong_matrix():
+def test_matrix_of_another_size():
     with pytest.raises(ValueError, match=r"\[3, 3\]"):
         draw_confusion(np.zeros((2, 2), np.int64), ["cat", "dog"])
 
 
-def test_a_picture_that_cannot_be_written(tmp_path):
+def test_an_image_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the picture"):
+    with pytest.raises(UserError, match="cannot write the image"):
         draw_confusion(np.eye(2, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png")
 
 
 def test_no_pyplot(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "matplotlib.pyplot", None
-    )  # its import would raise; it holds global state and may want a display
+    # Importing pyplot would raise: it holds global state and may need a display.
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     draw_confusion(np.eye(2, dtype=np.int64), ["cat"])
     draw_pr_curves({"bbox": {"cat": curve(1.0, 1)}})

@@ -1,4 +1,4 @@
-"""Pictures of semantic maps: colours at known pixels, colours that differ, legends, odd images, the confusion of classes."""
+"""Images of semantic maps: distinct colors at known pixels, legends, extreme images, confusion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from maskseg.errors import UserError
-from maskseg.visualization import detections, segments, semantic
+from maskseg.visualization import layout, segments, semantic
 from maskseg.visualization.semantic import (
     class_colours,
     draw_semantic,
@@ -18,11 +18,10 @@ from maskseg.visualization.semantic import (
     semantic_sheet,
 )
 
-GREY = np.full(
-    (480, 720, 3), 90, dtype=np.uint8
-)  # drawn as it is: not enlarged, and the size of a picture in a sheet
-GAP = detections._GAP
-TITLE = 45  # 1.5 of its 30 pixels
+# As large as an image of a sheet, which is neither enlarged nor shrunk.
+GREY = np.full((480, 720, 3), 90, dtype=np.uint8)
+GAP = layout.GAP
+TITLE = 45  # 1.5 times the 30 pixels of its text
 NAMES = [f"class {k}" for k in range(50)]
 
 
@@ -33,12 +32,8 @@ def halves(left, right, shape=GREY.shape[:2]):
 
 
 def filled(label, grey=90):
-    return tuple(
-        int(v)
-        for v in np.round(
-            0.6 * class_colours(label + 1)[label].astype(float) + 0.4 * (64 + grey / 2)
-        )
-    )
+    colour = class_colours(label + 1)[label].astype(float)
+    return tuple(np.round(0.6 * colour + 0.4 * (64 + grey / 2)).astype(int).tolist())
 
 
 def colours_in(picture):
@@ -49,44 +44,44 @@ def colours_in(picture):
 
 
 def swatches(legend):
-    """The colours in a legend [H, W, 3], row by row from the top of its first column, read left of the names."""
+    """The colors of the first column of a legend [H, W, 3], from the top."""
     column = legend[:, GAP + 4].tolist()
     return [
         tuple(b)
         for a, b in pairwise(column)
-        if a != b and tuple(b) not in ((255, 255, 255), segments._FRAME)
+        if a != b and tuple(b) not in ((255, 255, 255), layout.FRAME)
     ]
 
 
-def test_colours_depend_on_the_class_alone():
+def test_colours_depend_only_on_the_label():
     colours = class_colours(60)
     assert colours.shape == (60, 3)
     assert colours.dtype == np.uint8
     for count in (0, 1, 9, 40):
         np.testing.assert_array_equal(class_colours(count), colours[:count])
-    assert [tuple(c) for c in colours[:9].tolist()] == list(detections._PALETTE)
-    everything = class_colours(1000)
-    first = len({tuple(c) for c in everything.tolist()})
-    assert first > 200
-    np.testing.assert_array_equal(everything[first:], everything[: 1000 - first])
+    assert [tuple(c) for c in colours[:9].tolist()] == list(layout.PALETTE)
+    many = class_colours(1000)
+    num_distinct = len({tuple(c) for c in many.tolist()})
+    assert num_distinct > 200
+    np.testing.assert_array_equal(many[num_distinct:], many[: 1000 - num_distinct])
 
 
-def test_40_colours_are_told_apart():
-    def least(colours):
-        places = semantic._oklab(colours)
-        return (np.linalg.norm(places[:, None] - places, axis=2) + 9 * np.eye(len(places))).min()
+def test_40_colours_are_distinguishable():
+    def min_distance(colours):
+        points = semantic._oklab(colours)
+        return (np.linalg.norm(points[:, None] - points, axis=2) + 9 * np.eye(len(points))).min()
 
-    # The hues that the other pictures go on with are a fifth as far apart.
-    hues = np.array([segments._colour(k) for k in range(40)])
-    assert least(class_colours(16)) > 0.11
-    assert least(class_colours(40)) > 0.08 > 2 * least(hues)
+    # The hues that follow the palette for segments are less distinct.
+    hues = np.array([segments._numbered_colour(k) for k in range(40)])
+    assert min_distance(class_colours(16)) > 0.11
+    assert min_distance(class_colours(40)) > 0.08 > 2 * min_distance(hues)
 
 
 def test_oklab_literals():
-    # The published values of white, red and blue, (lightness, a, b).
-    found = semantic._oklab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]]))
-    wanted = [[1, 0, 0], [0.628, 0.225, 0.126], [0.452, -0.032, -0.312], [0, 0, 0]]
-    np.testing.assert_allclose(found, wanted, atol=1.5e-3)
+    # The published values (lightness, a, b) of white, red and blue.
+    oklab = semantic._oklab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]]))
+    expected = [[1, 0, 0], [0.628, 0.225, 0.126], [0.452, -0.032, -0.312], [0, 0, 0]]
+    np.testing.assert_allclose(oklab, expected, atol=1.5e-3)
 
 
 def test_classes_are_filled_in_their_colour():
@@ -98,7 +93,7 @@ def test_classes_are_filled_in_their_colour():
     assert colours_in(inner[:, :355]) == {filled(3)}
     assert colours_in(inner[:, 364:]) == {filled(0)}
     assert (inner[:, 359] == 255).all()  # the outline, on the larger label
-    assert (GREY == 90).all()  # the image given is not painted on
+    assert (GREY == 90).all()  # the input is not modified
     bright = draw_semantic(np.full_like(GREY, 250), labels, NAMES)
     assert tuple(bright[100, 100].tolist()) == filled(3, 250)
     coloured = draw_semantic(
@@ -108,7 +103,7 @@ def test_classes_are_filled_in_their_colour():
 
 
 @pytest.mark.parametrize(("left", "right"), [(-1, 5), (5, -3)])
-def test_pixels_without_a_class_stay(left, right):
+def test_pixels_without_a_class_are_unchanged(left, right):
     labels = halves(left, right)
     inner = draw_semantic(GREY, labels, NAMES)[GAP:-GAP, GAP : GAP + 720]
     assert (inner[labels < 0] == 90).all()
@@ -116,7 +111,8 @@ def test_pixels_without_a_class_stay(left, right):
 
 
 def test_legend_has_the_classes_that_occur(monkeypatch):
-    texts, write = [], ImageDraw.ImageDraw.text
+    texts = []
+    write = ImageDraw.ImageDraw.text
     monkeypatch.setattr(
         ImageDraw.ImageDraw,
         "text",
@@ -133,20 +129,17 @@ def test_legend_has_the_classes_that_occur(monkeypatch):
     assert ink[:30].sum() > 100  # a name
     assert ink[30:80].sum() > 100
     assert not ink[80:].any()
-    assert draw_semantic(GREY, halves(-1, -1), NAMES).shape == (
-        480 + 2 * GAP,
-        720 + 2 * GAP,
-        3,
-    )  # none: no legend
+    without_legend = draw_semantic(GREY, halves(-1, -1), NAMES)
+    assert without_legend.shape == (480 + 2 * GAP, 720 + 2 * GAP, 3)
 
 
-def test_names_are_readable_and_cut():
+def test_names_are_legible_and_truncated():
     short, long, longer = (
         draw_semantic(GREY, halves(0, 0), [name]).shape[1] for name in ("a", "a" * 80, "a" * 90)
     )
     assert short < long == longer < 720 + 420
     ink = (draw_semantic(GREY, halves(0, 0), ["H"])[GAP:, 720 + GAP :] < 100).all(axis=2)
-    assert np.ptp(np.flatnonzero(ink.any(axis=1))) + 1 >= 14  # pixels of a capital
+    assert np.ptp(np.flatnonzero(ink.any(axis=1))) + 1 >= 14  # pixels of a capital letter
 
 
 @pytest.mark.parametrize("count", [1, 12, 16, 40])
@@ -159,17 +152,15 @@ def test_a_legend_of_many_classes_fits(count):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 7)])
-def test_odd_images(shape):
-    image, labels = (
-        np.full((*shape, 3), 9, np.uint8),
-        np.arange(shape[0] * shape[1]).reshape(shape) % 30,
-    )
-    found = {filled(k, 128) for k in np.unique(labels).tolist()}
+def test_extreme_sizes(shape):
+    image = np.full((*shape, 3), 9, np.uint8)
+    labels = np.arange(shape[0] * shape[1]).reshape(shape) % 30
+    expected = {filled(k, 128) for k in np.unique(labels).tolist()}
     for picture in (
         draw_semantic(image, labels, NAMES),
         semantic_sheet(image, labels, labels, NAMES),
     ):
-        assert found <= colours_in(picture)
+        assert expected <= colours_in(picture)
         assert picture.shape[0] < shape[0] + 2000
         assert picture.shape[1] < 8 * shape[1] + 3000
 
@@ -181,8 +172,9 @@ def test_small_images_are_enlarged_with_their_labels():
     assert np.flatnonzero((inner == 255).all(axis=(0, 2))).tolist() == [300]
 
 
-def test_sheet_has_three_pictures_and_one_legend():
-    truth, predicted = halves(0, 7), halves(0, 20)
+def test_sheet_has_three_images_and_one_legend():
+    truth = halves(0, 7)
+    predicted = halves(0, 20)
     sheet = semantic_sheet(GREY, truth, predicted, NAMES)
     tiles = [sheet[GAP + TITLE :, GAP + i * (720 + GAP) :][:480, :720] for i in range(4)]
     np.testing.assert_array_equal(tiles[0], GREY)
@@ -200,7 +192,7 @@ def test_sheet_has_three_pictures_and_one_legend():
         np.testing.assert_array_equal(tile, GREY)
 
 
-def test_a_small_image_fills_its_place_in_a_sheet():
+def test_a_small_image_fills_its_tile():
     small = np.full((160, 240, 3), 90, dtype=np.uint8)
     sheets = [
         semantic_sheet(image, halves(1, 2, image.shape[:2]), halves(2, 1, image.shape[:2]), NAMES)
@@ -209,7 +201,7 @@ def test_a_small_image_fills_its_place_in_a_sheet():
     np.testing.assert_array_equal(*sheets)
 
 
-def test_wrong_arguments():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match="label 3 has no name, there are 3"):
         draw_semantic(GREY, halves(0, 3), NAMES[:3])
     with pytest.raises(ValueError, match="label 4 has no name"):
@@ -221,12 +213,14 @@ def test_wrong_arguments():
 
 
 def shown(monkeypatch):
-    """What the matrix shows: texts (row, column, text) in its cells, and the shares."""
-    texts, shares = [], []
-    draw, text = Axes.imshow, Axes.text
+    """The texts (row, column, text) in the cells, and the shares that the plot shows."""
+    texts = []
+    shares = []
+    draw = Axes.imshow
+    text = Axes.text
 
     def imshow(axis, values, **keys):
-        if np.ndim(values) == 2 and "norm" in keys:  # not the bar's
+        if np.ndim(values) == 2 and "norm" in keys:  # not the color bar
             shares.append(values)
         return draw(axis, values, **keys)
 
@@ -265,7 +259,8 @@ def test_confusion(tmp_path, monkeypatch):
 @pytest.mark.parametrize("count", [1, 20, 21, 60])
 def test_confusion_of_more_classes(monkeypatch, count, without):
     texts, _ = shown(monkeypatch)
-    lines, line = [], Axes.axvline
+    lines = []
+    line = Axes.axvline
     monkeypatch.setattr(
         Axes, "axvline", lambda axis, x, **keys: lines.append(x) or line(axis, x, **keys)
     )
@@ -274,18 +269,18 @@ def test_confusion_of_more_classes(monkeypatch, count, without):
         [f"a class with a long name {i}" for i in range(count)],
     )
     assert len(texts) == (count if count <= 20 else 0)
-    assert picture.shape[0] > 20 * count  # pixels for each name
-    assert lines == [count - 0.5] * without  # before the pixels without a class
-    for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is cut off
+    assert picture.shape[0] > 20 * count  # pixels per name
+    assert lines == [count - 0.5] * without  # before the column of no class
+    for border in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):  # nothing is truncated
         assert (border == 255).all()
 
 
-def test_wrong_matrix(tmp_path):
+def test_matrix_of_another_size(tmp_path):
     for shape in ((3, 3), (2, 4), (2,), (4,)):
         with pytest.raises(ValueError, match=r"2 names need a matrix \[2, 2\] or \[2, 3\]"):
             draw_semantic_confusion(np.zeros(shape, np.int64), ["cat", "sky"])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the picture"):
+    with pytest.raises(UserError, match="cannot write the image"):
         draw_semantic_confusion(
             np.eye(1, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png"
         )

@@ -1,4 +1,7 @@
-"""Classes of a data set as unions of ImageNet's, for classifiers that know those (`imagenet.json` says how they were chosen)."""
+"""Classes of other data sets as unions of ImageNet's classes.
+
+For classifiers trained on ImageNet; `imagenet.json` documents how the classes were chosen.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,40 @@ DATA_SETS = ("voc", "coco")
 
 
 def class_members(data_set: str) -> dict[str, list[int]]:
-    """Each class of `voc` (20 names) or `coco` (80) -> the ImageNet classes 0..999 that it is the union of, ascending; [] where there is none.
+    """ImageNet classes 0..999 whose union is each class of `voc` (20 names) or `coco` (80 names).
 
-    Hyponyms of the class in WordNet and, after them in the file, stand-ins: classes whose pictures show it although they are none of it.
+    Lists are ascending, [] for a class without members. Members are the hyponyms of the class in
+    WordNet, plus stand-ins: classes whose images show it although they are not hyponyms.
+    Raises UserError for another data set.
     """
     if data_set not in DATA_SETS:
         raise UserError(
-            f"ImageNet's classes are told for {' and '.join(DATA_SETS)}, not for {data_set!r}"
+            f"ImageNet's classes are known for {' and '.join(DATA_SETS)}, not for {data_set!r}"
         )
     table = _table()
     names = {name: name for name in table["coco"]} if data_set == "coco" else table["voc"]
-    entries = {name: table["coco"][key] for name, key in names.items()}
-    return {
-        name: sorted(_numbers(entry.get("below", "")) + _numbers(entry.get("stand_ins", "")))
-        for name, entry in entries.items()
-    }
+    members = {}
+    for name, key in names.items():
+        entry = table["coco"][key]
+        hyponyms = _parse_ranges(entry.get("below", ""))
+        stand_ins = _parse_ranges(entry.get("stand_ins", ""))
+        members[name] = sorted(hyponyms + stand_ins)
+    return members
 
 
 def members_of(names: Sequence[str]) -> list[list[int]]:
-    """The same for classes of VOC or COCO by name, in order; [] for a name that has no member in ImageNet. Raises UserError where none has one."""
+    """ImageNet members of classes of VOC or COCO by name, [] for a name without members.
+
+    Raises UserError if none of the names has members.
+    """
     known = class_members("coco") | class_members("voc")
-    found = [known.get(name, []) for name in names]
-    if names and not any(found):
+    members = [known.get(name, []) for name in names]
+    if names and not any(members):
         raise UserError(
-            f"ImageNet has no class for {', '.join(names)}: train a classifier (experiment=classify_coco_r50)"
+            f"ImageNet has no class for {', '.join(names)}: train a classifier "
+            "(experiment=classify_coco_r50)"
         )
-    return found
+    return members
 
 
 @cache
@@ -49,11 +60,11 @@ def _table() -> dict[str, Any]:
     return table
 
 
-def _numbers(text: str) -> list[int]:
+def _parse_ranges(text: str) -> list[int]:
     """`7-9, 12` -> [7, 8, 9, 12]."""
-    spans = [part.partition("-") for part in text.split(",") if part.strip()]
-    return [
-        i
-        for first, dash, last in spans
-        for i in range(int(first), int(last if dash else first) + 1)
-    ]
+    numbers: list[int] = []
+    for part in text.split(","):
+        if part.strip():
+            first, dash, last = part.partition("-")
+            numbers += range(int(first), int(last if dash else first) + 1)
+    return numbers

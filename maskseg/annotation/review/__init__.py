@@ -1,1 +1,1 @@
-"""The web page on which proposed masks are reviewed."""
+"""The web page for reviewing proposed masks."""

@@ -1,7 +1,8 @@
-"""The review page: its routes, as a FastAPI application (extra `demo`).
+"""The review page as a FastAPI application (extra `demo`).
 
-Proposed masks are shown one at a time, accepted, rejected, or cut out again from a box and painted strokes. Everything is asked for by id, never
-by path. What pixels and masks are read from, and how a mask is cut, is handed in.
+Proposed masks are shown one at a time, accepted, rejected, or segmented again from a box and
+painted strokes. Requests name annotations and images by id, never by path. The sources of pixels
+and masks, and the segmentation, are injected.
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from maskseg.annotation.grabcut import Cut
-from maskseg.annotation.review.guards import Bools, OwnPageOnly, Uploads, read_strokes
+from maskseg.annotation.grabcut import GrabCutResult
+from maskseg.annotation.review.guards import Bools, SameOriginOnly, Uploads, read_strokes
 from maskseg.annotation.review.state import Annotation, ReviewFile, review_of
 from maskseg.errors import UserError
-from maskseg.masks.base import Rle, encoded, rle_to_bitmaps
+from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
 
 Box = Sequence[float]  # xyxy, pixels
-Recut = Callable[
-    [NDArray[np.uint8], Box | None, Bools, Bools], Cut
-]  # RGB [H, W, 3], box, surely foreground, surely background -> mask
-Found = dict[str, Any]
+# RGB image [H, W, 3], box, sure foreground, sure background -> mask
+RefineMask = Callable[[NDArray[np.uint8], Box | None, Bools, Bools], GrabCutResult]
 PAGE = {
     "": "index.html",
     "app.js": "app.js",
@@ -41,61 +40,66 @@ PAGE = {
     "style.css": "style.css",
 }
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-LONGEST_SIDE = 16384  # pixels, of a browser's canvas
-QUALITY = 92  # of the JPEG that is shown
+MAX_SIDE = 16384  # px, the limit of a canvas in browsers
+QUALITY = 92  # of the JPEG images
 
 
-class Pictures(Protocol):
-    """Images by the ids of the file, and masks. Raise KeyError for an id that is not there."""
+class ImageStore(Protocol):
+    """Images and masks by id. Methods raise KeyError for an unknown id."""
 
     def name(self, image_id: int) -> str: ...
     def size(self, image_id: int) -> tuple[int, int]:
         """(height, width)"""
 
     def pixels(self, image_id: int) -> NDArray[np.uint8]:
-        """RGB [H, W, 3]. Raises UserError for a file that cannot be read or lies outside the folder."""
+        """RGB [H, W, 3]. Raises UserError for a file that is unreadable or outside the folder."""
 
     def mask(self, annotation: Annotation) -> Rle | None:
-        """The mask of an annotation of the file, as it is now, in the image's frame; None where it has none. Raises UserError."""
+        """The current mask of an annotation in the image's frame, or None. Raises UserError."""
 
     def categories(self) -> dict[int, str]:
-        """Names by id."""
+        """Category names by id."""
 
 
 def review_app(
-    file: ReviewFile, pictures: Pictures, recut: Recut, host: str, uploads: Uploads
+    file: ReviewFile, images: ImageStore, refine_mask: RefineMask, host: str, uploads: Uploads
 ) -> FastAPI:
-    """host: what the server is bound to. `file` is closed when the application ends."""
+    """Build the application. host: the address that the server is bound to.
+
+    `file` is closed when the application shuts down.
+    """
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(file.close)
 
-    app = FastAPI(lifespan=life, openapi_url=None)
-    app.add_middleware(OwnPageOnly, host=host)
-    app.include_router(Routes(file, pictures, recut, uploads).router())
-    app.add_exception_handler(UserError, lambda _, error: JSONResponse({"error": str(error)}, 422))
-    app.add_exception_handler(
-        KeyError, lambda _, error: JSONResponse({"error": f"there is no id {error}"}, 404)
-    )
-    app.add_exception_handler(AnyHTTPException, _told)
-    app.add_exception_handler(
-        RequestValidationError, lambda _, error: JSONResponse({"error": str(error)}, 422)
-    )
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.add_middleware(SameOriginOnly, host=host)
+    app.include_router(Routes(file, images, refine_mask, uploads).router())
+    app.add_exception_handler(UserError, _unprocessable)
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_exception_handler(KeyError, _unknown_id)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
     return app
 
 
 class Routes:
-    """One method a request. Functions that read, write or compute are no coroutines: the server runs them in threads."""
+    """The request handlers.
+
+    Handlers that read, write or compute are not coroutines: the server runs them in threads.
+    """
 
     def __init__(
-        self, file: ReviewFile, pictures: Pictures, recut: Recut, uploads: Uploads
+        self, file: ReviewFile, images: ImageStore, refine_mask: RefineMask, uploads: Uploads
     ) -> None:
-        self.file, self.pictures, self.recut, self.uploads = file, pictures, recut, uploads
+        self.file = file
+        self.images = images
+        self.refine_mask = refine_mask
+        self.uploads = uploads
 
     def router(self) -> APIRouter:
-        """The routes."""
+        """The routes of the page and its API."""
         router = APIRouter()
         for path, name in PAGE.items():
             router.add_api_route(f"/{path}", _page_file(name), methods=["GET"])
@@ -109,119 +113,133 @@ class Routes:
         return router
 
     def items(self) -> Response:
-        """All annotations as columns, those of one image side by side. The file is made true first."""
-        self.file.fold()
+        """All annotations as columns, grouped by image. Brings the file up to date first."""
+        self.file.merge_journal()
         rows = self.file.rows()
-        place: dict[int, int] = {}
+        position: dict[int, int] = {}
         for row in rows:
-            place.setdefault(row.image_id, len(place))
-        rows.sort(key=lambda row: place[row.image_id])
-        found = {
+            position.setdefault(row.image_id, len(position))
+        rows.sort(key=lambda row: position[row.image_id])
+        content = {
             "file": self.file.path.name,
             "ids": [row.id for row in rows],
             "image_ids": [row.image_id for row in rows],
             "category_ids": [row.category_id for row in rows],
             "reviews": [row.review for row in rows],
-            "images": {number: self.pictures.name(number) for number in place},
-            "categories": self.pictures.categories(),
+            "images": {image_id: self.images.name(image_id) for image_id in position},
+            "categories": self.images.categories(),
             "undoable": self.file.undoable(),
         }
-        return JSONResponse(found)
+        return JSONResponse(content)
 
     def image(self, number: int) -> Response:
-        """The picture as the annotations see it, a JPEG file."""
-        if max(self.pictures.size(number)) > LONGEST_SIDE:
+        """The image in the frame of the annotations, as JPEG."""
+        if max(self.images.size(number)) > MAX_SIDE:
             raise HTTPException(
                 422,
-                f"{self.pictures.name(number)}: browsers show no image of more than {LONGEST_SIDE} pixels a side",
+                f"{self.images.name(number)}: browsers cannot show images of more than "
+                f"{MAX_SIDE} pixels a side",
             )
         data = io.BytesIO()
-        Image.fromarray(self.pictures.pixels(number)).save(
-            data, "JPEG", quality=QUALITY, subsampling=0
-        )
+        image = Image.fromarray(self.images.pixels(number))
+        image.save(data, "JPEG", quality=QUALITY, subsampling=0)
         return Response(data.getvalue(), media_type="image/jpeg")
 
     def annotation(self, number: int) -> Response:
-        """What is known of one annotation."""
+        """The state of an annotation."""
         return self._state(number)
 
     def mask(self, number: int) -> Response:
-        """The mask, a PNG file of one bit a pixel, transparent where it is not."""
+        """The mask as a 1-bit PNG, transparent outside."""
         annotation = self.file.annotation(number)
-        rle = self.pictures.mask(annotation)
-        height, width = self.pictures.size(annotation["image_id"])
+        rle = self.images.mask(annotation)
+        height, width = self.images.size(annotation["image_id"])
         bitmap = np.zeros((height, width), dtype=bool) if rle is None else rle_to_bitmaps([rle])[0]
-        picture = Image.fromarray(bitmap.astype(np.uint8)).convert("P")
-        picture.putpalette([0, 0, 0, 255, 255, 255])
+        image = Image.fromarray(bitmap.astype(np.uint8)).convert("P")
+        image.putpalette([0, 0, 0, 255, 255, 255])
         data = io.BytesIO()
-        picture.save(data, "PNG", bits=1, transparency=0)
+        image.save(data, "PNG", bits=1, transparency=0)
         return Response(data.getvalue(), media_type="image/png")
 
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> Response:
-        """Accepts or rejects; no body is read."""
+        """Accept or reject an annotation; the request's body is not read."""
         self.file.decide(number, decision)
         return self._state(number)
 
     async def cut(self, number: int, request: Request, box: str = "") -> Response:
-        """Cuts the object out again. box: "x1,y1,x2,y2", the annotation's own where it is not given; the body: strokes as `read_strokes` has them."""
-        with self.uploads.place():
-            data = await self.uploads.body(request)
+        """Segment the object again.
+
+        box: "x1,y1,x2,y2", by default the annotation's own box; the body is a PNG of strokes for
+        `read_strokes`.
+        """
+        with self.uploads.slot():
+            data = await self.uploads.read_body(request)
             return await run_in_threadpool(self._cut, number, data, box)
 
     def undo(self) -> Response:
-        """Takes the last decision back."""
+        """Undo the last decision. Answers 409 if there is none."""
         number = self.file.undo()
         if number is None:
-            raise HTTPException(409, "there is nothing to take back")
+            raise HTTPException(409, "there is nothing to undo")
         return self._state(number)
 
-    def _cut(self, number: int, data: bytes, box: str) -> Response:
+    def _cut(self, number: int, data: bytes, box_text: str) -> Response:
         annotation = self.file.annotation(number)
-        height, width = self.pictures.size(annotation["image_id"])
+        image_id = annotation["image_id"]
+        height, width = self.images.size(image_id)
         foreground, background = read_strokes(data, height, width)
-        chosen = _posted_box(box, height, width) if box else _box(annotation)
-        cut = self.recut(
-            self.pictures.pixels(annotation["image_id"]), chosen, foreground, background
-        )
-        if not cut.mask.any():
-            raise HTTPException(
-                422, "nothing would be left of the mask; paint foreground, or reject it"
-            )
-        self.file.redraw(number, *encoded(cut.mask), int(cut.mask.sum()), cut.fallback)
+        box = _parse_box(box_text, height, width) if box_text else _box_of(annotation)
+        result = self.refine_mask(self.images.pixels(image_id), box, foreground, background)
+        if not result.mask.any():
+            raise HTTPException(422, "the mask would be empty; paint foreground, or reject it")
+        rle, mask_box = encode_rle(result.mask)
+        area = int(result.mask.sum())
+        self.file.replace_mask(number, rle, mask_box, area, result.fallback_reason)
         return self._state(number)
 
     def _state(self, number: int) -> Response:
         annotation = self.file.annotation(number)
-        height, width = self.pictures.size(annotation["image_id"])
-        made = annotation["mask_by"] if isinstance(annotation.get("mask_by"), dict) else {}
-        score, fallback = made.get("score", annotation.get("score")), made.get("fallback")
-        found = {
+        height, width = self.images.size(annotation["image_id"])
+        mask_by = annotation.get("mask_by")
+        if not isinstance(mask_by, dict):
+            mask_by = {}
+        score = mask_by.get("score", annotation.get("score"))
+        fallback = mask_by.get("fallback")
+        content = {
             "id": number,
             "image_id": annotation["image_id"],
             "height": height,
             "width": width,
-            "box": _box(annotation),
+            "box": _box_of(annotation),
             "score": score if _is_number(score) else None,
             "review": review_of(annotation),
             "undoable": self.file.undoable(),
-            "trouble": self.file.trouble,
+            "trouble": self.file.write_error,
             "fallback": fallback if isinstance(fallback, str) else "",
         }
-        return JSONResponse(found)
+        return JSONResponse(content)
 
 
 def _page_file(name: str) -> Callable[[], Response]:
+    """Handler that returns a file of the page."""
     text = files("maskseg.annotation.review").joinpath("page", name).read_text()
 
-    def answer() -> Response:
+    def handler() -> Response:
         return Response(text, media_type=TYPES[name.rpartition(".")[2]])
 
-    return answer
+    return handler
 
 
-async def _told(_: Request, error: Exception) -> Response:
-    """Refusals are JSON of one form."""
-    assert isinstance(error, AnyHTTPException)
+async def _unprocessable(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 422)
+
+
+async def _unknown_id(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"there is no id {error}"}, 404)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
@@ -229,8 +247,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _box(annotation: Annotation) -> list[float] | None:
-    """xyxy; None where the annotation has no box that is one."""
+def _box_of(annotation: Annotation) -> list[float] | None:
+    """The box of an annotation as xyxy, None if it has no valid box."""
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return None
@@ -238,8 +256,8 @@ def _box(annotation: Annotation) -> list[float] | None:
     return [x, y, x + width, y + height] if width > 0 and height > 0 else None
 
 
-def _posted_box(text: str, height: int, width: int) -> list[float]:
-    """A drawn box, cut at the image's border. Answers 422 for what is none."""
+def _parse_box(text: str, height: int, width: int) -> list[float]:
+    """Parse a drawn box and clip it to the image. Answers 422 for an invalid one."""
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError as error:
@@ -248,5 +266,5 @@ def _posted_box(text: str, height: int, width: int) -> list[float]:
         raise HTTPException(422, f"box={text!r} has a number that is not finite")
     box = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise HTTPException(422, "the box has no part of the image in it")
+        raise HTTPException(422, "the box does not overlap the image")
     return box

@@ -1,13 +1,15 @@
 """Decisions on the masks of a COCO JSON file, saved as they are made.
 
-Writing the whole file at each click would be slow for several thousand images, so a decision goes into a journal beside the file (`NAME.journal`,
-flushed to the disk), and the file itself is written again, whole or not at all, in the background: `delay` seconds after the first decision that
-it lacks, when a page is opened, and at the end. A journal that a killed process left is read at the start. So no decision that was confirmed is
-ever lost, and the file is true but for the last moments.
+Rewriting the whole file for each decision would be slow for several thousand images. A decision is
+therefore appended to a journal next to the file (`NAME.journal`, flushed to disk). The file itself
+is rewritten atomically in the background: `delay` seconds after the first decision it lacks, when a
+page is opened, and at the end. The journal of a killed process is read at the start. No confirmed
+decision is lost, and the file lags behind by a few seconds at most.
 
-A decision is the annotation's own field "review": "accepted", "rejected", or "edited" for one whose mask was made anew (segmentation as
-compressed RLE, bbox, area and mask_by with it). Annotations that have none of these are open. All other fields, and whatever else the file
-holds, stay as they are; rejected annotations stay too, so that they can be taken back. Undo reaches back to when the file was opened.
+A decision is the field "review" of an annotation: "accepted", "rejected", or "edited" for a new
+mask (with segmentation as compressed RLE, bbox, area and mask_by). Annotations without one of these
+are open. All other fields, and everything else in the file, are unchanged. Rejected annotations
+stay in the file, so that the decision can be revised. Undo reaches back to the opening of the file.
 """
 
 from __future__ import annotations
@@ -40,68 +42,84 @@ class Row(NamedTuple):
 
 
 class ReviewFile:
-    """The annotations of a COCO JSON file under review. All methods may be called by several threads.
+    """The annotations of a COCO JSON file under review. All methods are thread-safe.
 
-    source: the file; output: where the decisions go, `source` itself unless another one is named; one that is there already is gone on with.
-    recovered: how many decisions a killed process had left in the journal. Raises UserError for a file that is no COCO data set, whose
-    annotations have no ids of their own, or that another process reviews.
+    source: the file; output: the file for the decisions, by default `source` itself; an existing
+    output is continued; delay: seconds until the file is rewritten.
+    recovered: number of decisions that a killed process had left in the journal.
+    current: the file to read masks from.
+    write_error: why the last background write failed, else "".
+
+    Raises UserError for a file that is not a COCO data set, has duplicate or missing annotation
+    ids, or is being reviewed by another process.
     """
 
     def __init__(self, source: Path, output: Path | None = None, delay: float = DELAY) -> None:
-        self.path, self.delay = output or source, delay
-        self._lock, self._folding = threading.RLock(), threading.Lock()
+        self.path = output or source
+        self.delay = delay
+        self.write_error = ""
+        self._lock = threading.RLock()
+        self._merging = threading.Lock()
         self._timer: threading.Timer | None = None
         self._undo: list[tuple[int, str]] = []
-        self.trouble = ""  # why the file could not be written of late
         self._load(self.path if self.path.exists() else source)
         if self.path != source and self.path.exists():
-            self._compare(source)
+            self._check_same_annotations(source)
         self._journal = Journal(self.path.with_name(f"{self.path.name}.journal"))
         try:
             self.recovered = self._replay()
-            self.fold()
+            self.merge_journal()
         except BaseException:
             self._journal.close()
             raise
-        self.current = self.path if self.path.exists() else source  # the file to read masks from
+        self.current = self.path if self.path.exists() else source
 
     def _load(self, path: Path) -> None:
-        tree = _read(path)
-        self._keys = {key: json.dumps(value) for key, value in tree.items() if key != "annotations"}
+        tree = _read_tree(path)
+        annotations = tree["annotations"]
         self._order = list(tree)
-        self._texts = [json.dumps(annotation) for annotation in tree["annotations"]]
-        self._rows = [_row(path, annotation) for annotation in tree["annotations"]]
+        self._keys = {key: json.dumps(value) for key, value in tree.items() if key != "annotations"}
+        self._texts = [json.dumps(annotation) for annotation in annotations]
+        self._rows = [_row(path, annotation) for annotation in annotations]
         self._index = {row.id: index for index, row in enumerate(self._rows)}
         if len(self._index) < len(self._rows):
-            raise UserError(f"{path}: several annotations have one id; give each its own")
+            raise UserError(f"{path}: annotation ids are not unique; give each annotation its own")
 
-    def _compare(self, source: Path) -> None:
-        if sorted(_row(source, a).id for a in _read(source)["annotations"]) != sorted(self._index):
+    def _check_same_annotations(self, source: Path) -> None:
+        ids = [_row(source, annotation).id for annotation in _read_tree(source)["annotations"]]
+        if sorted(ids) != sorted(self._index):
             raise UserError(
-                f"{self.path}: it is there already, with other annotations than {source}; name another output"
+                f"{self.path}: already exists, with other annotations than {source}; "
+                "name another output"
             )
 
     def _replay(self) -> int:
+        """Apply the decisions in the journal. Returns their number."""
         for entry in self._journal.entries:
             if entry["id"] not in self._index:
                 raise UserError(
-                    f"{self._journal.path}: annotation {entry['id']} is not in {self.path}; move the journal of another file away"
+                    f"{self._journal.path}: annotation {entry['id']} is not in {self.path}; "
+                    "this is the journal of another file: move it away"
                 )
             self._set(entry["id"], json.dumps(entry))
         return len(self._journal.entries)
 
     def rows(self) -> list[Row]:
-        """All annotations, in the file's order."""
+        """All annotations, in the order of the file."""
         with self._lock:
             return self._rows.copy()
 
     def annotation(self, number: int) -> Annotation:
-        """The annotation as it is now. Raises KeyError for an id that is not there."""
+        """The current state of an annotation, by id. Raises KeyError for an unknown id."""
         with self._lock:
             return dict(parse_json(self._texts[self._index[number]]))
 
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> None:
-        """Accepting an edited annotation leaves it edited. Raises KeyError; UserError where it cannot be saved, and nothing has changed then."""
+        """Accept or reject an annotation; accepting an edited one leaves it edited.
+
+        Raises KeyError for an unknown id; UserError if the decision cannot be saved, in which case
+        nothing changes.
+        """
 
         def change(annotation: Annotation) -> None:
             if (annotation.get("review"), decision) != ("edited", "accepted"):
@@ -109,18 +127,27 @@ class ReviewFile:
 
         self._change(number, change)
 
-    def redraw(self, number: int, mask: Rle, box: list[int], area: int, fallback: str = "") -> None:
-        """A new mask; box: x, y, width, height of the mask, area: its pixels, fallback: why it is not GrabCut's. Raises as `decide` does."""
-        made = {"technique": "review"} | ({"fallback": fallback} if fallback else {})
-        self._change(
-            number,
-            lambda annotation: annotation.update(
-                segmentation=mask, bbox=box, area=area, mask_by=made, review="edited"
-            ),
-        )
+    def replace_mask(
+        self, number: int, mask: Rle, box: list[int], area: int, fallback_reason: str = ""
+    ) -> None:
+        """Replace the mask of an annotation.
+
+        box: x, y, width, height of the mask; area: number of its pixels; fallback_reason: why the
+        mask is not the result of GrabCut. Raises like `decide`.
+        """
+        mask_by = {"technique": "review"}
+        if fallback_reason:
+            mask_by["fallback"] = fallback_reason
+
+        def change(annotation: Annotation) -> None:
+            annotation.update(
+                segmentation=mask, bbox=box, area=area, mask_by=mask_by, review="edited"
+            )
+
+        self._change(number, change)
 
     def undo(self) -> int | None:
-        """Takes the last decision back. -> the id of its annotation, which is exactly as it was before; None where there is none."""
+        """Undo the last decision. Returns the id of its annotation, None if there is nothing."""
         with self._lock:
             if not self._undo:
                 return None
@@ -130,61 +157,70 @@ class ReviewFile:
             return number
 
     def undoable(self) -> int:
-        """How many decisions can be taken back."""
+        """Number of decisions that can be undone."""
         return len(self._undo)
 
-    def fold(self) -> None:
-        """Writes the file, if it lacks a decision. Raises UserError where that fails; the decisions are still in the journal then."""
-        with self._folding:
+    def merge_journal(self) -> None:
+        """Write the file if decisions are missing in it, and empty the journal.
+
+        Raises UserError if that fails; the decisions are still in the journal then.
+        """
+        with self._merging:
             with self._lock:
-                length, texts = self._journal.length, self._texts.copy()
+                length = self._journal.length
+                texts = self._texts.copy()
             if not length:
                 return
             self._write(self.path, texts)
             with self._lock:
-                self.trouble = ""
-                if (
-                    self._journal.length == length
-                ):  # else it is needed still; reading it over the new file comes to the same
+                self.write_error = ""
+                # A decision that arrived during the write is only in the journal. Replaying the
+                # journal on top of the new file is harmless, so it is kept as a whole.
+                if self._journal.length == length:
                     self._journal.clear()
 
     def export(self, path: Path) -> dict[str, int]:
-        """Writes a copy without the rejected annotations. -> how many there are of each kind. Raises UserError."""
+        """Write a copy without the rejected annotations. Returns the number of each kind.
+
+        Raises UserError.
+        """
         with self._lock:
             reviews = [row.review for row in self._rows]
-            texts = [
-                text
-                for text, review in zip(self._texts, reviews, strict=True)
-                if review != "rejected"
-            ]
+            pairs = zip(self._texts, reviews, strict=True)
+            texts = [text for text, review in pairs if review != "rejected"]
         self._write(path, texts)
         return {kind: reviews.count(kind) for kind in (OPEN, *DECISIONS)}
 
     def close(self) -> None:
-        """The file is true after it. Raises UserError where it cannot be written; the journal is then kept."""
+        """Write the file and close it.
+
+        Raises UserError if it cannot be written; the journal is kept then.
+        """
         with self._lock:
             if self._timer:
                 self._timer.cancel()
         try:
-            self.fold()
+            self.merge_journal()
         finally:
             self._journal.close()
 
     def _change(self, number: int, change: Callable[[Annotation], None]) -> None:
+        """Apply and save a change that can be undone; no effect if it changes nothing."""
         with self._lock:
             annotation = self.annotation(number)
             change(annotation)
-            before, text = self._texts[self._index[number]], json.dumps(annotation)
+            before = self._texts[self._index[number]]
+            text = json.dumps(annotation)
             if text != before:
                 self._save(number, text)
                 self._undo.append((number, before))
 
     def _save(self, number: int, text: str) -> None:
-        """The journal first: what is shown is what is saved."""
+        """Save an annotation; the journal first, so that no unsaved state is ever visible."""
         self._journal.append(text)
         self._set(number, text)
         if not (self._timer and self._timer.is_alive()):
-            self._timer = threading.Timer(self.delay, self._fold_late)
+            self._timer = threading.Timer(self.delay, self._merge_in_background)
             self._timer.daemon = True
             self._timer.start()
 
@@ -193,38 +229,41 @@ class ReviewFile:
         self._texts[index] = text
         self._rows[index] = _row(self.path, parse_json(text))
 
-    def _fold_late(self) -> None:
+    def _merge_in_background(self) -> None:
         with self._lock:
-            self._timer = None  # decisions from here on ask for another one
+            self._timer = None  # decisions from now on need another write
         try:
-            self.fold()
+            self.merge_journal()
         except UserError as error:
-            self.trouble = str(error)
+            self.write_error = str(error)
 
     def _write(self, path: Path, texts: list[str]) -> None:
-        """One line for each annotation, the keys in the file's order."""
+        """Write a file with one line per annotation and the keys in their original order."""
         annotations = "[\n" + ",\n".join(texts) + "\n]" if texts else "[]"
-        values = (
-            f"{json.dumps(key)}: {annotations if key == 'annotations' else self._keys[key]}"
-            for key in self._order
-        )
+        values = []
+        for key in self._order:
+            value = annotations if key == "annotations" else self._keys[key]
+            values.append(f"{json.dumps(key)}: {value}")
         with replacing(path, "the reviewed file") as file:
             file.write(("{" + ",\n".join(values) + "}\n").encode())
 
 
 def review_of(annotation: Annotation) -> str:
-    """One of DECISIONS, or OPEN."""
+    """The decision on an annotation: one of DECISIONS, or OPEN."""
     review = annotation.get("review")
     return review if review in DECISIONS else OPEN
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_tree(path: Path) -> dict[str, Any]:
+    """Read a COCO data set as plain values. Raises UserError."""
     try:
         tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON, the file is cut short or damaged ({error})") from error
+        raise UserError(
+            f"{path}: invalid JSON, the file is truncated or damaged ({error})"
+        ) from error
     lists = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in lists):
         raise UserError(f"{path}: not a COCO data set, an object with the lists {', '.join(lists)}")
@@ -232,10 +271,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _row(path: Path, annotation: Any) -> Row:
-    known = annotation if isinstance(annotation, dict) else {}
-    number, image, category = (known.get(key) for key in ("id", "image_id", "category_id"))
-    if not (type(number) is int and type(image) is int and type(category) is int):
+    """The row of an annotation. Raises UserError for ids that are not integers."""
+    fields = annotation if isinstance(annotation, dict) else {}
+    number = fields.get("id")
+    image_id = fields.get("image_id")
+    category_id = fields.get("category_id")
+    if not (type(number) is int and type(image_id) is int and type(category_id) is int):
         raise UserError(
-            f"{path}: annotation {number} has no integer id, image_id and category_id; give each annotation its own id"
+            f"{path}: annotation {number} has no integer id, image_id and category_id; "
+            "give each annotation its own id"
         )
-    return Row(number, image, category, review_of(known))
+    return Row(number, image_id, category_id, review_of(fields))

@@ -1,1 +1,1 @@
-"""COCO JSON files: reading, checks, the report."""
+"""COCO JSON files: parsing, checks and the report."""

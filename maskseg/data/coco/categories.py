@@ -1,123 +1,163 @@
-"""The classes of a COCO file, with their keypoints, and how they are matched to those of the training."""
+"""The categories of a COCO file, their keypoints, and their match with the training's classes."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from maskseg.data.coco.parse import integer
+from maskseg.data.coco.parse import as_int64
 from maskseg.data.coco.report import Report
 from maskseg.ops.rle import Ints
 from maskseg.structures import Categories
 
+_Edges = tuple[tuple[int, int], ...]
 
-def file_categories(entries: list[Any], report: Report) -> Categories:
-    """The classes in order of ascending id; those that cannot be used are in the report."""
-    found: dict[int, tuple[str, tuple[str, ...], tuple[tuple[int, int], ...]]] = {}
+
+@dataclass(frozen=True)
+class _Category:
+    name: str
+    keypoints: tuple[str, ...]
+    skeleton: _Edges
+
+
+def parse_categories(entries: list[Any], report: Report) -> Categories:
+    """Parse the list `categories` of a file; the result is sorted by ascending id.
+
+    Entries that cannot be used are errors in the report.
+    """
+    by_id: dict[int, _Category] = {}
     for entry in entries:
-        number = integer(entry.get("id")) if isinstance(entry, dict) else None
+        category_id = as_int64(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
-        if number is None or name is None or not str(name).strip():
+        if category_id is None or name is None or not str(name).strip():
             report.error("category without an integer id or a name", f"{entry!r}"[:80])
-        elif number in found:
+        elif category_id in by_id:
             report.error(
                 "category id that is used more than once",
-                f"id {number}: {found[number][0]!r} and {str(name)!r}",
+                f"id {category_id}: {by_id[category_id].name!r} and {str(name)!r}",
             )
         else:
-            found[number] = (str(name), *_points(number, entry, report))
-    names = [
-        f"{name!r}, {n} times"
-        for name, n in Counter(name for name, _, _ in found.values()).items()
-        if n > 1
-    ]
-    if names:
-        report.warn("category name that is used more than once", *names)
-    ids = sorted(found)
+            keypoints, skeleton = _parse_keypoints(category_id, entry, report)
+            by_id[category_id] = _Category(str(name), keypoints, skeleton)
+    name_counts = Counter(category.name for category in by_id.values())
+    repeated = [f"{name!r}, {n} times" for name, n in name_counts.items() if n > 1]
+    if repeated:
+        report.warn("category name that is used more than once", *repeated)
+    ids = sorted(by_id)
     return Categories(
-        tuple(found[i][0] for i in ids),
-        tuple(ids),
-        tuple(found[i][1] for i in ids),
-        tuple(found[i][2] for i in ids),
+        names=tuple(by_id[i].name for i in ids),
+        ids=tuple(ids),
+        keypoints=tuple(by_id[i].keypoints for i in ids),
+        skeletons=tuple(by_id[i].skeleton for i in ids),
     )
 
 
-def _points(
-    number: int, entry: dict[str, Any], report: Report
-) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """Names of the keypoints and the lines between them, counted from 0 (COCO counts from 1)."""
-    names, lines = entry.get("keypoints") or [], entry.get("skeleton") or []
-    if not (
-        isinstance(names, list)
-        and all(isinstance(n, str) and n for n in names)
-        and len(set(names)) == len(names)
-    ):
+def _parse_keypoints(
+    category_id: int, entry: dict[str, Any], report: Report
+) -> tuple[tuple[str, ...], _Edges]:
+    """Return the keypoint names and the skeleton's edges, counted from 0 (COCO counts from 1)."""
+    names = entry.get("keypoints") or []
+    edges = entry.get("skeleton") or []
+    if not _are_distinct_names(names):
         report.error(
-            "category whose keypoints are not a list of different names",
-            f"id {number}: {names!r}"[:120],
+            "category whose keypoints are not a list of distinct names",
+            f"id {category_id}: {names!r}"[:120],
         )
         return (), ()
-    ends = (
-        [
-            integer(end)
-            for line in lines
-            if isinstance(line, list) and len(line) == 2
-            for end in line
-        ]
-        if isinstance(lines, list)
-        else []
-    )
-    if (
-        not isinstance(lines, list)
-        or len(ends) != 2 * len(lines)
-        or any(end is None or not 1 <= end <= len(names) for end in ends)
-    ):
+    skeleton = _parse_skeleton(edges, len(names))
+    if skeleton is None:
         report.error(
             "category whose skeleton is not pairs of its keypoints, counted from 1",
-            f"id {number}: {lines!r}"[:120],
+            f"id {category_id}: {edges!r}"[:120],
         )
         return tuple(names), ()
-    whole = [int(end or 0) - 1 for end in ends]
-    return tuple(names), tuple(zip(whole[::2], whole[1::2], strict=True))
+    return tuple(names), skeleton
 
 
-def match(found: Categories, given: Categories | None, report: Report) -> tuple[Categories, Ints]:
-    """The categories to use and the label of each one of the file: by name where names are unique on both sides, else by id."""
-    if given is None:
-        return found, np.arange(len(found))
-    by_name = len(set(found.names)) == len(found) and len(set(given.names)) == len(given)
-    names = {name: label for label, name in enumerate(given.names)}
-    ids = {number: label for label, number in enumerate(given.ids)}
-    pairs = list(zip(found.ids, found.names, strict=True))
-    labels = np.array(
-        [names.get(name, -1) if by_name else ids.get(number, -1) for number, name in pairs],
-        dtype=np.int64,
+def _are_distinct_names(names: Any) -> bool:
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) and name for name in names)
+        and len(set(names)) == len(names)
     )
-    unknown = [
-        f"{name!r} (id {number})"
-        for (number, name), label in zip(pairs, labels, strict=True)
-        if label < 0
-    ]
-    if unknown:
-        report.error("category that the training data or the checkpoint does not have", *unknown)
-    known = [(place, k) for place, k in enumerate(labels.tolist()) if k >= 0]
+
+
+def _parse_skeleton(edges: Any, num_keypoints: int) -> _Edges | None:
+    """Return the edges counted from 0; None unless all are pairs within 1..num_keypoints."""
+    if not isinstance(edges, list):
+        return None
+    parsed = []
+    for edge in edges:
+        if not isinstance(edge, list) or len(edge) != 2:
+            return None
+        start = as_int64(edge[0])
+        end = as_int64(edge[1])
+        if start is None or end is None:
+            return None
+        if not (1 <= start <= num_keypoints and 1 <= end <= num_keypoints):
+            return None
+        parsed.append((start - 1, end - 1))
+    return tuple(parsed)
+
+
+def match_categories(
+    categories: Categories, expected: Categories | None, report: Report
+) -> tuple[Categories, Ints]:
+    """Match the categories of a file with the expected ones (the training's, a checkpoint's).
+
+    Categories are matched by name if the names are unique on both sides, and by id otherwise.
+    Returns the categories to use, `expected` if it is given, and the label of each category of
+    the file, i64 [C], -1 for one that is not expected (an error in the report).
+    """
+    if expected is None:
+        return categories, np.arange(len(categories))
+    unique_names = len(set(categories.names)) == len(categories)
+    by_name = unique_names and len(set(expected.names)) == len(expected)
+    label_of_name = {name: label for label, name in enumerate(expected.names)}
+    label_of_id = {category_id: label for label, category_id in enumerate(expected.ids)}
+    matches = []
+    for category_id, name in zip(categories.ids, categories.names, strict=True):
+        label = label_of_name.get(name, -1) if by_name else label_of_id.get(category_id, -1)
+        if label < 0:
+            report.error(
+                "category that the training data or the checkpoint does not have",
+                f"{name!r} (id {category_id})",
+            )
+        matches.append(label)
+    matched = [(i, label) for i, label in enumerate(matches) if label >= 0]
     if not by_name:
-        renamed = [
-            f"id {found.ids[i]}: {found.names[i]!r}, expected {given.names[k]!r}"
-            for i, k in known
-            if found.names[i] != given.names[k]
-        ]
-        if renamed:
-            report.warn("category matched by its id has another name", *renamed)
-    other = [
-        f"{given.names[k]!r}: {len(found.keypoints[i])} points {list(found.keypoints[i])[:3]} ..., expected {len(given.keypoints[k])}"
-        for i, k in known
-        if found.keypoints[i] and given.keypoints[k] and found.keypoints[i] != given.keypoints[k]
-    ]
-    if other:
-        report.error(
-            "category with other keypoints than in the training data or the checkpoint", *other
-        )
-    return given, labels
+        _warn_renamed(categories, expected, matched, report)
+    _check_keypoints(categories, expected, matched, report)
+    return expected, np.array(matches, dtype=np.int64)
+
+
+def _warn_renamed(
+    categories: Categories, expected: Categories, matched: list[tuple[int, int]], report: Report
+) -> None:
+    """Warn about categories with the same id but another name."""
+    for i, label in matched:
+        name = categories.names[i]
+        expected_name = expected.names[label]
+        if name != expected_name:
+            report.warn(
+                "category matched by its id has another name",
+                f"id {categories.ids[i]}: {name!r}, expected {expected_name!r}",
+            )
+
+
+def _check_keypoints(
+    categories: Categories, expected: Categories, matched: list[tuple[int, int]], report: Report
+) -> None:
+    """Report categories whose keypoints differ; a side without keypoints matches any."""
+    for i, label in matched:
+        keypoints = categories.keypoints[i]
+        expected_keypoints = expected.keypoints[label]
+        if keypoints and expected_keypoints and keypoints != expected_keypoints:
+            report.error(
+                "category whose keypoints differ from the training data's or the checkpoint's",
+                f"{expected.names[label]!r}: {len(keypoints)} points {list(keypoints)[:3]} ..., "
+                f"expected {len(expected_keypoints)}",
+            )

@@ -1,7 +1,8 @@
-"""A COCO JSON file, checked and cleaned: images, categories, and the annotations of one image at a time.
+"""A checked COCO JSON file: images, categories, and the annotations of one image at a time.
 
-Any ids and names; polygons, compressed and uncompressed RLE; boxes without masks and masks without boxes. Labels are 0..K-1 in order of
-ascending category id, or those of the categories that are handed in.
+Accepts any ids and names; polygons, compressed and uncompressed RLE; boxes without masks and masks
+without boxes. Labels are 0..K-1 in order of ascending category id, or those of the given
+categories.
 """
 
 from __future__ import annotations
@@ -14,34 +15,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.data.coco.checks import Checked, ImageRecord, Report, check, check_files
+from maskseg.data.coco.checks import (
+    CheckedDataset,
+    ImageRecord,
+    Report,
+    check_dataset,
+    check_image_files,
+)
 from maskseg.data.coco.packed_segmentations import NONE
-from maskseg.data.coco.parse import Columns, RawCoco, read_json
+from maskseg.data.coco.parse import AnnotationColumns, read_json
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.structures import Categories
 
 __all__ = ["Annotations", "CocoFile", "ImageRecord", "check_coco", "read_coco"]
 
+# COCO's keypoints are pixel indices: the center of pixel i is at i + 0.5.
+_PIXEL_CENTRE = np.array([0.5, 0.5, 0.0], dtype=np.float32)
 
-_CENTRE = np.array([0.5, 0.5, 0.0], dtype=np.float32)  # of the pixel that a keypoint names
+_MAX_NAME = 24  # characters of a class name in the table
+_MIN_BLOCK = 10  # rows of a block of the table
+_MAX_SINGLE_BLOCK = 20  # rows of a table that is not split into blocks
 
 
 @dataclass(frozen=True)
 class Annotations:
     """The annotations of one image.
 
-    boxes: f32 [G, 4] xyxy inside the image, as the file's bbox has them, or around the mask where it has none; labels: i64 [G] in 0..K-1;
-    crowd: bool [G]; ids: i64 [G], annotation ids, never 0; shapes: G masks in the file's frame, None where there is only a box;
-    keypoints: f32 [G, P, 3], continuous pixels and visibility, zeros where there is no point; None where no class has any.
+    boxes: f32 [G, 4], xyxy inside the image: the file's bbox, or the box around the mask if the
+    file has none; labels: i64 [G], 0..K-1; crowd: bool [G]; ids: i64 [G], annotation ids, never 0;
+    shapes: G masks in the file's frame, None for an annotation with only a box;
+    keypoints: f32 [G, P, 3], continuous pixels and visibility, zeros for missing points;
+    None if no class has keypoints.
     """
 
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     ids: NDArray[np.int64]
-    shapes: tuple[Polygons | Runs | None, ...]
+    shapes: tuple[Polygons | RunLengths | None, ...]
     keypoints: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -49,204 +62,241 @@ class Annotations:
 
 
 class CocoFile:
-    """A data set's annotations. Memory is a few flat arrays, shared by the workers of a loader; masks are decoded when they are asked for.
+    """The annotations of a dataset.
 
-    path: the JSON; categories: what labels stand for; images: in the file's order, those without objects too; report: what was mended.
+    Memory is a few flat arrays, shared by the workers of a loader; masks are decoded on request.
+
+    path: the JSON file; categories: the meaning of the labels; images: in the file's order,
+    including those without objects; report: warnings about repaired and dropped annotations.
     """
 
-    def __init__(self, path: Path, checked: Checked, columns: Columns, report: Report) -> None:
-        self.path, self.report = path, report
-        self.categories, self.images = checked.categories, checked.images
-        self._kept, self._columns, self._segmentations = (
-            checked.annotations,
-            columns,
-            columns.segmentations,
-        )
-        self._starts = np.searchsorted(self._kept.image_index, np.arange(len(self.images) + 1))
+    def __init__(
+        self, path: Path, checked: CheckedDataset, columns: AnnotationColumns, report: Report
+    ) -> None:
+        self.path = path
+        self.report = report
+        self.categories = checked.categories
+        self.images = checked.images
+        self._valid = checked.annotations
+        self._columns = columns
+        self._segmentations = columns.segmentations
+        self._starts = np.searchsorted(self._valid.image_index, np.arange(len(self.images) + 1))
 
     def __len__(self) -> int:
         return len(self.images)
 
     @cached_property
     def index_of(self) -> dict[int, int]:
-        """Image id -> its place in `images`."""
+        """Image id -> index in `images`."""
         return {image.id: i for i, image in enumerate(self.images)}
 
     @property
     def num_annotations(self) -> int:
-        """Annotations of all images, crowds too."""
-        return len(self._kept.rows)
+        """Number of annotations of all images, including crowds."""
+        return len(self._valid.rows)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Index of each annotation in the file's own list, i64 [A], in the order of `to_dict`.
+
+        Crowds that were added for the `category_ids` of images are beyond the end of that list.
+        """
+        return self._valid.rows
 
     def annotations(self, index: int) -> Annotations:
-        """The annotations of images[index], in the file's order."""
-        here = slice(self._starts[index], self._starts[index + 1])
-        kept = self._kept
-        boxes = kept.boxes[here].copy()
+        """Return the annotations of images[index], in the file's order."""
+        of_image = self._slice_of(index)
+        valid = self._valid
+        boxes = valid.boxes[of_image].copy()
         boxes[:, 2:] += boxes[:, :2]
+        rows = valid.rows[of_image].tolist()
         return Annotations(
             boxes=boxes.astype(np.float32),
-            labels=kept.labels[here].copy(),
-            crowd=kept.crowd[here].copy(),
-            ids=kept.ids[here].copy(),
-            shapes=tuple(self._segmentations.shape(row) for row in kept.rows[here].tolist()),
-            keypoints=self._keypoints(here) if self.categories.num_points else None,
+            labels=valid.labels[of_image].copy(),
+            crowd=valid.crowd[of_image].copy(),
+            ids=valid.ids[of_image].copy(),
+            shapes=tuple(self._segmentations.shape(row) for row in rows),
+            keypoints=self._keypoints(of_image) if self.categories.num_points else None,
         )
 
-    def _keypoints(self, here: slice) -> NDArray[np.float32]:
-        """COCO's keypoints are pixel indices: the centre of pixel i is at i + 0.5."""
-        found = np.zeros((here.stop - here.start, self.categories.num_points, 3), dtype=np.float32)
-        for points, position in zip(found, range(here.start, here.stop), strict=True):
-            own = self._points(position)
-            first, last = self.categories.point_ranges[self._kept.labels[position]]
-            if len(own):
-                points[first:last] = (own + _CENTRE) * (own[:, 2:] > 0)
-        return found
+    def _slice_of(self, index: int) -> slice:
+        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+
+    def _keypoints(self, positions: slice) -> NDArray[np.float32]:
+        """Return the keypoints of a range of annotations, f32 [G, P, 3], continuous pixels."""
+        count = positions.stop - positions.start
+        keypoints = np.zeros((count, self.categories.num_points, 3), dtype=np.float32)
+        for i in range(count):
+            position = positions.start + i
+            points = self._points(position)
+            first, stop = self.categories.point_ranges[self._valid.labels[position]]
+            if len(points):
+                keypoints[i, first:stop] = (points + _PIXEL_CENTRE) * (points[:, 2:] > 0)
+        return keypoints
 
     def _points(self, position: int) -> NDArray[np.float32]:
-        """f32 [n, 3] as the file has them, n is 0 or the number of the class' points."""
-        own = self._columns.points_of(int(self._kept.rows[position]))
-        expected = len(self.categories.keypoints[self._kept.labels[position]])
-        return own if self._kept.has_points[position] and len(own) == expected else own[:0]
+        """Return the keypoints as in the file, f32 [n, 3]; n is 0 or the class's number."""
+        points = self._columns.points_of(int(self._valid.rows[position]))
+        complete = len(points) == self._num_points_of_class(position)
+        return points if self._valid.has_points[position] and complete else points[:0]
 
-    def _to_coco(self, position: int) -> dict[str, Any]:
-        """keypoints and num_keypoints of an annotation, as the file has them (none visible where it has none)."""
-        own = self._points(position)
-        own = (
-            own
-            if len(own)
-            else np.zeros(
-                (len(self.categories.keypoints[self._kept.labels[position]]), 3), dtype=np.float32
-            )
-        )
-        return {"keypoints": own.ravel().tolist(), "num_keypoints": int((own[:, 2] > 0).sum())}
+    def _num_points_of_class(self, position: int) -> int:
+        return len(self.categories.keypoints[self._valid.labels[position]])
+
+    def _keypoints_to_coco(self, position: int) -> dict[str, Any]:
+        """Return keypoints and num_keypoints of an annotation as in the file, zeros if absent."""
+        points = self._points(position)
+        if not len(points):
+            points = np.zeros((self._num_points_of_class(position), 3), dtype=np.float32)
+        num_visible = int((points[:, 2] > 0).sum())
+        return {"keypoints": points.ravel().tolist(), "num_keypoints": num_visible}
 
     def has_keypoints(self) -> bool:
-        """Whether some object has a visible point of its class."""
-        return bool(self.categories.num_points) and any(
-            self._points(position)[:, 2:].any()
-            for position in np.flatnonzero(~self._kept.crowd).tolist()
-        )
+        """Return whether any object has a labelled keypoint."""
+        if not self.categories.num_points:
+            return False
+        objects = np.flatnonzero(~self._valid.crowd).tolist()
+        return any(self._points(position)[:, 2:].any() for position in objects)
 
     def labels(self, index: int) -> list[int]:
-        """The labels of the single objects of images[index]; crowds are left out."""
-        here = slice(self._starts[index], self._starts[index + 1])
-        return [int(label) for label in self._kept.labels[here][~self._kept.crowd[here]]]
+        """Return the labels of the objects of images[index], without crowds."""
+        of_image = self._slice_of(index)
+        labels = self._valid.labels[of_image][~self._valid.crowd[of_image]]
+        return [int(label) for label in labels]
 
     def has_objects(self) -> NDArray[np.bool_]:
-        """Which images show a single object (a crowd is none), bool [N]."""
-        found = np.zeros(len(self.images), dtype=bool)
-        found[self._kept.image_index[~self._kept.crowd]] = True
-        return found
+        """Return which images show an object other than a crowd, bool [N]."""
+        flags = np.zeros(len(self.images), dtype=bool)
+        flags[self._valid.image_index[~self._valid.crowd]] = True
+        return flags
 
     def has_masks(self) -> bool:
-        """Whether every object has a mask."""
-        return bool((self._segmentations.kinds[self._kept.rows] != NONE).all())
+        """Return whether every object has a mask."""
+        return bool((self._segmentations.kinds[self._valid.rows] != NONE).all())
 
     def to_dict(self) -> dict[str, Any]:
-        """The data set as a COCO JSON object that pycocotools can index: every annotation has an id, bbox, area, iscrowd and segmentation
-        (polygons or compressed RLE; [] for a box alone), and keypoints and num_keypoints where a class has points. Category ids are those of
-        `categories`."""
-        ids, kept = np.array(self.categories.ids, dtype=np.int64), self._kept
+        """Return the dataset as a COCO JSON object that pycocotools can index.
+
+        Every annotation has id, bbox, area, iscrowd and segmentation (polygons or compressed RLE,
+        [] for a box alone), and keypoints and num_keypoints if any class has keypoints. Category
+        ids are those of `categories`.
+        """
         images = [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
             for i in self.images
         ]
-        annotations = [
-            {
-                "id": number,
-                "image_id": self.images[image].id,
-                "category_id": category,
-                "bbox": box,
-                "area": self._area(position),
-                "iscrowd": int(crowd),
-                "segmentation": self._segmentations.to_coco(row),
-            }
-            for position, (number, image, category, box, crowd, row) in enumerate(
-                zip(
-                    kept.ids.tolist(),
-                    kept.image_index.tolist(),
-                    ids[kept.labels].tolist(),
-                    kept.boxes.tolist(),
-                    kept.crowd.tolist(),
-                    kept.rows.tolist(),
-                    strict=True,
-                )
-            )
-        ]
-        if self.categories.num_points:
-            for position, annotation in enumerate(annotations):
-                annotation |= self._to_coco(position)
-        categories = [
-            {"id": number, "name": name}
-            for number, name in zip(self.categories.ids, self.categories.names, strict=True)
-        ]
-        for category, points, lines in zip(
-            categories, self.categories.keypoints, self.categories.skeletons, strict=True
-        ):
-            category |= (
-                {"keypoints": list(points), "skeleton": [[a + 1, b + 1] for a, b in lines]}
-                if points
-                else {}
-            )
         return {
             "info": {},
             "licenses": [],
             "images": images,
-            "annotations": annotations,
-            "categories": categories,
+            "annotations": self._annotations_to_coco(),
+            "categories": self._categories_to_coco(),
         }
 
+    def _annotations_to_coco(self) -> list[dict[str, Any]]:
+        valid = self._valid
+        category_ids = np.array(self.categories.ids, dtype=np.int64)
+        # Lists of Python numbers: JSON cannot hold numpy's, and indexing lists is faster.
+        ids = valid.ids.tolist()
+        image_index = valid.image_index.tolist()
+        categories = category_ids[valid.labels].tolist()
+        boxes = valid.boxes.tolist()
+        rows = valid.rows.tolist()
+        annotations = []
+        for position in range(len(ids)):
+            annotation = {
+                "id": ids[position],
+                "image_id": self.images[image_index[position]].id,
+                "category_id": categories[position],
+                "bbox": boxes[position],
+                "area": self._area(position),
+                "iscrowd": int(valid.crowd[position]),
+                "segmentation": self._segmentations.to_coco(rows[position]),
+            }
+            if self.categories.num_points:
+                annotation |= self._keypoints_to_coco(position)
+            annotations.append(annotation)
+        return annotations
+
+    def _categories_to_coco(self) -> list[dict[str, Any]]:
+        categories = []
+        for label, category_id in enumerate(self.categories.ids):
+            category: dict[str, Any] = {"id": category_id, "name": self.categories.names[label]}
+            if self.categories.keypoints[label]:
+                category["keypoints"] = list(self.categories.keypoints[label])
+                edges = self.categories.skeletons[label]
+                category["skeleton"] = [[start + 1, end + 1] for start, end in edges]
+            categories.append(category)
+        return categories
+
     def _area(self, position: int) -> float:
-        """Pixels: the file's number, or the mask's, or the box's."""
-        kept = self._kept
-        if np.isfinite(kept.areas[position]):
-            return float(kept.areas[position])
-        shape = self._segmentations.shape(int(kept.rows[position]))
+        """Return the area in pixels: the file's value, else the mask's, else the box's."""
+        valid = self._valid
+        if np.isfinite(valid.areas[position]):
+            return float(valid.areas[position])
+        shape = self._segmentations.shape(int(valid.rows[position]))
         if shape is None:
-            return float(kept.boxes[position, 2] * kept.boxes[position, 3])
-        image = self.images[kept.image_index[position]]
-        return float(FileMasks.from_file([shape], image.height, image.width).area()[0])
+            return float(valid.boxes[position, 2] * valid.boxes[position, 3])
+        image = self.images[valid.image_index[position]]
+        return float(AnnotatedMasks.from_file([shape], image.height, image.width).area()[0])
 
     def class_counts(self) -> list[tuple[int, int, int]]:
-        """For each class: images that show it, single instances, crowds."""
-        num_classes, kept = len(self.categories), self._kept
-        seen = np.unique(np.stack([kept.labels, kept.image_index], axis=1), axis=0)[:, 0]
+        """Return for each class the numbers of images that show it, of instances and of crowds."""
+        valid = self._valid
+        label_image_pairs = np.unique(np.stack([valid.labels, valid.image_index], axis=1), axis=0)
         counts = [
-            np.bincount(labels, minlength=num_classes)
-            for labels in (seen, kept.labels[~kept.crowd], kept.labels[kept.crowd])
+            np.bincount(labels, minlength=len(self.categories)).tolist()
+            for labels in (
+                label_image_pairs[:, 0],
+                valid.labels[~valid.crowd],
+                valid.labels[valid.crowd],
+            )
         ]
-        return [(int(a), int(b), int(c)) for a, b, c in zip(*counts, strict=True)]
+        return list(zip(*counts, strict=True))
 
     def class_table(self, width: int = 120) -> str:
-        """The counts of each class and their totals as text of at most `width` columns; long lists of classes go side by side."""
-        counts = self.class_counts()
-        names = [name if len(name) <= 24 else f"{name[:23]}…" for name in self.categories.names]
-        longest = max(len("class"), *(len(name) for name in names), 0)
+        """Format the counts of each class and their totals in at most `width` columns.
+
+        Long lists of classes are split into blocks side by side.
+        """
+        names = [
+            name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+            for name in self.categories.names
+        ]
+        name_width = max(len("class"), *(len(name) for name in names), 0)
         rows = [
-            f"{n:<{longest}} {a:>7} {b:>9} {c:>6}"
-            for n, (a, b, c) in zip(names, counts, strict=True)
+            f"{name:<{name_width}} {images:>7} {instances:>9} {crowds:>6}"
+            for name, (images, instances, crowds) in zip(names, self.class_counts(), strict=True)
         ]
-        head = f"{'class':<{longest}} {'images':>7} {'instances':>9} {'crowds':>6}"
-        blocks = (
-            1
-            if len(rows) <= 20
-            else max(1, min((width + 3) // (len(head) + 3), -(-len(rows) // 10)))
-        )
-        deep = -(-len(rows) // blocks)
-        columns = [rows[i : i + deep] for i in range(0, len(rows), deep)] if rows else []
-        lines = (
-            [" | ".join([head] * len(columns)), " | ".join(["-" * len(head)] * len(columns))]
-            if rows
-            else []
-        )
-        lines += [
-            " | ".join(column[i] for column in columns if i < len(column)) for i in range(deep)
-        ]
-        crowds, empty = int(self._kept.crowd.sum()), int((np.diff(self._starts) == 0).sum())
+        header = f"{'class':<{name_width}} {'images':>7} {'instances':>9} {'crowds':>6}"
+        lines = _to_blocks(header, rows, width)
+        num_crowds = int(self._valid.crowd.sum())
+        num_empty = int((np.diff(self._starts) == 0).sum())
         lines.append(
-            f"{len(rows)} classes, {len(self)} images ({empty} without objects), {self.num_annotations - crowds} instances, {crowds} crowds"
+            f"{len(rows)} classes, {len(self)} images ({num_empty} without objects), "
+            f"{self.num_annotations - num_crowds} instances, {num_crowds} crowds"
         )
         return "\n".join(lines)
+
+
+def _to_blocks(header: str, rows: list[str], width: int) -> list[str]:
+    """Arrange the rows of a table in blocks side by side, each below its header."""
+    if not rows:
+        return []
+    num_blocks = 1
+    if len(rows) > _MAX_SINGLE_BLOCK:
+        fitting = (width + 3) // (len(header) + 3)  # a separator takes 3 columns
+        filled = -(-len(rows) // _MIN_BLOCK)
+        num_blocks = max(1, min(fitting, filled))
+    height = -(-len(rows) // num_blocks)
+    blocks = [rows[start : start + height] for start in range(0, len(rows), height)]
+    header_lines = [
+        " | ".join([header] * len(blocks)),
+        " | ".join(["-" * len(header)] * len(blocks)),
+    ]
+    # The last block may be shorter than the others.
+    row_lines = [" | ".join(block[i] for block in blocks if i < len(block)) for i in range(height)]
+    return header_lines + row_lines
 
 
 def read_coco(
@@ -257,11 +307,14 @@ def read_coco(
     check_images: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> CocoFile:
-    """Reads and checks a COCO JSON file.
+    """Read and check a COCO JSON file.
 
-    categories: those to use (the training file's, a checkpoint's), matched by name, or by id where names repeat; image_root: the folder of
-    the images, whose headers are looked at unless `check_images` is False. Raises UserError with the whole report if there are errors;
-    warnings are in the result's `report`.
+    categories: the expected ones (of the training file or a checkpoint), matched by name, or by id
+    if names repeat; None: the file's;
+    image_root: the image folder; the headers of its files are checked if `check_images` is True.
+
+    Raises UserError with the whole report if there are errors; warnings are in the result's
+    `report`.
     """
     file, report = _read(Path(path), categories, image_root if check_images else None, max_pixels)
     if file is None:
@@ -276,7 +329,7 @@ def check_coco(
     image_root: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Report:
-    """The report on a file, whatever is in it. Raises UserError only if it cannot be opened."""
+    """Return the report on a file with any content. Raises UserError if it cannot be opened."""
     return _read(Path(path), categories, image_root, max_pixels)[1]
 
 
@@ -284,10 +337,12 @@ def _read(
     path: Path, categories: Categories | None, image_root: str | Path | None, max_pixels: int
 ) -> tuple[CocoFile | None, Report]:
     report = Report(str(path))
-    raw: RawCoco | None = read_json(path, max_pixels, report)
-    if raw is None:
+    parsed = read_json(path, max_pixels, report)
+    if parsed is None:
         return None, report
-    checked = check(raw, report, max_pixels, categories)
+    checked = check_dataset(parsed, report, max_pixels, categories)
     if image_root is not None:
-        check_files(checked.images, Path(image_root), report, max_pixels)
-    return (None if report.errors else CocoFile(path, checked, raw.columns, report)), report
+        check_image_files(checked.images, Path(image_root), report, max_pixels)
+    if report.errors:
+        return None, report
+    return CocoFile(path, checked, parsed.columns, report), report

@@ -1,7 +1,8 @@
-"""The segmentations of a COCO file, packed: flat arrays instead of a Python object for every number.
+"""The segmentations of a COCO file, packed into flat arrays.
 
-COCO's training file has 55 million coordinates. As Python lists they take several gigabytes, and every worker of a data loader copies them
-as it counts references. Here they are one array; run lengths stay the compressed strings they came as, until an image is asked for.
+COCO's training file has 55 million coordinates. As Python lists they take several gigabytes, and
+every worker of a data loader copies them as soon as it touches the reference counts. Here they are
+one array. Run lengths stay the compressed strings of the file until an image is requested.
 """
 
 from __future__ import annotations
@@ -14,73 +15,83 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.masks.annotated import Polygons, Runs
+from maskseg.masks.annotated import Polygons, RunLengths
 from maskseg.masks.base import rle_from_counts
-from maskseg.ops.rle import Ints, counts_from_string, spans
+from maskseg.ops.rle import Ints, column_spans, counts_from_string
 
 Floats = NDArray[np.float64]
-NONE, POLYGONS, RLE = range(3)  # kinds of a segmentation
-MIN_COORDINATES = 6  # of a polygon that is one
+NONE, POLYGONS, RLE = range(3)  # kinds of segmentations
+MIN_COORDINATES = 6  # three points; a polygon with fewer has no area
+_COORDINATE_LIMIT = 1e7  # px; keeps the products in `clip_polygon` finite
 
 
 class SegmentationError(ValueError):
-    """What is wrong with one segmentation: `kind` groups the problems of a file, `detail` tells this one."""
+    """An invalid segmentation: `kind` groups the problems of a file, `detail` is about this one."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(kind, detail)
-        self.kind, self.detail = kind, detail
+        self.kind = kind
+        self.detail = detail
 
 
-class Packer:
-    """Takes the segmentations of a file one after the other, as JSON gives them."""
+class SegmentationPacker:
+    """Collects the segmentations of a file one by one, in the form in which JSON has them."""
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
-        self.kinds, self.parts, self.lengths = array("b"), array("q"), array("q")
-        self.coords, self.strings, self.text = array("d"), array("q"), bytearray()
-        self.heights, self.widths = array("q"), array("q")
+        self.kinds = array("b")
+        self.part_counts = array("q")  # polygons of each row
+        self.coord_counts = array("q")  # coordinates of each polygon
+        self.coords = array("d")
+        self.text_lengths = array("q")
+        self.text = bytearray()
+        self.heights = array("q")
+        self.widths = array("q")
 
     def add(self, segmentation: Any) -> None:
-        """Polygons, an RLE, or nothing (None, []). Raises SegmentationError for what is neither; then nothing is stored for it."""
+        """Add polygons, an RLE, or nothing (None, []).
+
+        Raises SegmentationError for anything else; an empty row is added in that case.
+        """
         parts: list[array[float]] = []
-        text, height, width = b"", 0, 0
+        text = b""
+        height = 0
+        width = 0
         try:
             if isinstance(segmentation, dict):
-                text, height, width = self._rle(segmentation)
+                text, height, width = self._parse_rle(segmentation)
             elif isinstance(segmentation, list):
-                parts = [_numbers(part) for part in segmentation]
+                parts = [_parse_polygon(part) for part in segmentation]
             elif segmentation is not None:
                 raise SegmentationError(
                     "segmentation that is neither polygons nor RLE", type(segmentation).__name__
                 )
-        finally:  # a row even for a bad one, so that rows and annotations stay in step
-            for part in parts:
-                self.coords.extend(part)
-                self.lengths.append(len(part))
-            self.parts.append(len(parts))
-            self.text += text
-            self.strings.append(len(text))
-            self.heights.append(height)
-            self.widths.append(width)
-            self.kinds.append(RLE if text else POLYGONS if parts else NONE)
+        finally:  # an invalid segmentation gets a row too: rows and annotations stay aligned
+            self._append(parts, text, height, width)
 
-    def _rle(self, rle: dict[str, Any]) -> tuple[bytes, int, int]:
-        """Compressed counts, height, width. The size is judged before any count is looked at."""
-        size, counts = rle.get("size"), rle.get("counts")
-        if (
-            not isinstance(size, list)
-            or len(size) != 2
-            or not all(type(v) is int and v > 0 for v in size)
-        ):
-            raise SegmentationError(
-                "RLE without a size of two positive integers", f"size {size!r}"[:80]
-            )
-        height, width = size
-        if height * width > self.max_pixels:
-            raise SegmentationError(
-                "RLE of more pixels than data.max_pixels",
-                f"{height} x {width}, the cap is {self.max_pixels}",
-            )
+    def _append(self, parts: list[array[float]], text: bytes, height: int, width: int) -> None:
+        for part in parts:
+            self.coords.extend(part)
+            self.coord_counts.append(len(part))
+        self.part_counts.append(len(parts))
+        self.text += text
+        self.text_lengths.append(len(text))
+        self.heights.append(height)
+        self.widths.append(width)
+        if text:
+            self.kinds.append(RLE)
+        elif parts:
+            self.kinds.append(POLYGONS)
+        else:
+            self.kinds.append(NONE)
+
+    def _parse_rle(self, rle: dict[str, Any]) -> tuple[bytes, int, int]:
+        """Return compressed counts, height and width.
+
+        The size is checked before the counts, so that a huge mask costs nothing.
+        """
+        height, width = self._parse_size(rle.get("size"))
+        counts = rle.get("counts")
         if isinstance(counts, str) and counts:
             try:
                 return counts.encode("ascii"), height, width
@@ -97,17 +108,35 @@ class Packer:
         check_counts(values, height, width)
         return rle_from_counts(values, height, width)["counts"].encode(), height, width
 
-    def packed(self) -> Segmentations:
-        """What was added, as arrays."""
+    def _parse_size(self, size: Any) -> tuple[int, int]:
+        if (
+            not isinstance(size, list)
+            or len(size) != 2
+            or not all(type(side) is int and side > 0 for side in size)
+        ):
+            raise SegmentationError(
+                "RLE without a size of two positive integers", f"size {size!r}"[:80]
+            )
+        height, width = size
+        if height * width > self.max_pixels:
+            raise SegmentationError(
+                "RLE of more pixels than data.max_pixels",
+                f"{height} x {width}, the limit is {self.max_pixels}",
+            )
+        return height, width
+
+    def to_segmentations(self) -> Segmentations:
+        """Return everything that was added, as arrays."""
+        # Not every numpy wraps an empty buffer.
+        coords = np.frombuffer(self.coords, dtype=np.float64) if self.coords else np.zeros(0)
+        text = np.frombuffer(self.text, dtype=np.uint8) if self.text else np.zeros(0, np.uint8)
         return Segmentations(
             kinds=np.array(self.kinds, dtype=np.int8),
-            part_starts=_starts(self.parts),
-            coord_starts=_starts(self.lengths),
-            coords=np.frombuffer(self.coords, dtype=np.float64) if self.coords else np.zeros(0),
-            text_starts=_starts(self.strings),
-            text=np.frombuffer(self.text, dtype=np.uint8)
-            if self.text
-            else np.zeros(0, dtype=np.uint8),
+            part_starts=_to_starts(self.part_counts),
+            coord_starts=_to_starts(self.coord_counts),
+            coords=coords,
+            text_starts=_to_starts(self.text_lengths),
+            text=text,
             heights=np.array(self.heights, dtype=np.int64),
             widths=np.array(self.widths, dtype=np.int64),
         )
@@ -115,11 +144,17 @@ class Packer:
 
 @dataclass(frozen=True)
 class Segmentations:
-    """A segmentations in flat arrays; row a has the polygon parts part_starts[a] : part_starts[a + 1], and so on.
+    """A segmentations in flat arrays.
 
-    kinds: i8 [A]; part_starts: i64 [A + 1]; coord_starts: i64 [parts + 1]; coords: f64 [numbers], x and y in turn, px;
-    text_starts: i64 [A + 1]; text: u8 [characters] of compressed RLE; heights, widths: i64 [A], the sizes that the RLEs state;
-    clipped: rows whose polygons were cut at the image's border, and what is left of them.
+    Row a consists of the polygons part_starts[a] : part_starts[a + 1], or of the characters
+    text_starts[a] : text_starts[a + 1] of a compressed RLE.
+
+    kinds: i8 [A], NONE, POLYGONS or RLE; part_starts: i64 [A + 1];
+    coord_starts: i64 [polygons + 1], start of each polygon in `coords`;
+    coords: f64 [numbers], alternating x and y, px;
+    text_starts: i64 [A + 1]; text: u8 [characters];
+    heights, widths: i64 [A], the sizes that the RLEs state, 0 for other kinds;
+    clipped: for rows whose polygons cross the image's border, the clipped polygons.
     """
 
     kinds: NDArray[np.int8]
@@ -133,94 +168,112 @@ class Segmentations:
     clipped: dict[int, tuple[Floats, ...]] = field(default_factory=dict)
 
     def polygons(self, row: int) -> tuple[Floats, ...]:
-        """The parts of a row, each f64 [points, 2]; parts of less than three points are left out."""
+        """Return the polygons of a row, each f64 [points, 2], without those of < 3 points."""
         if row in self.clipped:
             return self.clipped[row]
-        ends = self.coord_starts[self.part_starts[row] : self.part_starts[row + 1] + 1].tolist()
+        bounds = self.coord_starts[self.part_starts[row] : self.part_starts[row + 1] + 1].tolist()
         return tuple(
-            self.coords[a:b].reshape(-1, 2) for a, b in pairwise(ends) if b - a >= MIN_COORDINATES
+            self.coords[start:stop].reshape(-1, 2)
+            for start, stop in pairwise(bounds)
+            if stop - start >= MIN_COORDINATES
         )
 
     def counts(self, row: int) -> Ints:
-        """Run lengths of a row. Raises SegmentationError where they are not those of a mask of the stated size."""
-        text = self.text[self.text_starts[row] : self.text_starts[row + 1]].tobytes()
+        """Return the run lengths of a row.
+
+        Raises SegmentationError if they do not describe a mask of the stated size.
+        """
         try:
-            counts = counts_from_string(text)
+            counts = counts_from_string(self._text_of(row))
         except ValueError as error:
             raise SegmentationError("RLE that cannot be decoded", str(error)) from error
         check_counts(counts, int(self.heights[row]), int(self.widths[row]))
         return counts
 
-    def shape(self, row: int) -> Polygons | Runs | None:
-        """The mask of a row."""
+    def shape(self, row: int) -> Polygons | RunLengths | None:
+        """Return the mask of a row."""
         if self.kinds[row] == NONE:
             return None
         if self.kinds[row] == POLYGONS:
             return Polygons(self.polygons(row))
-        return Runs(np.cumsum(self.counts(row)), int(self.heights[row]), int(self.widths[row]))
+        ends = np.cumsum(self.counts(row))
+        return RunLengths(ends, int(self.heights[row]), int(self.widths[row]))
 
     def to_coco(self, row: int) -> list[list[float]] | dict[str, Any]:
-        """The mask of a row as COCO's JSON has it: polygons, or compressed RLE; [] where there is none."""
+        """Return the mask of a row as COCO's JSON has it: polygons, compressed RLE, or []."""
         if self.kinds[row] == RLE:
-            text = self.text[self.text_starts[row] : self.text_starts[row + 1]].tobytes().decode()
-            return {"size": [int(self.heights[row]), int(self.widths[row])], "counts": text}
-        return (
-            [p.ravel().tolist() for p in self.polygons(row)] if self.kinds[row] == POLYGONS else []
-        )
+            size = [int(self.heights[row]), int(self.widths[row])]
+            return {"size": size, "counts": self._text_of(row).decode()}
+        if self.kinds[row] == POLYGONS:
+            return [polygon.ravel().tolist() for polygon in self.polygons(row)]
+        return []
+
+    def _text_of(self, row: int) -> bytes:
+        return self.text[self.text_starts[row] : self.text_starts[row + 1]].tobytes()
 
 
 def check_counts(counts: Ints, height: int, width: int) -> None:
-    """Raises SegmentationError unless `counts` are the run lengths of a height x width mask."""
+    """Raise SegmentationError unless `counts` are the run lengths of a height x width mask."""
     if len(counts) and counts.min() < 0:
         raise SegmentationError("RLE with negative counts", f"{int(counts.min())}")
-    # Each is bounded before they are summed: the sum of unbounded ones may wrap round to the right one.
-    total = int(counts.sum()) if not len(counts) or counts.max() <= height * width else None
+    # Bound each count before summing: the sum of unbounded ones may overflow to the right value.
+    bounded = not len(counts) or counts.max() <= height * width
+    total = int(counts.sum()) if bounded else None
     if total != height * width:
-        found = "more" if total is None else total
+        actual = "more" if total is None else total
         raise SegmentationError(
             "RLE whose counts do not sum to the mask's pixels",
-            f"{found} instead of {height} x {width} = {height * width}",
+            f"{actual} instead of {height} x {width} = {height * width}",
         )
 
 
-def runs_box(counts: Ints, height: int) -> Floats:
-    """The tight box xyxy of a mask given as run lengths, f64 [4]; zeros for an empty one."""
-    column, top, bottom = spans(np.cumsum(counts), height)
+def rle_box(counts: Ints, height: int) -> Floats:
+    """Return the tight box xyxy of a run-length mask, f64 [4]; zeros for an empty mask."""
+    column, top, bottom = column_spans(np.cumsum(counts), height)
     if not len(column):
         return np.zeros(4)
     return np.array([column[0], top.min(), column[-1] + 1, bottom.max()], dtype=np.float64)
 
 
 def clip_polygon(points: Floats, height: int, width: int) -> Floats:
-    """What lies inside the image of a polygon f64 [points, 2], as one polygon (Sutherland and Hodgman 1974); [0, 2] where nothing does.
+    """Clip a polygon f64 [points, 2] to the image (Sutherland and Hodgman 1974).
 
-    Pieces that the border separates stay joined by edges along it, which enclose nothing.
+    Returns one polygon, [0, 2] if nothing is inside the image. Parts that the border separates
+    stay connected by edges along it, which enclose no area.
     """
-    points = points.clip(-1e7, 1e7)  # keeps the products below finite
-    for axis, sign, bound in (
+    points = points.clip(-_COORDINATE_LIMIT, _COORDINATE_LIMIT)
+    borders = (
         (0, 1.0, 0.0),
         (0, -1.0, float(width)),
         (1, 1.0, 0.0),
         (1, -1.0, float(height)),
-    ):
+    )
+    for axis, sign, bound in borders:
         if not len(points):
             break
-        distance = sign * (points[:, axis] - bound)  # positive inside
-        following, after = np.roll(points, -1, axis=0), np.roll(distance, -1)
-        crosses = (distance > 0) & (after < 0) | (distance < 0) & (after > 0)
-        share = np.where(crosses, distance / np.where(crosses, distance - after, 1.0), 0.0)
-        cut = points + share[:, None] * (following - points)
-        cut[:, axis] = bound
-        candidates = np.stack([points, cut], axis=1).reshape(-1, 2)
-        points = candidates[np.stack([distance >= 0, crosses], axis=1).ravel()]
-    low, high = (
-        (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(2), np.zeros(2))
-    )
-    return points if len(points) >= 3 and (high > low).all() else np.zeros((0, 2))
+        points = _clip_at(points, axis, sign, bound)
+    if len(points) >= 3 and (points.max(axis=0) > points.min(axis=0)).all():
+        return points
+    return np.zeros((0, 2))
 
 
-def _numbers(part: Any) -> array[float]:
-    """One polygon as an array of doubles."""
+def _clip_at(points: Floats, axis: int, sign: float, bound: float) -> Floats:
+    """Clip a polygon at one line; sign 1: keep what is above the bound, -1: what is below."""
+    distance = sign * (points[:, axis] - bound)  # positive inside
+    next_points = np.roll(points, -1, axis=0)
+    next_distance = np.roll(distance, -1)
+    leaves = (distance > 0) & (next_distance < 0)
+    enters = (distance < 0) & (next_distance > 0)
+    crosses = leaves | enters
+    fraction = np.where(crosses, distance / np.where(crosses, distance - next_distance, 1.0), 0.0)
+    crossings = points + fraction[:, None] * (next_points - points)
+    crossings[:, axis] = bound
+    candidates = np.stack([points, crossings], axis=1).reshape(-1, 2)
+    return candidates[np.stack([distance >= 0, crosses], axis=1).ravel()]
+
+
+def _parse_polygon(part: Any) -> array[float]:
+    """Return one polygon as an array of doubles."""
     if not isinstance(part, list):
         raise SegmentationError("polygon that is not a list of numbers", f"{part!r}"[:80])
     try:
@@ -229,7 +282,7 @@ def _numbers(part: Any) -> array[float]:
         raise SegmentationError("polygon that is not a list of numbers", str(error)) from error
 
 
-def _starts(lengths: array[int]) -> Ints:
-    return np.concatenate(
-        [np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))]
-    )
+def _to_starts(lengths: array[int]) -> Ints:
+    """Return the start of each row, and the end of the last: i64 [len + 1]."""
+    ends = np.cumsum(np.array(lengths, dtype=np.int64))
+    return np.concatenate([np.zeros(1, dtype=np.int64), ends])

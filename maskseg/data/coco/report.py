@@ -1,15 +1,15 @@
-"""What a check found, grouped by kind: one page for a person to read."""
+"""Problems found in a dataset file, grouped by kind and formatted as one text report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SHOWN = 10  # problems that are told one by one
+MAX_EXAMPLES = 10  # problems that are listed individually, per kind and per text
 
 
 @dataclass
 class Finding:
-    """One kind of problem: how often it was met and the first few places."""
+    """One kind of problem: the number of occurrences and the first few examples."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -17,30 +17,37 @@ class Finding:
 
 @dataclass
 class Report:
-    """Problems of one file by kind. With errors nothing may be trained on it; what a warning names was mended or left out."""
+    """Problems of one file by kind.
+
+    A file with errors cannot be trained on. Annotations named by a warning were repaired or
+    dropped.
+    """
 
     path: str
     errors: dict[str, Finding] = field(default_factory=dict)
     warnings: dict[str, Finding] = field(default_factory=dict)
 
     def error(self, kind: str, *examples: str, count: int | None = None) -> None:
-        """Adds `count` problems of a kind, or one for each example; the places of the first few are enough."""
+        """Add `count` errors of a kind, or one per example if `count` is None.
+
+        Passing the first `MAX_EXAMPLES` examples is enough.
+        """
         _add(self.errors, kind, examples, count)
 
     def warn(self, kind: str, *examples: str, count: int | None = None) -> None:
-        """The same for what was mended."""
+        """Add warnings; the arguments are those of `error`."""
         _add(self.warnings, kind, examples, count)
 
     def text(self) -> str:
-        """The page: the file, each kind with its count, and the first problems."""
+        """Format the report: the file, each kind with its count, and the first examples."""
         lines = []
-        for word, findings in (("error", self.errors), ("warning", self.warnings)):
-            if findings:
-                total = sum(f.count for f in findings.values())
-                lines += [
-                    f"{self.path}: {total} {word}{'s' if total > 1 else ''}",
-                    *_listed(findings),
-                ]
+        for severity, findings in (("error", self.errors), ("warning", self.warnings)):
+            if not findings:
+                continue
+            total = sum(finding.count for finding in findings.values())
+            plural = "s" if total > 1 else ""
+            lines.append(f"{self.path}: {total} {severity}{plural}")
+            lines += _format_findings(findings)
         return "\n".join(lines) or f"{self.path}: no problems found"
 
 
@@ -49,17 +56,28 @@ def _add(
 ) -> None:
     finding = findings.setdefault(kind, Finding())
     finding.count += len(examples) if count is None else count
-    finding.examples += examples[: SHOWN - len(finding.examples)]
+    finding.examples += examples[: MAX_EXAMPLES - len(finding.examples)]
 
 
-def _listed(findings: dict[str, Finding]) -> list[str]:
-    """Every kind with its count; the examples that are shown are shared out, so that the first kind doesn't take them all."""
+def _count_shown(findings: dict[str, Finding]) -> dict[str, int]:
+    """Distribute `MAX_EXAMPLES` over the kinds, so that the first kind does not take them all."""
     shown = dict.fromkeys(findings, 0)
-    left = SHOWN
-    while left and (open_kinds := [k for k, f in findings.items() if shown[k] < len(f.examples)]):
+    left = MAX_EXAMPLES
+    while left:
+        open_kinds = [
+            kind for kind, finding in findings.items() if shown[kind] < len(finding.examples)
+        ]
+        if not open_kinds:
+            break
         for kind in open_kinds[:left]:
             shown[kind] += 1
             left -= 1
+    return shown
+
+
+def _format_findings(findings: dict[str, Finding]) -> list[str]:
+    """Lines with every kind, its count and its share of the examples."""
+    shown = _count_shown(findings)
     lines = []
     for kind, finding in findings.items():
         lines.append(f"  {finding.count} x {kind}")

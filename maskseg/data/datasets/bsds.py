@@ -1,4 +1,4 @@
-"""BSDS500: photographs, each divided into segments by several people (Arbelaez et al. 2011)."""
+"""BSDS500: photographs, each segmented by several annotators (Arbelaez et al. 2011)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from maskseg.data.datasets.matlab import MatArray, MatError, read_mat
 from maskseg.data.datasets.segmentation_source import (
     SegmentedFiles,
     SegmentMap,
-    found_root,
-    names_in,
+    find_root,
+    list_stems,
 )
 from maskseg.data.image_files import safe_join
 from maskseg.errors import UserError
 
 _SPLITS = ("train", "val", "test")
-_NESTED = ("data", "BSDS500/data", "BSR/BSDS500/data")  # as the archive unpacks
+_NESTED = ("data", "BSDS500/data", "BSR/BSDS500/data")  # the folders in the distributed archives
 _LAYOUT = "a folder with images/{train,val,test}/NAME.jpg and groundTruth/{train,val,test}/NAME.mat"
 
 
 class BsdsSource(SegmentedFiles):
-    """BSDS500 as it is distributed. root: the folder that holds `images` and `groundTruth`, or what its archive was unpacked to.
+    """BSDS500 as distributed.
 
-    Segments have the files' numbers less one; what the files number 0 is unlabelled. Other keys: `SegmentedFiles`.
+    root: the folder with `images` and `groundTruth`, or the one its archive was unpacked to. Other
+    keys: `SegmentedFiles`.
+
+    Segments have the numbers of the files minus 1; number 0 in a file is unlabelled.
     """
 
     def __init__(self, root: str, split: str = "val", **keys: Any) -> None:
@@ -34,57 +37,66 @@ class BsdsSource(SegmentedFiles):
 
     @cached_property
     def folder(self) -> Path:
-        """Where `images` and `groundTruth` are. Raises UserError."""
-        return found_root(self.root, _NESTED, ("images", "groundTruth"), _LAYOUT)
+        """The folder of `images` and `groundTruth`. Raises UserError."""
+        return find_root(self.root, _NESTED, ("images", "groundTruth"), _LAYOUT)
 
     def splits(self) -> list[str]:
-        """Those of train, val and test that have a folder of images. Raises UserError where there is none."""
-        found = [split for split in _SPLITS if (self.folder / "images" / split).is_dir()]
-        if not found:
-            raise UserError(
-                f"{self.folder / 'images'}: none of the folders {', '.join(_SPLITS)} is there"
-            )
-        return found
+        """Return those of train, val and test that have a folder of images.
+
+        Raises UserError if there are none.
+        """
+        images = self.folder / "images"
+        splits = [split for split in _SPLITS if (images / split).is_dir()]
+        if not splits:
+            raise UserError(f"{images}: none of the folders {', '.join(_SPLITS)} exists")
+        return splits
 
     def _list(self, split: str) -> list[str]:
-        return names_in(self.folder / "images" / split, ".jpg")
+        return list_stems(self.folder / "images" / split, ".jpg")
 
     def _files(self, split: str, name: str) -> tuple[Path, Path]:
-        return safe_join(self.folder / "images" / split, f"{name}.jpg"), safe_join(
-            self.folder / "groundTruth" / split, f"{name}.mat"
-        )
+        image = safe_join(self.folder / "images" / split, f"{name}.jpg")
+        ground_truth = safe_join(self.folder / "groundTruth" / split, f"{name}.mat")
+        return image, ground_truth
 
-    def truths(self, split: str, index: int) -> list[SegmentMap]:
-        """The map of each annotator. Raises UserError for a file that is missing, damaged, or of another size than the image."""
+    def ground_truths(self, split: str, index: int) -> list[SegmentMap]:
+        """Return one map per annotator.
+
+        Raises UserError for a file that is missing, damaged, or of another size than the image.
+        """
         image, path = self._files(split, self.names(split)[index])
         try:
-            variables = read_mat(path)
-            if "groundTruth" not in variables:
-                raise MatError(
-                    f"it has no variable groundTruth ({', '.join(variables) or 'none at all'})"[
-                        :200
-                    ]
-                )
-            maps = [cell.field("Segmentation") for cell in variables["groundTruth"].cells()]
-            if not maps:
-                raise MatError("groundTruth has no segmentation")
+            maps = _read_segmentations(path)
             for array in maps:
                 self._check_size(path, image, array.shape)
-            return [_segments(array) for array in maps]
+            return [_to_segments(array) for array in maps]
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         except MatError as error:
             raise UserError(f"{path}: not a segmentation of BSDS, or damaged ({error})") from error
 
 
-def _segments(array: MatArray) -> SegmentMap:
+def _read_segmentations(path: Path) -> list[MatArray]:
+    """Return the array of each annotator. Raises OSError and MatError."""
+    variables = read_mat(path)
+    if "groundTruth" not in variables:
+        names = ", ".join(variables) or "none at all"
+        raise MatError(f"it has no variable groundTruth ({names})"[:200])
+    maps = [cell.field("Segmentation") for cell in variables["groundTruth"].cells()]
+    if not maps:
+        raise MatError("groundTruth has no segmentation")
+    return maps
+
+
+def _to_segments(array: MatArray) -> SegmentMap:
     numbers = array.numbers()
-    # A comparison with NaN is false, and so refuses it.
-    if not (
+    # Comparisons with NaN are false, which rejects NaN.
+    is_valid = (
         numbers.size
         and numbers.min() >= 0
         and numbers.max() <= np.iinfo(np.int32).max
         and (numbers == np.floor(numbers)).all()
-    ):
-        raise MatError("its segments are not numbered from 1 on, or from 0 where unlabelled")
+    )
+    if not is_valid:
+        raise MatError("its segments are not numbered from 1 on (0: unlabelled)")
     return np.ascontiguousarray(numbers.astype(np.int32) - 1)

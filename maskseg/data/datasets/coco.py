@@ -1,262 +1,255 @@
-"""A data set as the tools see it: where its files are, its splits, its loaders."""
+"""A dataset of COCO files: its splits, their checked contents and their loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskseg.data.add_superpixels import AddSuperpixels
 from maskseg.data.coco.file import CocoFile, ImageRecord, read_coco
 from maskseg.data.collate import collate
-from maskseg.data.dataset import CocoDataset
+from maskseg.data.dataset import CocoDataset, select_images
 from maskseg.data.datasets.semantic_maps import SemanticMaps, encoding_of
 from maskseg.data.datasets.stuff import with_stuff
-from maskseg.data.image_files import MAX_PIXELS, load_image, safe_join
+from maskseg.data.image_files import load_image, safe_join
 from maskseg.data.loader import BatchLoader
+from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions, Split
+from maskseg.data.proposal_file import ProposalFile
+from maskseg.data.readers import Reader, ReadProposals, ReadSemanticMap, SegmentData
 from maskseg.data.samplers import Item, StepSampler, aspect_groups, repeat_factors
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.structures import Categories
 from maskseg.superpixels.methods import Superpixels
-from maskseg.variants.cfm.sampling import SegmentSampler
-from maskseg.variants.cfm.store import SegmentStore
-
-_LEAST = {"max_images": 1, "skip_bad": 0, "num_workers": 0, "divisor": 1}
-
-
-def check_numbers(least: Mapping[str, int], **values: int | None) -> None:
-    """Raises UserError for a key of the data whose value is no whole number, or below its least one; max_images may be None."""
-    for name, value in values.items():
-        if not (value is None and name == "max_images") and (
-            type(value) is not int or value < least[name]
-        ):
-            raise UserError(
-                f"data.{name} must be a whole number of at least {least[name]}, not {value!r}"
-            )
 
 
 class CocoSource:
-    """COCO files for training and validation, either of which may be absent, and their folders of images.
+    """COCO files for training and validation, either of which may be absent.
 
-    num_classes, point_ranges: read from the data; what differs from it is an error. flip_pairs: names of keypoints that change places in a
-    mirror, those named left and right if not given. num_workers: loader processes, which change nothing but
-    the speed; timeout: seconds after which a loader process that gives nothing is an error. group_by_aspect: portrait and landscape
-    images never share a batch. repeat_threshold: LVIS's repeat factors, for classes in a smaller share of the images; 0 for none.
-    train_proposals, val_proposals: files of `data.proposals`. train_semantic, val_semantic: folders of semantic maps (`data.semantic`). superpixels:
-    what cuts the transformed images into superpixels, in the loader's processes. train_segments, val_segments: stores of segment proposals
-    (`data.segment_store`); segment_sampler: (num_things, num_classes) -> what draws from them. stuff_json: a file that names classes of stuff,
-    which are then classes behind the things'; with it or a segment_sampler, semantic maps hold labels; semantic_encoding: how the files' values
-    stand for category ids, one of `data.semantic.ENCODINGS`. max_images: only the first so many of each split.
-    Other keys: `CocoDataset`.
+    train, val: the files of the two splits. The validation transforms are used whenever images
+        are tested, of either split.
+    class_options, reading, loading: settings, see `maskseg.data.options`.
+    superpixels: image uint8 RGB [H, W, 3] -> label map i32 [H, W]; called on the transformed
+        images, in the loader processes.
+    segments: segment proposals with masks, which are read and drawn from.
+    categories: the classes of a checkpoint, whose order the files then have; by default, the
+        classes of the training file.
+    root: the folder of the whole dataset, for subclasses.
     """
 
     def __init__(
         self,
-        train_json: str | None = None,
-        val_json: str | None = None,
-        train_images: str | None = None,
-        val_images: str | None = None,
-        images: str | None = None,
-        train_transforms: Sequence[Transform] = (),
-        test_transforms: Sequence[Transform] = (),
-        num_classes: int | None = None,
-        point_ranges: Sequence[Sequence[int]] | None = None,
-        flip_pairs: Sequence[Sequence[str]] | None = None,
-        keep_empty: bool = True,
-        check_images: bool = True,
-        max_pixels: int = MAX_PIXELS,
-        skip_bad: int = 0,
-        train_proposals: str | None = None,
-        val_proposals: str | None = None,
-        train_semantic: str | None = None,
-        val_semantic: str | None = None,
+        train: Split,
+        val: Split,
+        class_options: ClassOptions | None = None,
+        reading: ReadOptions | None = None,
+        loading: LoaderOptions | None = None,
         superpixels: Superpixels | None = None,
-        train_segments: str | None = None,
-        val_segments: str | None = None,
-        segment_sampler: Callable[..., SegmentSampler] | None = None,
-        stuff_json: str | None = None,
-        num_things: int | None = None,
-        max_images: int | None = None,
-        group_by_aspect: bool = True,
-        repeat_threshold: float = 0.0,
-        num_workers: int = 2,
-        timeout: float = 120.0,
-        divisor: int = 32,
+        segments: SegmentData | None = None,
+        categories: Categories | None = None,
         root: str | None = None,
-        semantic_encoding: str = "ids",
     ) -> None:
-        check_numbers(
-            _LEAST,
-            max_images=max_images,
-            skip_bad=skip_bad,
-            num_workers=num_workers,
-            divisor=divisor,
-        )
-        self.root, self.encoding = root, encoding_of(semantic_encoding)
-        self.json, self.proposals = (
-            {"train": train_json, "val": val_json},
-            {"train": train_proposals, "val": val_proposals},
-        )
-        self.segments, self.segment_sampler = (
-            {"train": train_segments, "val": val_segments},
-            segment_sampler,
-        )
-        self.stuff_json, self.num_things = stuff_json, num_things
-        self.semantic, self.superpixels = (
-            {"train": train_semantic, "val": val_semantic},
-            superpixels,
-        )
-        self.images = {"train": train_images or images, "val": val_images or images}
-        self.transforms = {"train": list(train_transforms), "val": list(test_transforms)}
-        self.point_ranges, self.flip_pairs = point_ranges, flip_pairs
-        self.num_classes, self.keep_empty, self.check_images = num_classes, keep_empty, check_images
-        self.max_pixels, self.skip_bad, self.max_images = max_pixels, skip_bad, max_images
-        self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
-        self.num_workers, self.timeout, self.divisor = num_workers, timeout, divisor
-        self.known: Categories | None = None
-        self._with_stuff: tuple[Categories, Categories] | None = (
-            None  # the things, and what `stuff_json` made of them
-        )
+        self.split_files = {"train": train, "val": val}
+        self.class_options = class_options or ClassOptions()
+        self.reading = reading or ReadOptions()
+        self.loading = loading or LoaderOptions()
+        self.superpixels = superpixels
+        self.segments = segments
+        self.known_categories = categories
+        self.root = root
+        self.encoding = encoding_of(self.class_options.semantic_encoding)
+
+    @classmethod
+    def from_keys(cls, categories: Categories | None = None, **keys: Any) -> Self:
+        """The source that the flat keys of `configs/data` describe.
+
+        Keys that belong to no setting are arguments of the subclass. Raises TypeError for a key
+        that is none of either.
+        """
+        return cls(**source_arguments(keys), categories=categories)
 
     def prepare(self) -> None:
-        """Makes what can be made before the files are read; nothing for files of the user's own."""
+        """Make what can be made before the files are read; files of the user's own need nothing."""
 
     def splits(self) -> list[str]:
-        """Which of `train` and `val` have a file."""
-        return [split for split, path in self.json.items() if path]
+        """The names of the splits that have a file."""
+        return [name for name, split in self.split_files.items() if split.json]
+
+    def json_files(self) -> list[str | None]:
+        """The JSON of each split; None for an absent one."""
+        return [split.json for split in self.split_files.values()]
+
+    def split(self, name: str) -> Split:
+        """The files of a split. Raises UserError for another name than `train` or `val`."""
+        if name not in self.split_files:
+            raise UserError(f"split={name}: there are {', '.join(self.split_files)}")
+        return self.split_files[name]
 
     @cached_property
     def train(self) -> CocoFile:
         """The checked training file. Raises UserError."""
-        return self._read("train", self.known)
+        return self.read_file("train", self.known_categories)
 
     @cached_property
     def val(self) -> CocoFile:
-        """The checked validation file, its classes in the order of the training file's (or of a checkpoint's). Raises UserError."""
-        return self._read(
-            "val", self.known or (self.train.categories if self.json["train"] else None)
-        )
+        """The checked validation file. Raises UserError.
 
-    def name(self, split: str) -> str:
-        """What messages call a split: the key that names its file."""
-        return f"data.{split}_json={self.json[split]}"
+        Its classes are in the order of the checkpoint's or the training file's.
+        """
+        known = self.known_categories
+        if known is None and self.split("train").json:
+            known = self.train.categories
+        return self.read_file("val", known)
 
     def file(self, split: str) -> CocoFile:
         """The checked file of a split. Raises UserError."""
-        if split not in self.json:
-            raise UserError(f"split={split}: there are {', '.join(self.json)}")
-        return self.train if split == "train" else self.val
+        return self.train if self.split(split).name == "train" else self.val
 
-    @property
+    @cached_property
     def categories(self) -> Categories:
-        """The classes, of the training file if there is one. Raises UserError where `num_classes` says otherwise."""
-        if self.known is not None:
-            return self.known
-        file = self.train if self.json["train"] else self.val
-        if self.num_classes is not None and self.num_classes != len(file.categories):
+        """The classes, things before stuff. Raises UserError where the config contradicts them."""
+        if self.known_categories is not None:
+            return self.known_categories
+        file = self.train if self.split("train").json else self.val
+        count = self.class_options.num_classes
+        if count is not None and count != len(file.categories):
             raise UserError(
-                f"data.num_classes={self.num_classes}, but {file.path} has {len(file.categories)} categories; leave it out: it is read"
+                f"data.num_classes={count}, but {file.path} has {len(file.categories)} categories; "
+                "leave the key out: the number is read from the file"
             )
-        if self.stuff_json is not None:
-            if self._with_stuff is None or self._with_stuff[0] is not file.categories:
-                self._with_stuff = (
-                    file.categories,
-                    with_stuff(file.categories, Path(self.stuff_json), self.encoding.stuff),
-                )
-            return self._with_stuff[1]
-        ranges = [list(r) for r in file.categories.point_ranges]
-        if self.point_ranges is not None and [list(r) for r in self.point_ranges] != ranges:
-            raise UserError(
-                f"data.point_ranges={self.point_ranges}, but the keypoints of {file.path} are {ranges}; leave it out: it is read"
-            )
+        if self.class_options.stuff_json is not None:
+            stuff_json = Path(self.class_options.stuff_json)
+            return with_stuff(file.categories, stuff_json, self.encoding.stuff)
+        self._check_point_ranges(file)
         return file.categories
 
-    def _read(self, split: str, categories: Categories | None) -> CocoFile:
-        path, folder = self.json[split], self.images[split]
-        if not path:
-            raise UserError(f"data.{split}_json is not set, and this needs it")
-        if not folder:
+    def _check_point_ranges(self, file: CocoFile) -> None:
+        configured = self.class_options.point_ranges
+        if configured is None:
+            return
+        ranges = [list(point_range) for point_range in file.categories.point_ranges]
+        if [list(point_range) for point_range in configured] != ranges:
             raise UserError(
-                f"data.images is not set: the folder that the file names in {path} are relative to"
+                f"data.point_ranges={configured}, but the keypoints of {file.path} are {ranges}; "
+                "leave the key out: the ranges are read from the file"
+            )
+
+    def read_file(self, split: str, categories: Categories | None) -> CocoFile:
+        """Read and check the file of a split; its classes get the order of `categories`.
+
+        Raises UserError with a report.
+        """
+        files = self.split(split)
+        if not files.json:
+            raise UserError(f"data.{split}_json is not set, but it is needed here")
+        if not files.images:
+            raise UserError(
+                f"data.images is not set: the folder that the file names in {files.json} are "
+                "relative to"
             )
         return read_coco(
-            path,
+            files.json,
             categories=categories,
-            image_root=Path(folder),
-            check_images=self.check_images,
-            max_pixels=self.max_pixels,
-        )
-
-    def dataset(self, split: str, seed: int = 0) -> CocoDataset:
-        """The images of a split with its transforms; for validation all of them, without a random choice."""
-        file = self.file(split)
-        keep_empty = self.keep_empty or split == "val"
-        folder = self.images[split] or ""
-        skip_bad = self.skip_bad if split == "train" else 0
-        more = (
-            self.max_images,
-            self.mirrored(),
-            self.proposals[split],
-            self.semantic_maps(split),
-            self.superpixels,
-        )
-        draw = (
-            None
-            if self.segment_sampler is None
-            else self.segment_sampler(self.categories.num_things, len(self.categories))
-        )
-        segments = self.segment_store(split)
-        return CocoDataset(
-            file,
-            folder,
-            self.transforms[split],
-            seed,
-            keep_empty,
-            skip_bad,
-            self.max_pixels,
-            *more,
-            segments,
-            draw,
-        )
-
-    def segment_store(self, split: str) -> SegmentStore | None:
-        """The store of a split's segments, where one is named. Raises UserError for one that is not whole."""
-        folder = self.segments[split]
-        return (
-            None
-            if folder is None
-            else SegmentStore(folder, [(i.id, i.height, i.width) for i in self.records(split)])
+            image_root=Path(files.images),
+            check_images=self.reading.check_images,
+            max_pixels=self.reading.max_pixels,
         )
 
     def records(self, split: str) -> list[ImageRecord]:
-        """The images that a data set of the split has."""
+        """The images of a split that are used. Raises UserError."""
         file = self.file(split)
-        kept = zip(file.images, file.has_objects(), strict=True)
-        return [record for record, some in kept if self.keep_empty or split == "val" or bool(some)][
-            : self.max_images
-        ]
+        options = self._options(split)
+        indices = select_images(file, options.keep_empty, options.max_images)
+        return [file.images[i] for i in indices]
+
+    def _options(self, split: str) -> ReadOptions:
+        """A validation uses all images, also those without objects, and never replaces one."""
+        if split == "val":
+            return replace(self.reading, keep_empty=True, skip_bad=0)
+        return self.reading
+
+    def dataset(self, split: str, seed: int = 0) -> CocoDataset:
+        """The images of a split with the transforms of the split, for training."""
+        transforms = [*self.split(split).transforms, *self._last_transforms(split, training=True)]
+        return self.dataset_with(split, transforms, seed, self._options(split).skip_bad)
+
+    def test_dataset(self, split: str) -> CocoDataset:
+        """The images of a split with the test transforms; no image is replaced by another."""
+        transforms = self.split("val").transforms
+        return self.dataset_with(
+            split, [*transforms, *self._last_transforms(split, training=False)]
+        )
+
+    def dataset_with(
+        self, split: str, transforms: Sequence[Transform], seed: int = 0, skip_bad: int = 0
+    ) -> CocoDataset:
+        """The images of a split with these transforms alone."""
+        return CocoDataset(
+            self.file(split),
+            self.split(split).images or "",
+            transforms,
+            self.readers(split),
+            seed,
+            replace(self._options(split), skip_bad=skip_bad),
+            self.flip_indices(),
+        )
+
+    def readers(self, split: str) -> list[Reader]:
+        """What is read beside the images of a split. Raises UserError for files that do not fit."""
+        readers: list[Reader] = []
+        records = self.records(split)
+        proposals = self.split(split).proposals
+        if proposals is not None:
+            sizes = ((record.id, record.height, record.width) for record in records)
+            readers.append(ReadProposals(ProposalFile(proposals, sizes)))
+        semantic = self.semantic_maps(split)
+        if semantic is not None:
+            readers.append(ReadSemanticMap(semantic))
+        segments = None if self.segments is None else self.segments.reader(split, records)
+        if segments is not None:
+            readers.append(segments)
+        return readers
+
+    def _last_transforms(self, split: str, training: bool) -> list[Transform]:
+        """What depends on the transformed image."""
+        transforms: list[Transform] = []
+        if self.segments is not None and self.segments.folders[split] is not None:
+            transforms.append(self.segments.transform(self.categories, training))
+        if self.superpixels is not None:
+            transforms.append(AddSuperpixels(self.superpixels))
+        return transforms
 
     @property
-    def labelled(self) -> bool:
-        """Whether semantic maps have labels, not category ids: where stuff has labels, and where segments are drawn, which may be things alone."""
-        return self.stuff_json is not None or self.segment_sampler is not None
+    def has_semantic_labels(self) -> bool:
+        """Whether semantic maps hold labels 0..K-1 instead of category ids.
+
+        They do where stuff has labels and where segments are drawn.
+        """
+        return self.class_options.stuff_json is not None or self.segments is not None
 
     def semantic_maps(self, split: str) -> SemanticMaps | None:
-        """Those of a split, where it has any. Raises UserError for a folder that is not there."""
-        folder = self.semantic[split]
-        ids = self.categories.ids if self.labelled else None
-        return None if folder is None else self._maps(split, folder, ids)
+        """The semantic maps of a split, if it has any. Raises UserError for a missing folder."""
+        folder = self.split(split).semantic
+        if folder is None:
+            return None
+        return self._open_maps(
+            split, folder, self.categories.ids if self.has_semantic_labels else None
+        )
 
-    def _maps(self, split: str, folder: str, ids: Sequence[int] | None) -> SemanticMaps:
-        return SemanticMaps(folder, f"data.{split}_semantic", self.max_pixels, ids, self.encoding)
+    def _open_maps(self, split: str, folder: str, ids: Sequence[int] | None) -> SemanticMaps:
+        key = f"data.{split}_semantic"
+        return SemanticMaps(folder, key, self.reading.max_pixels, ids, self.encoding)
 
-    def mirrored(self) -> list[int]:
-        """Which keypoint each one is in a mirror. Raises UserError for `flip_pairs` that are not."""
+    def flip_indices(self) -> list[int]:
+        """The keypoint that each one becomes when an image is flipped. Raises UserError."""
         try:
-            return self.categories.mirrored(self.flip_pairs)
+            return self.categories.flip_indices(self.class_options.flip_pairs)
         except ValueError as error:
             raise UserError(f"data.flip_pairs: {error}") from error
 
@@ -272,18 +265,21 @@ class CocoSource:
         world: int = 1,
         pieces: int = 1,
     ) -> BatchLoader:
-        """Batches for steps `start_step` .. `max_steps` - 1: of each step, `pieces` batches that hold the share of process `rank` of `world`."""
+        """Batches for the steps `start_step` to `max_steps` - 1.
+
+        For each step there are `pieces` batches (gradient accumulation), which hold the images
+        of process `rank` of `world` processes.
+        """
         dataset = self.dataset("train", seed)
+        threshold = self.loading.repeat_threshold
         sampler = StepSampler(
             len(dataset),
             total_batch,
             max_steps,
             seed,
             start_step,
-            aspect_groups(dataset.sizes()) if self.group_by_aspect else None,
-            repeat_factors(dataset.labels(), self.repeat_threshold)
-            if self.repeat_threshold
-            else None,
+            aspect_groups(dataset.sizes()) if self.loading.group_by_aspect else None,
+            repeat_factors(dataset.labels(), threshold) if threshold else None,
             rank,
             world,
             pieces,
@@ -291,19 +287,22 @@ class CocoSource:
         return self._loader("train", dataset, sampler, pin)
 
     def test_loader(
-        self, split: str, batch: int, most: int | None = None, rank: int = 0, world: int = 1
+        self,
+        split: str,
+        batch_size: int,
+        max_images: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> BatchLoader:
-        """The (first `most`) images of a split once, in the file's order, with the test transforms; of its batches those of process `rank`."""
-        dataset = self.dataset(split)
-        dataset.transforms, dataset.skip_bad = (
-            self.transforms["val"],
-            0,
-        )  # no image may stand in for one that is tested
-        dataset.drawn_only = False
-        items = [(0, i, 0) for i in range(min(len(dataset), most or len(dataset)))]
-        return self._loader(
-            split, dataset, [items[i : i + batch] for i in range(0, len(items), batch)][rank::world]
-        )
+        """The images of a split (at most the first `max_images`), once and in the file's order.
+
+        The test transforms are used. Of the batches, process `rank` gets every `world`-th.
+        """
+        dataset = self.test_dataset(split)
+        count = min(len(dataset), max_images or len(dataset))
+        items = [(0, index, 0) for index in range(count)]
+        batches = [items[start : start + batch_size] for start in range(0, count, batch_size)]
+        return self._loader(split, dataset, batches[rank::world])
 
     def _loader(
         self,
@@ -313,22 +312,47 @@ class CocoSource:
         pin: bool = False,
     ) -> BatchLoader:
         return BatchLoader(
-            self.name(split),
+            self.split(split).key,
             dataset,
             sampler,
-            partial(collate, divisor=self.divisor),
-            self.num_workers,
-            self.timeout,
+            partial(collate, divisor=self.loading.divisor),
+            self.loading.num_workers,
+            self.loading.timeout,
             pin,
         )
 
     def picture(self, split: str, image_id: int) -> NDArray[np.uint8]:
-        """uint8 RGB [H, W, 3]: an image of a split as its file has it."""
+        """An image of a split as its file has it: uint8 RGB [H, W, 3]."""
         file = self.file(split)
         record = file.images[file.index_of[image_id]]
-        image = load_image(
-            safe_join(Path(self.images[split] or ""), record.file_name),
-            self.max_pixels,
-            (record.height, record.width),
-        )
+        path = safe_join(Path(self.split(split).images or ""), record.file_name)
+        image = load_image(path, self.reading.max_pixels, (record.height, record.width))
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def source_arguments(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys of a data config -> arguments of `CocoSource` or a subclass."""
+    values = dict(keys)
+    images = values.pop("images", None)
+    arguments: dict[str, Any] = {}
+    for name, transforms in (("train", "train_transforms"), ("val", "test_transforms")):
+        arguments[name] = Split(
+            name,
+            json=values.pop(f"{name}_json", None),
+            images=values.pop(f"{name}_images", None) or images,
+            transforms=tuple(values.pop(transforms, None) or ()),
+            proposals=values.pop(f"{name}_proposals", None),
+            semantic=values.pop(f"{name}_semantic", None),
+        )
+    for name, options in (
+        ("class_options", ClassOptions),
+        ("reading", ReadOptions),
+        ("loading", LoaderOptions),
+    ):
+        present = [field.name for field in fields(options) if field.name in values]
+        arguments[name] = options(**{key: values.pop(key) for key in present})
+    folders = {name: values.pop(f"{name}_segments", None) for name in ("train", "val")}
+    make_segments = values.pop("segment_sampler", None)
+    if make_segments is not None:
+        arguments["segments"] = make_segments(folders=folders)
+    return arguments | values

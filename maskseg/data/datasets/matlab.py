@@ -1,7 +1,8 @@
-"""MATLAB 5 files (.mat) as data sets use them: numbers, cells and structures.
+"""Reader for MATLAB 5 files (.mat) with numbers, cells and structures, as datasets use them.
 
-`scipy.io.loadmat` ends the process on some files with a few damaged bytes (a segmentation fault, not an error). Here no size is believed before
-it was compared with what holds it, and nothing is built but what is asked for. Layout: MathWorks, "MAT-File Format", version 5.
+`scipy.io.loadmat` terminates the process (segmentation fault) on some damaged files. This reader
+compares every size with the data that hold it before using it, and converts only the arrays that
+are requested. Format: MathWorks, "MAT-File Format", version 5.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BYTES = 2**28  # of a file, and of what it unpacks to
-MAX_ELEMENTS = 10_000  # side by side in one array: more cells than any data set has
+MAX_BYTES = 2**28  # of a file, and of its decompressed content
+MAX_ELEMENTS = 10_000  # of an array; more cells than any dataset has
 
-_MATRIX, _COMPRESSED = (
-    14,
-    15,
-)  # kinds of elements; 6, 5, 1: those that every array begins with, its flags, shape and name
-_STORED = {
+# Types of elements ("miMATRIX" and so on).
+_MATRIX = 14
+_COMPRESSED = 15
+_HEADER_TYPES = [6, 5, 1]  # flags, shape and name, with which every array begins
+_DOUBLE = 9
+_NUMBER_TYPES = {
     1: "i1",
     2: "u1",
     3: "i2",
@@ -33,13 +35,17 @@ _STORED = {
     5: "i4",
     6: "u4",
     7: "f4",
-    9: "f8",
+    _DOUBLE: "f8",
     12: "i8",
     13: "u8",
-}  # the kinds that are numbers
-_CELL, _STRUCT = 1, 2  # classes of arrays
-_CLASSES = {
-    6: "f8",
+}
+
+# Classes of arrays ("mxCELL_CLASS" and so on).
+_CELL = 1
+_STRUCT = 2
+_DOUBLE_CLASS = 6
+_NUMBER_CLASSES = {
+    _DOUBLE_CLASS: "f8",
     7: "f4",
     8: "i1",
     9: "u1",
@@ -49,81 +55,96 @@ _CLASSES = {
     13: "u4",
     14: "i8",
     15: "u8",
-}  # those of numbers
-_COMPLEX = 0x0800
+}
+_COMPLEX = 0x0800  # flag of an array
 
 
 class MatError(ValueError):
-    """What is wrong with the file, without its name."""
+    """An invalid file; the message does not contain its name."""
 
 
 class _Element(NamedTuple):
     kind: int
     data: memoryview
-    end: int  # where the next one begins
+    end: int  # start of the next element
 
 
 @dataclass(frozen=True)
 class MatArray:
-    """One array of a file: its class and its shape as the file states them, and its content, unread. The methods raise MatError."""
+    """One array of a file with unread content. The methods raise MatError.
+
+    kind, shape: the class and the shape that the file states; order: byte order, "<" or ">".
+    """
 
     kind: int
     shape: tuple[int, ...]
     content: memoryview
-    order: str  # of the bytes: "<" or ">"
+    order: str
 
     def numbers(self) -> NDArray[Any]:
-        """The numbers in the array's shape, of the type that its class says."""
+        """Return the numbers in the array's shape, with the dtype of its class."""
         parts = list(_elements(self.content, self.order))
-        if self.kind not in _CLASSES or len(parts) != 1 or parts[0].kind not in _STORED:
+        is_real = len(parts) == 1 and parts[0].kind in _NUMBER_TYPES
+        if self.kind not in _NUMBER_CLASSES or not is_real:
             raise MatError(f"an array of class {self.kind} where real numbers were expected")
-        dtype = np.dtype(self.order + _STORED[parts[0].kind])
+        dtype = np.dtype(self.order + _NUMBER_TYPES[parts[0].kind])
         try:
             values = np.frombuffer(parts[0].data, dtype=dtype).reshape(self.shape, order="F")
         except ValueError as error:
             raise MatError(
-                f"{len(parts[0].data)} bytes of numbers do not make an array of {len(self.shape)} dimensions, {self.shape[:8]}"
+                f"{len(parts[0].data)} bytes of numbers do not form an array of "
+                f"{len(self.shape)} dimensions, {self.shape[:8]}"
             ) from error
-        with np.errstate(invalid="ignore"):  # damaged: numbers that their class cannot hold
-            return values.astype(_CLASSES[self.kind])
+        # A damaged file may have numbers that its class cannot represent.
+        with np.errstate(invalid="ignore"):
+            return values.astype(_NUMBER_CLASSES[self.kind])
 
     def cells(self) -> list[MatArray]:
-        """The arrays in the cells, column by column."""
+        """Return the arrays in the cells, column by column."""
         if self.kind != _CELL:
             raise MatError(f"an array of class {self.kind} where cells were expected")
         return self._children(list(_elements(self.content, self.order)), math.prod(self.shape))
 
     def field(self, name: str) -> MatArray:
-        """A field of a structure of one element."""
+        """Return a field of a structure with one element."""
         if self.kind != _STRUCT or math.prod(self.shape) != 1:
             raise MatError(
-                f"an array of class {self.kind} and shape {self.shape} where one structure was expected"
+                f"an array of class {self.kind} and shape {self.shape} "
+                "where one structure was expected"
             )
         parts = list(_elements(self.content, self.order))
-        if len(parts) < 2 or len(parts[0].data) != 4:
-            raise MatError("a structure without names of its fields")
-        (length,) = struct.unpack(f"{self.order}i", parts[0].data)
-        text = bytes(parts[1].data)
-        if length < 1 or len(text) % length:
-            raise MatError(f"{len(text)} bytes of names with {length} bytes each")
-        names = [
-            text[i : i + length].partition(b"\0")[0].decode("latin-1")
-            for i in range(0, len(text), length)
-        ]
+        names = self._field_names(parts)
         if name not in names:
             raise MatError(
                 f"a structure without the field {name!r} (it has {', '.join(names)})"[:200]
             )
         return self._children(parts[2:], len(names))[names.index(name)]
 
-    def _children(self, parts: list[_Element], number: int) -> list[MatArray]:
-        if len(parts) != number or any(part.kind != _MATRIX for part in parts):
-            raise MatError(f"{len(parts)} elements where {number} arrays were expected")
-        return [_array(part.data, self.order)[1] for part in parts]
+    def _field_names(self, parts: list[_Element]) -> list[str]:
+        """Return the field names, which have a fixed length and are padded with zeros."""
+        if len(parts) < 2 or len(parts[0].data) != 4:
+            raise MatError("a structure without names of its fields")
+        (length,) = struct.unpack(f"{self.order}i", parts[0].data)
+        text = bytes(parts[1].data)
+        if length < 1 or len(text) % length:
+            raise MatError(f"{len(text)} bytes of names with {length} bytes each")
+        names = []
+        for start in range(0, len(text), length):
+            name = text[start : start + length].partition(b"\0")[0]
+            names.append(name.decode("latin-1"))
+        return names
+
+    def _children(self, parts: list[_Element], count: int) -> list[MatArray]:
+        if len(parts) != count or any(part.kind != _MATRIX for part in parts):
+            raise MatError(f"{len(parts)} elements where {count} arrays were expected")
+        return [_parse_array(part.data, self.order)[1] for part in parts]
 
 
 def read_mat(path: Path) -> dict[str, MatArray]:
-    """The variables of a file by their names. Raises MatError for what is no MATLAB 5 file, is damaged or too large, and OSError."""
+    """Return the variables of a file by name.
+
+    Raises MatError for a file that is not a MATLAB 5 file, damaged or too large, and OSError.
+    """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -134,73 +155,84 @@ def read_mat(path: Path) -> dict[str, MatArray]:
     if order is None:
         raise MatError("the file does not begin as a MATLAB 5 file does")
     variables: dict[str, MatArray] = {}
-    room = MAX_BYTES
+    bytes_left = MAX_BYTES
     for part in _elements(memoryview(data)[128:], order):
-        inner: Iterable[_Element] = (part,)
+        elements: Iterable[_Element] = (part,)
         if part.kind == _COMPRESSED:
-            unpacked = _unpacked(part.data, room)
-            room -= len(unpacked)
-            inner = _elements(memoryview(unpacked), order)
-        variables.update(
-            _array(element.data, order) for element in inner if element.kind == _MATRIX
-        )
+            content = _decompress(part.data, bytes_left)
+            bytes_left -= len(content)
+            elements = _elements(memoryview(content), order)
+        for element in elements:
+            if element.kind == _MATRIX:
+                name, array = _parse_array(element.data, order)
+                variables[name] = array
     return variables
 
 
-def _unpacked(data: memoryview, room: int) -> bytes:
-    """At most `room` bytes, so that a small file cannot fill the memory."""
+def _decompress(data: memoryview, max_bytes: int) -> bytes:
+    """Decompress at most `max_bytes`, so that a small file cannot fill the memory."""
     stream = zlib.decompressobj()
     try:
-        unpacked = stream.decompress(data, room + 1)
+        content = stream.decompress(data, max_bytes + 1)
     except zlib.error as error:
         raise MatError(f"its compressed data are damaged: {error}") from error
-    if len(unpacked) > room:
+    if len(content) > max_bytes:
         raise MatError(f"the file unpacks to more than {MAX_BYTES} bytes")
     if not stream.eof:
-        raise MatError("its compressed data are cut short")
-    return unpacked
+        raise MatError("its compressed data are truncated")
+    return content
 
 
 def _elements(data: memoryview, order: str) -> Iterator[_Element]:
-    """What lies side by side."""
-    start, number = 0, 0
+    """Yield consecutive elements."""
+    start = 0
+    count = 0
     while start < len(data):
-        if len(data) - start < 8 or number == MAX_ELEMENTS:
-            raise MatError(
-                "an element is cut short"
-                if number < MAX_ELEMENTS
-                else f"more than {MAX_ELEMENTS} elements side by side"
-            )
-        kind, size = struct.unpack_from(f"{order}II", data, start)
-        if kind >> 16:  # a short one: four bytes of tag, up to four of content
-            kind, size, begin, end = kind & 0xFFFF, kind >> 16, start + 4, start + 8
-        else:
-            begin = start + 8
-            end = begin + (
-                size if kind == _COMPRESSED else -(-size // 8) * 8
-            )  # others are padded to whole words
-        if begin + size > min(end, len(data)):
-            raise MatError(f"an element of {size} bytes is cut short")
-        yield _Element(kind, data[begin : begin + size], end)
-        start, number = end, number + 1
+        if count == MAX_ELEMENTS:
+            raise MatError(f"more than {MAX_ELEMENTS} elements in one array")
+        if len(data) - start < 8:
+            raise MatError("an element is truncated")
+        element = _parse_element(data, start, order)
+        yield element
+        start = element.end
+        count += 1
 
 
-def _array(data: memoryview, order: str) -> tuple[str, MatArray]:
-    """The name and the array that an element of the kind matrix holds."""
-    if not data:  # how an empty cell or field is written
-        return "", MatArray(6, (0, 0), memoryview(struct.pack(f"{order}II", 9, 0)), order)
-    head = list(islice(_elements(data, order), 3))
-    if (
-        [part.kind for part in head] != [6, 5, 1]
-        or len(head[0].data) != 8
-        or len(head[1].data) % 4
-        or len(head[1].data) < 8
-    ):
+def _parse_element(data: memoryview, start: int, order: str) -> _Element:
+    kind, size = struct.unpack_from(f"{order}II", data, start)
+    if kind >> 16:  # small element: 4 bytes of tag with the size in its upper half, 4 of content
+        size = kind >> 16
+        kind = kind & 0xFFFF
+        begin = start + 4
+        end = start + 8
+    else:
+        begin = start + 8
+        # Only compressed elements are not padded to 8 bytes.
+        end = begin + (size if kind == _COMPRESSED else -(-size // 8) * 8)
+    if begin + size > min(end, len(data)):
+        raise MatError(f"an element of {size} bytes is truncated")
+    return _Element(kind, data[begin : begin + size], end)
+
+
+def _parse_array(data: memoryview, order: str) -> tuple[str, MatArray]:
+    """Return the name and the array in an element of type matrix."""
+    if not data:  # an empty cell or field; the array gets an element without numbers
+        no_numbers = memoryview(struct.pack(f"{order}II", _DOUBLE, 0))
+        return "", MatArray(_DOUBLE_CLASS, (0, 0), no_numbers, order)
+    header = list(islice(_elements(data, order), 3))
+    is_valid = (
+        [part.kind for part in header] == _HEADER_TYPES
+        and len(header[0].data) == 8
+        and len(header[1].data) % 4 == 0
+        and len(header[1].data) >= 8
+    )
+    if not is_valid:
         raise MatError("an array without flags, shape or name")
-    (flags,) = struct.unpack_from(f"{order}I", head[0].data)
-    shape = struct.unpack(f"{order}{len(head[1].data) // 4}i", head[1].data)
+    flags_element, shape_element, name_element = header
+    (flags,) = struct.unpack_from(f"{order}I", flags_element.data)
+    num_dimensions = len(shape_element.data) // 4
+    shape = struct.unpack(f"{order}{num_dimensions}i", shape_element.data)
     if min(shape) < 0 or flags & _COMPLEX:
         raise MatError(f"an array of shape {shape}, {'complex' if flags & _COMPLEX else 'real'}")
-    return bytes(head[2].data).decode("latin-1"), MatArray(
-        flags & 0xFF, shape, data[head[2].end :], order
-    )
+    array = MatArray(flags & 0xFF, shape, data[name_element.end :], order)
+    return bytes(name_element.data).decode("latin-1"), array

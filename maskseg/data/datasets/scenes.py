@@ -1,8 +1,9 @@
-"""The built-in data set "scenes": synthetic pictures, written to disk as COCO JSON, JPEG files and a stuff map.
+"""The built-in synthetic dataset "scenes": COCO JSON, JPEG images and maps of stuff.
 
-Things of eight classes (one of them with keypoints) overlap on two to four kinds of stuff; every mask is exact, with
-what is hidden taken out. Some pictures hold a crowd, some hold no thing at all. It needs no download, takes seconds to
-make, and is hard enough that boxes filled to the brim are no masks (`filled_box_ap`).
+Things of eight classes (one of them with keypoints) overlap on two to four kinds of stuff. Every
+mask is exact and excludes hidden parts. Some images contain a crowd, some contain no thing. The
+dataset needs no download, is generated in seconds, and is hard enough that filled boxes are poor
+masks (`filled_box_ap`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as rle
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -32,7 +33,7 @@ from maskseg.data.process_pool import hidden_main
 from maskseg.errors import UserError
 from maskseg.files import parse_json
 
-# Category ids have gaps on purpose, as COCO's have: code that takes an id for a label fails here first.
+# Category ids have gaps, as COCO's have: code that confuses ids with labels fails here first.
 THINGS = {
     "disc": 1,
     "box": 2,
@@ -53,27 +54,60 @@ STUFF = {
     "tiles": 102,
     "field": 105,
 }
-JOINTS = ("head", *(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-                    for side in ("left", "right")))  # fmt: skip
-BONES = (("head", "left_shoulder"), ("head", "right_shoulder"), ("left_shoulder", "right_shoulder"),
-         ("left_shoulder", "left_elbow"), ("left_elbow", "left_wrist"), ("right_shoulder", "right_elbow"),
-         ("right_elbow", "right_wrist"), ("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"),
-         ("left_hip", "right_hip"), ("left_hip", "left_knee"), ("left_knee", "left_ankle"),
-         ("right_hip", "right_knee"), ("right_knee", "right_ankle"))  # fmt: skip
+JOINTS = (
+    "head",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+BONES = (
+    ("head", "left_shoulder"),
+    ("head", "right_shoulder"),
+    ("left_shoulder", "right_shoulder"),
+    ("left_shoulder", "left_elbow"),
+    ("left_elbow", "left_wrist"),
+    ("right_shoulder", "right_elbow"),
+    ("right_elbow", "right_wrist"),
+    ("left_shoulder", "left_hip"),
+    ("right_shoulder", "right_hip"),
+    ("left_hip", "right_hip"),
+    ("left_hip", "left_knee"),
+    ("left_knee", "left_ankle"),
+    ("right_hip", "right_knee"),
+    ("right_knee", "right_ankle"),
+)
 UNLABELLED = 255
 SPLITS = ("train", "val")
-VERSION = 1  # raise it when the same arguments give other pictures
+VERSION = 1  # increase it if the same arguments yield other images
 
-EMPTY, CROWDED = 0.03, 0.06  # of the pictures
-MIN_VISIBLE_PART, MIN_VISIBLE_AREA = (
-    0.45,
-    45,
-)  # a place that leaves less (pixels) of any thing to be seen is not taken
+# Fractions of the images.
+EMPTY_FRACTION = 0.03
+CROWD_FRACTION = 0.06
+
+# A thing is not placed where less than this of itself or of any other thing would be visible.
+MIN_VISIBLE_FRACTION = 0.45
+MIN_VISIBLE_AREA = 45  # pixels
+
+# Values of `owner` without a thing.
+_STUFF_VISIBLE = -1
+_OUTSIDE = -2
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A thing in the picture: full area in pixels (with what is hidden or outside), joints [P, 2] xy, pixels."""
+class PlacedThing:
+    """A thing in the image.
+
+    full_area: pixels, including those that are hidden or outside; joints: [P, 2], xy, pixels.
+    """
 
     name: str
     full_area: int
@@ -83,177 +117,197 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """image uint8 [S, S, 3]; stuff uint8 [S, S]: indices into STUFF; owner int16 [S, S]: the index in things of the
-    thing that is seen at a pixel, -1 where stuff is seen."""
+    """An image of S x S pixels with its ground truth.
+
+    image: uint8 RGB [S, S, 3]; stuff: uint8 [S, S], indices into STUFF;
+    owner: int16 [S, S], index into `things` of the thing that is visible at a pixel, -1 for stuff.
+    """
 
     image: NDArray[np.uint8]
     stuff: NDArray[np.uint8]
     owner: NDArray[np.int16]
-    things: list[Placed]
+    things: list[PlacedThing]
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """One picture of size x size pixels: stuff, then things from back to front, then light and noise."""
-    image, stuff = draw.background(size, rng)
-    margin = max(
-        int(0.4 * size) + 30, 110
-    )  # room for what stands out of the picture, as half a crowd: pixels whose owner is -2
+    """Draw an image of size x size pixels: stuff, things from back to front, light and noise."""
+    image, stuff = draw.random_background(size, rng)
+    # Room for things that extend beyond the image, such as half a crowd.
+    margin = max(int(0.4 * size) + 30, 110)
     canvas = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
-    owner, things = (
-        np.pad(np.full((size, size), -1, np.int16), margin, constant_values=-2),
-        list[Placed](),
-    )
+    owner = np.full((size, size), _STUFF_VISIBLE, np.int16)
+    owner = np.pad(owner, margin, constant_values=_OUTSIDE)
+    things: list[PlacedThing] = []
     light = rng.uniform(0, 2 * np.pi)  # the direction that shadows fall in
-    if rng.random() >= EMPTY:
-        shapes = [
-            draw.random_shape(size, rng) for _ in range(2 + min(int(rng.geometric(0.22)) - 1, 10))
-        ]
-        if rng.random() < CROWDED / (1 - EMPTY):
-            shapes.insert(0, draw.crowd(rng))
-        for shape in shapes:
-            window = _place(shape, owner, things, margin, rng)
-            if window is not None:
-                draw.paint(canvas[window], shape, light, rng)
-    image, owner = canvas[margin:-margin, margin:-margin], owner[margin:-margin, margin:-margin]
+    for shape in _draw_shapes(rng, size):
+        window = _place(shape, owner, things, margin, rng)
+        if window is not None:
+            draw.paint(canvas[window], shape, light, rng)
+    image = canvas[margin:-margin, margin:-margin]
+    owner = owner[margin:-margin, margin:-margin]
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     strength = np.float32(rng.uniform(0, 0.2))
-    image *= (1 + strength * (np.cos(light) * ramp[None] + np.sin(light) * ramp[:, None]))[
-        ..., None
-    ]
+    gradient = np.cos(light) * ramp[None] + np.sin(light) * ramp[:, None]
+    image *= (1 + strength * gradient)[..., None]
     image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 7))
     return Scene(np.clip(image, 0, 255).astype(np.uint8), stuff, owner, things)
+
+
+def _draw_shapes(rng: np.random.Generator, size: int) -> list[draw.Shape]:
+    """Draw the things of an image, from back to front, before they are placed."""
+    if rng.random() < EMPTY_FRACTION:
+        return []
+    count = 2 + min(int(rng.geometric(0.22)) - 1, 10)
+    shapes = [draw.random_shape(size, rng) for _ in range(count)]
+    if rng.random() < CROWD_FRACTION / (1 - EMPTY_FRACTION):
+        shapes.insert(0, draw.random_crowd(rng))
+    return shapes
 
 
 def _place(
     shape: draw.Shape,
     owner: NDArray[np.int16],
-    things: list[Placed],
+    things: list[PlacedThing],
     margin: int,
     rng: np.random.Generator,
 ) -> tuple[slice, slice] | None:
-    """Finds a place where the shape and all that it covers stay visible enough, and enters it into owner and things.
+    """Find a place where the shape and everything it covers stay visible enough.
 
-    Returns the window of owner that the shape's grid takes, or None when many draws found no place.
+    Adds the thing to `owner` and `things`. Returns the window of `owner` that the shape's grid
+    takes, or None if no place was found after many draws.
     """
     inside = shape.level < 0
-    (h, w), full, size = inside.shape, int(inside.sum()), len(owner) - 2 * margin
-    seen = np.bincount(owner.ravel() + 2, minlength=len(things) + 2)[2:]
-    areas = np.array([*(thing.full_area for thing in things), full])
+    height, width = inside.shape
+    full_area = int(inside.sum())
+    size = len(owner) - 2 * margin
+    # Adding 2 shifts the values from -2 (outside) on to non-negative counts.
+    visible_areas = np.bincount(owner.ravel() + 2, minlength=len(things) + 2)[2:]
+    full_areas = np.array([*(thing.full_area for thing in things), full_area])
     for _ in range(30):
-        x, y = (margin + rng.uniform(0.04, 0.96, 2) * size - (w / 2, h / 2)).astype(int)
-        window = np.s_[y : y + h, x : x + w]
-        here = inside & (owner[window] > -2)
-        covered = np.bincount(owner[window][here] + 1, minlength=len(things) + 1)[1:]
-        left = np.append(seen - covered, here.sum())
-        if (left >= np.maximum(MIN_VISIBLE_PART * areas, MIN_VISIBLE_AREA)).all():
-            owner[window][here] = len(things)
-            things.append(
-                Placed(
-                    shape.name, full, shape.joints + np.array([x - margin, y - margin]), shape.crowd
-                )
-            )
+        centre = margin + rng.uniform(0.04, 0.96, 2) * size
+        x, y = (centre - (width / 2, height / 2)).astype(int)
+        window = np.s_[y : y + height, x : x + width]
+        visible = inside & (owner[window] > _OUTSIDE)
+        covered = np.bincount(owner[window][visible] + 1, minlength=len(things) + 1)[1:]
+        areas_left = np.append(visible_areas - covered, visible.sum())
+        min_areas = np.maximum(MIN_VISIBLE_FRACTION * full_areas, MIN_VISIBLE_AREA)
+        if (areas_left >= min_areas).all():
+            owner[window][visible] = len(things)
+            joints = shape.joints + np.array([x - margin, y - margin])
+            things.append(PlacedThing(shape.name, full_area, joints, shape.crowd))
             return window
     return None
 
 
-def _annotation(scene: Scene, index: int) -> dict[str, Any]:
-    """The COCO row of one thing, without its ids."""
-    thing, mask = scene.things[index], scene.owner == index
-    code = rle.encode(np.asfortranarray(mask, np.uint8))
+def _to_annotation(scene: Scene, index: int) -> dict[str, Any]:
+    """Return the COCO annotation of a thing, without its ids."""
+    thing = scene.things[index]
+    mask = scene.owner == index
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     row: dict[str, Any] = {
         "category_id": THINGS[thing.name],
-        "bbox": [float(number) for number in rle.toBbox(code)],
-        "area": float(rle.area(code)),
+        "bbox": [float(number) for number in coco_mask.toBbox(rle)],
+        "area": float(coco_mask.area(rle)),
         "iscrowd": int(thing.crowd),
-        "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
     }
     if thing.crowd:
-        row["segmentation"]["counts"] = _run_lengths(mask)
+        row["segmentation"]["counts"] = run_lengths(mask)
     if thing.name == "figure":
         row["keypoints"], row["num_keypoints"] = _keypoints(thing, mask)
     return row
 
 
-def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed RLE: lengths of runs down the columns, the first of zeros."""
+def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """Return COCO's uncompressed RLE: run lengths along the columns, zeros first."""
     flat = mask.ravel(order="F")
     ends = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
     return [0, *counts] if flat[0] else counts
 
 
-def _keypoints(thing: Placed, mask: NDArray[np.bool_]) -> tuple[list[int], int]:
-    """[x, y, v] * P as pixel indices (v: 0 outside the picture, 1 hidden, 2 visible) and how many have v > 0."""
+def _keypoints(thing: PlacedThing, mask: NDArray[np.bool_]) -> tuple[list[int], int]:
+    """Return [x, y, v] * P as pixel indices, and the number of keypoints with v > 0.
+
+    v: 0 outside the image, 1 hidden, 2 visible.
+    """
     if thing.crowd:
         return [0] * (3 * len(JOINTS)), 0
     x, y = np.floor(thing.joints).astype(int).T
     inside = (x >= 0) & (x < mask.shape[1]) & (y >= 0) & (y < mask.shape[0])
-    seen = np.zeros_like(inside)
-    seen[inside] = mask[y[inside], x[inside]]
-    rows = np.stack([x, y, 1 + seen], axis=1) * inside[:, None]
+    visible = np.zeros_like(inside)
+    visible[inside] = mask[y[inside], x[inside]]
+    rows = np.stack([x, y, 1 + visible], axis=1) * inside[:, None]
     return rows.ravel().tolist(), int(inside.sum())
 
 
-def _write_picture(
+def _write_image(
     split_and_index: tuple[str, int], *, root: Path, size: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Draws one picture into the folders of root; returns its annotations, without ids. Runs in a worker."""
+    """Draw an image into the folders of `root`; return its annotations without ids.
+
+    Runs in a worker.
+    """
     split, index = split_and_index
-    scene = draw_scene(
-        np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index])), size
-    )
+    sequence = np.random.SeedSequence([seed, SPLITS.index(split), index])
+    scene = draw_scene(np.random.default_rng(sequence), size)
     name = f"{split}_{index:06d}"
     Image.fromarray(scene.image).save(root / "images" / f"{name}.jpg", quality=95)
-    of_thing = [UNLABELLED if thing.crowd else THINGS[thing.name] for thing in scene.things]
-    labels = np.array([*of_thing, 0], np.uint8)[scene.owner]  # owner -1, stuff, takes the last one
-    stuff = np.array([STUFF[look] for look in draw.LOOKS], np.uint8)[scene.stuff]
-    Image.fromarray(np.where(scene.owner < 0, stuff, labels)).save(root / "stuff" / f"{name}.png")
-    return [_annotation(scene, thing) for thing in range(len(scene.things))]
+    thing_ids = [UNLABELLED if thing.crowd else THINGS[thing.name] for thing in scene.things]
+    # Pixels of stuff have owner -1, which selects the entry at the end.
+    things = np.array([*thing_ids, 0], np.uint8)[scene.owner]
+    stuff = np.array([STUFF[texture] for texture in draw.TEXTURES], np.uint8)[scene.stuff]
+    labels = np.where(scene.owner < 0, stuff, things)
+    Image.fromarray(labels).save(root / "stuff" / f"{name}.png")
+    return [_to_annotation(scene, thing) for thing in range(len(scene.things))]
 
 
 def _categories() -> list[dict[str, Any]]:
-    skeleton = [[JOINTS.index(joint) + 1 for joint in bone] for bone in BONES]
     rows: list[dict[str, Any]] = [
-        {"id": THINGS[name], "name": name, "supercategory": "shape"} for name in THINGS
+        {"id": category_id, "name": name, "supercategory": "shape"}
+        for name, category_id in THINGS.items()
     ]
+    skeleton = [[JOINTS.index(start) + 1, JOINTS.index(end) + 1] for start, end in BONES]
     rows[-1] |= {"supercategory": "being", "keypoints": list(JOINTS), "skeleton": skeleton}
     return rows
 
 
-def _dataset(split: str, size: int, pictures: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The COCO file of a split, from the annotations of its pictures in order. All ids count from 1."""
-    numbered = enumerate(
-        ((image, row) for image, rows in enumerate(pictures, 1) for row in rows), 1
-    )
-    images = [f"{split}_{number:06d}.jpg" for number in range(1, len(pictures) + 1)]
+def _to_coco(
+    split: str, size: int, image_annotations: list[list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Return the COCO file of a split from the annotations of its images. Ids count from 1."""
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, rows in enumerate(image_annotations, 1):
+        file_name = f"{split}_{image_id:06d}.jpg"
+        images.append({"id": image_id, "file_name": file_name, "width": size, "height": size})
+        for row in rows:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **row})
     return {
         "info": {"description": f"maskseg scenes, {split}", "version": str(VERSION)},
-        "images": [
-            {"id": i, "file_name": n, "width": size, "height": size}
-            for i, n in enumerate(images, 1)
-        ],
-        "annotations": [
-            {"id": number, "image_id": image, **row} for number, (image, row) in numbered
-        ],
+        "images": images,
+        "annotations": annotations,
         "categories": _categories(),
-        "stuff_categories": [{"id": number, "name": name} for name, number in STUFF.items()],
+        "stuff_categories": [
+            {"id": category_id, "name": name} for name, category_id in STUFF.items()
+        ],
     }
 
 
-def _already_made(root: Path, arguments: dict[str, int]) -> bool:
-    """Whether root is this very data set. Raises ValueError if something else is there."""
+def _exists(root: Path, arguments: dict[str, int]) -> bool:
+    """Return whether `root` is this dataset. Raises ValueError if it is something else."""
     if not root.exists():
         return False
     advice = "delete the folder or choose another data.root"
     try:
-        found = parse_json((root / "scenes.json").read_text())
+        stored = parse_json((root / "scenes.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(f"{root} exists and is no finished scenes data set: {advice}") from None
-    if found != arguments:
-        raise ValueError(f"{root} holds scenes made with {found}, not {arguments}: {advice}")
-    if missing := [
-        name for name in ("train.json", "val.json", "images", "stuff") if not (root / name).exists()
-    ]:
+        raise ValueError(f"{root} exists and is not a finished scenes dataset: {advice}") from None
+    if stored != arguments:
+        raise ValueError(f"{root} holds scenes made with {stored}, not {arguments}: {advice}")
+    parts = ("train.json", "val.json", "images", "stuff")
+    missing = [name for name in parts if not (root / name).exists()]
+    if missing:
         raise ValueError(f"{root} lacks {', '.join(missing)}: {advice}")
     return True
 
@@ -267,14 +321,18 @@ def make_scenes(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> None:
-    """Writes the data set to the folder root, or returns at once if it is there already.
+    """Generate the dataset in the folder `root`, unless it exists already.
 
-    Makes {train,val}.json, images/train_000001.jpg ..., stuff/train_000001.png ... (category id of each pixel, 255 in
-    crowds) and scenes.json (the arguments). A picture depends on (seed, split, index) and size only: neither on
-    num_workers (None: one a CPU; 0 or 1: this process) nor on num_train. root appears whole, by a rename at the end;
-    in a distributed run one process makes it and the others wait.
+    Writes {train,val}.json, images/train_000001.jpg ..., stuff/train_000001.png ... (category id of
+    each pixel, 255 in crowds) and scenes.json (the arguments).
 
-    Raises ValueError if root holds anything else, or if an argument is out of range.
+    num_workers: None for one per CPU; 0 or 1 for this process alone.
+
+    An image depends only on (seed, split, index) and size, not on num_workers or num_train. `root`
+    appears complete, by a rename at the end. In a distributed run, one process generates the
+    dataset and the others wait.
+
+    Raises ValueError if `root` holds anything else, or if an argument is out of range.
     """
     arguments = {
         "version": VERSION,
@@ -286,45 +344,56 @@ def make_scenes(
     if min(num_train, num_val, seed) < 0 or size < 128:
         raise ValueError(f"want num_train, num_val, seed >= 0 and size >= 128, got {arguments}")
     root = Path(root).expanduser().absolute()
-    if _already_made(root, arguments):
+    if _exists(root, arguments):
         return
     work = root.with_name(f".{root.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     for folder in ("images", "stuff"):
         (work / folder).mkdir(parents=True)
-    jobs = [
-        (split, 1 + i)
-        for split, count in zip(SPLITS, (num_train, num_val), strict=True)
-        for i in range(count)
-    ]
-    write = partial(_write_picture, root=work, size=size, seed=seed)
-    workers = min((os.cpu_count() or 1) if num_workers is None else num_workers, len(jobs) // 16)
-    if workers < 2:
-        rows = [write(job) for job in jobs]
-    else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            with hidden_main():  # all workers start as the jobs come in
-                results = pool.map(write, jobs, chunksize=8)
-            rows = list(results)
-    for split, part in zip(SPLITS, (rows[:num_train], rows[num_train:]), strict=True):
-        (work / f"{split}.json").write_text(json.dumps(_dataset(split, size, part)))
+    jobs = [("train", index) for index in range(1, num_train + 1)]
+    jobs += [("val", index) for index in range(1, num_val + 1)]
+    rows = _run_jobs(partial(_write_image, root=work, size=size, seed=seed), jobs, num_workers)
+    for split, split_rows in (("train", rows[:num_train]), ("val", rows[num_train:])):
+        content = json.dumps(_to_coco(split, size, split_rows))
+        (work / f"{split}.json").write_text(content)
     (work / "scenes.json").write_text(json.dumps(arguments))
     work.rename(root)
 
 
+def _run_jobs(
+    write: partial[list[dict[str, Any]]], jobs: list[tuple[str, int]], num_workers: int | None
+) -> list[list[dict[str, Any]]]:
+    """Return the results of the jobs in order. Fewer than 32 jobs are not worth a worker."""
+    workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    workers = min(workers, len(jobs) // 16)
+    if workers < 2:
+        return [write(job) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with hidden_main():  # workers start when jobs are submitted
+            results = pool.map(write, jobs, chunksize=8)
+        return list(results)
+
+
 def filled_box_ap(annotation_file: Path) -> float:
-    """Segm AP of perfect, perfectly classified boxes, each filled to the brim: what a detector gets without masks."""
+    """Return the mask AP of filled ground-truth boxes: what a detector without masks can reach."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotation_file))
+        ground_truth = COCO(str(annotation_file))
         rows = []
-        for row in truth.dataset["annotations"]:
-            if not row["iscrowd"]:
-                x, y, w, h = (int(number) for number in row["bbox"])
-                filled = np.zeros(row["segmentation"]["size"], np.uint8, order="F")
-                filled[y : y + h, x : x + w] = 1
-                row = {"image_id": row["image_id"], "category_id": row["category_id"], "score": 1.0}
-                rows.append(row | {"segmentation": rle.encode(filled)})
-        evaluation = COCOeval(truth, truth.loadRes(rows), "segm")
+        for annotation in ground_truth.dataset["annotations"]:
+            if annotation["iscrowd"]:
+                continue
+            x, y, width, height = (int(number) for number in annotation["bbox"])
+            filled = np.zeros(annotation["segmentation"]["size"], np.uint8, order="F")
+            filled[y : y + height, x : x + width] = 1
+            rows.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"],
+                    "score": 1.0,
+                    "segmentation": coco_mask.encode(filled),
+                }
+            )
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(rows), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -332,7 +401,10 @@ def filled_box_ap(annotation_file: Path) -> float:
 
 
 class ScenesSource(CocoSource):
-    """The embedded data set: made under `root` where it is missing. Other keys: `CocoSource`."""
+    """The built-in synthetic dataset, generated in `root` if it is missing.
+
+    num_train, num_val, size, scenes_seed: arguments of `make_scenes`. Other keys: `CocoSource`.
+    """
 
     def __init__(
         self,
@@ -352,7 +424,10 @@ class ScenesSource(CocoSource):
         }
 
     def prepare(self) -> None:
-        """Writes the pictures (seconds) unless they are there. Raises UserError for a folder that holds something else."""
+        """Generate the images (seconds) unless they exist.
+
+        Raises UserError if the folder holds something else.
+        """
         try:
             make_scenes(str(self.root), **self.arguments)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Images that people have divided into segments: a data set as the tools for segments see it."""
+"""Datasets of images with label maps of segments, as the segmentation tools use them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskseg.data.datasets.coco import check_numbers
 from maskseg.data.image_files import MAX_PIXELS, image_size, load_image
+from maskseg.data.options import check_numbers
 from maskseg.errors import UserError
 
-SegmentMap = NDArray[
-    np.int32
-]  # [H, W], the number of each pixel's segment, -1 where it is unlabelled
+SegmentMap = NDArray[np.int32]  # [H, W], the number of each pixel's segment, -1 for unlabelled
 
 
 class SegmentedSource(Protocol):
-    """A data set with maps of segments. The methods raise UserError, which names the file."""
+    """A dataset with label maps of segments. The methods raise UserError, which names the file."""
 
     def prepare(self) -> None:
-        """Makes what can be made before the files are read."""
+        """Create what has to exist before the files are read."""
 
-    def splits(self) -> list[str]: ...
+    def splits(self) -> list[str]:
+        """Return the names of the splits."""
+
     def names(self, split: str) -> list[str]:
-        """The images of a split, in the order of their indices."""
+        """Return the images of a split, in the order of their indices."""
 
     def image(self, split: str, index: int) -> Tensor:
-        """uint8 RGB [3, H, W]."""
+        """Return an image, uint8 RGB [3, H, W]."""
 
-    def truths(self, split: str, index: int) -> list[SegmentMap]:
-        """The map of each annotator, all of the image's size."""
+    def ground_truths(self, split: str, index: int) -> list[SegmentMap]:
+        """Return one label map per annotator, each of the image's size."""
 
 
 class SegmentedFiles(ABC):
-    """What data sets of the user's own files have in common.
+    """Base class of the datasets that are read from the files as distributed.
 
-    split: the one that is asked for where none is named; max_images: only the first so many of each split; test_transforms, divisor and the
-    numbers of classes and points: for a network that looks at the images (see `data.source`), unused here.
+    split: the default split; max_images: use only the first images of each split, at most this
+    many. test_transforms, divisor, num_classes, num_things and point_ranges configure a network
+    that runs on the images (see `maskseg.data.datasets.coco`); they are not used here.
     """
 
     def __init__(
@@ -62,84 +63,95 @@ class SegmentedFiles(ABC):
             max_images=max_images,
             divisor=divisor,
         )
-        self.root, self.split, self.max_pixels, self.max_images = (
-            root,
-            split,
-            max_pixels,
-            max_images,
-        )
-        self.test_transforms, self.divisor, self.num_classes = (
-            list(test_transforms),
-            divisor,
-            num_classes,
-        )
-        self.num_things, self.point_ranges = num_things, point_ranges
+        self.root = root
+        self.split = split
+        self.max_pixels = max_pixels
+        self.max_images = max_images
+        self.test_transforms = list(test_transforms)
+        self.divisor = divisor
+        self.num_classes = num_classes
+        self.num_things = num_things
+        self.point_ranges = point_ranges
         self._names: dict[str, list[str]] = {}
 
-    def prepare(self) -> None:  # noqa: B027 - a subclass may have something to make
-        """Nothing: the files are the user's own."""
+    def prepare(self) -> None:  # noqa: B027 - optional for subclasses
+        """Do nothing: the files are the user's."""
 
     @abstractmethod
     def splits(self) -> list[str]:
-        """The splits there are. Raises UserError where there is none."""
+        """Return the splits that exist. Raises UserError if there are none."""
 
     @abstractmethod
-    def truths(self, split: str, index: int) -> list[SegmentMap]:
-        """The map of each annotator. Raises UserError for files that are missing or damaged, or of another size than the image."""
+    def ground_truths(self, split: str, index: int) -> list[SegmentMap]:
+        """Return one label map per annotator.
+
+        Raises UserError for files that are missing, damaged, or of another size than the image.
+        """
 
     @abstractmethod
     def _list(self, split: str) -> list[str]:
-        """The names of all images of a split that there is, sorted."""
+        """Return the names of all images of an existing split, sorted."""
 
     @abstractmethod
     def _files(self, split: str, name: str) -> tuple[Path, Path]:
-        """An image's file and that of its truth."""
+        """Return the image file and the ground-truth file of an image."""
 
     def names(self, split: str) -> list[str]:
-        """The images of a split, sorted. Raises UserError for a split that there is not, without an image, or with one that has no truth."""
+        """Return the images of a split, sorted.
+
+        Raises UserError for a split that does not exist or has no images, and for images without
+        ground truth.
+        """
         if split not in self._names:
             if split not in self.splits():
                 raise UserError(f"split={split}: {self.root} has {', '.join(self.splits())}")
             names = self._list(split)[: self.max_images]
-            missing = [
-                path
-                for path in (self._files(split, name)[1] for name in names)
-                if not path.is_file()
-            ]
+            ground_truth_files = [self._files(split, name)[1] for name in names]
+            missing = [path for path in ground_truth_files if not path.is_file()]
             if missing:
                 raise UserError(
-                    f"{missing[0]}: no such file, but there is the image ({len(missing)} of {len(names)} images have no segmentation)"
+                    f"{missing[0]}: no such file, but the image exists "
+                    f"({len(missing)} of {len(names)} images have no segmentation)"
                 )
             self._names[split] = names
         return self._names[split]
 
     def image(self, split: str, index: int) -> Tensor:
-        """uint8 RGB [3, H, W]. Raises UserError for a file that cannot be read."""
+        """Return an image, uint8 RGB [3, H, W]. Raises UserError if it cannot be read."""
         return load_image(self._files(split, self.names(split)[index])[0], self.max_pixels)
 
     def _check_size(self, path: Path, image: Path, shape: Sequence[int]) -> None:
+        """Raise UserError if a segmentation's shape differs from the size of its image."""
         size = image_size(image, self.max_pixels)
         if tuple(shape) != size:
-            told = " x ".join(map(str, shape))
+            stated = " x ".join(map(str, shape))
             raise UserError(
-                f"{path}: the segmentation is {told} (height x width), its image {size[0]} x {size[1]}"
+                f"{path}: the segmentation is {stated} (height x width), "
+                f"its image {size[0]} x {size[1]}"
             )
 
 
-def names_in(folder: Path, ending: str) -> list[str]:
-    """The names, without the ending, of the files in a folder, sorted. Raises UserError where there is none."""
-    names = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
+def list_stems(folder: Path, suffix: str) -> list[str]:
+    """Return the names, without the suffix, of the files in a folder, sorted.
+
+    Raises UserError if there are none.
+    """
+    names = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
     if not names:
-        raise UserError(f"{folder}: no file *{ending} in this folder")
+        raise UserError(f"{folder}: no file *{suffix} in this folder")
     return names
 
 
-def found_root(root: str, nested: Sequence[str], marks: Sequence[str], told: str) -> Path:
-    """Of the folder and those that its archive unpacks to, the first that has all of `marks`. Raises UserError, with `told`, where none has."""
+def find_root(root: str, nested: Sequence[str], patterns: Sequence[str], layout_hint: str) -> Path:
+    """Find the folder of a dataset, which may be nested where its archive was unpacked.
+
+    nested: the folders below `root` to try after `root` itself; patterns: globs that all must
+    match in the folder; layout_hint: the expected layout, for the message. Raises UserError if no
+    folder matches.
+    """
     folders = [Path(root), *(Path(root) / name for name in nested)]
     for folder in folders:
-        if all(any(folder.glob(mark)) for mark in marks):
+        if all(any(folder.glob(pattern)) for pattern in patterns):
             return folder
-    raise UserError(
-        f"data.root={root}: {'no such folder' if not folders[0].is_dir() else 'not found there'}: {told}"
-    )
+    problem = "not found there" if folders[0].is_dir() else "no such folder"
+    raise UserError(f"data.root={root}: {problem}: {layout_hint}")

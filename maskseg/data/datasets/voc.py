@@ -1,4 +1,7 @@
-"""PASCAL VOC's segmentations (Everingham et al. 2010): lists of names, and PNGs that say the object and the class of each pixel."""
+"""PASCAL VOC's segmentations (Everingham et al. 2010).
+
+The images of a split are named in a list; PNG files encode the object and the class of each pixel.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from maskseg.data.image_files import image_size
 from maskseg.errors import UserError
 from maskseg.files import replacing
 
-CLASSES = (
+CLASSES = (  # of ids 1 .. 20
     "aeroplane",
     "bicycle",
     "bird",
@@ -43,20 +46,24 @@ CLASSES = (
     "sofa",
     "train",
     "tvmonitor",
-)  # fmt: skip - of ids 1 .. 20
-VERSION = 1  # raise it when the same files give another JSON
+)
+VERSION = 1  # increase it if the same files yield another JSON
 _VOID = 255
 _NAME = re.compile(r"(\d{4}_)?\d{1,8}")  # 2007_000032, or 000032 before VOC2008
 _FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
-Objects = Iterator[tuple[int, NDArray[np.bool_]]]  # category id and mask [H, W] of each
+ObjectMasks = Iterator[tuple[int, NDArray[np.bool_]]]  # category id and mask [H, W] of each object
 
 
-class ListedSource(CocoSource, ABC):
-    """A data set of VOC's layout: its COCO files, `train_json` and `val_json`, are made of lists of names, once, and kept.
+class CachedCocoSource(CocoSource, ABC):
+    """Base class of datasets with VOC's layout, which are converted to COCO files once.
 
-    A file is made again where the list, the sizes of the files behind it or the keys that it follows from are others. Image ids are the
-    digits of the names. cache: the folder of the COCO files, for messages; train_list, val_list: files with a name a line. Other keys: `CocoSource`.
+    `train_json` and `val_json` are generated from lists of image names. A file is generated again
+    if the list, the sizes of the files it is derived from, or the classes have changed. Image ids
+    are the digits of the names.
+
+    cache: the folder of the COCO files, for messages; train_list, val_list: files with one name
+    per line. Other keys: `CocoSource`.
     """
 
     def __init__(
@@ -68,96 +75,127 @@ class ListedSource(CocoSource, ABC):
         **keys: Any,
     ) -> None:
         super().__init__(root=root, **keys)
-        self.cache, self.lists = cache, {"train": train_list, "val": val_list}
+        self.cache = cache
+        self.lists = {"train": train_list, "val": val_list}
 
     @abstractmethod
     def _check(self) -> None:
-        """Raises UserError where a folder or a file that all images need is not there."""
+        """Raise UserError if a folder or file that all images need is missing."""
 
     @abstractmethod
     def _classes(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Names by id: of things and of stuff."""
+        """Return the names of things and of stuff, by id."""
 
     @abstractmethod
-    def _truths(self, split: str, name: str) -> list[Path]:
-        """The files that an image's objects follow from, where they are there."""
+    def _ground_truth_files(self, split: str, name: str) -> list[Path]:
+        """Return the files that an image's objects are derived from; some may not exist."""
 
     @abstractmethod
-    def _objects(self, split: str, name: str, height: int, width: int) -> Objects:
-        """The objects of an image. Raises UserError."""
+    def _objects(self, split: str, name: str, height: int, width: int) -> ObjectMasks:
+        """Yield the objects of an image. Raises UserError."""
 
     def prepare(self) -> None:
-        """Makes the COCO files that are not there (a minute). Raises UserError with a report where files are missing or do not fit each other."""
-        self._check()
-        made: set[str] = set()
-        for split in self.splits():
-            target, path = str(self.json[split]), self.lists[split]
-            if path is None:
-                raise UserError(
-                    f"data.{split}_list is not set: the file that names the images of data.{split}_json={target}"
-                )
-            if (
-                target not in made
-            ):  # a training that is tested on its own images names one file twice
-                made.add(target)
-                self._make(split, Path(target), Path(path))
+        """Generate the COCO files that are missing or outdated (about a minute).
 
-    def _make(self, split: str, target: Path, listed: Path) -> None:
-        names, classes, images = read_list(listed), self._classes(), Path(self.images[split] or "")
-        sizes = [
-            [path.stat().st_size if path.is_file() else -1 for path in self._truths(split, name)]
-            for name in names
-        ]
-        inputs = hashlib.sha256(
-            json.dumps([VERSION, names, sizes, *(list(c.items()) for c in classes)]).encode()
-        ).hexdigest()
-        head = f'{{"info": {{"made_of": "{inputs}"}}, '.encode()
-        if _begins(target, head):
+        Raises UserError with a report if files are missing or inconsistent.
+        """
+        self._check()
+        generated: set[str] = set()
+        for split in self.splits():
+            target = str(self.split(split).json)
+            list_file = self.lists[split]
+            if list_file is None:
+                raise UserError(
+                    f"data.{split}_list is not set: the file that names the images of "
+                    f"data.{split}_json={target}"
+                )
+            # Both splits may name one file: a model that is tested on its training images.
+            if target not in generated:
+                generated.add(target)
+                self._generate(split, Path(target), Path(list_file))
+
+    def _generate(self, split: str, target: Path, list_file: Path) -> None:
+        """Write the COCO file of a split unless it is up to date."""
+        names = read_list(list_file)
+        header = self._header(split, names)
+        if _has_header(target, header):
             return
-        print(f"{target}: making it of {len(names)} images, once for all trainings", flush=True)
-        records, annotations, report = [], list[dict[str, Any]](), Report(str(listed))
+        print(
+            f"{target}: generating it from {len(names)} images, once for all trainings", flush=True
+        )
+        content = self._convert(split, names, list_file)
+        # The header must come first in the file, so it replaces the opening brace.
+        self._write(target, header + json.dumps(content).encode()[1:])
+
+    def _header(self, split: str, names: list[str]) -> bytes:
+        """Return the beginning of the COCO file, with a hash of everything it is derived from."""
+        sizes = []
+        for name in names:
+            files = self._ground_truth_files(split, name)
+            sizes.append([path.stat().st_size if path.is_file() else -1 for path in files])
+        things, stuff = self._classes()
+        inputs = [VERSION, names, sizes, list(things.items()), list(stuff.items())]
+        digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+        return f'{{"info": {{"made_of": "{digest}"}}, '.encode()
+
+    def _convert(self, split: str, names: list[str], list_file: Path) -> dict[str, Any]:
+        """Return the lists of the COCO file."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        report = Report(str(list_file))
         for name in tqdm(names, desc="objects", disable=None):
             try:
-                file_name = f"{name}.jpg"
-                height, width = image_size(images / file_name, self.max_pixels)
-                number = int(name.replace("_", ""))
-                rows = [
-                    _row(number, category, mask)
-                    for category, mask in self._objects(split, name, height, width)
-                ]
+                image, rows = self._convert_image(split, name)
             except UserError as error:
                 report.error("image whose files cannot be used", str(error))
                 continue
-            records.append({"id": number, "file_name": file_name, "height": height, "width": width})
-            annotations += [{"id": len(annotations) + i, **row} for i, row in enumerate(rows, 1)]
+            images.append(image)
+            for row in rows:
+                annotations.append({"id": len(annotations) + 1, **row})
         if report.errors:
             raise UserError(report.text())
-        lists = [[{"id": i, "name": name} for i, name in named.items()] for named in classes]
-        body = {
-            "images": records,
+        things, stuff = self._classes()
+        return {
+            "images": images,
             "annotations": annotations,
-            "categories": lists[0],
-            "stuff_categories": lists[1],
+            "categories": _to_entries(things),
+            "stuff_categories": _to_entries(stuff),
         }
-        self._write(target, head + json.dumps(body).encode()[1:])
+
+    def _convert_image(self, split: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the COCO entries of an image and of its objects. Raises UserError."""
+        file_name = f"{name}.jpg"
+        folder = Path(self.split(split).images or "")
+        height, width = image_size(folder / file_name, self.reading.max_pixels)
+        image_id = int(name.replace("_", ""))
+        rows = [
+            _to_annotation(image_id, category_id, mask)
+            for category_id, mask in self._objects(split, name, height, width)
+        ]
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        return image, rows
 
     def _write(self, target: Path, content: bytes) -> None:
-        advice = (
-            f"data.cache={self.cache} must be a folder that can be written to: name another one"
-        )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target, "the COCO file") as file:
                 file.write(content)
         except (UserError, OSError) as error:
-            raise UserError(f"{error}; {advice}") from error
+            raise UserError(
+                f"{error}; data.cache={self.cache} must be a folder that can be written to: "
+                "name another one"
+            ) from error
 
 
-class VocSource(ListedSource):
-    """VOC2007 .. VOC2012 as they are distributed. root: the folder VOC2012 of VOCdevkit; other keys: `ListedSource`.
+class VocSource(CachedCocoSource):
+    """VOC2007 to VOC2012 as distributed.
 
-    Things are the 20 classes, with ids 1 .. 20, their instances those of SegmentationObject, each of the class that most of its pixels have in
-    SegmentationClass; the one class of stuff is `background`, id 0. Void (255) belongs to no instance and is unlabelled in the semantic maps.
+    root: the folder of one year, such as VOCdevkit/VOC2012; other keys: `CachedCocoSource`.
+
+    Things are the 20 classes with ids 1 .. 20. Their instances are those of SegmentationObject;
+    the class of an instance is the most frequent one of its pixels in SegmentationClass. The only
+    class of stuff is `background`, id 0. Void (255) belongs to no instance and is unlabelled in
+    the semantic maps.
     """
 
     def _check(self) -> None:
@@ -166,88 +204,93 @@ class VocSource(ListedSource):
     def _classes(self) -> tuple[dict[int, str], dict[int, str]]:
         return dict(enumerate(CLASSES, 1)), {0: "background"}
 
-    def _truths(self, split: str, name: str) -> list[Path]:  # noqa: ARG002 - all splits share the folders
-        return truth_files(Path(str(self.root)), name)
+    def _ground_truth_files(self, split: str, name: str) -> list[Path]:  # noqa: ARG002
+        return ground_truth_files(Path(str(self.root)), name)
 
-    def _objects(self, split: str, name: str, height: int, width: int) -> Objects:  # noqa: ARG002
-        return voc_objects(Path(str(self.root)), name, height, width, self.max_pixels)
+    def _objects(self, split: str, name: str, height: int, width: int) -> ObjectMasks:  # noqa: ARG002
+        return voc_objects(Path(str(self.root)), name, height, width, self.reading.max_pixels)
 
 
 def check_root(root: str, key: str, folders: tuple[str, ...]) -> None:
-    """Raises UserError where a folder of VOC's is not there."""
-    lacking = [name for name in folders if not (Path(root) / name).is_dir()]
-    if lacking:
+    """Raise UserError if one of VOC's folders does not exist."""
+    missing = [name for name in folders if not (Path(root) / name).is_dir()]
+    if missing:
         raise UserError(
-            f"data.{key}={root}: there is no folder {lacking[0]} in it; it is to be a year's folder of VOCdevkit, such as VOCdevkit/VOC2012"
+            f"data.{key}={root}: there is no folder {missing[0]} in it; it must be the folder of "
+            "one year in VOCdevkit, such as VOCdevkit/VOC2012"
         )
 
 
-def truth_files(root: Path, name: str) -> list[Path]:
-    """Where the objects and the classes of an image are."""
+def ground_truth_files(root: Path, name: str) -> list[Path]:
+    """Return the files with the objects and the classes of an image."""
     return [root / folder / f"{name}.png" for folder in ("SegmentationObject", "SegmentationClass")]
 
 
-def voc_objects(root: Path, name: str, height: int, width: int, max_pixels: int) -> Objects:
-    """The instances of an image, by number: VOC's class id and mask. Raises UserError."""
-    path, classes_path = truth_files(root, name)
+def voc_objects(root: Path, name: str, height: int, width: int, max_pixels: int) -> ObjectMasks:
+    """Yield VOC's class id and the mask of each instance of an image. Raises UserError."""
+    path, classes_path = ground_truth_files(root, name)
     numbers = read_values(path, height, width, max_pixels, "map of objects")
-    classes = (
-        SemanticMaps(classes_path.parent, "data.root", max_pixels, encoding=ENCODINGS["voc"])
-        .of(classes_path.name, height, width)
-        .numpy()
-    )
+    maps = SemanticMaps(classes_path.parent, "data.root", max_pixels, encoding=ENCODINGS["voc"])
+    classes = maps.load(classes_path.name, height, width).numpy()
     for number in np.unique(numbers).tolist():
-        if number not in (0, _VOID):
-            mask = numbers == number
-            votes = np.bincount(classes[mask] + 1, minlength=22)[
-                2:
-            ]  # nothing and background have none
-            if not votes.any():
-                raise UserError(
-                    f"{path}: object {number} has no pixel of a class in {classes_path}"
-                )
-            yield int(votes.argmax()) + 1, mask
+        if number in (0, _VOID):
+            continue
+        mask = numbers == number
+        # One count per class; unlabelled pixels (-1) and background (0) do not vote.
+        votes = np.bincount(classes[mask] + 1, minlength=len(CLASSES) + 2)[2:]
+        if not votes.any():
+            raise UserError(f"{path}: object {number} has no pixel of a class in {classes_path}")
+        yield int(votes.argmax()) + 1, mask
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of images, a line each. Raises UserError."""
+    """Read a list of image names, one per line. Raises UserError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: the list of images cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from error
-    names: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: the list of images cannot be read ({reason})") from error
+    names: list[str] = []
+    known: set[str] = set()
+    for line_number, line in enumerate(lines, 1):
         name = line.strip()
-        if name and not _NAME.fullmatch(name):
+        if not name:
+            continue
+        if not _NAME.fullmatch(name):
             raise UserError(
-                f"{path}: line {number}, {line[:60]!r}, is no name of an image of VOC, such as 2007_000032"
+                f"{path}: line {line_number}, {line[:60]!r}, is not a name of an image of VOC, "
+                "such as 2007_000032"
             )
-        if name and names.setdefault(name, number) != number:
-            raise UserError(f"{path}: line {number} names {name} again")
+        if name in known:
+            raise UserError(f"{path}: line {line_number} names {name} again")
+        known.add(name)
+        names.append(name)
     if not names:
         raise UserError(f"{path}: no name of an image in it")
-    return list(names)
+    return names
 
 
-def _row(image: int, category: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """The COCO annotation of an object, without its id."""
-    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+def _to_entries(names: dict[int, str]) -> list[dict[str, Any]]:
+    return [{"id": category_id, "name": name} for category_id, name in names.items()]
+
+
+def _to_annotation(image_id: int, category_id: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the COCO annotation of an object, without its id."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
-        "image_id": image,
-        "category_id": category,
-        "bbox": coco_mask.toBbox(code).tolist(),
-        "area": int(coco_mask.area(code)),
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "area": int(coco_mask.area(rle)),
         "iscrowd": 0,
-        "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
     }
 
 
-def _begins(path: Path, head: bytes) -> bool:
-    """Whether a file is there and begins so."""
+def _has_header(path: Path, header: bytes) -> bool:
+    """Return whether a file exists and begins with these bytes."""
     try:
         with path.open("rb") as file:
-            return file.read(len(head)) == head
+            return file.read(len(header)) == header
     except OSError:
         return False

@@ -1,1 +1,1 @@
-"""Trunks and feature pyramids: normalised images -> features."""
+"""Trunks and feature pyramids: normalized images -> features."""

@@ -1,4 +1,4 @@
-"""AlexNet as a trunk: torchvision's network, its first two linear layers turned into convolutions."""
+"""AlexNet as a trunk: its first two linear layers are converted to convolutions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from maskseg.models.backbones.plain import Conv, PlainTrunk, Stage
 
 
 class AlexNet(PlainTrunk):
-    """Images -> {conv3, conv4, conv5} at stride 16 and {fc6, fc7} at stride 32 (and conv1, conv2 at 4 and 8), all after their ReLU.
+    """Images -> {conv3, conv4, conv5} at stride 16 and {fc6, fc7} at stride 32, after their ReLU.
 
-    The network is the one of "One weird trick for parallelizing convolutional neural networks"; fc6 and fc7 are convolved over the image (FCN,
-    section 3.1), without dropout.
-    fc6_padding: cells of zeros around what fc6's 6 x 6 windows read. 3: sides of a multiple of 32 give H / 32 x W / 32 cells of fc6 and fc7, whose
-    centres lie evenly over the whole image. 0: whole windows only, as in torchvision, of whose classifier a 224 x 224 image then gives the one
-    cell; the outer 112 pixels of a larger one are the centre of none. A cell reads the same with both where its window lies inside.
-    levels: those that come out; what is behind the last one is not built (fc6 and fc7 are 96% of the parameters).
-    weights, frozen_stages: of the seven (conv1 .. conv5, fc6, fc7), see `PlainTrunk`.
+    conv1 and conv2, at strides 4 and 8, are available too.
+
+    The network is torchvision's, from "One weird trick for parallelizing convolutional neural
+    networks" (Krizhevsky, 2014). fc6 and fc7 are convolved over the image (FCN, section 3.1),
+    without dropout.
+
+    levels: the returned levels. Stages after the last one are not built; fc6 and fc7 have 96% of
+    the parameters.
+    fc6_padding: cells of zero padding around the input of fc6, which has 6 x 6 windows. With 3,
+    sides that are multiples of 32 give H / 32 x W / 32 cells of fc6 and fc7, with centres evenly
+    spaced over the image. With 0, only complete windows are evaluated as in torchvision, where a
+    224 x 224 image gives one cell; no cell is then centred in the outer 112 pixels of a larger
+    image. Cells whose window lies inside the image are equal for both.
+    weights, frozen_stages: of the seven stages conv1 .. conv5, fc6, fc7, see `PlainTrunk`.
+
+    Raises UserError for a `fc6_padding` outside 0..5, and as `PlainTrunk`.
     """
 
     def __init__(
@@ -29,7 +38,8 @@ class AlexNet(PlainTrunk):
     ) -> None:
         if not 0 <= fc6_padding <= 5:
             raise UserError(
-                f"fc6_padding must be 0 to 5, not {fc6_padding}: a window of 6 cells must see one of the image"
+                f"fc6_padding must be 0 to 5, not {fc6_padding}: "
+                "a window of 6 cells must contain at least one cell of the image"
             )
         stages = {
             "conv1": Stage(0, (Conv("features.0", 64, kernel=11, stride=4, padding=2),)),

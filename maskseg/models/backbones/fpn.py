@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,56 +14,70 @@ from maskseg.structures import Features, FeatureSpec
 
 
 class FPN(nn.Module):
-    """A trunk's {c2 .. c5} -> {p2 .. p6}, all with `channels` (FPN, section 3); p6 is p5 at every second cell. Of a trunk that ends sooner the same.
+    """The levels {c2 .. c5} of a trunk -> {p2 .. p6}, all with `channels` (FPN, section 3).
 
-    keep: levels of the trunk that are handed on behind the pyramid, for stages that read them.
+    p6 is p5 subsampled by 2. With a trunk that ends at a finer level, so does the pyramid.
+
+    extra_levels: levels of the trunk that are returned after the pyramid, for stages that read
+    them.
+    Raises UserError for an extra level that the trunk does not have.
     """
+
+    trunk: Backbone
 
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: Backbone,
         channels: int = 256,
         norm: str | None = None,
-        keep: Sequence[str] = (),
+        extra_levels: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        levels = cast(Backbone, trunk).levels
-        self.lateral = nn.ModuleDict(
-            {f"p{k[1:]}": conv(v.channels, channels, 1, norm) for k, v in levels.items()}
-        )
-        self.output = nn.ModuleDict(
-            {f"p{k[1:]}": conv(channels, channels, 3, norm) for k in levels}
-        )
+        self.lateral = nn.ModuleDict()
+        self.output = nn.ModuleDict()
+        self.levels: dict[str, FeatureSpec] = {}
+        for trunk_name, spec in trunk.levels.items():
+            name = f"p{trunk_name[1:]}"
+            self.lateral[name] = conv(spec.channels, channels, 1, norm)
+            self.levels[name] = FeatureSpec(spec.stride, spec.centre, channels)
+        for name in self.levels:
+            self.output[name] = conv(channels, channels, 3, norm)
         for module in [*self.lateral.modules(), *self.output.modules()]:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.levels = {
-            f"p{k[1:]}": FeatureSpec(v.stride, v.centre, channels) for k, v in levels.items()
-        }
-        name, last = list(self.levels.items())[-1]
-        self.coarsest = f"p{int(name[1:]) + 1}"
+        last_name, last = list(self.levels.items())[-1]
+        self.coarsest = f"p{int(last_name[1:]) + 1}"
         self.levels[self.coarsest] = FeatureSpec(last.stride * 2, last.centre, channels)
-        self.keep = list(keep)
-        if unknown := [name for name in self.keep if name not in levels]:
+        self.extra_levels = list(extra_levels)
+        unknown = [name for name in self.extra_levels if name not in trunk.levels]
+        if unknown:
             raise UserError(
-                f"fpn: keep names {', '.join(unknown)}, the trunk has {', '.join(levels)}"
+                f"fpn: extra_levels has {', '.join(unknown)}, "
+                f"the trunk has {', '.join(trunk.levels)}"
             )
-        self.levels |= {name: levels[name] for name in self.keep}
+        for name in self.extra_levels:
+            self.levels[name] = trunk.levels[name]
 
     def forward(self, images: Tensor) -> Features:
-        """images: f32 [N, 3, H, W] -> the maps of the pyramid, finest first, and those of `keep`."""
-        own = cast(Backbone, self.trunk)(images)
-        maps = list(own.values())
+        """Return the maps of the pyramid for images f32 [N, 3, H, W], finest first.
+
+        The extra levels follow after them.
+        """
+        trunk_features = self.trunk(images)
         merged: dict[str, Tensor] = {}
-        above: Tensor | None = None
-        for name, map_ in reversed(list(zip(self.lateral, maps, strict=True))):
-            here: Tensor = self.lateral[name](map_)
-            if above is not None:
-                here = here + F.interpolate(above, size=here.shape[-2:], mode="nearest")
-            merged[name] = above = here
+        coarser: Tensor | None = None
+        # From the coarsest level to the finest.
+        pairs = list(zip(self.lateral.items(), trunk_features.values(), strict=True))
+        for (name, lateral), feature in reversed(pairs):
+            level: Tensor = lateral(feature)
+            if coarser is not None:
+                level = level + F.interpolate(coarser, size=level.shape[-2:], mode="nearest")
+            merged[name] = level
+            coarser = level
         features = {name: layer(merged[name]) for name, layer in self.output.items()}
-        features[self.coarsest] = F.max_pool2d(list(features.values())[-1], kernel_size=1, stride=2)
-        return features | {name: own[name] for name in self.keep}
+        coarsest_output = list(features.values())[-1]
+        features[self.coarsest] = F.max_pool2d(coarsest_output, kernel_size=1, stride=2)
+        return features | {name: trunk_features[name] for name in self.extra_levels}

@@ -1,4 +1,4 @@
-"""VGG-16: the convolutions as a trunk, the linear layers as the start of a region classifier."""
+"""VGG-16: its convolutions as a trunk, and the weights of its fully connected layers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskseg.models.backbones.plain import Conv, PlainTrunk, Stage, torchvision_state
-from maskseg.models.box_head import FCTrunk
+from maskseg.models.backbones.plain import Conv, PlainTrunk, Stage, load_torchvision_state
 
+# Name of each block -> channels, and positions of its convolutions in torchvision's `features`.
 _BLOCKS = {
     "conv1": (64, (0, 2)),
     "conv2": (128, (5, 7)),
@@ -16,22 +16,18 @@ _BLOCKS = {
     "conv4": (512, (17, 19, 21)),
     "conv5": (512, (24, 26, 28)),
 }
-_STAGES = {  # channels and places in torchvision's `features` -> stages
-    name: Stage(
-        0 if name == "conv1" else 2,
-        tuple(Conv(f"features.{i}", channels, kernel=3, padding=1) for i in places),
-    )
-    for name, (channels, places) in _BLOCKS.items()
-}
 
 
 class VGG16(PlainTrunk):
-    """Images -> {conv3, conv4, conv5} at strides 4, 8, 16 (and conv1, conv2 at 1 and 2), each a block's last ReLU (VGG, table 1, D).
+    """Images -> {conv3, conv4, conv5} at strides 4, 8, 16, each after its block's last ReLU.
 
-    The last pooling is left out, as regions are pooled there instead (SPP-net, Fast R-CNN, CFM).
-    levels: those that come out; what is behind the last one is not built.
-    weights, frozen_stages: of the five blocks (Fast R-CNN freezes 2), see `PlainTrunk`. IMAGENET1K_FEATURES of torchvision were trained on
-    pixels without division by a deviation: pixel_mean [123, 117, 104], pixel_std [1, 1, 1].
+    conv1 and conv2, at strides 1 and 2, are available too. The network is VGG, table 1, column D.
+    The last pooling is omitted: regions are pooled there instead (SPP-net, Fast R-CNN, CFM).
+
+    levels: the returned levels; blocks after the last one are not built.
+    weights, frozen_stages: of the five blocks (Fast R-CNN freezes 2), see `PlainTrunk`.
+    torchvision's IMAGENET1K_FEATURES were trained on pixels that are not divided by a standard
+    deviation: they need pixel_mean [123, 117, 104] and pixel_std [1, 1, 1].
     """
 
     def __init__(
@@ -40,27 +36,30 @@ class VGG16(PlainTrunk):
         levels: Sequence[str] = ("conv3", "conv4", "conv5"),
         frozen_stages: int = 0,
     ) -> None:
-        super().__init__("vgg16", _STAGES, levels, weights, frozen_stages)
+        super().__init__("vgg16", _stages(), levels, weights, frozen_stages)
 
 
-def fc_trunk(weights: str | None = None) -> FCTrunk:
-    """fc6 and fc7 over regions of conv5 pooled to 7 x 7, without dropout. weights: as the trunk's; they need a classifier, so not
-    IMAGENET1K_FEATURES."""
-    trunk = FCTrunk(in_channels=512, size=7, width=4096, layers=2)
-    if weights is not None:
-        trunk.load_state_dict(fc_state(weights))
-    return trunk
+def _stages() -> dict[str, Stage]:
+    stages = {}
+    for name, (channels, positions) in _BLOCKS.items():
+        convs = [Conv(f"features.{i}", channels, kernel=3, padding=1) for i in positions]
+        stages[name] = Stage(0 if name == "conv1" else 2, tuple(convs))
+    return stages
 
 
-def fc_state(weights: str) -> dict[str, Tensor]:
-    """The state dict of `fc_trunk`: of torchvision's classifier, fc6 f32 [4096, 512 * 7 * 7] and fc7 [4096, 4096] with their biases. Raises
-    UserError for weights without them."""
+def load_fc_state(weights: str) -> dict[str, Tensor]:
+    """Load the fully connected layers fc6 and fc7 of torchvision's VGG-16.
+
+    weights: as of `VGG16`.
+    Returns `layers.0.weight` f32 [4096, 512 * 7 * 7] for fc6, `layers.1.weight` f32 [4096, 4096]
+    for fc7, and their biases.
+    Raises UserError for weights without them, such as IMAGENET1K_FEATURES.
+    """
     shapes = {
         "layers.0.weight": (4096, 512 * 7 * 7),
         "layers.0.bias": (4096,),
         "layers.1.weight": (4096, 4096),
         "layers.1.bias": (4096,),
     }
-    return torchvision_state(
-        "vgg16", weights, {"layers.0": "classifier.0", "layers.1": "classifier.3"}, shapes
-    )
+    sources = {"layers.0": "classifier.0", "layers.1": "classifier.3"}
+    return load_torchvision_state("vgg16", weights, sources, shapes)

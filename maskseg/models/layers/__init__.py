@@ -1,1 +1,1 @@
-"""Building blocks: convolutions with their norms."""
+"""Building blocks: convolutions and normalization layers."""

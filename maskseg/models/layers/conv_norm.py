@@ -1,4 +1,7 @@
-"""A convolution and the norm with fixed statistics behind it, as one: the norm scales the small weights instead of the large output."""
+"""Convolutions fused with the norm with fixed statistics that follows them.
+
+The norm scales the small weights instead of the large output.
+"""
 
 from __future__ import annotations
 
@@ -14,47 +17,54 @@ M = TypeVar("M", bound=nn.Module)
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Names of the convolutions among a module's own children and of the norms that directly follow them."""
-    names: list[tuple[str, str]] = []
+def conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of a module's convolutions and of the norms that directly follow them.
+
+    Only direct children of the module are considered.
+    """
+    candidates: list[tuple[str, str]] = []
     if isinstance(module, BasicBlock | Bottleneck):
-        names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(module, f"bn{i}")]
+        numbers = [i for i in (1, 2, 3) if hasattr(module, f"bn{i}")]
+        candidates = [(f"conv{i}", f"bn{i}") for i in numbers]
     elif isinstance(module, nn.Sequential):
         children = list(dict(module.named_children()))
-        names = list(pairwise(children))
-    return [
-        (a, b)
-        for a, b in names
-        if isinstance(getattr(module, a), nn.Conv2d) and isinstance(getattr(module, b), NORMS)
-    ]
+        candidates = list(pairwise(children))
+    pairs = []
+    for conv, norm in candidates:
+        is_conv = isinstance(getattr(module, conv), nn.Conv2d)
+        if is_conv and isinstance(getattr(module, norm), NORMS):
+            pairs.append((conv, norm))
+    return pairs
 
 
-def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
-    """One convolution for both: norm(Wx) = (Wg/s)x + b - mg/s with mean m, deviation s, weight g, bias b, computed in f64.
+def fuse_conv_norm(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
+    """Return one convolution that replaces both layers.
 
+    norm(Wx) = (Wg/s)x + b - mg/s with mean m, deviation s, weight g and bias b, computed in f64.
     norm: a `FrozenBatchNorm2d`, `BatchNorm2d` or `SyncBatchNorm` with statistics.
     """
-    mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
+    mean = norm.running_mean.double()
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
     shift = -mean * scale if conv.bias is None else (conv.bias.double() - mean) * scale
-    shift = shift if norm.bias is None else shift + norm.bias.double()
-    one = _like(conv)
-    one.weight = nn.Parameter(
-        (conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype),
-        requires_grad=False,
-    )
-    one.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
-    return one
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    weight = (conv.weight.double() * scale[:, None, None, None]).to(conv.weight.dtype)
+    fused = _conv_without_values(conv)
+    fused.weight = nn.Parameter(weight, requires_grad=False)
+    fused.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
+    return fused
 
 
 class ConvWithFrozenNorm(nn.Conv2d):
-    """A convolution that applies the frozen norm behind it too, and can be learnt."""
+    """A convolution that also applies the frozen norm after it; its weight can be trained."""
 
     def __init__(self, conv: nn.Conv2d, norm: Any) -> None:
         with torch.device("meta"):
-            super().__init__(**_arguments(conv), bias=False)
+            super().__init__(**_conv_arguments(conv), bias=False)
         self.weight = conv.weight
-        self.norm = [norm]  # in a list: it is no child of this one too
+        self.norm = [norm]  # in a list, so that it is not registered as a child here, too
 
     def forward(self, x: Tensor) -> Tensor:
         (norm,) = self.norm
@@ -65,33 +75,40 @@ class ConvWithFrozenNorm(nn.Conv2d):
         return out
 
 
-class AppliedNorm(FrozenBatchNorm2d):  # type: ignore[misc] # torchvision has no types
-    """A frozen norm that the convolution before it has applied; it keeps the tensors."""
+class AbsorbedNorm(FrozenBatchNorm2d):  # type: ignore[misc] # torchvision has no types
+    """A frozen norm that the convolution before it has already applied; it holds the tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
-def merge_frozen(module: nn.Module) -> None:
-    """Lets the convolutions below a module apply the frozen norms behind them. Names of tensors stay; so does the output, to rounding."""
-    for part in list(module.modules()):
-        for first, second in pairs(part):
-            conv, norm = getattr(part, first), getattr(part, second)
+def absorb_frozen_norms(module: nn.Module) -> None:
+    """Let the convolutions in a module apply the frozen norms that follow them, in place.
+
+    The names in the state dict are unchanged; outputs are equal up to rounding.
+    """
+    for parent in list(module.modules()):
+        for conv_name, norm_name in conv_norm_pairs(parent):
+            conv = getattr(parent, conv_name)
+            norm = getattr(parent, norm_name)
             if isinstance(norm, FrozenBatchNorm2d) and conv.bias is None:
-                applied = AppliedNorm(len(norm.weight), norm.eps)
-                setattr(part, second, applied)
-                setattr(part, first, ConvWithFrozenNorm(conv, applied))
+                absorbed = AbsorbedNorm(len(norm.weight), norm.eps)
+                setattr(parent, norm_name, absorbed)
+                setattr(parent, conv_name, ConvWithFrozenNorm(conv, absorbed))
 
 
 def channels_last(module: M) -> M:
-    """The module, the weights of its convolutions in the layout of the fastest kernels: [out, height, width, in] in memory."""
+    """Lay out the weights of the convolutions as [out, height, width, in] in memory, in place.
+
+    This is the layout of the fastest kernels. Returns the module.
+    """
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
 
 
-def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
+def _conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
     names = (
         "in_channels",
         "out_channels",
@@ -105,7 +122,7 @@ def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(conv, name) for name in names}
 
 
-def _like(conv: nn.Conv2d) -> nn.Conv2d:
-    """Without values yet."""
+def _conv_without_values(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a convolution of the same shape whose parameters have no memory yet."""
     with torch.device("meta"):
-        return nn.Conv2d(**_arguments(conv)).eval()
+        return nn.Conv2d(**_conv_arguments(conv)).eval()

@@ -1,7 +1,8 @@
-"""The artificial boundary: what setting the pixels outside of a segment to the mean changes in the features inside of it.
+"""The artificial boundary: how masking the pixels outside a segment changes the features inside it.
 
-Masked pixels have an edge that is not in the image, and the convolutions see it. Features that are masked after the convolutions (convolutional
-feature masking) are those of the image in every cell of the segment: their difference is 0.
+Masked pixels create an edge that is not in the image, and the convolutions see it. Features that
+are masked after the convolutions (convolutional feature masking) equal those of the image in every
+cell of the segment; their difference is 0.
 """
 
 from __future__ import annotations
@@ -19,96 +20,93 @@ from torch.nn import functional as F
 
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Batch, Features, FeatureSpec
-from maskseg.variants.cfm.projection import cell_of_pixels, project
-from maskseg.visualization import detections, segments
-from maskseg.visualization.curves import COLOURS, rendered
-from maskseg.visualization.detections import Picture
+from maskseg.variants.cfm.projection import nearest_cells, project
+from maskseg.visualization import layout, segments
+from maskseg.visualization.layout import LINE_COLOURS, RGBImage, render_figure
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating[Any]]
 
-EDGES = (
-    0.0,
-    4.0,
-    8.0,
-    16.0,
-    32.0,
-    64.0,
-    128.0,
-)  # pixels, of the bins of distance; beyond the last one is a bin too
-BLOCK = 2**22  # distances that are looked at together
-_LINE = 3  # pixels of an outline in a tile
+# Edges of the distance bins in pixels; one more bin lies beyond the last edge.
+EDGES = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+BLOCK = 2**22  # distances per block
+_LINE = 3  # width of an outline in a tile, pixels
 _COLOUR_MAP = "magma"
 
 
-def masked(batch: Batch, inside: Tensor, mean: Tensor) -> Batch:
-    """A batch of one with the pixels outside of a segment set to the mean, rounded to grey levels.
+def mask_outside(batch: Batch, inside: Tensor, mean: Tensor) -> Batch:
+    """Set the pixels outside a segment to the mean, rounded to gray levels.
 
-    inside: bool [H, W], no larger than the batch's frame, beyond which all is outside; mean: f32 [3, 1, 1], RGB in 0..255.
+    batch: of one image.
+    inside: bool [H, W], no larger than the batch's frame; everything beyond it is outside.
+    mean: f32 [3, 1, 1], RGB in 0..255.
     """
     height, width = batch.images.shape[2:]
-    kept = F.pad(inside, (0, width - inside.shape[1], 0, height - inside.shape[0])).to(
-        batch.images.device
-    )
-    return replace(batch, images=torch.where(kept, batch.images, mean.round().to(batch.images)))
+    padding = (0, width - inside.shape[1], 0, height - inside.shape[0])
+    keep = F.pad(inside, padding).to(batch.images.device)
+    return replace(batch, images=torch.where(keep, batch.images, mean.round().to(batch.images)))
 
 
 @torch.no_grad()
-def differences(
+def relative_differences(
     model: PixelModel, batch: Batch, inside: Tensor, features: Features | None = None
 ) -> dict[str, Tensor]:
-    """|f(image) - f(masked image)| / |f(image)| in each cell, over the channels, f32 [h, w] by level; NaN where f(image) is 0.
+    """Compute |f(image) - f(masked image)| / |f(image)| in each cell, the norm over the channels.
 
-    batch: of one image; inside: bool [H, W], the segment, in the network's pixels; features: of the image, where they are known.
+    batch: of one image; inside: bool [H, W], the segment, in the network's pixels; features: of the
+    image, if already computed. -> by level, f32 [h, w], NaN where f(image) is 0.
     """
-    whole = model.features(batch) if features is None else features
-    other = model.features(masked(batch, inside, model.pixel_mean))
-    found = {}
-    for name, feature in whole.items():
-        length = feature[0].float().norm(dim=0)
-        found[name] = (feature[0].float() - other[name][0].float()).norm(dim=0) / torch.where(
+    features_of_image = model.features(batch) if features is None else features
+    features_of_masked = model.features(mask_outside(batch, inside, model.pixel_mean))
+    differences = {}
+    for name, feature in features_of_image.items():
+        whole = feature[0].float()
+        masked = features_of_masked[name][0].float()
+        length = whole.norm(dim=0)
+        differences[name] = (whole - masked).norm(dim=0) / torch.where(
             length > 0, length, torch.nan
         )
-    return found
+    return differences
 
 
-def distances(inside: Tensor, shape: tuple[int, int], at: FeatureSpec) -> Tensor:
-    """How far from the centre of each cell of a map the nearest pixel outside of the segment is, f32 [h, w], in pixels.
+def border_distances(inside: Tensor, shape: tuple[int, int], spec: FeatureSpec) -> Tensor:
+    """Compute the distance of each cell's center to the nearest pixel outside the segment.
 
-    inside: bool [H, W]; NaN in cells whose centre lies outside of the segment or the image, infinity where nothing is outside. The border of the
-    image is none of the segment's.
+    The border of the image does not count as a border of the segment.
+
+    inside: bool [H, W]; shape: (h, w) of the map. -> f32 [h, w], in pixels; NaN in cells whose
+    center lies outside the segment or the image, infinity if no pixel is outside.
     """
-    near = (
-        F.max_pool2d(F.pad((~inside)[None].float(), (1, 1, 1, 1)), 3, 1)[0] > 0
-    )  # outside, and what touches it
-    own = F.max_pool2d(F.pad(inside[None].float(), (1, 1, 1, 1)), 3, 1)[0] > 0
-    border = (
-        torch.nonzero(near & own & ~inside).float() + 0.5
-    )  # only the pixels at the border can be the nearest
-    rows, columns = torch.nonzero(
-        project(inside[None], shape, at.stride, at.centre, "nearest")[0]
-    ).unbind(1)
+    near_outside = F.max_pool2d(F.pad((~inside)[None].float(), (1, 1, 1, 1)), 3, 1)[0] > 0
+    near_inside = F.max_pool2d(F.pad(inside[None].float(), (1, 1, 1, 1)), 3, 1)[0] > 0
+    # Only the outside pixels at the border can be the nearest ones.
+    border = torch.nonzero(near_outside & near_inside & ~inside).float() + 0.5
+    has_center = project(inside[None], shape, spec.stride, spec.centre, "nearest")[0]
+    rows, columns = torch.nonzero(has_center).unbind(1)
     out = torch.full(shape, torch.nan)
     if len(rows) == 0:
         return out
-    centres = torch.stack([rows, columns], dim=1) * float(at.stride) + at.centre
-    found = []
+    centres = torch.stack([rows, columns], dim=1) * float(spec.stride) + spec.centre
+    distances = []
     for part in torch.split(centres, max(1, BLOCK // max(len(border), 1))):
-        apart = ((part[:, None] - border).abs() - 0.5).clamp(min=0)  # to the pixel's square
-        found.append(
-            apart.square().sum(dim=2).amin(dim=1).sqrt()
-            if len(border)
-            else torch.full((len(part),), torch.inf)
-        )
-    out[rows, columns] = torch.cat(found)
+        if len(border):
+            # To the nearest point of the pixel's square.
+            offsets = ((part[:, None] - border).abs() - 0.5).clamp(min=0)
+            distances.append(offsets.square().sum(dim=2).amin(dim=1).sqrt())
+        else:
+            distances.append(torch.full((len(part),), torch.inf))
+    out[rows, columns] = torch.cat(distances)
     return out
 
 
 @dataclass
 class BoundaryStudy:
-    """Relative differences of cells inside of segments, summed by level and by bins of the distance to the segment's border.
+    """Sums of relative differences of cells inside segments, by level and distance bin.
 
-    edges: in pixels, ascending from 0; the last bin has no end. sums, counts: f64 [bins] by level.
+    The distance is that to the segment's border.
+
+    edges: in pixels, ascending from 0; the last bin has no upper edge.
+    sums, counts: f64 [bins], by level.
     """
 
     edges: Sequence[float] = EDGES
@@ -118,44 +116,52 @@ class BoundaryStudy:
     def add(
         self, difference: Mapping[str, Tensor], inside: Tensor, levels: Mapping[str, FeatureSpec]
     ) -> None:
-        """difference: f32 [h, w] by level, see `differences`; inside: bool [H, W], the segment. Cells without a number are left out."""
-        bins = torch.tensor([*self.edges[1:]])
-        for name, at in levels.items():
+        """Add a segment. Cells without a difference are ignored.
+
+        difference: f32 [h, w] by level, see `relative_differences`; inside: bool [H, W], the
+        segment.
+        """
+        edges = torch.tensor([*self.edges[1:]])
+        num_bins = len(self.edges)
+        for name, spec in levels.items():
             values = difference[name].cpu()
-            apart = distances(inside, (values.shape[0], values.shape[1]), at)
-            known = apart.isfinite() & values.isfinite()
-            place = torch.bucketize(apart[known], bins, right=True)
-            for table, weights in (
-                (self.sums, values[known].double()),
-                (self.counts, torch.ones(int(known.sum()), dtype=torch.float64)),
-            ):
-                table[name] = table.get(name, 0) + torch.bincount(place, weights, len(self.edges))
+            distance = border_distances(inside, (values.shape[0], values.shape[1]), spec)
+            is_valid = distance.isfinite() & values.isfinite()
+            bins = torch.bucketize(distance[is_valid], edges, right=True)
+            ones = torch.ones(int(is_valid.sum()), dtype=torch.float64)
+            sums = torch.bincount(bins, values[is_valid].double(), num_bins)
+            counts = torch.bincount(bins, ones, num_bins)
+            self.sums[name] = self.sums.get(name, 0) + sums
+            self.counts[name] = self.counts.get(name, 0) + counts
 
-    def numbers(self) -> dict[str, dict[str, float | None]]:
-        """The mean difference by level and bin (`0-4`, ..., `128-`), None where there was no cell."""
-        ends = [*(f"{e:g}" for e in self.edges[1:]), ""]
+    def means(self) -> dict[str, dict[str, float | None]]:
+        """Return the mean difference by level and bin (`0-4`, ..., `128-`), None without cells."""
+        ends = [*(f"{edge:g}" for edge in self.edges[1:]), ""]
         keys = [f"{start:g}-{end}" for start, end in zip(self.edges, ends, strict=True)]
-        return {
-            name: {
-                key: (s / n if n else None)
-                for key, s, n in zip(keys, sums.tolist(), self.counts[name].tolist(), strict=True)
-            }
-            for name, sums in self.sums.items()
-        }
+        means: dict[str, dict[str, float | None]] = {}
+        for name, sums in self.sums.items():
+            counts = self.counts[name].tolist()
+            means[name] = {}
+            for key, total, count in zip(keys, sums.tolist(), counts, strict=True):
+                means[name][key] = total / count if count else None
+        return means
 
 
-def plot_boundary(numbers: Mapping[str, Mapping[str, float | None]]) -> Picture:
-    """A line a level: the mean difference over the distance to the border; that of masked features is 0. numbers: `BoundaryStudy.numbers`. -> RGB."""
-    from matplotlib.figure import Figure  # half a second, and only needed here
+def plot_boundary(means: Mapping[str, Mapping[str, float | None]]) -> RGBImage:
+    """Plot the mean difference over the distance to the border, one line per level.
+
+    Another line is that of masked features, which is 0. means: of `BoundaryStudy.means`.
+    """
+    from matplotlib.figure import Figure  # imported here, as it takes half a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis: Any = figure.subplots()
-    bins = list(next(iter(numbers.values()), {}))
-    for (name, values), colour in zip(numbers.items(), COLOURS, strict=False):
-        points = [(i, values[key]) for i, key in enumerate(bins) if values[key] is not None]
+    bins = list(next(iter(means.values()), {}))
+    for (name, values), colour in zip(means.items(), LINE_COLOURS, strict=False):
+        positions = [i for i, key in enumerate(bins) if values[key] is not None]
         axis.plot(
-            [i for i, _ in points],
-            [v for _, v in points],
+            positions,
+            [values[bins[i]] for i in positions],
             color=colour,
             marker="o",
             markersize=5,
@@ -170,107 +176,125 @@ def plot_boundary(numbers: Mapping[str, Mapping[str, float | None]]) -> Picture:
         linewidth=1.6,
         label="features masked",
     )
-    axis.set_xticks(
-        range(len(bins)),
-        [
-            f"over {key[:-1]}" if key.endswith("-") else key.replace("-", "\N{EN DASH}")
-            for key in bins
-        ],
-    )
-    axis.set_xlabel("distance from the cell's centre to the segment's border, pixels", fontsize=10)
+    axis.set_xticks(range(len(bins)), [_bin_label(key) for key in bins])
+    axis.set_xlabel("distance from cell center to segment border, pixels", fontsize=10)
     axis.set_ylabel("|f(image) - f(masked)| / |f(image)|", fontsize=10)
     axis.tick_params(labelsize=9)
     axis.set_ylim(bottom=-0.02)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
-    return rendered(figure)
+    return render_figure(figure)
 
 
-def boundary_picture(
-    image: Picture,
+def _bin_label(key: str) -> str:
+    return f"over {key[:-1]}" if key.endswith("-") else key.replace("-", "\N{EN DASH}")
+
+
+def draw_boundary_study(
+    image: RGBImage,
     inside: Bools,
     mean: Sequence[float],
     difference: Mapping[str, Tensor],
     levels: Mapping[str, FeatureSpec],
-) -> Picture:
-    """The image, the masked image and, for each level, the relative difference of the features, all with the segment's outline. -> uint8 RGB.
+) -> RGBImage:
+    """Draw the image, the masked image and the relative difference of the features of each level.
 
-    image: uint8 RGB [H, W, 3]; inside: bool [H, W]; mean: RGB in 0..255; difference: f32 [h, w] by level. Colours end at a difference of 1.
+    All tiles show the segment's outline. Colors saturate at a difference of 1.
+
+    image: uint8 RGB [H, W, 3]; inside: bool [H, W]; mean: RGB in 0..255; difference: f32 [h, w], by
+    level.
     """
-    cut = np.where(inside[..., None], image, np.round(mean).astype(np.uint8))
-    tiles = {"image, segment": outlined(image, inside), "pixels masked": outlined(cut, inside)}
-    for name, at in levels.items():
-        tiles[f"{name}, stride {at.stride}: difference"] = outlined(
-            heat(difference[name].cpu().numpy(), at, image.shape[:2], 1.0), inside
-        )
+    masked = np.where(inside[..., None], image, np.round(mean).astype(np.uint8))
+    tiles = {
+        "image, segment": draw_outline(image, inside),
+        "pixels masked": draw_outline(masked, inside),
+    }
+    for name, spec in levels.items():
+        heatmap = render_heatmap(difference[name].cpu().numpy(), spec, image.shape[:2], 1.0)
+        tiles[f"{name}, stride {spec.stride}: difference"] = draw_outline(heatmap, inside)
     last = list(tiles)[-1]
-    tiles[last] = np.hstack([tiles[last], colour_bar(1.0, "share of |f|", tiles[last].shape[0])])
-    return sheet(tiles, 3)
+    colour_bar = draw_colour_bar(1.0, "share of |f|", tiles[last].shape[0])
+    tiles[last] = np.hstack([tiles[last], colour_bar])
+    return arrange_tiles(tiles, 3)
 
 
-def sheet(tiles: Mapping[str, Picture], columns: int) -> Picture:
-    """Pictures of one height under their titles, in rows on white, those of a column aligned at their left sides. -> uint8 RGB."""
-    titled = [segments._titled(tile, title, segments._TITLE) for title, tile in tiles.items()]
-    wide = [
-        max(tile.shape[1] for tile in titled[c::columns])
-        for c in range(columns)
-        if titled[c::columns]
-    ]
-    padded = [
-        np.pad(t, ((0, 0), (0, wide[i % columns] - t.shape[1]), (0, 0)), constant_values=255)
-        for i, t in enumerate(titled)
-    ]
-    return segments._sheet(padded, columns)
+def arrange_tiles(tiles: Mapping[str, RGBImage], columns: int) -> RGBImage:
+    """Arrange images of one height under their titles, in rows on white.
+
+    The images of a column are aligned at their left sides.
+    """
+    titled = [layout.add_title(tile, title, layout.TITLE_SIZE) for title, tile in tiles.items()]
+    padded = []
+    for index, tile in enumerate(titled):
+        tiles_of_column = titled[index % columns :: columns]
+        width = max(other.shape[1] for other in tiles_of_column)
+        margin = width - tile.shape[1]
+        padded.append(np.pad(tile, ((0, 0), (0, margin), (0, 0)), constant_values=255))
+    return layout.arrange_grid(padded, columns)
 
 
-def heat(values: Floats, at: FeatureSpec, shape: Sequence[int], top: float) -> Picture:
-    """A map of numbers on cells [h, w], 0 to `top`, as colours over the pixels of an image of `shape`, each that of the cell whose centre is nearest;
-    grey where there is no number. -> uint8 RGB [H, W, 3]."""
+def render_heatmap(
+    values: Floats, spec: FeatureSpec, shape: Sequence[int], max_value: float
+) -> RGBImage:
+    """Render the values of cells as colors over the pixels of an image.
+
+    A pixel shows the cell with the nearest center; gray where the value is NaN.
+
+    values: [h, w], from 0 to `max_value`; shape: (H, W) of the image. -> uint8 RGB [H, W, 3].
+    """
     from matplotlib import colormaps
 
-    scaled = np.ma.masked_invalid(values / top if top > 0 else np.zeros_like(values))
+    relative = values / max_value if max_value > 0 else np.zeros_like(values)
+    scaled = np.ma.masked_invalid(relative)
     colours = colormaps[_COLOUR_MAP].with_extremes(bad="#808080")(scaled.clip(0, 1))
-    return on_pixels((255 * colours[..., :3]).round().astype(np.uint8), at, shape)
+    return cells_to_pixels((255 * colours[..., :3]).round().astype(np.uint8), spec, shape)
 
 
-def on_pixels(cells: NDArray[Any], at: FeatureSpec, shape: Sequence[int]) -> NDArray[Any]:
-    """[h, w, ...] on the cells of a map -> [H, W, ...] on the pixels of an image of `shape`, each that of the cell whose centre is nearest."""
-    rows, columns = (
-        cell_of_pixels(side, count, at.stride, at.centre).numpy()
-        for side, count in zip(shape, cells.shape, strict=False)
-    )
+def cells_to_pixels(cells: NDArray[Any], spec: FeatureSpec, shape: Sequence[int]) -> NDArray[Any]:
+    """Assign each pixel the value of the cell with the nearest center.
+
+    cells: [h, w, ...]; shape: (H, W) of the image. -> [H, W, ...].
+    """
+    rows = nearest_cells(shape[0], cells.shape[0], spec.stride, spec.centre).numpy()
+    columns = nearest_cells(shape[1], cells.shape[1], spec.stride, spec.centre).numpy()
     return np.asarray(cells[rows[:, None], columns])
 
 
-def outlined(image: Picture, inside: Bools) -> Picture:
-    """The image, its longer side scaled to 720 pixels, with the outline of a segment, bool [H, W], white between dark rims."""
-    canvas, (labels,) = segments._scaled(image, [inside.astype(np.int32)])
-    canvas[segments._outlines(labels, 2 * _LINE)] //= 3
-    canvas[segments._outlines(1 - labels, 1)] //= 3
-    canvas[segments._outlines(labels, _LINE)] = 255
+def draw_outline(image: RGBImage, inside: Bools) -> RGBImage:
+    """Scale an image to the size of a tile and draw the outline of a segment, bool [H, W].
+
+    The outline is white with a dark rim on both sides.
+    """
+    canvas, (labels,) = segments.scale_to_tile(image, [inside.astype(np.int32)])
+    canvas[segments.outline_pixels(labels, 2 * _LINE)] //= 3
+    canvas[segments.outline_pixels(1 - labels, 1)] //= 3
+    canvas[segments.outline_pixels(labels, _LINE)] = 255
     return canvas
 
 
-def colour_bar(top: float, text: str, height: int) -> Picture:
-    """The colours of `heat` from 0, below, to `top`, with numbers and a text above. -> uint8 RGB [height, ., 3]."""
-    size = segments._TITLE
-    font = detections._font(size)
-    high, low = round(1.8 * size), height - size
-    ramp = heat(
-        np.linspace(top, 0, low - high)[:, None], FeatureSpec(1, 0.5, 1), (low - high, size), top
-    )
-    width = round(max(font.getlength(text) + size, 4 * size))
-    sheet = Image.new("RGB", (width, height), segments._PAPER)
-    draw = ImageDraw.Draw(sheet)
-    sheet.paste(Image.fromarray(ramp), (size // 2, high))
-    draw.text((size // 2, 0.7 * size), text, fill=detections._INK, font=font, anchor="lm")
+def draw_colour_bar(max_value: float, title: str, height: int) -> RGBImage:
+    """Draw the colors of `render_heatmap` from 0 (bottom) to `max_value`, with numbers and a title.
+
+    -> uint8 RGB [height, width, 3].
+    """
+    size = layout.TITLE_SIZE
+    font = layout.load_font(size)
+    top = round(1.8 * size)
+    bottom = height - size
+    values = np.linspace(max_value, 0, bottom - top)[:, None]
+    bar = render_heatmap(values, FeatureSpec(1, 0.5, 1), (bottom - top, size), max_value)
+    width = round(max(font.getlength(title) + size, 4 * size))
+    canvas = Image.new("RGB", (width, height), layout.PAPER)
+    draw = ImageDraw.Draw(canvas)
+    canvas.paste(Image.fromarray(bar), (size // 2, top))
+    draw.text((size // 2, 0.7 * size), title, fill=layout.INK, font=font, anchor="lm")
     for share in (0.0, 0.5, 1.0):
         draw.text(
-            (2 * size, high + (1 - share) * (low - high)),
-            f"{share * top:.3g}",
-            fill=detections._INK,
+            (2 * size, top + (1 - share) * (bottom - top)),
+            f"{share * max_value:.3g}",
+            fill=layout.INK,
             font=font,
             anchor="lm",
         )
-    return np.asarray(sheet)
+    return np.asarray(canvas)

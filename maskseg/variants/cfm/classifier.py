@@ -1,5 +1,11 @@
-"""Convolutional feature masking (Dai, He, Sun, "Convolutional Feature Masking for Joint Object and Stuff Segmentation", CVPR 2015): segments mask the
-feature map, and what is left is pooled and classified. The convolutions never see a mask."""
+"""Convolutional feature masking (CFM).
+
+Segment masks are applied to the feature map, and the masked features are pooled and classified. The
+convolutions never see a mask.
+
+Source: Dai, He, Sun, "Convolutional Feature Masking for Joint Object and Stuff Segmentation",
+CVPR 2015.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +24,55 @@ from maskseg.errors import UserError
 from maskseg.masks.base import Masks
 from maskseg.masks.superpixel import SegmentMasks
 from maskseg.ops.losses import mean_count
-from maskseg.ops.roi_align import AtCells, assign_levels, masked_roi_align, roi_align_levels
+from maskseg.ops.roi_align import (
+    BinGrid,
+    MaskAtCells,
+    assign_levels,
+    masked_roi_align,
+    roi_align_levels,
+)
 from maskseg.structures import Features, FeatureSpec, Losses, Regions, Samples
-from maskseg.variants.cfm.layers import connected_paths
-from maskseg.variants.cfm.mask_nms import nms_of_masks
+from maskseg.variants.cfm.layers import build_paths
+from maskseg.variants.cfm.mask_nms import nms_by_mask_iou
 from maskseg.variants.cfm.projection import SuperpixelCells, project_superpixels
-from maskseg.variants.cfm.pyramid_ops import MANY, pooled_pyramid
+from maskseg.variants.cfm.pyramid_ops import MIN_ROWS, pool_pyramid
 
-DESIGNS, PATHS = ("full_map", "pool_first"), ("segment", "box")
-BLOCK = (
-    2**23 - 2**20
-)  # inputs of the layers that are worked on together: under the 32 MB from which on memory is handed out anew
-FINE = 4  # samples a bin and direction, of a mask that is scaled to the bins of its box
+DESIGNS = ("full_map", "pool_first")
+PATHS = ("segment", "box")
+# Inputs of the fully connected layers per block of segments. Blocks stay below 32 MB: from this
+# size on, the allocator maps and unmaps memory at each use.
+BLOCK_INPUTS = 2**23 - 2**20
+SAMPLES_PER_BIN = 4  # per direction, of a mask that is resampled to the bins of its box
 
 
 class CFMClassifier(nn.Module):
-    """Segments -> things and stuff, by softmax over K classes and background: a `Classifier`.
+    """Classify segments as things, stuff or background by softmax. Implements `Classifier`.
 
-    levels: those that are read, finest first; at: what the backbone says of them, by name. With several, a segment is read from that of its box's
-    size (canonical_size pixels go to stride 16). Spatial pyramid pooling: RoIAlign of the box to `size` x `size` bins, then the largest of 1, 4,
-    9 ... of them, for each of `pyramid`.
+    Spatial pyramid pooling: RoIAlign of the box to `size` x `size` bins, then max pooling to
+    side x side bins for each side of `pyramid`.
 
-    design `full_map` (section 3.3a): the mask is projected to the cells of the map (statistic, threshold: `ops.projection`), masked cells are
-    pooled and go through fully connected layers; beside them the box's cells, through layers of their own. `pool_first` (3.3b): the box's bins of
-    the pyramid levels `masked` are masked after pooling, one path of layers sees all. paths: which of `segment` and `box` there are (full_map).
-    width, layers, dropout, weights (VGG-16's): of the fully connected layers of each path, see `connected_paths`.
+    levels: names of the feature levels that are read, finest first. With several levels, a segment
+        is read from the level of its box's size.
+    feature_specs: stride, center and channels of the levels, by name.
+    num_classes: K, without background.
+    design: "full_map" (section 3.3a): the mask is projected to the cells of the feature map
+        (`projection`), the masked map is pooled, and the result passes through fully connected
+        layers; the unmasked features of the box pass through separate layers beside them.
+        "pool_first" (section 3.3b): the bins of the box are masked after pooling, and a single path
+        of layers sees all of them.
+    paths: which of "segment" and "box" are used by "full_map".
+    size: bins per side of RoIAlign.
+    pyramid: bins per side of each level of the spatial pyramid; each divides `size`.
+    masked: the levels of the pyramid that "pool_first" masks.
+    statistic, threshold: of the projection of masks to cells, see `projection`.
+    sampling_ratio: sampling points per bin and direction of RoIAlign.
+    canonical_size: side in pixels of a box that is read from stride 16.
+    width, layers, dropout, weights: of the fully connected layers of each path, see `build_paths`.
+    score_threshold: classes with a higher score become detections.
+    nms_threshold: mask IoU above which the lower-scoring segment of a class is suppressed.
+    max_detections: at most this many things per image, applied by `CFMNet`.
 
-    Inference: classes with a score above `score_threshold` -> of segments of a class that overlap by more than `nms_threshold` mask IoU the best.
-    max_detections: so many things of an image are detections (`CFMNet`).
+    Raises UserError for arguments that do not fit together.
     """
 
     adds = "masks"
@@ -53,7 +80,7 @@ class CFMClassifier(nn.Module):
     def __init__(
         self,
         levels: Sequence[str],
-        at: Mapping[str, FeatureSpec],
+        feature_specs: Mapping[str, FeatureSpec],
         num_classes: int,
         design: str = "full_map",
         paths: Sequence[str] = PATHS,
@@ -73,154 +100,149 @@ class CFMClassifier(nn.Module):
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        if (
-            design not in DESIGNS
-            or not paths
-            or not set(paths) <= set(PATHS)
-            or (design == "pool_first" and "segment" not in paths)
-        ):
-            raise UserError(
-                f"cfm: design must be one of {DESIGNS} and paths some of {PATHS}, pool_first with segment, not {design!r}, {list(paths)}"
-            )
-        if (
-            not pyramid
-            or any(s < 1 or size % s for s in pyramid)
-            or not set(masked) <= set(pyramid)
-        ):
-            raise UserError(
-                f"cfm: each of pyramid divides size={size}, and masked are some of them, not {list(pyramid)} and {list(masked)}"
-            )
-        self.at, self.num_classes, self.design, self.paths = (
-            {name: at[name] for name in levels},
-            num_classes,
-            design,
-            [p for p in PATHS if p in paths],
-        )
-        self.size, self.pyramid, self.masked = size, list(pyramid), list(masked)
-        self.statistic, self.threshold, self.sampling_ratio, self.canonical_size = (
-            statistic,
-            threshold,
-            sampling_ratio,
-            canonical_size,
-        )
-        strides = [level.stride for level in self.at.values()]
-        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-            raise UserError(
-                f"cfm: each of levels has twice the stride of the one before, not {', '.join(self.at)} of strides {strides}"
-            )
-        channels = {level.channels for level in self.at.values()}
-        if len(channels) != 1:
-            raise UserError(
-                f"cfm: the levels {', '.join(self.at)} must have the same number of channels, not {sorted(channels)}"
-            )
+        _check_design(design, paths)
+        _check_pyramid(size, pyramid, masked)
+        self.feature_specs = {name: feature_specs[name] for name in levels}
+        _check_levels(self.feature_specs)
+        self.num_classes = num_classes
+        self.design = design
+        self.paths = [path for path in PATHS if path in paths]
+        self.size = size
+        self.pyramid = list(pyramid)
+        self.masked = list(masked)
+        self.statistic = statistic
+        self.threshold = threshold
+        self.sampling_ratio = sampling_ratio
+        self.canonical_size = canonical_size
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
+
+        channels = next(iter(self.feature_specs.values())).channels
+        self.inputs = channels * sum(side * side for side in self.pyramid)
         kinds = self.paths if design == "full_map" else ["both"]
-        self.inputs = max(channels) * sum(side * side for side in self.pyramid)
-        self.layers = connected_paths(
-            kinds, channels.pop(), self.pyramid, width, layers, dropout, weights
-        )
+        self.layers = build_paths(kinds, channels, self.pyramid, width, layers, dropout, weights)
         self.scores = nn.Linear(width * len(kinds), num_classes + 1)
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.zeros_(self.scores.bias)
-        self.score_threshold, self.nms_threshold, self.max_detections = (
-            score_threshold,
-            nms_threshold,
-            max_detections,
-        )
+
+    @property
+    def strides(self) -> list[int]:
+        """The strides of the levels in pixels, finest first."""
+        return [spec.stride for spec in self.feature_specs.values()]
 
     def forward(
         self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks
     ) -> Tensor:
-        """-> class logits f32 [R, K + 1], background last."""
-        vectors, order = self._vectors(features, boxes, image_index, masks)
-        return cast(Tensor, self.scores(vectors)).float()[order]
+        """Compute class logits, f32 [R, K + 1], background last."""
+        vectors, positions = self._vectors_and_positions(features, boxes, image_index, masks)
+        return cast(Tensor, self.scores(vectors)).float()[positions]
 
-    def vectors(
+    def compute_vectors(
         self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks
     ) -> Tensor:
-        """What the last layer sees of each segment, [R, width or 2 width]."""
-        vectors, order = self._vectors(features, boxes, image_index, masks)
-        return vectors[order]
+        """Compute the inputs of the last layer, [R, width] or, with two paths, [R, 2 width]."""
+        vectors, positions = self._vectors_and_positions(features, boxes, image_index, masks)
+        return vectors[positions]
 
-    def _vectors(
+    def _vectors_and_positions(
         self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks
     ) -> tuple[Tensor, Tensor]:
-        """`vectors` in some order, and where each segment's is, i64 [R]: for inference, those of equal boxes are side by side."""
-        inside = (
-            self._inside(features, masks)
-            if self.design == "full_map" and "segment" in self.paths
-            else None
-        )
-        count, order = len(boxes), torch.arange(len(boxes), device=boxes.device)
-        if not self.training:
-            places = torch.cat([self._assign(boxes)[:, None], image_index[:, None], boxes], dim=1)
-            order = torch.unique(places, dim=0, return_inverse=True)[1].argsort()
-        # A few hundred segments at a time: thousands of vectors at once are memory that the system has to hand out anew each time.
-        blocks = order.tensor_split(
-            max(1, min(-(-count * self.inputs // BLOCK), count // MANY))
-        )  # none too small to be fast
-        found = [
-            self._block(features, boxes[rows], image_index[rows], masks[rows], inside, rows)
-            for rows in blocks
-        ]
-        return torch.cat(found), order.argsort()
+        """Compute the vectors in the order of computation, and each segment's position in it.
 
-    def _block(
+        In inference, segments with equal boxes are computed one after the other, so that their box
+        is pooled once. Positions: i64 [R].
+        """
+        mask_at_cells: MaskAtCells | None = None
+        if self.design == "full_map" and "segment" in self.paths:
+            mask_at_cells = self.mask_at_cells(features, masks)
+        count = len(boxes)
+        order = torch.arange(count, device=boxes.device)
+        if not self.training:
+            level = self.assign_levels(boxes)
+            keys = torch.cat([level[:, None], image_index[:, None], boxes], dim=1)
+            order = torch.unique(keys, dim=0, return_inverse=True)[1].argsort()
+        # Blocks of a few hundred segments: the vectors of thousands at once would be memory that
+        # the system has to hand out anew each time. Blocks of fewer than MIN_ROWS would be slow.
+        num_blocks = max(1, min(-(-count * self.inputs // BLOCK_INPUTS), count // MIN_ROWS))
+        vectors = [
+            self._block_vectors(
+                features, boxes[rows], image_index[rows], masks[rows], mask_at_cells, rows
+            )
+            for rows in order.tensor_split(num_blocks)
+        ]
+        return torch.cat(vectors), order.argsort()
+
+    def _block_vectors(
         self,
         features: Features,
         boxes: Tensor,
         image_index: Tensor,
         masks: Masks,
-        inside: AtCells | None,
+        mask_at_cells: MaskAtCells | None,
         rows: Tensor,
     ) -> Tensor:
-        """`vectors` of some segments, `rows` of those that `inside` knows."""
-        level = self._assign(boxes)
-        if self.design == "pool_first":
-            bins = self._pooled(features, boxes, image_index, level)
-            fine = masks.crop_resize(boxes, FINE * self.size)[:, None]
-            parts = []
-            for side, part in zip(self.pyramid, pooled_pyramid(bins, self.pyramid), strict=True):
-                own = (
-                    (F.adaptive_avg_pool2d(fine, side) > self.threshold).to(part)
-                    if side in self.masked
-                    else None
-                )
-                parts.append(part if own is None else part * own)
-            return cast(Tensor, self.layers["both"](parts))
-        new = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-        if not self.training:  # where dropout draws for each segment
-            new[1:] = (boxes[1:] != boxes[:-1]).any(dim=1) | (image_index[1:] != image_index[:-1])
-        first = torch.nonzero(new).squeeze(1)
-        if inside is None:
-            both = [self._pooled(features, boxes[first], image_index[first], level[first])]
-        else:
-            wanted = first if "box" in self.paths else None
-            both = self._masked(
-                features, boxes, image_index, level, partial(_of_rows, inside, rows.cpu()), wanted
-            )
-        found = {
-            path: self.layers[path](pooled_pyramid(own, self.pyramid))
-            for path, own in zip(self.paths, both, strict=True)
-        }
-        if "box" in found:
-            found["box"] = found["box"][new.cumsum(0) - 1]
-        return torch.cat(list(found.values()), dim=1)
+        """Compute the vectors of one block of segments.
 
-    def _assign(self, boxes: Tensor) -> Tensor:
-        """The level of each box, i64 [R], counted from the finest one."""
-        strides = [level.stride for level in self.at.values()]
-        lowest, highest = int(log2(strides[0])), int(log2(strides[-1]))
+        rows: i64 [n], the numbers by which `mask_at_cells` knows the segments of the block.
+        """
+        if self.design == "pool_first":
+            return self._mask_pooled_bins(features, boxes, image_index, masks)
+        level = self.assign_levels(boxes)
+        is_new_box = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+        # In training, dropout needs independent draws for each segment.
+        if not self.training:
+            is_new_box[1:] = (boxes[1:] != boxes[:-1]).any(dim=1) | (
+                image_index[1:] != image_index[:-1]
+            )
+        first = torch.nonzero(is_new_box).squeeze(1)
+        if mask_at_cells is None:
+            bins = [self.pool_boxes(features, boxes[first], image_index[first], level[first])]
+        else:
+            unmasked_rows = first if "box" in self.paths else None
+            masks_of_block = partial(_mask_of_rows, mask_at_cells, rows.cpu())
+            bins = self.pool_masked(
+                features, boxes, image_index, level, masks_of_block, unmasked_rows
+            )
+        vectors = {
+            path: self.layers[path](pool_pyramid(path_bins, self.pyramid))
+            for path, path_bins in zip(self.paths, bins, strict=True)
+        }
+        if "box" in vectors:
+            vectors["box"] = vectors["box"][is_new_box.cumsum(0) - 1]
+        return torch.cat(list(vectors.values()), dim=1)
+
+    def _mask_pooled_bins(
+        self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks
+    ) -> Tensor:
+        """Compute the vectors of the design "pool_first"."""
+        level = self.assign_levels(boxes)
+        bins = self.pool_boxes(features, boxes, image_index, level)
+        fine_mask = masks.crop_and_resize(boxes, SAMPLES_PER_BIN * self.size)[:, None]
+        parts = []
+        for side, part in zip(self.pyramid, pool_pyramid(bins, self.pyramid), strict=True):
+            if side in self.masked:
+                mask = (F.adaptive_avg_pool2d(fine_mask, side) > self.threshold).to(part)
+                parts.append(part * mask)
+            else:
+                parts.append(part)
+        return cast(Tensor, self.layers["both"](parts))
+
+    def assign_levels(self, boxes: Tensor) -> Tensor:
+        """Assign each box to a level by its size: i64 [R], 0 is the finest level."""
+        strides = self.strides
+        lowest = int(log2(strides[0]))
+        highest = int(log2(strides[-1]))
         return assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
 
-    def _pooled(
+    def pool_boxes(
         self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor
     ) -> Tensor:
-        """RoIAlign of the maps, [R, C, size, size]."""
-        maps, strides = [features[name] for name in self.at], [at.stride for at in self.at.values()]
+        """Pool the unmasked maps by RoIAlign: [R, C, size, size]."""
         return roi_align_levels(
-            maps,
-            strides,
-            self._placed(boxes, level),
+            [features[name] for name in self.feature_specs],
+            self.strides,
+            self._align_boxes(boxes, level),
             image_index,
             level,
             self.size,
@@ -228,105 +250,156 @@ class CFMClassifier(nn.Module):
             True,
         )
 
-    def _masked(
+    def pool_masked(
         self,
         features: Features,
         boxes: Tensor,
         image_index: Tensor,
         level: Tensor,
-        inside: AtCells,
-        whole: Tensor | None = None,
+        mask_at_cells: MaskAtCells,
+        unmasked_rows: Tensor | None = None,
     ) -> list[Tensor]:
-        """RoIAlign of the masked maps and, of the regions `whole`, of the maps."""
-        maps, strides = [features[name] for name in self.at], [at.stride for at in self.at.values()]
-        boxes = self._placed(boxes, level)
+        """Pool the masked maps by RoIAlign and, for `unmasked_rows`, also the unmasked maps.
+
+        unmasked_rows: i64 [n], ascending, or None. -> [R, C, size, size] and, if there are
+        `unmasked_rows`, [n, C, size, size].
+        """
         return masked_roi_align(
-            maps,
-            strides,
-            boxes,
+            [features[name] for name in self.feature_specs],
+            self.strides,
+            self._align_boxes(boxes, level),
             image_index,
             level,
-            inside,
-            self.size,
-            self.sampling_ratio,
-            True,
-            whole,
+            mask_at_cells,
+            BinGrid(self.size, self.sampling_ratio, aligned=True),
+            unmasked_rows,
         )
 
-    def _placed(self, boxes: Tensor, level: Tensor) -> Tensor:
-        """To RoIAlign cell i lies at (i + 0.5) * stride, which is not where a trunk says that it looks."""
-        return (
-            boxes
-            + boxes.new_tensor([0.5 * at.stride - at.centre for at in self.at.values()])[
-                level, None
-            ]
-        )
+    def _align_boxes(self, boxes: Tensor, level: Tensor) -> Tensor:
+        """Shift boxes by stride / 2 - center, so that RoIAlign samples at the true cell centers.
 
-    def _inside(self, features: Features, masks: Masks) -> AtCells:
-        """What says where the masks are on the cells of each level: the values of `projected` at some places of them."""
-        if not isinstance(masks, SegmentMasks):
-            raise UserError("cfm: segments are masks of superpixels")
-        labels, rule = (
-            [torch.from_numpy(labels) for labels in masks.maps],
-            (self.statistic, self.threshold),
-        )
-        shapes = [(features[name].shape[2], features[name].shape[3]) for name in self.at]
-        places = list(zip(shapes, self.at.values(), strict=True))
-        cells = [
-            [SuperpixelCells.of(own, shape, at.stride, at.centre, *rule) for own in labels]
-            for shape, at in places
-        ]
+        RoIAlign assumes that cell i is centered at (i + 0.5) * stride.
+        """
+        shifts = [0.5 * spec.stride - spec.centre for spec in self.feature_specs.values()]
+        return boxes + boxes.new_tensor(shifts)[level, None]
 
-        def at_cells(level: int, mask: Tensor, cell: Tensor) -> Tensor:
-            if len(cells[level]) == 1:
-                return cells[level][0].at(masks.members, mask, cell)
-            out = torch.zeros(len(mask))
-            for image, own in enumerate(cells[level]):
-                here = torch.nonzero(masks.map_index[mask] == image).squeeze(1)
-                out[here] = own.at(masks.members, mask[here], cell[here])
-            return out
+    def mask_at_cells(self, features: Features, masks: Masks) -> MaskAtCells:
+        """Build the lookup of mask values at cells: `project_masks`, evaluated only where needed.
 
-        return at_cells
+        -> a function of level, mask i64 [T] and cell i64 [T] that returns f32 [T]. Raises UserError
+        for masks that are not made of superpixels.
+        """
+        segments = _require_superpixels(masks)
+        labels_of_images = [torch.from_numpy(labels) for labels in segments.maps]
+        cells_of_levels: list[list[SuperpixelCells]] = []
+        for name, spec in self.feature_specs.items():
+            shape = (features[name].shape[2], features[name].shape[3])
+            cells_of_levels.append(
+                [
+                    SuperpixelCells.from_labels(
+                        labels, shape, spec.stride, spec.centre, self.statistic, self.threshold
+                    )
+                    for labels in labels_of_images
+                ]
+            )
 
-    def projected(self, masks: Masks, shape: tuple[int, int], at: FeatureSpec) -> Tensor:
-        """Masks on the cells of a map of `shape`, f32 [R, h, w] of 0 and 1."""
-        if not isinstance(masks, SegmentMasks):
-            raise UserError("cfm: segments are masks of superpixels")
-        out = torch.zeros((len(masks), *shape))
-        for image, labels in enumerate(masks.maps):
-            rows = torch.nonzero(masks.map_index == image).squeeze(1)
+        def lookup(level: int, mask: Tensor, cell: Tensor) -> Tensor:
+            cells_of_images = cells_of_levels[level]
+            if len(cells_of_images) == 1:
+                return cells_of_images[0].project_at(segments.members, mask, cell)
+            values = torch.zeros(len(mask))
+            for image, cells in enumerate(cells_of_images):
+                rows = torch.nonzero(segments.map_index[mask] == image).squeeze(1)
+                values[rows] = cells.project_at(segments.members, mask[rows], cell[rows])
+            return values
+
+        return lookup
+
+    def project_masks(self, masks: Masks, shape: tuple[int, int], spec: FeatureSpec) -> Tensor:
+        """Project masks to the cells of a map of `shape` (h, w): f32 [R, h, w] of 0 and 1."""
+        segments = _require_superpixels(masks)
+        projected = torch.zeros((len(masks), *shape))
+        for image, labels in enumerate(segments.maps):
+            rows = torch.nonzero(segments.map_index == image).squeeze(1)
             if len(rows):
-                number = torch.from_numpy(labels)
-                members = masks.members[rows]
-                out[rows] = project_superpixels(
-                    number, members, shape, at.stride, at.centre, self.statistic, self.threshold
+                projected[rows] = project_superpixels(
+                    torch.from_numpy(labels),
+                    segments.members[rows],
+                    shape,
+                    spec.stride,
+                    spec.centre,
+                    self.statistic,
+                    self.threshold,
                 )
-        return out
+        return projected
 
     def losses(self, features: Features, samples: Samples) -> Losses:
-        """`segment_class`: cross-entropy, the mean over the segments."""
+        """Compute `segment_class`: the mean cross-entropy over the segments."""
         assert samples.masks is not None
         logits = self(features, samples.boxes, samples.image_index, samples.masks)
-        return {
-            "segment_class": F.cross_entropy(logits, samples.labels, reduction="sum")
-            / mean_count(len(samples), logits)
-        }
+        loss = F.cross_entropy(logits, samples.labels, reduction="sum")
+        return {"segment_class": loss / mean_count(len(samples), logits)}
 
     def class_scores(self, logits: Tensor) -> Tensor:
-        """Logits -> f32 [R, K] from 0 to 1."""
+        """Convert logits to scores in [0, 1]: f32 [R, K], without background."""
         return logits.softmax(dim=1)[:, :-1]
 
-    def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature
-        """-> things and stuff with masks, by image and descending score, as many as there are: the map is pasted from all of them."""
+    def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - signature of `Classifier`
+        """Classify proposals: things and stuff with masks, by image and descending score.
+
+        The number of detections is not limited, because `CFMNet` pastes the label map from all of
+        them.
+        """
         assert proposals.masks is not None
-        scores = self.class_scores(
-            self(features, proposals.boxes, proposals.image_index, proposals.masks)
-        )
+        logits = self(features, proposals.boxes, proposals.image_index, proposals.masks)
+        scores = self.class_scores(logits)
         row, label = torch.nonzero(scores > self.score_threshold).unbind(1)
-        found = replace(proposals[row], scores=scores[row, label], labels=label)
-        return found[nms_of_masks(found, self.nms_threshold)]
+        detections = replace(proposals[row], scores=scores[row, label], labels=label)
+        return detections[nms_by_mask_iou(detections, self.nms_threshold)]
 
 
-def _of_rows(inside: AtCells, rows: Tensor, level: int, mask: Tensor, cell: Tensor) -> Tensor:
-    """`inside` of masks that are numbered within `rows`."""
-    return inside(level, rows[mask], cell)
+def _check_design(design: str, paths: Sequence[str]) -> None:
+    is_known = design in DESIGNS and len(paths) > 0 and set(paths) <= set(PATHS)
+    if not is_known or (design == "pool_first" and "segment" not in paths):
+        raise UserError(
+            f"cfm: design must be one of {DESIGNS} and paths some of {PATHS}, pool_first with"
+            f" segment, not {design!r}, {list(paths)}"
+        )
+
+
+def _check_pyramid(size: int, pyramid: Sequence[int], masked: Sequence[int]) -> None:
+    divides = all(side >= 1 and size % side == 0 for side in pyramid)
+    if not pyramid or not divides or not set(masked) <= set(pyramid):
+        raise UserError(
+            f"cfm: each of pyramid must divide size={size}, and masked must be some of them, not"
+            f" {list(pyramid)} and {list(masked)}"
+        )
+
+
+def _check_levels(feature_specs: Mapping[str, FeatureSpec]) -> None:
+    names = ", ".join(feature_specs)
+    strides = [spec.stride for spec in feature_specs.values()]
+    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+        raise UserError(
+            f"cfm: each of levels must have twice the stride of the one before, not {names} of"
+            f" strides {strides}"
+        )
+    channels = {spec.channels for spec in feature_specs.values()}
+    if len(channels) != 1:
+        raise UserError(
+            f"cfm: the levels {names} must have the same number of channels, not {sorted(channels)}"
+        )
+
+
+def _require_superpixels(masks: Masks) -> SegmentMasks:
+    """Return the masks as masks of superpixels. Raises UserError for masks of another kind."""
+    if not isinstance(masks, SegmentMasks):
+        raise UserError("cfm: segments must be masks of superpixels (SegmentMasks)")
+    return masks
+
+
+def _mask_of_rows(
+    mask_at_cells: MaskAtCells, rows: Tensor, level: int, mask: Tensor, cell: Tensor
+) -> Tensor:
+    """Evaluate `mask_at_cells` for masks that are numbered within `rows`, i64 [n]."""
+    return mask_at_cells(level, rows[mask], cell)

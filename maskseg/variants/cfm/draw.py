@@ -1,4 +1,4 @@
-"""A sample whose segment proposals were drawn from."""
+"""Draw the segments of a sample that a classifier learns from."""
 
 from __future__ import annotations
 
@@ -6,86 +6,108 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maskseg.data.sample import Sample
 from maskseg.errors import UserError
-from maskseg.masks.base import rle_to_bitmaps
 from maskseg.masks.superpixel import SegmentProposals
-from maskseg.variants.cfm.sampling import IGNORED, Ints, SegmentSampler, SegmentTruth, with_truth
+from maskseg.variants.cfm.sampling import (
+    IGNORE_LABEL,
+    Ints,
+    SegmentGroundTruth,
+    SegmentSampler,
+    append_ground_truth,
+)
 
 
-class FixedSegments(SegmentSampler):
-    """What a classifier that is fitted once (SVM) learns from, the same at each call but for the draw of negatives.
+class FixedSegmentSampler(SegmentSampler):
+    """Sample the segments for a classifier that is fitted once (SVM); only negatives are random.
 
-    Positives: the things' own masks alone (rows of `with_truth`), and of stuff all that pursuit takes without a draw. Negatives: `negatives` at most,
-    of those whose best IoU with things and whose purity for all stuff are below `negative_below`. What is neither is left out: R-CNN's rule. `like`
-    says what stuff and crowds are.
+    R-CNN's rule. Positives: the ground-truth masks of things (rows of `append_ground_truth`), and
+    all stuff that segment pursuit selects without random draws. Negatives: at most `negatives`
+    segments whose highest IoU with things and whose purity for all stuff are below
+    `negative_below`. All other segments are ignored.
+
+    base: defines what stuff and crowds are.
+
+    Raises UserError for `negatives` or `negative_below` out of range.
     """
 
-    def __init__(self, like: SegmentSampler, negatives: int, negative_below: float) -> None:
-        most = min(like.positive_iou, like.min_purity)
-        if negatives < 1 or not 0 < negative_below <= most:
-            told = f"{negatives} and {negative_below}"
+    def __init__(self, base: SegmentSampler, negatives: int, negative_below: float) -> None:
+        max_below = min(base.positive_iou, base.min_purity)
+        if negatives < 1 or not 0 < negative_below <= max_below:
             raise UserError(
-                f"fit.negatives must be at least 1, fit.negative_below above 0 and at most {most} (where segments are positive), not {told}"
+                "fit.negatives must be at least 1, fit.negative_below above 0 and at most"
+                f" {max_below} (where segments are positive), not {negatives} and {negative_below}"
             )
         super().__init__(
-            like.num_things,
-            like.num_classes,
+            base.num_things,
+            base.num_classes,
             negatives,
-            positive_iou=like.positive_iou,
+            positive_iou=base.positive_iou,
             negative_iou=(0.0, negative_below),
-            min_purity=like.min_purity,
+            min_purity=base.min_purity,
             max_negative_purity=negative_below,
-            overlap=like.overlap,
-            crowd_overlap=like.crowd_overlap,
+            overlap=base.overlap,
+            crowd_overlap=base.crowd_overlap,
         )
 
     def __call__(
-        self, proposals: SegmentProposals, truth: SegmentTruth, rng: np.random.Generator
+        self, proposals: SegmentProposals, truth: SegmentGroundTruth, rng: np.random.Generator
     ) -> tuple[Ints, Ints]:
-        """-> rows i64 [n], ascending, and their labels i64 [n] in 0..K."""
+        """Sample proposals: rows i64 [n], ascending, and their labels i64 [n] in 0..K."""
         matches = self.match(proposals, truth)
-        labels, first = self.labels(matches), len(proposals)
-        things = np.flatnonzero(~truth.crowd & truth.masks.any(axis=(1, 2)))
+        labels = self.assign_labels(matches)
+        things = np.flatnonzero(~truth.iscrowd & truth.masks.any(axis=(1, 2)))
         negatives = np.flatnonzero(labels == self.num_classes)
         if len(negatives) > self.num_samples:
             negatives = rng.choice(negatives, self.num_samples, replace=False)
-        rows = np.sort(
-            np.concatenate([negatives, self.stuff(proposals, matches, labels), first + things])
-        )
+        stuff = self.sample_stuff(proposals, matches, labels)
+        rows = np.sort(np.concatenate([negatives, stuff, len(proposals) + things]))
         return rows, np.concatenate([labels, truth.labels])[rows]
 
 
-def draw_segments(
-    sample: Sample, draw: SegmentSampler, rng: np.random.Generator, only: bool
-) -> Sample:
-    """The sample with the labels of the segments that are learnt from (`Sample.drawn`).
+class DrawSegments:
+    """A transform that labels the segments from which a classifier learns.
 
-    only: the other segments go, and the truth's own masks may be among those that stay; else all stay, and those alone: a model that is tested must
-    not be given the truth.
+    training: keep those segments alone, and with them the masks of the ground truth where the
+        sampler adds these. Otherwise all segments stay, and no others, as the ground truth must
+        not be given to a model that is tested.
     """
-    assert sample.segments is not None
-    truth = _truth(sample)
-    rows, labels = draw(sample.segments, truth, rng)
-    if only:
-        segments = (
-            with_truth(sample.segments, truth.masks) if draw.append_truth else sample.segments
-        )
-        kept = SegmentProposals(segments.labels, segments.members[rows])
-        return replace(sample, segments=kept, drawn=torch.from_numpy(labels))
-    found = np.full(len(sample.segments), IGNORED, dtype=np.int64)
-    own = rows < len(found)
-    found[rows[own]] = labels[own]
-    return replace(sample, drawn=torch.from_numpy(found))
+
+    def __init__(self, sampler: SegmentSampler, training: bool) -> None:
+        self.sampler = sampler
+        self.training = training
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The sample with `Sample.segment_labels`."""
+        if sample.segments is None:
+            return sample
+        truth = _ground_truth(sample)
+        rows, labels = self.sampler(sample.segments, truth, rng)
+        if not self.training:
+            return replace(sample, segment_labels=self._labels_of_all(sample, rows, labels))
+        segments = sample.segments
+        if self.sampler.append_truth:
+            segments = append_ground_truth(segments, truth.masks)
+        drawn = SegmentProposals(segments.labels, segments.members[rows])
+        return replace(sample, segments=drawn, segment_labels=torch.from_numpy(labels))
+
+    def _labels_of_all(self, sample: Sample, rows: Ints, labels: Ints) -> Tensor:
+        """i64 [R]: the labels of the drawn segments, IGNORE_LABEL for the others."""
+        assert sample.segments is not None
+        labels_of_all = np.full(len(sample.segments), IGNORE_LABEL, dtype=np.int64)
+        is_proposal = rows < len(labels_of_all)
+        labels_of_all[rows[is_proposal]] = labels[is_proposal]
+        return torch.from_numpy(labels_of_all)
 
 
-def _truth(sample: Sample) -> SegmentTruth:
+def _ground_truth(sample: Sample) -> SegmentGroundTruth:
     height, width = sample.size
     masks = np.zeros((0, height, width), dtype=bool)
     if sample.masks is not None and len(sample.masks):
-        masks = rle_to_bitmaps(sample.masks.to_rle())
+        masks = sample.masks.to_bitmaps()
     semantic = None if sample.semantic is None else sample.semantic.numpy()
-    return SegmentTruth(
-        masks, sample.labels.numpy()[: len(masks)], sample.crowd.numpy()[: len(masks)], semantic
+    return SegmentGroundTruth(
+        masks, sample.labels.numpy()[: len(masks)], sample.iscrowd.numpy()[: len(masks)], semantic
     )

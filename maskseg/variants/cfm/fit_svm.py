@@ -1,4 +1,4 @@
-"""SVMs fitted to the features of a trained model of masked features: what tools/fit_svm.py does."""
+"""Fit SVMs to the features of a trained model of convolutional feature masking."""
 
 from __future__ import annotations
 
@@ -8,145 +8,152 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from maskseg import config as configs
-from maskseg.config.restore import checkpoint_word, open_data, trained_model
+from maskseg.config import Config
+from maskseg.config.restore import checkpoint_argument, open_data, prepare_segments, trained_model
 from maskseg.data.collate import collate
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import BatchLoader
 from maskseg.data.transforms import Flip
 from maskseg.engine.checkpoint import checkpoint_path, load_weights, save_checkpoint
-from maskseg.engine.distributed import Group
+from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.logs import RunLog
 from maskseg.engine.precision import pick_device
-from maskseg.engine.run_folder import made_folder
+from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.files import replacing
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Categories
 from maskseg.variants.cfm.classifier import CFMClassifier
-from maskseg.variants.cfm.draw import FixedSegments
-from maskseg.variants.cfm.prepare import prepare_segments
+from maskseg.variants.cfm.draw import DrawSegments, FixedSegmentSampler
+from maskseg.variants.cfm.segment_data import FolderSegments
 from maskseg.variants.cfm.svm import OneVsRestSVM, SVMFit
 from maskseg.variants.cfm.svm_classifier import CFMSvm
 
-LAYER, THRESHOLD = "classifier.scores.", "model.classifier.score_threshold"
-PARTS = ("objective", "error", "missed")  # of an `SVMFit`, of each class
+LAYER_PREFIX = "classifier.scores."
+THRESHOLD_KEY = "model.classifier.score_threshold"
+CLASS_METRICS = ("objective", "error", "missed")  # fields of `SVMFit`
 
 
-def fit(words: list[str]) -> None:
-    """What `tools/fit_svm.py` does: a trained model with SVMs instead of its softmax, learnt from a data set, as a checkpoint.
+def fit(arguments: list[str]) -> None:
+    """Replace the softmax of a trained model by SVMs that are fitted to a dataset.
 
-    Raises UserError, before anything is written into `output`, where checkpoint, data or keys are wrong.
+    Entry point of `tools/fit_svm.py`; writes a checkpoint. Raises UserError, before anything is
+    written to `output`, if the checkpoint, the data or a key is invalid.
     """
-    path = checkpoint_path(checkpoint_word(words, "fit_svm"))
-    trained, config, categories = trained_model(path, words, "fit_svm")
-    configs.require(config, "output")
+    path = checkpoint_path(checkpoint_argument(arguments, "fit_svm"))
+    trained, config, categories = trained_model(path, arguments, "fit_svm")
+    configs.require_keys(config, "output")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("this runs in one process: start it with python, not with torchrun")
+        raise UserError("this tool runs in one process: start it with python, not with torchrun")
     if not isinstance(trained, GeneralizedRCNN) or not isinstance(
         trained.classifier, CFMClassifier
     ):
         raise UserError(
-            f"{path}: the model classifies no segments; SVMs are fitted to one of model=cfm (experiment=scenes_cfm trains one)"
+            f"{path}: the model does not classify segments; SVMs need a model of model=cfm"
+            " (experiment=scenes_cfm trains one)"
         )
     output = Path(config.output)
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
-    model = _with_svm(trained, config, words)
-    fitter = _fitter(model, config, categories)
-    source = open_data(config, categories, may_make=configs.names_data(words))
-    if not isinstance(source.segment_sampler, partial):
+    model = _replace_softmax(trained, config, arguments)
+    fitter = _build_fitter(model, config, categories)
+    source = open_data(config, categories, may_make=configs.names_data(arguments))
+    if not isinstance(source.segments, FolderSegments):
         raise UserError(
-            "nothing says which segments are stuff and which are crowds: data.segment_sampler is not set"
+            "data.segment_sampler is not set; it defines which segments are stuff and which are"
+            " crowds"
         )
-    draw = FixedSegments(
-        source.segment_sampler(categories.num_things, len(categories)),
+    sampler = FixedSegmentSampler(
+        source.segments.make_sampler(categories.num_things, len(categories)),
         config.fit.negatives,
         config.fit.negative_below,
     )
     source.file("train")
-    prepare_segments(model, source, ["train"], config, Group(), words)
-    loaders = [
-        _loader(source, draw, config, mirrored)
-        for mirrored in ([False, True] if config.fit.flip else [False])
-    ]
-    made_folder(output)
-    result = _fit(fitter, model.to(pick_device(config.trainer.device)), loaders, source.skip_bad)
+    prepare_segments(model, source, ["train"], config, DistributedContext(), arguments)
+    loaders = [_build_loader(source, sampler, config, flip=False)]
+    if config.fit.flip:
+        loaders.append(_build_loader(source, sampler, config, flip=True))
+    make_folder(output)
+    model = model.to(pick_device(config.trainer.device))
+    result = _fit(fitter, model, loaders, source.reading.skip_bad)
     _log(output, result, config, categories.names)
     _save(output, model, config, categories, result)
-    print(_table(result, categories.names))
+    print(_format_table(result, categories.names))
     print(f"written to {output}: last.pt, config.yaml, metrics.jsonl, tensorboard")
 
 
-def _with_svm(trained: GeneralizedRCNN, config: Any, words: Sequence[str]) -> GeneralizedRCNN:
-    """The model with SVMs in the place of its softmax, of which nothing fires yet, and its config. One that has them keeps their keys."""
+def _replace_softmax(
+    trained: GeneralizedRCNN, config: Config, arguments: Sequence[str]
+) -> GeneralizedRCNN:
+    """Build the model with SVMs instead of softmax, none of which fires yet, and adapt its config.
+
+    A model that already has SVMs keeps its keys.
+    """
     if not isinstance(trained.classifier, CFMSvm):
-        own = configs.part(
+        svm_config = configs.group_config(
             "model.classifier", ["model=cfm", "model/classifier=cfm_svm"]
         ).model.classifier
-        configs.put(config, "model.classifier._target_", own._target_)
-        if not any(word.startswith(f"{THRESHOLD}=") for word in words):
-            configs.put(config, THRESHOLD, own.score_threshold)
-    model = cast(
-        GeneralizedRCNN, configs.build_model(config, configs.FROM_CHECKPOINT, pretrained=False)
-    )
-    kept = {
-        name: value for name, value in trained.state_dict().items() if not name.startswith(LAYER)
+        configs.set_key(config, "model.classifier._target_", svm_config["_target_"])
+        if not any(argument.startswith(f"{THRESHOLD_KEY}=") for argument in arguments):
+            configs.set_key(config, THRESHOLD_KEY, svm_config.score_threshold)
+    model = configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
+    last_layer = {
+        name: value for name, value in model.state_dict().items() if name.startswith(LAYER_PREFIX)
     }
-    load_weights(
-        model,
-        {
-            **{name: value for name, value in model.state_dict().items() if name.startswith(LAYER)},
-            **kept,
-        },
-        "the checkpoint",
-    )
-    return model.eval()
+    other_layers = {
+        name: value
+        for name, value in trained.state_dict().items()
+        if not name.startswith(LAYER_PREFIX)
+    }
+    load_weights(model, {**last_layer, **other_layers}, "the checkpoint")
+    return cast(GeneralizedRCNN, model.eval())
 
 
-def _fitter(model: GeneralizedRCNN, config: Any, categories: Categories) -> OneVsRestSVM:
-    keys = config.fit
-    layer = cast(CFMSvm, model.classifier).scores
+def _build_fitter(model: GeneralizedRCNN, config: Config, categories: Categories) -> OneVsRestSVM:
     return OneVsRestSVM(
-        layer,
-        keys.C,
-        keys.positive_weight,
-        keys.norm,
-        keys.constant,
-        keys.kept,
+        cast(CFMSvm, model.classifier).scores,
+        config.fit.C,
+        config.fit.positive_weight,
+        config.fit.norm,
+        config.fit.intercept_scaling,
+        config.fit.max_samples,
         config.seed,
         categories.names,
     )
 
 
-def _loader(source: CocoSource, draw: FixedSegments, config: Any, mirrored: bool) -> BatchLoader:
-    """The images of the training once, with the transforms of a test, and in a mirror. Raises UserError."""
-    if config.evaluation.batch < 1:
-        raise UserError(f"evaluation.batch must be at least 1, not {config.evaluation.batch}")
-    dataset = source.dataset("train", config.seed)
-    dataset.transforms, dataset.draw = (
-        [*source.transforms["val"], *([Flip(1.0)] if mirrored else [])],
-        draw,
-    )
-    items = [(int(mirrored), i, 0) for i in range(len(dataset))]
-    batches = [
-        items[i : i + config.evaluation.batch]
-        for i in range(0, len(items), config.evaluation.batch)
-    ]
+def _build_loader(
+    source: CocoSource, sampler: FixedSegmentSampler, config: Config, flip: bool
+) -> BatchLoader:
+    """Load the training images once, with the transforms of a test, optionally flipped.
+
+    Raises UserError.
+    """
+    batch_size = config.evaluation.batch
+    if batch_size < 1:
+        raise UserError(f"evaluation.batch must be at least 1, not {batch_size}")
+    transforms = list(source.split("val").transforms)
+    if flip:
+        transforms.append(Flip(1.0))
+    transforms.append(DrawSegments(sampler, training=True))
+    dataset = source.dataset_with("train", transforms, config.seed, source.reading.skip_bad)
+    items = [(int(flip), index, 0) for index in range(len(dataset))]
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     return BatchLoader(
-        source.name("train"),
+        source.split("train").key,
         dataset,
         batches,
-        partial(collate, divisor=source.divisor),
-        source.num_workers,
-        source.timeout,
+        partial(collate, divisor=source.loading.divisor),
+        source.loading.num_workers,
+        source.loading.timeout,
     )
 
 
@@ -154,78 +161,77 @@ def _loader(source: CocoSource, draw: FixedSegments, config: Any, mirrored: bool
 def _fit(
     fitter: OneVsRestSVM, model: GeneralizedRCNN, loaders: Sequence[BatchLoader], skip_bad: int
 ) -> SVMFit:
-    """Learns the classifier's last layer from the segments that were drawn, in place."""
-    fast = for_inference(model)
-    classifier, device = cast(CFMSvm, fast.classifier), next(model.parameters()).device
-    skipped = 0
-    for batch in tqdm(
-        chain(*loaders), total=sum(map(len, loaders)), desc="reading features", disable=None
-    ):
-        for message in batch.skipped:
-            skipped += 1
+    """Fit the last layer of the classifier, in place, to the segments that were drawn."""
+    fused = for_inference(model)
+    classifier = cast(CFMSvm, fused.classifier)
+    device = next(model.parameters()).device
+    num_skipped = 0
+    num_batches = sum(map(len, loaders))
+    for batch in tqdm(chain(*loaders), total=num_batches, desc="reading features", disable=None):
+        for message in batch.read_errors:
+            num_skipped += 1
             print(f"warning: {message}", flush=True)
-        if skipped > skip_bad:
+        if num_skipped > skip_bad:
             raise UserError(f"more than data.skip_bad={skip_bad} images cannot be read")
-        here = batch.to(device)
-        assert here.proposals is not None
-        assert here.targets is not None
-        samples = fast.sampler(here.proposals, here.targets, here.draw_seeds())
+        batch = batch.to(device)
+        assert batch.proposals is not None
+        assert batch.targets is not None
+        samples = fused.sampler(batch.proposals, batch.targets, batch.seeds_or_zeros())
         assert samples.masks is not None
-        fitter.update(
-            classifier.vectors(
-                fast.features(here), samples.boxes, samples.image_index, samples.masks
-            ),
-            samples.labels,
+        features = fused.features(batch)
+        vectors = classifier.compute_vectors(
+            features, samples.boxes, samples.image_index, samples.masks
         )
-    count, channels = len(fitter.sample[1]), fitter.layer.in_features
+        fitter.update(vectors, samples.labels)
+    count = len(fitter.reservoir()[1])
+    megabytes = 4e-6 * count * fitter.layer.in_features
     print(
-        f"{sum(fitter.seen)} segments seen, {count} kept: {4e-6 * count * channels:.0f} MB of features; solving",
+        f"{sum(fitter.seen)} segments seen, {count} kept: {megabytes:.0f} MB of features; solving",
         flush=True,
     )
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitter.fit()
-    for warning in told:
+    for warning in caught:
         print(f"warning: {warning.message}", flush=True)
     assert fitter.result is not None
     return fitter.result
 
 
-def _log(output: Path, result: SVMFit, config: Any, names: Sequence[str]) -> None:
-    """The objectives' sum by step; at the last one the numbers of each class too."""
+def _log(output: Path, result: SVMFit, config: Config, names: Sequence[str]) -> None:
+    """Log the sum of the objectives by step and, at the last step, the metrics of each class."""
     last = len(result.steps) - 1
     log = RunLog(output, 0, last, configs.to_yaml(config))
     for step, objective in enumerate(result.steps):
-        own = (
-            {
-                f"{part}/{name}": v
-                for part in PARTS
-                for name, v in zip(names, getattr(result, part), strict=True)
-            }
-            if step == last
-            else {}
-        )
-        log.numbers(step, "train", {"objective": objective, **own})
+        scalars = {"objective": objective}
+        if step == last:
+            for metric in CLASS_METRICS:
+                for name, value in zip(names, getattr(result, metric), strict=True):
+                    scalars[f"{metric}/{name}"] = value
+        log.log_scalars(step, "train", scalars)
     log.close()
 
 
 def _save(
-    output: Path, model: nn.Module, config: Any, categories: Categories, result: SVMFit
+    output: Path, model: nn.Module, config: Config, categories: Categories, result: SVMFit
 ) -> None:
-    kept = configs.only(
-        config, configs.compose("train", [])
-    )  # what a training saves, without the tool's keys
+    """Write config.yaml and last.pt."""
+    # Only what a training saves, without the keys of this tool.
+    train_config = configs.select_keys(config, configs.compose("train", []))
     with replacing(output / "config.yaml", "the config") as file:
-        file.write(configs.to_yaml(kept, resolve=True).encode())
-    about = {"config": configs.to_yaml(kept), "categories": categories.to_dict()}
-    save_checkpoint(
-        output / "last.pt",
-        {**about, "model": model.state_dict(), "step": 0, "metrics": result.numbers()},
-    )
+        file.write(configs.to_yaml(train_config, resolve=True).encode())
+    checkpoint = {
+        "config": configs.to_yaml(train_config),
+        "categories": categories.to_dict(),
+        "model": model.state_dict(),
+        "step": 0,
+        "metrics": result.metrics(),
+    }
+    save_checkpoint(output / "last.pt", checkpoint)
 
 
-def _table(result: SVMFit, names: Sequence[str]) -> str:
-    """A line a class: from how many positives, and what share of all segments and of the positives is on the wrong side."""
+def _format_table(result: SVMFit, names: Sequence[str]) -> str:
+    """Format one line per class: positives, objective, and the shares on the wrong side."""
     width = max(map(len, names))
     lines = [f"{'class':<{width}} positives  objective   error  missed"]
     for name, count, objective, error, missed in zip(

@@ -1,4 +1,4 @@
-"""The fully connected layers of convolutional feature masking, from noise or from those of VGG-16."""
+"""Fully connected layers of convolutional feature masking, from scratch or from VGG-16."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.errors import UserError
-from maskseg.models.backbones.vgg import fc_state
+from maskseg.models.backbones.vgg import load_fc_state
 from maskseg.variants.cfm.pyramid import PyramidLinear
 from maskseg.variants.cfm.pyramid_ops import wide_linear
 
-VGG16 = (
-    512,
-    7,
-    4096,
-    2,
-)  # channels of conv5, the side to which regions of it are pooled, width and number of the layers behind it
+# Of VGG-16: channels of conv5, bins per side to which conv5 is pooled, width and number of the
+# fully connected layers.
+VGG16_SHAPE = (512, 7, 4096, 2)
 
 
-class Connected(nn.Sequential):
-    """Linear layers, the first of which takes the parts of a pyramid of C channels (`PyramidLinear`), to [R, width]; each is followed by ReLU and,
-    in training, by dropout of that probability."""
+class FullyConnected(nn.Sequential):
+    """Linear layers over the parts of a pyramid: `PyramidLinear` first, to [R, width].
+
+    Each layer is followed by ReLU and, in training, by dropout with probability `dropout`.
+    """
 
     def __init__(
         self, channels: int, pyramid: Sequence[int], width: int, layers: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        for number in range(layers):
-            linear = nn.Linear(width, width) if number else PyramidLinear(channels, pyramid, width)
+        for index in range(layers):
+            if index == 0:
+                linear: nn.Linear = PyramidLinear(channels, pyramid, width)
+            else:
+                linear = nn.Linear(width, width)
             nn.init.kaiming_uniform_(linear.weight, a=1)
             nn.init.zeros_(linear.bias)
             self.extend([linear, nn.ReLU(inplace=True)])
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
-        first, *others = self
+        first, *rest = self
         x = cast(Tensor, first(parts))
-        for layer in others:
-            x = (
-                wide_linear(x, layer.weight, layer.bias)
-                if isinstance(layer, nn.Linear)
-                else layer(x)
-            )
+        for layer in rest:
+            if isinstance(layer, nn.Linear):
+                x = wide_linear(x, layer.weight, layer.bias)
+            else:
+                x = layer(x)
             if isinstance(layer, nn.ReLU) and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         return x
 
 
-def connected_paths(
+def build_paths(
     kinds: Sequence[str],
     channels: int,
     pyramid: Sequence[int],
@@ -60,36 +61,44 @@ def connected_paths(
     dropout: float,
     weights: str | None,
 ) -> nn.ModuleDict:
-    """`Connected` layers for each kind of path, over C channels pooled to each of `pyramid` bins a side.
+    """Build `FullyConnected` layers for each path, over C channels pooled to the pyramid's bins.
 
-    weights: of torchvision's VGG-16, a name or a file, of which every path gets a copy of fc6 and fc7. They need a pyramid that begins with 7, for
-    which fc6 was trained. Its columns for further levels are zero: a path then begins as VGG-16's classifier, to which noise from inputs that
-    fc6 has never seen would be added otherwise, and their gradient is not zero. Raises UserError for other shapes.
+    kinds: names of the paths, the keys of the result.
+    channels, pyramid, width, layers, dropout: see `FullyConnected`.
+    weights: name or file of torchvision's VGG-16 weights; every path gets a copy of fc6 and fc7.
+        The pyramid must begin with 7, for which fc6 was trained. The columns of fc6 for further
+        levels start at zero, so that a path starts as VGG-16's classifier: random columns would
+        add noise from inputs that fc6 has never seen. Their gradient is not zero, so they learn.
+
+    Raises UserError for shapes that do not fit the weights, or values out of range.
     """
     if not (layers >= 1 and width >= 1 and 0 <= dropout < 1):
         raise UserError(
-            f"cfm: width and layers are at least 1 and dropout is in [0, 1), not {width}, {layers} and {dropout}"
+            "cfm: width and layers must be at least 1 and dropout in [0, 1), not"
+            f" {width}, {layers} and {dropout}"
         )
     paths = nn.ModuleDict(
-        {kind: Connected(channels, pyramid, width, layers, dropout) for kind in kinds}
+        {kind: FullyConnected(channels, pyramid, width, layers, dropout) for kind in kinds}
     )
     if weights is not None:
-        if (channels, pyramid[0], width, layers) != VGG16:
-            told = f"{channels}, {pyramid[0]}, {width} and {layers}"
+        if (channels, pyramid[0], width, layers) != VGG16_SHAPE:
             raise UserError(
-                f"cfm: weights are those of VGG-16 behind conv5: 512 channels, a pyramid that begins with 7, width 4096 and 2 layers, not {told}"
+                "cfm: weights of VGG-16 need its shape: 512 channels (conv5), a pyramid that begins"
+                " with 7, width 4096 and 2 layers, not"
+                f" {channels}, {pyramid[0]}, {width} and {layers}"
             )
-        state = fc_state(weights)
+        state = load_fc_state(weights)
         for path in paths.values():
-            _copy(state, cast(Connected, path))
+            _copy_weights(state, cast(FullyConnected, path))
     return paths
 
 
 @torch.no_grad()
-def _copy(state: dict[str, Tensor], path: Connected) -> None:
-    """The state of `vgg.fc_state` into fc6 and fc7; columns of fc6 that it does not have become zero."""
-    for number, layer in enumerate(module for module in path if isinstance(module, nn.Linear)):
-        weight = state[f"layers.{number}.weight"]
+def _copy_weights(state: dict[str, Tensor], path: FullyConnected) -> None:
+    """Copy the state of `vgg.load_fc_state` into the layers; columns that fc6 lacks become zero."""
+    linears = [module for module in path if isinstance(module, nn.Linear)]
+    for index, layer in enumerate(linears):
+        weight = state[f"layers.{index}.weight"]
         layer.weight.zero_()
         layer.weight[:, : weight.shape[1]] = weight
-        cast(Tensor, layer.bias).copy_(state[f"layers.{number}.bias"])
+        layer.bias.copy_(state[f"layers.{index}.bias"])

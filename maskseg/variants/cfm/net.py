@@ -1,43 +1,52 @@
-"""The model of convolutional feature masking: segments in, things with masks and a map of things and stuff out."""
+"""The model of convolutional feature masking."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from maskseg.errors import UserError
-from maskseg.models.interfaces import Classifier
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.nms import top_per_group
 from maskseg.structures import Batch, Features, Outputs, Regions
-from maskseg.variants.cfm.mask_nms import pasted
+from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.mask_nms import paste_labels
 
 
 class CFMNet(GeneralizedRCNN):
-    """`GeneralizedRCNN` whose proposer gives segments and whose classifier knows things and stuff; no region heads: the segments are the masks.
+    """Classify segments into things with masks and a label map of things and stuff.
 
-    num_things: the first so many classes have instances, the best of which are the detections; the rest is stuff. Outputs.semantic["classes"]: the
-    label of each pixel, i64 [N, H, W], where no segment is `unclaimed` (VOC's background is a class of the maps), -1 for none and outside.
+    A `GeneralizedRCNN` whose proposer yields segments and whose classifier knows things and stuff.
+    It has no region heads: the segments are the masks.
+
+    num_things: the first `num_things` classes have instances, of which the best become detections;
+        the other classes are stuff.
+    background_label: label of the pixels that no segment covers, e.g. the background class of VOC;
+        -1 for none.
+
+    Outputs.semantic["classes"]: label of each pixel, i64 [N, H, W], -1 for none and for padding.
     """
 
-    def __init__(self, num_things: int, unclaimed: int = -1, **stages: Any) -> None:
-        super().__init__(**stages)
-        classes = cast(Any, self.classifier).num_classes
-        if not -1 <= unclaimed < classes:
-            raise UserError(
-                f"model.unclaimed must be the label of a class, 0 to {classes - 1}, or -1 for none, not {unclaimed}"
-            )
-        self.num_things, self.unclaimed = num_things, unclaimed
+    classifier: CFMClassifier
 
-    def _outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
-        found = cast(Classifier, self.classifier).predict(features, proposals, batch.sizes)
-        height, width = batch.images.shape[-2:]
-        assert found.labels is not None
-        semantic = pasted(found, batch.sizes, height, width)
-        for classes, (tall, wide) in zip(semantic, batch.sizes.tolist(), strict=True):
-            own = classes[:tall, :wide]
-            own[own < 0] = self.unclaimed
-        things = found[found.labels < self.num_things]
-        best = top_per_group(
-            things.scores, things.image_index, cast(Any, self.classifier).max_detections
-        )
+    def __init__(self, num_things: int, background_label: int = -1, **stages: Any) -> None:
+        super().__init__(**stages)
+        num_classes = self.classifier.num_classes
+        if not -1 <= background_label < num_classes:
+            raise UserError(
+                f"model.background_label must be the label of a class, 0 to {num_classes - 1}, or"
+                f" -1 for none, not {background_label}"
+            )
+        self.num_things = num_things
+        self.background_label = background_label
+
+    def build_outputs(self, features: Features, proposals: Regions, batch: Batch) -> Outputs:
+        """Classify proposals, paste the label map from all segments, and keep the best things."""
+        segments = self.classifier.predict(features, proposals, batch.sizes)
+        assert segments.labels is not None
+        semantic = paste_labels(segments, batch.sizes, *batch.images.shape[-2:])
+        for label_map, (height, width) in zip(semantic, batch.sizes.tolist(), strict=True):
+            visible = label_map[:height, :width]
+            visible[visible < 0] = self.background_label
+        things = segments[segments.labels < self.num_things]
+        best = top_per_group(things.scores, things.image_index, self.classifier.max_detections)
         return Outputs(things[best], semantic={"classes": semantic})

@@ -1,4 +1,4 @@
-"""The segments that a training needs and that are missing are made before it."""
+"""Compute the segments that a folder lacks."""
 
 from __future__ import annotations
 
@@ -6,150 +6,124 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from maskseg import config as configs
+from maskseg.config import Config
 from maskseg.data.coco.checks import ImageRecord
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.process_pool import ImageJob
-from maskseg.engine.distributed import Group
+from maskseg.engine.distributed import DistributedContext
 from maskseg.errors import UserError
 from maskseg.variants.cfm.store import (
     SegmentStore,
     check_settings,
-    missing,
+    missing_images,
     store_settings,
     write_store,
 )
 
-BEAT = 60.0  # seconds after which processes that wait hear that others are still at work
+HEARTBEAT_SECONDS = 60.0  # between the messages that keep collectives from timing out
 
 
-def prepare_segments(
-    model: nn.Module,
-    source: CocoSource,
-    splits: Sequence[str],
-    config: Any,
-    group: Group,
-    words: Sequence[str] | None = None,
+def run_on_local_rank_zero(
+    group: DistributedContext, make: Callable[[], None], heartbeat: float = HEARTBEAT_SECONDS
 ) -> None:
-    """Makes what is missing of the segments that the model takes, in one process of each machine. Raises UserError where no folder is named, or
-    the data lacks something else.
+    """Run `make` on local rank 0 of each machine; the other ranks wait.
 
-    words: the command line, where the config is a checkpoint's. What is missing is then made only in a folder that the command line names, or
-    below the working directory: whoever made the checkpoint does not choose what is written elsewhere.
+    A heartbeat thread keeps the other ranks' collectives from timing out: every `heartbeat`
+    seconds, each working rank reports that it is not done. Errors in `make` do not propagate to
+    other ranks.
     """
-    proposer = getattr(model, "proposer", None)
-    if getattr(proposer, "needs", None) != "segments":
-        return
-    if source.segment_sampler is None:
-        raise UserError(
-            "nothing says which segments are learnt from: data.segment_sampler is not set"
-        )
-    for split in splits:
-        folder = source.segments[split]
-        if folder is None:
-            raise UserError(
-                f"the model takes segments from a folder: data.{split}_segments is not set (what is missing there is made)"
-            )
-        may_make = (
-            words is None
-            or configs.names_data(words, f"data.{split}_segments")
-            or Path(folder).resolve().is_relative_to(Path.cwd())
-        )
-        once_a_machine(
-            group, partial(ensure, source, split, folder, config.model.proposer.method, may_make)
-        )
-        source.dataset(split)  # what it needs is there
-
-
-def once_a_machine(group: Group, make: Callable[[], None], beat: float = BEAT) -> None:
-    """Calls `make` in one process of each machine. The others wait as long as it takes, which may be longer than a message may: in a thread of
-    its own, each of those that work says every `beat` seconds that it still does. After an error in `make` nobody is told."""
-    if group.world == 1:
+    if group.world_size == 1:
         make()
         return
     done = threading.Event()
 
-    def tell() -> None:
-        while group.any(not done.wait(beat))[0]:
+    def wait_for_all() -> None:
+        while group.any_rank(not done.wait(heartbeat))[0]:
             pass
 
     if not group.local_main:
         done.set()
-        tell()
+        wait_for_all()
         return
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    thread = threading.Thread(target=wait_for_all, daemon=True)
+    thread.start()
     make()
     done.set()
-    teller.join()
+    thread.join()
 
 
-def ensure(
-    source: CocoSource, split: str, folder: Path | str, method: Any, may_make: bool = True
+def make_missing_segments(
+    source: CocoSource, split: str, folder: Path | str, method: Config, may_write: bool = True
 ) -> None:
-    """Makes the segments of a split that are missing in the folder, one process a CPU; says nothing where there are all of them.
+    """Compute the segments of a split that the folder lacks, with one process per CPU.
 
-    method: the config of what makes them. A folder that came of a file of masks is taken as it is, if it is whole. Raises UserError for one of other
-    settings or another data set.
+    Prints nothing if the folder is complete. A folder that was imported from a file of masks is
+    used if it is complete, whatever the method.
+
+    method: config of the segmentation method.
+
+    Raises UserError for a folder with other settings or of another dataset.
     """
-    folder, records = Path(folder), source.records(split)
-    found = store_settings(folder) or {}
-    if "input" in found:
-        check_settings(
-            folder,
-            settings_of(source, split)
-            | {key: found.get(key) for key in ("input", "max_proposals")},
-        )
-        SegmentStore(folder, sizes_of(records))
+    folder = Path(folder)
+    records = source.records(split)
+    stored = store_settings(folder) or {}
+    if "input" in stored:
+        imported = {key: stored.get(key) for key in ("input", "max_proposals")}
+        check_settings(folder, segment_settings(source, split) | imported)
+        SegmentStore(folder, image_sizes(records))
         return
-    settings = settings_of(source, split, method)
+    settings = segment_settings(source, split, method)
     check_settings(folder, settings)
-    lacking = set(missing(folder, (record.id for record in records))[0])
-    if lacking and not may_make:
+    absent = set(missing_images(folder, (record.id for record in records))[0])
+    if not absent:
+        return
+    if not may_write:
         raise UserError(
-            f"data.{split}_segments={folder} lacks the segments of {len(lacking)} images: name the folder on the command line to make them"
+            f"data.{split}_segments={folder} lacks the segments of {len(absent)} images: name the"
+            " folder on the command line to create them"
         )
-    if lacking:
-        print(
-            f"{folder}: making the segments of {len(lacking)} images, once for all trainings",
-            flush=True,
-        )
-        jobs = jobs_of(source, split, [record for record in records if record.id in lacking])
-        write_store(folder, jobs, configs.build(method, configs.FROM_CHECKPOINT), settings, 0)
+    print(
+        f"{folder}: computing the segments of {len(absent)} images; later runs reuse them",
+        flush=True,
+    )
+    jobs = image_jobs(source, split, [record for record in records if record.id in absent])
+    write_store(folder, jobs, configs.build(method, configs.CHECKPOINT_TARGETS), settings, 0)
 
 
-def sizes_of(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:
-    """Id, height and width of each image."""
+def image_sizes(records: Sequence[ImageRecord]) -> list[tuple[int, int, int]]:
+    """Return id, height and width of each image."""
     return [(record.id, record.height, record.width) for record in records]
 
 
-def jobs_of(source: CocoSource, split: str, records: Sequence[ImageRecord]) -> list[ImageJob]:
-    """The images' files."""
-    folder = source.images[split] or ""
+def image_jobs(source: CocoSource, split: str, records: Sequence[ImageRecord]) -> list[ImageJob]:
+    """Return a job for each image, which loads its file."""
+    folder = source.split(split).images or ""
+    max_pixels = source.reading.max_pixels
     return [
-        ImageJob(r.id, r.height, r.width, folder, r.file_name, source.max_pixels) for r in records
+        ImageJob(record.id, record.height, record.width, folder, record.file_name, max_pixels)
+        for record in records
     ]
 
 
-def settings_of(source: CocoSource, split: str, method: Any = None) -> dict[str, Any]:
-    """What the results follow from, flat: the file of the data set, how many images it has and a hash of what it says of them, and the keys of the
-    method."""
-    keys = (
-        {}
-        if method is None
-        else configs.flat(yaml.safe_load(configs.to_yaml(method, resolve=True)), "method.")
-    )
+def segment_settings(
+    source: CocoSource, split: str, method: Config | None = None
+) -> dict[str, Any]:
+    """Return what the results depend on, as a flat mapping.
+
+    These are the name of the dataset's file, the number of its images and a hash of their records,
+    and the keys of the method.
+    """
+    method_keys: dict[str, Any] = {}
+    if method is not None:
+        values = yaml.safe_load(configs.to_yaml(method, resolve=True))
+        method_keys = configs.flatten(values, "method.")
     file = source.file(split)
     rows = sorted((r.id, r.height, r.width, r.file_name) for r in file.images)
-    return {
-        "data": file.path.name,
-        "images": f"{len(rows)}, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}",
-        **keys,
-    }
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    return {"data": file.path.name, "images": f"{len(rows)}, {digest}", **method_keys}

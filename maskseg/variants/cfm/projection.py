@@ -1,14 +1,25 @@
-"""Masks of the image on the cells of a feature map (Dai, He, Sun, "Convolutional Feature Masking for Joint Object and Stuff Segmentation", CVPR
-2015): what share of a cell's pixels a mask has, and whether that makes the cell one of the mask's.
+"""Projection of image masks to the cells of a feature map.
 
-The cells' centres lie at centre + i * stride along both axes, in continuous pixels (`structures.FeatureSpec`). Statistics, of the mask's values:
-mean: of the cell's pixels, those that are nearer to its centre than to another's; max: the largest of the same pixels'; nearest: that of the pixel
-in which the centre lies, or of the one next to it where the image ends before; area: bilinear down-scaling with antialiasing, where a pixel's weight
-falls from the centre to nothing at the centres next to it. A threshold makes a cell 1 where the statistic exceeds it, 0 elsewhere.
-A cell that is the nearest to no pixel (a map goes on where the image ends) is 0.
+For each cell, a statistic of the mask over the cell's pixels decides whether the mask has the cell.
+Source: Dai, He, Sun, "Convolutional Feature Masking for Joint Object and Stuff Segmentation",
+CVPR 2015, section 3.
 
-All is computed as float64: counts, and weights that are multiples of a power of two, then add up exactly in any order, and a quotient of counts
-is compared with a threshold like 0.57 as the fraction it is.
+Cell centers lie at centre + i * stride along both axes, in continuous pixels
+(`structures.FeatureSpec`). The statistics of a mask's values are
+
+- mean: over the cell's pixels, i.e. those that are nearer to its center than to another;
+- max: the maximum over the same pixels;
+- nearest: the value of the pixel that contains the center, or of the border pixel next to it where
+  the image ends before;
+- area: bilinear down-scaling with antialiasing; a pixel's weight falls linearly from the center to
+  zero at the neighboring centers.
+
+With a threshold, a cell is 1 where its statistic exceeds the threshold, else 0. A cell that is
+nearest to no pixel (the map may extend beyond the image) is 0.
+
+Everything is computed in float64. Counts, and weights that are multiples of a power of two, then
+add up exactly in any order, and a quotient of counts is compared with a threshold such as 0.57
+without a rounding error of the sums.
 """
 
 from __future__ import annotations
@@ -20,19 +31,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STATISTICS = ("mean", "max", "nearest", "area")
-BLOCK = 2**21  # values that are worked on together: 16 MB as float64
+BLOCK = 2**21  # values per block: 16 MB as float64
 
 
-def cell_of_pixels(pixels: int, cells: int, stride: float, centre: float) -> Tensor:
-    """The cell whose centre is nearest to each pixel's along one axis, the lower of two; the outermost cell beyond the centres. -> i64 [pixels]."""
-    at = (torch.arange(pixels, dtype=torch.float64) + 0.5 - centre) / stride
-    return (at - 0.5).ceil().clamp(0, cells - 1).long()
+def nearest_cells(pixels: int, cells: int, stride: float, centre: float) -> Tensor:
+    """Return the cell whose center is nearest to each pixel along one axis: i64 [pixels].
+
+    Of two cells at the same distance, the lower one; beyond the centers, the outermost cell.
+    """
+    position = (torch.arange(pixels, dtype=torch.float64) + 0.5 - centre) / stride
+    return (position - 0.5).ceil().clamp(0, cells - 1).long()
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """Along one axis, the pixels that cells look at: pairs of a pixel and a cell, i64 [n], with weights, f64 [n]; total: their sum for each cell,
-    f64 [cells]."""
+class _AxisWeights:
+    """The weights with which cells see pixels along one axis, as a sparse list of n pairs.
+
+    pixel, cell: i64 [n]; weight: f64 [n]; total: f64 [cells], the sum of each cell's weights.
+    """
 
     pixel: Tensor
     cell: Tensor
@@ -40,29 +56,30 @@ class _Axis:
     total: Tensor
 
 
-def _axis(
+def _axis_weights(
     pixels: int, cells: int, stride: float, centre: float, statistic: str, device: torch.device
-) -> _Axis:
-    nearest = cell_of_pixels(pixels, cells, stride, centre)
-    seen = torch.bincount(nearest, minlength=cells) > 0
+) -> _AxisWeights:
+    nearest = nearest_cells(pixels, cells, stride, centre)
+    has_pixels = torch.bincount(nearest, minlength=cells) > 0
     centres = centre + stride * torch.arange(cells, dtype=torch.float64)
     if statistic in ("mean", "max"):
-        pixel, cell = torch.arange(pixels), nearest
+        pixel = torch.arange(pixels)
+        cell = nearest
         weight = torch.ones(pixels, dtype=torch.float64)
     elif statistic == "nearest":
-        cell = torch.nonzero(seen).squeeze(1)
+        cell = torch.nonzero(has_pixels).squeeze(1)
         pixel = centres[cell].floor().clamp(0, pixels - 1).long()
         weight = torch.ones(len(cell), dtype=torch.float64)
     elif statistic == "area":
-        # In pixels, not as a share of the stride: no rounding for a stride of 3 either.
+        # In pixels, not as a share of the stride: exact for strides such as 3, too.
         distance = (torch.arange(pixels, dtype=torch.float64)[:, None] + 0.5 - centres).abs()
-        weights = (stride - distance).clamp(min=0) * seen
+        weights = (stride - distance).clamp(min=0) * has_pixels
         pixel, cell = torch.nonzero(weights, as_tuple=True)
         weight = weights[pixel, cell]
     else:
         raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, not {statistic!r}")
     total = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, weight)
-    return _Axis(pixel.to(device), cell.to(device), weight.to(device), total.to(device))
+    return _AxisWeights(pixel.to(device), cell.to(device), weight.to(device), total.to(device))
 
 
 def project(
@@ -73,38 +90,53 @@ def project(
     statistic: str = "mean",
     threshold: float | None = 0.5,
 ) -> Tensor:
-    """Bitmaps on the cells of a map of `shape` (h, w). masks: bool or float in [0, 1], [R, H, W]; stride: at least 1. -> f32 [R, h, w]."""
+    """Project bitmaps to the cells of a map of `shape` (h, w).
+
+    masks: bool or float in [0, 1], [R, H, W]; stride: at least 1. -> f32 [R, h, w].
+    """
     height, width = masks.shape[1:]
-    down = _axis(height, shape[0], stride, centre, statistic, masks.device)
-    across = _axis(width, shape[1], stride, centre, statistic, masks.device)
-    found = []
+    y_axis = _axis_weights(height, shape[0], stride, centre, statistic, masks.device)
+    x_axis = _axis_weights(width, shape[1], stride, centre, statistic, masks.device)
+    projected = []
     for part in torch.split(masks, max(1, BLOCK // max(height * width, 1))):
-        values = _along(_along(part, 1, down, statistic), 2, across, statistic)
+        values = _reduce_axis(part, 1, y_axis, statistic)
+        values = _reduce_axis(values, 2, x_axis, statistic)
         if statistic != "max":
-            values = _quotient(values, down.total[:, None] * across.total)
-        found.append(_cut(values, threshold))
-    return torch.cat(found)
+            values = _safe_divide(values, y_axis.total[:, None] * x_axis.total)
+        projected.append(_apply_threshold(values, threshold))
+    return torch.cat(projected)
 
 
-def _along(values: Tensor, dim: int, axis: _Axis, statistic: str) -> Tensor:
-    """values [R, ., .] with the pixels of one axis, `dim` 1 or 2, gathered in cells: their weighted sum or their maximum, f64 [R, ., .]."""
-    column = (-1, 1) if dim == 1 else (-1,)
-    picked = values.index_select(dim, axis.pixel).double() * axis.weight.view(column)
-    size = list(picked.shape)
+def _reduce_axis(values: Tensor, dim: int, axis: _AxisWeights, statistic: str) -> Tensor:
+    """Reduce the pixels of one axis to cells by a weighted sum or, for "max", a maximum.
+
+    values: [R, ., .]; dim: 1 or 2. -> f64 [R, ., .].
+    """
+    broadcast = (-1, 1) if dim == 1 else (-1,)
+    weighted = values.index_select(dim, axis.pixel).double() * axis.weight.view(broadcast)
+    size = list(weighted.shape)
     size[dim] = len(axis.total)
-    out = picked.new_zeros(size)
+    out = weighted.new_zeros(size)
     if statistic == "max":
-        return out.scatter_reduce_(dim, axis.cell.view(column).expand_as(picked), picked, "amax")
-    return out.index_add_(dim, axis.cell, picked)
+        cell = axis.cell.view(broadcast).expand_as(weighted)
+        return out.scatter_reduce_(dim, cell, weighted, "amax")
+    return out.index_add_(dim, axis.cell, weighted)
 
 
 @dataclass(frozen=True)
 class SuperpixelCells:
-    """Which superpixels the cells of a map look at, and with what weight: what projects any set of them, at all cells or at some.
+    """The weights with which the cells of a map see superpixels, as sparse lists.
 
-    first: i64 [h * w + 1], where in `number` i64 [n] and `weight` f64 [n] the superpixels of each cell begin; total: f64 [h * w], the weight of all
-    its pixels, also of those of no superpixel; shape: (h, w). The pixels are looked at once, sets of superpixels are sums over these lists.
-    leader: i64 [h * w], of most cells the superpixel that alone decides whether a set has the cell, -1 of the others.
+    Projects any set of superpixels, at all cells or only at some. The pixels are read once; sets of
+    superpixels are then sums over these lists.
+
+    first: i64 [h * w + 1], the start of each cell's entries in `number` and `weight`.
+    number: i64 [n], superpixels; weight: f64 [n].
+    total: f64 [h * w], the weight of all pixels of a cell, also of those of no superpixel.
+    shape: (h, w).
+    statistic, threshold: as in `project`.
+    leader: i64 [h * w], the superpixel that alone decides whether a set has the cell; -1 for cells
+        without one. Most cells have one.
     """
 
     first: Tensor
@@ -117,7 +149,7 @@ class SuperpixelCells:
     leader: Tensor
 
     @classmethod
-    def of(
+    def from_labels(
         cls,
         labels: Tensor,
         shape: tuple[int, int],
@@ -126,37 +158,43 @@ class SuperpixelCells:
         statistic: str = "mean",
         threshold: float | None = 0.5,
     ) -> SuperpixelCells:
-        """labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none (a pixel of its cell that no mask has); others as in `project`."""
-        down = _axis(labels.shape[0], shape[0], stride, centre, statistic, labels.device)
-        across = _axis(labels.shape[1], shape[1], stride, centre, statistic, labels.device)
-        seen = labels if statistic in ("mean", "max") else labels[down.pixel][:, across.pixel]
-        most = int(seen.max()) + 2 if seen.numel() else 1
-        ends = torch.ones_like(
-            seen, dtype=torch.bool
-        )  # of runs of pixels of one row, cell and superpixel
-        ends[:, :-1] = (seen[:, 1:] != seen[:, :-1]) | (across.cell[1:] != across.cell[:-1])
+        """Build the lists from a label map.
+
+        labels: i32 [H, W], the superpixel 0..S-1 of each pixel; -1 for a pixel that is in no mask
+            but counts as a pixel of its cell. Other arguments as in `project`.
+        """
+        device = labels.device
+        y_axis = _axis_weights(labels.shape[0], shape[0], stride, centre, statistic, device)
+        x_axis = _axis_weights(labels.shape[1], shape[1], stride, centre, statistic, device)
+        seen = labels if statistic in ("mean", "max") else labels[y_axis.pixel][:, x_axis.pixel]
+        # Runs of pixels of one row, cell and superpixel. A dense table of cells and superpixels
+        # would take ten times as long.
+        ends = torch.ones_like(seen, dtype=torch.bool)
+        ends[:, :-1] = (seen[:, 1:] != seen[:, :-1]) | (x_axis.cell[1:] != x_axis.cell[:-1])
         row, last = torch.nonzero(ends, as_tuple=True)
-        reach = F.pad(across.weight.cumsum(0), (1, 0))
-        before = F.pad(torch.where(last[:-1] + 1 < seen.shape[1], last[:-1] + 1, 0), (1, 0))[
-            : len(last)
-        ]
-        weight = down.weight[row] * (reach[last + 1] - reach[before])
-        key, order = (
-            (down.cell[row] * shape[1] + across.cell[last]) * most + seen[row, last] + 1
-        ).sort()
-        key, weight = _summed(
-            key, weight[order]
-        )  # a dense table of cells and superpixels would take ten times as long
-        known = torch.nonzero(key % most).squeeze(1)
-        key, weight = key[known], weight[known]
-        first = F.pad(torch.bincount(key // most, minlength=shape[0] * shape[1]).cumsum(0), (1, 0))
-        total, number = (down.total[:, None] * across.total).flatten(), key % most - 1
-        leader = _leaders(key // most, number, weight, total, statistic, threshold)
+        cumulative = F.pad(x_axis.weight.cumsum(0), (1, 0))
+        run_starts = F.pad(torch.where(last[:-1] + 1 < seen.shape[1], last[:-1] + 1, 0), (1, 0))
+        run_starts = run_starts[: len(last)]
+        weight = y_axis.weight[row] * (cumulative[last + 1] - cumulative[run_starts])
+
+        # Keys order the runs by cell, then by superpixel; remainder 0 stands for the label -1.
+        num_labels = int(seen.max()) + 2 if seen.numel() else 1
+        cell = y_axis.cell[row] * shape[1] + x_axis.cell[last]
+        key, order = (cell * num_labels + seen[row, last] + 1).sort()
+        key, weight = _sum_runs(key, weight[order])
+        labeled = torch.nonzero(key % num_labels).squeeze(1)
+        key = key[labeled]
+        weight = weight[labeled]
+        cell = key // num_labels
+        number = key % num_labels - 1
+        first = F.pad(torch.bincount(cell, minlength=shape[0] * shape[1]).cumsum(0), (1, 0))
+        total = (y_axis.total[:, None] * x_axis.total).flatten()
+        leader = _deciding_superpixels(cell, number, weight, total, statistic, threshold)
         return cls(first, number, weight, total, shape, statistic, threshold, leader)
 
-    def maps(self, members: Tensor) -> Tensor:
-        """Of masks, bool [R, S], the superpixels of each: f32 [R, h, w]."""
-        found = []
+    def project(self, members: Tensor) -> Tensor:
+        """Project masks, given as sets of superpixels bool [R, S]: f32 [R, h, w]."""
+        projected = []
         for part in torch.split(members, max(1, BLOCK // max(len(self.total), 1))):
             sums = F.embedding_bag(
                 self.number,
@@ -166,49 +204,54 @@ class SuperpixelCells:
                 per_sample_weights=self.weight,
                 include_last_offset=True,
             )
-            found.append(self._values(sums, self.total[:, None]).T)
-        return torch.cat(found).view(len(members), *self.shape)
+            projected.append(self._finish(sums, self.total[:, None]).T)
+        return torch.cat(projected).view(len(members), *self.shape)
 
-    def at(self, members: Tensor, mask: Tensor, cell: Tensor) -> Tensor:
-        """The values of `maps` at T places, f32 [T], without the rest; mask: i64 [T] in 0..R-1; cell: i64 [T], row by row."""
-        leader, flat = self.leader.index_select(0, cell), members.flatten()
-        out = (
-            flat.index_select(0, mask * members.shape[1] + leader.clamp(min=0)).float()
-            if flat.numel()
-            else flat.new_zeros(len(cell)).float()
-        )
+    def project_at(self, members: Tensor, mask: Tensor, cell: Tensor) -> Tensor:
+        """Compute the values of `project` at T places only: f32 [T].
+
+        members: bool [R, S]; mask: i64 [T] in 0..R-1; cell: i64 [T], row-major.
+        """
+        leader = self.leader.index_select(0, cell)
+        num_superpixels = members.shape[1]
+        flat = members.flatten()
+        if flat.numel():
+            index = mask * num_superpixels + leader.clamp(min=0)
+            values = flat.index_select(0, index).float()
+        else:
+            values = flat.new_zeros(len(cell)).float()
+        # Cells without a deciding superpixel need the sum over all their superpixels.
         rest = torch.nonzero(leader < 0).squeeze(1)
-        return out.index_copy_(
-            0,
-            rest,
-            self._summed_at(
-                flat, members.shape[1], mask.index_select(0, rest), cell.index_select(0, rest)
-            ),
-        )
+        rest_mask = mask.index_select(0, rest)
+        rest_cell = cell.index_select(0, rest)
+        rest_values = self._values_by_sums(flat, num_superpixels, rest_mask, rest_cell)
+        return values.index_copy_(0, rest, rest_values)
 
-    def _summed_at(self, flat: Tensor, most: int, mask: Tensor, cell: Tensor) -> Tensor:
-        """`at`, by all superpixels of each cell; flat: bool [R * most], members one mask behind the other."""
-        each = (self.first[1:] - self.first[:-1])[cell]
-        place = torch.arange(len(cell), device=cell.device).repeat_interleave(each)
-        entry = torch.arange(len(place), device=cell.device) + (
-            self.first[cell] - (each.cumsum(0) - each)
-        ).index_select(0, place)
-        there = flat.index_select(
-            0, mask.index_select(0, place) * most + self.number.index_select(0, entry)
-        )
+    def _values_by_sums(
+        self, flat_members: Tensor, num_superpixels: int, mask: Tensor, cell: Tensor
+    ) -> Tensor:
+        """Compute `project_at` from all superpixels of each cell.
+
+        flat_members: bool [R * num_superpixels].
+        """
+        counts = (self.first[1:] - self.first[:-1])[cell]
+        place = torch.arange(len(cell), device=cell.device).repeat_interleave(counts)
+        offsets = self.first[cell] - (counts.cumsum(0) - counts)
+        entry = torch.arange(len(place), device=cell.device) + offsets.index_select(0, place)
+        index = mask.index_select(0, place) * num_superpixels + self.number.index_select(0, entry)
+        is_member = flat_members.index_select(0, index)
         sums = self.total.new_zeros(len(cell)).index_add_(
-            0, place, self.weight.index_select(0, entry) * there
+            0, place, self.weight.index_select(0, entry) * is_member
         )
-        return self._values(sums, self.total[cell])
+        return self._finish(sums, self.total[cell])
 
-    def _values(self, sums: Tensor, total: Tensor) -> Tensor:
-        return _cut(
-            (sums > 0).double() if self.statistic == "max" else _quotient(sums, total),
-            self.threshold,
-        )
+    def _finish(self, sums: Tensor, total: Tensor) -> Tensor:
+        """Convert sums of weights to the statistic and apply the threshold."""
+        values = (sums > 0).double() if self.statistic == "max" else _safe_divide(sums, total)
+        return _apply_threshold(values, self.threshold)
 
 
-def _leaders(
+def _deciding_superpixels(
     cell: Tensor,
     number: Tensor,
     weight: Tensor,
@@ -216,36 +259,38 @@ def _leaders(
     statistic: str,
     threshold: float | None,
 ) -> Tensor:
-    """i64 [h * w]: of each cell the superpixel that makes the value of every set which has it 1, and that of every other set 0; -1 where none does.
+    """Find the superpixel of each cell that alone decides the cell's value.
 
-    cell, number: i64 [n], pairs; weight: f64 [n]; total: f64 [h * w].
+    Every set with this superpixel has the value 1 at the cell, every other set 0.
+
+    cell, number: i64 [n], pairs; weight: f64 [n]; total: f64 [h * w]. -> i64 [h * w], -1 for cells
+    without such a superpixel.
     """
-    most = torch.zeros_like(total).scatter_reduce_(0, cell, weight, "amax")
+    largest = torch.zeros_like(total).scatter_reduce_(0, cell, weight, "amax")
     if statistic == "max":
-        alone = (torch.bincount(cell, minlength=len(total)) == 1) & (
+        is_decided = (torch.bincount(cell, minlength=len(total)) == 1) & (
             threshold is None or 0 <= threshold < 1
         )
     elif threshold is None:
-        alone = most == total
-    else:  # quotients rise with what is added up: no other sum is between these two
-        alone = (_quotient(most, total) > threshold) & (_quotient(total - most, total) <= threshold)
-    first = torch.nonzero((weight == most[cell]) & alone[cell]).squeeze(1)
-    return torch.full((len(total),), -1, device=cell.device).index_copy_(
-        0, cell[first], number[first]
-    )
+        is_decided = largest == total
+    else:
+        # Quotients grow with each added superpixel: all other sets lie outside these two.
+        is_decided = (_safe_divide(largest, total) > threshold) & (
+            _safe_divide(total - largest, total) <= threshold
+        )
+    entry = torch.nonzero((weight == largest[cell]) & is_decided[cell]).squeeze(1)
+    leader = torch.full((len(total),), -1, device=cell.device)
+    return leader.index_copy_(0, cell[entry], number[entry])
 
 
-def _summed(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs of equal keys, i64 [n], as one each, with the sum of their weights, f64 [n]."""
+def _sum_runs(key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge runs of equal keys, i64 [n], and sum their weights, f64 [n]."""
     if not len(key):
         return key, weight
-    ends = torch.cat(
-        [
-            torch.nonzero(key[1:] != key[:-1]).squeeze(1),
-            torch.tensor([len(key) - 1], device=key.device),
-        ]
-    )
-    sums = weight.cumsum(0)[ends]  # exact, as all sums here are, and so are their differences
+    inner_ends = torch.nonzero(key[1:] != key[:-1]).squeeze(1)
+    ends = torch.cat([inner_ends, torch.tensor([len(key) - 1], device=key.device)])
+    # Differences of cumulative sums are exact, as all sums in this file.
+    sums = weight.cumsum(0)[ends]
     return key[ends], sums - F.pad(sums[:-1], (1, 0))
 
 
@@ -258,19 +303,22 @@ def project_superpixels(
     statistic: str = "mean",
     threshold: float | None = 0.5,
 ) -> Tensor:
-    """Sets of superpixels on the cells of a map of `shape` (h, w): exactly what `project` gives of their bitmaps, which are not made.
+    """Project sets of superpixels to the cells of a map of `shape` (h, w).
 
-    labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none; members: bool [R, S], the superpixels of each mask; stride: at least 1.
-    -> f32 [R, h, w].
+    Equal to `project` of their bitmaps, which are never built.
+
+    labels: i32 [H, W], the superpixel 0..S-1 of each pixel, -1 for none; members: bool [R, S], the
+    superpixels of each mask; stride: at least 1. -> f32 [R, h, w].
     """
-    return SuperpixelCells.of(labels, shape, stride, centre, statistic, threshold).maps(members)
+    cells = SuperpixelCells.from_labels(labels, shape, stride, centre, statistic, threshold)
+    return cells.project(members)
 
 
-def _quotient(sums: Tensor, total: Tensor) -> Tensor:
-    """0 for cells without pixels."""
+def _safe_divide(sums: Tensor, total: Tensor) -> Tensor:
+    """Divide; 0 for cells without pixels."""
     return sums / torch.where(total > 0, total, 1.0)
 
 
-def _cut(values: Tensor, threshold: float | None) -> Tensor:
-    """f64 -> f32: 1 where the value exceeds the threshold, else 0; without one, the value."""
+def _apply_threshold(values: Tensor, threshold: float | None) -> Tensor:
+    """Convert f64 to f32: 1 where the value exceeds the threshold, else 0; or the value itself."""
     return (values if threshold is None else values > threshold).float()

@@ -1,4 +1,4 @@
-"""Proposals that are segments: those of the batch, or made of its pixels; and which of them are learnt from."""
+"""Segment proposals as the proposer of a model, and the sampler that selects labeled segments."""
 
 from __future__ import annotations
 
@@ -19,57 +19,69 @@ Method = Callable[[NDArray[np.uint8]], SegmentProposals]
 
 
 class SegmentProposer(nn.Module):
-    """The segments that the data pipeline has read or, of images that come without, what `method` makes of their pixels (uint8 RGB [H, W, 3]).
+    """Return the segments of the batch or, for images without them, compute segments.
 
-    limit: at most so many an image, the best.
+    method: uint8 RGB [H, W, 3] -> segments; called for batches whose data pipeline read none.
+    limit: at most this many segments per image, the best by score.
     """
 
     needs = "segments"  # of the data
 
     def __init__(self, method: Method, limit: int = 2000) -> None:
         super().__init__()
-        self.method, self.limit = method, limit
+        self.method = method
+        self.limit = limit
 
-    def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:  # noqa: ARG002 - the slot's signature
-        """-> proposals with masks, best first within an image; in training those that were drawn, with labels."""
-        found = self._made(batch) if batch.proposals is None else batch.proposals
-        if found.masks is None:
+    def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:  # noqa: ARG002 - signature of `Proposer`
+        """Return proposals with masks, best first within an image, and no losses.
+
+        In training, the proposals are those that the data pipeline drew, with labels. Raises
+        UserError for proposals without masks.
+        """
+        proposals = self._compute(batch) if batch.proposals is None else batch.proposals
+        if proposals.masks is None:
             raise UserError(
-                "the model takes segments, and data.train_proposals or data.val_proposals has boxes: set data.train_segments instead"
+                "the model needs segments, but data.train_proposals or data.val_proposals provides"
+                " boxes: set data.train_segments or data.val_segments instead"
             )
-        return found[top_per_group(found.scores, found.image_index, self.limit)], {}
+        best = top_per_group(proposals.scores, proposals.image_index, self.limit)
+        return proposals[best], {}
 
-    def _made(self, batch: Batch) -> Regions:
-        made = []
-        for index, (image, (height, width)) in enumerate(
-            zip(batch.images, batch.sizes.tolist(), strict=True)
-        ):
-            pixels = np.ascontiguousarray(image[:, :height, :width].permute(1, 2, 0).cpu().numpy())
-            made.append(segment_regions(self.method(pixels), index))
-        return concatenate_regions(made).to(batch.images.device)
+    def _compute(self, batch: Batch) -> Regions:
+        """Compute the segments of each image of the batch from its pixels."""
+        regions = []
+        for index, (height, width) in enumerate(batch.sizes.tolist()):
+            image = batch.images[index, :, :height, :width]
+            pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+            regions.append(segment_regions(self.method(pixels), index))
+        return concatenate_regions(regions).to(batch.images.device)
 
 
 class DrawnSegments:
-    """A `Sampler` of segments that the data pipeline has drawn: those with a label of at least 0. num_classes: K; label K is background."""
+    """Select the segments that the data pipeline drew: those with a label >= 0. A `Sampler`.
+
+    num_classes: K; label K is background.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
     def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:
-        """Raises UserError for proposals that nobody has drawn from."""
+        """Return the labeled proposals. Raises UserError for proposals without labels."""
         if proposals.labels is None:
             raise UserError(
-                "segments are drawn by the data pipeline: data.segment_sampler is not set"
+                "the proposals have no labels; the data pipeline draws and labels segments:"
+                " data.segment_sampler is not set"
             )
-        own = proposals[torch.nonzero(proposals.labels >= 0).squeeze(1)]
-        labels = torch.zeros(0, dtype=torch.int64) if own.labels is None else own.labels
+        drawn = proposals[torch.nonzero(proposals.labels >= 0).squeeze(1)]
+        labels = torch.zeros(0, dtype=torch.int64) if drawn.labels is None else drawn.labels
         return Samples(
-            own.boxes,
-            own.image_index,
+            drawn.boxes,
+            drawn.image_index,
             labels,
             torch.zeros_like(labels),
             self.num_classes,
             targets,
             seeds,
-            own.masks,
+            drawn.masks,
         )

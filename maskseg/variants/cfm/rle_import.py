@@ -1,4 +1,4 @@
-"""Segment proposals that another program made, from a JSON file of masks in the form of COCO's results."""
+"""Segment proposals of another program, from a JSON file of masks in COCO's results format."""
 
 from __future__ import annotations
 
@@ -17,43 +17,54 @@ from maskseg.data.coco.packed_segmentations import (
     MIN_COORDINATES,
     NONE,
     RLE,
-    Packer,
     SegmentationError,
+    SegmentationPacker,
     clip_polygon,
 )
-from maskseg.data.coco.parse import integer
+from maskseg.data.coco.parse import as_int64
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.errors import UserError
 from maskseg.files import parse_json
-from maskseg.masks.annotated import FileMasks, Polygons
+from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.masks.superpixel import SegmentProposals
-from maskseg.ops import rle as runs
+from maskseg.ops import rle
 from maskseg.ops.rle import Ints
-from maskseg.superpixels.methods import renumbered
+from maskseg.superpixels.methods import relabel
 
-BLOCK = 2**22  # pixels that are looked up together
+BLOCK = 2**22  # pixels per block of lookups
 
 
 @dataclass(frozen=True)
-class RunJob:
-    """The proposals of an image, the best first: of each the pixels, down the columns, at which it begins and ends. `from_runs` takes it."""
+class MaskJob:
+    """The proposals of an image, the best first. The argument of `segments_from_masks`.
+
+    ends: for each mask, the column-major pixel indices at which it begins and ends, i64 [n].
+    """
 
     image_id: int
     height: int
     width: int
     ends: list[Ints]
 
-    def load(self) -> RunJob:
-        """Itself: all of it was in the file."""
+    def load(self) -> MaskJob:
+        """Return the job itself: the file has already been read."""
         return self
 
 
 class RleFile:
-    """The proposals of a JSON list of {"image_id", "segmentation", "score"}: RLE, compressed or not, or polygons, which are cut at the border.
+    """The proposals of a JSON list of {"image_id", "segmentation", "score"}.
 
-    images: those that are asked for, one job each; known: all that the file may name. max_proposals: of each image the best so many by score, the
-    earlier one of equal ones; masks without a pixel are left out. Raises UserError, which names the place of the entry (from 0), for a file that is
-    none, an image that is not known, a mask of another size, or one that cannot be decoded.
+    Segmentations are RLE, compressed or not, or polygons, which are clipped to the image. Iterating
+    yields one job per image.
+
+    images: the images to yield.
+    known: all images that the file may refer to.
+    max_proposals: at most this many masks per image, the best by score; of equal scores, the
+        earlier one. Masks without a pixel are dropped.
+    max_pixels: largest permitted size of an RLE.
+
+    Raises UserError, which names the index of the entry (from 0), for a file of another form, an
+    unknown image, a mask of another size, or a mask that cannot be decoded.
     """
 
     def __init__(
@@ -64,33 +75,48 @@ class RleFile:
         max_proposals: int,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.path, self.images, self.max_proposals = path, list(images), max_proposals
+        self.path = path
+        self.images = list(images)
+        self.max_proposals = max_proposals
         self._known = {record.id: record for record in known}
-        self._packer, self._ids, self._scores = Packer(max_pixels), array("q"), array("d")
+        self._packer = SegmentationPacker(max_pixels)
+        self._ids = array("q")
+        self._scores = array("d")
         self._read()
-        self._packed = self._packer.packed()
-        rows = np.lexsort(
-            (-np.array(self._scores), np.array(self._ids))
-        )  # stable: by image, then by score
-        ids = np.array(self._ids, dtype=np.int64)[rows]
-        wanted = [record.id for record in self.images]
-        first, last = (np.searchsorted(ids, wanted, side) for side in ("left", "right"))
-        self._rows = {number: rows[a:b] for number, a, b in zip(wanted, first, last, strict=True)}
+        self._packed = self._packer.to_segmentations()
+        self._rows = self._rows_by_image()
         for row in range(len(self._ids)):
-            self._ends(row)
+            self._decode(row)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[RunJob]:
+    def __iter__(self) -> Iterator[MaskJob]:
         for record in self.images:
-            found = (ends for ends in map(self._ends, self._rows[record.id].tolist()) if len(ends))
-            yield RunJob(
-                record.id, record.height, record.width, list(islice(found, self.max_proposals))
-            )
+            decoded = map(self._decode, self._rows[record.id].tolist())
+            nonempty = (ends for ends in decoded if len(ends))
+            best = list(islice(nonempty, self.max_proposals))
+            yield MaskJob(record.id, record.height, record.width, best)
+
+    def _rows_by_image(self) -> dict[int, Ints]:
+        """The entries of each image, by descending score."""
+        # lexsort is stable: by image, then by score, then by position in the file.
+        rows = np.lexsort((-np.array(self._scores), np.array(self._ids)))
+        ids = np.array(self._ids, dtype=np.int64)[rows]
+        image_ids = [record.id for record in self.images]
+        starts = np.searchsorted(ids, image_ids, "left")
+        ends = np.searchsorted(ids, image_ids, "right")
+        return {
+            image_id: rows[start:end]
+            for image_id, start, end in zip(image_ids, starts, ends, strict=True)
+        }
 
     def _read(self) -> None:
-        """Entries are packed while the JSON is parsed: as Python objects they would take many times the file."""
+        """Parse the file.
+
+        Entries are packed during parsing: as Python objects, they would take many times the size of
+        the file.
+        """
         try:
             tree = parse_json(self.path.read_text(encoding="utf-8-sig"), object_hook=self._pack)
         except OSError as error:
@@ -99,62 +125,66 @@ class RleFile:
             raise UserError(
                 f"{self.path}: not JSON: the file is cut short or damaged ({error})"
             ) from error
-        if (
-            not isinstance(tree, list)
-            or any(entry is not None for entry in tree)
-            or len(tree) != len(self._ids)
-        ):
+        # `_pack` has replaced each entry by None; anything else is not an entry.
+        is_list = isinstance(tree, list)
+        if not is_list or any(entry is not None for entry in tree) or len(tree) != len(self._ids):
             raise UserError(
                 f'{self.path}: not a JSON list of {{"image_id", "segmentation", "score"}}'
             )
 
     def _pack(self, values: dict[str, Any]) -> Any:
-        """Every object of the file comes by here, inner ones first. -> None for an entry, which is packed."""
+        """Pack an entry and return None; return any other object of the file unchanged.
+
+        The JSON parser calls this for every object, inner ones first.
+        """
         if "image_id" not in values:
             return values
-        place, number, score = (
-            f"{self.path}: entry {len(self._ids)}",
-            integer(values["image_id"]),
-            values.get("score"),
-        )
-        if number is None or number not in self._known:
-            raise UserError(f"{place}: image {values['image_id']!r} is not in the data set")
+        entry = f"{self.path}: entry {len(self._ids)}"
+        image_id = as_int64(values["image_id"])
+        score = values.get("score")
+        if image_id is None or image_id not in self._known:
+            raise UserError(f"{entry}: image {values['image_id']!r} is not in the dataset")
         if (
             not isinstance(score, int | float)
             or isinstance(score, bool)
             or not math.isfinite(score)
         ):
-            raise UserError(f"{place} (image {number}): the score is not a number but {score!r}")
-        self._ids.append(number)
+            raise UserError(f"{entry} (image {image_id}): the score is not a number but {score!r}")
+        self._ids.append(image_id)
         self._scores.append(score)
         try:
             self._packer.add(values.get("segmentation"))
         except SegmentationError as error:
-            raise _refused(place, number, error) from error
+            raise _entry_error(entry, image_id, error) from error
         return None
 
-    def _ends(self, row: int) -> Ints:
-        """Of an entry, as `_of_counts` has them."""
-        record, packed = self._known[self._ids[row]], self._packed
+    def _decode(self, row: int) -> Ints:
+        """Return where the mask of an entry begins and ends, see `_change_points`."""
+        record = self._known[self._ids[row]]
+        packed = self._packed
         try:
             if packed.kinds[row] == NONE:
                 raise SegmentationError("there is no segmentation")
             if packed.kinds[row] != RLE:
-                return _rasterised(self._polygons(row), record)
-            if (packed.heights[row], packed.widths[row]) != (record.height, record.width):
-                stated = f"{packed.heights[row]} x {packed.widths[row]}, the image is {record.height} x {record.width} (height x width)"
-                raise SegmentationError("RLE of another size than its image", stated)
-            return _of_counts(packed.counts(row))
+                return _rasterize(self._polygons(row), record)
+            size = (packed.heights[row], packed.widths[row])
+            if size != (record.height, record.width):
+                raise SegmentationError(
+                    "RLE of another size than its image",
+                    f"{size[0]} x {size[1]}, the image is {record.height} x {record.width}"
+                    " (height x width)",
+                )
+            return _change_points(packed.counts(row))
         except SegmentationError as error:
-            raise _refused(f"{self.path}: entry {row}", record.id, error) from error
+            raise _entry_error(f"{self.path}: entry {row}", record.id, error) from error
 
     def _polygons(self, row: int) -> Polygons:
+        """Return the polygons of an entry. Raises SegmentationError."""
         packed = self._packed
         first, last = packed.part_starts[row : row + 2]
-        lengths = np.diff(packed.coord_starts[first : last + 1])
-        if not np.isfinite(
-            packed.coords[packed.coord_starts[first] : packed.coord_starts[last]]
-        ).all():
+        starts = packed.coord_starts
+        lengths = np.diff(starts[first : last + 1])
+        if not np.isfinite(packed.coords[starts[first] : starts[last]]).all():
             raise SegmentationError("polygon with NaN or infinity")
         if (lengths % 2 == 1).any() or (lengths < MIN_COORDINATES).any():
             raise SegmentationError(
@@ -163,52 +193,60 @@ class RleFile:
         return Polygons(packed.polygons(row))
 
 
-def from_runs(job: RunJob) -> SegmentProposals:
-    """The masks over superpixels that are the sets of pixels in the same masks; without any mask, over one."""
-    # Each mask has a number of 128 random bits; a pixel's is the exclusive or of those of its masks, which change where runs end.
+def segments_from_masks(job: MaskJob) -> SegmentProposals:
+    """Express masks as sets of superpixels.
+
+    A superpixel is a set of pixels that are in the same masks; without any mask, the whole image.
+    """
+    # Each mask gets a random number of 128 bits. A pixel's code is the exclusive or of the numbers
+    # of its masks, which changes only where a mask begins or ends.
     keys = np.random.default_rng(0).integers(2**64, size=(len(job.ends), 2), dtype=np.uint64)
     codes = np.zeros((job.height * job.width, 2), dtype=np.uint64)
     for ends, key in zip(job.ends, keys, strict=True):
         codes[ends] ^= key
     codes = np.bitwise_xor.accumulate(codes, axis=0)
-    which = np.unique(codes.view([("", np.uint64)] * 2), return_inverse=True)[1]
-    labels = renumbered(which.reshape(job.width, job.height).T)
+    code_index = np.unique(codes.view([("", np.uint64)] * 2), return_inverse=True)[1]
+    labels = relabel(code_index.reshape(job.width, job.height).T)
     count = int(labels.max()) + 1
+    # One pixel of each superpixel tells which masks contain all of it.
     pixels = np.empty(count, dtype=np.int64)
-    pixels[labels.ravel()] = np.arange(labels.size)  # one of each superpixel
+    pixels[labels.ravel()] = np.arange(labels.size)
     y, x = np.divmod(pixels, job.width)
     members = np.zeros((len(job.ends), count), dtype=bool)
-    block = max(1, BLOCK // count)
-    for start in range(0, len(members), block):
-        some = job.ends[start : start + block]
-        sides = (np.full(len(some), side, dtype=np.int64) for side in (job.height, job.width))
-        members[start : start + block] = runs.inside(
-            some, *sides, *(np.tile(c, (len(some), 1)) for c in (x, y))
+    block_size = max(1, BLOCK // count)
+    for start in range(0, len(members), block_size):
+        block = job.ends[start : start + block_size]
+        members[start : start + block_size] = rle.contains_points(
+            block,
+            np.full(len(block), job.height, dtype=np.int64),
+            np.full(len(block), job.width, dtype=np.int64),
+            np.tile(x, (len(block), 1)),
+            np.tile(y, (len(block), 1)),
         )
     return SegmentProposals(labels, members)
 
 
-def _rasterised(polygons: Polygons, record: ImageRecord) -> Ints:
-    parts = tuple(
-        part
-        for part in (clip_polygon(p, record.height, record.width) for p in polygons.parts)
-        if len(part)
-    )
+def _rasterize(polygons: Polygons, record: ImageRecord) -> Ints:
+    """Rasterize polygons, clipped to the image, see `_change_points`."""
+    clipped = [clip_polygon(part, record.height, record.width) for part in polygons.parts]
+    parts = tuple(part for part in clipped if len(part))
     if not parts:
         return np.zeros(0, dtype=np.int64)
-    (rle,) = FileMasks.from_file([Polygons(parts)], record.height, record.width).to_rle()
-    return _of_counts(runs.counts_from_string(rle["counts"].encode()))
+    masks = AnnotatedMasks.from_file([Polygons(parts)], record.height, record.width)
+    counts = masks.to_rle()[0]["counts"]
+    return _change_points(rle.counts_from_string(counts.encode()))
 
 
-def _of_counts(counts: Ints) -> Ints:
-    """Where a mask begins and ends along its columns, ascending, the end of the image left out: nothing for a mask without a pixel."""
+def _change_points(counts: Ints) -> Ints:
+    """Convert run lengths to the column-major indices where a mask begins and ends, ascending.
+
+    Without the end of the image; empty for a mask without a pixel.
+    """
     ends, times = np.unique(np.cumsum(counts), return_counts=True)
-    return np.asarray(
-        ends[:-1][times[:-1] % 2 == 1]
-    )  # an even number of runs that end at one place changes nothing
+    # Runs of length 0 repeat an end; an even number of changes at one index cancels out.
+    return np.asarray(ends[:-1][times[:-1] % 2 == 1])
 
 
-def _refused(place: str, image_id: int, error: SegmentationError) -> UserError:
-    return UserError(
-        f"{place} (image {image_id}): {error.kind}{f' ({error.detail})' if error.detail else ''}"
-    )
+def _entry_error(entry: str, image_id: int, error: SegmentationError) -> UserError:
+    detail = f" ({error.detail})" if error.detail else ""
+    return UserError(f"{entry} (image {image_id}): {error.kind}{detail}")

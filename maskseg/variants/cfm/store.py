@@ -1,4 +1,4 @@
-"""Segment proposals of a data set on disk: a folder with one file an image, made in parallel; a run that was killed goes on where it was."""
+"""A folder of segment proposals: one file per image, written in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from maskseg.data.process_pool import differences, pooled, terminable
+from maskseg.data.process_pool import describe_differences, run_pool, sigterm_as_exception
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing, write_json
 from maskseg.masks.superpixel import SegmentProposals
 
 FORMAT = "maskseg segments 1"
-SETTINGS, UNFINISHED = "settings.json", "unfinished"
-MAX_ENTRIES = 2**28  # of the members of one image, one byte each in memory
-HEADER = 1024  # bytes of an array in a file that are not its numbers, at most
-MAKES = "tools/propose.py makes"
+SETTINGS_FILE = "settings.json"
+UNFINISHED_FOLDER = "unfinished"
+MAX_MEMBERS = 2**28  # segments x superpixels of an image, one byte each in memory
+MAX_HEADER_BYTES = 1024  # of an array in a file, beside its numbers
 
 
-class Job(Protocol):
-    """An image that proposals are wanted of; height and width in pixels."""
+class SegmentJob(Protocol):
+    """An image whose proposals are to be computed; height and width in pixels."""
 
     @property
     def image_id(self) -> int: ...
@@ -42,256 +42,312 @@ class Job(Protocol):
     @property
     def width(self) -> int: ...
     def load(self) -> Any:
-        """What the method is called with. Raises UserError."""
+        """Return the argument for the method. Raises UserError."""
 
 
-class Jobs(Protocol):
-    """Some of them, made as they are asked for or not."""
+class SegmentJobs(Protocol):
+    """A sized iterable of jobs, which may be created while iterating."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Job]: ...
+    def __iter__(self) -> Iterator[SegmentJob]: ...
 
 
 @dataclass(frozen=True)
-class Written:
-    """made: images whose file was not there, or damaged; seconds: of a CPU that one of them took, 0 where none was made."""
+class WriteSummary:
+    """The result of `write_store`.
 
-    made: int
+    num_written: images whose file was missing or damaged.
+    seconds: mean CPU time for one of them, 0 if there are none.
+    """
+
+    num_written: int
     seconds: float
 
 
 class UnreadableError(UserError):
-    """A file of segments that the system does not let one read: it may be whole, so it is not made again."""
+    """OS-level read error. The file may be intact, so it is not regenerated."""
 
 
 class SegmentStore:
-    """The folder that `write_store` made, for readers. It holds a path alone, so that each process of a loader may have one.
+    """Reads a folder that `write_store` has written.
 
-    images: id, height and width of those that are asked for. Raises UserError where one of them has no file.
+    Holds only a path, so that each process of a data loader can have a copy.
+
+    images: id, height and width of the images that will be read.
+
+    Raises UserError if the folder does not exist or one of the images has no file.
     """
 
     def __init__(self, folder: Path | str, images: Iterable[tuple[int, int, int]]) -> None:
         self.folder = Path(folder)
         if store_settings(self.folder) is None:
-            raise UserError(f"{folder}: no such folder of segments; {MAKES} one")
-        lacking, count = missing(self.folder, (number for number, _, _ in images))
-        if lacking:
             raise UserError(
-                f"{folder} has no segments of image {lacking[0]} ({len(lacking)} of {count} images are missing); {MAKES} them"
+                f"{folder}: there is no folder of segments; run tools/propose.py to create one"
+            )
+        absent, count = missing_images(self.folder, (image_id for image_id, _, _ in images))
+        if absent:
+            raise UserError(
+                f"{folder} has no segments of image {absent[0]} ({len(absent)} of {count} images"
+                " are missing); run tools/propose.py to create them"
             )
 
-    def of(self, image_id: int, height: int, width: int) -> SegmentProposals:
-        """Those of an image of height x width pixels. Raises UserError for a file that is missing, damaged, or of an image of another size."""
-        return read_segments(_path(self.folder, image_id), height, width)
+    def load(self, image_id: int, height: int, width: int) -> SegmentProposals:
+        """Read the proposals of an image of height x width pixels.
+
+        Raises UserError for a file that is missing, damaged, or of an image of another size.
+        """
+        return read_segments(_file_path(self.folder, image_id), height, width)
 
 
-def missing(folder: Path, image_ids: Iterable[int]) -> tuple[list[int], int]:
-    """Those of the ids that have no file in the folder, and how many ids there are. The files are not looked into."""
-    wanted, names = list(image_ids), set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208 - a hundred thousand names
-    return [number for number in wanted if _path(folder, number).name not in names], len(wanted)
+def missing_images(folder: Path, image_ids: Iterable[int]) -> tuple[list[int], int]:
+    """Return the ids that have no file in the folder, and the number of all ids.
+
+    The contents of the files are not checked.
+    """
+    ids = list(image_ids)
+    # os.listdir, because a folder may have hundreds of thousands of files.
+    names = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
+    return [number for number in ids if _file_path(folder, number).name not in names], len(ids)
 
 
 def store_settings(folder: Path) -> dict[str, Any] | None:
-    """What the segments of a folder were made with; None where it is empty or not there. Raises UserError for a folder of something else."""
-    path = folder / SETTINGS
+    """Read the settings that the segments of a folder were computed with.
+
+    None if the folder is empty or missing. Raises UserError for a folder with other content.
+    """
+    path = folder / SETTINGS_FILE
     try:
-        found = parse_json(path.read_text())
+        settings = parse_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
             raise UserError(
-                f"{folder} exists and is no folder of segments (it has no {SETTINGS}): choose another one"
+                f"{folder} exists and is no folder of segments (it has no {SETTINGS_FILE}):"
+                " choose another folder"
             ) from None
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise UserError(
-            f"{path}: not the settings of a folder of segments ({error}): choose another folder or delete this one"
+            f"{path}: not the settings of a folder of segments ({error}): choose another folder or"
+            " delete this one"
         ) from error
-    if not isinstance(found, dict) or not str(found.get("format")).startswith(
-        FORMAT.rpartition(" ")[0]
-    ):
+    prefix = FORMAT.rpartition(" ")[0]
+    if not isinstance(settings, dict) or not str(settings.get("format")).startswith(prefix):
         raise UserError(f"{path}: not the settings of a folder of segments: choose another folder")
-    return found
+    return settings
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError, which names the keys, where the segments of the folder were made with other settings (flat, plain values).
+    """Check that the segments of the folder were computed with these settings.
 
-    Where there is a key `images`, which says what the data set's images are, `data`, the name of its file, does not count: a data set may be moved.
-    Folders that have no such key have a path as `data`, of which the name counts; sizes are checked where segments are read.
+    With a key `images`, which identifies the images of the dataset, the key `data` (the name of the
+    dataset's file) is ignored, because a dataset may be moved. Older folders have no such key, and
+    a path as `data`, of which the name is compared; sizes are checked when segments are read.
+
+    settings: flat, plain values.
+
+    Raises UserError, which names the keys that differ.
     """
-    found, own = store_settings(folder), _with_format(settings)
-    if found is not None and "images" in own:
-        if "images" in found:
-            found["data"] = own.get("data")
+    stored = store_settings(folder)
+    if stored is None:
+        return
+    current = _with_format(settings)
+    if "images" in current:
+        if "images" in stored:
+            stored["data"] = current.get("data")
         else:
-            found |= {"images": own["images"], "data": Path(str(found.get("data"))).name}
-    told = "" if found is None else differences(found, own)
-    if told:
+            stored["images"] = current["images"]
+            stored["data"] = Path(str(stored.get("data"))).name
+    differences = describe_differences(stored, current)
+    if differences:
         raise UserError(
-            f"{folder} holds segments made otherwise ({told}): choose another folder or delete this one"
+            f"{folder} holds segments made with other settings ({differences}): choose another"
+            " folder or delete this one"
         )
 
 
 def write_store(
     folder: Path,
-    jobs: Jobs,
+    jobs: SegmentJobs,
     method: Callable[[Any], SegmentProposals],
     settings: Mapping[str, Any],
     workers: int,
-) -> Written:
-    """Calls `method` with what each job loads and writes the results; an image whose file is there and in order is passed over.
+) -> WriteSummary:
+    """Call `method` with what each job loads, and write the results.
 
-    settings: flat, plain values by which the results follow from the images; workers: processes, 0 for one a CPU, 1 for this one alone. The results
-    do not depend on their number. Whenever it is stopped, each file is whole, and the next call goes on; SIGTERM raises Interrupted.
-    Raises UserError where the folder was made with other settings, an image cannot be read, or the disk is full.
+    Images with a valid file are skipped. Whenever the call is interrupted, each file is complete,
+    and the next call resumes; SIGTERM raises Interrupted.
+
+    settings: flat, plain values that, with the images, determine the results.
+    workers: number of processes; 0: one per CPU, 1: this process only. Results do not depend on it.
+
+    Raises UserError if the folder was written with other settings, an image cannot be read, or the
+    disk is full.
     """
     check_settings(folder, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
-    if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, _with_format(settings))
-    make = partial(_make, folder=folder, method=method)
+        raise UserError(f"{folder}: the folder cannot be created ({error.strerror})") from error
+    if not (folder / SETTINGS_FILE).exists():
+        write_json(folder / SETTINGS_FILE, _with_format(settings))
+    write = partial(_write_one, folder=folder, method=method)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
-    results = (make(job) for job in jobs) if workers < 2 else pooled(make, jobs, workers)
+    results = (write(job) for job in jobs) if workers < 2 else run_pool(write, jobs, workers)
     try:
         with (
-            terminable(),
+            sigterm_as_exception(),
             closing(results),
             tqdm(results, total=len(jobs), desc="segments", disable=None) as bar,
         ):
-            taken = [seconds for seconds in bar if seconds is not None]
+            cpu_seconds = [seconds for seconds in bar if seconds is not None]
     finally:
-        with suppress(OSError):  # another process may still write there
-            (folder / UNFINISHED).rmdir()
-    return Written(len(taken), sum(taken) / max(len(taken), 1))
+        with suppress(OSError):  # another process may still be writing there
+            (folder / UNFINISHED_FOLDER).rmdir()
+    return WriteSummary(len(cpu_seconds), sum(cpu_seconds) / max(len(cpu_seconds), 1))
 
 
 def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
-    """The proposals of a file. Nothing is unpacked before the sizes that it states are found to be those of height x width pixels."""
-    mend = f"delete it: {MAKES} it again"
+    """Read the proposals of a file, of an image of height x width pixels.
+
+    Nothing is decompressed before the sizes in the file are checked. Raises UserError for a file
+    that is missing, damaged or of another size, UnreadableError if the system cannot read it.
+    """
+    advice = "delete it and run tools/propose.py again"
     try:
         with zipfile.ZipFile(path) as archive:
-            rows, columns, count, superpixels = (
-                int(side) for side in _array(archive, "shape", HEADER, ("<i8",))
-            )
+            header = _read_array(archive, "shape", MAX_HEADER_BYTES, ("<i8",))
+            rows, columns, count, superpixels = (int(side) for side in header)
             if (rows, columns) != (height, width):
                 raise UserError(
-                    f"{path}: these are segments of an image of {rows} x {columns} (height x width), not {height} x {width}; {mend}"
+                    f"{path}: these are segments of an image of {rows} x {columns}"
+                    f" (height x width), not {height} x {width}; {advice}"
                 )
-            if min(count, superpixels) < 0 or count * superpixels > MAX_ENTRIES:
+            if min(count, superpixels) < 0 or count * superpixels > MAX_MEMBERS:
                 raise ValueError(f"{count} segments of {superpixels} superpixels")
-            labels = (
-                _array(archive, "labels", 4 * height * width, ("<u2", "<i4"))
-                .reshape(height, width)
-                .astype(np.int32)
-            )
-            packed = -(-superpixels // 8)
-            members = np.unpackbits(
-                _array(archive, "members", count * packed, ("|u1",)).reshape(count, packed),
-                axis=1,
-                count=superpixels,
-            )
+            labels = _read_array(archive, "labels", 4 * height * width, ("<u2", "<i4"))
+            labels = labels.reshape(height, width).astype(np.int32)
+            row_bytes = -(-superpixels // 8)
+            packed = _read_array(archive, "members", count * row_bytes, ("|u1",))
+            packed = packed.reshape(count, row_bytes)
+            members = np.unpackbits(packed, axis=1, count=superpixels)
         if labels.min() < 0 or labels.max() >= superpixels:
             raise ValueError(
-                f"superpixels {labels.min()}..{labels.max()}, the members are those of 0..{superpixels - 1}"
+                f"superpixels {labels.min()}..{labels.max()}, the members are those of"
+                f" 0..{superpixels - 1}"
             )
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there are no segments of this image; {MAKES} them") from error
-    except Exception as error:  # zip files raise almost anything on damaged data
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # EINVAL: it says that it goes on where no file can
+        raise UserError(
+            f"{path}: there are no segments of this image; run tools/propose.py to create them"
+        ) from error
+    except Exception as error:  # zipfile raises almost anything on damaged data
+        # A damaged archive may point outside its file; seeking there raises EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UnreadableError(
                 f"{path}: the segments cannot be read ({error.strerror})"
             ) from error
-        raise UserError(f"{path}: the segments are damaged ({error}); {mend}") from error
+        raise UserError(f"{path}: the segments are damaged ({error}); {advice}") from error
     return SegmentProposals(labels, members.view(bool))
 
 
-def _array(archive: zipfile.ZipFile, name: str, most: int, kinds: Sequence[str]) -> NDArray[Any]:
-    """An array of one of `kinds` of numbers, at most `most` bytes of them. Read to its end: the checksum tells of damage."""
+def _read_array(
+    archive: zipfile.ZipFile, name: str, max_bytes: int, dtypes: Sequence[str]
+) -> NDArray[Any]:
+    """Read an array of one of `dtypes` with at most `max_bytes` of data.
+
+    Reads to the end of the member, so that its checksum is verified. Raises ValueError.
+    """
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > most + HEADER or info.compress_type not in (
-        zipfile.ZIP_STORED,
-        zipfile.ZIP_DEFLATED,
-    ):
-        raise ValueError(f"{name} has {info.file_size} bytes, at most {most} are expected")
+    compressions = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if info.file_size > max_bytes + MAX_HEADER_BYTES or info.compress_type not in compressions:
+        raise ValueError(f"{name} has {info.file_size} bytes, at most {max_bytes} are expected")
     with archive.open(info) as stream:
-        content = stream.read(
-            info.file_size
-        )  # never more, whatever the compressed bytes would give
+        # The limit holds whatever the compressed data expands to.
+        content = stream.read(info.file_size)
     start = io.BytesIO(content)
     np.lib.format.read_magic(start)
-    shape, _, kind = np.lib.format.read_array_header_1_0(start)
-    if kind.str not in kinds or math.prod(shape) * kind.itemsize != len(content) - start.tell():
-        raise ValueError(f"{name} is {kind.str} {list(shape)} in {len(content)} bytes")
-    return np.frombuffer(content, kind, offset=start.tell()).reshape(shape)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+    num_bytes = len(content) - start.tell()
+    if dtype.str not in dtypes or math.prod(shape) * dtype.itemsize != num_bytes:
+        raise ValueError(f"{name} is {dtype.str} {list(shape)} in {len(content)} bytes")
+    return np.frombuffer(content, dtype, offset=start.tell()).reshape(shape)
 
 
-def _path(folder: Path, image_id: int) -> Path:
+def _file_path(folder: Path, image_id: int) -> Path:
     return folder / f"{image_id}.npz"
 
 
 def _with_format(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Add the format, and convert the values to what JSON returns (tuples become lists)."""
     return dict(json.loads(json.dumps({"format": FORMAT, **settings})))
 
 
-def _make(job: Job, *, folder: Path, method: Callable[[Any], SegmentProposals]) -> float | None:
-    """-> the seconds of a CPU that it took, None where there was nothing to do. Runs in a worker."""
-    path = _path(folder, job.image_id)
+def _write_one(
+    job: SegmentJob, *, folder: Path, method: Callable[[Any], SegmentProposals]
+) -> float | None:
+    """Compute and write the segments of one image. Runs in a worker process.
+
+    -> CPU seconds, None if the file already exists and is valid.
+    """
+    path = _file_path(folder, job.image_id)
     try:
         read_segments(path, job.height, job.width)
         return None
     except UnreadableError:
         raise
-    except UserError:  # not there, damaged, or of another size
+    except UserError:  # missing, damaged, or of another size
         pass
     start = time.process_time()
-    found = method(job.load())
+    proposals = method(job.load())
     seconds = time.process_time() - start
+    labels = proposals.labels
+    num_superpixels = proposals.members.shape[1]
     if (
-        found.labels.shape != (job.height, job.width)
-        or found.labels.min() < 0
-        or found.labels.max() >= found.members.shape[1]
+        labels.shape != (job.height, job.width)
+        or labels.min() < 0
+        or labels.max() >= num_superpixels
     ):
         raise ValueError(
-            f"{path}: labels {found.labels.shape} do not go with the image or with members {found.members.shape}"
+            f"{path}: labels {labels.shape} do not fit the image or members"
+            f" {proposals.members.shape}"
         )
-    _write(path, found)
+    _write_segments(path, proposals)
     return seconds
 
 
-def _write(path: Path, found: SegmentProposals) -> None:
-    count, superpixels = found.members.shape
-    if count * superpixels > MAX_ENTRIES:
+def _write_segments(path: Path, proposals: SegmentProposals) -> None:
+    """Write a file atomically. Raises UserError."""
+    count, superpixels = proposals.members.shape
+    if count * superpixels > MAX_MEMBERS:
         raise UserError(
-            f"{path}: {count} segments of {superpixels} superpixels are too many; method.max_proposals takes the best of them"
+            f"{path}: {count} segments of {superpixels} superpixels are too many;"
+            " method.max_proposals limits them to the best"
         )
-    kind = "<u2" if superpixels <= 2**16 else "<i4"
-    shape = np.array([*found.labels.shape, count, superpixels], dtype="<i8")
-    labels, members = found.labels.astype(kind), np.packbits(found.members, axis=1)
-    # Beside the others, the search for what killed runs left would go through all names of the folder, for each file.
-    unfinished = path.parent / UNFINISHED / path.name
-    for last in (False, True):
+    dtype = "<u2" if superpixels <= 2**16 else "<i4"
+    shape = np.array([*proposals.labels.shape, count, superpixels], dtype="<i8")
+    labels = proposals.labels.astype(dtype)
+    members = np.packbits(proposals.members, axis=1)
+    # A folder of its own, because `replacing` searches the folder for leftovers of killed runs: in
+    # the store, it would list all files for each file.
+    unfinished = path.parent / UNFINISHED_FOLDER / path.name
+    for is_last_attempt in (False, True):
         try:
             unfinished.parent.mkdir(exist_ok=True)
             with replacing(unfinished, "the segments") as file:
                 np.savez_compressed(file, shape=shape, labels=labels, members=members)
-            with suppress(FileNotFoundError):  # another process has made the same and moved it
+            # Another process may have written the same file and moved it.
+            with suppress(FileNotFoundError):
                 unfinished.replace(path)
             return
         except OSError as error:
             raise UserError(
-                f"{path}: the segments could not be written ({error.strerror}); the next run goes on"
+                f"{path}: the segments could not be written ({error.strerror}); the next run"
+                " resumes here"
             ) from error
-        except UserError as error:  # another machine that was done may remove the folder before there is a file in it
-            if last or not isinstance(error.__cause__, FileNotFoundError):
+        except UserError as error:
+            # A machine that has finished may remove the folder before there is a file in it.
+            if is_last_attempt or not isinstance(error.__cause__, FileNotFoundError):
                 raise

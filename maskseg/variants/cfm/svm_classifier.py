@@ -1,4 +1,4 @@
-"""Convolutional feature masking whose classes are linear SVMs, each against the rest, on frozen features."""
+"""Convolutional feature masking with one-vs-rest linear SVMs on frozen features."""
 
 from __future__ import annotations
 
@@ -12,52 +12,56 @@ from maskseg.errors import UserError
 from maskseg.ops.losses import mean_count
 from maskseg.structures import Features, FeatureSpec, Losses, Samples
 from maskseg.variants.cfm.classifier import CFMClassifier
-from maskseg.variants.cfm.svm import NEVER
+from maskseg.variants.cfm.svm import ABSENT_MARGIN
 
 
 class CFMSvm(CFMClassifier):
-    """Segments -> things and stuff: a `CFMClassifier` without a background class, whose layers come of one that was trained by softmax and whose last
-    layer of `variants.svm`. No class shuts another one out: a segment may be several, or none.
+    """Classify segments as things and stuff by one-vs-rest SVMs.
 
-    A score is the sigmoid of a margin: 0.5 where the margin is 0, and 0.27 where it is -1, from which on a negative costs the fit nothing. It is no
-    probability. Other keys: `CFMClassifier`.
+    A `CFMClassifier` without a background class. Its layers come from a classifier that was trained
+    with softmax, its last layer from `svm.OneVsRestSVM`. Classes do not exclude each other: a
+    segment may belong to multiple classes, or to none.
+
+    A score is the sigmoid of a margin, not a probability: 0.5 at margin 0, and 0.27 at margin -1,
+    beyond which a negative costs the fit nothing. Other arguments: see `CFMClassifier`.
     """
 
-    fitted_by = "tools/fit_svm.py"  # and not trained by gradients
+    fitted_by = "tools/fit_svm.py"  # it is not trained by gradients
 
     def __init__(
         self,
         levels: Sequence[str],
-        at: Mapping[str, FeatureSpec],
+        feature_specs: Mapping[str, FeatureSpec],
         num_classes: int,
         score_threshold: float = 0.27,
-        **keys: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(levels, at, num_classes, score_threshold=score_threshold, **keys)
+        super().__init__(
+            levels, feature_specs, num_classes, score_threshold=score_threshold, **options
+        )
         self.scores = nn.Linear(self.scores.in_features, num_classes)
         nn.init.zeros_(self.scores.weight)
-        nn.init.constant_(self.scores.bias, NEVER)
+        nn.init.constant_(self.scores.bias, ABSENT_MARGIN)
 
     def class_scores(self, logits: Tensor) -> Tensor:
-        """Margins -> f32 [R, K] from 0 to 1."""
+        """Convert margins to scores in [0, 1]: f32 [R, K]."""
         return logits.sigmoid()
 
     def losses(self, features: Features, samples: Samples) -> Losses:
-        """`segment_class`: the squared hinge loss, summed over the classes that were fitted, the mean over the segments; for validation alone.
+        """Compute `segment_class` for validation: the squared hinge loss.
 
-        Raises UserError where a gradient is asked for.
+        Summed over the classes that were fitted, averaged over the segments. Raises UserError if
+        gradients are enabled.
         """
         if torch.is_grad_enabled():
             raise UserError(
-                "SVMs are not trained by gradients: train model=cfm with its softmax, then tools/fit_svm.py checkpoint=... fits them"
+                "SVMs are not trained by gradients: train model=cfm with its softmax, then run"
+                " tools/fit_svm.py checkpoint=... to fit them"
             )
         assert samples.masks is not None
         margins = self(features, samples.boxes, samples.image_index, samples.masks)
-        signs = torch.where(
-            samples.labels[:, None] == torch.arange(self.num_classes, device=margins.device),
-            1.0,
-            -1.0,
-        )
-        fitted = self.scores.weight.any(dim=1)
-        hinge = (1 - signs * margins).clamp(min=0)[:, fitted]
+        classes = torch.arange(self.num_classes, device=margins.device)
+        signs = torch.where(samples.labels[:, None] == classes, 1.0, -1.0)
+        is_fitted = self.scores.weight.any(dim=1)
+        hinge = (1 - signs * margins).clamp(min=0)[:, is_fitted]
         return {"segment_class": hinge.square().sum() / mean_count(len(samples), margins)}

@@ -1,1 +1,1 @@
-"""The hash layer: binary codes that merge superpixels into segments."""
+"""Hash layer: binary codes that merge superpixels into segments."""

@@ -1,4 +1,4 @@
-"""Short binary codes: packed into bytes, compared, and what is said of how good they are."""
+"""Short binary codes: bit packing, the expected Hamming distance, and code statistics."""
 
 from __future__ import annotations
 
@@ -10,43 +10,42 @@ from maskseg.ops.precision import full_precision
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """bool [..., b] -> uint8 [..., ceil(b / 8)]; bit i is bit i % 8 of byte i // 8, missing ones are zeros."""
+    """Pack bits into bytes: bool [..., b] -> uint8 [..., ceil(b / 8)].
+
+    Bit i is bit i % 8 of byte i // 8; the last byte is padded with zeros.
+    """
     padded = F.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
-    bytes_ = padded.reshape(*bits.shape[:-1], padded.shape[-1] // 8, 8)
-    return (bytes_ << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(
-        dim=-1, dtype=torch.uint8
-    )
-
-
-def unpack_bits(packed: Tensor, count: int) -> Tensor:
-    """uint8 [..., bytes] -> bool [..., count]: the inverse of `pack_bits`."""
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (bits & 1).flatten(-2)[..., :count].bool()
-
-
-def hamming(first: Tensor, second: Tensor) -> Tensor:
-    """In how many bits each code of one set differs from each of another: uint8 [n, bytes], uint8 [m, bytes] -> i64 [n, m]."""
-    ones = torch.tensor([i.bit_count() for i in range(256)], device=first.device)
-    return ones[(first[:, None] ^ second[None]).long()].sum(dim=-1)
+    groups = padded.reshape(*bits.shape[:-1], padded.shape[-1] // 8, 8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (groups << shifts).sum(dim=-1, dtype=torch.uint8)
 
 
 @full_precision
 def expected_hamming(first: Tensor, second: Tensor) -> Tensor:
-    """In how many bits two codes differ where each bit is one with the given probability: f32 [..., b] each -> [...]; exact for bits of 0 and 1."""
+    """Expected Hamming distance of codes whose bits are independent Bernoulli variables.
+
+    first, second: probability that each bit is 1, f32 [..., b]. Returns f32 [...]; exact for bits
+    that are 0 or 1.
+    """
     return (first + second - 2 * first * second).sum(dim=-1)
 
 
 def straight_through(soft: Tensor) -> Tensor:
-    """Bits of 0 and 1 whose gradient is that of the soft codes (Bengio et al., "Estimating or Propagating Gradients", section 2)."""
+    """Round soft codes to bits (0 or 1) and pass the gradient through to the soft codes.
+
+    The straight-through estimator of Bengio et al., "Estimating or Propagating Gradients Through
+    Stochastic Neurons for Conditional Computation", 2013, section 2.
+    """
     return soft + ((soft > 0.5).to(soft.dtype) - soft).detach()
 
 
-def statistics(bits: Tensor) -> dict[str, float]:
-    """How well codes, bool [n, b], use their bits.
+def code_statistics(bits: Tensor) -> dict[str, float]:
+    """Statistics of how well a set of codes, bool [n, b], uses its bits.
 
-    balance: the mean over the bits of the share of ones, folded to at most 0.5 (the ideal); entropy: of the codes as a whole, in bits (at most b);
-    correlation: the mean size of the correlation of two bits (0 is ideal; of a bit that never changes it is taken as 1); codes: how many
-    different ones there are.
+    * balance: share of the rarer value of a bit, averaged over the bits (ideal: 0.5);
+    * entropy: of the distribution of codes, in bits (at most b);
+    * correlation: mean absolute correlation of two bits (ideal: 0; a constant bit counts as 1);
+    * codes: number of distinct codes.
     """
     count, length = bits.shape
     if count == 0:
@@ -54,17 +53,18 @@ def statistics(bits: Tensor) -> dict[str, float]:
     values = bits.double()
     share = values.mean(dim=0)
     _, counts = torch.unique(pack_bits(bits), dim=0, return_counts=True)
-    chance = counts.double() / count
+    probability = counts.double() / count
+
     centred = values - share
-    spread = centred.pow(2).mean(dim=0).sqrt()
-    scale = spread[:, None] * spread
-    related = torch.where(
-        scale > 0, (centred.T @ centred / count) / scale.clamp(min=1e-300), 1.0
-    ).abs()
+    deviation = centred.pow(2).mean(dim=0).sqrt()
+    scale = deviation[:, None] * deviation
+    covariance = centred.T @ centred / count
+    correlation = torch.where(scale > 0, covariance / scale.clamp(min=1e-300), 1.0).abs()
     pairs = length * (length - 1)
+    off_diagonal = correlation.sum() - correlation.diagonal().sum()
     return {
         "balance": float(torch.minimum(share, 1 - share).mean()),
-        "entropy": float((chance * -chance.log2()).sum()),
-        "correlation": float((related.sum() - related.diagonal().sum()) / pairs) if pairs else 0.0,
+        "entropy": float((probability * -probability.log2()).sum()),
+        "correlation": float(off_diagonal / pairs) if pairs else 0.0,
         "codes": float(len(counts)),
     }

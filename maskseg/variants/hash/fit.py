@@ -1,4 +1,7 @@
-"""Hash layers fitted to a backbone, and segments evaluated: what tools/fit_hash.py and tools/evaluate.py experiment=... do."""
+"""Fitting of hash layers and evaluation of segments.
+
+Implements `tools/fit_hash.py` and `tools/evaluate.py experiment=...`.
+"""
 
 from __future__ import annotations
 
@@ -15,186 +18,212 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from maskseg import config as configs
-from maskseg.config.restore import check_made, single_image, trained_model
+from maskseg.config import Config
+from maskseg.config.restore import check_exists, single_image, trained_model
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.data.datasets.segmentation_source import SegmentedSource
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.engine.logs import RunLog
 from maskseg.engine.precision import inference_dtype, pick_device
-from maskseg.engine.run_folder import made_folder
+from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.files import replacing, write_json
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Categories
-from maskseg.variants.hash.itq import ITQ, Fit
+from maskseg.variants.hash.itq import ITQ, ITQResult
+from maskseg.variants.hash.pictures import plot_segmentation_iou, segment_panel, step_pictures
 from maskseg.variants.hash.segmenter import HashSegmenter
-from maskseg.variants.hash.study import SegmentStudy, check_study, flat, look, table
-from maskseg.visualization.segments import (
-    panel,
-    plot_segmentation_iou,
-    segment_panel,
-    step_pictures,
+from maskseg.variants.hash.study import (
+    SegmentStudy,
+    check_study,
+    extract_features,
+    flatten_metrics,
+    format_table,
 )
+from maskseg.visualization.layout import arrange_panel
 
 Labels = NDArray[np.int32]
 
 
-def fit(words: list[str]) -> None:
-    """What `tools/fit_hash.py` does: a backbone with a hash layer learnt from a data set, as a checkpoint. Raises UserError."""
-    path = next((w.partition("=")[2] for w in words if w.startswith("checkpoint=")), "")
+def fit(overrides: list[str]) -> None:
+    """Run `tools/fit_hash.py`: fit a hash layer to a data set and save model and layer.
+
+    The model comes from checkpoint=... or from the experiment. Raises UserError.
+    """
+    path = ""
+    for override in overrides:
+        if override.startswith("checkpoint="):
+            path = override.partition("=")[2]
+            break
     if path:
-        model, config, categories = trained_model(
-            Path(path), words, "fit_hash", configs.part("model.segmenter", ["model=mask_rcnn_hash"])
-        )
+        segmenter = configs.group_config("model.segmenter", ["model=mask_rcnn_hash"])
+        model, config, categories = trained_model(Path(path), overrides, "fit_hash", segmenter)
     else:
-        config, categories = configs.compose("fit_backbone", words), Categories((), ())
+        config = configs.compose("fit_backbone", overrides)
+        categories = Categories((), ())
         model = _new_model(config)
-    configs.require(config, "output")
-    source = _source(config, not path or configs.names_data(words))
-    split = _split(source, config.fit.split)
+    configs.require_keys(config, "output")
+    source = _source(config, may_make=not path or configs.names_data(overrides))
+    split = _fit_split(source, config.fit.split)
     source.names(split)
     fitter = _fitter(model, config)
-    output = made_folder(Path(config.output))
+    output = make_folder(Path(config.output))
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     model.to(pick_device(config.trainer.device)).eval()
     result = _fit(fitter, model, source, split, config)
     log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
     for step, error in enumerate(result.errors, start=1):
-        log.numbers(step, "train", {"quantisation_error": error})
-    log.numbers(len(result.errors), "val", result.numbers())
+        log.log_scalars(step, "train", {"quantisation_error": error})
+    metrics = result.metrics()
+    log.log_scalars(len(result.errors), "val", metrics)
     log.close()
     _save(output / "last.pt", model, config, categories, result)
-    print("  ".join(f"{name} {value:.4g}" for name, value in result.numbers().items()))
+    print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     print(f"written to {output}: last.pt, metrics.jsonl, tensorboard")
 
 
-def evaluate(words: list[str]) -> None:
-    """What `tools/evaluate.py experiment=...` does. Raises UserError before anything is written where checkpoint, data or keys are wrong."""
-    config = configs.compose("segments", words)
-    configs.require(config, "output")
+def evaluate(overrides: list[str]) -> None:
+    """Run `tools/evaluate.py experiment=...`: compare segmentation methods on a data set.
+
+    Raises UserError before anything is written if checkpoint, data or keys are invalid.
+    """
+    config = configs.compose("segments", overrides)
+    configs.require_keys(config, "output")
     source = _source(config)
     names = source.names(config.split)
     if config.checkpoint:
-        model, of_model, _ = trained_model(
-            Path(config.checkpoint), [w for w in words if w.startswith("model.")], "fit_hash"
-        )
+        model_overrides = [text for text in overrides if text.startswith("model.")]
+        model, model_config, _ = trained_model(Path(config.checkpoint), model_overrides, "fit_hash")
     else:
-        source.names(_split(source, config.fit.split))
-        model, of_model = _new_model(config), config
+        source.names(_fit_split(source, config.fit.split))
+        model = _new_model(config)
+        model_config = config
     check_study(config.sweep, config.scales, config.base)
-    _check_truth(source, config.split)
-    fitter, dtype = _fitter(model, config), inference_dtype(config.trainer.precision)
-    output = made_folder(Path(config.output))
+    _check_ground_truth(source, config.split)
+    fitter = _fitter(model, config)
+    dtype = inference_dtype(config.trainer.precision)
+    output = make_folder(Path(config.output))
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
-        _save(
-            output / "hash.pt",
-            model,
-            config,
-            Categories((), ()),
-            _fit(fitter, model, source, _split(source, config.fit.split), config),
-        )
-    shown = for_inference(model, dtype)
+        result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
+        _save(output / "hash.pt", model, config, Categories((), ()), result)
+    inference_model = for_inference(model, dtype)
     study = SegmentStudy(
-        cast(PixelModel, shown),
-        _segmenter(shown),
-        single_image(of_model),
+        cast(PixelModel, inference_model),
+        _segmenter(inference_model),
+        single_image(model_config),
         config.sweep,
         config.scales,
         config.base,
     )
     for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
-        pixels, truths = source.image(config.split, index), source.truths(config.split, index)
-        made = study.add(pixels, truths)
+        pixels = source.image(config.split, index)
+        ground_truths = source.ground_truths(config.split, index)
+        results = study.add(pixels, ground_truths)
         if index < config.pictures:
-            _draw(
-                output,
-                f"{index + 1:03d}_{Path(name).stem}",
-                study,
-                pixels,
-                made[config.sweep[-1]],
-                truths[0] if truths else None,
-            )
+            ground_truth = ground_truths[0] if ground_truths else None
+            path = output / f"{index + 1:03d}_{Path(name).stem}"
+            _draw(path, study, pixels, results[config.sweep[-1]], ground_truth)
     _write(output, study)
     print(
-        f"{len(names)} images; written to {output}: metrics.json, table.txt, segmentation_iou.png, pictures"
+        f"{len(names)} images; written to {output}: metrics.json, table.txt, "
+        "segmentation_iou.png, images"
     )
 
 
-def _check_truth(source: SegmentedSource, split: str) -> None:
-    """Raises UserError where some truth cannot be read, or none has a labelled pixel."""
-    found = [
-        any((truth >= 0).any() for truth in source.truths(split, index))
-        for index in range(len(source.names(split)))
-    ]
-    if not any(found):
-        raise UserError(f"split={split}: no image has a labelled pixel to compare with")
+def _check_ground_truth(source: SegmentedSource, split: str) -> None:
+    """Read the ground truth of all images. Raises UserError if no pixel of them is labeled."""
+    has_labels = False
+    for index in range(len(source.names(split))):
+        for labels in source.ground_truths(split, index):
+            if (labels >= 0).any():
+                has_labels = True
+                break
+    if not has_labels:
+        raise UserError(f"split={split}: no image has a labeled pixel to compare with")
 
 
 def _write(output: Path, study: SegmentStudy) -> None:
-    numbers = study.numbers()
-    write_json(output / "metrics.json", flat(numbers))
-    text = table(numbers, study.base)
+    """Write metrics.json, table.txt and segmentation_iou.png, and print the table."""
+    metrics = study.metrics()
+    write_json(output / "metrics.json", flatten_metrics(metrics))
+    text = format_table(metrics, study.base)
     with replacing(output / "table.txt", "the table") as file:
         file.write(f"{text}\n".encode())
-    count = {value: values["num_segments"] for value, values in numbers["superpixels"].items()}
-    rows = {
-        method: [(count[value], values["segments"]) for value, values in of.items()]
-        for method, of in numbers.items()
+    num_superpixels = {
+        value: values["num_segments"] for value, values in metrics["superpixels"].items()
     }
-    plot_segmentation_iou(rows, output / "segmentation_iou.png")
+    curves = {}
+    for method, rows in metrics.items():
+        curves[method] = [
+            (num_superpixels[value], values["segments"]) for value, values in rows.items()
+        ]
+    plot_segmentation_iou(curves, output / "segmentation_iou.png")
     print(text)
 
 
 def _draw(
-    output: Path,
-    name: str,
+    path: Path,
     study: SegmentStudy,
     pixels: Tensor,
-    made: tuple[Labels, Labels],
-    truth: NDArray[Any] | None,
+    result: tuple[Labels, Labels],
+    ground_truth: NDArray[Any] | None,
 ) -> None:
-    """NAME.png: superpixels, bit planes, segments, truth; NAME_steps.png: what each step makes of the image."""
+    """Draw a segmented image.
+
+    PATH.png: superpixels, bit planes, segments and ground truth; PATH_steps.png: the result of each
+    step. result: superpixels and segments.
+    """
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    seen, (superpixels, segments) = study.seen(pixels), made
-    codes = study.segmenter.of_pixels(seen.codes, seen.frame)
-    own = (study.segmenter.means(seen.codes, superpixels, seen.frame) > 0.5).cpu().numpy()
-    features = study.segmenter.cells_inside(seen.features, seen.frame).cpu().numpy()
-    Image.fromarray(segment_panel(image, superpixels, codes.cpu().numpy(), segments, truth)).save(
-        output / f"{name}.png"
-    )
-    steps = step_pictures(image, features, codes.cpu().numpy(), superpixels, own, segments)
-    Image.fromarray(panel(steps, 4)).save(output / f"{name}_steps.png")
+    superpixels, segments = result
+    segmenter = study.segmenter
+    image_features = study.extract_features(pixels)
+    frame = image_features.frame
+    codes = segmenter.upsample_to_frame(image_features.codes, frame).cpu().numpy()
+    means = segmenter.superpixel_means(image_features.codes, superpixels, frame)
+    superpixel_codes = (means > 0.5).cpu().numpy()
+    features = segmenter.crop_to_frame(image_features.features, frame).cpu().numpy()
+    overview = segment_panel(image, superpixels, codes, segments, ground_truth)
+    Image.fromarray(overview).save(path.with_name(f"{path.name}.png"))
+    steps = step_pictures(image, features, codes, superpixels, superpixel_codes, segments)
+    Image.fromarray(arrange_panel(steps, 4)).save(path.with_name(f"{path.name}_steps.png"))
 
 
-def _split(source: SegmentedSource, named: str) -> str:
-    """The split that codes are learnt from: the named one; of data without splits all of it."""
-    return "all" if named == "train" and source.splits() == ["all"] else named
+def _fit_split(source: SegmentedSource, name: str) -> str:
+    """The split to learn codes from: `name`, or `all` for data without splits."""
+    return "all" if name == "train" and source.splits() == ["all"] else name
 
 
-def _source(config: Any, may_make: bool = True) -> SegmentedSource:
-    """The data set with maps of segments that `config.data` names. Raises UserError, also for several processes: there is nothing to share out.
-    may_make: as in `open_data`."""
+def _source(config: Config, may_make: bool = True) -> SegmentedSource:
+    """Build the data set of segment maps that `config.data` describes.
+
+    may_make: whether missing data may be generated, as in `open_data`. Raises UserError, also for
+    more than one process: the work is not distributed.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this runs in one process: start it with python, not with torchrun")
-    source = configs.build(config.data)
+    source = configs.build_source(config.data)
     if isinstance(source, CocoSource):
         if not may_make:
-            check_made(source)
+            check_exists(source)
         source = CocoSegments(source)
     if may_make:
         source.prepare()
     return cast(SegmentedSource, source)
 
 
-def _new_model(config: Any) -> nn.Module:
-    """The experiment's model. Of one with classes there are none: it finds segments alone. Raises UserError."""
+def _new_model(config: Config) -> nn.Module:
+    """Build the experiment's model, which must segment only: it is not trained.
+
+    Raises UserError for a model without a segmenter, or with a classifier.
+    """
     if "segmenter" not in config.model:
         raise UserError(
-            "the experiment's model has no segmenter; model=hash_net has one, and checkpoint=... names a trained model"
+            "the experiment's model has no segmenter; model=hash_net has one, and checkpoint=... "
+            "names a trained model"
         )
     if "classifier" in config.model:
         raise UserError(
@@ -205,42 +234,55 @@ def _new_model(config: Any) -> nn.Module:
 
 
 def _segmenter(model: nn.Module) -> HashSegmenter:
+    """The model's segmenter. Raises UserError if it is not a `HashSegmenter`."""
     segmenter = getattr(model, "segmenter", None)
     if not isinstance(segmenter, HashSegmenter):
         raise UserError(
-            "the checkpoint's model has no hash layer: tools/fit_hash.py checkpoint=... makes one with it"
+            "the checkpoint's model has no hash layer: tools/fit_hash.py checkpoint=... adds one"
         )
     return segmenter
 
 
-def _fitter(model: nn.Module, config: Any) -> ITQ:
-    return ITQ(_segmenter(model).layer, config.fit.kept, config.fit.iterations, config.seed)
+def _fitter(model: nn.Module, config: Config) -> ITQ:
+    """An ITQ for the layer of the model's segmenter."""
+    settings = config.fit
+    return ITQ(_segmenter(model).layer, settings.max_samples, settings.iterations, config.seed)
 
 
 @torch.no_grad()
-def _fit(fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, config: Any) -> Fit:
-    """Learns the segmenter's layer from the features of a split's images, in place."""
+def _fit(
+    fitter: ITQ, model: nn.Module, source: SegmentedSource, split: str, config: Config
+) -> ITQResult:
+    """Fit the segmenter's layer in place to the features of a split's images."""
     prepare = single_image(config)
-    fast = cast(PixelModel, for_inference(model))
+    inference_model = cast(PixelModel, for_inference(model))
+    segmenter = _segmenter(inference_model)
     device = next(model.parameters()).device
     names = source.names(split)[: config.fit.max_images]
     for index in tqdm(range(len(names)), desc="reading features", disable=None):
-        seen = look(fast, _segmenter(fast), prepare(source.image(split, index)).to(device))
-        fitter.update(_segmenter(fast).cells_inside(seen.features, seen.frame).flatten(1).T)
-    with warnings.catch_warnings(record=True) as told:
+        batch = prepare(source.image(split, index)).to(device)
+        image_features = extract_features(inference_model, segmenter, batch)
+        cells = segmenter.crop_to_frame(image_features.features, image_features.frame)
+        fitter.update(cells.flatten(1).T)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitter.fit()
-    for warning in told:
+    for warning in caught:
         print(f"warning: {warning.message}", flush=True)
     assert fitter.result is not None
     return fitter.result
 
 
-def _save(path: Path, model: nn.Module, config: Any, categories: Categories, result: Fit) -> None:
-    text = configs.to_yaml(
-        configs.only(config, configs.compose("train", []))
-    )  # what a training saves, without the tool's keys
-    about = {"config": text, "categories": categories.to_dict()}
-    save_checkpoint(
-        path, {**about, "model": model.state_dict(), "step": 0, "metrics": result.numbers()}
-    )
+def _save(
+    path: Path, model: nn.Module, config: Config, categories: Categories, result: ITQResult
+) -> None:
+    """Save a checkpoint like that of a training: its config has none of the tool's own keys."""
+    training_config = configs.select_keys(config, configs.compose("train", []))
+    checkpoint = {
+        "config": configs.to_yaml(training_config),
+        "categories": categories.to_dict(),
+        "model": model.state_dict(),
+        "step": 0,
+        "metrics": result.metrics(),
+    }
+    save_checkpoint(path, checkpoint)

@@ -1,4 +1,8 @@
-"""What fine-tunes a hash layer: codes of one instance or stuff region together, different ones apart."""
+"""Contrastive loss that fine-tunes a hash layer.
+
+It pulls the codes of superpixels of the same instance or stuff region together, and pushes those of
+different regions apart.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +18,48 @@ from maskseg.ops.losses import mean_count
 from maskseg.variants.hash.codes import expected_hamming
 
 
-def shares(regions: NDArray[np.int64], superpixels: NDArray[Any], count: int) -> Tensor:
-    """Which share of each superpixel lies in each region, f32 [count, T], T the number of regions there are. Both maps [H, W]; -1 is nowhere."""
-    there, number = np.unique(regions, return_inverse=True)
-    table = np.bincount(
-        superpixels.ravel() * len(there) + number.ravel(), minlength=count * len(there)
-    ).reshape(count, -1)
-    areas = table.sum(axis=1, keepdims=True).clip(1)
-    return torch.from_numpy((table[:, there >= 0] / areas).astype(np.float32))
+def region_shares(regions: NDArray[np.int64], superpixels: NDArray[Any], count: int) -> Tensor:
+    """Share of each superpixel's area in each region, f32 [count, T] for T regions.
+
+    regions, superpixels: label maps [H, W]; region -1 is unlabeled.
+    """
+    region_ids, region_index = np.unique(regions, return_inverse=True)
+    pair_index = superpixels.ravel() * len(region_ids) + region_index.ravel()
+    pixels = np.bincount(pair_index, minlength=count * len(region_ids)).reshape(count, -1)
+    areas = pixels.sum(axis=1, keepdims=True).clip(1)
+    return torch.from_numpy((pixels[:, region_ids >= 0] / areas).astype(np.float32))
 
 
-def agreement(share: Tensor, pairs: Tensor) -> Tensor:
-    """For each pair [E, 2] of superpixels, the chance that a pixel of one and a pixel of the other lie in the same region, and in different ones,
-    f32 [E, 2]. What lies in no region counts for neither."""
-    first, second = share[pairs[:, 0]], share[pairs[:, 1]]
+def pair_agreement(share: Tensor, pairs: Tensor) -> Tensor:
+    """Probability that two superpixels lie in the same region, and in different ones, f32 [E, 2].
+
+    The probability is over one random pixel of each superpixel of a pair; unlabeled pixels count
+    for neither. share: `region_shares`, f32 [S, T]; pairs: i64 [E, 2].
+    """
+    first = share[pairs[:, 0]]
+    second = share[pairs[:, 1]]
     same = (first * second).sum(dim=1)
-    return torch.stack([same, first.sum(dim=1) * second.sum(dim=1) - same], dim=1).clamp(min=0)
+    different = first.sum(dim=1) * second.sum(dim=1) - same
+    return torch.stack([same, different], dim=1).clamp(min=0)
 
 
-def contrast(codes: Tensor, pairs: Tensor, weights: Tensor, margin: float) -> dict[str, Tensor]:
-    """codes: f32 [S, b] in [0, 1]; pairs: i64 [E, 2]; weights: f32 [E, 2] (`agreement`) -> two terms, means over the pairs as they weigh (Hadsell et
-    al., "Dimensionality Reduction by Learning an Invariant Mapping", eq. 4, linear, with the expected Hamming distance):
+def contrastive_loss(
+    codes: Tensor, pairs: Tensor, weights: Tensor, margin: float
+) -> dict[str, Tensor]:
+    """Two loss terms, weighted means over the pairs.
 
-    `hash_together`: the distance of those in one region; `hash_apart`: how much that of those in different regions is below `margin` bits.
+    Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping", CVPR 2006, eq. 4,
+    in a linear form with the expected Hamming distance.
+
+    * `hash_together`: distance of pairs in the same region;
+    * `hash_apart`: how far the distance of pairs in different regions is below `margin` bits.
+
+    codes: f32 [S, b] in [0, 1]; pairs: i64 [E, 2]; weights: `pair_agreement`, f32 [E, 2].
     """
     distance = expected_hamming(codes[pairs[:, 0]], codes[pairs[:, 1]])
     same, different = weights.to(codes).T
-    together, apart = (same * distance).sum(), (different * F.relu(margin - distance)).sum()
+    together = (same * distance).sum()
+    apart = (different * F.relu(margin - distance)).sum()
     return {
         "hash_together": together / mean_count(round(float(same.sum())), codes),
         "hash_apart": apart / mean_count(round(float(different.sum())), codes),

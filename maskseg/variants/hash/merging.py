@@ -1,4 +1,4 @@
-"""Superpixels -> segments: those of like binary codes, or of one cluster of features, become one."""
+"""Merging of superpixels into segments, by similar binary codes or by clusters of features."""
 
 from __future__ import annotations
 
@@ -6,39 +6,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.errors import UserError
-from maskseg.superpixels.methods import renumbered
+from maskseg.superpixels.methods import relabel
 from maskseg.superpixels.opencv import opencv, scipy
 
 Ints = NDArray[np.int64]
-BLOCK = 2**20  # distances that are held at a time
-ATTEMPTS = 3  # of k-means, each with seeds of its own; the tightest counts
+BLOCK = 2**20  # pairwise distances held in memory at a time
+ATTEMPTS = 3  # k-means restarts with different seeds; the most compact result is used
 
 
-def merge(codes: NDArray[np.bool_], pairs: Ints | None, radius: int = 0) -> Ints:
-    """Which segment each superpixel belongs to, i64 [S], numbered as their first superpixels are (Ravanbakhsh et al., "CNN-aware Binary Map for
-    General Semantic Segmentation", 2016, for radius 0).
+def merge_codes(codes: NDArray[np.bool_], pairs: Ints | None, radius: int = 0) -> Ints:
+    """Merge superpixels with similar codes (single linkage); segment of each superpixel, i64 [S].
 
-    codes: bool [S, b]. Single linkage: superpixels whose codes differ in at most `radius` bits belong together, and whatever is linked through
-    others. pairs: i64 [E, 2], which may be linked (`superpixels.neighbours`); None: all.
+    Superpixels are linked if their codes differ in at most `radius` bits; segments are the
+    connected components, numbered in the order of their first superpixels. radius 0 is the method
+    of Ravanbakhsh et al., "CNN-aware Binary Map for General Semantic Segmentation", ICIP 2016.
+
+    codes: bool [S, b]; pairs: superpixels that may be linked, i64 [E, 2]
+    (`superpixels.methods.neighbours`), None for all pairs.
     """
     if radius < 0:
-        raise ValueError(f"codes differ in 0 bits or more, a radius of {radius} merges nothing")
+        raise ValueError(
+            f"radius must not be negative, got {radius}: codes differ in 0 bits or more"
+        )
     if pairs is not None:
-        near = (codes[pairs[:, 0]] != codes[pairs[:, 1]]).sum(axis=1) <= radius
-        return _linked(pairs[near], len(codes))
-    packed, first, kind = np.unique(
+        similar = (codes[pairs[:, 0]] != codes[pairs[:, 1]]).sum(axis=1) <= radius
+        return _connected_components(pairs[similar], len(codes))
+    packed, first, code_index = np.unique(
         np.packbits(codes, axis=1), axis=0, return_index=True, return_inverse=True
     )
-    of_kind = _linked_by_distance(codes[first], radius) if radius else np.arange(len(packed))
-    return renumbered(of_kind[kind.ravel()]).astype(np.int64)
+    component = np.arange(len(packed))
+    if radius:
+        component = _components_by_distance(codes[first], radius)
+    return relabel(component[code_index.ravel()]).astype(np.int64)
 
 
-def cluster(features: NDArray[np.float32], count: int, seed: int = 0, iterations: int = 50) -> Ints:
-    """k-means with k-means++ seeds (OpenCV's): which of at most `count` clusters each superpixel is in, i64 [S], numbered as their first ones are.
+def cluster_features(
+    features: NDArray[np.float32], count: int, seed: int = 0, iterations: int = 50
+) -> Ints:
+    """Cluster superpixels by k-means with k-means++ initialization (OpenCV's).
 
-    features: f32 [S, C]. Superpixels with equal features share a cluster, so that there are no more clusters than distinct features. iterations:
-    at most; seed: of the draws (that of OpenCV's own generator, for this thread). Raises UserError for a count below 1 and for features that are
-    not finite.
+    features: f32 [S, C]; count: the maximum number of clusters; iterations: the maximum; seed: of
+    OpenCV's random number generator, which is set for this thread. Returns the cluster of each
+    superpixel, i64 [S], numbered in the order of their first superpixels. Superpixels with equal
+    features share a cluster, so there are at most as many clusters as distinct features.
+
+    Raises UserError if count or iterations is below 1, or if features are not finite.
     """
     if count < 1 or iterations < 1:
         raise UserError(
@@ -49,44 +61,50 @@ def cluster(features: NDArray[np.float32], count: int, seed: int = 0, iterations
     distinct, first, kind = np.unique(features, axis=0, return_index=True, return_inverse=True)
     kind = kind.ravel()
     if count >= len(distinct):
-        return renumbered(kind).astype(np.int64)
+        return relabel(kind).astype(np.int64)
     cv2 = opencv()
     cv2.setRNGSeed(seed)
-    until = (
-        cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS,
-        iterations,
-        0.0,
-    )  # 0: until no centre moves
-    labels = cv2.kmeans(features, count, None, until, ATTEMPTS, cv2.KMEANS_PP_CENTERS)[1].ravel()
-    # A cluster that has run empty is given any superpixel, also one of several that are equal.
-    return renumbered(labels[first][kind]).astype(np.int64)
+    # An epsilon of 0 iterates until no center moves.
+    criteria = (cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS, iterations, 0.0)
+    _, labels, _ = cv2.kmeans(features, count, None, criteria, ATTEMPTS, cv2.KMEANS_PP_CENTERS)
+    # OpenCV refills an empty cluster with any superpixel, even with one of several equal ones;
+    # taking the label of the first of equal superpixels undoes that.
+    return relabel(labels.ravel()[first][kind]).astype(np.int64)
 
 
 def merge_labels(labels: NDArray[np.integer], pairs: Ints | None) -> Ints:
-    """Superpixels with equal labels [S] -> segments i64 [S] as `merge` gives: those linked through `pairs` i64 [E, 2]; None: all of a label."""
+    """Merge superpixels with equal labels [S]; segment of each superpixel, i64 [S].
+
+    pairs: superpixels that may be linked, i64 [E, 2]; None merges all superpixels of a label.
+    """
     if pairs is None:
-        return renumbered(labels).astype(np.int64)
-    return _linked(pairs[labels[pairs[:, 0]] == labels[pairs[:, 1]]], len(labels))
+        return relabel(labels).astype(np.int64)
+    equal = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    return _connected_components(pairs[equal], len(labels))
 
 
-def _linked(pairs: Ints, count: int) -> Ints:
-    """Connected components of a graph of `count` nodes, i64 [count], numbered as their first nodes are; pairs: i64 [E, 2]."""
+def _connected_components(pairs: Ints, count: int) -> Ints:
+    """Component of each of `count` nodes of a graph with edges `pairs`, i64 [E, 2] -> i64 [count].
+
+    Components are numbered in the order of their first nodes.
+    """
     edges = (np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1]))
     graph = scipy("sparse").coo_array(edges, shape=(count, count))
-    return renumbered(
-        scipy("sparse.csgraph").connected_components(graph, directed=False)[1]
-    ).astype(np.int64)
+    _, component = scipy("sparse.csgraph").connected_components(graph, directed=False)
+    return relabel(component).astype(np.int64)
 
 
-def _linked_by_distance(codes: NDArray[np.bool_], radius: int) -> Ints:
-    """As `_linked`, of the codes bool [n, b] that differ in at most `radius` bits."""
-    number, bits = np.arange(len(codes)), codes.shape[1]
+def _components_by_distance(codes: NDArray[np.bool_], radius: int) -> Ints:
+    """Component of each code, bool [n, b] -> i64 [n]; edges connect codes within `radius` bits."""
+    component = np.arange(len(codes))
+    bits = codes.shape[1]
     signs = np.where(codes, 1, -1).astype(np.float32)
     rows = max(1, BLOCK // max(1, len(codes)))
     for start in range(0, len(codes), rows):
-        # The product of two codes of 1 and -1 is the bits that agree minus those that differ. Earlier rows have seen these.
-        a, b = np.nonzero(signs[start : start + rows] @ signs[start:].T >= bits - 2 * radius)
-        number = _linked(np.stack([number[start + a], number[start + b]], axis=1), len(codes))[
-            number
-        ]
-    return number
+        # The product of two +-1 codes is the number of equal bits minus that of different bits.
+        # Earlier blocks have already compared the columns before `start`.
+        similarity = signs[start : start + rows] @ signs[start:].T
+        a, b = np.nonzero(similarity >= bits - 2 * radius)
+        edges = np.stack([component[start + a], component[start + b]], axis=1)
+        component = _connected_components(edges, len(codes))[component]
+    return component

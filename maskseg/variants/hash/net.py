@@ -1,24 +1,21 @@
-"""A network that cuts images into segments and finds no objects: a backbone and a segmenter."""
+"""A network that segments images and detects no objects: a backbone and a segmenter."""
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from torch import nn
 
-from maskseg.models.interfaces import Segmenter
+from maskseg.models.interfaces import Backbone, Segmenter
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Batch, Outputs, no_detections
 
 
 class SegmentationNet(PixelModel):
-    """Backbone -> segmenter, each as in `GeneralizedRCNN`, whose detections are none here."""
+    """Backbone -> segmenter, both as in `GeneralizedRCNN`; the outputs contain no detections."""
 
     def __init__(
         self,
-        backbone: nn.Module,
-        segmenter: nn.Module,
+        backbone: Backbone,
+        segmenter: Segmenter,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
     ) -> None:
@@ -27,8 +24,6 @@ class SegmentationNet(PixelModel):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Outputs:
-        """Segments in the frame of the padded batch."""
-        return Outputs(
-            no_detections(batch),
-            cast(Segmenter, self.segmenter).predict(self.features(batch), batch),
-        )
+        """Segments, in the frame of the padded batch."""
+        segments = self.segmenter.predict(self.features(batch), batch)
+        return Outputs(no_detections(batch), segments)

@@ -1,4 +1,7 @@
-"""Superpixels merged where their binary codes are equal (Ravanbakhsh et al., "CNN-aware Binary Map for General Semantic Segmentation", 2016)."""
+"""Segmentation by merging superpixels with equal binary codes.
+
+Ravanbakhsh et al., "CNN-aware Binary Map for General Semantic Segmentation", ICIP 2016.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,22 @@ from maskseg.superpixels.methods import Superpixels, neighbours
 from maskseg.superpixels.opencv import opencv, scipy
 from maskseg.variants.hash.codes import straight_through
 from maskseg.variants.hash.layer import HashLayer
-from maskseg.variants.hash.loss import agreement, contrast, shares
-from maskseg.variants.hash.merging import merge
+from maskseg.variants.hash.loss import contrastive_loss, pair_agreement, region_shares
+from maskseg.variants.hash.merging import Ints, merge_codes
 
 Labels = NDArray[np.int32]
-BLOCK = 128  # channels that are averaged at a time
-ROUNDING = 1e-3  # of a cell: scales are ratios of whole numbers
-SCOPES, RELAXATIONS = ("neighbours", "anywhere"), ("sigmoid", "straight_through")
+BLOCK = 128  # channels averaged at a time
+ROUNDING = 1e-3  # of a cell: image scales are ratios of whole numbers
+SCOPES = ("neighbours", "anywhere")
+RELAXATIONS = ("sigmoid", "straight_through")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of (height, width) pixels whose pixel is `scale` (down, across) pixels of the one that the network saw."""
+    """An image frame of height x width pixels, relative to the network's input.
+
+    scale: (down, across) size of a pixel of this frame in pixels of the network's input.
+    """
 
     height: int
     width: int
@@ -38,19 +45,29 @@ class Frame:
 
 
 class HashSegmenter(nn.Module):
-    """Hash layer on one feature level -> binary map -> the code of each superpixel -> segments: a `Segmenter`.
+    """Segmenter: hash layer on a feature level -> code of each superpixel -> merged segments.
 
-    level: its name; at: what the backbone says of it. superpixels: image -> label map, used where the batch brings none. A superpixel's code is
-    its mean soft code, cut at 0.5. Superpixels whose codes differ in at most `radius` bits are merged (single linkage): those that touch
-    (scope `neighbours`) or any of the image (`anywhere`). loss_weight: of the fine-tuning loss (`hash_loss`), 0 for none, and then the layer
-    stays as it was fitted; margin: bits by which codes of different regions are to differ; relaxation: whether the loss sees soft codes
-    (`sigmoid`) or bits with the gradient of soft codes (`straight_through`).
+    A superpixel's code is its mean soft code, thresholded at 0.5. Superpixels whose codes differ in
+    at most `radius` bits are merged (single linkage).
+
+    Args:
+        level: name of the backbone's feature level.
+        feature_spec: stride, center and channels of that level.
+        superpixels: image -> label map; used for batches without superpixels.
+        bits, normalise: see `HashLayer`.
+        radius: the maximum Hamming distance of superpixels that are merged.
+        scope: `neighbours` merges superpixels that touch, `anywhere` any two of the image.
+        loss_weight: weight of the fine-tuning loss (`variants.hash.loss`); with 0 the layer is
+            frozen as it was fitted.
+        margin: number of bits by which the loss wants codes of different regions to differ.
+        relaxation: whether the loss sees soft codes (`sigmoid`) or bits with the gradient of soft
+            codes (`straight_through`).
     """
 
     def __init__(
         self,
         level: str,
-        at: FeatureSpec,
+        feature_spec: FeatureSpec,
         superpixels: Superpixels,
         bits: int = 8,
         normalise: bool = True,
@@ -61,43 +78,55 @@ class HashSegmenter(nn.Module):
         relaxation: str = "sigmoid",
     ) -> None:
         super().__init__()
-        opencv(), scipy("sparse")  # told now, not at the first image
+        # Report missing libraries now, not at the first image.
+        opencv()
+        scipy("sparse")
         if scope not in SCOPES or relaxation not in RELAXATIONS:
             raise UserError(
-                f"segmenter: scope must be {' or '.join(SCOPES)} and relaxation {' or '.join(RELAXATIONS)}, not {scope!r}, {relaxation!r}"
+                f"segmenter: scope must be {' or '.join(SCOPES)} and relaxation "
+                f"{' or '.join(RELAXATIONS)}, not {scope!r}, {relaxation!r}"
             )
         if radius < 0 or loss_weight < 0:
             raise UserError(
-                f"segmenter: radius and loss_weight must not be negative, got {radius} and {loss_weight}"
+                "segmenter: radius and loss_weight must not be negative, "
+                f"got {radius} and {loss_weight}"
             )
-        self.level, self.at, self.superpixels = level, at, superpixels
-        self.radius, self.scope, self.loss_weight, self.margin, self.relaxation = (
-            radius,
-            scope,
-            loss_weight,
-            margin,
-            relaxation,
-        )
-        self.layer = HashLayer(at.channels, bits, normalise)
+        self.level = level
+        self.feature_spec = feature_spec
+        self.superpixels = superpixels
+        self.radius = radius
+        self.scope = scope
+        self.loss_weight = loss_weight
+        self.margin = margin
+        self.relaxation = relaxation
+        self.layer = HashLayer(feature_spec.channels, bits, normalise)
         self.layer.requires_grad_(loss_weight > 0)
 
     def predict(self, features: Features, batch: Batch) -> Regions:
-        """-> class-agnostic segments that cover each image without overlap, the largest first; scores: their share of the image."""
+        """Class-agnostic segments that partition each image, the largest first.
+
+        The score of a segment is its share of the image's area.
+        """
         soft = self.layer(features[self.level])
-        found = [
-            self._segments(soft[i], labels, i) for i, labels in enumerate(self.label_maps(batch))
-        ]
-        regions = [region for region, _ in found]
+        regions = []
+        masks = []
+        for i, labels in enumerate(self.superpixel_maps(batch)):
+            image_regions, image_masks = self._segment_image(soft[i], labels, i)
+            regions.append(image_regions)
+            masks.append(image_masks)
         return Regions(
             torch.cat([r.boxes for r in regions]).to(soft.device),
             torch.cat([r.image_index for r in regions]).to(soft.device),
             torch.cat([r.scores for r in regions]).to(soft.device),
-            masks=SegmentMasks.cat([masks for _, masks in found]),
+            masks=SegmentMasks.cat(masks),
         )
 
-    def _segments(self, soft: Tensor, labels: Labels, index: int) -> tuple[Regions, SegmentMasks]:
-        codes = self.means(soft, labels, Frame(*labels.shape))
-        segment = self.merged(codes, labels)
+    def _segment_image(
+        self, soft: Tensor, labels: Labels, index: int
+    ) -> tuple[Regions, SegmentMasks]:
+        """Segments of image `index`. soft: soft codes [b, h, w]; labels: superpixels [H, W]."""
+        codes = self.superpixel_means(soft, labels, Frame(*labels.shape))
+        segment = self.merge(codes, labels)
         members = torch.from_numpy(np.arange(segment.max() + 1)[:, None] == segment)
         masks = SegmentMasks.of_image(labels, members)
         share = masks.area() / labels.size
@@ -105,78 +134,96 @@ class HashSegmenter(nn.Module):
         masks = masks[order]
         return Regions(masks.boxes(), torch.full((len(order),), index), share[order]), masks
 
-    def means(self, maps: Tensor, labels: Labels, frame: Frame) -> Tensor:
-        """Maps of the level [C, h, w] of one image, its superpixels [H, W] in `frame` -> the mean over each, f32 [S, C]."""
-        numbers, count = (
-            torch.from_numpy(labels.astype(np.int64)).to(maps.device),
-            int(labels.max()) + 1,
-        )
-        parts = torch.split(self.cells_inside(maps, frame), BLOCK)
-        return torch.cat(
-            [segment_means(part, numbers, count, *self._grid(frame)) for part in parts], dim=1
-        )
+    def superpixel_means(self, maps: Tensor, labels: Labels, frame: Frame) -> Tensor:
+        """Mean of maps over each superpixel of an image, f32 [S, C].
 
-    def of_pixels(self, maps: Tensor, frame: Frame) -> Tensor:
-        """Maps of the level [C, h, w] of one image -> at the pixels of the frame, bilinear between the cells inside it, f32 [C, H, W]."""
-        return upsample(
-            self.cells_inside(maps, frame), frame.height, frame.width, *self._grid(frame)
-        )
+        maps: [C, h, w] on the cells of the level; labels: superpixels [H, W] in `frame`. Maps are
+        interpolated bilinearly between the cells inside the frame.
+        """
+        numbers = torch.from_numpy(labels.astype(np.int64)).to(maps.device)
+        count = int(labels.max()) + 1
+        blocks = torch.split(self.crop_to_frame(maps, frame), BLOCK)
+        means = [segment_means(block, numbers, count, *self._grid(frame)) for block in blocks]
+        return torch.cat(means, dim=1)
+
+    def upsample_to_frame(self, maps: Tensor, frame: Frame) -> Tensor:
+        """Maps of the level [C, h, w] of an image at the pixels of the frame, f32 [C, H, W].
+
+        Bilinear between the cells inside the frame.
+        """
+        cells = self.crop_to_frame(maps, frame)
+        return upsample(cells, frame.height, frame.width, *self._grid(frame))
 
     def _grid(self, frame: Frame) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Stride and first centre of the cells, (down, across), in the frame's pixels."""
+        """Stride and first center of the cells, each (down, across), in pixels of the frame."""
         down, across = frame.scale
-        return (self.at.stride / down, self.at.stride / across), (
-            self.at.centre / down,
-            self.at.centre / across,
-        )
+        stride = (self.feature_spec.stride / down, self.feature_spec.stride / across)
+        centre = (self.feature_spec.centre / down, self.feature_spec.centre / across)
+        return stride, centre
 
-    def cells_inside(self, maps: Tensor, frame: Frame) -> Tensor:
-        """Of maps of the level [C, h, w] the cells whose centre lies in the frame, without those of the padding."""
-        sides = (frame.height * frame.scale[0], frame.width * frame.scale[1])
-        down, across = (
-            max(1, math.ceil((side - self.at.centre) / self.at.stride - ROUNDING)) for side in sides
-        )
-        return maps[:, :down, :across]
+    def crop_to_frame(self, maps: Tensor, frame: Frame) -> Tensor:
+        """Crop maps of the level [C, h, w] to the cells whose centers lie in the frame.
 
-    def merged(self, codes: Tensor, labels: Labels) -> NDArray[np.int64]:
-        """Soft codes f32 [S, b] of the superpixels -> which segment each belongs to, i64 [S]."""
+        The cells of the batch's padding are dropped; at least one cell remains.
+        """
+        rows = self._cells_along(frame.height * frame.scale[0])
+        columns = self._cells_along(frame.width * frame.scale[1])
+        return maps[:, :rows, :columns]
+
+    def _cells_along(self, side: float) -> int:
+        """Number of cells whose centers lie within `side` pixels of the network's input."""
+        cells = (side - self.feature_spec.centre) / self.feature_spec.stride
+        return max(1, math.ceil(cells - ROUNDING))
+
+    def merge(self, codes: Tensor, labels: Labels) -> Ints:
+        """Merge superpixels by their soft codes, f32 [S, b]; segment of each, i64 [S]."""
         pairs = neighbours(labels) if self.scope == "neighbours" else None
-        return merge((codes > 0.5).cpu().numpy(), pairs, self.radius)
+        return merge_codes((codes > 0.5).cpu().numpy(), pairs, self.radius)
 
     def losses(self, features: Features, batch: Batch) -> Losses:
-        """`hash_together` and `hash_apart` over the pairs that could be merged; nothing where loss_weight is 0."""
+        """`hash_together` and `hash_apart` over the pairs in scope; {} if loss_weight is 0."""
         if not self.loss_weight:
             return {}
         soft = self.layer(features[self.level])
-        codes, pairs, weights, start = [], [], [], 0
-        for i, labels in enumerate(self.label_maps(batch)):
-            own = self.means(soft[i], labels, Frame(*labels.shape))
-            near = (
-                neighbours(labels)
-                if self.scope == "neighbours"
-                else np.stack(np.triu_indices(len(own), 1), axis=1)
-            )
-            near_here = torch.from_numpy(near)
-            weights.append(agreement(shares(region_map(batch, i), labels, len(own)), near_here))
-            pairs.append(near_here + start)
-            codes.append(own)
-            start += len(own)
-        seen = torch.cat(codes)
-        seen = straight_through(seen) if self.relaxation == "straight_through" else seen
-        terms = contrast(
-            seen, torch.cat(pairs).to(seen.device), torch.cat(weights).to(seen.device), self.margin
+        codes = []
+        pairs = []
+        weights = []
+        start = 0
+        for i, labels in enumerate(self.superpixel_maps(batch)):
+            image_codes = self.superpixel_means(soft[i], labels, Frame(*labels.shape))
+            count = len(image_codes)
+            image_pairs = torch.from_numpy(self._pairs_in_scope(labels, count))
+            share = region_shares(region_map(batch, i), labels, count)
+            weights.append(pair_agreement(share, image_pairs))
+            pairs.append(image_pairs + start)
+            codes.append(image_codes)
+            start += count
+        all_codes = torch.cat(codes)
+        if self.relaxation == "straight_through":
+            all_codes = straight_through(all_codes)
+        terms = contrastive_loss(
+            all_codes,
+            torch.cat(pairs).to(all_codes.device),
+            torch.cat(weights).to(all_codes.device),
+            self.margin,
         )
         return {name: self.loss_weight * value for name, value in terms.items()}
 
-    def label_maps(self, batch: Batch) -> list[Labels]:
-        """The superpixels of each image, without its padding: the batch's, or made here."""
+    def _pairs_in_scope(self, labels: Labels, count: int) -> Ints:
+        """Pairs of the `count` superpixels that may be merged, i64 [E, 2]."""
+        if self.scope == "neighbours":
+            return neighbours(labels)
+        return np.stack(np.triu_indices(count, 1), axis=1)
+
+    def superpixel_maps(self, batch: Batch) -> list[Labels]:
+        """Superpixels of each image without its padding: the batch's, or computed here."""
         sizes = batch.sizes.tolist()
+        maps = []
         if batch.superpixels is not None:
-            return [
-                m[:h, :w].cpu().numpy() for m, (h, w) in zip(batch.superpixels, sizes, strict=True)
-            ]
-        pictures = (
-            image[:, :h, :w].permute(1, 2, 0).cpu().numpy()
-            for image, (h, w) in zip(batch.images, sizes, strict=True)
-        )
-        return [self.superpixels(np.ascontiguousarray(picture)) for picture in pictures]
+            for labels, (height, width) in zip(batch.superpixels, sizes, strict=True):
+                maps.append(labels[:height, :width].cpu().numpy())
+            return maps
+        for image, (height, width) in zip(batch.images, sizes, strict=True):
+            pixels = image[:, :height, :width].permute(1, 2, 0).cpu().numpy()
+            maps.append(self.superpixels(np.ascontiguousarray(pixels)))
+        return maps

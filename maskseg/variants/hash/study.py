@@ -1,8 +1,11 @@
-"""Segments by binary codes beside other ways to cut an image, at equal numbers of segments (Ravanbakhsh et al. 2016, figure 3)."""
+"""Comparison of segmentation methods at equal numbers of segments.
+
+Ravanbakhsh et al., "CNN-aware Binary Map for General Semantic Segmentation", ICIP 2016, figure 3.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,56 +19,71 @@ from maskseg.evaluation.segmentation_iou import SegmentationIoU
 from maskseg.inference.predictor import Prepare
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Batch
-from maskseg.superpixels.methods import SLIC, GraphSegments, Labels, neighbours
-from maskseg.variants.hash.merging import cluster, merge_labels
+from maskseg.superpixels.methods import SLIC, Felzenszwalb, Labels, neighbours
+from maskseg.variants.hash.merging import cluster_features, merge_labels
 from maskseg.variants.hash.segmenter import Frame, HashSegmenter
 
 BASES = ("slic", "egs")
 METHODS = ("hash", "kmeans", "egs", "slic", "superpixels")
-VALUES = ("segments", "images", "best_annotator", "covering")
+IOU_KEYS = ("segments", "images", "best_annotator", "covering")
 _CLUSTERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+Metrics = dict[str, dict[int, dict[str, float]]]  # method -> value of the sweep -> metrics
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image as the network sees it: the level's features [C, h, w] of length one where the layer has them so, its soft codes f32 [b, h, w], and
-    the frame of the image's own pixels."""
+class ImageFeatures:
+    """Features and codes of one image.
+
+    features: of the segmenter's level, [C, h, w], of unit length if the layer normalizes them;
+    codes: soft codes, f32 [b, h, w]; frame: of the image's original pixels.
+    """
 
     features: Tensor
     codes: Tensor
     frame: Frame
 
 
-def look(model: PixelModel, segmenter: HashSegmenter, batch: Batch) -> Seen:
-    """batch: of one image."""
+def extract_features(model: PixelModel, segmenter: HashSegmenter, batch: Batch) -> ImageFeatures:
+    """Compute features and soft codes for a batch of one image."""
     features = model.features(batch)[segmenter.level]
     height, width = batch.original_sizes[0].tolist()
     scale = (batch.sizes[0] / batch.original_sizes[0]).tolist()
     vectors = segmenter.layer.vectors(features).view(*features.shape[2:], -1).permute(2, 0, 1)
-    return Seen(vectors, segmenter.layer(features)[0], Frame(height, width, (scale[0], scale[1])))
+    frame = Frame(height, width, (scale[0], scale[1]))
+    return ImageFeatures(vectors, segmenter.layer(features)[0], frame)
 
 
 def check_study(sweep: Sequence[float], scales: Sequence[float], base: str) -> None:
-    """Raises UserError for arguments of a `SegmentStudy` that it cannot use."""
-    whole = all(type(value) is int or (base == "egs" and type(value) is float) for value in sweep)
-    numbers = (
-        whole
-        and all(type(value) in (int, float) for value in scales)
-        and min([*sweep, *scales], default=0) > 0
-    )
-    if base not in BASES or not sweep or not scales or not numbers or len(set(sweep)) < len(sweep):
+    """Validate the arguments of a `SegmentStudy`. Raises UserError."""
+    valid = base in BASES and len(sweep) > 0 and len(scales) > 0
+    for value in sweep:
+        is_number = type(value) is int or (base == "egs" and type(value) is float)
+        valid = valid and is_number and value > 0
+    for value in scales:
+        valid = valid and type(value) in (int, float) and value > 0
+    if not valid or len(set(sweep)) < len(sweep):
         raise UserError(
-            f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of different, positive numbers (of slic whole ones)"
+            f"segments: base must be {' or '.join(BASES)}, sweep and scales lists of distinct, "
+            "positive numbers (whole numbers for slic)"
         )
 
 
 class SegmentStudy:
     """Segmentation IoU of each method for several numbers of superpixels.
 
-    `hash` merges superpixels by their codes: SLIC's (base `slic`, sweep: how many), or the pieces of graph-based segmentation (`egs`, sweep: k).
-    The others get as many segments as it made of that image, as near as they come: `kmeans` merges the same superpixels by clusters of their
-    mean features, `egs` is graph-based segmentation at one of `scales`, `slic` asks SLIC for that many.
-    `superpixels` are those that were merged. model: in evaluation mode, segmenter: its; prepare: pixels -> a batch of one.
+    * `hash` merges superpixels by their codes. The superpixels come from SLIC (base `slic`; the
+      sweep is their number) or from graph-based segmentation (base `egs`; the sweep is its scale).
+
+    The other methods produce about as many segments as `hash` does for the same image:
+
+    * `kmeans` merges the same superpixels by k-means clusters of their mean features;
+    * `egs` is graph-based segmentation at one of `scales`;
+    * `slic` runs SLIC with that number of superpixels.
+
+    `superpixels` are the superpixels before merging.
+
+    model: in evaluation mode; segmenter: the model's; prepare: pixels -> batch of one image.
     """
 
     def __init__(
@@ -78,95 +96,110 @@ class SegmentStudy:
         base: str = "slic",
     ) -> None:
         check_study(sweep, scales, base)
-        self.model, self.segmenter, self.prepare = model, segmenter, prepare
-        self.sweep, self.scales, self.base = list(sweep), list(scales), base
-        self.scores = {
-            (method, value): SegmentationIoU() for method in METHODS for value in self.sweep
-        }
+        self.model = model
+        self.segmenter = segmenter
+        self.prepare = prepare
+        self.sweep = list(sweep)
+        self.scales = list(scales)
+        self.base = base
+        self.scores: dict[tuple[str, int], SegmentationIoU] = {}
+        for method in METHODS:
+            for value in self.sweep:
+                self.scores[method, value] = SegmentationIoU()
 
     @torch.no_grad()
     def add(
-        self, pixels: Tensor, truths: Sequence[NDArray[Any]]
+        self, pixels: Tensor, ground_truths: Sequence[NDArray[Any]]
     ) -> dict[int, tuple[Labels, Labels]]:
-        """pixels: uint8 RGB [3, H, W]; truths: of each annotator, [H, W] -> for each value of the sweep the superpixels and what was made of them."""
-        seen = self.seen(pixels)
+        """Segment an image with every method and update the scores.
+
+        pixels: uint8 RGB [3, H, W]; ground_truths: label map [H, W] of each annotator. Returns, for
+        each value of the sweep, the superpixels and the segments of `hash`.
+        """
+        features = self.extract_features(pixels)
         image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-        graphs = [GraphSegments(k=scale)(image) for scale in self.scales]
-        made = {}
+        graph_segments = [Felzenszwalb(scale=scale)(image) for scale in self.scales]
+        results = {}
         for value in self.sweep:
-            superpixels = (
-                SLIC(value)(image) if self.base == "slic" else GraphSegments(k=value)(image)
-            )
-            segments = self.hashed(seen, superpixels)
-            wanted = int(segments.max()) + 1
-            found = {
+            if self.base == "slic":
+                superpixels = SLIC(value)(image)
+            else:
+                superpixels = Felzenszwalb(scale=value)(image)
+            segments = self.merge_by_codes(features, superpixels)
+            count = int(segments.max()) + 1
+            label_maps = {
                 "hash": segments,
-                "kmeans": self.clustered(seen, superpixels, wanted),
-                "egs": _nearest(graphs, wanted),
-                "slic": SLIC(wanted)(image),
+                "kmeans": self.merge_by_clusters(features, superpixels, count),
+                "egs": _closest_in_count(graph_segments, count),
+                "slic": SLIC(count)(image),
                 "superpixels": superpixels,
             }
-            for method, labels in found.items():
-                self.scores[method, value].add(labels, truths)
-            made[value] = (superpixels, segments)
-        return made
+            for method, labels in label_maps.items():
+                self.scores[method, value].add(labels, ground_truths)
+            results[value] = (superpixels, segments)
+        return results
 
-    def seen(self, pixels: Tensor) -> Seen:
-        """pixels: uint8 RGB [3, H, W]."""
+    def extract_features(self, pixels: Tensor) -> ImageFeatures:
+        """Features and codes of an image, uint8 RGB [3, H, W]."""
         device = next(self.model.parameters()).device
-        return look(self.model, self.segmenter, self.prepare(pixels).to(device))
+        return extract_features(self.model, self.segmenter, self.prepare(pixels).to(device))
 
-    def hashed(self, seen: Seen, superpixels: Labels) -> Labels:
-        """Superpixels -> segments, both i32 [H, W]."""
-        codes = self.segmenter.means(seen.codes, superpixels, seen.frame)
-        return self.segmenter.merged(codes, superpixels)[superpixels].astype(np.int32)
+    def merge_by_codes(self, features: ImageFeatures, superpixels: Labels) -> Labels:
+        """Merge superpixels [H, W] by their binary codes. Returns segments, i32 [H, W]."""
+        codes = self.segmenter.superpixel_means(features.codes, superpixels, features.frame)
+        return self.segmenter.merge(codes, superpixels)[superpixels].astype(np.int32)
 
-    def clustered(self, seen: Seen, superpixels: Labels, wanted: int) -> Labels:
-        """Superpixels merged by k-means on their mean features, k such that the number of segments is next to `wanted`."""
-        features = self.segmenter.means(seen.features, superpixels, seen.frame).cpu().numpy()
+    def merge_by_clusters(self, features: ImageFeatures, superpixels: Labels, count: int) -> Labels:
+        """Merge superpixels [H, W] by k-means clusters of their mean features, i32 [H, W].
+
+        k is the candidate whose number of segments is closest to `count`.
+        """
+        means = self.segmenter.superpixel_means(features.features, superpixels, features.frame)
+        vectors = means.cpu().numpy()
         pairs = neighbours(superpixels) if self.segmenter.scope == "neighbours" else None
-        merges: Iterable[NDArray[np.int64]] = (
-            merge_labels(cluster(features, k), pairs)
-            for k in (*_CLUSTERS, len(features))
-            if k <= len(features)
-        )
-        return _nearest([merged[superpixels].astype(np.int32) for merged in merges], wanted)
+        candidates = []
+        for k in (*_CLUSTERS, len(vectors)):
+            if k <= len(vectors):
+                merged = merge_labels(cluster_features(vectors, k), pairs)
+                candidates.append(merged[superpixels].astype(np.int32))
+        return _closest_in_count(candidates, count)
 
-    def numbers(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Method -> value of the sweep -> what `SegmentationIoU.compute` gives."""
+    def metrics(self) -> Metrics:
+        """Result of `SegmentationIoU.compute` for each method and value of the sweep."""
         return {
             method: {value: self.scores[method, value].compute() for value in self.sweep}
             for method in METHODS
         }
 
 
-def _nearest(found: Sequence[Labels], wanted: int) -> Labels:
-    """The label map whose number of segments is next to `wanted`, as a ratio."""
-    return min(found, key=lambda labels: abs(float(np.log((int(labels.max()) + 1) / wanted))))
+def _closest_in_count(label_maps: Sequence[Labels], count: int) -> Labels:
+    """The label map whose number of segments is closest to `count`, as a ratio."""
+    return min(label_maps, key=lambda labels: abs(float(np.log((int(labels.max()) + 1) / count))))
 
 
-def flat(numbers: dict[str, dict[int, dict[str, float]]]) -> dict[str, float]:
-    """For metrics.json: `segmentation_iou/<method>/<value of the sweep>` (the mean over all segments), and the other values behind it."""
-    found = {}
-    for method, rows in numbers.items():
+def flatten_metrics(metrics: Metrics) -> dict[str, float]:
+    """Flat metrics for metrics.json.
+
+    `segmentation_iou/<method>/<value of the sweep>` is the mean IoU over all segments; the other
+    metrics have keys below it.
+    """
+    flat = {}
+    for method, rows in metrics.items():
         for value, values in rows.items():
             key = f"segmentation_iou/{method}/{value}"
-            found[key] = values["segments"]
-            found |= {
-                f"{key}/{name}": values[name]
-                for name in (*VALUES[1:], "num_segments", "images_counted")
-            }
-    return found
+            flat[key] = values["segments"]
+            for name in (*IOU_KEYS[1:], "num_segments", "images_counted"):
+                flat[f"{key}/{name}"] = values[name]
+    return flat
 
 
-def table(numbers: dict[str, dict[int, dict[str, float]]], base: str) -> str:
-    """Method by number of superpixels (of base `egs`: by k), as text."""
-    names = " ".join(f"{name:>14}" for name in VALUES)
-    lines = [
-        f"{'method':12} {'superpixels' if base == 'slic' else 'k':>11} {'segments':>9}  IoU: {names}"
-    ]
-    for method, rows in numbers.items():
+def format_table(metrics: Metrics, base: str) -> str:
+    """Format a table of the methods by number of superpixels (base `egs`: by scale)."""
+    names = " ".join(f"{name:>14}" for name in IOU_KEYS)
+    column = "superpixels" if base == "slic" else "scale"
+    lines = [f"{'method':12} {column:>11} {'segments':>9}  IoU: {names}"]
+    for method, rows in metrics.items():
         for value, values in rows.items():
-            cells = " ".join(f"{values[name]:14.4f}" for name in VALUES)
+            cells = " ".join(f"{values[name]:14.4f}" for name in IOU_KEYS)
             lines.append(f"{method:12} {value:11} {values['num_segments']:9.1f}       {cells}")
     return "\n".join(lines)

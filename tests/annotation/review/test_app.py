@@ -1,4 +1,4 @@
-"""The review page's routes: what they answer and what they write."""
+"""The routes of the review page: their responses, and what they write."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pycocotools import mask as coco_mask
 pytest.importorskip("fastapi", reason="needs the extra demo")
 from fastapi.testclient import TestClient
 
-from maskseg.annotation.grabcut import Cut, recut
+from maskseg.annotation.grabcut import GrabCutResult, refine_with_strokes
 from maskseg.annotation.review.app import review_app
 from maskseg.annotation.review.guards import Uploads
-from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 
@@ -34,7 +34,7 @@ def strokes(
     height: int = HEIGHT,
     width: int = WIDTH,
 ) -> bytes:
-    """What the page sends: green on black is foreground, red is background."""
+    """The PNG that the page sends: green is foreground, red is background, the rest black."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     for painted, channel in ((background, 0), (foreground, 1)):
         if painted is not None:
@@ -46,33 +46,31 @@ def strokes(
 
 
 class Page:
-    """A client of the page of a file, and what its cut was called with."""
+    """A client of the review page of a file; records the calls of the segmentation."""
 
     def __init__(self, path: Path, cut: Any = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.path, self.result, self.fallback = path, disc(6), ""
         self.file = ReviewFile(path, delay=1e6)
-        self.pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 30_000)
-        app = review_app(
-            self.file, self.pictures, cut or self.cut, "127.0.0.1", Uploads(100_000, 2)
-        )
+        self.images = CocoImageStore(read_coco(path, check_images=False), path.parent, 30_000)
+        app = review_app(self.file, self.images, cut or self.cut, "127.0.0.1", Uploads(100_000, 2))
         self.client = TestClient(app, base_url="http://127.0.0.1:8000")
 
-    def cut(self, *arguments: Any) -> Cut:
+    def cut(self, *arguments: Any) -> GrabCutResult:
         self.calls.append(arguments)
-        return Cut(self.result, self.fallback)
+        return GrabCutResult(self.result, self.fallback)
 
-    def held(self) -> dict[int, dict[str, Any]]:
-        """The annotations of the file, once the page was opened."""
+    def annotations_on_disk(self) -> dict[int, dict[str, Any]]:
+        """The annotations in the file by id, after opening the page."""
         self.client.get("/api/items")
         return {a["id"]: a for a in json.loads(self.path.read_text())["annotations"]}
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    made = Page(write_proposals(tmp_path))
-    yield made
-    made.file.close()
+    page = Page(write_proposals(tmp_path))
+    yield page
+    page.file.close()
 
 
 def pixels_of(answer: Any) -> np.ndarray:
@@ -95,10 +93,10 @@ def test_the_page_and_its_parts(page: Page) -> None:
         assert page.client.get(path).status_code == 404
 
 
-def test_items_lie_by_image(page: Page) -> None:
+def test_items_are_grouped_by_image(page: Page) -> None:
     page.client.post("/api/annotations/9/decision?decision=rejected")
-    found = page.client.get("/api/items").json()
-    assert found == {
+    content = page.client.get("/api/items").json()
+    assert content == {
         "file": "masks.json",
         "ids": [1, 5, 2, 9],
         "image_ids": [7, 7, 3, 3],
@@ -110,10 +108,10 @@ def test_items_lie_by_image(page: Page) -> None:
     }
 
 
-def test_the_file_is_true_when_the_page_is_opened(page: Page) -> None:
+def test_opening_the_page_writes_the_file(page: Page) -> None:
     page.client.post("/api/annotations/1/decision?decision=accepted")
     assert json.loads(page.path.read_text()) == proposals()
-    assert page.held()[1] == {**proposals()["annotations"][0], "review": "accepted"}
+    assert page.annotations_on_disk()[1] == {**proposals()["annotations"][0], "review": "accepted"}
 
 
 def test_one_annotation(page: Page) -> None:
@@ -145,7 +143,7 @@ def test_the_image(page: Page) -> None:
     shown = pixels_of(page.client.get("/api/images/7"))[..., :3].astype(float)
     stored = np.asarray(Image.open(page.path.parent / "7.png")).astype(float)
     assert shown.shape == (HEIGHT, WIDTH, 3)
-    assert np.abs(shown - stored).mean() < 8  # noise in a JPEG file; another picture is at 20
+    assert np.abs(shown - stored).mean() < 8  # JPEG noise; a different image would be at 20
 
 
 def test_masks_of_polygons_and_run_lengths(page: Page) -> None:
@@ -170,7 +168,7 @@ def test_decisions_and_undo(page: Page) -> None:
     assert page.client.post("/api/annotations/2/decision?decision=rejected").json()["undoable"] == 2
     undone = page.client.post("/api/undo").json()
     assert (undone["id"], undone["review"], undone["undoable"]) == (2, "open", 1)
-    assert {k: v.get("review") for k, v in page.held().items()} == {
+    assert {k: v.get("review") for k, v in page.annotations_on_disk().items()} == {
         1: "accepted",
         2: None,
         5: None,
@@ -180,7 +178,7 @@ def test_decisions_and_undo(page: Page) -> None:
     refused = page.client.post("/api/undo")
     assert (refused.status_code, refused.json()) == (
         409,
-        {"error": "there is nothing to take back"},
+        {"error": "there is nothing to undo"},
     )
 
 
@@ -194,7 +192,7 @@ def test_other_decisions_are_refused(page: Page, query: str) -> None:
     assert page.file.undoable() == 0
 
 
-def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
+def test_a_cut_is_computed_and_saved(page: Page) -> None:
     foreground, background = disc(3), ~disc(15)
     answer = page.client.post(
         "/api/annotations/1/cut?box=10.5,4,50,39",
@@ -207,19 +205,19 @@ def test_a_cut_is_asked_for_and_saved(page: Page) -> None:
     assert box == [10.5, 4, 50, 39]
     np.testing.assert_array_equal(seen_foreground, foreground)
     np.testing.assert_array_equal(seen_background, background)
-    held = page.held()[1]
-    rle = held.pop("segmentation")
+    stored = page.annotations_on_disk()[1]
+    rle = stored.pop("segmentation")
     np.testing.assert_array_equal(coco_mask.decode(rle), page.result)
     before = proposals()["annotations"][0]
     del before["segmentation"]
-    assert held == {
+    assert stored == {
         **before,
         "bbox": [24, 14, 12, 12],
         "area": page.result.sum(),
         "mask_by": {"technique": "review"},
         "review": "edited",
     }
-    assert list(coco_mask.toBbox(rle)) == held["bbox"]
+    assert list(coco_mask.toBbox(rle)) == stored["bbox"]
     np.testing.assert_array_equal(
         pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3], page.result * 255
     )
@@ -237,7 +235,7 @@ def test_an_edited_mask_that_is_rejected_stays_edited_and_undo_brings_polygons_b
     for _ in range(2):
         page.client.post("/api/undo")
     assert pixels_of(page.client.get("/api/annotations/1/mask"))[..., 3].sum() == 60 * 255
-    assert page.held()[1] == proposals()["annotations"][0]
+    assert page.annotations_on_disk()[1] == proposals()["annotations"][0]
 
 
 def test_the_box_of_a_cut(page: Page) -> None:
@@ -292,9 +290,9 @@ def test_a_mask_of_one_pixel(page: Page, corner: tuple[int, int]) -> None:
         page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).status_code
         == 200
     )
-    held = page.held()[1]
-    np.testing.assert_array_equal(coco_mask.decode(held["segmentation"]), page.result)
-    assert (held["bbox"], held["area"]) == ([corner[1], corner[0], 1, 1], 1)
+    stored = page.annotations_on_disk()[1]
+    np.testing.assert_array_equal(coco_mask.decode(stored["segmentation"]), page.result)
+    assert (stored["bbox"], stored["area"]) == ([corner[1], corner[0], 1, 1], 1)
 
 
 def test_masks_that_are_full_or_noise(page: Page) -> None:
@@ -304,10 +302,12 @@ def test_masks_that_are_full_or_noise(page: Page) -> None:
     ):
         page.result = mask
         page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
-        np.testing.assert_array_equal(coco_mask.decode(page.held()[1]["segmentation"]), mask)
+        np.testing.assert_array_equal(
+            coco_mask.decode(page.annotations_on_disk()[1]["segmentation"]), mask
+        )
 
 
-def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
+def test_a_fallback_is_reported(page: Page) -> None:
     assert (
         page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG).json()[
             "fallback"
@@ -322,11 +322,14 @@ def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
         == "no background seeds"
     )
     assert page.client.get("/api/annotations/1").json()["fallback"] == "no background seeds"
-    assert page.held()[1]["mask_by"] == {"technique": "review", "fallback": "no background seeds"}
+    assert page.annotations_on_disk()[1]["mask_by"] == {
+        "technique": "review",
+        "fallback": "no background seeds",
+    }
 
 
 @pytest.mark.parametrize(
-    ("made", "score", "fallback"),
+    ("mask_by", "score", "fallback"),
     [
         (
             {"technique": "cam", "score": 0.75, "fallback": "the map is constant"},
@@ -339,19 +342,19 @@ def test_a_cut_that_is_not_grabcuts_says_so(page: Page) -> None:
         (["score"], 0.25, ""),
     ],
 )
-def test_what_made_the_mask_is_told(
-    tmp_path: Path, made: Any, score: float | None, fallback: str
+def test_mask_by_is_reported(
+    tmp_path: Path, mask_by: Any, score: float | None, fallback: str
 ) -> None:
     path, tree = write_proposals(tmp_path), proposals()
-    tree["annotations"][1]["mask_by"] = made
+    tree["annotations"][1]["mask_by"] = mask_by
     path.write_text(json.dumps(tree))
     page = Page(path)
-    found = page.client.get("/api/annotations/2").json()
-    assert (found["score"], found["fallback"]) == (score, fallback)
+    content = page.client.get("/api/annotations/2").json()
+    assert (content["score"], content["fallback"]) == (score, fallback)
     page.client.post("/api/annotations/2/cut", content=strokes(), headers=PNG)
-    assert page.held()[2]["mask_by"] == {"technique": "review"}
+    assert page.annotations_on_disk()[2]["mask_by"] == {"technique": "review"}
     page.client.post("/api/undo")
-    assert page.held()[2]["mask_by"] == made
+    assert page.annotations_on_disk()[2]["mask_by"] == mask_by
     page.file.close()
 
 
@@ -359,18 +362,18 @@ def test_an_empty_cut_changes_nothing(page: Page) -> None:
     page.result = np.zeros((HEIGHT, WIDTH), dtype=bool)
     answer = page.client.post("/api/annotations/1/cut", content=strokes(), headers=PNG)
     assert answer.status_code == 422
-    assert "nothing would be left" in answer.json()["error"]
+    assert "the mask would be empty" in answer.json()["error"]
     assert page.file.undoable() == 0
 
 
 def test_grabcut_finds_the_disc(tmp_path: Path) -> None:
-    page = Page(write_proposals(tmp_path), recut)
+    page = Page(write_proposals(tmp_path), refine_with_strokes)
     answer = page.client.post(
         "/api/annotations/1/cut?box=20,10,40,30", content=strokes(disc(2)), headers=PNG
     )
     assert answer.status_code == 200, answer.text
-    found = coco_mask.decode(page.held()[1]["segmentation"]).astype(bool)
-    assert (found & disc(8)).sum() / (found | disc(8)).sum() > 0.9
+    content = coco_mask.decode(page.annotations_on_disk()[1]["segmentation"]).astype(bool)
+    assert (content & disc(8)).sum() / (content | disc(8)).sum() > 0.9
     page.file.close()
 
 
@@ -388,7 +391,7 @@ def test_unknown_ids(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("../secret.png", "'..'"),
         ("/etc/passwd", "absolute"),
@@ -399,13 +402,13 @@ def test_unknown_ids(page: Page) -> None:
     ],
 )
 def test_files_outside_the_folder_and_bad_ones_are_refused(
-    tmp_path: Path, name: str, told: str
+    tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "secret.png")
     (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     page = Page(write_proposals(tmp_path / "images"))
-    images = page.pictures.coco.images
+    images = page.images.coco.images
     images[0] = replace(images[0], file_name=name)
     answers = [
         page.client.get("/api/images/7"),
@@ -413,7 +416,7 @@ def test_files_outside_the_folder_and_bad_ones_are_refused(
     ]
     for answer in answers:
         assert answer.status_code == 422
-        assert told in answer.json()["error"]
+        assert message in answer.json()["error"]
     assert page.calls == []
     assert page.client.get("/api/images/3").status_code == 200
     assert page.client.post("/api/annotations/1/decision?decision=rejected").status_code == 200
@@ -445,8 +448,8 @@ def test_the_file_is_closed_with_the_application(tmp_path: Path) -> None:
     assert not path.with_name("masks.json.journal").exists()
 
 
-def test_trouble_with_the_file_is_told(page: Page) -> None:
-    page.file.trouble = "disk full"
+def test_write_errors_are_reported(page: Page) -> None:
+    page.file.write_error = "disk full"
     assert (
         page.client.post("/api/annotations/1/decision?decision=accepted").json()["trouble"]
         == "disk full"

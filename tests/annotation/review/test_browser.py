@@ -1,4 +1,4 @@
-"""The review page in a real browser: what is clicked, typed and painted, and what the file holds after it."""
+"""The review page in a real browser: clicks, keys and strokes, and the resulting file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from made.reviews import disc, proposals, write_proposals
 from made.servers import served
 from pycocotools import mask as coco_mask
 
-from maskseg.annotation.grabcut import recut
-from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.grabcut import refine_with_strokes
+from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 
@@ -51,14 +51,16 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def served_here(path: Path) -> Iterator[str]:
-    """The address of the page, served by a thread of this process."""
+    """Serve the page from a thread of this process; its address."""
     import uvicorn
 
     from maskseg.annotation.review.app import review_app
     from maskseg.annotation.review.guards import Uploads
 
-    pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
-    app = review_app(ReviewFile(path), pictures, recut, "127.0.0.1", Uploads(1_000_000, 4))
+    images = CocoImageStore(read_coco(path, check_images=False), path.parent, 10_000)
+    app = review_app(
+        ReviewFile(path), images, refine_with_strokes, "127.0.0.1", Uploads(1_000_000, 4)
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -71,7 +73,7 @@ def served_here(path: Path) -> Iterator[str]:
 
 
 class Desk:
-    """A page in the browser, and the file that is reviewed in it."""
+    """A page in the browser, and the file under review."""
 
     def __init__(self, browser: Any, address: str, path: Path) -> None:
         self.path, self.problems, self.addresses = path, [], set()
@@ -90,11 +92,11 @@ class Desk:
             self.page.keyboard.press(key)
 
     def about(self, text: str) -> None:
-        """Waits for the line about the annotation in sight."""
+        """Wait for a text in the line about the current annotation."""
         self.page.locator("#about").filter(has_text=text).wait_for()
 
     def draw(self, *points: tuple[float, float], size: tuple[float, float] = (40, 60)) -> None:
-        """Drags the mouse over points x, y of an image of size (height, width)."""
+        """Drag the mouse over points (x, y) of an image of size (height, width)."""
         view = self.page.locator("#view").bounding_box()
         scale = min(view["width"] / size[1], view["height"] / size[0])
         middle = view["x"] + view["width"] / 2, view["y"] + view["height"] / 2
@@ -109,12 +111,12 @@ class Desk:
         self.page.mouse.up()
 
     def marks(self) -> list[str]:
-        """What the list says of each annotation that is in sight."""
+        """The decision shown for each visible row of the list."""
         return [
             mark.get_attribute("aria-label") for mark in self.page.locator(".row .review").all()
         ]
 
-    def held(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         return dict(json.loads(self.path.read_text()))
 
 
@@ -129,7 +131,7 @@ def desk(browser: Any, tmp_path: Path) -> Iterator[Desk]:
 
 
 def test_accept_repaint_reject_undo_reload(browser: Any, tmp_path: Path) -> None:
-    """The tool itself, in a process of its own."""
+    """The tool itself, in a separate process."""
     path = write_proposals(tmp_path)
     with served("review", f"file={path}", f"images={tmp_path}", cwd=tmp_path) as server:
         desk = Desk(browser, server.address, path)
@@ -161,8 +163,8 @@ def _review(desk: Desk) -> None:
     desk.page.reload()
     desk.about("annotation 9: open")
     assert desk.marks() == ["accepted", "edited", "rejected", "open"]
-    held, expected = desk.held(), proposals()
-    edited, changed = held["annotations"][2], expected["annotations"][2]
+    stored, expected = desk.held(), proposals()
+    edited, changed = stored["annotations"][2], expected["annotations"][2]
     mask = coco_mask.decode(edited["segmentation"]).astype(bool)
     assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
     changed |= {
@@ -175,12 +177,12 @@ def _review(desk: Desk) -> None:
         expected["annotations"], ("accepted", "rejected", "edited"), strict=False
     ):
         annotation["review"] = review
-    assert held == expected
+    assert stored == expected
     assert desk.problems == []
     assert {urlsplit(address).hostname for address in desk.addresses} <= {
         "127.0.0.1",
         None,
-    }  # None: data and blobs
+    }  # None: data and blob URLs
 
 
 def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
@@ -201,7 +203,7 @@ def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
 
 def test_a_box_is_drawn_where_the_object_is(desk: Desk) -> None:
     desk.keys("b")
-    desk.draw((2, 2), (2.01, 2.01))  # a click is no box
+    desk.draw((2, 2), (2.01, 2.01))  # a click does not make a box
     desk.draw((40, 30), (20, 10))
     desk.keys("Enter")
     desk.about("edited")
@@ -212,7 +214,7 @@ def test_a_box_is_drawn_where_the_object_is(desk: Desk) -> None:
 
 
 def test_painted_pixels_are_kept(desk: Desk) -> None:
-    """What is painted at a place of the view is what the mask holds there."""
+    """The mask has the painted label at the painted pixels."""
     desk.page.locator("#size").evaluate(
         "(size) => { size.value = 4; size.dispatchEvent(new Event('input')); }"
     )
@@ -235,7 +237,7 @@ def test_the_filter_and_the_keys_that_move(desk: Desk) -> None:
     desk.page.locator("#filter").select_option("rejected")
     desk.about("annotation 1: rejected")
     assert desk.marks() == ["rejected"]
-    desk.keys("a")  # the row stays in sight
+    desk.keys("a")  # the row stays visible
     desk.page.locator(".row .review[aria-label=accepted]").wait_for()
     desk.page.locator("#filter").select_option("accepted")
     desk.page.get_by_text("2 shown").wait_for()
@@ -251,7 +253,7 @@ def test_the_filter_and_the_keys_that_move(desk: Desk) -> None:
     assert desk.problems == []
 
 
-def test_keys_that_are_pressed_fast_wait_for_each_other(desk: Desk) -> None:
+def test_fast_keys_are_queued(desk: Desk) -> None:
     desk.keys("a", "r", "a", "z", "a", "r")
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
     desk.page.reload()
@@ -265,7 +267,7 @@ def test_keys_that_are_pressed_fast_wait_for_each_other(desk: Desk) -> None:
 
 
 def test_a_key_that_is_held_decides_once(desk: Desk) -> None:
-    for _ in range(3):  # from the second one on as the keyboard repeats it
+    for _ in range(3):  # from the second on as keyboard repeats
         desk.page.keyboard.down("r")
     desk.page.keyboard.up("r")
     desk.about("annotation 5: open")
@@ -285,7 +287,7 @@ def test_a_button_is_not_pressed_again_by_the_space_bar(desk: Desk) -> None:
     assert desk.marks() == ["accepted", "open", "open", "open"]
 
 
-def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
+def test_a_fallback_is_shown_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
     path, tree = write_proposals(tmp_path), proposals()
     tree["annotations"][0]["mask_by"] = {
         "technique": "cam",
@@ -305,7 +307,7 @@ def test_what_stands_in_for_a_cut_is_told_when_it_is_opened(browser: Any, tmp_pa
         desk.page.close()
 
 
-def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
+def test_an_annotation_that_cannot_be_opened_gets_no_decision(desk: Desk) -> None:
     desk.page.route(
         "**/api/annotations/5",
         lambda route: route.fulfill(status=500, json={"error": "no such luck"}),
@@ -317,9 +319,7 @@ def test_nothing_is_decided_on_what_cannot_be_opened(desk: Desk) -> None:
     assert desk.marks() == ["open"] * 4
 
 
-def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(
-    browser: Any, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_is_reported_and_can_be_rejected(browser: Any, tmp_path: Path) -> None:
     path = write_proposals(tmp_path)
     (tmp_path / "7.png").write_text("no picture")
     with served_here(path) as address:
@@ -332,7 +332,7 @@ def test_a_picture_that_cannot_be_read_is_told_and_can_be_rejected(
         desk.page.close()
 
 
-def test_of_thousands_only_those_in_sight_are_in_the_page(browser: Any, tmp_path: Path) -> None:
+def test_only_visible_rows_are_in_the_page(browser: Any, tmp_path: Path) -> None:
     path, tree = write_proposals(tmp_path), proposals()
     tree["images"] = [
         {"id": i, "file_name": "7.png", "height": 40, "width": 60} for i in range(5000)
@@ -349,7 +349,7 @@ def test_of_thousands_only_those_in_sight_are_in_the_page(browser: Any, tmp_path
         desk.page.locator("#row-5000").click()
         desk.about("annotation 5000:")
         assert desk.page.locator(".row").count() < 60
-        desk.keys("a")  # on to the first open one, from the beginning
+        desk.keys("a")  # wraps around to the first open one
         desk.about("annotation 1:")
         assert desk.problems == []
         desk.page.close()

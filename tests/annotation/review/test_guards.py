@@ -1,4 +1,4 @@
-"""Who may ask the review page, and what may be uploaded."""
+"""Access control of the review page, and limits of uploads."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ pytest.importorskip("fastapi", reason="needs the extra demo")
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
-from maskseg.annotation.grabcut import Cut
+from maskseg.annotation.grabcut import GrabCutResult
 from maskseg.annotation.review.app import review_app
 from maskseg.annotation.review.guards import Uploads, read_strokes
-from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 
 CUT = "/api/annotations/1/cut"
-MOST = 1_000_000
+MAX_BYTES = 1_000_000
 
 
 def make(
     folder: Path,
     host: str = "127.0.0.1",
-    cut: Any = lambda *_: Cut(disc(5)),
+    cut: Any = lambda *_: GrabCutResult(disc(5)),
     uploads: Uploads | None = None,
 ) -> FastAPI:
     path = write_proposals(folder)
-    pictures = CocoPictures(read_coco(path, check_images=False), folder, 10_000)
-    return review_app(ReviewFile(path, delay=1e6), pictures, cut, host, uploads or Uploads(MOST, 4))
+    images = CocoImageStore(read_coco(path, check_images=False), folder, 10_000)
+    return review_app(
+        ReviewFile(path, delay=1e6), images, cut, host, uploads or Uploads(MAX_BYTES, 4)
+    )
 
 
 def png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -52,7 +54,7 @@ def black() -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG file of a few bytes whose header says side x side."""
+    """A PNG file of a few bytes with a header for side x side pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -124,14 +126,12 @@ def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_what_the_browser_says_comes_from_another_page_is_refused(
-    client: TestClient, site: str
-) -> None:
+def test_cross_site_requests_are_refused(client: TestClient, site: str) -> None:
     assert client.get("/api/images/7", headers={"sec-fetch-site": site}).status_code == 403
     assert client.get("/api/images/7", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
 
-def test_bound_to_the_network_any_name_is_its_own_but_other_pages_are_not(tmp_path: Path) -> None:
+def test_on_the_network_any_host_is_allowed_but_not_other_origins(tmp_path: Path) -> None:
     client = TestClient(make(tmp_path, host="0.0.0.0"), base_url="http://desk.example:8000")
     assert client.get("/api/items").status_code == 200
     assert client.post("/api/undo", headers={"origin": "http://evil.example"}).status_code == 403
@@ -163,7 +163,7 @@ def test_other_types_are_refused(client: TestClient, kind: str | None) -> None:
     "data",
     [b"", b"GIF89a", png(np.zeros((HEIGHT, WIDTH, 3), np.uint8), "JPEG"), b"\x89PNG\r\n\x1a\n"],
 )
-def test_what_is_no_png_is_refused(client: TestClient, data: bytes) -> None:
+def test_other_formats_are_refused(client: TestClient, data: bytes) -> None:
     answer = client.post(CUT, content=data, headers={"content-type": "image/png"})
     assert answer.status_code == 415
     assert answer.json() == {"error": "not a PNG file"}
@@ -197,7 +197,7 @@ def test_another_size_is_refused(client: TestClient) -> None:
 def test_a_stated_length_over_the_limit_is_refused_unread(client: TestClient) -> None:
     assert (
         client.post(
-            CUT, content=black() + bytes(MOST), headers={"content-type": "image/png"}
+            CUT, content=black() + bytes(MAX_BYTES), headers={"content-type": "image/png"}
         ).status_code
         == 413
     )
@@ -206,7 +206,10 @@ def test_a_stated_length_over_the_limit_is_refused_unread(client: TestClient) ->
 def ask(
     app: FastAPI, chunks: list[bytes], headers: dict[str, str], path: str = CUT, query: bytes = b""
 ) -> tuple[int, int]:
-    """Sends a body in pieces, as a server would hand it on. -> the status, and how many pieces were read before it came."""
+    """Send a body in chunks, as a server would.
+
+    Returns the status and the number of chunks read before the response.
+    """
     status, read = 0, 0
 
     async def receive() -> dict[str, Any]:
@@ -254,16 +257,16 @@ def test_decisions_read_no_body(tmp_path: Path, path: str, query: bytes, status:
 def test_sixty_megabytes_are_refused_while_they_arrive(tmp_path: Path) -> None:
     chunks = [black(), *[bytes(100_000)] * 600]
     app = make(tmp_path)
-    assert ask(app, chunks, {}) == (413, 1 + MOST // 100_000)
+    assert ask(app, chunks, {}) == (413, 1 + MAX_BYTES // 100_000)
     assert ask(app, chunks, {"content-length": "60000000"}) == (413, 0)
 
 
-def test_what_is_no_image_is_refused_with_its_first_bytes(tmp_path: Path) -> None:
+def test_other_formats_are_refused_at_their_first_bytes(tmp_path: Path) -> None:
     assert ask(make(tmp_path), [b"\x89PN", b"X", *[bytes(10)] * 50], {}) == (415, 2)
 
 
-def test_an_upload_that_does_not_come_is_given_up(tmp_path: Path) -> None:
-    app = make(tmp_path, uploads=Uploads(MOST, 1, seconds=0.05))
+def test_a_stalled_upload_times_out(tmp_path: Path) -> None:
+    app = make(tmp_path, uploads=Uploads(MAX_BYTES, 1, timeout=0.05))
     status = 0
 
     async def receive() -> Any:
@@ -294,13 +297,13 @@ def test_an_upload_that_does_not_come_is_given_up(tmp_path: Path) -> None:
 
 
 def test_twenty_at_once(tmp_path: Path) -> None:
-    """Four are cut, the others are told to try again at once; later there is room again."""
+    """Four are processed, the others are refused immediately; later there is room again."""
     started, go = threading.Semaphore(0), threading.Event()
 
-    def cut(*_: Any) -> Cut:
+    def cut(*_: Any) -> GrabCutResult:
         started.release()
         assert go.wait(60)
-        return Cut(disc(5))
+        return GrabCutResult(disc(5))
 
     client = TestClient(make(tmp_path, cut=cut), base_url="http://127.0.0.1:8000")
     statuses: list[int] = []
@@ -330,7 +333,7 @@ def test_twenty_at_once(tmp_path: Path) -> None:
         assert statuses[-1] == 200
 
 
-def test_strokes_of_half_covered_pixels_are_one_or_the_other() -> None:
+def test_antialiased_strokes_are_foreground_or_background() -> None:
     pixels = np.zeros((2, 3, 3), dtype=np.uint8)
     pixels[0] = [[0, 255, 0], [100, 140, 0], [140, 100, 0]]
     pixels[1] = [[255, 0, 0], [127, 127, 0], [128, 128, 0]]
@@ -339,11 +342,11 @@ def test_strokes_of_half_covered_pixels_are_one_or_the_other() -> None:
     assert background.tolist() == [[False, False, True], [True, False, True]]
 
 
-def test_a_place_is_given_back_after_an_error() -> None:
+def test_a_slot_is_released_after_an_error() -> None:
     uploads = Uploads(10, 1)
-    with pytest.raises(ValueError, match="x"), uploads.place():
+    with pytest.raises(ValueError, match="x"), uploads.slot():
         raise ValueError("x")
-    with uploads.place(), pytest.raises(HTTPException), uploads.place():
+    with uploads.slot(), pytest.raises(HTTPException), uploads.slot():
         pass
-    with uploads.place():
+    with uploads.slot():
         pass

@@ -1,4 +1,4 @@
-"""tools/review.py as a user calls it."""
+"""tools/review.py from the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="needs the extra demo")
 import uvicorn
 from fastapi.testclient import TestClient
 
-from maskseg.annotation.review.serve import CocoPictures
+from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 from maskseg.errors import UserError
@@ -51,9 +51,7 @@ def reviews(path: Path) -> list[Any]:
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
-def test_a_server_that_is_stopped_or_killed_keeps_what_was_decided(
-    path: Path, number: int, code: int
-) -> None:
+def test_a_stopped_or_killed_server_keeps_the_decisions(path: Path, number: int, code: int) -> None:
     with served("review", f"file={path}", f"images={path.parent}", cwd=path.parent) as server:
         assert server.address.startswith("http://127.0.0.1:")
         accept(server.address, 1)
@@ -75,20 +73,20 @@ def test_export(path: Path) -> None:
     file.close()
     clean = path.with_name("clean.json")
     out = done("review", f"file={path}", f"export={clean}")
-    assert f"written to {clean}: 1 accepted, 0 edited, 2 open; left out: 1 rejected" in out
+    assert f"written to {clean}: 1 accepted, 0 edited, 2 open; dropped: 1 rejected" in out
     assert [a["id"] for a in json.loads(clean.read_text())["annotations"]] == [1, 5, 9]
     path.with_name("same.json").symlink_to(path)
     before = path.read_bytes(), clean.read_bytes()
     for own in (path, path.with_name("same.json")):
         assert_refused(
             said("review", f"file={path}", f"export={own}"),
-            f"export={own} is a file that is read: choose another name",
+            f"export={own} is an input file: choose another name",
         )
     out = path.with_name("out.json")
     assert_refused(
-        said("review", f"file={path}", f"output={out}", f"export={out}"), "is a file that is read"
+        said("review", f"file={path}", f"output={out}", f"export={out}"), "is an input file"
     )
-    assert_refused(said("review", f"file={path}", f"export={clean}"), f"{clean} is there already")
+    assert_refused(said("review", f"file={path}", f"export={clean}"), f"{clean} already exists")
     assert (path.read_bytes(), clean.read_bytes()) == before
 
 
@@ -101,7 +99,7 @@ def test_export_of_an_output(path: Path) -> None:
     assert [a["id"] for a in json.loads(clean.read_text())["annotations"]] == [2, 5, 9]
 
 
-def test_what_is_missing_or_wrong_is_named(path: Path) -> None:
+def test_errors_name_the_key(path: Path) -> None:
     folder = f"images={path.parent}"
     assert_refused(said("review"), "file=... is missing")
     assert_refused(said("review", f"file={path}"), "images=... is missing")
@@ -123,7 +121,7 @@ def test_what_is_missing_or_wrong_is_named(path: Path) -> None:
 
 
 def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+    observed: list[Any] = []
 
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
         client = TestClient(server.config.app, base_url="http://desk.example")
@@ -132,7 +130,7 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
             content=b"\x89PNG\r\n\x1a\n" + bytes(2000),
             headers={"content-type": "image/png"},
         )
-        seen.extend(
+        observed.extend(
             [
                 sockets[0].getsockname()[0],
                 cut.status_code,
@@ -142,7 +140,7 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     Image.new("RGB", (600, 400)).save(path.with_name("7.png"))
-    words = (
+    overrides = (
         f"file={path}",
         f"images={path.parent}",
         "host=0.0.0.0",
@@ -151,22 +149,22 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "max_pixels=3000",
         "uploads_at_once=1",
     )
-    out = done("review", *words)
+    out = done("review", *overrides)
     assert "there is no password" in out
     assert "4 annotations" in out
-    assert seen[:2] == ["0.0.0.0", 413]
-    assert "7.png: the image has 400 x 600 pixels" in seen[2]
+    assert observed[:2] == ["0.0.0.0", 413]
+    assert "7.png: the image has 400 x 600 pixels" in observed[2]
     for key in ("max_upload_mb", "max_pixels", "uploads_at_once"):
-        assert_refused(said("review", *words, f"{key}=0"), f"{key}=0", "more than 0")
+        assert_refused(said("review", *overrides, f"{key}=0"), f"{key}=0", "more than 0")
 
 
-def test_a_broken_file_is_reported_as_for_training(path: Path) -> None:
+def test_a_damaged_file_is_reported(path: Path) -> None:
     tree = proposals()
     tree["annotations"][1]["segmentation"]["counts"][0] += 1
     path.write_text(json.dumps(tree))
-    found = said("review", f"file={path}", f"images={path.parent}")
-    assert found.code == 2
-    assert "counts do not sum" in found.err
+    result = said("review", f"file={path}", f"images={path.parent}")
+    assert result.code == 2
+    assert "counts do not sum" in result.err
     assert not path.with_name("masks.json.journal").exists()
 
 
@@ -180,7 +178,7 @@ def test_without_the_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run_lengths_that_changed_since_the_file_was_read_are_checked(path: Path) -> None:
-    pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
+    pictures = CocoImageStore(read_coco(path, check_images=False), path.parent, 10_000)
     annotation = proposals()["annotations"][0]
     assert (
         pictures.mask(annotation | {"segmentation": {"size": [40, 60], "counts": [2400]}})
@@ -197,17 +195,17 @@ def test_run_lengths_that_changed_since_the_file_was_read_are_checked(path: Path
 
 
 def test_polygons_are_the_annotations_own_cut_at_the_border(path: Path) -> None:
-    """Of an annotation with id 0 too, which is numbered anew when a file is read."""
+    """Also for an annotation with id 0, which gets a new id when the file is read."""
     tree = proposals()
     tree["annotations"][0] |= {
         "id": 0,
         "segmentation": [[-5.0, 3.0, 4.0, 3.0, 4.0, 9.0, -5.0, 9.0], [1.0, 1.0]],
     }
     path.write_text(json.dumps(tree))
-    pictures = CocoPictures(read_coco(path, check_images=False), path.parent, 10_000)
-    found = pictures.mask(tree["annotations"][0])
-    assert found is not None
-    assert rle_to_bitmaps([found])[0].sum() == 4 * 6
-    assert rle_to_bitmaps([found])[0][3:9, :4].all()
+    pictures = CocoImageStore(read_coco(path, check_images=False), path.parent, 10_000)
+    result = pictures.mask(tree["annotations"][0])
+    assert result is not None
+    assert rle_to_bitmaps([result])[0].sum() == 4 * 6
+    assert rle_to_bitmaps([result])[0][3:9, :4].all()
     for nothing in ([[-5.0, 3.0, -2.0, 3.0, -2.0, 9.0]], [[1.0, 1.0, 2.0, 2.0]], [], None):
         assert pictures.mask(tree["annotations"][0] | {"segmentation": nothing}) is None

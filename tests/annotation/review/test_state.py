@@ -1,4 +1,4 @@
-"""Decisions on masks: what the file holds after each, after a kill at any moment, and how often it is written."""
+"""Decisions on masks: content of the file, crashes at any moment, and number of writes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from maskseg.errors import UserError
 from maskseg.files import replacing
 
 NEW = {"size": [40, 60], "counts": "abc"}
-NEVER = 1e6  # seconds: the file is written only when it is asked for
+NEVER = 1e6  # seconds: the file is written only on request
 
 
-def held(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
@@ -32,13 +32,13 @@ def journal(path: Path) -> Path:
 
 
 def killed(path: Path, to: Path) -> Path:
-    """What a kill would leave at this moment."""
+    """Copy the files that a kill would leave at this moment."""
     shutil.copytree(path.parent, to)
     return to / path.name
 
 
 def expected(changes: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """`proposals` with fields of some annotations changed, by id."""
+    """`proposals` with changed fields of some annotations, by id."""
     tree = proposals()
     for annotation in tree["annotations"]:
         annotation |= changes.get(annotation["id"], {})
@@ -58,7 +58,7 @@ AFTER = {1: {"review": "accepted"}, 2: {"review": "rejected"}, 5: EDITED}
 def decide(file: ReviewFile) -> None:
     file.decide(1, "accepted")
     file.decide(2, "rejected")
-    file.redraw(5, NEW, [1, 2, 3, 4], 9)
+    file.replace_mask(5, NEW, [1, 2, 3, 4], 9)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were written whole, one entry each time."""
+    """The written files, one entry per write."""
     seen: list[Path] = []
 
     @contextmanager
@@ -82,19 +82,19 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def test_the_file_holds_the_decisions_and_all_else(path: Path) -> None:
+def test_the_file_keeps_everything_but_the_decisions(path: Path) -> None:
     file = ReviewFile(path, delay=NEVER)
     decide(file)
     file.close()
-    assert held(path) == expected(AFTER)
-    assert list(held(path)) == list(proposals())
+    assert read_tree(path) == expected(AFTER)
+    assert list(read_tree(path)) == list(proposals())
     assert [p.name for p in path.parent.iterdir() if "masks" in p.name] == ["masks.json"]
 
 
 def test_nothing_decided_nothing_written(path: Path, writes: list[Path]) -> None:
     before = path.read_bytes()
     file = ReviewFile(path)
-    file.fold()
+    file.merge_journal()
     assert file.undo() is None
     file.close()
     assert writes == []
@@ -120,7 +120,7 @@ def test_undo_restores_every_field(path: Path) -> None:
     assert file.undoable() == 4
     assert [file.undo() for _ in range(5)] == [1, 5, 2, 1, None]
     file.close()
-    assert held(path) == proposals()
+    assert read_tree(path) == proposals()
 
 
 def test_undo_of_the_last_decision_alone(path: Path) -> None:
@@ -128,7 +128,7 @@ def test_undo_of_the_last_decision_alone(path: Path) -> None:
     decide(file)
     file.undo()
     file.close()
-    assert held(path) == expected({k: v for k, v in AFTER.items() if k != 5})
+    assert read_tree(path) == expected({k: v for k, v in AFTER.items() if k != 5})
 
 
 def test_the_same_decision_twice_is_one(path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_edited_annotation_stays_edited_when_it_is_accepted(path: Path) -> No
     file.close()
 
 
-def test_a_field_review_of_somebody_else_is_open(path: Path) -> None:
+def test_an_unknown_value_of_review_is_open(path: Path) -> None:
     tree = proposals()
     tree["annotations"][0]["review"] = {"by": "me"}
     path.write_text(json.dumps(tree))
@@ -158,7 +158,7 @@ def test_a_field_review_of_somebody_else_is_open(path: Path) -> None:
     file.decide(1, "accepted")
     file.undo()
     file.close()
-    assert held(path) == tree
+    assert read_tree(path) == tree
 
 
 def test_a_kill_after_any_decision_loses_none(path: Path, tmp_path: Path) -> None:
@@ -166,19 +166,19 @@ def test_a_kill_after_any_decision_loses_none(path: Path, tmp_path: Path) -> Non
     steps: list[Callable[[], Any]] = [
         lambda: file.decide(1, "accepted"),
         lambda: file.decide(2, "rejected"),
-        lambda: file.redraw(5, NEW, [1, 2, 3, 4], 9),
+        lambda: file.replace_mask(5, NEW, [1, 2, 3, 4], 9),
         file.undo,
     ]
     results = [{1: AFTER[1]}, {1: AFTER[1], 2: AFTER[2]}, AFTER, {1: AFTER[1], 2: AFTER[2]}]
     for number, (step, result) in enumerate(zip(steps, results, strict=True)):
         step()
         left = killed(path, tmp_path / str(number))
-        assert held(left) == proposals()
-        again = ReviewFile(left, delay=NEVER)
-        assert again.recovered == number + 1
-        assert held(left) == expected(result)
+        assert read_tree(left) == proposals()
+        reopened = ReviewFile(left, delay=NEVER)
+        assert reopened.recovered == number + 1
+        assert read_tree(left) == expected(result)
         assert journal(left).stat().st_size == 0
-        again.close()
+        reopened.close()
     file.close()
 
 
@@ -198,13 +198,13 @@ def test_a_kill_within_a_line_loses_that_line_alone(path: Path, tmp_path: Path) 
     ):
         left = killed(path, tmp_path / str(number))
         journal(left).write_bytes(whole[:length])
-        again = ReviewFile(left, delay=NEVER)
-        again.decide(9, "accepted")
+        reopened = ReviewFile(left, delay=NEVER)
+        reopened.decide(9, "accepted")
         in_between = killed(left, tmp_path / f"{number}b")
-        again.close()
+        reopened.close()
         for found in (left, in_between):
             ReviewFile(found).close()
-            assert held(found) == expected({**result, 9: {"review": "accepted"}})
+            assert read_tree(found) == expected({**result, 9: {"review": "accepted"}})
     file.close()
 
 
@@ -212,12 +212,12 @@ def test_a_kill_between_the_file_and_the_end_of_its_journal(path: Path, tmp_path
     file = ReviewFile(path, delay=NEVER)
     decide(file)
     lines = journal(path).read_bytes()
-    file.fold()
+    file.merge_journal()
     assert journal(path).read_bytes() == b""
     left = killed(path, tmp_path / "left")
     journal(left).write_bytes(lines)
     ReviewFile(left).close()
-    assert held(left) == expected(AFTER)
+    assert read_tree(left) == expected(AFTER)
     file.close()
 
 
@@ -235,27 +235,27 @@ def test_a_decision_while_the_file_is_written(
 
     with monkeypatch.context() as patched:
         patched.setattr(state, "replacing", slow)
-        file.fold()
-    assert held(path) == expected({1: AFTER[1]})
+        file.merge_journal()
+    assert read_tree(path) == expected({1: AFTER[1]})
     left = killed(path, tmp_path / "left")
     ReviewFile(left).close()
-    assert held(left) == expected({1: AFTER[1], 2: AFTER[2]})
+    assert read_tree(left) == expected({1: AFTER[1], 2: AFTER[2]})
     file.close()
-    assert held(path) == held(left)
+    assert read_tree(path) == read_tree(left)
 
 
-def test_the_file_becomes_true_by_itself(path: Path) -> None:
+def test_the_file_is_written_in_the_background(path: Path) -> None:
     file = ReviewFile(path, delay=0.05)
     for change, result in ((lambda: decide(file), AFTER), (file.undo, {1: AFTER[1], 2: AFTER[2]})):
         change()
         end = time.monotonic() + 20
-        while held(path) != expected(result) and time.monotonic() < end:
+        while read_tree(path) != expected(result) and time.monotonic() < end:
             time.sleep(0.02)
-        assert held(path) == expected(result)
+        assert read_tree(path) == expected(result)
     file.close()
 
 
-def test_of_a_large_file_only_what_changes_is_written(tmp_path: Path, writes: list[Path]) -> None:
+def test_decisions_do_not_rewrite_a_large_file(tmp_path: Path, writes: list[Path]) -> None:
     tree = proposals()
     tree["images"] = [
         {"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in range(5000)
@@ -272,9 +272,9 @@ def test_of_a_large_file_only_what_changes_is_written(tmp_path: Path, writes: li
     assert journal(path).stat().st_size < 200 * 300
     file.close()
     assert writes == [path]
-    assert [a["id"] for a in held(path)["annotations"] if a.get("review") == "accepted"] == list(
-        range(1, 201)
-    )
+    assert [
+        a["id"] for a in read_tree(path)["annotations"] if a.get("review") == "accepted"
+    ] == list(range(1, 201))
 
 
 def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.Monkey
     assert [row.review for row in file.rows()[:2]] == ["accepted", "open"]
     assert file.undo() == 1
     file.close()
-    assert held(path) == proposals()
+    assert read_tree(path) == proposals()
 
 
 def test_a_file_that_cannot_be_written_keeps_its_journal(
@@ -312,16 +312,16 @@ def test_a_file_that_cannot_be_written_keeps_its_journal(
         patched.setattr(state, "replacing", full)
         decide(file)
         end = time.monotonic() + 20
-        while not file.trouble and time.monotonic() < end:
+        while not file.write_error and time.monotonic() < end:
             time.sleep(0.01)
-        assert "could not be written" in file.trouble
+        assert "could not be written" in file.write_error
         with pytest.raises(UserError, match="could not be written"):
             file.close()
-    assert held(path) == proposals()
-    again = ReviewFile(path)
-    assert again.recovered == 3
-    again.close()
-    assert held(path) == expected(AFTER)
+    assert read_tree(path) == proposals()
+    reopened = ReviewFile(path)
+    assert reopened.recovered == 3
+    reopened.close()
+    assert read_tree(path) == expected(AFTER)
 
 
 def test_one_review_of_a_file_at_a_time(path: Path) -> None:
@@ -331,21 +331,21 @@ def test_one_review_of_a_file_at_a_time(path: Path) -> None:
         ReviewFile(path)
     file.close()
     ReviewFile(path).close()
-    assert held(path) == expected({1: AFTER[1]})
+    assert read_tree(path) == expected({1: AFTER[1]})
 
 
-def test_an_output_of_its_own(path: Path, tmp_path: Path) -> None:
+def test_a_separate_output(path: Path, tmp_path: Path) -> None:
     source, output = path.read_bytes(), tmp_path / "reviewed.json"
     file = ReviewFile(path, output, delay=NEVER)
     assert file.current == path
     file.decide(1, "accepted")
     file.close()
-    assert held(output) == expected({1: AFTER[1]})
-    again = ReviewFile(path, output, delay=NEVER)
-    assert again.current == output
-    again.decide(2, "rejected")
-    again.close()
-    assert held(output) == expected({1: AFTER[1], 2: AFTER[2]})
+    assert read_tree(output) == expected({1: AFTER[1]})
+    reopened = ReviewFile(path, output, delay=NEVER)
+    assert reopened.current == output
+    reopened.decide(2, "rejected")
+    reopened.close()
+    assert read_tree(output) == expected({1: AFTER[1], 2: AFTER[2]})
     assert path.read_bytes() == source
 
 
@@ -354,10 +354,10 @@ def test_a_kill_before_the_output_was_there(path: Path, tmp_path: Path) -> None:
     file.decide(1, "accepted")
     left = killed(path, tmp_path / "left")
     file.close()
-    again = ReviewFile(left, left.with_name("out.json"))
-    assert again.current == left.with_name("out.json")
-    assert held(again.current) == expected({1: AFTER[1]})
-    again.close()
+    reopened = ReviewFile(left, left.with_name("out.json"))
+    assert reopened.current == left.with_name("out.json")
+    assert read_tree(reopened.current) == expected({1: AFTER[1]})
+    reopened.close()
 
 
 def test_an_output_of_other_annotations_is_refused(path: Path, tmp_path: Path) -> None:
@@ -380,10 +380,10 @@ def test_a_damaged_journal_is_named(path: Path, line: str) -> None:
     journal(path).write_text('{"id": 1, "image_id": 7, "category_id": 4}\n' + line + "\n")
     with pytest.raises(UserError, match=r"masks.json.journal: line 2 is damaged"):
         ReviewFile(path)
-    assert held(path) == proposals()
+    assert read_tree(path) == proposals()
 
 
-def test_export_leaves_the_rejected_out(path: Path, tmp_path: Path) -> None:
+def test_export_drops_the_rejected(path: Path, tmp_path: Path) -> None:
     file = ReviewFile(path, delay=NEVER)
     decide(file)
     assert file.export(tmp_path / "clean.json") == {
@@ -395,7 +395,7 @@ def test_export_leaves_the_rejected_out(path: Path, tmp_path: Path) -> None:
     file.close()
     tree = expected(AFTER)
     tree["annotations"] = [a for a in tree["annotations"] if a["id"] != 2]
-    assert held(tmp_path / "clean.json") == tree
+    assert read_tree(tmp_path / "clean.json") == tree
 
 
 def test_a_file_without_annotations(path: Path, tmp_path: Path) -> None:
@@ -405,13 +405,13 @@ def test_a_file_without_annotations(path: Path, tmp_path: Path) -> None:
     assert file.rows() == []
     file.export(tmp_path / "clean.json")
     file.close()
-    assert held(tmp_path / "clean.json") == tree
+    assert read_tree(tmp_path / "clean.json") == tree
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ("{", "cut short or damaged"),
+        ("{", "truncated or damaged"),
         ("[]", "not a COCO data set"),
         ('{"images": [], "annotations": {}, "categories": []}', "not a COCO data set"),
         (
@@ -426,14 +426,14 @@ def test_a_file_without_annotations(path: Path, tmp_path: Path) -> None:
                     "annotations": [*proposals()["annotations"], proposals()["annotations"][0]],
                 }
             ),
-            "one id",
+            "not unique",
         ),
     ],
 )
-def test_what_is_no_file_of_masks_is_refused(tmp_path: Path, content: str, told: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "masks.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=f"masks.json: .*{told}"):
+    with pytest.raises(UserError, match=f"masks.json: .*{message}"):
         ReviewFile(path)
     assert [p.name for p in tmp_path.iterdir()] == ["masks.json"]
 

@@ -1,4 +1,4 @@
-"""Boxes, areas and crowds of annotations: broken ones are named, empty ones leave, the others stay in step with their masks."""
+"""Checks of boxes, areas and crowds: invalid annotations are reported, empty ones dropped."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_boxes(tmp_path: Path) -> None:
     ]
     file, warnings = cleaned(tmp_path, dataset(*({"bbox": b} for b in boxes)))
     assert warnings == {
-        "box of no width or height, left out": 4,
-        "annotation outside its image, left out": 2,
-        "bbox that reaches out of its image, cut": 2,
+        "box without width or height, dropped": 4,
+        "annotation outside its image, dropped": 2,
+        "bbox that extends beyond its image, clipped": 2,
     }
     np.testing.assert_array_equal(file.annotations(1).boxes, [[28, 18, 30, 20], [0, 0, 30, 20]])
     assert [a["bbox"] for a in file.to_dict()["annotations"]][1:] == [
@@ -52,18 +52,18 @@ def test_boxes(tmp_path: Path) -> None:
         (None, "annotation with neither bbox nor segmentation"),
     ],
 )
-def test_broken_boxes(tmp_path: Path, box: Any, kind: str) -> None:
+def test_invalid_boxes(tmp_path: Path, box: Any, kind: str) -> None:
     assert errors(tmp_path, dataset({"bbox": box})) == {kind: 1}
 
 
 @pytest.mark.parametrize("area", [None, float("nan"), float("inf"), "x", -1, 0, [1], 10**400])
-def test_areas_that_are_none_are_counted(tmp_path: Path, area: Any) -> None:
+def test_invalid_areas_are_computed(tmp_path: Path, area: Any) -> None:
     file, _ = cleaned(tmp_path, dataset({"area": area, "segmentation": SQUARE}))
     assert file.to_dict()["annotations"][1]["area"] == 60.0
 
 
 @pytest.mark.parametrize("crowd", [2, "1", [1], float("nan")])
-def test_broken_crowd_flags(tmp_path: Path, crowd: Any) -> None:
+def test_invalid_crowd_flags(tmp_path: Path, crowd: Any) -> None:
     assert errors(tmp_path, dataset({"bbox": [1, 1, 2, 2], "iscrowd": crowd})) == {
         "iscrowd that is neither 0 nor 1": 1
     }
@@ -78,8 +78,8 @@ def test_nothing_to_learn_is_a_warning(tmp_path: Path) -> None:
     assert cleaned(tmp_path, empty)[1] == {"no images": 1, "no annotations at all": 1}
 
 
-def test_a_dropped_annotation_leaves_the_others(tmp_path: Path) -> None:
-    """Rows and masks stay in step whatever goes before."""
+def test_a_dropped_annotation_does_not_affect_others(tmp_path: Path) -> None:
+    """Annotations stay aligned with their masks if others before them are dropped."""
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[3:9, 4:14] = 1
     text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()

@@ -1,4 +1,4 @@
-"""What is wrong with a data set is told in one report before it is trained on; what can be mended is mended."""
+"""One report lists all problems of a dataset before training; repairable ones are repaired."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from made.coco_files import cleaned, dataset, errors, write
 from PIL import Image
 
-from maskseg.data.coco.annotation_checks import duplicates
+from maskseg.data.coco.annotation_checks import find_duplicates
 from maskseg.data.coco.file import check_coco, read_coco
 from maskseg.data.coco.report import Report
 from maskseg.errors import UserError
@@ -34,10 +34,10 @@ from maskseg.errors import UserError
     ],
 )
 def test_not_json(tmp_path: Path, text: str) -> None:
-    assert errors(tmp_path, text) == {"not JSON: the file is cut short or damaged": 1}
+    assert errors(tmp_path, text) == {"not JSON: the file is truncated or damaged": 1}
 
 
-def test_not_text(tmp_path: Path) -> None:
+def test_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match=r"a\.json(.|\n)*not UTF-8"):
         read_coco(tmp_path / "a.json")
@@ -55,13 +55,11 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 def test_not_coco(tmp_path: Path, key: str) -> None:
     content = dataset()
     del content[key]
-    assert errors(tmp_path, content) == {"not a COCO data set": 1}
+    assert errors(tmp_path, content) == {"not a COCO dataset": 1}
     assert f"'{key}'" in check_coco(write(tmp_path, content)).text()
-    assert errors(tmp_path, dataset() | {key: {"a": 1}}) == {"not a COCO data set": 1}
-    assert errors(tmp_path, dataset()["annotations"]) == {
-        "not a COCO data set": 1
-    }  # a file of results
-    assert errors(tmp_path, {}) == {"not a COCO data set": 3}
+    assert errors(tmp_path, dataset() | {key: {"a": 1}}) == {"not a COCO dataset": 1}
+    assert errors(tmp_path, dataset()["annotations"]) == {"not a COCO dataset": 1}  # a results file
+    assert errors(tmp_path, {}) == {"not a COCO dataset": 3}
 
 
 # Ids
@@ -81,7 +79,7 @@ def test_duplicate_ids(tmp_path: Path) -> None:
     assert errors(tmp_path, content) == {"category id that is used more than once": 1}
 
 
-def test_dangling_ids(tmp_path: Path) -> None:
+def test_ids_of_missing_images_and_categories(tmp_path: Path) -> None:
     box = {"bbox": [1, 1, 2, 2]}
     content = dataset({"image_id": 99, **box}, {"image_id": 98, **box}, {"category_id": 5, **box})
     assert errors(tmp_path, content) == {
@@ -120,7 +118,7 @@ def test_ids_of_other_types(tmp_path: Path) -> None:
     assert errors(tmp_path, content) == {
         "image without an integer id": 3,
         "category without an integer id or a name": 3,
-        "entry of 'annotations' that is no annotation": 4,
+        "entry of 'annotations' that is not an annotation": 4,
     }
 
 
@@ -179,7 +177,7 @@ def test_image_files(tmp_path: Path) -> None:
     picture, exif = Image.new("RGB", (30, 20)), Image.Exif()
     exif[0x0112] = 6
     picture.save(root / "good.png")
-    picture.save(root / "stored.png", exif=exif)  # stated without its turn: fits as it is stored
+    picture.save(root / "stored.png", exif=exif)  # the stated size is that of the stored pixels
     picture.rotate(90, expand=True).save(root / "size.png")
     picture.save(tmp_path / "outside.png")
     Image.new("1", (200, 200)).save(root / "bomb.png")
@@ -188,14 +186,14 @@ def test_image_files(tmp_path: Path) -> None:
     assert errors(tmp_path, content, image_root=root) == {
         "image file that does not exist": 1,
         "image file that cannot be used": 2,
-        "image file of another size than stated": 1,
+        "image file whose size differs from the stated one": 1,
         "file name that is not safe": 1,
     }
     text = check_coco(write(tmp_path, content), image_root=root, max_pixels=10_000).text()
     for expected in (
         "missing.png",
         "text.png",
-        "30 x 20 (height x width), the annotations say 20 x 30",
+        "30 x 20 (height x width), the annotations state 20 x 30",
         "200 x 200",
         "link.png",
     ):
@@ -244,12 +242,15 @@ def test_report_text() -> None:
 
 
 def test_duplicates() -> None:
-    assert duplicates(np.array([3, 1, 3, 2, 1, 3])) == [(1, 2), (3, 3)]
-    assert duplicates(np.array([], dtype=np.int64)) == []
+    assert find_duplicates(np.array([3, 1, 3, 2, 1, 3])) == [(1, 2), (3, 3)]
+    assert find_duplicates(np.array([], dtype=np.int64)) == []
 
 
 def test_many_annotations_are_checked_quickly(tmp_path: Path) -> None:
-    row = '{"id": %d, "image_id": %d, "category_id": 4, "bbox": [4, 3, 10, 6], "segmentation": [[4, 3, 14, 3, 14, 9, 4, 9]]}'
+    row = (
+        '{"id": %d, "image_id": %d, "category_id": 4, "bbox": [4, 3, 10, 6], '
+        '"segmentation": [[4, 3, 14, 3, 14, 9, 4, 9]]}'
+    )
     content = dataset() | {"annotations": []}
     text = json.dumps(content).replace(
         '"annotations": []',
@@ -257,5 +258,5 @@ def test_many_annotations_are_checked_quickly(tmp_path: Path) -> None:
     )
     start = time.perf_counter()
     file = read_coco(write(tmp_path, text))
-    assert time.perf_counter() - start < 15  # 1 s where nothing else runs
+    assert time.perf_counter() - start < 15  # 1 s on an idle machine
     assert len(file.annotations(0)) == 50_000

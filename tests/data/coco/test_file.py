@@ -1,4 +1,4 @@
-"""COCO files of every shape -> labels, boxes and masks; and back, as pycocotools reads them."""
+"""Reading COCO files of all variants, and writing them for pycocotools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from maskseg.data.coco.file import CocoFile, ImageRecord, read_coco
 from maskseg.errors import UserError
-from maskseg.masks.annotated import FileMasks, Polygons, Runs
+from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
 
@@ -96,7 +96,7 @@ def pycoco(file: CocoFile) -> COCO:
 def bitmaps(file: CocoFile, index: int) -> np.ndarray:
     image = file.images[index]
     return rle_to_bitmaps(
-        FileMasks.from_file(file.annotations(index).shapes, image.height, image.width).to_rle()
+        AnnotatedMasks.from_file(file.annotations(index).shapes, image.height, image.width).to_rle()
     )
 
 
@@ -109,7 +109,7 @@ def test_mixed_file(tmp_path: Path) -> None:
     found = file.annotations(1)
     assert found.labels.tolist() == [2, 1, 0, 0]
     assert found.labels.dtype == np.int64
-    assert found.ids.tolist() == [5, 9, 2, 4]  # the missing id comes after the largest
+    assert found.ids.tolist() == [5, 9, 2, 4]  # a missing id is numbered after the largest
     assert found.crowd.tolist() == [False, True, False, False]
     assert found.crowd.dtype == bool
     assert found.boxes.dtype == np.float32
@@ -117,9 +117,9 @@ def test_mixed_file(tmp_path: Path) -> None:
         found.boxes, [[4, 3, 14, 9], [20, 5, 31, 12], [1.25, 2.5, 4.375, 7.25], [4, 3, 14, 9]]
     )
     assert isinstance(found.shapes[0], Polygons)
-    assert isinstance(found.shapes[1], Runs)
+    assert isinstance(found.shapes[1], RunLengths)
     assert found.shapes[2] is None
-    runs = FileMasks.from_file([found.shapes[1]], HEIGHT, WIDTH).to_rle()
+    runs = AnnotatedMasks.from_file([found.shapes[1]], HEIGHT, WIDTH).to_rle()
     np.testing.assert_array_equal(rle_to_bitmaps(runs)[0], bitmap())
     np.testing.assert_array_equal(bitmaps(file, 0)[0], bitmap())
     assert file.labels(1) == [2, 0, 0]
@@ -129,7 +129,7 @@ def test_mixed_file(tmp_path: Path) -> None:
     assert none.shapes == ()
 
 
-def test_pycocotools_reads_what_is_given_back(tmp_path: Path) -> None:
+def test_pycocotools_reads_the_written_file(tmp_path: Path) -> None:
     file = read_coco(write(tmp_path / "a.json", dataset()))
     coco = pycoco(file)
     assert sorted(coco.anns) == [2, 4, 5, 8, 9]
@@ -142,7 +142,7 @@ def test_pycocotools_reads_what_is_given_back(tmp_path: Path) -> None:
     assert coco.anns[4]["area"] == 60.0
     for number in (8, 9):
         np.testing.assert_array_equal(coco.annToMask(coco.anns[number]), bitmap())
-    # What is written is read again to the same.
+    # Writing and reading again changes nothing.
     again = read_coco(write(tmp_path / "b.json", file.to_dict()))
     assert again.to_dict() == file.to_dict()
 
@@ -225,7 +225,7 @@ def test_no_categories_and_no_annotations(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (SHARED / "coco_tiny").is_dir(), reason="needs ../shared/data/coco_tiny")
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_real_coco_as_pycocotools_has_it(split: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_coco_equals_pycocotools(split: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = SHARED / "coco_tiny" / "annotations" / f"instances_{split}2017.json"
     file = read_coco(path, image_root=SHARED / "coco_tiny" / f"{split}2017")
     assert file.report.text().endswith("no problems found")
@@ -252,10 +252,10 @@ def test_real_coco_as_pycocotools_has_it(split: str, capsys: pytest.CaptureFixtu
 def test_nineteen_thousand_masks_are_read_quickly() -> None:
     start = time.perf_counter()
     file = read_coco(SHARED / "nuclei" / "train.json")
-    assert time.perf_counter() - start < 10  # 0.6 s where nothing else runs
+    assert time.perf_counter() - start < 10  # 0.6 s on an idle machine
     assert (len(file), file.num_annotations) == (457, 19142)
     boxes = file.annotations(0).boxes
     x, y, w, h = coco_mask.toBbox(
-        FileMasks.from_file(file.annotations(0).shapes, 256, 320).to_rle()
+        AnnotatedMasks.from_file(file.annotations(0).shapes, 256, 320).to_rle()
     ).T
     np.testing.assert_array_equal(boxes, np.stack([x, y, x + w, y + h], axis=1))

@@ -1,4 +1,4 @@
-"""Broken polygons and run lengths are named and never reach pycocotools; short, empty and outside ones leave or are cut."""
+"""Invalid polygons and RLEs are reported and never reach pycocotools; others are repaired."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from made.coco_files import SQUARE, cleaned, dataset, errors, rle
 from pycocotools import mask as coco_mask
 
 from maskseg.data.coco.file import check_coco
-from maskseg.data.coco.packed_segmentations import Packer, SegmentationError, clip_polygon
+from maskseg.data.coco.packed_segmentations import (
+    SegmentationError,
+    SegmentationPacker,
+    clip_polygon,
+)
 from maskseg.masks.annotated import Polygons
 
 PIXELS = 20 * 30
@@ -36,7 +40,7 @@ PIXELS = 20 * 30
         (7, "segmentation that is neither polygons nor RLE"),
     ],
 )
-def test_broken_polygons(tmp_path: Path, polygons: Any, kind: str) -> None:
+def test_invalid_polygons(tmp_path: Path, polygons: Any, kind: str) -> None:
     assert errors(tmp_path, dataset({"bbox": [1, 1, 8, 4], "segmentation": polygons})) == {kind: 1}
     assert errors(
         tmp_path,
@@ -44,7 +48,7 @@ def test_broken_polygons(tmp_path: Path, polygons: Any, kind: str) -> None:
     ) == {kind: 2}
 
 
-def test_short_polygons_leave(tmp_path: Path) -> None:
+def test_short_polygons_are_dropped(tmp_path: Path) -> None:
     content = dataset(
         {"segmentation": [[1, 1, 2, 2], *SQUARE]},
         {"bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 2, 2]]},
@@ -52,8 +56,8 @@ def test_short_polygons_leave(tmp_path: Path) -> None:
     )
     file, warnings = cleaned(tmp_path, content)
     assert warnings == {
-        "polygon part of fewer than 3 points, left out": 3,
-        "annotation whose polygons all have fewer than 3 points, left out": 2,
+        "polygon with fewer than 3 points, dropped": 3,
+        "annotation whose polygons all have fewer than 3 points, dropped": 2,
     }
     found = file.annotations(1)
     assert found.ids.tolist() == [10]
@@ -71,7 +75,7 @@ def test_polygons_outside_the_image(tmp_path: Path) -> None:
         {"segmentation": [[1, 1, 30.25, 1, 30.25, 9, 1, 9]]},
         {
             "segmentation": [[-30, 5, 5, 40, -30, 40]]
-        },  # its box meets the image, the triangle does not
+        },  # the box overlaps the image, the triangle does not
     )
     file, warnings = cleaned(tmp_path, content)
     found = file.annotations(1)
@@ -83,12 +87,12 @@ def test_polygons_outside_the_image(tmp_path: Path) -> None:
             assert part.min() >= 0
             assert (part <= [30, 20]).all()
     assert warnings == {
-        "annotation outside its image, left out": 3,
-        "polygon that reaches out of its image, cut": 2,
+        "annotation outside its image, dropped": 3,
+        "polygon that extends beyond its image, clipped": 2,
     }
 
 
-def test_cut_polygons_keep_their_pixels() -> None:
+def test_clipped_polygons_keep_their_pixels() -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         points = rng.uniform([-30, -20], [60, 40], (rng.integers(3, 8), 2)).round()
@@ -101,7 +105,7 @@ def test_cut_polygons_keep_their_pixels() -> None:
         assert (cut >= 0).all()
         assert (cut <= [30, 20]).all()
         found = coco_mask.decode(coco_mask.frPyObjects([cut.ravel().tolist()], 20, 30))[..., 0]
-        # Crossings are rounded to a fifth of a pixel: pixels on the outline may change, no others.
+        # pycocotools rounds crossings to 1/5 pixel: only pixels on the outline may change.
         line = np.abs(np.diff(np.pad(expected.astype(int), 1, mode="edge"), axis=0))[:, 1:-1]
         side = np.abs(np.diff(np.pad(expected.astype(int), 1, mode="edge"), axis=1))[1:-1]
         outline = line[1:] | line[:-1] | side[:, 1:] | side[:, :-1]
@@ -110,7 +114,7 @@ def test_cut_polygons_keep_their_pixels() -> None:
         assert (found != expected).sum() <= 12
 
 
-def test_inside_polygons_are_untouched() -> None:
+def test_polygons_inside_the_image_are_unchanged() -> None:
     points = np.array([[0.0, 0.0], [30.0, 0.0], [17.25, 20.0]])
     np.testing.assert_array_equal(clip_polygon(points, 20, 30), points)
 
@@ -128,8 +132,8 @@ def test_inside_polygons_are_untouched() -> None:
             rle([2**62, 2**62, 2**62, 2**62 + PIXELS]),
             "RLE whose counts do not sum to the mask's pixels",
         ),
-        (rle([10, PIXELS - 10], (30, 20)), "RLE of another size than its image"),
-        (rle([100], (10, 10)), "RLE of another size than its image"),
+        (rle([10, PIXELS - 10], (30, 20)), "RLE whose size differs from its image's"),
+        (rle([100], (10, 10)), "RLE whose size differs from its image's"),
         (rle([1.5, PIXELS - 1.5]), "RLE counts that are not integers"),
         (rle(["a"]), "RLE counts that are not integers"),
         (rle([2**70]), "RLE counts that are not integers"),
@@ -151,7 +155,7 @@ def test_inside_polygons_are_untouched() -> None:
         (rle("O"), "RLE with negative counts"),
     ],
 )
-def test_broken_rle(tmp_path: Path, segmentation: Any, kind: str) -> None:
+def test_invalid_rle(tmp_path: Path, segmentation: Any, kind: str) -> None:
     assert errors(tmp_path, dataset({"bbox": [1, 1, 8, 4], "segmentation": segmentation})) == {
         kind: 1
     }
@@ -159,18 +163,18 @@ def test_broken_rle(tmp_path: Path, segmentation: Any, kind: str) -> None:
 
 
 def test_damaged_strings_never_pass() -> None:
-    """Characters changed at random: what passes is the RLE of a mask of that size, the one that pycocotools decodes."""
+    """Randomly changed strings are refused, or decoded as by pycocotools."""
     rng = np.random.default_rng(0)
     mask = (rng.random((20, 30)) < 0.3).astype(np.uint8)
     text = coco_mask.encode(np.asfortranarray(mask))["counts"]
-    packer, strings = Packer(10_000), []
+    packer, strings = SegmentationPacker(10_000), []
     for i in range(400):
         changed = bytearray(text)
         for _ in range(1 + i % 3):
             changed[rng.integers(len(changed))] = rng.integers(48, 112)
         strings.append(changed.decode())
         packer.add(rle(strings[-1]))
-    packed, passed = packer.packed(), 0
+    packed, passed = packer.to_segmentations(), 0
     for row, string in enumerate(strings):
         try:
             counts = packed.counts(row)
@@ -184,7 +188,7 @@ def test_damaged_strings_never_pass() -> None:
     assert 0 < passed < 100
 
 
-def test_empty_masks_leave(tmp_path: Path) -> None:
+def test_empty_masks_are_dropped(tmp_path: Path) -> None:
     box = {"bbox": [1, 1, 5, 5]}
     zeros = coco_mask.encode(np.zeros((20, 30), dtype=np.uint8, order="F"))["counts"].decode()
     file, warnings = cleaned(
@@ -195,5 +199,5 @@ def test_empty_masks_leave(tmp_path: Path) -> None:
             {**box, "segmentation": []},
         ),
     )
-    assert warnings == {"annotation with an empty mask, left out": 2}
+    assert warnings == {"annotation with an empty mask, dropped": 2}
     assert file.annotations(1).shapes == (None,)

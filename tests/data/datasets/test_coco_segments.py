@@ -1,4 +1,4 @@
-"""COCO data as segments without classes: instances and pieces of stuff."""
+"""COCO data as class-agnostic segments: instances and connected regions of stuff."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ SIZE = 64
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures with an ellipse above and a triangle below, and semantic maps: stuff 7 in three vertical stripes with 9 between them, and a
-    speck of 9 in the corner."""
+    """Three images with an ellipse above and a triangle below, and semantic maps.
+
+    Stuff 7 is in three vertical stripes with 9 between them and a speck of 9 in the corner.
+    """
     write_scenes(tmp_path, 3)
     ids = np.full((SIZE, SIZE), 7)
     ids[:, 20:24] = ids[:, 40:44] = 9
@@ -56,7 +58,7 @@ def test_images_are_the_files_whatever_the_transforms(folder: Path) -> None:
 def test_truth_is_instances_and_pieces_of_stuff(folder: Path) -> None:
     source = segments_of(folder)
     for index in range(3):
-        (truth,) = source.truths("val", index)
+        (truth,) = source.ground_truths("val", index)
         assert truth.shape == (SIZE, SIZE)
         sample = make_source(folder).dataset("val")[(0, index, 0)]
         assert sample.masks is not None
@@ -67,9 +69,9 @@ def test_truth_is_instances_and_pieces_of_stuff(folder: Path) -> None:
             assert (truth[mask & ~later] == number).all()
             later |= mask
         assert (truth[~later & (ids == 7)] != -1).mean() > 0.9
-        # Nine pixels are too few to be a segment.
+        # Nine pixels are too few for a segment.
         assert (truth[:3, :3][~later[:3, :3]] == -1).all()
-        # A segment of stuff is of one kind and one stripe.
+        # Each segment of stuff is one stripe of one class.
         stripe = np.array([0] * 20 + [1] * 4 + [2] * 16 + [3] * 4 + [4] * 20)
         for number in set(truth[~later].tolist()) - {-1}:
             inside = truth == number
@@ -79,7 +81,7 @@ def test_truth_is_instances_and_pieces_of_stuff(folder: Path) -> None:
 
 
 def test_without_semantic_maps_there_are_instances_alone(folder: Path) -> None:
-    (truth,) = segments_of(folder).truths("train", 0)
+    (truth,) = segments_of(folder).ground_truths("train", 0)
     assert set(truth.ravel().tolist()) == {-1, 0, 1}
 
 

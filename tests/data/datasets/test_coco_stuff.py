@@ -1,4 +1,4 @@
-"""COCO-stuff's maps in their published ways, beside COCO's instances."""
+"""COCO-Stuff's maps in both published encodings, with COCO's instances."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ THINGS = {1: "person", 18: "dog"}
 IDS = (1, 18, 92, 124, 182)
 
 
-def truth() -> np.ndarray:
-    """Category ids: a dog on grass and wood, a banner, and pixels without any (-1)."""
+def ground_truth() -> np.ndarray:
+    """Category ids: a dog on grass and wood, a banner, and unlabelled pixels (-1)."""
     ids = np.full((HEIGHT, WIDTH), 124)
     ids[40:], ids[:, 70:], ids[:5] = 182, 92, -1
     ids[20:40, 10:30] = 18
@@ -53,7 +53,7 @@ def save(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """COCO's layout with one image a split, and the maps in both ways."""
+    """COCO's layout with one image per split, and the maps in both encodings."""
     categories = [{"id": number, "name": name} for number, name in THINGS.items()]
     stuff = [{"id": n, "name": f"stuff {n}", "supercategory": "stuff"} for n in IDS[2:]] + [
         {"id": 183, "name": "other", "supercategory": "other"}
@@ -80,10 +80,10 @@ def root(tmp_path: Path) -> Path:
             json.dumps({"images": [], "annotations": [], "categories": stuff})
         )
         save(tmp_path / split / "000000000007.jpg", np.full((HEIGHT, WIDTH, 3), 90))
-        save(tmp_path / "stuffthingmaps" / split / "000000000007.png", stuffthing(truth()))
+        save(tmp_path / "stuffthingmaps" / split / "000000000007.png", stuffthing(ground_truth()))
         save(
             tmp_path / "annotations" / f"stuff_{split}_pixelmaps" / "000000000007.png",
-            pixelmaps(truth()),
+            pixelmaps(ground_truth()),
         )
     return tmp_path
 
@@ -96,7 +96,7 @@ def composed(*words: str) -> DictConfig:
 def source(root: Path, *words: str) -> CocoSource:
     config = composed(*words).copy()
     config.data.root = str(root)
-    found = configs.build(config.data)
+    found = configs.build_source(config.data)
     assert isinstance(found, CocoSource)
     return found
 
@@ -123,7 +123,7 @@ def test_maps_of_things_and_stuff(root: Path) -> None:
     )
     (batch,) = data.test_loader("val", 1)
     assert batch.semantic is not None
-    assert np.array_equal(batch.semantic[0, :HEIGHT, :WIDTH].numpy(), labels(truth()))
+    assert np.array_equal(batch.semantic[0, :HEIGHT, :WIDTH].numpy(), labels(ground_truth()))
     (dog,) = batch.targets.masks.to_rle()  # type: ignore[union-attr]
     assert dog["size"] == [HEIGHT, WIDTH]
 
@@ -131,9 +131,9 @@ def test_maps_of_things_and_stuff(root: Path) -> None:
 def test_maps_of_stuff_alone_leave_things_unlabelled(root: Path) -> None:
     data = source(root, *PIXELMAPS)
     assert data.categories.ids == IDS  # without 183, "other"
-    found = data.semantic_maps("train").of("000000000007.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
+    found = data.semantic_maps("train").load("000000000007.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
     assert found.dtype == torch.int16
-    assert np.array_equal(found.numpy(), labels(np.where(truth() == 18, -1, truth())))
+    assert np.array_equal(found.numpy(), labels(np.where(ground_truth() == 18, -1, ground_truth())))
 
 
 def test_the_list_of_labels_names_the_stuff_too(root: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_list_of_labels_names_the_stuff_too(root: Path) -> None:
     assert (found.ids, found.names[2:]) == (
         IDS,
         ("banner", "grass", "wood"),
-    )  # no instance has 12, and no stuff of COCO's has such an id
+    )  # id 12 has no instances, and is not in the range of COCO's stuff
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,11 @@ def test_the_list_of_labels_names_the_stuff_too(root: Path) -> None:
 )
 def test_every_value_of_an_encoding(tmp_path: Path, name: str, last: int) -> None:
     encoding = ENCODINGS[name]
-    values = np.array([[*encoding.none, *range(encoding.values.start, last + 1)]])
+    values = np.array([[*encoding.ignore_values, *range(encoding.values.start, last + 1)]])
     save(tmp_path / "a.png", values)
-    found = SemanticMaps(tmp_path, "key", encoding=encoding).of("a.jpg", *values.shape)[0].tolist()
+    found = (
+        SemanticMaps(tmp_path, "key", encoding=encoding).load("a.jpg", *values.shape)[0].tolist()
+    )
     wanted = {
         "stuffthing": [-1, *range(1, 183)],
         "pixelmaps": [-1, -1, *range(92, 183)],
@@ -172,7 +174,7 @@ def test_every_value_of_an_encoding(tmp_path: Path, name: str, last: int) -> Non
     assert found == wanted[name]
     known = (
         SemanticMaps(tmp_path, "key", ids=[last, 5], encoding=encoding)
-        .of("a.jpg", *values.shape)[0]
+        .load("a.jpg", *values.shape)[0]
         .tolist()
     )
     assert known == [{last: 0, 5: 1}.get(number, -1) for number in found]
@@ -190,13 +192,14 @@ def test_every_value_of_an_encoding(tmp_path: Path, name: str, last: int) -> Non
     ],
 )
 def test_values_that_an_encoding_does_not_have(tmp_path: Path, name: str, value: int) -> None:
-    # Guards against: maps of the other kind are read all the same, and every class is another one
-    save(tmp_path / "a.png", np.array([[ENCODINGS[name].none[0], value]]))
+    # Guards against: maps of the other encoding are read, and every class is wrong
+    save(tmp_path / "a.png", np.array([[ENCODINGS[name].ignore_values[0], value]]))
     with pytest.raises(
         UserError,
-        match=rf"a\.png: {value} is no value of such a semantic map \({ENCODINGS[name].values.start} to",
+        match=rf"a\.png: {value} is not a value of such a semantic map "
+        rf"\({ENCODINGS[name].values.start} to",
     ):
-        SemanticMaps(tmp_path, "key", encoding=ENCODINGS[name]).of("a.jpg", 1, 2)
+        SemanticMaps(tmp_path, "key", encoding=ENCODINGS[name]).load("a.jpg", 1, 2)
 
 
 def test_what_is_refused(root: Path) -> None:
@@ -206,8 +209,8 @@ def test_what_is_refused(root: Path) -> None:
     ):
         source(root, "data.semantic_encoding=pixels")
     maps = source(root, "data.semantic_encoding=pixelmaps").semantic_maps("val")
-    with pytest.raises(UserError, match="255 is no value of such a semantic map"):
-        maps.of("000000000007.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="255 is not a value of such a semantic map"):
+        maps.load("000000000007.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
     (root / "stuffthingmaps" / "val2017").rename(root / "elsewhere")
     with pytest.raises(
         UserError, match=r"data\.val_semantic=.*stuffthingmaps/val2017: no such folder"
@@ -218,14 +221,14 @@ def test_what_is_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("1 person", "line 1, '1 person', is not a number of its own, a colon and a name"),
+        ("1 person", "line 1, '1 person', is not a new number, a colon and a name"),
         ("1: person\nx: dog", "line 2, 'x: dog'"),
         ("1: person\n1: dog", "line 2, '1: dog'"),
         ("1:", "line 1, '1:'"),
         ("\n", "no class in it"),
     ],
 )
-def test_lists_of_labels_that_are_none(tmp_path: Path, text: str, part: str) -> None:
+def test_invalid_lists_of_labels(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "labels.txt").write_text(text)
     with pytest.raises(UserError, match=part):
         read_labels(tmp_path / "labels.txt", "data.labels")
@@ -235,11 +238,11 @@ def test_lists_of_labels_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.labels=.*absent\.txt: cannot be read"):
         read_labels(tmp_path / "absent.txt", "data.labels")
     (tmp_path / "labels.txt").write_bytes(b"1: \xff")
-    with pytest.raises(UserError, match=r"labels\.txt: no UTF-8 text"):
+    with pytest.raises(UserError, match=r"labels\.txt: not UTF-8 text"):
         read_labels(tmp_path / "labels.txt", "data.labels")
 
 
-def test_of_a_panoptic_file_what_is_a_thing_is_no_stuff(tmp_path: Path) -> None:
+def test_things_of_a_panoptic_file_are_not_stuff(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"id": 2, "name": "car", "isthing": 1},
         {"id": 92, "name": "banner", "isthing": 0},
@@ -264,9 +267,9 @@ def test_through_the_tool(root: Path) -> None:
 
 
 def test_segments_of_things_alone(root: Path) -> None:
-    """Maps that stay set have labels then, and the pixels of what is no thing are unlabelled."""
+    """Without stuff classes, maps have labels too; pixels outside of things are unlabelled."""
     job = ImageJob(7, HEIGHT, WIDTH, str(root / "train2017"), "000000000007.jpg")
-    found = SegmentProposals((truth() == 18).astype(np.int32), np.eye(2, dtype=bool))
+    found = SegmentProposals((ground_truth() == 18).astype(np.int32), np.eye(2, dtype=bool))
     write_store(root / "segments", [job], lambda _: found, {}, 1)
     words = [
         "experiment=coco_cfm_r50_fpn",
@@ -277,12 +280,12 @@ def test_segments_of_things_alone(root: Path) -> None:
     assert data.categories.ids == IDS[:2]
     sample = data.dataset("train")[0, 0, 0]
     assert sample.semantic is not None
-    assert np.array_equal(sample.semantic.numpy(), np.where(truth() == 18, 1, -1))
-    assert sample.drawn is not None
-    assert sorted(sample.drawn.tolist()) == [
+    assert np.array_equal(sample.semantic.numpy(), np.where(ground_truth() == 18, 1, -1))
+    assert sample.segment_labels is not None
+    assert sorted(sample.segment_labels.tolist()) == [
         1,
         1,
-    ]  # the dog, as a proposal and as the truth; what is around it is too near to it
+    ]  # the dog as a proposal and as the ground truth; its surroundings overlap it too much
     whole = source(
         root,
         *words[:1],
@@ -292,8 +295,8 @@ def test_segments_of_things_alone(root: Path) -> None:
     ).semantic_maps("val")
     assert whole is not None
     assert np.array_equal(
-        whole.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), truth()
-    )  # for models that are told of no classes
+        whole.load("000000000007.jpg", HEIGHT, WIDTH).numpy(), ground_truth()
+    )  # for models without classes the maps keep the ids
 
 
 def test_the_file_of_stuff_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +311,12 @@ def test_the_file_of_stuff_is_read_once(root: Path, monkeypatch: pytest.MonkeyPa
     data.dataset("train")
     data.dataset("val")
     assert len(read) == 1
-    data.known = Categories(("dog",), (18,))
-    assert data.categories.ids == (18,)
-    data.known, data.json["train"] = None, None  # the classes are then those of the validation file
-    assert data.categories.ids == IDS
+
+
+def test_known_classes_and_classes_of_the_validation_file(root: Path) -> None:
+    config = composed().copy()
+    config.data.root = str(root)
+    known = configs.build_source(config.data, Categories(("dog",), (18,)))
+    assert known.categories.ids == (18,)
+    # Without a training file, the classes are those of the validation file.
+    assert source(root, "data.train_json=null").categories.ids == IDS

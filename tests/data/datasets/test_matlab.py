@@ -1,4 +1,4 @@
-"""MATLAB 5 files: beside scipy's reader, and arrays by hand whose parts do not fit."""
+"""The MATLAB 5 reader: equality with scipy's reader, and handmade inconsistent arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def element(kind: int, data: bytes, order: str = "<") -> bytes:
 
 
 def array(kind: int, shape: tuple[int, ...], content: bytes, order: str = "<") -> bytes:
-    """An array x of a class as a file has it, whatever its content."""
+    """The bytes of an array x of a class, with any content."""
     head = element(6, struct.pack(f"{order}II", kind, 0), order) + element(
         5, struct.pack(f"{order}{len(shape)}i", *shape), order
     )
@@ -68,7 +68,7 @@ def test_bytes_in_either_order(tmp_path: Path, order: str) -> None:
     assert found.tolist() == scipy_io.loadmat(tmp_path / "a.mat")["x"].tolist() == numbers.tolist()
 
 
-def test_arrays_whose_parts_do_not_fit(tmp_path: Path) -> None:
+def test_inconsistent_arrays(tmp_path: Path) -> None:
     one = element(9, struct.pack("<d", 1.0))
     cell, names = (
         array(6, (1, 1), one),
@@ -91,7 +91,7 @@ def test_arrays_whose_parts_do_not_fit(tmp_path: Path) -> None:
             tmp_path / "a.mat",
             array(2, (1, 1), names.replace(b"\x08\0\0\0\0", b"\x07\0\0\0\0", 1) + cell * 2),
         ).field("b")
-    with pytest.raises(MatError, match="8 bytes of numbers do not make an array of 2 dimensions"):
+    with pytest.raises(MatError, match="8 bytes of numbers do not form an array of 2 dimensions"):
         read_x(tmp_path / "a.mat", array(6, (1, 2), one)).numbers()
     with pytest.raises(MatError, match="100 dimensions"):
         read_x(tmp_path / "a.mat", array(6, (1,) * 100, one)).numbers()

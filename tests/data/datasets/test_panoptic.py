@@ -1,4 +1,4 @@
-"""COCO's panoptic files: classes of pixels from the JSON and the colours of the PNGs; what does not fit is one report."""
+"""COCO's panoptic files: class maps from JSON and PNGs, and one report of all inconsistencies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRASS, DOG, CROWD, SKY = (
     300,
     70_000,
     256 * 256 * 256 - 1,
-)  # segment ids that need one, two and three bytes
+)  # segment ids of one, two and three bytes
 CLASS = {GRASS: 193, DOG: 18, CROWD: 1, SKY: 187}
 IDS = (1, 18, 187, 193)
 
@@ -38,7 +38,7 @@ def segments() -> np.ndarray:
 
 
 def labels() -> np.ndarray:
-    """What the maps are to be: crowds and what has no segment unlabelled."""
+    """The expected labels: crowds and pixels without a segment are unlabelled."""
     label = {0: -1, CROWD: -1, **{number: IDS.index(CLASS[number]) for number in (GRASS, DOG, SKY)}}
     return np.vectorize(label.__getitem__)(segments())
 
@@ -51,7 +51,7 @@ def write_png(path: Path, ids: np.ndarray) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """COCO's layout with two images a split."""
+    """COCO's layout with two images per split."""
     notes = tmp_path / "annotations"
     things = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
     whole = [{**thing, "isthing": 1} for thing in things] + [
@@ -104,7 +104,7 @@ def composed(*words: str) -> DictConfig:
 def source(root: Path, *words: str) -> PanopticSource:
     config = composed(*words).copy()
     config.data.root = str(root)
-    found = configs.build(config.data)
+    found = configs.build_source(config.data)
     assert isinstance(found, PanopticSource)
     return found
 
@@ -122,7 +122,7 @@ def test_classes_of_pixels_from_colours(root: Path) -> None:
 def test_without_classes_of_stuff_maps_have_ids(root: Path) -> None:
     maps = source(root, "data.stuff_json=null").semantic_maps("train")
     assert maps is not None
-    found = maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy()
+    found = maps.load("000000000007.jpg", HEIGHT, WIDTH).numpy()
     assert np.array_equal(found, np.array([*IDS, -1])[labels()])
 
 
@@ -131,20 +131,20 @@ def test_ids_that_a_map_cannot_hold_are_refused(root: Path) -> None:
         path = root / "annotations" / f"panoptic_{split}.json"
         path.write_text(path.read_text().replace("193", "40000"))
     assert source(root).categories.ids[-1] == 40000
-    maps = source(root).semantic_maps("train")  # they have labels
+    maps = source(root).semantic_maps("train")  # with labels, large ids fit
     assert maps is not None
-    assert np.array_equal(maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), labels())
+    assert np.array_equal(maps.load("000000000007.jpg", HEIGHT, WIDTH).numpy(), labels())
     with pytest.raises(
         UserError,
-        match=r"data\.train_semantic=.*panoptic_train2017: category id 40000 of the panoptic maps is above 32767",
+        match=r"data\.train_semantic=.*panoptic_train2017: "
+        r"category id 40000 of the panoptic maps is above 32767",
     ):
         source(root, "data.stuff_json=null").semantic_maps("train")
 
 
 def test_a_validation_with_the_trainings_own_images(root: Path) -> None:
-    data = source(root, "debug=overfit", "data.test_transforms=[]")
+    data = source(root, "debug=overfit", "data.test_transforms=[]", "data.stuff_json=null")
     (root / "annotations" / "panoptic_val2017.json").unlink()
-    data.stuff_json = None
     assert len(data.val) == 2
     assert data.semantic_maps("val") is not None
 
@@ -163,12 +163,12 @@ def test_without_maps_the_panoptic_files_are_not_needed(root: Path) -> None:
 def test_a_class_that_the_training_does_not_have_is_unlabelled(root: Path) -> None:
     path = root / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
-    content["categories"] = content["categories"][:3]  # grass is no class of the training's
+    content["categories"] = content["categories"][:3]  # the training does not have the class grass
     path.write_text(json.dumps(content))
     maps = source(root, "data.val_panoptic=${data.train_panoptic}").semantic_maps("val")
     assert maps is not None
     assert np.array_equal(
-        maps.of("000000000007.jpg", HEIGHT, WIDTH).numpy(), np.where(labels() == 3, -1, labels())
+        maps.load("000000000007.jpg", HEIGHT, WIDTH).numpy(), np.where(labels() == 3, -1, labels())
     )
 
 
@@ -187,30 +187,28 @@ def change_segment(key: str, value: object) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
-        (change("image_id", 8), "image_id that is no image's"),
+        (change("image_id", 8), "image_id of no image"),
         (change("image_id", "7"), "annotation without an integer image_id"),
         (change("image_id", 9), "image with more than one annotation"),
         (change("file_name", "../7.png"), "file name that is not safe"),
         (change("file_name", None), "file name that is not safe"),
         (change("file_name", "8.png"), "panoptic map that does not exist"),
         (change("segments_info", None), "annotation without a list segments_info"),
-        (change_segment("category_id", 4), "segment whose category_id is no category's"),
+        (change_segment("category_id", 4), "segment with the category_id of no category"),
         (change_segment("id", 0), "segment id that is not within 1 .. 16777215"),
         (change_segment("id", 1 << 24), "segment id that is not within 1 .. 16777215"),
         (change_segment("id", DOG), "segment id that is used more than once in an image"),
         (change_segment("iscrowd", 2), "iscrowd that is neither 0 nor 1"),
         (lambda tree: tree["annotations"].pop(), "image without a panoptic annotation"),
         (lambda tree: tree["annotations"].insert(0, 3), "annotation without an integer image_id"),
-        (lambda tree: tree.pop("categories"), "not a panoptic data set"),
+        (lambda tree: tree.pop("categories"), "not a panoptic dataset"),
         (
             lambda tree: tree["categories"].append({"id": 1, "name": "x"}),
             "category id that is used more than once",
         ),
     ],
 )
-def test_what_does_not_fit_is_reported(
-    root: Path, damage: Callable[[Any], None], kind: str
-) -> None:
+def test_inconsistencies_are_reported(root: Path, damage: Callable[[Any], None], kind: str) -> None:
     path = root / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
     damage(content)
@@ -233,12 +231,12 @@ def damage_png(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "kind"),
     [
-        ("size", "of another size than its image"),
+        ("size", "whose size differs from its image's"),
         ("mode", "that is not RGB"),
         ("none", "that cannot be read"),
     ],
 )
-def test_maps_that_do_not_fit_are_reported(root: Path, how: str, kind: str) -> None:
+def test_invalid_maps_are_reported(root: Path, how: str, kind: str) -> None:
     path = root / "annotations" / "panoptic_train2017" / "000000000009.png"
     damage_png(path, how)
     with pytest.raises(UserError, match=f"1 x panoptic map {kind}"):
@@ -246,7 +244,7 @@ def test_maps_that_do_not_fit_are_reported(root: Path, how: str, kind: str) -> N
     maps = source(root, "data.check_images=false").semantic_maps("train")
     assert maps is not None
     with pytest.raises(UserError, match=str(path)):
-        maps.of("000000000009.jpg", HEIGHT, WIDTH)
+        maps.load("000000000009.jpg", HEIGHT, WIDTH)
 
 
 def test_a_colour_without_a_segment_is_named(root: Path) -> None:
@@ -257,9 +255,10 @@ def test_a_colour_without_a_segment_is_named(root: Path) -> None:
         )
         with pytest.raises(
             UserError,
-            match=rf"000000000009\.png: the id {strange} of a pixel is none of the image's segments",
+            match=rf"000000000009\.png: the id {strange} of a pixel is not one of the image's "
+            "segments",
         ):
-            source(root).semantic_maps("train").of("000000000009.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
+            source(root).semantic_maps("train").load("000000000009.jpg", HEIGHT, WIDTH)  # type: ignore[union-attr]
 
 
 def test_links_that_lead_out_of_the_folder(root: Path) -> None:
@@ -293,7 +292,7 @@ def test_the_report_of_the_tool(root: Path) -> None:
     path.write_text(json.dumps(content))
     found = said("check_data", *words)
     assert found.code == 2
-    assert "14 x segment whose category_id is no category's" in found.err
+    assert "14 x segment with the category_id of no category" in found.err
     assert found.err.count("segment 10") == 10
     assert "... and 4 more" in found.err
     (root / "annotations" / "instances_val2017.json").unlink()

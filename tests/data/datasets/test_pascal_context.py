@@ -1,4 +1,4 @@
-"""PASCAL-Context's layout: classes of pixels from .mat files, instances of VOC2010 where it has them and connected regions elsewhere."""
+"""PASCAL-Context: class maps from .mat files, instances from VOC2010 or connected regions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("cv2")
 
 HEIGHT, WIDTH = 64, 96
 NAMES = {"train": ["2008_000002", "2008_000008"], "val": ["2009_000015"]}
-# In other orders and spellings than the short list, as they are published.
+# Order and spelling differ from the short list, as in the published files.
 LABELS = {
     1: "accordion",
     2: "aeroplane",
@@ -40,7 +40,11 @@ VOC_OBJECT = {1: 15, 2: 15, 3: 11}  # two people and a dining table
 
 
 def label_map() -> np.ndarray:
-    """Ids of LABELS: grass, cloth, two people who touch, a table in two pieces, an accordion, a speck of a person, and unlabelled pixels."""
+    """A map of ids of LABELS.
+
+    Grass, cloth, two people who touch, a table in two parts, an accordion, a speck of a person,
+    and unlabelled pixels.
+    """
     ids = np.full((HEIGHT, WIDTH), GRASS, dtype=np.uint16)
     ids[:6], ids[60:] = CLOTH, 0
     ids[10:30, 10:40] = PERSON
@@ -51,7 +55,7 @@ def label_map() -> np.ndarray:
 
 
 def object_map() -> np.ndarray:
-    """VOC's instances for the same picture: the two people apart."""
+    """VOC's instances of the same image, with two separate people."""
     found = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     found[10:30, 10:25], found[10:30, 25:40], found[40:55, 10:45] = 1, 2, 3
     return found
@@ -66,7 +70,7 @@ def write_mat(
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The published files of both data sets in small; of the three images, one has VOC's instances."""
+    """Small versions of both datasets; one of the three images has VOC's instances."""
     context, voc = tmp_path / "context", tmp_path / "VOC2010"
     for folder in ("JPEGImages", "ImageSets/Main", "SegmentationObject", "SegmentationClass"):
         (voc / folder).mkdir(parents=True)
@@ -112,7 +116,7 @@ def composed(*words: str) -> DictConfig:
 def source(root: Path, *words: str) -> PascalContextSource:
     config = composed(*words).copy()
     config.data.root, config.data.voc = str(root / "context"), str(root / "VOC2010")
-    found = configs.build(config.data)
+    found = configs.build_source(config.data)
     assert isinstance(found, PascalContextSource)
     found.prepare()
     return found
@@ -136,11 +140,11 @@ def test_classes_of_pixels(root: Path) -> None:
     (batch,) = data.test_loader("train", 2)
     assert batch.image_ids == [2008000002, 2008000008]
     assert batch.semantic is not None
-    for found in batch.semantic:  # of a compressed file and of one that is not
+    for found in batch.semantic:  # of a compressed and an uncompressed file
         assert np.array_equal(found[:HEIGHT, :WIDTH].numpy(), labels(IDS))
 
 
-def test_with_the_background_as_the_sixtieth_class(root: Path) -> None:
+def test_background_as_the_sixtieth_class(root: Path) -> None:
     data = source(root, "data.background=true")
     assert data.categories.ids == (2, 258, 397, 430, 0, 85, 259)
     assert (data.categories.names[4], data.categories.num_things) == ("background", 4)
@@ -148,7 +152,7 @@ def test_with_the_background_as_the_sixtieth_class(root: Path) -> None:
     assert maps is not None
     ids = data.categories.ids
     assert np.array_equal(
-        maps.of("2009_000015.jpg", HEIGHT, WIDTH).numpy(), labels(ids, ids.index(0))
+        maps.load("2009_000015.jpg", HEIGHT, WIDTH).numpy(), labels(ids, ids.index(0))
     )
 
 
@@ -159,14 +163,14 @@ def masks_of(data: PascalContextSource, split: str, index: int) -> list[tuple[st
     return list(zip(names, rle_to_bitmaps(sample.masks.to_rle()), strict=True))
 
 
-def test_instances_are_those_of_voc_where_it_has_them(root: Path) -> None:
+def test_instances_of_voc_are_used_where_available(root: Path) -> None:
     found = masks_of(source(root), "train", 0)
     assert [name for name, _ in found] == ["person", "person", "diningtable"]
     for number, (_, mask) in enumerate(found, 1):
         assert np.array_equal(mask, object_map() == number)
 
 
-def test_and_elsewhere_connected_regions(root: Path) -> None:
+def test_connected_regions_are_instances_elsewhere(root: Path) -> None:
     data = source(root)
     for split, index in (("train", 1), ("val", 0)):
         found = masks_of(data, split, index)
@@ -174,12 +178,12 @@ def test_and_elsewhere_connected_regions(root: Path) -> None:
             "person",
             "diningtable",
             "diningtable",
-        ]  # the two people are one, the speck is none
+        ]  # the two people are one object, the speck is dropped
         assert np.array_equal(found[0][1], (label_map() == PERSON) & (np.arange(WIDTH) < 60))
         assert np.array_equal(found[1][1] | found[2][1], label_map() == TABLE)
 
 
-def test_regions_touch_by_their_sides_and_have_a_least_size() -> None:
+def test_regions_are_4_connected_and_have_a_minimum_size() -> None:
     ids = np.full((20, 20), -1, dtype=np.int16)
     ids[:5, :5], ids[5:10, 5:10], ids[15:, 10:14] = 7, 7, 7
     ids[0, 10:] = 3
@@ -192,7 +196,7 @@ def test_regions_touch_by_their_sides_and_have_a_least_size() -> None:
     assert list(regions(np.full((4, 4), -1, dtype=np.int16), [7])) == []
 
 
-def test_lists_of_ones_own_and_instances_that_came_later(
+def test_custom_lists_and_instances_that_are_added_later(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "own.txt").write_text("2008_000008\n")
@@ -214,10 +218,10 @@ def test_lists_of_ones_own_and_instances_that_came_later(
         (label_map()[1:], "LabelMap", "LabelMap is 63 x 96 (height x width), the image 64 x 96"),
         (label_map(), "Labels", "it has no variable LabelMap (Labels)"),
         (label_map().astype(np.float64), "LabelMap", "LabelMap is of type float64, not uint16"),
-        (label_map() + 300, "LabelMap", "697 is no value of such a semantic map (0 to 430)"),
+        (label_map() + 300, "LabelMap", "697 is not a value of such a semantic map (0 to 430)"),
     ],
 )
-def test_maps_that_are_none(root: Path, values: np.ndarray, name: str, part: str) -> None:
+def test_invalid_maps(root: Path, values: np.ndarray, name: str, part: str) -> None:
     write_mat(root / "context" / "trainval" / "2008_000008.mat", values, name=name)
     with pytest.raises(UserError, match="1 x image whose files cannot be used") as raised:
         source(root)
@@ -225,21 +229,21 @@ def test_maps_that_are_none(root: Path, values: np.ndarray, name: str, part: str
     assert "2008_000008.mat" in str(raised.value)
 
 
-def test_maps_that_are_missing_or_damaged(root: Path) -> None:
+def test_missing_and_damaged_maps(root: Path) -> None:
     folder = root / "context" / "trainval"
     (folder / "2008_000008.mat").unlink()
     (folder / "2008_000002.mat").write_bytes((folder / "2008_000002.mat").read_bytes()[:300])
     with pytest.raises(UserError, match="2 x image whose files cannot be used") as raised:
         source(root)
     assert "2008_000008.mat: cannot be read (No such file" in str(raised.value)
-    assert "2008_000002.mat: no map of PASCAL-Context, or damaged" in str(raised.value)
+    assert "2008_000002.mat: not a map of PASCAL-Context, or damaged" in str(raised.value)
 
 
-def test_lists_of_classes_that_do_not_fit(root: Path) -> None:
+def test_inconsistent_lists_of_classes(root: Path) -> None:
     path = root / "context" / "59_labels.txt"
     path.write_text("1: aeroplane\n2: zebra\n")
     with pytest.raises(
-        UserError, match=r"data\.classes=.*59_labels\.txt: 'zebra' is no class of data\.labels="
+        UserError, match=r"data\.classes=.*59_labels\.txt: 'zebra' is not a class of data\.labels="
     ):
         source(root)
     path.write_text("1: grass\n")
@@ -250,7 +254,7 @@ def test_lists_of_classes_that_do_not_fit(root: Path) -> None:
         source(root)
 
 
-def test_what_is_not_there(root: Path) -> None:
+def test_missing_folders_and_keys(root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.train_semantic is not set"):
         source(root, "data.train_semantic=null")
     (root / "context" / "trainval").rename(root / "elsewhere")

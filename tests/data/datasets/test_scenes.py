@@ -1,4 +1,4 @@
-"""The synthetic data set: what is written agrees with itself and with pycocotools."""
+"""The synthetic dataset: its files are consistent with each other and with pycocotools."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def test_files(root: Path) -> None:
     assert {path.name for path in (root / "stuff").iterdir()} == {f"{name}.png" for name in names}
     assert [path.name for path in root.parent.iterdir()] == [
         "scenes"
-    ]  # nothing unfinished beside it
+    ]  # no unfinished folder is left
     for name, mode in (("images/train_000001.jpg", "RGB"), ("stuff/val_000001.png", "L")):
         with Image.open(root / name) as image:
             assert (image.mode, image.size) == (mode, (256, 256))
 
 
-def test_workers_change_nothing_and_pictures_do_not_depend_on_their_number(
+def test_images_depend_neither_on_workers_nor_on_the_number_of_images(
     root: Path, tmp_path: Path
 ) -> None:
     make_scenes(tmp_path / "one", num_train=30, num_val=10, num_workers=0)
     make_scenes(
         tmp_path / "two", num_train=30, num_val=10, num_workers=2
-    )  # 40 pictures: enough to start two workers
+    )  # 40 images: enough to start two workers
     one, larger = contents(tmp_path / "one"), contents(root)
     assert one == contents(tmp_path / "two")
     assert all(one[name] == larger[name] for name in one if name.endswith(("jpg", "png")))
@@ -81,7 +81,7 @@ def test_workers_change_nothing_and_pictures_do_not_depend_on_their_number(
     assert few["annotations"] == many["annotations"][: len(few["annotations"])]
 
 
-def test_seed_changes_the_pictures(root: Path, tmp_path: Path) -> None:
+def test_seed_changes_the_images(root: Path, tmp_path: Path) -> None:
     make_scenes(tmp_path / "other", num_train=1, num_val=1, seed=1)
     assert (
         contents(tmp_path / "other")["images/train_000001.jpg"]
@@ -138,7 +138,7 @@ def test_stuff_map_agrees_with_the_masks_which_do_not_overlap(root: Path, coco: 
         assert 2 <= len(np.unique(labels[times == 0])) <= 4
 
 
-def test_empty_pictures_and_crowds_occur(coco: COCO) -> None:
+def test_empty_images_and_crowds_occur(coco: COCO) -> None:
     empty = {row["id"] for row in coco.dataset["images"]} - {
         row["image_id"] for row in coco.dataset["annotations"]
     }
@@ -163,14 +163,14 @@ def test_keypoints(coco: COCO) -> None:
 
 def test_run_lengths_are_the_uncompressed_code() -> None:
     mask = np.array([[0, 1, 1], [1, 1, 0]], bool)
-    assert scenes._run_lengths(mask) == [1, 4, 1]
-    assert scenes._run_lengths(~mask) == [0, 1, 4, 1]
+    assert scenes.run_lengths(mask) == [1, 4, 1]
+    assert scenes.run_lengths(~mask) == [0, 1, 4, 1]
     for some in (mask, ~mask, np.zeros((2, 3), bool), np.ones((2, 3), bool)):
-        code = {"size": [2, 3], "counts": scenes._run_lengths(some)}
+        code = {"size": [2, 3], "counts": scenes.run_lengths(some)}
         assert (rle.decode(rle.frPyObjects(code, 2, 3)) == some).all()
 
 
-def test_filled_boxes_are_no_masks(root: Path) -> None:
+def test_filled_boxes_are_poor_masks(root: Path) -> None:
     assert 0.05 < filled_box_ap(root / "val.json") < 0.45
 
 
@@ -184,7 +184,7 @@ def test_existing_folders(root: Path, tmp_path: Path) -> None:
         make_scenes(root, num_train=NUM_TRAIN + 1, num_val=NUM_VAL)
     (tmp_path / "mine").mkdir()
     with pytest.raises(
-        ValueError, match=r"mine exists and is no finished scenes data set: delete .* data\.root"
+        ValueError, match=r"mine exists and is not a finished scenes dataset: delete .* data\.root"
     ):
         make_scenes(tmp_path / "mine")
     copy = shutil.copytree(root, tmp_path / "copy")
@@ -194,7 +194,7 @@ def test_existing_folders(root: Path, tmp_path: Path) -> None:
     assert (copy / "train.json").exists()
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".new.unfinished" / "images").mkdir(parents=True)
     (tmp_path / ".new.unfinished" / "images" / "train_000009.jpg").touch()
     make_scenes(tmp_path / "new", num_train=1, num_val=0)
@@ -216,7 +216,7 @@ def test_other_sizes(tmp_path: Path) -> None:
     assert all(max(row["bbox"][2:]) <= 75 for row in rows["annotations"] if not row["iscrowd"])
 
 
-def test_the_largest_crowd_has_room_in_the_smallest_picture(
+def test_the_largest_crowd_fits_into_the_smallest_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def largest(_: np.random.Generator) -> draw.Shape:
@@ -226,7 +226,7 @@ def test_the_largest_crowd_has_room_in_the_smallest_picture(
             "figure", level, np.ones_like(level), np.zeros((0, 2), np.float32), crowd=True
         )
 
-    monkeypatch.setattr(draw, "crowd", largest)
-    monkeypatch.setattr(scenes, "CROWDED", 1.0)
+    monkeypatch.setattr(draw, "random_crowd", largest)
+    monkeypatch.setattr(scenes, "CROWD_FRACTION", 1.0)
     found = [scenes.draw_scene(np.random.default_rng(seed), 128) for seed in range(12)]
     assert sum(thing.crowd for scene in found for thing in scene.things) >= 8

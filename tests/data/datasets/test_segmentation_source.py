@@ -1,4 +1,4 @@
-"""Data sets of segments: BSDS's .mat files beside scipy's reader, damaged ones, MSRC's colours, and what is told of files that do not fit."""
+"""BSDS and MSRC: .mat files compared with scipy, color maps, damaged and invalid files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAPS = [np.array([[1, 1, 2], [1, 3, 3]]), np.array([[1, 1, 1], [0, 2, 2]])]
 def write_mat(
     path: Path, maps: list[np.ndarray], dtype: type = np.uint16, compressed: bool = True
 ) -> None:
-    """A file as BSDS500 has it: a cell for each annotator, in it a structure with Segmentation and Boundaries."""
+    """Write a file of BSDS500: one cell per annotator, with Segmentation and Boundaries."""
     cells = np.empty((1, len(maps)), dtype=object)
     for i, one in enumerate(maps):
         cells[0, i] = {
@@ -54,10 +54,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(source: Any, split: str = "val", index: int = 0) -> str:
-    """The one line that a source's truths are refused with."""
+def error_of(source: Any, split: str = "val", index: int = 0) -> str:
+    """Return the one-line error of reading the ground truths."""
     with pytest.raises(UserError) as raised:
-        source.truths(split, index)
+        source.ground_truths(split, index)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -71,16 +71,16 @@ def test_bsds(root: Path) -> None:
     image = source.image("val", 0)
     assert (image.shape, image.dtype) == ((3, 2, 3), torch.uint8)
     assert int(image[0, 0, 0]) == 10
-    truths = source.truths("val", 1)
+    truths = source.ground_truths("val", 1)
     assert [t.dtype for t in truths] == [np.int32, np.int32]
     assert truths[0].tolist() == [[0, 0, 1], [0, 2, 2]]
     assert truths[1].tolist() == [[0, 0, 0], [-1, 1, 1]]
-    assert len(source.truths("val", 0)) == 1
+    assert len(source.ground_truths("val", 0)) == 1
     assert BsdsSource(str(root), max_images=1).names("val") == ["a"]
 
 
 @pytest.mark.parametrize("nested", ["data", "BSDS500/data", "BSR/BSDS500/data"])
-def test_bsds_as_it_unpacks(root: Path, nested: str) -> None:
+def test_bsds_in_the_folders_of_its_archive(root: Path, nested: str) -> None:
     inner = root / "unpacked" / nested
     inner.mkdir(parents=True)
     for part in ("images", "groundTruth"):
@@ -92,12 +92,12 @@ def test_bsds_as_it_unpacks(root: Path, nested: str) -> None:
 @pytest.mark.parametrize("compressed", [True, False])
 def test_numbers_of_every_type(root: Path, dtype: type, compressed: bool) -> None:
     write_mat(root / "groundTruth/val/a.mat", MAPS, dtype, compressed)
-    assert [t.tolist() for t in BsdsSource(str(root)).truths("val", 0)] == [
+    assert [t.tolist() for t in BsdsSource(str(root)).ground_truths("val", 0)] == [
         (m - 1).tolist() for m in MAPS
     ]
 
 
-def test_bsds_folders_that_do_not_fit(root: Path) -> None:
+def test_invalid_bsds_folders(root: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"data.root=.*/none: no such folder: a folder with images/\{train,val,test\}",
@@ -113,7 +113,7 @@ def test_bsds_folders_that_do_not_fit(root: Path) -> None:
     (root / "groundTruth/val/b.mat").unlink()
     assert BsdsSource(str(root), max_images=1).names("val") == ["a"]
     with pytest.raises(
-        UserError, match=r"val/b.mat: no such file, but there is the image \(1 of 2 images"
+        UserError, match=r"val/b.mat: no such file, but the image exists \(1 of 2 images"
     ):
         BsdsSource(str(root)).names("val")
     for part in ("val", "test", "train"):
@@ -122,14 +122,16 @@ def test_bsds_folders_that_do_not_fit(root: Path) -> None:
         BsdsSource(str(root)).splits()
 
 
-def test_bsds_files_that_do_not_fit(root: Path) -> None:
+def test_invalid_bsds_files(root: Path) -> None:
     source, path = BsdsSource(str(root)), root / "groundTruth/val/a.mat"
     write_mat(path, [MAPS[0], MAPS[0].T])
-    assert "val/a.mat: the segmentation is 3 x 2 (height x width), its image 2 x 3" in told(source)
+    assert "val/a.mat: the segmentation is 3 x 2 (height x width), its image 2 x 3" in error_of(
+        source
+    )
     for bad in (MAPS[0] - 2, MAPS[0] + 0.5, MAPS[0] * np.nan, MAPS[0] * 1e10):
         write_mat(path, [bad], np.float64)
-        assert "val/a.mat: not a segmentation of BSDS" in told(source)
-        assert "numbered from 1 on" in told(source)
+        assert "val/a.mat: not a segmentation of BSDS" in error_of(source)
+        assert "numbered from 1 on" in error_of(source)
     for values, what in (
         ({"x": MAPS[0]}, "it has no variable groundTruth (x)"),
         ({}, "it has no variable groundTruth (none at all)"),
@@ -142,15 +144,15 @@ def test_bsds_files_that_do_not_fit(root: Path) -> None:
         ({"groundTruth": np.array([[1, 2]], dtype=object)}, "where one structure was expected"),
     ):
         scipy_io.savemat(path, values)
-        assert what in told(source)
+        assert what in error_of(source)
     write_mat(path, [MAPS[0] * 1j], np.complex128)
-    assert "complex" in told(source)
+    assert "complex" in error_of(source)
     cells = np.empty((1, 1), dtype=object)
     cells[0, 0] = {"Segmentation": np.array(["abc", "def"])}
     scipy_io.savemat(path, {"groundTruth": cells})
-    assert "where real numbers were expected" in told(source)
+    assert "where real numbers were expected" in error_of(source)
     with pytest.raises(UserError, match=r"a.jpg: the image has 2 x 3 pixels, data.max_pixels is 5"):
-        BsdsSource(str(root), max_pixels=5).truths("val", 0)
+        BsdsSource(str(root), max_pixels=5).ground_truths("val", 0)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_bsds_files_that_do_not_fit(root: Path) -> None:
         (b"MATLAB 7.3 MAT-file".ljust(600), "version 7.3 (HDF5); save it again with -v7"),
         (
             b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0e\x00\x00\x00\xff\xff\xff\xff",
-            "cut short",
+            "truncated",
         ),
         (
             b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + b"\x0f\x00\x00\x00\x04\x00\x00\x00abcd",
@@ -180,39 +182,41 @@ def test_bsds_files_that_do_not_fit(root: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_mat_file(root: Path, data: bytes, what: str) -> None:
+def test_invalid_mat_files(root: Path, data: bytes, what: str) -> None:
     (root / "groundTruth/val/a.mat").write_bytes(data)
-    message = told(BsdsSource(str(root)))
+    message = error_of(BsdsSource(str(root)))
     assert what in message
     assert "groundTruth/val/a.mat" in message
 
 
-def packed(data: bytes, cut: int = 0) -> bytes:
-    """A file of one compressed element, of which the last bytes are missing."""
+def compressed_file(data: bytes, cut: int = 0) -> bytes:
+    """A file with one compressed element, without its last `cut` bytes."""
     content = zlib.compress(data)[: -cut or None]
     return b"MATLAB 5.0".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(content)) + content
 
 
-def test_a_file_that_unpacks_to_too_much(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_decompresses_to_too_many_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = root / "groundTruth/val/a.mat"
-    path.write_bytes(packed(bytes(10**7)))
+    path.write_bytes(compressed_file(bytes(10**7)))
     monkeypatch.setattr(matlab, "MAX_BYTES", 10**5)
     source = BsdsSource(str(root))
     source.names("val")
     tracemalloc.start()
-    assert "unpacks to more than 100000 bytes" in told(source)
-    assert tracemalloc.get_traced_memory()[1] < 10**6  # no more is unpacked than that
+    assert "unpacks to more than 100000 bytes" in error_of(source)
+    assert tracemalloc.get_traced_memory()[1] < 10**6  # nothing beyond the limit is unpacked
     tracemalloc.stop()
     monkeypatch.setattr(matlab, "MAX_BYTES", 500)
-    assert "larger than 500 bytes" in told(source)
+    assert "larger than 500 bytes" in error_of(source)
 
 
 def test_a_file_without_its_checksum(root: Path) -> None:
     path = root / "groundTruth/val/a.mat"
-    path.write_bytes(packed(b""))
-    assert "no variable groundTruth (none at all)" in told(BsdsSource(str(root)))
-    path.write_bytes(packed(b"", cut=2))
-    assert "its compressed data are cut short" in told(BsdsSource(str(root)))
+    path.write_bytes(compressed_file(b""))
+    assert "no variable groundTruth (none at all)" in error_of(BsdsSource(str(root)))
+    path.write_bytes(compressed_file(b"", cut=2))
+    assert "its compressed data are truncated" in error_of(BsdsSource(str(root)))
 
 
 def test_damaged_files_are_read_or_refused_and_nothing_else(root: Path) -> None:
@@ -227,7 +231,7 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(root: Path) -> None:
                 data[draws.randrange(len(data))] = draws.randrange(256)
             path.write_bytes(data[: draws.randrange(len(data))] if i % 5 == 0 else data)
             try:
-                maps = source.truths("val", 0)
+                maps = source.ground_truths("val", 0)
             except UserError as error:
                 refusals.append(str(error))
             else:
@@ -249,7 +253,7 @@ def test_the_real_bsds_as_scipy_reads_it(shared_data: Path) -> None:
         assert len(source.names(split)) == 10
         for i, name in enumerate(source.names(split)):
             wanted = scipy_io.loadmat(folder / "groundTruth" / split / f"{name}.mat")["groundTruth"]
-            found = source.truths(split, i)
+            found = source.ground_truths(split, i)
             assert len(found) == wanted.shape[1] >= 4
             assert source.image(split, i).shape[1:] == found[0].shape
             for k, one in enumerate(found):
@@ -291,9 +295,9 @@ def test_msrc(msrc: Path) -> None:
         ["1_1_s", "1_2_s"],
     )
     assert int(source.image("all", 0).sum()) == 7 * 48
-    (truth,) = source.truths("all", 0)
+    (truth,) = source.ground_truths("all", 0)
     assert truth.dtype == np.int32
-    # Two pieces of blue and three of red: corners join.
+    # Two regions of blue and three of red: they are 8-connected.
     assert truth.tolist() == [[2, -1, -1, 3], [0, -1, 3, -1], [-1, -1, -1, -1], [1, 1, 1, 4]]
 
 
@@ -310,11 +314,11 @@ def test_msrc_lists(tmp_path: Path) -> None:
         ["1_1_s", "1_3_s"],
         ["1_2_s"],
     ]
-    assert source.truths("test", 0)[0].tolist() == [[-1] * 4] * 4
+    assert source.ground_truths("test", 0)[0].tolist() == [[-1] * 4] * 4
     with pytest.raises(UserError, match=r"^split=val: .* has all, train, test"):
         source.names("val")
     for text, what in (
-        ("1_1_s.bmp\n../x.bmp\n", r"Validation.txt: line 2 names '../x', which is no image of"),
+        ("1_1_s.bmp\n../x.bmp\n", r"Validation.txt: line 2 names '../x', which is not an image of"),
         ("\n", "Validation.txt: no file name"),
     ):
         (tmp_path / "Validation.txt").write_text(text)
@@ -322,7 +326,7 @@ def test_msrc_lists(tmp_path: Path) -> None:
             MsrcSource(str(tmp_path)).names("val")
 
 
-def test_msrc_files_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_msrc_files(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.root=.*: not found there: a folder with Images/NAME.bmp"
     ):
@@ -330,15 +334,16 @@ def test_msrc_files_that_do_not_fit(tmp_path: Path) -> None:
     write_image(tmp_path / "1_1_s.bmp", np.zeros((20, 30, 3)))
     write_image(tmp_path / "1_1_s_GT.bmp", np.zeros((30, 20, 3)))
     source = MsrcSource(str(tmp_path))
-    assert "1_1_s_GT.bmp: the segmentation is 30 x 20 (height x width), its image 20 x 30" in told(
-        source, "all"
+    assert (
+        "1_1_s_GT.bmp: the segmentation is 30 x 20 (height x width), its image 20 x 30"
+        in error_of(source, "all")
     )
     write_image(tmp_path / "1_1_s_GT.bmp", np.random.default_rng(0).integers(0, 256, (20, 30, 3)))
-    assert "colours; a map has one for each class and must be saved without loss" in told(
+    assert "colors; a map has one for each class and must be saved without loss" in error_of(
         source, "all"
     )
     (tmp_path / "1_1_s_GT.bmp").write_bytes(b"BM")
-    assert "1_1_s_GT.bmp: not an image" in told(source, "all")
+    assert "1_1_s_GT.bmp: not an image" in error_of(source, "all")
     write_image(tmp_path / "1_2_s.bmp", np.zeros((20, 30, 3)))
     with pytest.raises(UserError, match=r"1_2_s_GT.bmp: no such file"):
         MsrcSource(str(tmp_path)).names("all")
@@ -348,7 +353,7 @@ def test_msrc_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_image(tmp_path / "1_1_s.bmp", COLOURS)
     write_image(tmp_path / "1_1_s_GT.bmp", COLOURS)
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
-    said = told(MsrcSource(str(tmp_path)), "all")
+    said = error_of(MsrcSource(str(tmp_path)), "all")
     assert said.startswith("this needs SciPy")
     assert said.endswith("pip install maskseg[classic]")
 
@@ -363,7 +368,7 @@ def test_msrc_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         {"max_pixels": None},
     ],
 )
-def test_keys_that_cannot_be(keys: dict[str, Any]) -> None:
+def test_invalid_keys(keys: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"data.{next(iter(keys))} must be a whole number"):
         BsdsSource("x", **keys)
 
@@ -373,7 +378,7 @@ def test_keys_that_cannot_be(keys: dict[str, Any]) -> None:
 )
 def test_the_configs_build(name: str, kind: type, split: str) -> None:
     composed = config.compose("train", [f"data={name}", "data.root=x"])
-    source = config.build(composed.data)
+    source = config.build_source(composed.data)
     assert isinstance(source, kind)
     assert (
         source.root,

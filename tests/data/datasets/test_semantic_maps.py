@@ -1,4 +1,4 @@
-"""Semantic maps: the files that are read and refused, and that they move with the image."""
+"""Semantic maps: valid and invalid files, and transforms together with the image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maskseg.data.datasets.semantic_maps import SemanticMaps
 from maskseg.data.sample import Sample
 from maskseg.data.transforms import Flip, RandomCrop, ResizeShortestEdge, ScaleJitterCrop, Transform
 from maskseg.errors import UserError
-from maskseg.ops.geometry import Geometry
+from maskseg.ops.geometry import AxisAlignedTransform
 
 IDS = np.array([[0, 1, 2], [7, 254, 255]])
 
 
 def write(path: Path, ids: np.ndarray, mode: str = "L") -> None:
-    """A PNG of category ids; `P` with a palette, which says nothing of them."""
+    """Write a PNG of category ids; mode `P` with a palette that does not matter."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids.astype(np.uint16 if mode == "I;16" else np.uint8))
     if mode == "P":
@@ -40,7 +40,7 @@ def test_modes(tmp_path: Path, mode: str, ids: np.ndarray) -> None:
     write(tmp_path / "a" / "b.png", ids, mode)
     with Image.open(tmp_path / "a" / "b.png") as image:
         assert image.mode == mode
-    found = SemanticMaps(tmp_path, "data.val_semantic").of("a/b.jpg", 2, 3)
+    found = SemanticMaps(tmp_path, "data.val_semantic").load("a/b.jpg", 2, 3)
     assert (found.dtype, found.shape) == (torch.int16, (2, 3))
     none = 65535 if mode == "I;16" else 255
     assert found.tolist() == np.where(ids == none, -1, ids).tolist()
@@ -49,19 +49,19 @@ def test_modes(tmp_path: Path, mode: str, ids: np.ndarray) -> None:
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.jpeg", "x"])
 def test_the_name_is_the_images(tmp_path: Path, name: str) -> None:
     write(tmp_path / "x.png", IDS)
-    assert SemanticMaps(tmp_path, "key").of(name, 2, 3).shape == (2, 3)
+    assert SemanticMaps(tmp_path, "key").load(name, 2, 3).shape == (2, 3)
     write(tmp_path / "x.y.png", IDS[:1])
-    assert SemanticMaps(tmp_path, "key").of("x.y.jpg", 1, 3).shape == (1, 3)
+    assert SemanticMaps(tmp_path, "key").load("x.y.jpg", 1, 3).shape == (1, 3)
 
 
 def refused(folder: Path, name: str = "a.jpg", size: tuple[int, int] = (2, 3), **keys: int) -> str:
     with pytest.raises(UserError) as raised:
-        SemanticMaps(folder, "data.val_semantic", **keys).of(name, *size)
+        SemanticMaps(folder, "data.val_semantic", **keys).load(name, *size)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_invalid_files(tmp_path: Path) -> None:
     folder, path = tmp_path / "maps", tmp_path / "maps" / "a.png"
     write(path, IDS)
     assert f"{path}: the semantic map is 2 x 3 (height x width), the image 3 x 2" in refused(
@@ -70,12 +70,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert str(folder / "b.png") in refused(folder, "b.jpg")
     Image.new("RGB", (3, 2)).save(path)
     assert (
-        f"{path}: a semantic map has one channel of category ids, this one is of mode RGB"
+        f"{path}: a semantic map has one channel of category ids, this file is of mode RGB"
         in refused(folder)
     )
     for mode in ("LA", "RGBA", "1"):
         Image.new(mode, (3, 2)).save(path)
-        assert f"this one is of mode {mode}" in refused(folder)
+        assert f"this file is of mode {mode}" in refused(folder)
     write(path, np.full((2, 3), 40_000), "I;16")
     assert f"{path}: category id 40000 of the semantic map is above 32767" in refused(folder)
     Image.new("L", (3, 2)).save(path, format="JPEG")
@@ -108,7 +108,7 @@ def test_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert "is a link that leads out of" in refused(tmp_path / "maps")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data\.val_semantic=.*absent: no such folder of semantic maps"
     ):
@@ -118,15 +118,15 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_map_that_is_too_large_is_not_decoded(tmp_path: Path) -> None:
     write(tmp_path / "a.png", np.zeros((20, 30)))
     assert str(tmp_path / "a.png") in refused(tmp_path, size=(20, 30), max_pixels=599)
-    assert SemanticMaps(tmp_path, "key", 600).of("a.jpg", 20, 30).shape == (20, 30)
+    assert SemanticMaps(tmp_path, "key", 600).load("a.jpg", 20, 30).shape == (20, 30)
 
 
 BLOCK = 16
-LEVELS = 20  # grey levels from one id to the next
+LEVELS = 20  # gray levels between consecutive ids
 
 
 def make_sample(height: int = 96, width: int = 128) -> Sample:
-    """Blocks of random ids in 0..11 and -1; the image's grey is LEVELS * (id + 1)."""
+    """Blocks of random ids in 0..11 and -1; the image's gray level is LEVELS * (id + 1)."""
     rng = np.random.default_rng(3)
     ids = np.kron(
         rng.integers(-1, 12, (height // BLOCK, width // BLOCK)), np.ones((BLOCK, BLOCK), dtype=int)
@@ -152,7 +152,7 @@ def make_sample(height: int = 96, width: int = 128) -> Sample:
     [Flip(1.0, 0.0), Flip(0.0, 1.0), Flip(1.0, 1.0), RandomCrop(47), RandomCrop(110)],
     ids=["left-right", "up-down", "both", "crop", "crop of one side"],
 )
-def test_flips_and_crops_move_image_and_map_alike(transform: Transform) -> None:
+def test_flips_and_crops_transform_image_and_map_alike(transform: Transform) -> None:
     for seed in range(5):
         moved = transform(make_sample(), np.random.default_rng(seed))
         assert moved.semantic is not None
@@ -171,7 +171,7 @@ def test_flips_and_crops_move_image_and_map_alike(transform: Transform) -> None:
     ],
     ids=["twice", "larger", "half", "scale and crop"],
 )
-def test_resizes_move_image_and_map_alike(transform: Transform) -> None:
+def test_resizes_transform_image_and_map_alike(transform: Transform) -> None:
     for seed in range(5):
         moved = transform(make_sample(), np.random.default_rng(seed))
         assert moved.semantic is not None
@@ -184,7 +184,7 @@ def test_resizes_move_image_and_map_alike(transform: Transform) -> None:
         ]
         inside = (
             torch.stack(around).eq(ids[2:-2, 2:-2]).all(dim=0)
-        )  # where no border is near, which the resize blurs
+        )  # away from borders, which the resize blurs
         off = (moved.image[0].int() - LEVELS * (ids + 1)).abs()
         assert inside.float().mean() > 0.2
         assert off[2:-2, 2:-2][inside].max() <= 1
@@ -192,24 +192,26 @@ def test_resizes_move_image_and_map_alike(transform: Transform) -> None:
 
 def test_a_resize_takes_the_pixel_at_the_centre() -> None:
     ids = np.arange(12).reshape(3, 4)
-    twice = Geometry.resize(3, 4, 6, 8).sample(ids, -1)
+    twice = AxisAlignedTransform.resize(3, 4, 6, 8).sample(ids, -1)
     assert twice.tolist() == np.kron(ids, np.ones((2, 2), dtype=int)).tolist()
-    assert Geometry.resize(3, 4, 1, 4).sample(ids, -1).tolist() == [[4, 5, 6, 7]]
-    outside = Geometry.crop(-1, 1, 3, 6).sample(ids, -5)
+    assert AxisAlignedTransform.resize(3, 4, 1, 4).sample(ids, -1).tolist() == [[4, 5, 6, 7]]
+    outside = AxisAlignedTransform.crop(-1, 1, 3, 6).sample(ids, -5)
     assert outside.tolist() == [[-5, 4, 5, 6, 7, -5], [-5, 8, 9, 10, 11, -5], [-5] * 6]
     assert ids.tolist() == np.arange(12).reshape(3, 4).tolist()
 
 
-def test_what_comes_in_from_outside_of_the_map_has_no_category() -> None:
+def test_pixels_outside_of_the_map_have_no_category() -> None:
     sample = make_sample(16, 32)
-    moved = sample.move(torch.zeros((3, 17, 33), dtype=torch.uint8), Geometry.crop(-1, -1, 17, 33))
+    moved = sample.transform(
+        torch.zeros((3, 17, 33), dtype=torch.uint8), AxisAlignedTransform.crop(-1, -1, 17, 33)
+    )
     assert moved.semantic is not None
     assert (moved.semantic[0] == -1).all()
     assert (moved.semantic[:, 0] == -1).all()
     assert torch.equal(moved.semantic[1:, 1:], sample.semantic)  # type: ignore[arg-type]
 
 
-def test_collate_pads_with_nothing() -> None:
+def test_collate_pads_with_unlabelled_pixels() -> None:
     small, large = make_sample(16, 32), make_sample(48, 64)
     batch = collate([small, large])
     assert batch.semantic is not None
@@ -219,7 +221,7 @@ def test_collate_pads_with_nothing() -> None:
     assert (batch.semantic[0, :, 32:] == -1).all()
     assert batch.superpixels is None
     batch = collate([Sample(**{**vars(small), "semantic": None}), large])
-    assert batch.semantic is None  # a map for some of the images is none
+    assert batch.semantic is None  # unless all images have a map, the batch has none
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +238,7 @@ def source(scenes: Path, **keys: object) -> CocoSource:
         "images": f"{scenes}/images",
         "num_workers": 0,
     }
-    return CocoSource(**{**values, "val_semantic": f"{scenes}/stuff", **keys})  # type: ignore[arg-type]
+    return CocoSource.from_keys(**{**values, "val_semantic": f"{scenes}/stuff", **keys})  # type: ignore[arg-type]
 
 
 def quarters(image: np.ndarray) -> np.ndarray:
@@ -247,7 +249,7 @@ def quarters(image: np.ndarray) -> np.ndarray:
 
 
 def test_through_the_loader(scenes: Path) -> None:
-    # Flipped, so that superpixels made before the flip would be seen.
+    # Flipped, so that superpixels computed before the flip would be detected.
     def corner(image: np.ndarray) -> np.ndarray:
         return quarters(image) + 4 * (image[:, :, 0] > image[0, 0, 0]).astype(np.int32)
 
@@ -255,7 +257,7 @@ def test_through_the_loader(scenes: Path) -> None:
     (batch,) = flipped.test_loader("val", 2)
     assert batch.semantic is not None
     assert batch.superpixels is not None
-    for i, name in enumerate(batch.names):
+    for i, name in enumerate(batch.file_names):
         wanted = np.asarray(Image.open((scenes / "stuff" / name).with_suffix(".png")))
         ids = np.where(wanted == 255, -1, wanted.astype(int))[:, ::-1]
         assert batch.semantic[i].tolist() == ids.tolist()

@@ -1,4 +1,4 @@
-"""Classes of stuff behind those of the things, and semantic maps of their labels."""
+"""Stuff classes after the thing classes, and semantic maps of their labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def file(folder: Path, content: object) -> Path:
     return path
 
 
-def test_stuff_comes_behind_the_things_by_id(tmp_path: Path) -> None:
+def test_stuff_follows_the_things_in_order_of_ids(tmp_path: Path) -> None:
     found = with_stuff(
         THINGS,
         file(
@@ -38,12 +38,12 @@ def test_stuff_comes_behind_the_things_by_id(tmp_path: Path) -> None:
     assert found.names == ("dog", "cat", "sky", "grass")
     assert found.ids == (3, 18, 92, 95)
     assert (found.num_things, found.num_stuff) == (2, 2)
-    assert found.things() == THINGS
+    assert found.thing_categories() == THINGS
     assert found.keypoints == (("nose",), (), (), ())
     assert Categories.from_dict(found.to_dict()) == found
 
 
-def test_of_a_file_with_all_classes_those_without_instances_are_stuff(tmp_path: Path) -> None:
+def test_classes_that_are_not_things_are_stuff(tmp_path: Path) -> None:
     rows = [{"id": 3, "name": "dog"}, {"id": 18, "name": "cat"}, {"id": 106, "name": "mud"}]
     assert with_stuff(THINGS, file(tmp_path, {"categories": rows})).names == ("dog", "cat", "mud")
 
@@ -52,17 +52,17 @@ def test_of_a_file_with_all_classes_those_without_instances_are_stuff(tmp_path: 
     ("content", "part"),
     [
         ({"categories": [{"id": 3, "name": "dog"}]}, "no class that the things do not have"),
-        ({"images": []}, "no JSON with a list of categories"),
-        ([1], "no JSON with a list of categories"),
+        ({"images": []}, "not JSON with a list of categories"),
+        ([1], "not JSON with a list of categories"),
         ({"categories": [{"id": "x", "name": "dog"}]}, "category without an integer id"),
     ],
 )
-def test_files_that_name_none(tmp_path: Path, content: object, part: str) -> None:
+def test_files_without_stuff(tmp_path: Path, content: object, part: str) -> None:
     with pytest.raises(UserError, match=part):
         with_stuff(THINGS, file(tmp_path, content))
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
         with_stuff(THINGS, tmp_path / "absent.json")
 
@@ -71,5 +71,5 @@ def test_maps_have_labels_where_ids_are_given(tmp_path: Path) -> None:
     Image.fromarray(np.array([[3, 92, 7], [255, 18, 95]], dtype=np.uint8)).save(tmp_path / "a.png")
     maps = SemanticMaps(tmp_path, "data.train_semantic", ids=(3, 18, 92, 95))
     assert torch.equal(
-        maps.of("a.jpg", 2, 3), torch.tensor([[0, 2, -1], [-1, 1, 3]], dtype=torch.int16)
+        maps.load("a.jpg", 2, 3), torch.tensor([[0, 2, -1], [-1, 1, 3]], dtype=torch.int16)
     )

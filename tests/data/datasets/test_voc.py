@@ -1,4 +1,4 @@
-"""PASCAL VOC's layout: COCO files made once of its PNGs, and maps in which the background is a class."""
+"""PASCAL VOC: COCO files that are generated once, and maps with background as a class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PALETTE = [value for i in range(256) for value in (i, 255 - i, i // 2)]
 
 
 def objects() -> np.ndarray:
-    """The number of the object at each pixel: 0 none, 255 void around them."""
+    """The number of the object at each pixel; 0: none, 255: void around objects."""
     found = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     for number, (top, left, bottom, right) in enumerate(
         [(8, 10, 30, 40), (8, 40, 30, 70), (36, 20, 56, 60)], 1
@@ -44,7 +44,7 @@ def classes() -> np.ndarray:
 
 
 def save(path: Path, values: np.ndarray) -> None:
-    """With a palette, as VOC's are."""
+    """Write a PNG with a palette, as in VOC."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(values.astype(np.uint8)).convert("P")
     image.putdata(values.ravel().tolist())
@@ -53,7 +53,7 @@ def save(path: Path, values: np.ndarray) -> None:
 
 
 def write_voc(root: Path) -> Path:
-    """VOC2012 in small: five images of two splits."""
+    """Write a small VOC2012: five images of two splits."""
     for folder in ("JPEGImages", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     draws = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def composed(*words: str) -> DictConfig:
 def source(root: Path, *words: str) -> VocSource:
     config = composed(*words).copy()
     config.data.root = str(root)
-    found = configs.build(config.data)
+    found = configs.build_source(config.data)
     assert isinstance(found, VocSource)
     found.prepare()
     return found
@@ -104,7 +104,7 @@ def test_instances_and_classes_are_those_of_the_files(root: Path) -> None:
         20,
     )
     (batch,) = data.test_loader("val", 2)
-    assert batch.names == [f"{name}.jpg" for name in NAMES["val"]]
+    assert batch.file_names == [f"{name}.jpg" for name in NAMES["val"]]
     assert batch.image_ids == [2007000033, 2009000005]
     assert batch.semantic is not None
     wanted = np.where(classes() == 255, -1, np.where(classes() == 0, 20, classes().astype(int) - 1))
@@ -122,24 +122,24 @@ def test_instances_and_classes_are_those_of_the_files(root: Path) -> None:
         assert np.array_equal(mask, objects() == number)
 
 
-def test_files_are_made_once_and_again_where_something_else_is_asked_for(
+def test_files_are_generated_once_and_again_after_changes(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def made(*words: str) -> list[str]:
+    def generated(*words: str) -> list[str]:
         source(root, *words)
         return [
             line.split(":")[0].rsplit("/", 1)[1] for line in capsys.readouterr().out.splitlines()
         ]
 
-    assert made() == ["train.json", "val.json"]
+    assert generated() == ["train.json", "val.json"]
     inode = (root / "maskseg" / "train.json").stat().st_ino
-    assert made() == []
+    assert generated() == []
     assert (root / "maskseg" / "train.json").stat().st_ino == inode
-    assert made("data.train_list=${data.root}/ImageSets/Segmentation/trainval.txt") == [
+    assert generated("data.train_list=${data.root}/ImageSets/Segmentation/trainval.txt") == [
         "train.json"
     ]
     save(root / "SegmentationObject" / "2009_000005.png", np.minimum(objects(), 1))
-    assert made("data.train_list=${data.root}/ImageSets/Segmentation/trainval.txt") == [
+    assert generated("data.train_list=${data.root}/ImageSets/Segmentation/trainval.txt") == [
         "train.json",
         "val.json",
     ]
@@ -149,7 +149,7 @@ def test_files_are_made_once_and_again_where_something_else_is_asked_for(
     assert sorted(path.name for path in (root / "maskseg").iterdir()) == ["train.json", "val.json"]
 
 
-def test_a_file_that_was_cut_short_by_hand_is_no_reason_to_keep_it(root: Path) -> None:
+def test_a_truncated_file_is_generated_again(root: Path) -> None:
     source(root)
     (root / "maskseg" / "train.json").write_text("{")
     assert len(source(root).train) == 3
@@ -190,7 +190,7 @@ def test_a_cache_that_cannot_be_written_to(root: Path) -> None:
         (
             "SegmentationClass",
             np.where(classes() == 12, 21, classes()),
-            "21 is no value of such a semantic map (0 to 20, 255 for none)",
+            "21 is not a value of such a semantic map (0 to 20, 255 for unlabelled)",
         ),
         (
             "SegmentationClass",
@@ -204,14 +204,13 @@ def test_a_cache_that_cannot_be_written_to(root: Path) -> None:
         ),
     ],
 )
-def test_files_that_do_not_fit_each_other(
-    root: Path, file: str, values: np.ndarray, part: str
-) -> None:
+def test_inconsistent_files(root: Path, file: str, values: np.ndarray, part: str) -> None:
     save(root / file / "2008_000002.png", values)
     with pytest.raises(UserError) as raised:
         source(root)
     assert str(raised.value).startswith(
-        f"{root}/ImageSets/Segmentation/train.txt: 1 error\n  1 x image whose files cannot be used\n"
+        f"{root}/ImageSets/Segmentation/train.txt: 1 error\n"
+        "  1 x image whose files cannot be used\n"
     )
     assert part in str(raised.value)
     assert f"{file}/2008_000002.png" in str(raised.value)
@@ -232,7 +231,7 @@ def test_files_that_are_missing_or_damaged(root: Path) -> None:
         assert part in str(raised.value)
 
 
-def test_an_object_has_the_class_of_most_of_its_pixels(root: Path) -> None:
+def test_an_object_has_the_most_frequent_class_of_its_pixels(root: Path) -> None:
     mixed = classes()
     mixed[36:40] = np.where(mixed[36:40] == 12, 8, mixed[36:40])
     save(root / "SegmentationClass" / "2008_000002.png", mixed)
@@ -244,21 +243,21 @@ def test_an_object_has_the_class_of_most_of_its_pixels(root: Path) -> None:
     [
         (
             "2007_000032\n../2007_000033\n",
-            r"line 2, '\.\./2007_000033', is no name of an image of VOC",
+            r"line 2, '\.\./2007_000033', is not a name of an image of VOC",
         ),
-        ("/etc/passwd", "line 1, '/etc/passwd', is no name"),
-        ("2007_000032 -1\n", "line 1, '2007_000032 -1', is no name"),
+        ("/etc/passwd", "line 1, '/etc/passwd', is not a name"),
+        ("2007_000032 -1\n", "line 1, '2007_000032 -1', is not a name"),
         ("2007_000032\n\n2007_000032\n", "line 3 names 2007_000032 again"),
         (" \n", "no name of an image in it"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, text: str, part: str) -> None:
+def test_invalid_lists(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=rf"list\.txt: {part}"):
         read_list(tmp_path / "list.txt")
 
 
-def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
+def test_missing_folders_and_keys(root: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data\.root=.*there is no folder JPEGImages in it; .*VOCdevkit/VOC2012"
     ):

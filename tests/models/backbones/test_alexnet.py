@@ -1,4 +1,4 @@
-"""AlexNet over an image: torchvision's numbers, where the cells lie, small images, files of weights."""
+"""AlexNet: equality with torchvision, positions of the cells, small images, weight files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def theirs() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of those weights."""
+    """A file with these weights."""
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     torch.save(theirs().state_dict(), path)
     return str(path)
@@ -93,13 +93,13 @@ def test_the_cells_lie_evenly_over_an_image() -> None:
 def test_images_of_any_size(padding: int) -> None:
     with torch.device("meta"):
         trunk = AlexNet(fc6_padding=padding)
-        assert trunk.least == (63 if padding else 223)
+        assert trunk.min_side == (63 if padding else 223)
         for size in ((1, 1), (32, 32), (32, 1333), (223, 64)):
             assert all(min(map_.shape) >= 1 for map_ in trunk(torch.zeros(2, 3, *size)).values())
         assert trunk(torch.zeros(1, 3, 481, 321))["fc7"].shape[-2:] == (
             (14 + 2 * padding - 5, 9 + 2 * padding - 5)
         )
-        assert AlexNet(levels=["conv5"]).least == 31
+        assert AlexNet(levels=["conv5"]).min_side == 31
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         UserError, match=r"alexnet.pth' do not fit alexnet: 4 missing \(\['classifier.1.weight'"
     ):
         AlexNet(str(path))
-    own = AlexNet(str(path), levels=["conv5"]).state_dict()  # which needs no classifier
+    own = AlexNet(str(path), levels=["conv5"]).state_dict()  # needs no classifier weights
     assert torch.equal(own["stages.conv5.conv1.weight"], state["features.10.weight"])
     torch.save(few | {"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(
@@ -151,7 +151,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ):
         AlexNet(str(path), levels=["conv5"])
     torch.save(few | {"features.3.bias": torch.full((192,), torch.nan)}, path)
-    with pytest.raises(UserError, match=r"have no numbers for features.3.bias"):
+    with pytest.raises(UserError, match=r"features.3.bias has non-finite values"):
         AlexNet(str(path), levels=["conv5"])
     with pytest.raises(
         UserError, match="no such file, and torchvision has IMAGENET1K_V1, DEFAULT for alexnet"

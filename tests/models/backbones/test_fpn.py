@@ -1,4 +1,4 @@
-"""The pyramid against torchvision's, with the same weights."""
+"""FPN: equality with torchvision for the same weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANNELS = {"c2": 8, "c3": 12, "c4": 16, "c5": 20}
 
 
 class Trunk(nn.Module):
-    """Hands on the maps it is given."""
+    """A trunk that returns the given maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Trunk(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [None, "GN", "BN"])
-@pytest.mark.parametrize("side", [4, 5])  # of c5; p6 of an odd one is its larger half
+@pytest.mark.parametrize("side", [4, 5])  # of c5; p6 of an odd side is rounded up
 def test_equal_to_torchvision(norm: str | None, side: int) -> None:
     torch.manual_seed(0)
     groups = {None: None, "GN": lambda c: nn.GroupNorm(32, c), "BN": nn.BatchNorm2d}[norm]
@@ -77,7 +77,7 @@ def test_norm_replaces_the_bias() -> None:
 
 
 def test_a_pyramid_over_a_trunk_that_ends_sooner() -> None:
-    fpn = FPN(ResNet("resnet18", last_level="c4"), channels=8).eval()
+    fpn = FPN(ResNet("resnet18", out_level="c4"), channels=8).eval()
     features = fpn(torch.zeros((1, 3, 64, 96)))
     assert list(features) == list(fpn.levels) == ["p2", "p3", "p4", "p5"]
     for level, map_ in zip(fpn.levels.values(), features.values(), strict=True):
@@ -85,7 +85,7 @@ def test_a_pyramid_over_a_trunk_that_ends_sooner() -> None:
 
 
 def test_the_start_of_the_weights() -> None:
-    """Uniform, of variance 1 / inputs: Caffe2's filler, as both peers."""
+    """Uniform with variance 1 / inputs: Caffe2's filler, as in torchvision and detectron2."""
     pyramid = FPN(ResNet("resnet18", norm="BN"), 64)
     for layer, inputs in ((pyramid.lateral["p5"], 512), (pyramid.output["p2"], 64 * 9)):
         (conv,) = (m for m in layer.modules() if isinstance(m, nn.Conv2d))

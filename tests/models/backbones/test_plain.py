@@ -1,4 +1,4 @@
-"""Receptive fields: literals, and against the gradient of one cell, for stacks of layers and for the trunks that declare them."""
+"""Receptive fields: known values, and the gradient of one cell, for layers and for trunks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from maskseg.errors import UserError
 from maskseg.models.backbones.alexnet import AlexNet
 from maskseg.models.backbones.plain import (
     Conv,
-    Field,
     Layer,
     PlainTrunk,
+    ReceptiveField,
     Stage,
+    min_input_size,
     receptive_field,
-    smallest_input,
 )
 from maskseg.models.backbones.resnet import ResNet
 from maskseg.models.backbones.vgg import VGG16
-from maskseg.models.box_head import BoxClassifier, FCTrunk
+from maskseg.models.box_head import BoxHead, BoxHeadMLP
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
 from maskseg.structures import Batch, Features, Losses, Regions
@@ -44,7 +44,7 @@ ALEXNET = [
 
 
 def stack(layers: list[Layer]) -> nn.Sequential:
-    """Convolutions along one axis, each a sum."""
+    """Return convolutions along one axis, all of whose weights are 1."""
     convs = nn.Sequential(*(nn.Conv1d(1, 1, k, s, p, bias=False) for k, s, p in layers)).double()
     for conv in convs:
         nn.init.ones_(conv.weight)
@@ -52,19 +52,19 @@ def stack(layers: list[Layer]) -> nn.Sequential:
 
 
 def seen(map_: Tensor, cell: int, images: Tensor) -> tuple[int, int]:
-    """The first and last pixel of the last axis with a gradient of one cell of the last axis."""
+    """Return the first and last pixel, on the last axis, with a gradient of one cell."""
     (gradient,) = torch.autograd.grad(map_[..., cell].sum(), images, retain_graph=True)
     pixels = torch.nonzero(gradient.flatten(0, -2).sum(0)).squeeze(1)
     return int(pixels[0]), int(pixels[-1])
 
 
 def test_literals() -> None:
-    assert receptive_field([]) == Field(1, 1, 0.5)
-    assert receptive_field([(3, 1, 1)]) == Field(1, 3, 0.5)
-    assert receptive_field([(2, 2, 0)]) == Field(2, 2, 1.0)
-    assert receptive_field([(7, 2, 3), (3, 2, 1)]) == Field(4, 11, 0.5)
-    assert receptive_field(ALEXNET) == Field(32, 355, 111.5)
-    assert (smallest_input([]), smallest_input([(3, 1, 1)]), smallest_input(ALEXNET)) == (1, 1, 223)
+    assert receptive_field([]) == ReceptiveField(1, 1, 0.5)
+    assert receptive_field([(3, 1, 1)]) == ReceptiveField(1, 3, 0.5)
+    assert receptive_field([(2, 2, 0)]) == ReceptiveField(2, 2, 1.0)
+    assert receptive_field([(7, 2, 3), (3, 2, 1)]) == ReceptiveField(4, 11, 0.5)
+    assert receptive_field(ALEXNET) == ReceptiveField(32, 355, 111.5)
+    assert (min_input_size([]), min_input_size([(3, 1, 1)]), min_input_size(ALEXNET)) == (1, 1, 223)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -93,7 +93,7 @@ def test_the_smallest_input_has_a_cell_and_a_smaller_one_none(seed: int) -> None
     for _ in range(draw.randint(1, 5)):
         kernel = draw.randint(1, 7)
         layers.append((kernel, draw.randint(1, 3), draw.randint(0, kernel // 2)))
-    side = smallest_input(layers)
+    side = min_input_size(layers)
     assert stack(layers)(torch.zeros(1, 1, side, dtype=torch.float64)).shape[-1] >= 1
     if side > 1:
         with pytest.raises(RuntimeError):
@@ -109,7 +109,10 @@ TRUNKS: dict[str, tuple[type[PlainTrunk], dict[str, Any]]] = {
 
 
 def thin(trunk: PlainTrunk) -> PlainTrunk:
-    """The trunk with one channel everywhere: each convolution a sum, each maximum an average, so that a cell's gradient is what it sees."""
+    """Return the trunk with one channel; convolutions are sums and max poolings averages.
+
+    The gradient of a cell is then nonzero exactly in its receptive field.
+    """
     for stage in trunk.stages.values():
         for name, layer in list(stage.named_children()):
             if isinstance(layer, nn.Conv2d):
@@ -181,7 +184,7 @@ def test_a_level_is_not_changed_by_the_stages_behind_it() -> None:
 
 def test_small_images_are_filled_up_with_zeros() -> None:
     trunk = PlainTrunk("net", SMALL, ["a", "b", "c"], None, 0)
-    assert trunk.least == 10
+    assert trunk.min_side == 10
     images = torch.randn(2, 3, 3, 12)
     filled = torch.zeros(2, 3, 10, 12)
     filled[:, :, :3] = images
@@ -226,7 +229,7 @@ def test_the_trunk_alone_has_the_keys_of_the_one_below_a_pyramid() -> None:
 
 
 class Whole(nn.Module):
-    """One region an image: all of it."""
+    """A proposer of one region per image, the whole image."""
 
     def forward(self, _: Features, batch: Batch) -> tuple[Regions, Losses]:
         boxes = F.pad(batch.sizes.flip(1).float(), (2, 0))
@@ -235,7 +238,7 @@ class Whole(nn.Module):
 
 def test_a_backbone_without_a_pyramid_in_a_whole_model(make_model: Any, make_batch: Any) -> None:
     backbone = VGG16(frozen_stages=2)
-    classifier = BoxClassifier(MultiLevelRoIAlign({"conv5": 16}, 7), FCTrunk(512, 7, 16), 3)
+    classifier = BoxHead(MultiLevelRoIAlign({"conv5": 16}, 7), BoxHeadMLP(512, 7, 16), 3)
     model: GeneralizedRCNN = make_model(
         heads=False, backbone=backbone, proposer=Whole(), classifier=classifier
     )

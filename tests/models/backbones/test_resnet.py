@@ -1,4 +1,4 @@
-"""Trunks: what they declare, what is frozen, which weights they take."""
+"""ResNet trunks: levels, frozen stages, and weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg.errors import UserError
-from maskseg.models.backbones.resnet import NAMES, ResNet, pretrained_state
+from maskseg.models.backbones.resnet import NAMES, ResNet, load_pretrained_state
 
 
 def torchvision_trunk(name: str = "resnet18") -> nn.Module:
-    """torchvision's network with random weights and statistics that a normalisation cannot do without."""
+    """torchvision's network with random weights and statistics, so that the norms matter."""
     torch.manual_seed(0)
     trunk: nn.Module = getattr(torchvision.models, name)(weights=None)
     for module in trunk.modules():
@@ -50,7 +50,10 @@ def test_levels_are_what_comes_out(name: str) -> None:
 
 
 def linear_trunk(name: str, **settings: Any) -> ResNet:
-    """All weights alike and positive, the maximum an average: each output is a sum over its receptive field, symmetric if the padding is."""
+    """Make all weights equal and positive, and the max pooling an average.
+
+    Each output is then a sum over its receptive field, symmetric if the padding is symmetric.
+    """
     trunk = ResNet(name, **settings)
     trunk.stem.maxpool = nn.AvgPool2d(3, stride=2, padding=1)
     for module in trunk.modules():
@@ -64,7 +67,7 @@ def linear_trunk(name: str, **settings: Any) -> ResNet:
 )
 @pytest.mark.parametrize("across", [True, False])
 def test_centre_is_the_middle_of_the_receptive_field(name: str, first: bool, across: bool) -> None:
-    """The gradient of one cell far from the borders lies evenly around centre + cell * stride."""
+    """The gradient of a cell far from the borders is centred at centre + cell * stride."""
     trunk = linear_trunk(name, stride_in_1x1=first)
     images = torch.ones(
         (1, 3, 32, 1024) if across else (1, 3, 1024, 32), dtype=torch.float64, requires_grad=True
@@ -118,7 +121,7 @@ def test_norms(norm: str, kind: type[nn.Module]) -> None:
     assert all(isinstance(m, kind) for m in norms)
     if norm != "GN":
         assert {m.eps for m in norms} == {1e-3}
-    if norm != "SyncBN":  # which trains on several devices only
+    if norm != "SyncBN":  # can be trained on several devices only
         features = trunk.train()(torch.rand((2, 3, 64, 64)))
         assert all(torch.isfinite(f).all() for f in features.values())
 
@@ -211,7 +214,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 class Code:
-    """What unpickling must not run."""
+    """An object that must not be unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("this must never be printed",))
@@ -271,7 +274,7 @@ def test_weights_by_name_are_taken_from_torchs_cache(hub: Path) -> None:
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     torch.save(
         theirs.state_dict(), hub / url.rsplit("/", 1)[1]
-    )  # a file that is there is not asked for its hash again
+    )  # the hash of an existing file is not checked again
     trunk = ResNet("resnet18", weights="IMAGENET1K_V1")
     assert torch.equal(trunk.state_dict()["stem.conv1.weight"], theirs.state_dict()["conv1.weight"])
     assert torch.equal(
@@ -287,12 +290,12 @@ def test_a_cached_file_runs_no_code(hub: Path, capsys: pytest.CaptureFixture[str
         hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1],
     )
     with pytest.raises((pickle.UnpicklingError, UserError)):
-        pretrained_state("resnet18", "IMAGENET1K_V1")
+        load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert "printed" not in capsys.readouterr().out
 
 
 def serve(folder: Path, monkeypatch: pytest.MonkeyPatch, prefix: str | None) -> nn.Module:
-    """Gives the weights of ResNet-18 an address that is a local file, its name with the prefix of its hash (or another one)."""
+    """Make the URL of ResNet-18's weights a local file with its hash (or another) in its name."""
     theirs = torchvision_trunk()
     torch.save(theirs.state_dict(), folder / "weights")
     prefix = prefix or hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
@@ -307,12 +310,12 @@ def test_weights_by_name_are_downloaded_once(
     tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = serve(tmp_path, monkeypatch, None)
-    state = pretrained_state("resnet18", "IMAGENET1K_V1")
+    state = load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert torch.equal(state["conv1.weight"], theirs.state_dict()["conv1.weight"])
     (cached,) = hub.iterdir()
     (tmp_path / cached.name).unlink()
     assert torch.equal(
-        pretrained_state("resnet18", "IMAGENET1K_V1")["conv1.weight"], state["conv1.weight"]
+        load_pretrained_state("resnet18", "IMAGENET1K_V1")["conv1.weight"], state["conv1.weight"]
     )
 
 
@@ -321,7 +324,7 @@ def test_a_download_with_another_hash_is_refused(
 ) -> None:
     serve(tmp_path, monkeypatch, "0badf00d")
     with pytest.raises((RuntimeError, UserError), match="invalid hash"):
-        pretrained_state("resnet18", "IMAGENET1K_V1")
+        load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert list(hub.iterdir()) == []
 
 
@@ -331,7 +334,7 @@ def test_a_failed_download_is_told_in_one_line(
     gone = (tmp_path / "resnet18-00000000.pth").as_uri()
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", gone)
     with pytest.raises(UserError, match="IMAGENET1K_V1") as error:
-        pretrained_state("resnet18", "IMAGENET1K_V1")
+        load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert gone in one_line(error)
     assert list(hub.iterdir()) == []
 
@@ -347,7 +350,7 @@ def test_what_is_behind_the_last_level_is_not_built(first: bool, tmp_path: Path)
     }
     whole, part = (
         ResNet("resnet50", **keys).eval(),
-        ResNet("resnet50", **keys, last_level="c3").eval(),
+        ResNet("resnet50", **keys, out_level="c3").eval(),
     )
     assert part.levels == {name: whole.levels[name] for name in ("c2", "c3")}
     images = torch.randn(1, 3, 64, 96)
@@ -356,5 +359,5 @@ def test_what_is_behind_the_last_level_is_not_built(first: bool, tmp_path: Path)
     assert all(torch.equal(found[name], wanted[name]) for name in found)
     assert not any(name.startswith(("layer3", "layer4")) for name in part.state_dict())
     assert not any(p.requires_grad for p in part.parameters())
-    with pytest.raises(UserError, match="last_level must be one of c2, c3, c4, c5, not 'p3'"):
-        ResNet("resnet50", last_level="p3")
+    with pytest.raises(UserError, match="out_level must be one of c2, c3, c4, c5, not 'p3'"):
+        ResNet("resnet50", out_level="p3")

@@ -1,4 +1,4 @@
-"""VGG-16: torchvision's numbers, the classifier over pooled regions, frozen blocks, files of weights."""
+"""VGG-16: equality with torchvision, its fully connected layers, frozen blocks, weight files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torchvision
 from torch import Tensor, nn
 
 from maskseg.errors import UserError
-from maskseg.models.backbones.vgg import VGG16, fc_state, fc_trunk
+from maskseg.models.backbones.vgg import VGG16, load_fc_state
+from maskseg.models.box_head import BoxHeadMLP
 from maskseg.models.fuse import for_inference
 
 LEVELS = ["conv1", "conv2", "conv3", "conv4", "conv5"]
@@ -36,7 +37,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of those weights, without a classifier."""
+    """A file with these weights, without the classifier."""
     path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
     torch.save(state(), path)
     return str(path)
@@ -68,7 +69,7 @@ def test_levels() -> None:
         (16, 8.0, 512),
     ]
     assert list(VGG16().levels) == ["conv3", "conv4", "conv5"]
-    assert trunk.least == 16
+    assert trunk.min_side == 16
     with pytest.raises(UserError, match=r"levels of vgg16 must be some of conv1, .*, not conv6"):
         VGG16(levels=["conv6"])
 
@@ -114,7 +115,7 @@ def test_the_form_for_inference(file: str) -> None:
 
 @torch.no_grad()
 def test_the_classifier_over_pooled_regions(tmp_path: Path) -> None:
-    """torchvision's own classifier, which flattens channel, row, column, gives the same for regions of 7 x 7 cells."""
+    """Equal to torchvision's classifier for 7 x 7 cells, flattened by channel, row, column."""
     with torch.device("meta"):
         theirs = torchvision.models.vgg16(weights=None).eval()
     shapes = {
@@ -130,7 +131,8 @@ def test_the_classifier_over_pooled_regions(tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "vgg16.pth")
     theirs.load_state_dict(saved, strict=False, assign=True)
     pooled = torch.rand(3, 512, 7, 7, generator=torch.Generator().manual_seed(1))
-    trunk = fc_trunk(str(tmp_path / "vgg16.pth"))
+    trunk = BoxHeadMLP(in_channels=512, size=7, width=4096, layers=2)
+    trunk.load_state_dict(load_fc_state(str(tmp_path / "vgg16.pth")))
     wanted = theirs.classifier[:6](theirs.avgpool(pooled).flatten(1))
     assert wanted.std() > 0.1
     found = trunk(pooled)
@@ -162,12 +164,10 @@ def test_weights_that_do_not_fit_are_named(
 
 def test_a_classifier_that_is_not_there_is_named(file: str) -> None:
     with pytest.raises(UserError, match=r"do not fit vgg16: 4 missing \(\['classifier.0.weight'"):
-        fc_state(file)
-    with pytest.raises(
-        UserError,
-        match="no such file, and torchvision has IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT for vgg16",
-    ):
-        fc_state("IMAGENET1K_V9")
+        load_fc_state(file)
+    names = "IMAGENET1K_V1, IMAGENET1K_FEATURES, DEFAULT"
+    with pytest.raises(UserError, match=f"no such file, and torchvision has {names} for vgg16"):
+        load_fc_state("IMAGENET1K_V9")
 
 
 def test_a_state_dict_there_and_back(file: str) -> None:

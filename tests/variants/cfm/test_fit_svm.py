@@ -1,4 +1,4 @@
-"""The tool that fits SVMs to a model's features, as a user calls it: fitted, evaluated, predicted with; and what it refuses."""
+"""`tools/fit_svm.py` from the command line: fit, evaluation, prediction and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
     "data.num_workers=0",
     "trainer.device=cpu",
 ]
-# One hierarchy of segments: the test is not of their making.
+# One hierarchy of segments: proposals are not tested here.
 METHOD = [
     f"model.proposer.method.{key}"
     for key in ("color_spaces=[lab]", "scales=[60.0]", "similarities=[color]")
@@ -41,9 +41,9 @@ FILES = ["config.yaml", "last.pt", "metrics.jsonl", "tensorboard"]
 
 
 def make_checkpoint(path: Path, words: list[str]) -> None:
-    """A model as a training saves it before its first step; its norms have seen nothing."""
+    """Save a checkpoint of an untrained model, with initial norm statistics."""
     config = configs.compose("train", words)
-    source = configs.build(config.data)
+    source = configs.build_source(config.data)
     configs.set_categories(config, source.categories)
     torch.manual_seed(0)
     about = {"config": configs.to_yaml(config), "categories": source.categories.to_dict()}
@@ -54,13 +54,13 @@ def make_checkpoint(path: Path, words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set, a model with random weights and SVMs that were fitted to it."""
+    """A small dataset, a model with random weights and SVMs that were fitted to it."""
     folder = tmp_path_factory.mktemp("svm")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "os.cpu_count", lambda: 1
-        )  # segments are made in this process: others take seconds to start
+        )  # segments are computed in this process: others take seconds to start
         make_checkpoint(folder / "softmax.pt", WORDS)
         (folder / "said.txt").write_text(done("fit_svm", *FIT, "output=svm"))
     return folder
@@ -72,7 +72,7 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def test_the_model_is_the_same_but_for_its_last_layer(home: Path) -> None:
+def test_only_the_last_layer_changes(home: Path) -> None:
     assert sorted(path.name for path in (home / "svm").iterdir()) == FILES
     softmax, fitted = (load_checkpoint(home / name) for name in ("softmax.pt", "svm/last.pt"))
     last = [f"classifier.scores.{name}" for name in ("weight", "bias")]
@@ -97,16 +97,16 @@ def test_the_model_is_the_same_but_for_its_last_layer(home: Path) -> None:
     assert OmegaConf.load(home / "svm" / "config.yaml").model.classifier.num_classes == 16
 
 
-def test_what_is_told(home: Path) -> None:
-    found = lines(home / "svm")
-    assert [line["step"] for line in found] == list(range(len(found)))
+def test_metrics_events_and_table(home: Path) -> None:
+    metrics = lines(home / "svm")
+    assert [line["step"] for line in metrics] == list(range(len(metrics)))
     assert all(
-        later["objective"] <= earlier["objective"] for earlier, later in itertools.pairwise(found)
+        later["objective"] <= earlier["objective"] for earlier, later in itertools.pairwise(metrics)
     )
     parts = {f"{part}/{name}" for part in ("objective", "error", "missed") for name in NAMES}
-    assert set(found[-1]) == {"step", "kind", "objective", *parts}
-    assert sum(found[-1][f"objective/{name}"] for name in NAMES) == pytest.approx(
-        found[-1]["objective"]
+    assert set(metrics[-1]) == {"step", "kind", "objective", *parts}
+    assert sum(metrics[-1][f"objective/{name}"] for name in NAMES) == pytest.approx(
+        metrics[-1]["objective"]
     )
     events = EventAccumulator(str(home / "svm" / "tensorboard"))
     events.Reload()
@@ -123,13 +123,13 @@ def test_what_is_told(home: Path) -> None:
     }
     truth = json.loads((home / "scenes" / "train.json").read_text())
     images = {image["id"] for image in truth["images"][:6]}
-    own = [
+    labels = [
         a["category_id"]
         for a in truth["annotations"]
         if a["image_id"] in images and not a["iscrowd"]
     ]
     assert {name: table[name] for name in THINGS} == {
-        name: own.count(number) for name, number in THINGS.items()
+        name: labels.count(number) for name, number in THINGS.items()
     }
     assert sum(table[name] for name in STUFF) > 0
     for name, positives in table.items():
@@ -137,11 +137,11 @@ def test_what_is_told(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_home")
-def test_what_was_learnt_is_found_again(tmp_path: Path) -> None:
+def test_fitted_svms_are_evaluated(tmp_path: Path) -> None:
     done("evaluate", "checkpoint=svm", f"output={tmp_path / 'svm'}", "split=train", "pictures=1")
-    found = json.loads((tmp_path / "svm" / "metrics.json").read_text())
-    assert found["semantic/mIoU_stuff"] > 0.3  # a softmax of random weights has almost nothing
-    assert 0 <= found["loss/segment_class"] < 16
+    metrics = json.loads((tmp_path / "svm" / "metrics.json").read_text())
+    assert metrics["semantic/mIoU_stuff"] > 0.3  # a softmax with random weights has almost 0
+    assert 0 <= metrics["loss/segment_class"] < 16
 
 
 @pytest.mark.slow
@@ -166,9 +166,7 @@ def test_prediction(at_home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_call_gives_the_same_weights_and_mirrors_give_others(
-    tmp_path: Path, at_home: Path
-) -> None:
+def test_fits_are_deterministic_and_flips_change_them(tmp_path: Path, at_home: Path) -> None:
     first = (at_home / "said.txt").read_text()
     text = done(
         "fit_svm", *FIT, f"output={tmp_path / 'again'}", "data.num_workers=2", "evaluation.batch=3"
@@ -178,13 +176,13 @@ def test_the_same_call_gives_the_same_weights_and_mirrors_give_others(
         for folder in (at_home / "svm", tmp_path / "again")
     )
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    assert text.splitlines()[:-1] == first.splitlines()[1:-1]  # the segments are there
+    assert text.splitlines()[:-1] == first.splitlines()[1:-1]  # the segments exist
     mirrored = done(
         "fit_svm",
         *FIT,
         f"output={tmp_path / 'mirrored'}",
         "fit.flip=true",
-        "fit.kept=100",
+        "fit.max_samples=100",
         "model.classifier.score_threshold=0.5",
     )
     seen = [
@@ -199,7 +197,7 @@ def test_the_same_call_gives_the_same_weights_and_mirrors_give_others(
         OmegaConf.load(tmp_path / "mirrored" / "config.yaml").model.classifier.score_threshold
         == 0.5
     )
-    # SVMs are fitted anew, and keep their threshold
+    # SVMs are fitted again, and keep their threshold
     done(
         "fit_svm",
         f"checkpoint={tmp_path / 'mirrored'}",
@@ -231,7 +229,7 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["checkpoint=softmax.pt", "output=svm"], "output=svm already holds a checkpoint"),
         pytest.param(["checkpoint=softmax.pt"], "output=... is missing", marks=pytest.mark.slow),
@@ -239,7 +237,7 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
         pytest.param(["checkpoint=absent.pt", "output=OUT"], "absent.pt", marks=pytest.mark.slow),
         (
             ["checkpoint=boxes.pt", "output=OUT"],
-            "boxes.pt: the model classifies no segments; SVMs are fitted to one of model=cfm",
+            "boxes.pt: the model does not classify segments; SVMs need a model of model=cfm",
         ),
         pytest.param(
             [*FIT, "output=OUT", "data.segment_sampler=null"],
@@ -261,7 +259,11 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
             "fit.negative_below above 0 and at most 0.5",
         ),
         ([*FIT, "output=OUT", "fit.C=0.0"], "cost (fit.C)"),
-        pytest.param([*FIT, "output=OUT", "fit.kept=1"], "kept at least 2", marks=pytest.mark.slow),
+        pytest.param(
+            [*FIT, "output=OUT", "fit.max_samples=1"],
+            "max_samples at least 2",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             [*FIT, "output=OUT", "fit.cost=1"], "no such key 'fit.cost'", marks=pytest.mark.slow
         ),
@@ -272,30 +274,32 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_refused(at_home: Path, tmp_path: Path, words: list[str], told: str) -> None:
+def test_errors(at_home: Path, tmp_path: Path, words: list[str], message: str) -> None:
     if not (at_home / "boxes.pt").exists():
         small = [
             "model.backbone.channels=16",
-            "model.classifier.trunk.width=16",
+            "model.classifier.mlp.width=16",
             "~model/heads@model.heads.mask",
             "trainer.device=cpu",
         ]
         make_checkpoint(at_home / "boxes.pt", ["experiment=scenes_r18", *small, *SCENES])
     before = sorted(path for path in at_home.rglob("*") if path.is_file())
-    assert_refused(said("fit_svm", *(w.replace("OUT", str(tmp_path / "out")) for w in words)), told)
+    assert_refused(
+        said("fit_svm", *(w.replace("OUT", str(tmp_path / "out")) for w in words)), message
+    )
     assert not (tmp_path / "out").exists()
     assert sorted(path for path in at_home.rglob("*") if path.is_file()) == before
 
 
 @pytest.mark.usefixtures("at_home")
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multiple_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_refused(said("fit_svm", *FIT, "output=other"), "start it with python, not with torchrun")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
-def test_they_are_not_trained() -> None:
+def test_svms_cannot_be_trained() -> None:
     words = [
         *WORDS,
         "model/classifier=cfm_svm",

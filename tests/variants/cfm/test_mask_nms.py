@@ -1,4 +1,4 @@
-"""Suppression by mask IoU, and segments pasted into one map, on hand-made superpixels."""
+"""Non-maximum suppression by mask IoU and pasting of segments, on synthetic superpixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from maskseg.masks.superpixel import SegmentMasks, superpixel_areas
 from maskseg.structures import Regions
 from maskseg.variants.cfm import mask_nms
-from maskseg.variants.cfm.mask_nms import _iou, nms_of_masks, pasted
+from maskseg.variants.cfm.mask_nms import _superpixel_iou, nms_by_mask_iou, paste_labels
 
 STRIP = np.repeat(np.arange(10, dtype=np.int32), 2)[None].repeat(
     3, axis=0
@@ -30,24 +30,23 @@ def segments(
 
 
 def test_the_best_of_overlapping_segments_of_a_class_stays() -> None:
-    found = segments(
+    result = segments(
         [(0, 4), (1, 5), (0, 4), (6, 9), (3, 8)], [0.6, 0.9, 0.8, 0.3, 0.5], [0, 0, 1, 0, 0]
     )
-    # 0 and 1 share three of five superpixels; the third is of another class; 4 shares two of seven with 1 and of six with 3
-    assert nms_of_masks(found, 0.3).tolist() == [1, 2, 4]
-    assert nms_of_masks(found, 0.5).tolist() == [1, 2, 4, 3]
-    assert nms_of_masks(found, 0.7).tolist() == [1, 2, 0, 4, 3]
+    # 0 and 1 share three of five superpixels; the third is of another class; 4 shares two of seven
+    # with 1, and two of six with 3.
+    assert nms_by_mask_iou(result, 0.3).tolist() == [1, 2, 4]
+    assert nms_by_mask_iou(result, 0.5).tolist() == [1, 2, 4, 3]
+    assert nms_by_mask_iou(result, 0.7).tolist() == [1, 2, 0, 4, 3]
 
 
-def test_none() -> None:
-    assert nms_of_masks(segments([], [], []), 0.3).tolist() == []
+def test_no_detections() -> None:
+    assert nms_by_mask_iou(segments([], [], []), 0.3).tolist() == []
 
 
-def test_images_do_not_meet() -> None:
-    first, second = (
-        segments([(0, 4)], [0.5], [0]),
-        segments([(0, 4), (5, 6)], [0.9, 0.95], [0, 0], image=1),
-    )
+def test_images_are_suppressed_separately() -> None:
+    first = segments([(0, 4)], [0.5], [0])
+    second = segments([(0, 4), (5, 6)], [0.9, 0.95], [0, 0], image=1)
     masks = SegmentMasks.cat(
         [m for m in (first.masks, second.masks) if isinstance(m, SegmentMasks)]
     )
@@ -59,8 +58,8 @@ def test_images_do_not_meet() -> None:
         labels,
         masks,
     )
-    assert nms_of_masks(both, 0.3).tolist() == [0, 2, 1]
-    maps = pasted(both, torch.tensor([[3, 20], [3, 20]]), 4, 24)
+    assert nms_by_mask_iou(both, 0.3).tolist() == [0, 2, 1]
+    maps = paste_labels(both, torch.tensor([[3, 20], [3, 20]]), 4, 24)
     assert maps.shape == (2, 4, 24)
     assert (maps[0, :3, :8] == 0).all()
     assert (maps[0, :3, 8:] == -1).all()
@@ -69,8 +68,8 @@ def test_images_do_not_meet() -> None:
 
 
 def test_better_segments_are_not_pasted_over() -> None:
-    found = segments([(0, 6), (4, 8), (7, 10)], [0.4, 0.9, 0.7], [2, 0, 1])
-    row = pasted(found, torch.tensor([[3, 20]]), 3, 20)[0, 0]
+    result = segments([(0, 6), (4, 8), (7, 10)], [0.4, 0.9, 0.7], [2, 0, 1])
+    row = paste_labels(result, torch.tensor([[3, 20]]), 3, 20)[0, 0]
     assert row.tolist() == [2] * 8 + [0] * 8 + [1] * 4
 
 
@@ -78,17 +77,17 @@ def test_pixels_of_no_superpixel_stay_without_a_class() -> None:
     labels = STRIP.copy()
     labels[0, 0] = -1
     masks = SegmentMasks.of_image(labels, torch.ones((1, 10), dtype=torch.bool))
-    found = Regions(
+    result = Regions(
         masks.boxes(), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.tensor([3]), masks
     )
-    (own,) = pasted(found, torch.tensor([[3, 20]]), 3, 20)
-    assert own[0, 0] == -1
-    assert (own.flatten()[1:] == 3).all()
+    (label_map,) = paste_labels(result, torch.tensor([[3, 20]]), 3, 20)
+    assert label_map[0, 0] == -1
+    assert (label_map.flatten()[1:] == 3).all()
 
 
 @pytest.mark.parametrize("exact", [0, 2**24])
 def test_the_iou_is_that_of_the_masks(exact: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_nms, "EXACT", exact)
+    monkeypatch.setattr(mask_nms, "MAX_EXACT_FLOAT32", exact)
     generator = np.random.default_rng(0)
     labels = generator.integers(-1, 12, (20, 30)).astype(np.int32)
     members = torch.from_numpy(
@@ -97,4 +96,6 @@ def test_the_iou_is_that_of_the_masks(exact: int, monkeypatch: pytest.MonkeyPatc
     masks = SegmentMasks.of_image(labels, members)
     for lower in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=lower):
-            assert torch.equal(_iou(members, superpixel_areas(labels, 15)), masks.iou(masks))
+            assert torch.equal(
+                _superpixel_iou(members, superpixel_areas(labels, 15)), masks.iou(masks)
+            )

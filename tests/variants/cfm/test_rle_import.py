@@ -1,4 +1,4 @@
-"""Proposals from a file of masks: what they become, and what is refused."""
+"""Import of proposals from a file of masks: results and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from maskseg.data.coco.checks import ImageRecord
 from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
-from maskseg.variants.cfm.rle_import import RleFile, RunJob, from_runs
+from maskseg.variants.cfm.rle_import import MaskJob, RleFile, segments_from_masks
 from maskseg.variants.cfm.store import SegmentStore, write_store
 
 IMAGES = [ImageRecord(7, "a.png", 2, 4), ImageRecord(-2, "b.png", 3, 3)]
@@ -26,11 +26,11 @@ def read(
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     jobs = RleFile(path, images, IMAGES, most, max_pixels=1000)
     assert len(jobs) == len(images)
-    return {job.image_id: from_runs(job.load()) for job in jobs}
+    return {job.image_id: segments_from_masks(job.load()) for job in jobs}
 
 
-def bitmaps(found: SegmentProposals) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return found.members[:, found.labels]
+def bitmaps(proposals: SegmentProposals) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return proposals.members[:, proposals.labels]
 
 
 def entry(
@@ -44,8 +44,8 @@ def entry(
 
 
 def test_a_literal(tmp_path: Path) -> None:
-    """Two masks that overlap in one column, one that is inside both, and one of another image."""
-    found = read(
+    """Two masks that overlap in one column, one inside both, and one of another image."""
+    proposals = read(
         tmp_path,
         [
             entry([0, 4, 4], 0.3),
@@ -54,15 +54,15 @@ def test_a_literal(tmp_path: Path) -> None:
             entry([0, 9], 1.0, -2, (3, 3)),
         ],
     )
-    assert found[7].labels.dtype == np.int32
-    assert found[7].labels.tolist() == [[0, 1, 2, 3], [0, 4, 2, 3]]
-    assert found[7].members.tolist() == [
+    assert proposals[7].labels.dtype == np.int32
+    assert proposals[7].labels.tolist() == [[0, 1, 2, 3], [0, 4, 2, 3]]
+    assert proposals[7].members.tolist() == [
         [False, True, True, False, True],
         [True, True, False, False, True],
         [False, False, False, False, True],
     ]
-    assert found[-2].labels.tolist() == [[0] * 3] * 3
-    assert found[-2].members.tolist() == [[True]]
+    assert proposals[-2].labels.tolist() == [[0] * 3] * 3
+    assert proposals[-2].members.tolist() == [[True]]
 
 
 def test_forms_of_a_mask(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_forms_of_a_mask(tmp_path: Path) -> None:
         square,
         large,
     ):
-        found = read(tmp_path, [{"image_id": 7, "segmentation": segmentation, "score": 1}])[7]
-        assert bitmaps(found).tolist() == [mask.astype(bool).tolist()], segmentation
+        proposals = read(tmp_path, [{"image_id": 7, "segmentation": segmentation, "score": 1}])[7]
+        assert bitmaps(proposals).tolist() == [mask.astype(bool).tolist()], segmentation
 
 
 def test_the_best_by_score_and_none_without_a_pixel(tmp_path: Path) -> None:
@@ -91,10 +91,10 @@ def test_the_best_by_score_and_none_without_a_pixel(tmp_path: Path) -> None:
         outside,
         entry([0, 0, 8], 1),
     ]
-    found = read(tmp_path, entries, most=3)
-    assert [np.flatnonzero(m.T.ravel()).tolist() for m in bitmaps(found[7])] == [[2], [3], [1]]
-    assert found[-2].members.shape == (0, 1)
-    assert found[-2].labels.tolist() == [[0] * 3] * 3
+    proposals = read(tmp_path, entries, most=3)
+    assert [np.flatnonzero(m.T.ravel()).tolist() for m in bitmaps(proposals[7])] == [[2], [3], [1]]
+    assert proposals[-2].members.shape == (0, 1)
+    assert proposals[-2].labels.tolist() == [[0] * 3] * 3
     assert [m.all() for m in bitmaps(read(tmp_path, [entry([0, 8]), entry([0, 8, 0])])[7])] == [
         True,
         True,
@@ -108,41 +108,48 @@ def test_superpixels_are_the_distinct_combinations() -> None:
     masks = np.repeat(np.repeat(rng.random((40, 9, 7)) < 0.4, 3, axis=1), 2, axis=2)
     masks[0] = True
     ends = [np.flatnonzero(np.diff(m.ravel(order="F"), prepend=False)) for m in masks]
-    found = from_runs(RunJob(1, 27, 14, ends))
-    assert (bitmaps(found) == masks).all()
-    assert found.members.shape[1] == len(np.unique(masks.reshape(40, -1), axis=1).T)
-    assert len(np.unique(found.members, axis=1).T) == found.members.shape[1]
+    proposals = segments_from_masks(MaskJob(1, 27, 14, ends))
+    assert (bitmaps(proposals) == masks).all()
+    assert proposals.members.shape[1] == len(np.unique(masks.reshape(40, -1), axis=1).T)
+    assert len(np.unique(proposals.members, axis=1).T) == proposals.members.shape[1]
 
 
-def test_in_a_store(tmp_path: Path) -> None:
+def test_import_into_a_store(tmp_path: Path) -> None:
     path = tmp_path / "masks.json"
     path.write_text(json.dumps([entry([0, 4, 4]), entry([2, 4, 2])]))
     jobs = RleFile(path, IMAGES, IMAGES, 5)
-    assert write_store(tmp_path / "store", jobs, from_runs, {"input": str(path)}, 1).made == 2
+    assert (
+        write_store(
+            tmp_path / "store", jobs, segments_from_masks, {"input": str(path)}, 1
+        ).num_written
+        == 2
+    )
     store = SegmentStore(tmp_path / "store", [(r.id, r.height, r.width) for r in IMAGES])
-    assert (bitmaps(store.of(7, 2, 4)) == bitmaps(from_runs(next(iter(jobs))))).all()
-    assert len(store.of(-2, 3, 3)) == 0
+    assert (bitmaps(store.load(7, 2, 4)) == bitmaps(segments_from_masks(next(iter(jobs))))).all()
+    assert len(store.load(-2, 3, 3)) == 0
 
 
 GOOD = entry([0, 4, 4])
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
-        (entry([0, 4, 4], image_id=8), "entry 1: image 8 is not in the data set"),
-        ({**GOOD, "image_id": "7"}, "entry 1: image '7' is not in the data set"),
+        (entry([0, 4, 4], image_id=8), "entry 1: image 8 is not in the dataset"),
+        ({**GOOD, "image_id": "7"}, "entry 1: image '7' is not in the dataset"),
         ({**GOOD, "score": None}, r"entry 1 \(image 7\): the score is not a number but None"),
         ({**GOOD, "score": float("nan")}, "the score is not a number but nan"),
         ({**GOOD, "score": True}, "the score is not a number but True"),
         ({"image_id": 7, "score": 1.0}, r"entry 1 \(image 7\): there is no segmentation"),
         (
             entry([0, 4, 4], size=(4, 2)),
-            r"entry 1 \(image 7\): RLE of another size than its image \(4 x 2, the image is 2 x 4 \(height x width\)\)",
+            r"entry 1 \(image 7\): RLE of another size than its image"
+            r" \(4 x 2, the image is 2 x 4 \(height x width\)\)",
         ),
         (
             entry([0, 4, 5]),
-            r"entry 1 \(image 7\): RLE whose counts do not sum to the mask's pixels \(9 instead of 2 x 4 = 8\)",
+            r"entry 1 \(image 7\): RLE whose counts do not sum to the mask's pixels"
+            r" \(9 instead of 2 x 4 = 8\)",
         ),
         (entry([0, 12, -4]), "RLE with negative counts"),
         (entry("0"), "RLE whose counts do not sum"),
@@ -157,14 +164,14 @@ GOOD = entry([0, 4, 4])
         ({**GOOD, "segmentation": "x"}, "segmentation that is neither polygons nor RLE"),
     ],
 )
-def test_bad_entries_are_named_by_their_place(
-    tmp_path: Path, bad: dict[str, Any], told: str
+def test_invalid_entries_are_named_by_their_index(
+    tmp_path: Path, bad: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"masks\.json: .*{told}"):
+    with pytest.raises(UserError, match=rf"masks\.json: .*{message}"):
         read(tmp_path, [GOOD, bad])
     with pytest.raises(
-        UserError, match=rf"masks\.json: .*{told}"
-    ):  # of images that are not asked for, too
+        UserError, match=rf"masks\.json: .*{message}"
+    ):  # also for images that are not requested
         read(tmp_path, [GOOD, bad], images=IMAGES[1:])
 
 
@@ -182,11 +189,11 @@ def test_bad_entries_are_named_by_their_place(
         "[" * 10**5,
     ],
 )
-def test_files_of_something_else(tmp_path: Path, text: str) -> None:
+def test_files_of_another_form(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"masks\.json: not "):
         read(tmp_path, text)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.json: cannot be read"):
         RleFile(tmp_path / "no.json", IMAGES, IMAGES, 5)

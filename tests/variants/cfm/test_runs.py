@@ -1,5 +1,7 @@
-"""Convolutional feature masking through the tools: segments made before the training, trained, stopped, resumed, evaluated, predicted with; and what
-is refused."""
+"""Convolutional feature masking from the command line.
+
+Missing segments, training, interruption, resume, evaluation, prediction and errors.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ FOLDERS = ["data.train_segments=segments_train", "data.val_segments=segments_val
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set and two steps of a training on it."""
+    """A small dataset and two training steps on it."""
     folder = tmp_path_factory.mktemp("cfm")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     with contextlib.chdir(folder):
@@ -46,26 +48,26 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def test_a_training_makes_its_segments_and_scores_pixels(at_home: Path) -> None:
+def test_a_training_computes_segments_and_scores_pixels(at_home: Path) -> None:
     text = (at_home / "said.txt").read_text()
-    assert "segments_train: making the segments of 8 images" in text
+    assert "segments_train: computing the segments of 8 images" in text
     assert len(list((at_home / "segments_train").glob("*.npz"))) == 8
     assert all("loss/segment_class" in line for line in lines(at_home / "run"))
-    (found,) = lines(at_home / "run", "val")
+    (result,) = lines(at_home / "run", "val")
     assert {
         "semantic/mIoU",
         "semantic/mIoU_things",
         "semantic/mIoU_stuff",
         "segm/AP",
         "loss/segment_class",
-    } <= set(found)
+    } <= set(result)
     assert {"semantic.png", "semantic_confusion.png", "best.pt"} <= {
         path.name for path in (at_home / "run").iterdir()
     }
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was_and_makes_nothing_twice(at_home: Path) -> None:
+def test_resume_reuses_segments(at_home: Path) -> None:
     text = done(
         "train",
         *TRAIN,
@@ -74,7 +76,7 @@ def test_it_goes_on_where_it_was_and_makes_nothing_twice(at_home: Path) -> None:
         "trainer.resume=run",
         "trainer.evaluate_every=0",
     )
-    assert "making the segments" not in text
+    assert "computing the segments" not in text
     assert [line["step"] for line in lines(at_home / "run")] == [1, 2, 3]
 
 
@@ -110,10 +112,10 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
     assert ids.shape == (128, 128)
     assert set(np.unique(ids).tolist()) <= {*THINGS.values(), *STUFF.values(), 65535}
     assert (at_home / "predicted" / "val_000001.jpg_classes.png").is_file()
-    found = maskseg.load("run")(str(at_home / "scenes" / "images" / "val_000001.jpg"))
-    assert found.classes is not None
+    result = maskseg.load("run")(str(at_home / "scenes" / "images" / "val_000001.jpg"))
+    assert result.classes is not None
     names = np.array([*THINGS.values(), *STUFF.values(), 65535])
-    assert np.array_equal(names[found.classes.numpy()], ids)
+    assert np.array_equal(names[result.classes.numpy()], ids)
 
 
 @pytest.mark.slow
@@ -132,13 +134,13 @@ def test_evaluation_and_prediction(at_home: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("at_home")
-def test_what_is_refused(words: list[str], part: str) -> None:
+def test_errors(words: list[str], part: str) -> None:
     assert_refused(said("train", *TRAIN, *words, "trainer.max_steps=1", "run_dir=other"), part)
     assert not Path("other").exists()
 
 
 @pytest.mark.slow
-def test_a_damaged_file_is_named_and_made_again_where_it_was_deleted(at_home: Path) -> None:
+def test_a_damaged_file_is_named_and_regenerated_after_deletion(at_home: Path) -> None:
     file = at_home / "segments_train" / "3.npz"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -155,5 +157,5 @@ def test_a_damaged_file_is_named_and_made_again_where_it_was_deleted(at_home: Pa
         "delete it",
     )
     file.unlink()
-    assert "making the segments of 1 images" in done("train", *words, "run_dir=mended")
+    assert "computing the segments of 1 images" in done("train", *words, "run_dir=mended")
     assert file.read_bytes() == whole

@@ -1,4 +1,4 @@
-"""Folders of segment proposals: what comes back, runs that are stopped and go on, and what is refused."""
+"""Folders of segment proposals: round trips, interrupted and resumed runs, errors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from maskseg.masks.superpixel import SegmentProposals
 from maskseg.variants.cfm import store as segment_store
 from maskseg.variants.cfm.hierarchy import HierarchicalGrouping
 from maskseg.variants.cfm.store import (
-    MAX_ENTRIES,
+    MAX_MEMBERS,
     SegmentStore,
     check_settings,
-    missing,
+    missing_images,
     read_segments,
     write_store,
 )
@@ -64,18 +64,19 @@ def same(one: SegmentProposals, other: SegmentProposals) -> bool:
 
 
 class Made:
-    """A job whose load is what the method gives."""
+    """A job that loads the proposals that the method returns."""
 
-    def __init__(self, image_id: int, found: SegmentProposals) -> None:
-        self.image_id, self.found = image_id, found
-        self.height, self.width = found.labels.shape
+    def __init__(self, image_id: int, proposals: SegmentProposals) -> None:
+        self.image_id = image_id
+        self.proposals = proposals
+        self.height, self.width = proposals.labels.shape
 
     def load(self) -> SegmentProposals:
-        return self.found
+        return self.proposals
 
 
-def itself(found: SegmentProposals) -> SegmentProposals:
-    return found
+def identity(proposals: SegmentProposals) -> SegmentProposals:
+    return proposals
 
 
 def pictures(folder: Path, count: int) -> list[ImageJob]:
@@ -92,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def memory() -> Iterator[Callable[[], int]]:
-    """The most bytes that were taken at a time since the call before."""
+    """The peak memory in bytes since the previous call."""
 
     def peak() -> int:
         most = tracemalloc.get_traced_memory()[1]
@@ -106,10 +107,10 @@ def memory() -> Iterator[Callable[[], int]]:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, SegmentProposals]:
-    """A file of segments and what it holds."""
-    found = proposals(10, 12, 20, 7)
-    write_store(tmp_path / "store", [Made(1, found)], itself, KEYS, 1)
-    return tmp_path / "store" / "1.npz", found
+    """A file of segments and its proposals."""
+    stored_proposals = proposals(10, 12, 20, 7)
+    write_store(tmp_path / "store", [Made(1, stored_proposals)], identity, KEYS, 1)
+    return tmp_path / "store" / "1.npz", stored_proposals
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,11 @@ def stored(tmp_path: Path) -> tuple[Path, SegmentProposals]:
         (9, 9, 9, 3),
     ],
 )
-def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, int, int, int]) -> None:
-    found = proposals(*shape)
-    jobs = [Made(7, found), Made(-3, found), Made(2**40, found)]
-    written = write_store(tmp_path / "a" / "store", jobs, itself, KEYS, 1)
-    assert written.made == 3
+def test_round_trip(tmp_path: Path, shape: tuple[int, int, int, int]) -> None:
+    stored_proposals = proposals(*shape)
+    jobs = [Made(7, stored_proposals), Made(-3, stored_proposals), Made(2**40, stored_proposals)]
+    written = write_store(tmp_path / "a" / "store", jobs, identity, KEYS, 1)
+    assert written.num_written == 3
     assert sorted(contents(tmp_path / "a" / "store")) == sorted(
         ["7.npz", "-3.npz", f"{2**40}.npz", "settings.json"]
     )
@@ -137,54 +138,56 @@ def test_what_is_written_comes_back(tmp_path: Path, shape: tuple[int, int, int, 
         )
     )
     for job in jobs:
-        assert same(store.of(job.image_id, job.height, job.width), found)
+        assert same(store.load(job.image_id, job.height, job.width), stored_proposals)
     with np.load(tmp_path / "a" / "store" / "7.npz", allow_pickle=False) as arrays:
         assert arrays["labels"].dtype == (np.uint16 if shape[2] <= 2**16 else np.int32)
-        assert (arrays["labels"] == found.labels).all()
+        assert (arrays["labels"] == stored_proposals.labels).all()
         assert arrays["shape"].tolist() == [shape[0], shape[1], shape[3], shape[2]]
 
 
 @pytest.mark.slow
-def test_processes_change_nothing(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     jobs = pictures(tmp_path, 5)
     write_store(tmp_path / "one", jobs, METHOD, KEYS, 1)
     write_store(tmp_path / "two", jobs, METHOD, KEYS, 2)
     assert len(contents(tmp_path / "one")) == 6
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert same(SegmentStore(tmp_path / "two", [(3, *SIZE)]).of(3, *SIZE), METHOD(jobs[3].load()))
+    assert same(SegmentStore(tmp_path / "two", [(3, *SIZE)]).load(3, *SIZE), METHOD(jobs[3].load()))
 
 
-def test_what_is_there_is_passed_over(tmp_path: Path) -> None:
-    store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(4)]
-    write_store(store, given[:2], itself, KEYS, 1)
+def test_existing_files_are_skipped(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    given = [Made(i, proposals(6, 7, 5, 3, i)) for i in range(4)]
+    write_store(store, given[:2], identity, KEYS, 1)
     before = contents(store)
     asked = []
 
-    def method(found: SegmentProposals) -> SegmentProposals:
-        asked.append(found)
-        return found
+    def method(stored_proposals: SegmentProposals) -> SegmentProposals:
+        asked.append(stored_proposals)
+        return stored_proposals
 
     (store / "1.npz").write_bytes(before["1.npz"][:-5])
-    assert missing(store, range(4)) == ([2, 3], 4)
-    assert write_store(store, given, method, KEYS, 1).made == 3
-    assert asked == [given[1].found, given[2].found, given[3].found]
+    assert missing_images(store, range(4)) == ([2, 3], 4)
+    assert write_store(store, given, method, KEYS, 1).num_written == 3
+    assert asked == [given[1].proposals, given[2].proposals, given[3].proposals]
     assert {name: contents(store)[name] for name in before} == before
-    assert write_store(store, given, method, KEYS, 1).made == 0
+    assert write_store(store, given, method, KEYS, 1).num_written == 0
     assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (KeyboardInterrupt(), None),
         (OSError(errno.ENOSPC, "No space left"), r"could not be written \(No space"),
     ],
 )
-def test_stopped_in_the_middle_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str | None
+def test_interruption_in_the_middle_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str | None
 ) -> None:
-    store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(3)]
-    write_store(store, given[:1], itself, KEYS, 1)
+    store = tmp_path / "store"
+    given = [Made(i, proposals(6, 7, 5, 3, i)) for i in range(3)]
+    write_store(store, given[:1], identity, KEYS, 1)
     before = contents(store)
 
     def half(file: IO[bytes], **_: Any) -> None:
@@ -193,31 +196,31 @@ def test_stopped_in_the_middle_of_a_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez_compressed", half)
-        with pytest.raises(UserError if told else KeyboardInterrupt, match=told):
-            write_store(store, given, itself, KEYS, 1)
+        with pytest.raises(UserError if message else KeyboardInterrupt, match=message):
+            write_store(store, given, identity, KEYS, 1)
     assert contents(store) == before
     (store / "unfinished").mkdir()
-    (store / "unfinished" / ".1.npz.99999999.tmp").touch()  # of a process that was killed
-    assert write_store(store, given, itself, KEYS, 1).made == 2
+    (store / "unfinished" / ".1.npz.99999999.tmp").touch()  # of a killed process
+    assert write_store(store, given, identity, KEYS, 1).num_written == 2
     assert sorted(contents(store)) == ["0.npz", "1.npz", "2.npz", "settings.json"]
 
 
 def test_damaged_files_are_named(stored: tuple[Path, SegmentProposals]) -> None:
-    path, found = stored
+    path, stored_proposals = stored
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(
             UserError,
-            match=r"1\.npz: the segments are damaged .*; delete it: tools/propose\.py makes it again",
+            match=r"1\.npz: the segments are damaged .*; delete it and run tools/propose\.py again",
         ):
             read_segments(path, 10, 12)
     unchanged = 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         with suppress(UserError):
-            assert same(read_segments(path, 10, 12), found), place
-            unchanged += 1  # dates and the like mean nothing
+            assert same(read_segments(path, 10, 12), stored_proposals), place
+            unchanged += 1  # dates and other metadata are ignored
     assert unchanged < 0.3 * len(whole)
     path.unlink()
     with pytest.raises(UserError, match=r"1\.npz: there are no segments of this image"):
@@ -225,10 +228,10 @@ def test_damaged_files_are_named(stored: tuple[Path, SegmentProposals]) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_files_that_cannot_be_read_are_not_made_again(
+def test_unreadable_files_are_not_regenerated(
     stored: tuple[Path, SegmentProposals], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    path, found = stored
+    path, stored_proposals = stored
     whole = path.read_bytes()
 
     def refused(*_: Any) -> None:
@@ -237,7 +240,7 @@ def test_files_that_cannot_be_read_are_not_made_again(
     monkeypatch.setattr(segment_store.zipfile, "ZipFile", refused)
     for call in (
         lambda: read_segments(path, 10, 12),
-        lambda: write_store(path.parent, [Made(1, found)], itself, KEYS, 1),
+        lambda: write_store(path.parent, [Made(1, stored_proposals)], identity, KEYS, 1),
     ):
         with pytest.raises(
             UserError, match=rf"1\.npz: the segments cannot be read \({os.strerror(number)}\)"
@@ -255,9 +258,11 @@ def test_files_that_cannot_be_read_are_not_made_again(
 def test_folders_that_cannot_be_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    store, given = tmp_path / "store", [Made(i, proposals(6, 7, 5, 3, i)) for i in range(2)]
-    write_store(store, given[:1], itself, KEYS, 1)
-    before, original = (store / "0.npz").read_bytes(), getattr(Path, call)
+    store = tmp_path / "store"
+    given = [Made(i, proposals(6, 7, 5, 3, i)) for i in range(2)]
+    write_store(store, given[:1], identity, KEYS, 1)
+    before = (store / "0.npz").read_bytes()
+    original = getattr(Path, call)
 
     def refused(path: Path, *given: Any, **keys: Any) -> Any:
         if path.parts[-2:] in ((store.name, "unfinished"), ("unfinished", "1.npz")):
@@ -269,17 +274,19 @@ def test_folders_that_cannot_be_written_to(
         UserError,
         match=r"store/1\.npz: the segments could not be written \(Read-only file system\)",
     ):
-        write_store(store, given, itself, KEYS, 1)
+        write_store(store, given, identity, KEYS, 1)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in store.glob("*.npz")} == {"0.npz": before}
-    assert write_store(store, given, itself, KEYS, 1).made == 1
+    assert write_store(store, given, identity, KEYS, 1).num_written == 1
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_another_machine_that_is_done_removes_the_folder(
+def test_another_machine_may_remove_the_unfinished_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    store, given, left = tmp_path / "store", Made(1, proposals(6, 7, 5, 3)), [0] * times
+    store = tmp_path / "store"
+    given = Made(1, proposals(6, 7, 5, 3))
+    left = [0] * times
     original = segment_store.replacing
 
     def late(path: Path, what: str) -> Any:
@@ -290,25 +297,26 @@ def test_another_machine_that_is_done_removes_the_folder(
 
     monkeypatch.setattr(segment_store, "replacing", late)
     if times == 1:
-        assert write_store(store, [given], itself, KEYS, 1).made == 1
-        assert same(read_segments(store / "1.npz", 6, 7), given.found)
+        assert write_store(store, [given], identity, KEYS, 1).num_written == 1
+        assert same(read_segments(store / "1.npz", 6, 7), given.proposals)
     else:
         with pytest.raises(
             UserError, match=r"1\.npz: the segments could not be written \(No such file"
         ):
-            write_store(store, [given], itself, KEYS, 1)
+            write_store(store, [given], identity, KEYS, 1)
 
 
 def test_another_images_size(stored: tuple[Path, SegmentProposals]) -> None:
     with pytest.raises(
         UserError,
-        match=r"1\.npz: these are segments of an image of 10 x 12 \(height x width\), not 12 x 10; delete it",
+        match=r"1\.npz: these are segments of an image of 10 x 12 \(height x width\), not 12 x 10;"
+        r" delete it",
     ):
         read_segments(stored[0], 12, 10)
 
 
 def crafted(path: Path, **arrays: Any) -> None:
-    """A file of a store with some of its arrays replaced, by others or by bytes."""
+    """Write a file of a store with some arrays replaced by other arrays or by bytes."""
     content: dict[str, Any] = {
         "shape": np.array([10, 12, 2, 20]),
         "labels": np.zeros((10, 12), dtype=np.uint16),
@@ -333,7 +341,7 @@ def header(shape: tuple[int, ...], kind: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"shape": np.array([10, 12, 2])}, "not enough values"),
         ({"shape": np.array([10, 12, 2, 20], dtype=np.float64)}, "shape is <f8"),
@@ -359,20 +367,20 @@ def header(shape: tuple[int, ...], kind: str) -> bytes:
         ({"members": b"no array"}, "the magic string is not correct"),
     ],
 )
-def test_files_that_lie_take_no_memory(
-    tmp_path: Path, memory: Callable[[], int], arrays: dict[str, Any], told: str
+def test_files_with_false_sizes_take_no_memory(
+    tmp_path: Path, memory: Callable[[], int], arrays: dict[str, Any], message: str
 ) -> None:
     crafted(tmp_path / "1.npz")
     assert read_segments(tmp_path / "1.npz", 10, 12).members.shape == (2, 20)
     crafted(tmp_path / "1.npz", **arrays)
     memory()
-    with pytest.raises(UserError, match=f"the segments are damaged .*{told}"):
+    with pytest.raises(UserError, match=f"the segments are damaged .*{message}"):
         read_segments(tmp_path / "1.npz", 10, 12)
     assert memory() < 2e6
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path, memory: Callable[[], int]) -> None:
-    """Compressed zeros of which the file says that they are a few."""
+def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path, memory: Callable[[], int]) -> None:
+    """A decompression bomb: the header of the member states a small size."""
     path = tmp_path / "1.npz"
     crafted(path, labels=header((10, 12), "<u2") + bytes(5 * 10**7))
     content = path.read_bytes()
@@ -385,32 +393,36 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, memory: Callable[[], int]) -> No
     assert memory() < 2e6
 
 
-def test_too_many_to_read_are_not_written(tmp_path: Path) -> None:
+def test_too_many_segments_are_not_written(tmp_path: Path) -> None:
     many = SegmentProposals(
-        np.zeros((1, 1), dtype=np.int32), np.broadcast_to(False, (MAX_ENTRIES // 2 + 1, 2))
+        np.zeros((1, 1), dtype=np.int32), np.broadcast_to(False, (MAX_MEMBERS // 2 + 1, 2))
     )
     with pytest.raises(UserError, match=r"1\.npz: \d+ segments of 2 superpixels are too many"):
-        write_store(tmp_path / "store", [Made(1, many)], itself, KEYS, 1)
+        write_store(tmp_path / "store", [Made(1, many)], identity, KEYS, 1)
 
 
 def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     store = tmp_path / "store"
     given = [Made(i, proposals(6, 7, 5, 3, i)) for i in (1, 2)]
-    write_store(store, given, itself, KEYS, 1)
+    write_store(store, given, identity, KEYS, 1)
     with pytest.raises(
         UserError,
-        match=r"store has no segments of image 5 \(2 of 3 images are missing\); tools/propose\.py makes them",
+        match=r"store has no segments of image 5 \(2 of 3 images are missing\);"
+        r" run tools/propose\.py to create them",
     ):
         SegmentStore(store, [(1, 6, 7), (5, 6, 7), (9, 6, 7)])
-    with pytest.raises(UserError, match=r"absent: no such folder of segments"):
+    with pytest.raises(UserError, match=r"absent: there is no folder of segments"):
         SegmentStore(tmp_path / "absent", [])
     other = {"data": "/y/train.json", "method.sigma": 0.5, "method.scales": [1.0]}
-    told = r"data='/x/train\.json' there, '/y/train\.json' here; method\.scales=None there, \[1\.0\] here\): choose another folder or delete"
+    message = (
+        r"data='/x/train\.json' there, '/y/train\.json' here;"
+        r" method\.scales=None there, \[1\.0\] here\): choose another folder or delete"
+    )
     for refused in (
         lambda: check_settings(store, other),
-        lambda: write_store(store, given, itself, other, 1),
+        lambda: write_store(store, given, identity, other, 1),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             refused()
     check_settings(store, KEYS)
     (store / "settings.json").write_text(json.dumps({**KEYS, "format": "maskseg segments 0"}))
@@ -418,67 +430,68 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
         check_settings(store, KEYS)
 
 
-def test_what_the_images_are_counts_not_where_they_lie(tmp_path: Path) -> None:
-    own = {"data": "train.json", "images": "2, abc", "method.sigma": 0.5}
-    write_store(tmp_path, [], itself, own, 1)
-    check_settings(tmp_path, own | {"data": "renamed.json"})
+def test_settings_depend_on_the_images_not_on_their_location(tmp_path: Path) -> None:
+    settings = {"data": "train.json", "images": "2, abc", "method.sigma": 0.5}
+    write_store(tmp_path, [], identity, settings, 1)
+    check_settings(tmp_path, settings | {"data": "renamed.json"})
     with pytest.raises(UserError, match=r"\(images='2, abc' there, '2, abd' here\)"):
-        check_settings(tmp_path, own | {"images": "2, abd"})
-    # A folder without that key: the name of the file counts.
+        check_settings(tmp_path, settings | {"images": "2, abd"})
+    # A folder without this key: the name of the file is compared.
     (tmp_path / "settings.json").write_text(
         json.dumps({"format": "maskseg segments 1", "data": "/x/train.json", "method.sigma": 0.5})
     )
-    check_settings(tmp_path, own)
+    check_settings(tmp_path, settings)
     with pytest.raises(UserError, match=r"\(data='train\.json' there, 'val\.json' here\)"):
-        check_settings(tmp_path, own | {"data": "val.json"})
+        check_settings(tmp_path, settings | {"data": "val.json"})
     with pytest.raises(UserError, match=r"\(method\.sigma=0\.5 there, 0\.8 here\)"):
-        check_settings(tmp_path, own | {"method.sigma": 0.8})
+        check_settings(tmp_path, settings | {"method.sigma": 0.8})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"format": "something else"}'])
-def test_folders_of_something_else(tmp_path: Path, text: str) -> None:
+def test_folders_with_other_content(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(
         UserError, match=r"settings\.json: not the settings of a folder of segments"
     ):
-        write_store(tmp_path, [], itself, KEYS, 1)
+        write_store(tmp_path, [], identity, KEYS, 1)
     (tmp_path / "settings.json").rename(tmp_path / "picture.png")
     with pytest.raises(
         UserError, match=r"exists and is no folder of segments \(it has no settings\.json\)"
     ):
-        write_store(tmp_path, [], itself, KEYS, 1)
+        write_store(tmp_path, [], identity, KEYS, 1)
 
 
-def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/store: the folder cannot be made"):
-        write_store(tmp_path / "file" / "store", [], itself, KEYS, 1)
+    with pytest.raises(UserError, match="file/store: the folder cannot be created"):
+        write_store(tmp_path / "file" / "store", [], identity, KEYS, 1)
 
 
 SLOW = """
 import os, time
 import numpy
-from maskseg.variants.cfm.hierarchy import SegmentProposals
-from maskseg.superpixels.methods import renumbered
+from maskseg.masks.superpixel import SegmentProposals
+from maskseg.superpixels.methods import relabel
 
 def slow(image):
     if int(image[0, 0, 0]) == int(os.environ.get("DIES_AT", -1)):
         os._exit(9)
     time.sleep(float(os.environ["SECONDS"]))
-    labels = renumbered(image[..., 0].astype("int32"))
+    labels = relabel(image[..., 0].astype("int32"))
     return SegmentProposals(labels, numpy.eye(labels.max() + 1, dtype=bool))
 """
 RUN = """
 import sys
 from pathlib import Path
 from maskseg import cli
-from maskseg.variants.cfm.store import ImageJob, write_store
+from maskseg.data.process_pool import ImageJob
+from maskseg.variants.cfm.store import write_store
 from segments_slow import slow
 
 def main(words):
     folder = Path(__file__).parent
     jobs = [ImageJob(i, 24, 32, str(folder / "pictures"), f"{i}.png") for i in range(12)]
-    return write_store(folder / words[0], jobs, slow, {"a": 1}, int(words[1])).made
+    return write_store(folder / words[0], jobs, slow, {"a": 1}, int(words[1])).num_written
 
 if __name__ == "__main__":
     sys.exit(cli.run(main, "usage"))
@@ -487,18 +500,21 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, a slow method and a script that calls it; `whole` is what it writes when nobody stops it."""
+    """A folder with images, a slow method and a script that calls it.
+
+    `whole` is what the script writes without an interruption.
+    """
     folder = tmp_path_factory.mktemp("stopped")
     (folder / "pictures").mkdir()
     pictures(folder / "pictures", 12)
     (folder / "segments_slow.py").write_text(SLOW)
     (folder / "segments_run.py").write_text(RUN)
-    assert here(folder, "whole") == 12
+    assert run_in_process(folder, "whole") == 12
     return folder
 
 
-def here(folder: Path, store: str) -> int:
-    """The script in this process, at once. -> how many files it made."""
+def run_in_process(folder: Path, store: str) -> int:
+    """Run the script in this process. -> the number of files written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("SECONDS", "0")
@@ -508,7 +524,7 @@ def here(folder: Path, store: str) -> int:
 def start(
     folder: Path, store: str, workers: int, seconds: float, **environment: str
 ) -> subprocess.Popen[str]:
-    own = {
+    variables = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{folder}",
         "OMP_NUM_THREADS": "1",
@@ -519,7 +535,7 @@ def start(
     return subprocess.Popen(
         command,
         cwd=folder,
-        env=own,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -528,8 +544,8 @@ def start(
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=120)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -542,9 +558,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
         pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_run_goes_on(place: Path, number: int, workers: int, code: int) -> None:
+def test_an_interrupted_run_resumes(place: Path, number: int, workers: int, code: int) -> None:
     name = f"store{number}_{workers}"
-    process, store, end = start(place, name, workers, 0.3), place / name, time.monotonic() + 100
+    process = start(place, name, workers, 0.3)
+    store = place / name
+    end = time.monotonic() + 100
     while len(list(store.glob("*.npz"))) < 3:
         assert process.poll() is None
         assert time.monotonic() < end
@@ -552,35 +570,33 @@ def test_a_stopped_run_goes_on(place: Path, number: int, workers: int, code: int
     below = children(process.pid)
     (os.killpg if number == signal.SIGINT else os.kill)(
         process.pid, number
-    )  # a terminal's Ctrl-C goes to all
-    found, said = finish(process)
-    assert found == code, said
-    while any(alive(pid) for pid in below):  # they end by themselves
+    )  # a terminal sends Ctrl-C to all processes
+    returncode, output = finish(process)
+    assert returncode == code, output
+    while any(alive(pid) for pid in below):  # they exit by themselves
         assert time.monotonic() < end
         time.sleep(0.01)
-    whole, made = (
-        contents(place / "whole"),
-        {path.name: path.read_bytes() for path in store.glob("*.npz")},
-    )
-    assert 3 <= len(made) < 12
-    assert all(whole[name] == content for name, content in made.items())
-    assert here(place, name) == 12 - len(made)
+    whole = contents(place / "whole")
+    written = {path.name: path.read_bytes() for path in store.glob("*.npz")}
+    assert 3 <= len(written) < 12
+    assert all(whole[name] == content for name, content in written.items())
+    assert run_in_process(place, name) == 12 - len(written)
     assert contents(store) == whole
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_told(place: Path) -> None:
+def test_a_dead_worker_is_reported(place: Path) -> None:
     with Image.open(place / "pictures" / "7.png") as image:
         dies = str(np.asarray(image)[0, 0, 0])
-    code, said = finish(start(place, "dead", 2, 0.0, DIES_AT=dies))
+    code, output = finish(start(place, "dead", 2, 0.0, DIES_AT=dies))
     assert code == 2
-    assert said.splitlines()[-1].startswith(
+    assert output.splitlines()[-1].startswith(
         "error: a worker process has died, perhaps for want of memory"
     )
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_bad_image_is_told(tmp_path: Path, workers: int) -> None:
+def test_an_unreadable_image_is_reported(tmp_path: Path, workers: int) -> None:
     jobs = pictures(tmp_path, 3)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"1\.png: "):
@@ -588,16 +604,16 @@ def test_a_bad_image_is_told(tmp_path: Path, workers: int) -> None:
     assert "1.npz" not in contents(tmp_path / "store")
 
 
-def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
-    found = proposals(6, 7, 5, 3)
+def test_invalid_results_are_not_written(tmp_path: Path) -> None:
+    stored_proposals = proposals(6, 7, 5, 3)
     for wrong in (
-        SegmentProposals(found.labels[:5], found.members),
-        SegmentProposals(found.labels, found.members[:, :4]),
+        SegmentProposals(stored_proposals.labels[:5], stored_proposals.members),
+        SegmentProposals(stored_proposals.labels, stored_proposals.members[:, :4]),
     ):
         job = Made(1, wrong)
         job.height = 6
         with pytest.raises(
-            ValueError, match=r"1\.npz: labels \(\d, 7\) do not go with the image or with members"
+            ValueError, match=r"1\.npz: labels \(\d, 7\) do not fit the image or members"
         ):
-            write_store(tmp_path / "store", [job], itself, KEYS, 1)
+            write_store(tmp_path / "store", [job], identity, KEYS, 1)
     assert list(contents(tmp_path / "store")) == ["settings.json"]

@@ -1,4 +1,4 @@
-"""One-against-rest SVMs: against SciPy's optimiser, by hand, the gradient at the end, what is kept of many, what cannot be learnt."""
+"""One-vs-rest SVMs: SciPy's optimizer, values by hand, final gradients, sampling and warnings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskseg.errors import UserError
 from maskseg.variants.cfm import svm
-from maskseg.variants.cfm.svm import NEVER, OneVsRestSVM, SVMFit
+from maskseg.variants.cfm.svm import ABSENT_MARGIN, OneVsRestSVM, SVMFit
 
 
 def fitted(vectors: Tensor, labels: Tensor, classes: int, **keys: Any) -> tuple[nn.Linear, SVMFit]:
@@ -27,7 +27,7 @@ def fitted(vectors: Tensor, labels: Tensor, classes: int, **keys: Any) -> tuple[
 def clusters(
     count: int, channels: int, classes: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Overlapping classes and background, far from the origin as features behind a ReLU are."""
+    """Overlapping classes and background, far from the origin, as features after a ReLU are."""
     labels = torch.randint(classes + 1, (count,), generator=generator)
     centres = torch.randn((classes + 1, channels), generator=generator)
     return torch.relu(
@@ -36,7 +36,7 @@ def clusters(
 
 
 def objective(weight: Any, bias: Any, scaled: Any, signs: Any, cost: Any, constant: float) -> Any:
-    """By the definition, of one class; the bias' own weight is bias / constant. Arrays or tensors."""
+    """Compute the objective of one class; the weight of the bias is bias / constant."""
     slack = (1 - signs * (scaled @ weight + bias)).clip(0)
     return (weight @ weight + (bias / constant) ** 2) / 2 + (cost * slack**2).sum()
 
@@ -46,20 +46,23 @@ def objective(weight: Any, bias: Any, scaled: Any, signs: Any, cost: Any, consta
     [
         {},
         {"cost": 1.0, "positive_weight": 1.0},
-        {"cost": 0.03, "positive_weight": 5.0, "norm": 3.0, "constant": 1.0},
+        {"cost": 0.03, "positive_weight": 5.0, "norm": 3.0, "intercept_scaling": 1.0},
     ],
 )
-def test_the_minimum_is_that_of_scipy(keys: dict[str, float], generator: torch.Generator) -> None:
+def test_the_minimum_equals_scipys(keys: dict[str, float], generator: torch.Generator) -> None:
     optimize = pytest.importorskip("scipy.optimize")
     vectors, labels = clusters(300, 7, 4, generator)
-    labels[:20] = -1  # left out
+    labels[:20] = -1  # dropped
     layer, result = fitted(vectors, labels, 4, **keys)
-    used, own = vectors[20:].double().numpy(), labels[20:].numpy()
+    used = vectors[20:].double().numpy()
+    classes = labels[20:].numpy()
     scale = keys.get("norm", 20.0) / np.linalg.norm(used, axis=1).mean()
-    constant = keys.get("constant", 10.0)
+    constant = keys.get("intercept_scaling", 10.0)
     for k in range(4):
-        signs = np.where(own == k, 1.0, -1.0)
-        cost = keys.get("cost", 1e-3) * np.where(own == k, keys.get("positive_weight", 2.0), 1.0)
+        signs = np.where(classes == k, 1.0, -1.0)
+        cost = keys.get("cost", 1e-3) * np.where(
+            classes == k, keys.get("positive_weight", 2.0), 1.0
+        )
 
         def value(
             x: np.ndarray, signs: np.ndarray = signs, cost: np.ndarray = cost
@@ -116,7 +119,7 @@ def test_the_gradient_at_the_end_is_zero(cost: float, generator: torch.Generator
 
 
 def test_two_points() -> None:
-    # w^2 / 2 + 2 (1 - w)^2 is least at w = 4 / 5, between the points the bias is 0
+    # w^2 / 2 + 2 (1 - w)^2 is minimal at w = 4 / 5; between the points, the bias is 0
     layer, result = fitted(
         torch.tensor([[1.0], [-1.0]]),
         torch.tensor([0, 1]),
@@ -128,7 +131,7 @@ def test_two_points() -> None:
     assert layer.weight.tolist() == [[pytest.approx(0.8)]]
     assert layer.bias.tolist() == [pytest.approx(0.0, abs=1e-7)]
     assert result.objective == [pytest.approx(0.8**2 / 2 + 2 * 0.2**2)]
-    # vectors of length 3, scaled to 1: the same margins
+    # vectors of norm 3, scaled to 1: the same margins
     layer, _ = fitted(
         torch.tensor([[3.0], [-3.0]]),
         torch.tensor([0, 1]),
@@ -140,9 +143,9 @@ def test_two_points() -> None:
     assert layer.weight.tolist() == [[pytest.approx(0.8 / 3)]]
 
 
-def test_a_positive_weight_is_that_many_positives(generator: torch.Generator) -> None:
+def test_positive_weight_equals_repeated_positives(generator: torch.Generator) -> None:
     vectors, labels = clusters(200, 5, 1, generator)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)  # the mean length stays as it is
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)  # the mean norm is unchanged
     positive = vectors[labels == 0]
     weighted, _ = fitted(vectors, labels, 1, positive_weight=3.0)
     repeated, _ = fitted(
@@ -154,12 +157,12 @@ def test_a_positive_weight_is_that_many_positives(generator: torch.Generator) ->
     torch.testing.assert_close(weighted.weight, repeated.weight, rtol=1e-4, atol=1e-6)
 
 
-def test_classes_apart_are_told_apart(generator: torch.Generator) -> None:
+def test_separable_classes_are_separated(generator: torch.Generator) -> None:
     vectors, labels = clusters(300, 400, 6, generator)  # more channels than vectors
     layer, result = fitted(vectors, labels, 6, cost=1.0)
     assert result.error == [0.0] * 6
     assert result.missed == [0.0] * 6
-    assert result.numbers() == {
+    assert result.metrics() == {
         "objective": pytest.approx(sum(result.objective)),
         "error": 0.0,
         "missed": 0.0,
@@ -169,23 +172,28 @@ def test_classes_apart_are_told_apart(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("kept", [10_000, 400])
-def test_pieces_are_as_good_as_all_at_once(
+def test_chunks_do_not_change_the_result(
     kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, labels = clusters(1000, 12, 3, generator)
-    found = []
+    result = []
     for piece, sizes in ((8192, [1000]), (50, [1, 99, 0, 500, 400]), (50, [10] * 100)):
-        monkeypatch.setattr(svm, "_PIECE", piece)
-        fitter = OneVsRestSVM(nn.Linear(12, 3), kept=kept)
-        for own in zip(torch.split(vectors, sizes), torch.split(labels, sizes), strict=True):
-            fitter.update(*own)
+        monkeypatch.setattr(svm, "_CHUNK_ROWS", piece)
+        fitter = OneVsRestSVM(nn.Linear(12, 3), max_samples=kept)
+        for batch in zip(torch.split(vectors, sizes), torch.split(labels, sizes), strict=True):
+            fitter.update(*batch)
         fitter.fit()
-        found.append(fitter)
-    for fitter in found:
+        result.append(fitter)
+    for fitter in result:
         assert fitter.held == min(kept, 1000)
-        assert all(torch.equal(a, b) for a, b in zip(fitter.sample, found[0].sample, strict=True))
-        torch.testing.assert_close(fitter.layer.weight, found[0].layer.weight, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(fitter.layer.bias, found[0].layer.bias, rtol=1e-4, atol=1e-6)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(fitter.reservoir(), result[0].reservoir(), strict=True)
+        )
+        torch.testing.assert_close(
+            fitter.layer.weight, result[0].layer.weight, rtol=1e-4, atol=1e-6
+        )
+        torch.testing.assert_close(fitter.layer.bias, result[0].layer.bias, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -202,24 +210,24 @@ def test_pieces_are_as_good_as_all_at_once(
 def test_background_gives_way_first(
     positives: int, background: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(svm, "_PIECE", 20)
+    monkeypatch.setattr(svm, "_CHUNK_ROWS", 20)
     labels = torch.cat([torch.zeros(positives), torch.full((background,), 2)]).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    numbers = torch.arange(float(len(labels)))[:, None]  # each vector says which one it is
-    times, seeds = torch.zeros(len(labels)), 40
+    numbers = torch.arange(float(len(labels)))[:, None]  # each vector is its index
+    times = torch.zeros(len(labels))
+    seeds = 40
     for seed in range(seeds):
-        fitter = OneVsRestSVM(nn.Linear(1, 2), kept=200, seed=seed)
+        fitter = OneVsRestSVM(nn.Linear(1, 2), max_samples=200, seed=seed)
         for rows in torch.split(order, 17):
             fitter.update(numbers[rows], labels[rows])
-        vectors, own = fitter.sample
-        assert ((own == 0).sum(), (own == 2).sum()) == kept
+        vectors, classes = fitter.reservoir()
+        assert ((classes == 0).sum(), (classes == 2).sum()) == kept
         place = torch.argsort(order)[vectors[:, 0].long()]
         assert torch.equal(place, place.sort().values)
         times[vectors[:, 0].long()] += 1
     for rows, number in ((labels == 0, kept[0]), (labels == 2, kept[1])):
-        if (
-            rows.any()
-        ):  # an even draw: five standard deviations of the binomial share of early and of late ones
+        # Uniform: within five standard deviations of the binomial share of early and late vectors.
+        if rows.any():
             share = number / int(rows.sum())
             for half in times[rows].chunk(2):
                 assert (
@@ -228,38 +236,38 @@ def test_background_gives_way_first(
                 )
 
 
-def test_what_is_kept_counts_for_all_it_stands_for(generator: torch.Generator) -> None:
+def test_sampled_vectors_are_weighted_by_what_they_represent(generator: torch.Generator) -> None:
     things, _ = clusters(40, 6, 1, generator)
     wall = torch.rand((1, 6), generator=generator).expand(
         900, 6
-    )  # all alike: whichever are kept, the problem is the same
-    vectors, labels = (
-        torch.cat([things, wall]),
-        torch.cat([torch.zeros(40), torch.ones(900)]).long(),
-    )
-    whole, some = (fitted(vectors, labels, 1, kept=kept) for kept in (1000, 100))
+    )  # all equal: the problem is the same for any sample
+    vectors = torch.cat([things, wall])
+    labels = torch.cat([torch.zeros(40), torch.ones(900)]).long()
+    whole, some = (fitted(vectors, labels, 1, max_samples=kept) for kept in (1000, 100))
     assert some[1].positives == [40]
     torch.testing.assert_close(whole[0].weight, some[0].weight, rtol=1e-4, atol=1e-7)
     assert whole[1].objective == pytest.approx(some[1].objective)
 
 
-def told(
+def fit_with_warnings(
     vectors: Tensor, labels: Tensor, classes: int, **keys: Any
 ) -> tuple[nn.Linear, SVMFit, str]:
-    """What is learnt, and the warnings."""
-    with warnings.catch_warnings(record=True) as found:
+    """Fit, and return the layer, the result and the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         layer, result = fitted(vectors, labels, classes, **keys)
-    return layer, result, " | ".join(str(w.message) for w in found)
+    return layer, result, " | ".join(str(w.message) for w in caught)
 
 
 def test_a_class_without_positives_never_fires(generator: torch.Generator) -> None:
     vectors, labels = clusters(100, 6, 3, generator)
     rest = labels != 1
-    layer, result, said = told(vectors[rest], labels[rest], 3, names=["disc", "box", "star"])
-    assert said == "svm: no positives for box; it never fires"
+    layer, result, text = fit_with_warnings(
+        vectors[rest], labels[rest], 3, names=["disc", "box", "star"]
+    )
+    assert text == "svm: no positives for box; it never fires"
     assert layer.weight[1].tolist() == [0.0] * 6
-    assert layer.bias[1] == NEVER
+    assert layer.bias[1] == ABSENT_MARGIN
     assert (result.positives[1], result.error[1], result.missed[1]) == (0, 0.0, 0.0)
     assert (layer(1e3 * vectors).sigmoid()[:, 1] == 0).all()
     others, _ = fitted(
@@ -284,20 +292,21 @@ def test_a_class_without_positives_never_fires(generator: torch.Generator) -> No
         (
             torch.rand(3, 4),
             [0, 0, 0],
-            "nothing but positives for 0; nothing says what it is not | svm: no positives for 1; it never fires",
+            "only positives for 0; there are no negatives to learn from"
+            " | svm: no positives for 1; it never fires",
         ),
         (
             torch.ones(4, 4),
             [0, 1, 2, 2],
-            "all feature vectors are the same; nothing in them tells the classes apart",
+            "all feature vectors are equal; the classes cannot be told apart",
         ),
-        (torch.zeros(4, 4), [0, 1, 2, 2], "all feature vectors are the same"),
+        (torch.zeros(4, 4), [0, 1, 2, 2], "all feature vectors are equal"),
         (torch.ones(1, 4), [0], "no positives for 1"),
     ],
 )
-def test_little_to_learn_from(vectors: Tensor, labels: list[int], warning: str) -> None:
-    layer, result, said = told(vectors, torch.tensor(labels, dtype=torch.int64), 2)
-    assert f"svm: {warning}" in said
+def test_degenerate_data_give_warnings(vectors: Tensor, labels: list[int], warning: str) -> None:
+    layer, result, text = fit_with_warnings(vectors, torch.tensor(labels, dtype=torch.int64), 2)
+    assert f"svm: {warning}" in text
     assert torch.isfinite(layer.weight).all()
     assert torch.isfinite(layer.bias).all()
     assert all(
@@ -312,15 +321,17 @@ def test_little_to_learn_from(vectors: Tensor, labels: list[int], warning: str) 
     )
 
 
-def test_enough_to_learn_from_gives_no_warning(generator: torch.Generator) -> None:
-    assert told(*clusters(200, 8, 3, generator), 3)[2] == ""
+def test_ordinary_data_give_no_warning(generator: torch.Generator) -> None:
+    assert fit_with_warnings(*clusters(200, 8, 3, generator), 3)[2] == ""
 
 
-def test_an_early_end_is_told(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svm, "_MOST_STEPS", 1)
+def test_an_early_stop_is_reported(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svm, "_MAX_STEPS", 1)
     assert (
-        "svm: after 1 steps the largest gradient is still"
-        in told(*clusters(200, 8, 3, generator), 3)[2]
+        "svm: after 1 steps, the largest gradient is still"
+        in fit_with_warnings(*clusters(200, 8, 3, generator), 3)[2]
     )
 
 
@@ -328,28 +339,35 @@ def test_an_early_end_is_told(generator: torch.Generator, monkeypatch: pytest.Mo
 def test_values_that_are_not_finite(value: float) -> None:
     vectors = torch.zeros(10, 4)
     vectors[7, 2] = value
-    with pytest.raises(UserError, match="svm: the features hold values that are not finite"):
+    with pytest.raises(UserError, match="svm: the features contain values that are not finite"):
         OneVsRestSVM(nn.Linear(4, 2)).update(vectors, torch.zeros(10, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
     "keys",
-    [{"cost": 0.0}, {"positive_weight": -1.0}, {"norm": 0.0}, {"constant": 0.0}, {"kept": 1}],
+    [
+        {"cost": 0.0},
+        {"positive_weight": -1.0},
+        {"norm": 0.0},
+        {"intercept_scaling": 0.0},
+        {"max_samples": 1},
+    ],
 )
-def test_keys_that_do_not_fit(keys: dict[str, Any]) -> None:
+def test_invalid_arguments(keys: dict[str, Any]) -> None:
     with pytest.raises(
         UserError,
-        match=r"svm: cost \(fit\.C\), positive_weight, norm and constant must be above 0 and kept at least 2",
+        match=r"svm: cost \(fit\.C\), positive_weight, norm and intercept_scaling must be above 0"
+        r" and max_samples at least 2",
     ):
         OneVsRestSVM(nn.Linear(4, 2), **keys)
 
 
-def test_gradients_are_not_kept(generator: torch.Generator) -> None:
+def test_vectors_are_detached(generator: torch.Generator) -> None:
     vectors, labels = clusters(50, 8, 2, generator)
     layer = nn.Linear(8, 2)
     fitter = OneVsRestSVM(layer)
     fitter.update(vectors.requires_grad_(), labels)
     fitter.fit()
-    assert not fitter.sample[0].requires_grad
+    assert not fitter.reservoir()[0].requires_grad
     assert layer.weight.is_leaf
     assert layer.weight.requires_grad

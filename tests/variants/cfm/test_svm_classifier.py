@@ -1,4 +1,4 @@
-"""SVMs on masked features: whose features they are, which segments are found, losses of a validation, no training."""
+"""`CFMSvm`: its features, detections, validation losses, and the refusal of training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from maskseg.variants.cfm.svm_classifier import CFMSvm
 
 CLASSES = 3
 LEVELS = {"p2": FeatureSpec(4, 0.5, 5)}
-KEYS: dict[str, Any] = {"levels": ["p2"], "at": LEVELS, "num_classes": CLASSES, "width": 8}
+KEYS: dict[str, Any] = {
+    "levels": ["p2"],
+    "feature_specs": LEVELS,
+    "num_classes": CLASSES,
+    "width": 8,
+}
 NONE = torch.zeros(0, dtype=torch.int64)
 TARGETS = Targets(torch.zeros(0, 4), NONE, NONE, NONE.bool())
 SIZES = torch.tensor([[32, 32], [32, 32]])
 
 
 def regions(count: int, image: int = 0) -> Regions:
-    """Sets of the 8 x 8-pixel squares of a 32 x 32 image."""
+    """Random sets of the 8 x 8-pixel squares of a 32 x 32 image."""
     labels = (np.arange(32)[:, None] // 8 * 4 + np.arange(32) // 8).astype(np.int32)
     members = np.random.default_rng(image).random((count, 16)) < 0.3
     members[:, image] = True
@@ -37,128 +42,139 @@ def maps() -> Features:
     return {"p2": torch.randn((2, 5, 8, 8), generator=torch.Generator().manual_seed(3))}
 
 
-def vectors_of(model: CFMClassifier, found: Regions) -> Tensor:
-    assert found.masks is not None
+def vectors_of(model: CFMClassifier, segments: Regions) -> Tensor:
+    assert segments.masks is not None
     with torch.no_grad():
-        return model.vectors(maps(), found.boxes, found.image_index, found.masks)
+        return model.compute_vectors(maps(), segments.boxes, segments.image_index, segments.masks)
 
 
-def samples_of(found: Regions, labels: Tensor) -> Samples:
+def samples_of(segments: Regions, labels: Tensor) -> Samples:
     return Samples(
-        found.boxes,
-        found.image_index,
+        segments.boxes,
+        segments.image_index,
         labels,
         torch.zeros_like(labels),
         CLASSES,
         TARGETS,
         NONE,
-        found.masks,
+        segments.masks,
     )
 
 
-def margins_are(model: CFMSvm, found: Regions, wanted: Tensor) -> None:
-    """Weights with which segments have the margins [R, K], R at most as many as features."""
-    vectors = vectors_of(model, found)
+def margins_are(model: CFMSvm, segments: Regions, expected: Tensor) -> None:
+    """Set the weights so that segments have these margins [R, K].
+
+    R is at most the number of features.
+    """
+    vectors = vectors_of(model, segments)
     with torch.no_grad():
-        model.scores.weight.copy_(torch.linalg.lstsq(vectors.double(), wanted.double()).solution.T)
+        model.scores.weight.copy_(
+            torch.linalg.lstsq(vectors.double(), expected.double()).solution.T
+        )
         model.scores.bias.zero_()
-        torch.testing.assert_close(model.scores(vectors), wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.scores(vectors), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_features_are_those_of_the_softmax_model() -> None:
-    softmax, model, found = CFMClassifier(**KEYS), CFMSvm(**KEYS), regions(6)
+    softmax = CFMClassifier(**KEYS)
+    model = CFMSvm(**KEYS)
+    segments = regions(6)
     model.layers.load_state_dict(softmax.layers.state_dict())
-    assert torch.equal(vectors_of(softmax, found), vectors_of(model, found))
+    assert torch.equal(vectors_of(softmax, segments), vectors_of(model, segments))
     assert model.scores.weight.shape == (CLASSES, softmax.scores.in_features)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_before_a_fit_nothing_is_found(threshold: float) -> None:
-    found = CFMSvm(**KEYS, score_threshold=threshold).predict(
+    segments = CFMSvm(**KEYS, score_threshold=threshold).predict(
         maps(), concatenate_regions([regions(6), regions(4, 1)]), SIZES
     )
-    assert len(found) == 0
-    assert found.labels is not None
+    assert len(segments) == 0
+    assert segments.labels is not None
 
 
-def test_a_segment_is_each_class_above_the_threshold() -> None:
+def test_a_segment_has_each_class_above_the_threshold() -> None:
     torch.manual_seed(0)
-    model, found = CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0), regions(4)
-    wanted = torch.tensor(
+    model = CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0)
+    segments = regions(4)
+    expected = torch.tensor(
         [[1.0, 2.0, -1.0], [-3.0, -0.1, -2.0], [0.1, -1.0, 3.0], [-1.0, -1.0, 0.5]]
     )
-    margins_are(model, found, wanted)
-    kept = model.predict(maps(), found, SIZES[:1])
-    assert kept.labels is not None
-    assert kept.labels.tolist() == [2, 1, 0, 2, 0]  # of margins 3, 2, 1, 0.5 and 0.1
+    margins_are(model, segments, expected)
+    detections = model.predict(maps(), segments, SIZES[:1])
+    assert detections.labels is not None
+    assert detections.labels.tolist() == [2, 1, 0, 2, 0]  # of margins 3, 2, 1, 0.5 and 0.1
     torch.testing.assert_close(
-        kept.scores, torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1]).sigmoid(), atol=1e-4, rtol=1e-4
+        detections.scores, torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1]).sigmoid(), atol=1e-4, rtol=1e-4
     )
-    assert torch.equal(kept.boxes, found.boxes[[2, 0, 0, 3, 2]])
+    assert torch.equal(detections.boxes, segments.boxes[[2, 0, 0, 3, 2]])
     model.score_threshold = 0.27  # a margin of -1 is a score of 0.269
-    kept = model.predict(maps(), found, SIZES[:1])
-    assert len(kept) == 6
-    assert kept.scores[-1].item() == pytest.approx(torch.tensor(-0.1).sigmoid().item(), abs=1e-4)
+    detections = model.predict(maps(), segments, SIZES[:1])
+    assert len(detections) == 6
+    assert detections.scores[-1].item() == pytest.approx(
+        torch.tensor(-0.1).sigmoid().item(), abs=1e-4
+    )
 
 
 def test_suppression_is_that_of_the_softmax_model() -> None:
     torch.manual_seed(0)
-    model, found = CFMSvm(**KEYS, nms_threshold=0.3), regions(1)
-    twice = concatenate_regions([found, regions(1, 1)])[torch.tensor([0, 0, 1])]
+    model = CFMSvm(**KEYS, nms_threshold=0.3)
+    segments = regions(1)
+    twice = concatenate_regions([segments, regions(1, 1)])[torch.tensor([0, 0, 1])]
     with torch.no_grad():
         model.scores.bias.copy_(torch.tensor([0.0, 1.0, -5.0]))
-    kept = model.predict(maps(), twice, SIZES)
-    assert kept.labels is not None
-    assert kept.image_index.tolist() == [0, 0, 1, 1]
-    assert kept.labels.tolist() == [1, 0, 1, 0]
+    detections = model.predict(maps(), twice, SIZES)
+    assert detections.labels is not None
+    assert detections.image_index.tolist() == [0, 0, 1, 1]
+    assert detections.labels.tolist() == [1, 0, 1, 0]
 
 
-def test_what_is_fitted_is_found() -> None:
+def test_fitted_classes_are_detected() -> None:
     torch.manual_seed(0)
-    model, found = (
-        CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0),
-        concatenate_regions([regions(6), regions(6, 1)]),
-    )
+    model = CFMSvm(**KEYS, score_threshold=0.5, nms_threshold=1.0)
+    segments = concatenate_regions([regions(6), regions(6, 1)])
     labels = torch.arange(12) % (CLASSES + 1)
     fitter = OneVsRestSVM(model.scores, cost=1e4)
-    fitter.update(vectors_of(model, found), labels)
+    fitter.update(vectors_of(model, segments), labels)
     fitter.fit()
     assert fitter.result is not None
     assert fitter.result.error == [0.0] * CLASSES
-    kept = model.predict(maps(), found, SIZES)
-    assert kept.labels is not None
-    own = [
+    detections = model.predict(maps(), segments, SIZES)
+    assert detections.labels is not None
+    expected = [
         (row.tolist(), int(label))
-        for row, label in zip(found.boxes, labels, strict=True)
+        for row, label in zip(segments.boxes, labels, strict=True)
         if label < CLASSES
     ]
     assert sorted(
-        (row.tolist(), int(label)) for row, label in zip(kept.boxes, kept.labels, strict=True)
-    ) == sorted(own)
+        (row.tolist(), int(label))
+        for row, label in zip(detections.boxes, detections.labels, strict=True)
+    ) == sorted(expected)
 
 
 def test_the_loss_of_a_validation_is_the_hinge() -> None:
     torch.manual_seed(0)
-    model, found = CFMSvm(**KEYS), regions(3)
+    model = CFMSvm(**KEYS)
+    segments = regions(3)
     margins_are(
-        model, found, torch.tensor([[2.0, 0.5, -2.0], [-2.0, -2.0, 0.0], [-1.0, 0.0, -3.0]])
+        model, segments, torch.tensor([[2.0, 0.5, -2.0], [-2.0, -2.0, 0.0], [-1.0, 0.0, -3.0]])
     )
-    samples = samples_of(found, torch.tensor([0, 1, CLASSES]))
+    samples = samples_of(segments, torch.tensor([0, 1, CLASSES]))
     with torch.no_grad():
         (loss,) = model.losses(maps(), samples).values()
         assert float(loss) == pytest.approx((1.5**2 + 3.0**2 + 1.0**2 + 1.0**2) / 3, rel=1e-3)
-        model.scores.weight[1] = 0  # as of a class without positives
+        model.scores.weight[1] = 0  # as for a class without positives
         model.scores.bias[1] = -1000
         assert float(model.losses(maps(), samples)["segment_class"]) == pytest.approx(
             1.0**2 / 3, rel=1e-3
         )
-        nothing = model.losses(maps(), samples_of(found[NONE], NONE))
+        nothing = model.losses(maps(), samples_of(segments[NONE], NONE))
     assert float(nothing["segment_class"]) == 0
 
 
-def test_no_training() -> None:
+def test_training_raises() -> None:
     with pytest.raises(
         UserError,
-        match=r"not trained by gradients: .* tools/fit_svm\.py checkpoint=\.\.\. fits them",
+        match=r"not trained by gradients: .* tools/fit_svm\.py checkpoint=\.\.\. to fit them",
     ):
         CFMSvm(**KEYS).losses(maps(), samples_of(regions(3), torch.tensor([0, 1, 2])))

@@ -1,5 +1,8 @@
-"""Masked features of VGG-16: torchvision's numbers, what its layers begin as, where regions are pooled, both designs on every kind of trunk, the
-class of pixels that no segment claims."""
+"""Masked features of VGG-16.
+
+Equality with torchvision, initialization of the layers, positions of pooled regions, both designs
+on every kind of trunk, and the class of pixels that no segment covers.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ from maskseg.structures import Batch, FeatureSpec, Regions, Targets
 from maskseg.variants.cfm import layers as cfm_layers
 from maskseg.variants.cfm import prepare
 from maskseg.variants.cfm.classifier import CFMClassifier
-from maskseg.variants.cfm.layers import Connected, connected_paths
+from maskseg.variants.cfm.layers import FullyConnected, build_paths
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
-from maskseg.variants.cfm.pyramid_ops import flattened
+from maskseg.variants.cfm.pyramid_ops import flatten_parts
 from maskseg.variants.cfm.store import write_store
 
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -51,7 +54,7 @@ TINY = [*ON_SCENES, "model.backbone.weights=null", "model.classifier.width=16"]
 
 
 def segments(count: int, side: int = 64, seed: int = 0, image: int = 0) -> Regions:
-    """Sets of the 16 x 16-pixel squares of an image; the first is all of it."""
+    """Random sets of the 16 x 16-pixel squares of an image; the first has all."""
     cells = side // 16
     labels = (np.arange(side)[:, None] // 16 * cells + np.arange(side) // 16).astype(np.int32)
     members = np.random.default_rng(seed).random((count, cells**2)) < 0.4
@@ -61,22 +64,25 @@ def segments(count: int, side: int = 64, seed: int = 0, image: int = 0) -> Regio
 
 
 def filled(shapes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights of these shapes, with which signals neither vanish nor grow, made fast; biases too."""
+    """Create weights and biases of these shapes, with which signals neither vanish nor explode."""
     noise = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
-    found = {}
+    result = {}
     for name, shape in shapes.items():
         values = noise.repeat(shape.numel() // len(noise) + 1)[: shape.numel()].view(shape)
-        found[name] = values.mul_(0.1 if len(shape) == 1 else (2 / shape[1:].numel()) ** 0.5)
-    return found
+        result[name] = values.mul_(0.1 if len(shape) == 1 else (2 / shape[1:].numel()) ** 0.5)
+    return result
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -> None:
-    """With the config's bins, fc7 of the segment that is all of a 224 x 224 image is that of the whole network, on each path of either design."""
+def test_a_segment_of_the_whole_image_equals_torchvision(tmp_path: Path) -> None:
+    """With the bins of the config, a segment of the whole 224 x 224 image has VGG-16's own fc7.
+
+    On each path of both designs.
+    """
     with torch.device("meta"):
         theirs = torchvision.models.vgg16(weights=None).eval()
-    theirs.classifier = theirs.classifier[:6]  # up to fc7's ReLU and dropout
+    theirs.classifier = theirs.classifier[:6]  # up to the ReLU and dropout of fc7
     saved = filled({name: value.shape for name, value in theirs.state_dict().items()})
     theirs.load_state_dict(saved, assign=True)
     torch.save(saved, tmp_path / "vgg16.pth")
@@ -84,25 +90,23 @@ def test_a_whole_image_gives_what_torchvisions_classifier_sees(tmp_path: Path) -
     model = configs.build_model(configs.compose("train", words)).eval()
     classifier = model.classifier
     assert isinstance(classifier, CFMClassifier)
-    image, whole = (
-        torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1)),
-        segments(1, 224),
-    )
-    wanted = theirs(image)
-    assert wanted.std() > 0.1
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    whole = segments(1, 224)
+    expected = theirs(image)
+    assert expected.std() > 0.1
     assert whole.masks is not None
     rest = model.backbone(image), whole.boxes, whole.image_index, whole.masks  # type: ignore[operator]
-    found = classifier.vectors(*rest)
+    result = classifier.compute_vectors(*rest)
     classifier.design, classifier.layers["both"] = "pool_first", classifier.layers["box"]
-    found = torch.cat([found, classifier.vectors(*rest)], dim=1)
-    assert found.shape == (1, 3 * 4096)
-    for part in found.split(4096, dim=1):
-        torch.testing.assert_close(part, wanted, rtol=1e-3, atol=1e-4 * float(wanted.max()))
+    result = torch.cat([result, classifier.compute_vectors(*rest)], dim=1)
+    assert result.shape == (1, 3 * 4096)
+    for part in result.split(4096, dim=1):
+        torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
 @pytest.fixture
 def small_vgg(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Fully connected layers as those of VGG-16, of 3 channels and width 8."""
+    """Fully connected layers like those of VGG-16, with 3 channels and width 8."""
     shapes = {
         "layers.0.weight": (8, 3 * 49),
         "layers.0.bias": (8,),
@@ -110,26 +114,28 @@ def small_vgg(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
         "layers.1.bias": (8,),
     }
     state = filled({name: torch.Size(shape) for name, shape in shapes.items()})
-    monkeypatch.setattr(cfm_layers, "VGG16", (3, 7, 8, 2))
-    monkeypatch.setattr(cfm_layers, "fc_state", lambda _: state)
+    monkeypatch.setattr(cfm_layers, "VGG16_SHAPE", (3, 7, 8, 2))
+    monkeypatch.setattr(cfm_layers, "load_fc_state", lambda _: state)
     return state
 
 
-def test_further_levels_begin_at_zero_and_learn(small_vgg: dict[str, Tensor]) -> None:
-    paths = connected_paths(["segment", "box"], 3, [7, 2, 1], 8, 2, 0.0, "vgg16.pth")
+def test_further_levels_start_at_zero_and_learn(small_vgg: dict[str, Tensor]) -> None:
+    paths = build_paths(["segment", "box"], 3, [7, 2, 1], 8, 2, 0.0, "vgg16.pth")
     x = [torch.rand(4, 3, side, side) for side in (7, 2, 1)]
-    wanted = (x[0].flatten(1) @ small_vgg["layers.0.weight"].T + small_vgg["layers.0.bias"]).relu()
-    wanted = (wanted @ small_vgg["layers.1.weight"].T + small_vgg["layers.1.bias"]).relu()
+    expected = (
+        x[0].flatten(1) @ small_vgg["layers.0.weight"].T + small_vgg["layers.0.bias"]
+    ).relu()
+    expected = (expected @ small_vgg["layers.1.weight"].T + small_vgg["layers.1.bias"]).relu()
     for path in paths.values():
-        found = path(x)
-        torch.testing.assert_close(found, wanted)
-        found.sum().backward()
+        result = path(x)
+        torch.testing.assert_close(result, expected)
+        result.sum().backward()
         columns = path[0].weight[:, 3 * 49 :], path[0].weight.grad[:, 3 * 49 :]
         assert not columns[0].any()
         assert columns[1].any()
     assert (
         paths["segment"][0].weight.data_ptr() != paths["box"][0].weight.data_ptr()
-    )  # each path has its own
+    )  # the paths have separate layers
 
 
 @pytest.mark.parametrize(
@@ -137,56 +143,59 @@ def test_further_levels_begin_at_zero_and_learn(small_vgg: dict[str, Tensor]) ->
     [(4, [7], 8, 2), (3, [6, 7], 8, 2), (3, [7], 16, 2), (3, [7], 8, 3)],
 )
 @pytest.mark.usefixtures("small_vgg")
-def test_weights_for_other_shapes_are_refused(
+def test_weights_for_other_shapes_raise(
     channels: int, pyramid: list[int], width: int, layers: int
 ) -> None:
     with pytest.raises(
         UserError,
-        match=f"weights are those of VGG-16 behind conv5: .*, not {channels}, {pyramid[0]}, {width} and {layers}",
+        match="weights of VGG-16 need its shape: .*"
+        f" not {channels}, {pyramid[0]}, {width} and {layers}",
     ):
-        connected_paths(["both"], channels, pyramid, width, layers, 0.0, "vgg16.pth")
-    assert connected_paths(["both"], channels, pyramid, width, layers, 0.0, None)
+        build_paths(["both"], channels, pyramid, width, layers, 0.0, "vgg16.pth")
+    assert build_paths(["both"], channels, pyramid, width, layers, 0.0, None)
 
 
 @pytest.mark.parametrize(
     ("width", "layers", "dropout"), [(0, 2, 0.0), (8, 0, 0.0), (8, 2, 1.0), (8, 2, -0.1)]
 )
-def test_numbers_that_make_no_layers_are_refused(width: int, layers: int, dropout: float) -> None:
-    with pytest.raises(UserError, match="width and layers are at least 1 and dropout is in"):
-        connected_paths(["both"], 3, [7], width, layers, dropout, None)
+def test_invalid_layer_arguments(width: int, layers: int, dropout: float) -> None:
+    with pytest.raises(UserError, match="width and layers must be at least 1 and dropout in"):
+        build_paths(["both"], 3, [7], width, layers, dropout, None)
 
 
-def test_dropout_is_for_training_and_changes_no_names() -> None:
+def test_dropout_applies_in_training_and_changes_no_state_names() -> None:
     torch.manual_seed(0)
-    layers, x = Connected(2, [5], 400, 2, dropout=0.5), [torch.rand(20, 2, 5, 5)]
-    other = Connected(2, [5], 400, 2)
+    layers = FullyConnected(2, [5], 400, 2, dropout=0.5)
+    x = [torch.rand(20, 2, 5, 5)]
+    other = FullyConnected(2, [5], 400, 2)
     other.load_state_dict(layers.state_dict())
     torch.testing.assert_close(layers.eval()(x), other(x))
     first = layers[1](
         layers[0](x)
-    )  # with dropout behind the last layer alone: what it keeps is doubled
+    )  # with dropout after the last layer only: what it keeps is doubled
     first = first[:, :, None, None]
-    alone = Connected(400, [1], 400, 1, dropout=0.5)
+    alone = FullyConnected(400, [1], 400, 1, dropout=0.5)
     alone.load_state_dict(
         {name: layers.state_dict()[f"2.{name[2:]}"] for name in alone.state_dict()}
     )
-    wanted, found = alone.eval()([first]), alone.train()([first])
-    kept = found != 0
-    torch.testing.assert_close(found[kept], 2 * wanted[kept])
-    assert 0.4 < float((wanted[~kept] != 0).sum() / (wanted != 0).sum()) < 0.6
+    expected = alone.eval()([first])
+    result = alone.train()([first])
+    kept = result != 0
+    torch.testing.assert_close(result[kept], 2 * expected[kept])
+    assert 0.4 < float((expected[~kept] != 0).sum() / (expected != 0).sum()) < 0.6
     torch.manual_seed(1)
     dropped = layers.train()(
         x
-    )  # behind both layers: not the same as behind the last one, where it keeps
+    )  # after both layers: differs from dropout after the last one, where values are kept
     kept = dropped != 0
     assert not torch.allclose(dropped[kept], 2 * other(x)[kept], rtol=0.01)
 
 
 class Flattened(nn.Module):
-    """In place of layers: what they get."""
+    """Replaces layers and returns their input."""
 
     def forward(self, parts: list[Tensor]) -> Tensor:
-        return flattened(parts)
+        return flatten_parts(parts)
 
 
 @lru_cache
@@ -200,8 +209,11 @@ def trunk_levels() -> dict[str, FeatureSpec]:
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18"])
-def test_regions_are_pooled_from_where_the_trunk_looks(name: str) -> None:
-    """A map whose cells say where they look is linear, so that its bins say where they lie: on the box, whatever the trunk's first centre."""
+def test_regions_are_pooled_at_the_true_cell_centers(name: str) -> None:
+    """On a map whose values are the positions of its cells, bins contain their own positions.
+
+    They lie in the box, whatever the center of the first cell is.
+    """
     at = trunk_levels()[name]
     assert at.stride == 16
     at = FeatureSpec(at.stride, at.centre, 2)
@@ -218,10 +230,10 @@ def test_regions_are_pooled_from_where_the_trunk_looks(name: str) -> None:
             (80 + 64 * (torch.arange(4) + 0.5) / 4)[:, None].expand(4, 4),
         ]
     )
-    for found in model.vectors(features, box, torch.zeros(1, dtype=torch.int64), whole.masks).split(
-        32, dim=1
-    ):
-        torch.testing.assert_close(found.view(2, 4, 4), bins)
+    for result in model.compute_vectors(
+        features, box, torch.zeros(1, dtype=torch.int64), whole.masks
+    ).split(32, dim=1):
+        torch.testing.assert_close(result.view(2, 4, 4), bins)
 
 
 def make_net(kind: str, design: str, **keys: Any) -> CFMNet:
@@ -275,16 +287,14 @@ def make_batch(proposals: Regions) -> Batch:
 @pytest.mark.parametrize("design", ["full_map", "pool_first"])
 @pytest.mark.parametrize("kind", ["c4", "fpn", "conv5"])
 def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
-    model, found = (
-        make_net(kind, design),
-        concatenate_regions([segments(5), segments(4, seed=1, image=1)]),
-    )
+    model = make_net(kind, design)
+    result = concatenate_regions([segments(5), segments(4, seed=1, image=1)])
     drawn = Regions(
-        found.boxes,
-        found.image_index,
-        found.scores,
+        result.boxes,
+        result.image_index,
+        result.scores,
         torch.tensor([0, 1, 2, 3, -1, 3, 2, 1, 0]),
-        found.masks,
+        result.masks,
     )
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses = model.train()(make_batch(drawn))
@@ -297,7 +307,7 @@ def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
     assert frozen
     assert all(
         any(part in name for part in (*parts, "layer4.")) for name in frozen
-    )  # layer4 is behind c4
+    )  # layer4 follows c4
     stays = frozen | {
         name
         for name, value in model.named_parameters()
@@ -309,25 +319,23 @@ def test_a_step_of_training_and_no_proposals(kind: str, design: str) -> None:
         torch.equal(value, before[name]) == (name in stays)
         for name, value in model.named_parameters()
     )
-    outputs = model.eval().predict(make_batch(found[NONE]))
+    outputs = model.eval().predict(make_batch(result[NONE]))
     assert len(outputs.detections) == 0
     assert (outputs.semantic["classes"] == -1).all()
     losses = model(make_batch(drawn[NONE]))
     assert losses["segment_class"] == 0
 
 
-def test_pixels_that_no_segment_claims_are_of_a_class() -> None:
-    found = concatenate_regions([segments(3), segments(0, image=1)])
-    model, plain = (
-        make_net("conv5", "full_map", unclaimed=2).eval(),
-        make_net("conv5", "full_map").eval(),
-    )
+def test_uncovered_pixels_get_the_background_label() -> None:
+    result = concatenate_regions([segments(3), segments(0, image=1)])
+    model = make_net("conv5", "full_map", background_label=2).eval()
+    plain = make_net("conv5", "full_map").eval()
     with torch.no_grad():
-        for own in (model, plain):  # all segments are things of label 1
-            own.classifier.scores.weight.zero_()  # type: ignore[union-attr]
-            own.classifier.scores.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))  # type: ignore[union-attr]
-    batch = make_batch(found[torch.tensor([1, 2])])
-    classes, without = (own.predict(batch).semantic["classes"] for own in (model, plain))
+        for net in (model, plain):  # all segments are things with label 1
+            net.classifier.scores.weight.zero_()  # type: ignore[union-attr]
+            net.classifier.scores.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))  # type: ignore[union-attr]
+    batch = make_batch(result[torch.tensor([1, 2])])
+    classes, without = (net.predict(batch).semantic["classes"] for net in (model, plain))
     assert set(without[0].unique().tolist()) == {-1, 1}
     assert torch.equal(classes[0], torch.where(without[0] < 0, 2, without[0]))
     assert (classes[1, :48] == 2).all()
@@ -342,19 +350,20 @@ def test_pixels_that_no_segment_claims_are_of_a_class() -> None:
 
 
 @pytest.mark.parametrize("label", [3, -2])
-def test_a_label_that_no_class_has_is_refused(label: int) -> None:
+def test_an_invalid_background_label_raises(label: int) -> None:
     with pytest.raises(
         UserError,
-        match=f"model.unclaimed must be the label of a class, 0 to 2, or -1 for none, not {label}",
+        match="model.background_label must be the label of a class, 0 to 2, or -1 for none,"
+        f" not {label}",
     ):
-        make_net("conv5", "full_map", unclaimed=label)
+        make_net("conv5", "full_map", background_label=label)
 
 
 def test_the_experiment_builds() -> None:
     model = configs.build_model(configs.compose("train", [*TINY, *NUMBERS]))
     assert isinstance(model, CFMNet)
-    assert (model.num_things, model.unclaimed) == (4, 4)
-    assert list(model.classifier.at.items()) == [("conv5", FeatureSpec(16, 8.0, 512))]  # type: ignore[union-attr, operator]
+    assert (model.num_things, model.background_label) == (4, 4)
+    assert list(model.classifier.feature_specs.items()) == [("conv5", FeatureSpec(16, 8.0, 512))]  # type: ignore[union-attr, operator]
     assert all(layers.dropout == 0.5 for layers in model.classifier.layers.values())  # type: ignore[union-attr, operator]
     assert isinstance(model.backbone, VGG16)
     assert not any(
@@ -364,14 +373,18 @@ def test_the_experiment_builds() -> None:
     )
 
 
-def test_its_data_are_things_and_a_background_that_is_not_learnt() -> None:
-    source = configs.build(configs.compose("train", ["experiment=voc_cfm_vgg16"]).data)
+def test_its_data_are_things_and_an_untrained_background() -> None:
+    source = configs.build_source(configs.compose("train", ["experiment=voc_cfm_vgg16"]).data)
     assert isinstance(source, VocSource)
-    assert source.transforms["train"][0].sizes == source.transforms["val"][0].sizes == [600]
-    assert source.semantic["train"] is None
-    assert source.semantic["val"] is not None
-    assert source.stuff_json is not None
-    sampler = source.segment_sampler(20, 21)  # type: ignore[misc]
+    assert (
+        source.split("train").transforms[0].sizes
+        == source.split("val").transforms[0].sizes
+        == [600]
+    )
+    assert source.split("train").semantic is None
+    assert source.split("val").semantic is not None
+    assert source.class_options.stuff_json is not None
+    sampler = source.segments.make_sampler(20, 21)  # type: ignore[misc]
     assert (sampler.thing_fraction, sampler.stuff_fraction) == (0.25, 0.0)
 
 
@@ -381,16 +394,16 @@ def test_the_experiment_with_stuff() -> None:
     )
     model = configs.build_model(config)
     assert isinstance(model, CFMNet)
-    assert model.unclaimed == -1
-    source = configs.build(config.data)
+    assert model.background_label == -1
+    source = configs.build_source(config.data)
     assert isinstance(source, PascalContextSource)
-    assert source.semantic["train"] is not None
-    assert source.segment_sampler(20, 59).stuff_fraction == 0.25  # type: ignore[misc]
+    assert source.split("train").semantic is not None
+    assert source.segments.make_sampler(20, 59).stuff_fraction == 0.25  # type: ignore[misc]
 
 
-def test_a_checkpoints_model_reads_no_weights() -> None:
+def test_a_model_of_a_checkpoint_reads_no_weights() -> None:
     config = configs.compose("train", [*TINY, *NUMBERS, "model.classifier.weights=absent.pth"])
-    with pytest.raises(UserError, match=r"cfm: weights are those of VGG-16"):
+    with pytest.raises(UserError, match=r"cfm: weights of VGG-16 need its shape"):
         configs.build_model(config)
     assert isinstance(configs.build_model(config, pretrained=False), CFMNet)
 
@@ -400,7 +413,7 @@ def test_the_experiment_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("cv2")
     monkeypatch.setattr(
         prepare, "write_store", lambda *given: write_store(*given[:-1], 1)
-    )  # processes of its own would take longest
+    )  # worker processes would take longest
     make_scenes(tmp_path / "scenes", num_train=4, num_val=2, size=128, num_workers=0)
     words = [
         *TINY,
@@ -426,7 +439,7 @@ def test_the_experiment_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with contextlib.chdir(tmp_path):
         done("train", *words)
         assert all("loss/segment_class" in line for line in lines(tmp_path / "run"))
-        (found,) = lines(tmp_path / "run", "val")
-        assert {"semantic/mIoU", "segm/AP"} <= set(found)
+        (result,) = lines(tmp_path / "run", "val")
+        assert {"semantic/mIoU", "segm/AP"} <= set(result)
         done("evaluate", "checkpoint=run", "output=evaluation", "trainer.device=cpu")
         assert (tmp_path / "evaluation" / "metrics.json").is_file()

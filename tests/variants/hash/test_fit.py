@@ -1,4 +1,4 @@
-"""The tools around the hash layer as a user calls them: fitted, evaluated, predicted with, trained along; and what they refuse."""
+"""The tools of the hash layer: fit, evaluate, predict, joint training, and their errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HASH = [
     *SMALL,
     *MASKS,
     *SCENES,
-    "model.segmenter.superpixels.k=100.0",
+    "model.segmenter.superpixels.scale=100.0",
 ]
 STUDY = [
     "experiment=scenes_hash_r18",
@@ -53,9 +53,9 @@ TINY_NET = [
 ]
 
 
-def make_checkpoint(path: Path, words: list[str], categories: Categories) -> None:
-    """A model as a training saves it before its first step."""
-    config = configs.compose("train", words)
+def make_checkpoint(path: Path, overrides: list[str], categories: Categories) -> None:
+    """Save an untrained model as a training would."""
+    config = configs.compose("train", overrides)
     configs.set_categories(config, categories)
     torch.manual_seed(0)
     about = {"config": configs.to_yaml(config), "categories": categories.to_dict()}
@@ -65,21 +65,21 @@ def make_checkpoint(path: Path, words: list[str], categories: Categories) -> Non
 
 
 def make_old(path: Path, output: Path) -> None:
-    """The same checkpoint without the keys that came with segments."""
+    """Save the same checkpoint without the config keys that were added with segments."""
     checkpoint = load_checkpoint(path)
     config = OmegaConf.create(checkpoint["config"])
     for group, key in (
         ("data", "superpixels"),
         ("data", "train_semantic"),
         ("data", "val_semantic"),
-        ("model.backbone", "keep"),
+        ("model.backbone", "extra_levels"),
     ):
         OmegaConf.select(config, group).pop(key)
     save_checkpoint(output, {**checkpoint, "config": OmegaConf.to_yaml(config)})
 
 
 def write_bsds(root: Path) -> None:
-    """Two images each of train and val: patches of colours, by one annotator and by two."""
+    """Two images each for train and val: color patches, with one annotator and with two."""
     io_ = pytest.importorskip("scipy.io")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -101,7 +101,10 @@ def write_bsds(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small data sets, a model without a hash layer, one fitted to it, and that one as it was before its config had keys for it."""
+    """Small data sets, a model without a hash layer, one with a fitted layer, old checkpoints.
+
+    The old checkpoints lack the config keys that were added with segments.
+    """
     folder = tmp_path_factory.mktemp("segmenting")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
     write_bsds(folder / "bsds")
@@ -163,13 +166,13 @@ def test_fit_hash_writes_a_model_with_a_hash_layer(home: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_evaluate_gives_segmentation_iou(tmp_path: Path, checkpoint: str) -> None:
     assert ("val_semantic" in load_checkpoint(Path("old.pt"))["config"]) is False
-    words = [
+    overrides = [
         "data.val_semantic=scenes/stuff",
         "data.max_images=2",
         "trainer.device=cpu",
         "data.num_workers=0",
     ]
-    done("evaluate", f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", *words)
+    done("evaluate", f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", *overrides)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert 0 < metrics["segmentation_iou/segments"] < 1
     assert metrics["segmentation_iou/images_counted"] == 2
@@ -194,13 +197,13 @@ def test_a_hash_layer_changes_no_detection(tmp_path: Path) -> None:
         "fit.max_images=2",
     )
     for name, checkpoint in (("plain", "old_plain.pt"), ("hashed", tmp_path / "hash")):
-        words = [
+        overrides = [
             f"checkpoint={checkpoint}",
             f"output={tmp_path / name}",
             "data.val_semantic=scenes/stuff",
             "trainer.device=cpu",
         ]
-        done("evaluate", *words, "data.num_workers=0")
+        done("evaluate", *overrides, "data.num_workers=0")
     plain, hashed = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "hashed")
     )
@@ -213,7 +216,7 @@ def test_a_hash_layer_changes_no_detection(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "values"),
+    ("overrides", "values"),
     [
         (["sweep=[10,20]"], [10, 20]),
         pytest.param(
@@ -224,8 +227,8 @@ def test_a_hash_layer_changes_no_detection(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("at_home")
-def test_the_study_of_a_checkpoint(tmp_path: Path, words: list[str], values: list[int]) -> None:
-    text = done("evaluate", *STUDY, "checkpoint=hash", f"output={tmp_path / 'out'}", *words)
+def test_the_study_of_a_checkpoint(tmp_path: Path, overrides: list[str], values: list[int]) -> None:
+    text = done("evaluate", *STUDY, "checkpoint=hash", f"output={tmp_path / 'out'}", *overrides)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         [*FILES, "001_val_000001.png", "001_val_000001_steps.png"]
     )
@@ -278,40 +281,44 @@ def test_predict_draws_segments(at_home: Path, tmp_path: Path) -> None:
     for row, mask in zip(rows, bitmaps, strict=True):
         y, x = np.nonzero(mask)
         assert row["bbox"] == [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
-    found = maskseg.load("hash", device="cpu")(tmp_path / "a.png")
-    assert found.segments is not None
-    assert np.array_equal(found.segments.numpy(), bitmaps.argmax(axis=0))
+    result = maskseg.load("hash", device="cpu")(tmp_path / "a.png")
+    assert result.segments is not None
+    assert np.array_equal(result.segments.numpy(), bitmaps.argmax(axis=0))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_another_level_and_other_superpixels(tmp_path: Path) -> None:
-    words = [
+    overrides = [
         "model.segmenter.level=p3",
         "model.segmenter.bits=12",
         "model/superpixels@model.segmenter.superpixels=egs",
     ]
-    words += [
-        "model.segmenter.superpixels.k=310",
+    overrides += [
+        "model.segmenter.superpixels.scale=310",
         "fit.max_images=1",
         "fit.iterations=3",
         "trainer.device=cpu",
     ]
-    done("fit_hash", "checkpoint=plain.pt", f"output={tmp_path / 'p3'}", *words)
+    done("fit_hash", "checkpoint=plain.pt", f"output={tmp_path / 'p3'}", *overrides)
     checkpoint = load_checkpoint(tmp_path / "p3" / "last.pt")
     assert checkpoint["model"]["segmenter.layer.conv.weight"].shape == (12, 32, 1, 1)
     assert len(lines(tmp_path / "p3")) == 3
     segmenter = maskseg.load(tmp_path / "p3", device="cpu").model.segmenter
-    assert (segmenter.level, segmenter.at.stride, segmenter.superpixels.k) == ("p3", 8, 310)  # type: ignore[union-attr]
+    assert (segmenter.level, segmenter.feature_spec.stride, segmenter.superpixels.scale) == (
+        "p3",
+        8,
+        310,
+    )  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
-def test_a_layer_is_fitted_anew(tmp_path: Path) -> None:
-    # A model that has a hash layer keeps its kind and gets new weights, and with the same images the same ones.
-    words = ["checkpoint=hash", "trainer.device=cpu"]
-    done("fit_hash", *words, f"output={tmp_path / 'again'}")
-    done("fit_hash", *words, f"output={tmp_path / 'other'}", "seed=1")
+def test_a_layer_is_fitted_again(tmp_path: Path) -> None:
+    # A model with a hash layer keeps the layer's settings; the same images give the same weights.
+    overrides = ["checkpoint=hash", "trainer.device=cpu"]
+    done("fit_hash", *overrides, f"output={tmp_path / 'again'}")
+    done("fit_hash", *overrides, f"output={tmp_path / 'other'}", "seed=1")
     runs = (Path("hash"), tmp_path / "again", tmp_path / "other")
     first, again, other = (
         load_checkpoint(run / "last.pt")["model"]["segmenter.layer.conv.weight"] for run in runs
@@ -331,16 +338,16 @@ def test_a_network_without_classes(at_home: Path, tmp_path: Path) -> None:
         "pictures=1",
     )
     assert "2 images" in text
-    found = {p.name for p in (tmp_path / "out").iterdir()}
-    assert found == {*FILES, "hash.pt", "001_0.png", "001_0_steps.png"}
+    result = {p.name for p in (tmp_path / "out").iterdir()}
+    assert result == {*FILES, "hash.pt", "001_0.png", "001_0_steps.png"}
     assert (
         json.loads((tmp_path / "out" / "metrics.json").read_text())["segmentation_iou/hash/12"]
         > 0.1
     )
-    words = [f"checkpoint={tmp_path / 'out/hash.pt'}", "trainer.device=cpu"]
+    overrides = [f"checkpoint={tmp_path / 'out/hash.pt'}", "trainer.device=cpu"]
     done(
         "predict",
-        *words,
+        *overrides,
         f"input={at_home / 'bsds/images/val/1.jpg'}",
         f"output={tmp_path / 'drawn'}",
     )
@@ -348,7 +355,7 @@ def test_a_network_without_classes(at_home: Path, tmp_path: Path) -> None:
     assert (rle_to_bitmaps([row["segmentation"] for row in rows]).sum(axis=0) == 1).all()
     assert json.loads((tmp_path / "drawn" / "predictions.json").read_text()) == []
     assert_refused(
-        said("evaluate", *words, f"output={tmp_path / 'no'}"),
+        said("evaluate", *overrides, f"output={tmp_path / 'no'}"),
         "finds segments and no objects",
         "experiment=...",
     )
@@ -357,7 +364,7 @@ def test_a_network_without_classes(at_home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
-def test_what_evaluate_fits_is_what_fit_hash_fits(tmp_path: Path) -> None:
+def test_evaluate_fits_the_same_layer_as_fit_hash(tmp_path: Path) -> None:
     study = [*BSDS, "sweep=[12]", "pictures=0"]
     done("evaluate", *study, *TINY_NET, f"output={tmp_path / 'out'}")
     done("fit_hash", *BSDS, *TINY_NET, f"output={tmp_path / 'fitted'}")
@@ -366,7 +373,7 @@ def test_what_evaluate_fits_is_what_fit_hash_fits(tmp_path: Path) -> None:
         for name in ("out/hash.pt", "fitted/last.pt")
     )
     torch.testing.assert_close(one, other)
-    # Of a checkpoint that has a layer, that one is evaluated, and fit_hash fits another.
+    # A checkpoint's own layer is evaluated; fit_hash fits it again.
     done(
         "evaluate", *study, f"checkpoint={tmp_path / 'out/hash.pt'}", f"output={tmp_path / 'again'}"
     )
@@ -400,11 +407,11 @@ def test_the_papers_network(tmp_path: Path) -> None:
     )
 
 
-NO = "OUT"  # a folder that must not appear
+NO = "OUT"  # placeholder of a folder that must not be created
 
 
 @pytest.mark.parametrize(
-    ("tool", "words", "told"),
+    ("tool", "overrides", "message"),
     [
         (
             "fit_hash",
@@ -439,13 +446,13 @@ NO = "OUT"  # a folder that must not appear
         ("fit_hash", ["checkpoint=plain.pt", f"output={NO}", "split=test"], "split=test"),
         (
             "fit_hash",
-            ["checkpoint=plain.pt", f"output={NO}", "fit.kept=0"],
-            "kept and iterations must be at least 1",
+            ["checkpoint=plain.pt", f"output={NO}", "fit.max_samples=0"],
+            "max_samples and iterations must be at least 1",
         ),
         pytest.param(
             "fit_hash",
-            ["checkpoint=plain.pt", f"output={NO}", "fit.keep=3"],
-            "did you mean 'fit.kept'?",
+            ["checkpoint=plain.pt", f"output={NO}", "fit.max_sample=3"],
+            "did you mean 'fit.max_samples'?",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -479,7 +486,7 @@ NO = "OUT"  # a folder that must not appear
         pytest.param(
             "evaluate",
             [*STUDY, "checkpoint=hash", f"output={NO}", "sweep=[]"],
-            "sweep and scales lists of different, positive numbers",
+            "sweep and scales lists of distinct, positive numbers",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -512,28 +519,28 @@ NO = "OUT"  # a folder that must not appear
         ("train", [*BSDS, *TINY_NET, "run_dir=OUT"], "tools/fit_hash.py"),
     ],
 )
-def test_what_is_refused(
-    at_home: Path, tmp_path: Path, tool: str, words: list[str], told: str
+def test_errors(
+    at_home: Path, tmp_path: Path, tool: str, overrides: list[str], message: str
 ) -> None:
     before = sorted(p for p in at_home.rglob("*") if p.is_file())
-    assert_refused(said(tool, *(w.replace(NO, str(tmp_path / "out")) for w in words)), told)
+    assert_refused(said(tool, *(w.replace(NO, str(tmp_path / "out")) for w in overrides)), message)
     assert not (tmp_path / "out").exists()
     assert sorted(p for p in at_home.rglob("*") if p.is_file()) == before
 
 
 @pytest.mark.parametrize("tested", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("at_home")
-def test_training_learns_the_codes_along(tmp_path: Path, tested: bool) -> None:
-    words = [
+def test_joint_training_of_the_codes(tmp_path: Path, tested: bool) -> None:
+    overrides = [
         "data.max_images=2",
         "trainer.max_steps=2",
         "trainer.checkpoint_every=0",
         *([] if tested else ["data.val_json=null"]),
     ]
-    text = done("train", *HASH, f"run_dir={tmp_path / 'run'}", *words)
-    found = lines(tmp_path / "run")
-    assert [line["step"] for line in found] == [1, 2]
-    for line in found:
+    text = done("train", *HASH, f"run_dir={tmp_path / 'run'}", *overrides)
+    result = lines(tmp_path / "run")
+    assert [line["step"] for line in result] == [1, 2]
+    for line in result:
         assert line["loss/hash_together"] > 0
         assert line["loss/hash_apart"] >= 0
     weight = load_checkpoint(tmp_path / "run" / "last.pt")["model"]["segmenter.layer.conv.weight"]
@@ -548,7 +555,7 @@ def test_training_learns_the_codes_along(tmp_path: Path, tested: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_fitted_layer_is_taught_further(at_home: Path, tmp_path: Path) -> None:
+def test_a_fitted_layer_is_trained_further(at_home: Path, tmp_path: Path) -> None:
     fitted = [
         "model.segmenter.level=c2",
         "model.segmenter.bits=8",
@@ -568,34 +575,34 @@ def test_a_fitted_layer_is_taught_further(at_home: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("at_home")
-def test_codes_that_nothing_teaches_are_refused(tmp_path: Path) -> None:
-    found = said("train", *HASH, "model.segmenter.loss_weight=0.0", f"run_dir={tmp_path / 'run'}")
-    assert_refused(found, "model.segmenter.loss_weight is 0", "tools/fit_hash.py")
+def test_codes_without_a_loss_are_refused(tmp_path: Path) -> None:
+    result = said("train", *HASH, "model.segmenter.loss_weight=0.0", f"run_dir={tmp_path / 'run'}")
+    assert_refused(result, "model.segmenter.loss_weight is 0", "tools/fit_hash.py")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("at_home")
 def test_workers_and_resuming_change_nothing(tmp_path: Path) -> None:
-    words = [*HASH, "data.val_json=null", "trainer.max_steps=4"]
+    overrides = [*HASH, "data.val_json=null", "trainer.max_steps=4"]
     for name, more in {"whole": [], "workers": ["data.num_workers=2"]}.items():
-        done("train", *words, f"run_dir={tmp_path / name}", *more)
+        done("train", *overrides, f"run_dir={tmp_path / name}", *more)
     done(
         "train",
-        *words,
+        *overrides,
         f"run_dir={tmp_path / 'resumed'}",
         f"trainer.resume={tmp_path / 'whole' / 'step_0000002.pt'}",
     )
-    wanted = load_checkpoint(tmp_path / "whole" / "last.pt")["model"]
+    expected = load_checkpoint(tmp_path / "whole" / "last.pt")["model"]
     for name in ("workers", "resumed"):
-        found = load_checkpoint(tmp_path / name / "last.pt")["model"]
-        assert [k for k, v in wanted.items() if not torch.equal(v, found[k])] == [], name
+        result = load_checkpoint(tmp_path / name / "last.pt")["model"]
+        assert [k for k, v in expected.items() if not torch.equal(v, result[k])] == [], name
 
 
 @pytest.mark.slow
-def test_in_processes_of_their_own(home: Path, tmp_path: Path) -> None:
-    words = ["checkpoint=plain.pt", f"output={tmp_path / 'hash'}", COUNT, "trainer.device=cpu"]
-    assert "written to" in call(words, home, tool="fit_hash")
+def test_in_separate_processes(home: Path, tmp_path: Path) -> None:
+    overrides = ["checkpoint=plain.pt", f"output={tmp_path / 'hash'}", COUNT, "trainer.device=cpu"]
+    assert "written to" in call(overrides, home, tool="fit_hash")
     assert "AP50" in call(
         [f"checkpoint={tmp_path / 'hash'}", f"output={tmp_path / 'out'}", "trainer.device=cpu"],
         home,
@@ -605,6 +612,6 @@ def test_in_processes_of_their_own(home: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["fit_hash", "evaluate"])
 def test_help(tool: str) -> None:
-    found: Any = said(tool, "--help")
-    assert (found.code, found.err) == (0, "")
-    assert "experiment=hash_bsds" in found.out
+    result: Any = said(tool, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "experiment=hash_bsds" in result.out

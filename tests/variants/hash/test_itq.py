@@ -1,4 +1,4 @@
-"""ITQ beside faiss's, beside numpy's PCA, and on vectors from which little can be learnt."""
+"""ITQ against faiss, against the paper's steps and PCA in numpy, and on degenerate vectors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch.nn import functional as F
 
 from maskseg.errors import UserError
 from maskseg.variants.hash import itq
-from maskseg.variants.hash.itq import ITQ, Fit, rotate
+from maskseg.variants.hash.itq import ITQ, ITQResult, fit_rotation
 from maskseg.variants.hash.layer import HashLayer
 
 
 def correlated(
     count: int, channels: int, generator: torch.Generator, clusters: bool = False
 ) -> Tensor:
-    """Vectors of variances that fall, in directions of no channel, around a mean that is not zero; normal, or in two clusters along each."""
+    """Vectors with decreasing variances along rotated directions around a non-zero mean.
+
+    Normally distributed, or in two clusters along each direction.
+    """
     spread = torch.exp(-torch.arange(channels) / (channels / 8))
     turn = torch.linalg.qr(torch.randn((channels, channels), generator=generator))[0]
     values = torch.randn((count, channels), generator=generator)
@@ -32,7 +35,7 @@ def correlated(
 
 def fitted(
     vectors: Tensor, bits: int, normalise: bool = False, seed: int = 0, **keys: int
-) -> tuple[HashLayer, Fit]:
+) -> tuple[HashLayer, ITQResult]:
     layer = HashLayer(vectors.shape[1], bits, normalise)
     fitter = ITQ(layer, seed=seed, **keys)
     fitter.update(vectors)
@@ -46,8 +49,8 @@ def error(values: np.ndarray) -> float:
     return float(((np.where(values > 0, 1, -1) - values) ** 2).sum(axis=1).mean())
 
 
-def own_values(layer: HashLayer, fit: Fit, vectors: Tensor) -> np.ndarray:
-    """V R of each vector, of the vectors' own length."""
+def own_values(layer: HashLayer, fit: ITQResult, vectors: Tensor) -> np.ndarray:
+    """V R of each vector, in the scale of the vectors."""
     logits = layer.logits(vectors[:, :, None, None])[:, :, 0, 0] / fit.weight.norm(dim=1).mean()
     return logits.detach().double().numpy()
 
@@ -57,12 +60,13 @@ def test_quantises_as_well_as_faiss(bits: int, generator: torch.Generator) -> No
     faiss = pytest.importorskip("faiss")
     theirs, clusters = (faiss.ITQTransform(256, bits, True) for _ in range(2))
     vectors = correlated(10_000, 256, generator)
-    unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)  # what faiss learns from
+    unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)  # the input of faiss
     theirs.train(vectors.numpy())
     assert error(own_values(*fitted(unit, bits), unit)) == pytest.approx(
         error(theirs.pca_then_itq.apply(unit.numpy())), rel=0.02
     )
-    # Any rotation of such vectors is as good as another. Of vectors in clusters one is much better, and no worse than what faiss finds.
+    # All rotations of normal vectors are equally good. For clustered vectors one rotation is much
+    # better; ours must be as good as that of faiss.
     vectors = correlated(10_000, 256, generator, clusters=True)
     unit = F.normalize(vectors - vectors.mean(dim=0), dim=1)
     clusters.train(vectors.numpy())
@@ -74,7 +78,7 @@ def test_quantises_as_well_as_faiss(bits: int, generator: torch.Generator) -> No
 def by_the_paper(
     projected: np.ndarray, rng: np.random.Generator, iterations: int = 50
 ) -> np.ndarray:
-    """V R by section 2.2: B = sgn(VR), then, with the decomposition S W S'^T of B^T V, R = S' S^T."""
+    """V R by section 2.2: B = sgn(VR), then R = S' S^T with the SVD B^T V = S W S'^T."""
     rotation = np.linalg.qr(rng.normal(size=(projected.shape[1],) * 2))[0]
     for _ in range(iterations):
         one, _, other = np.linalg.svd(np.sign(projected @ rotation).T @ projected)
@@ -90,12 +94,12 @@ def test_quantises_as_well_as_the_papers_steps(bits: int, generator: torch.Gener
         exact - exact.mean(axis=0), full_matrices=False
     )[2][:bits].T
     projected /= projected.std()
-    # What a start leads to differs: the best of a few of each.
-    wanted = min(error(by_the_paper(projected, np.random.default_rng(seed))) for seed in range(8))
-    found = min(fitted(vectors, bits, seed=seed)[1].errors[-1] for seed in range(8))
-    assert found == pytest.approx(wanted, rel=0.02)
+    # The result depends on the initialization: compare the best of a few of each.
+    expected = min(error(by_the_paper(projected, np.random.default_rng(seed))) for seed in range(8))
+    result = min(fitted(vectors, bits, seed=seed)[1].errors[-1] for seed in range(8))
+    assert result == pytest.approx(expected, rel=0.02)
     turned = projected @ np.linalg.qr(np.random.default_rng(0).normal(size=(bits, bits)))[0]
-    assert found < 0.75 * error(turned)
+    assert result < 0.75 * error(turned)
 
 
 @pytest.mark.parametrize("bits", [1, 8, 24])
@@ -116,10 +120,10 @@ def test_the_convolution_is_mean_pca_and_rotation(bits: int, generator: torch.Ge
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(bits), atol=1e-5)
     np.testing.assert_allclose(
         directions @ rotation * scale, weight, atol=1e-5 * scale
-    )  # nothing of W lies outside of the PCA
+    )  # W lies in the PCA subspace
     logits = ((x - mean) @ directions @ rotation) * scale
     sure = np.abs(logits) > 1e-5
-    codes = layer.codes(features)[0].flatten(1).T.numpy()
+    codes = (layer.logits(features) > 0)[0].flatten(1).T.numpy()
     assert (codes == (logits > 0))[sure].all()
     assert sure.mean() > 0.999
     assert (fitter.result.bits.numpy() == (logits > 0))[sure].all()
@@ -132,82 +136,84 @@ def test_errors_fall(generator: torch.Generator) -> None:
     assert len(errors) == 60
     assert (np.diff(errors) <= 1e-9 * errors[0]).all()
     assert errors[-1] < 0.97 * errors[0]
-    assert fit.numbers()["quantisation_error"] == errors[-1]
+    assert fit.metrics()["quantisation_error"] == errors[-1]
 
 
 def test_a_rotation_that_is_known(generator: torch.Generator) -> None:
-    # Corners of a cube, turned: there is a rotation without any error.
+    # Rotated corners of a cube: a rotation without error exists.
     corners = torch.where(torch.rand((500, 3), generator=generator) < 0.5, 1.0, -1.0).double()
     turn = torch.linalg.qr(torch.randn((3, 3), generator=generator, dtype=torch.float64))[0]
-    found = [rotate(corners @ turn, 50, torch.Generator().manual_seed(seed)) for seed in range(5)]
-    rotation, errors = min(found, key=lambda one: one[1][-1])
+    result = [
+        fit_rotation(corners @ turn, 50, torch.Generator().manual_seed(seed)) for seed in range(5)
+    ]
+    rotation, errors = min(result, key=lambda one: one[1][-1])
     assert errors[-1] < 1e-9
     torch.testing.assert_close(
         (corners @ turn @ rotation).abs(), torch.ones(500, 3, dtype=torch.float64)
     )
 
 
-@pytest.mark.parametrize("kept", [50_000, 700])
-def test_pieces_change_nothing(
-    kept: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_samples", [50_000, 700])
+def test_chunk_sizes_change_nothing(
+    max_samples: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(itq, "_PIECE", 1024)
+    monkeypatch.setattr(itq, "CHUNK_SIZE", 1024)
     vectors = correlated(5000, 24, generator)
-    found = []
+    result = []
     for sizes in ([5000], [1, 99, 2500, 0, 2400], [1000] * 5):
-        fitter = ITQ(HashLayer(24, 8, False), kept)
+        fitter = ITQ(HashLayer(24, 8, False), max_samples)
         for piece in torch.split(vectors, sizes):
             fitter.update(piece)
         fitter.fit()
         assert fitter.count == 5000
-        found.append(fitter)
-    for fitter in found:
+        result.append(fitter)
+    for fitter in result:
         exact = vectors.double()
         torch.testing.assert_close(fitter.sum / 5000, exact.mean(dim=0), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(
             fitter.outer / 5000, exact.T @ exact / 5000, rtol=1e-12, atol=1e-12
         )
-        assert torch.equal(fitter.sample, found[0].sample)
+        assert torch.equal(fitter.reservoir, result[0].reservoir)
         assert fitter.result is not None
-        assert found[0].result is not None
-        torch.testing.assert_close(fitter.result.weight, found[0].result.weight)
-        torch.testing.assert_close(fitter.result.bias, found[0].result.bias)
-    assert len(found[0].sample) == min(kept, 5000)
+        assert result[0].result is not None
+        torch.testing.assert_close(fitter.result.weight, result[0].result.weight)
+        torch.testing.assert_close(fitter.result.bias, result[0].result.bias)
+    assert len(result[0].reservoir) == min(max_samples, 5000)
 
 
-def test_what_is_kept_is_an_even_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(itq, "_PIECE", 300)
-    numbers = torch.arange(2000.0)[:, None]  # each vector says which one it is
+def test_the_reservoir_is_a_uniform_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(itq, "CHUNK_SIZE", 300)
+    numbers = torch.arange(2000.0)[:, None]  # each vector is its own index
     times = torch.zeros(2000)
     draws = []
     for seed in range(100):
-        fitter = ITQ(HashLayer(1, 1, False), kept=200, iterations=1, seed=seed)
+        fitter = ITQ(HashLayer(1, 1, False), max_samples=200, iterations=1, seed=seed)
         fitter.update(numbers)
         fitter.fit()
-        drawn = fitter.sample[:, 0].long()
+        drawn = fitter.reservoir[:, 0].long()
         assert drawn.tolist() == sorted(set(drawn.tolist()))
         assert len(drawn) == 200
         times[drawn] += 1
         draws.append(drawn)
     assert not torch.equal(draws[0], draws[1])
     share = times.view(20, 100).mean(dim=1) / 100
-    # Five standard deviations of a binomial share; draws without replacement spread less.
+    # Five standard deviations of a binomial share; draws without replacement vary less.
     assert (share - 0.1).abs().max() < 5 * (0.1 * 0.9 / 10_000) ** 0.5
 
 
-def test_the_seed_says_it_all(generator: torch.Generator) -> None:
+def test_the_result_depends_on_the_seed_alone(generator: torch.Generator) -> None:
     vectors = correlated(2000, 24, generator)
-    first, again, other = (fitted(vectors, 6, seed=seed, kept=500)[1] for seed in (3, 3, 4))
+    first, again, other = (fitted(vectors, 6, seed=seed, max_samples=500)[1] for seed in (3, 3, 4))
     assert torch.equal(first.weight, again.weight)
     assert torch.equal(first.bias, again.bias)
     assert first.errors == again.errors
     assert not torch.equal(first.weight, other.weight)
 
 
-def test_mean_and_directions_are_those_of_all(generator: torch.Generator) -> None:
+def test_mean_and_directions_use_all_vectors(generator: torch.Generator) -> None:
     vectors = torch.randn((3000, 4), generator=generator) * torch.tensor([10.0, 5.0, 0.1, 0.1]) + 7
-    layer, fit = fitted(vectors, 2, kept=2)
-    # Two vectors say nothing of mean and directions, but these are not taken from them.
+    layer, fit = fitted(vectors, 2, max_samples=2)
+    # The reservoir of two vectors determines only the rotation, not the mean and the directions.
     covariance = np.cov(vectors.double().numpy().T)
     directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :2]
     weight = fit.weight.double().numpy().T
@@ -218,15 +224,15 @@ def test_mean_and_directions_are_those_of_all(generator: torch.Generator) -> Non
     assert layer.logits(middle).abs().max() < 1e-4 * float(fit.weight.abs().max())
 
 
-def told(vectors: Tensor, bits: int) -> tuple[HashLayer, Fit, str]:
-    """What is learnt, and the warnings."""
-    with warnings.catch_warnings(record=True) as found:
+def fit_with_warnings(vectors: Tensor, bits: int) -> tuple[HashLayer, ITQResult, str]:
+    """Layer, result and the text of the warnings."""
+    with warnings.catch_warnings(record=True) as result:
         warnings.simplefilter("always")
         layer, fit = fitted(vectors, bits)
-    return layer, fit, " ".join(str(w.message) for w in found)
+    return layer, fit, " ".join(str(w.message) for w in result)
 
 
-def weak(generator: torch.Generator) -> dict[str, tuple[Tensor, int, str]]:
+def degenerate(generator: torch.Generator) -> dict[str, tuple[Tensor, int, str]]:
     flat = torch.randn((300, 2), generator=generator) @ torch.randn((2, 16), generator=generator)
     constant = torch.randn((1, 16), generator=generator).expand(300, 16)
     return {
@@ -244,23 +250,23 @@ def weak(generator: torch.Generator) -> dict[str, tuple[Tensor, int, str]]:
     }
 
 
-@pytest.mark.parametrize("name", list(weak(torch.Generator())))
-def test_little_to_learn_from(name: str, generator: torch.Generator) -> None:
-    vectors, bits, warning = weak(generator)[name]
-    layer, fit, said = told(vectors, bits)
-    assert warning in said
-    assert "some bits repeat what others say" in said
+@pytest.mark.parametrize("name", list(degenerate(torch.Generator())))
+def test_degenerate_vectors(name: str, generator: torch.Generator) -> None:
+    vectors, bits, warning = degenerate(generator)[name]
+    layer, fit, messages = fit_with_warnings(vectors, bits)
+    assert warning in messages
+    assert "some bits are redundant" in messages
     assert len(fit.errors) == 50
     assert np.isfinite(fit.errors).all()
-    assert all(np.isfinite(value) for value in fit.numbers().values())
+    assert all(np.isfinite(value) for value in fit.metrics().values())
     for tensor in (layer.conv.weight, layer.conv.bias, layer(vectors[:, :, None, None])):
         assert tensor is not None
         assert torch.isfinite(tensor).all()
     assert fit.bits.shape == (len(vectors), bits)
 
 
-def test_enough_to_learn_from_gives_no_warning(generator: torch.Generator) -> None:
-    assert told(correlated(500, 16, generator), 16)[2] == ""
+def test_sufficient_vectors_give_no_warning(generator: torch.Generator) -> None:
+    assert fit_with_warnings(correlated(500, 16, generator), 16)[2] == ""
 
 
 def test_no_vector() -> None:
@@ -274,21 +280,21 @@ def test_no_vector() -> None:
 def test_values_that_are_not_finite(value: float) -> None:
     vectors = torch.zeros(10, 4)
     vectors[7, 2] = value
-    with pytest.raises(UserError, match="itq: the features hold values that are not finite"):
+    with pytest.raises(UserError, match="itq: the features contain values that are not finite"):
         ITQ(HashLayer(4, 2)).update(vectors)
 
 
-@pytest.mark.parametrize("keys", [{"kept": 0}, {"iterations": 0}])
-def test_keys_that_do_not_fit(keys: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="kept and iterations must be at least 1"):
+@pytest.mark.parametrize("keys", [{"max_samples": 0}, {"iterations": 0}])
+def test_invalid_arguments(keys: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="max_samples and iterations must be at least 1"):
         ITQ(HashLayer(4, 2), **keys)
 
 
-def test_gradients_are_not_kept(generator: torch.Generator) -> None:
+def test_update_drops_gradients(generator: torch.Generator) -> None:
     layer = HashLayer(8, 4)
     fitter = ITQ(layer)
     fitter.update(torch.randn((50, 8), generator=generator, requires_grad=True))
     fitter.fit()
-    assert not fitter.sample.requires_grad
+    assert not fitter.reservoir.requires_grad
     assert layer.conv.weight.is_leaf
     assert layer.conv.weight.requires_grad

@@ -1,4 +1,4 @@
-"""The truth's regions as numbers, and the loss of codes over them, by hand."""
+"""Ground truth regions as label maps, and the contrastive loss over them, against literals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from maskseg.data.region_map import region_map
-from maskseg.masks.annotated import FileMasks, Polygons
+from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.structures import Batch, Targets
-from maskseg.variants.hash.loss import agreement, contrast, shares
+from maskseg.variants.hash.loss import contrastive_loss, pair_agreement, region_shares
 
 Rectangle = tuple[int, int, int, int]
 
@@ -24,7 +24,10 @@ def make_batch(
     crowd: Sequence[int] = (),
     stuff: Sequence = (),
 ) -> Batch:
-    """Images padded to 8 x 8 with rectangles (xyxy) as instances; crowd: rows of those that are crowds; stuff: of each image its semantic map."""
+    """Images padded to 8 x 8 with rectangles (xyxy) as instances.
+
+    crowd: rows of the rectangles that are crowds; stuff: semantic map of each image.
+    """
     shapes = [
         [
             Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=float),))
@@ -38,8 +41,8 @@ def make_batch(
         torch.zeros(len(rows), dtype=torch.int64),
         torch.tensor([i for i, _ in rows], dtype=torch.int64),
         torch.tensor([row in crowd for row in range(len(rows))], dtype=torch.bool),
-        FileMasks.cat(
-            [FileMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
+        AnnotatedMasks.cat(
+            [AnnotatedMasks.from_file(s, h, w) for s, (h, w) in zip(shapes, sizes, strict=True)]
         ),
     )
     semantic = torch.full((len(sizes), 8, 8), -1, dtype=torch.int16)
@@ -64,7 +67,7 @@ def test_instances_and_crowds() -> None:
         [[(0, 0, 2, 1)], [(0, 0, 2, 2), (1, 1, 4, 2), (3, 2, 5, 3)]], [(2, 3), (3, 5)], crowd=[3]
     )
     assert region_map(batch, 0).tolist() == [[0, 0, -1], [-1, -1, -1]]
-    # Of two instances the later one has the pixel, and the crowd is nobody's.
+    # The later of two instances owns a shared pixel; the pixels of a crowd are unlabeled.
     assert region_map(batch, 1).tolist() == [
         [0, 0, -1, -1, -1],
         [0, 1, 1, 1, -1],
@@ -78,7 +81,7 @@ def test_stuff_behind_the_instances() -> None:
     stuff = [[sky, sky, sky, sky], [sea, sea, sky, sea], [sea, -1, sky, sky]]
     batch = make_batch([[(0, 0, 1, 2)]], [(3, 4)], stuff=[stuff])
     assert region_map(batch, 0).tolist() == [[0, 93, 93, 93], [0, 1, 93, 1], [1, -1, 93, 93]]
-    # Each connected piece is one: the sea is in three pieces, of which those of one pixel are too small.
+    # Each connected component is a region; of the three of the sea, those of one pixel are dropped.
     split = region_map(batch, 0, split_stuff=2)
     assert len(set(split[split >= 0].tolist())) == 2
     assert (split >= 0).tolist() == [
@@ -120,28 +123,28 @@ def test_a_crowd_hides_stuff_and_no_truth_is_nowhere() -> None:
 def test_shares_literal() -> None:
     regions = np.array([[5, 5, 9, -1], [5, 9, 9, -1]])
     superpixels = np.array([[0, 0, 1, 2], [0, 1, 1, 2]], dtype=np.int32)
-    assert shares(regions, superpixels, 3).tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    assert region_shares(regions, superpixels, 3).tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     superpixels = np.array([[0, 0, 0, 0], [1, 1, 1, 1]], dtype=np.int32)
-    assert shares(regions, superpixels, 3).tolist() == [[0.5, 0.25], [0.25, 0.5], [0.0, 0.0]]
-    assert shares(np.full((2, 4), -1), superpixels, 2).shape == (2, 0)
+    assert region_shares(regions, superpixels, 3).tolist() == [[0.5, 0.25], [0.25, 0.5], [0.0, 0.0]]
+    assert region_shares(np.full((2, 4), -1), superpixels, 2).shape == (2, 0)
 
 
 def test_agreement_literal() -> None:
     share = torch.tensor([[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [0.0, 0.0]])
     pairs = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 2], [1, 1], [2, 3]])
-    # same: sum of products; different: the rest of what lies in any region
-    wanted = [[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [0.25, 0.5], [0.3125, 0.25], [0.0, 0.0]]
-    assert agreement(share, pairs).tolist() == wanted
-    assert agreement(share, torch.zeros((0, 2), dtype=torch.int64)).shape == (0, 2)
-    assert agreement(torch.zeros(3, 0), pairs[:2]).tolist() == [[0.0, 0.0]] * 2
+    # same: sum of products; different: the remaining labeled share
+    expected = [[1.0, 0.0], [0.5, 0.25], [0.0, 1.0], [0.25, 0.5], [0.3125, 0.25], [0.0, 0.0]]
+    assert pair_agreement(share, pairs).tolist() == expected
+    assert pair_agreement(share, torch.zeros((0, 2), dtype=torch.int64)).shape == (0, 2)
+    assert pair_agreement(torch.zeros(3, 0), pairs[:2]).tolist() == [[0.0, 0.0]] * 2
 
 
-def test_agreement_is_the_chance_of_two_pixels(generator: torch.Generator) -> None:
+def test_agreement_is_the_probability_of_two_pixels(generator: torch.Generator) -> None:
     regions = torch.randint(-1, 3, (6, 10), generator=generator).numpy()
     superpixels = torch.randint(0, 4, (6, 10), generator=generator).numpy().astype(np.int32)
     pairs = [(a, b) for a in range(4) for b in range(a + 1, 4)]
-    found = agreement(shares(regions, superpixels, 4), torch.tensor(pairs))
-    for (a, b), (same, different) in zip(pairs, found.tolist(), strict=True):
+    result = pair_agreement(region_shares(regions, superpixels, 4), torch.tensor(pairs))
+    for (a, b), (same, different) in zip(pairs, result.tolist(), strict=True):
         one, other = (regions[superpixels == number] for number in (a, b))
         both = [(x, y) for x in one for y in other]
         assert same == pytest.approx(sum(x == y >= 0 for x, y in both) / len(both), abs=1e-6)
@@ -166,17 +169,17 @@ PAIRS = [[0, 1], [0, 2], [1, 2], [0, 3]]  # 1, 3, 2 and 1.5 bits apart
             (0.5 + 1.5 + 0.5 + 1.125) / 2,
             (0.5 + 0.125) / 2,
         ),
-        ([[0.1, 0.0], [0, 0], [0, 0], [0, 0]], 2.0, 0.1, 0.0),  # fewer than one pair in all
+        ([[0.1, 0.0], [0, 0], [0, 0], [0, 0]], 2.0, 0.1, 0.0),  # total weight below one pair
         ([[0, 0]] * 4, 2.0, 0.0, 0.0),
     ],
 )
 def test_contrast_literals(
     weights: list[list[float]], margin: float, together: float, apart: float
 ) -> None:
-    found = contrast(
+    result = contrastive_loss(
         torch.tensor(CODES), torch.tensor(PAIRS), torch.tensor(weights, dtype=torch.float32), margin
     )
-    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+    assert {name: float(value) for name, value in result.items()} == pytest.approx(
         {"hash_together": together, "hash_apart": apart}
     )
 
@@ -186,9 +189,11 @@ def test_contrast_literals(
 )
 def test_no_pairs_keep_the_graph_whole(codes: Tensor) -> None:
     weight = torch.ones(8, requires_grad=True)
-    found = contrast(codes * weight, torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0, 2), 2.0)
-    assert [float(value.detach()) for value in found.values()] == [0.0, 0.0]
-    sum(found.values(), torch.zeros(())).backward()
+    result = contrastive_loss(
+        codes * weight, torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0, 2), 2.0
+    )
+    assert [float(value.detach()) for value in result.values()] == [0.0, 0.0]
+    sum(result.values(), torch.zeros(())).backward()
     assert weight.grad is not None
     assert not weight.grad.any()
 
@@ -198,11 +203,11 @@ def test_gradients_pull_together_and_push_apart() -> None:
     pairs = torch.tensor([[0, 1]])
     for weights, sign in (([[1.0, 0.0]], 1), ([[0.0, 1.0]], -1)):
         (gradient,) = torch.autograd.grad(
-            sum(contrast(codes, pairs, torch.tensor(weights), 2.0).values()), codes
+            sum(contrastive_loss(codes, pairs, torch.tensor(weights), 2.0).values()), codes
         )
         # d of a + b - 2ab by a is 1 - 2b
         torch.testing.assert_close(gradient, sign * torch.tensor([[0.2, 0.2], [-0.2, 0.2]]))
     (gradient,) = torch.autograd.grad(
-        contrast(codes, pairs, torch.tensor([[0.0, 1.0]]), 0.5)["hash_apart"], codes
+        contrastive_loss(codes, pairs, torch.tensor([[0.0, 1.0]]), 0.5)["hash_apart"], codes
     )
-    assert not gradient.any()  # they are far enough from each other
+    assert not gradient.any()  # their distance exceeds the margin

@@ -1,4 +1,4 @@
-"""Segments of the hash layer, by brute force over pixels; what training does to them."""
+"""Segments of the hash layer against brute force over pixels, and the training of its codes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from maskseg.models.backbones.resnet import ResNet
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch, Categories, FeatureSpec, Outputs, Regions
 from maskseg.superpixels.methods import SLIC, neighbours
-from maskseg.variants.hash.loss import agreement, shares
+from maskseg.variants.hash.loss import pair_agreement, region_shares
 from maskseg.variants.hash.net import SegmentationNet
 from maskseg.variants.hash.segmenter import Frame, HashSegmenter
 
-AT = FeatureSpec(4, 2.0, 6)  # cells of 4 x 4 pixels
+FEATURE_SPEC = FeatureSpec(4, 2.0, 6)  # cells of 4 x 4 pixels
 MakeBatch = Callable[..., Batch]
 
 
 def segmenter(count: int = 30, **keys: Any) -> HashSegmenter:
     torch.manual_seed(0)
-    return HashSegmenter("c2", AT, SLIC(count), **({"bits": 3} | keys))
+    return HashSegmenter("c2", FEATURE_SPEC, SLIC(count), **({"bits": 3} | keys))
 
 
 def features_of(batch: Batch, generator: torch.Generator, channels: int = 6) -> dict[str, Tensor]:
-    """Noise that varies slowly, so that there is something to merge."""
+    """Smooth noise, so that some superpixels merge."""
     n, _, height, width = batch.images.shape
     coarse = torch.randn(
         (n, channels, max(height // 16, 2), max(width // 16, 2)), generator=generator
@@ -54,7 +54,7 @@ def maps_of(regions: Regions) -> list[np.ndarray]:
 
 
 def flooded(codes: np.ndarray, superpixels: np.ndarray, radius: int, scope: str) -> np.ndarray:
-    """Segments by walking from superpixel to superpixel, [H, W], numbered as they come."""
+    """Segments by flood fill over superpixels, [H, W], numbered in order of appearance."""
     count = len(codes)
     touch = np.zeros((count, count), dtype=bool)
     height, width = superpixels.shape
@@ -68,19 +68,19 @@ def flooded(codes: np.ndarray, superpixels: np.ndarray, radius: int, scope: str)
     for start in range(count):
         number, stack = segment.max() + 1, [start] if segment[start] < 0 else []
         while stack:
-            here = stack.pop()
-            segment[here] = number
+            node = stack.pop()
+            segment[node] = number
             near = [
                 o
                 for o in range(count)
-                if segment[o] < 0 and (scope == "anywhere" or touch[here, o])
+                if segment[o] < 0 and (scope == "anywhere" or touch[node, o])
             ]
-            stack += [o for o in near if int((codes[o] != codes[here]).sum()) <= radius]
+            stack += [o for o in near if int((codes[o] != codes[node]).sum()) <= radius]
     return segment[superpixels]
 
 
-def same_pieces(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two label maps divide the pixels alike."""
+def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two label maps are the same partition."""
     pairs = set(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
     return len(pairs) == len(set(first.ravel().tolist())) == len(set(second.ravel().tolist()))
 
@@ -90,23 +90,23 @@ SIZES = [(32, 48), (20, 31), (1, 1), (13, 40)]
 
 @pytest.mark.parametrize("radius", [0, 1])
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_by_brute_force(
+def test_segments_by_brute_force(
     scope: str, radius: int, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     batch = make_batch(SIZES)
     features = features_of(batch, generator)
     model = segmenter(bits=5, scope=scope, radius=radius)
     with torch.no_grad():
-        found = model.predict(features, batch)
+        result = model.predict(features, batch)
         soft = model.layer(features["c2"])
     numbers = []
-    for i, ((height, width), made) in enumerate(zip(SIZES, maps_of(found), strict=True)):
+    for i, ((height, width), label_map) in enumerate(zip(SIZES, maps_of(result), strict=True)):
         superpixels = SLIC(30)(
             np.ascontiguousarray(batch.images[i, :, :height, :width].permute(1, 2, 0).numpy())
         )
         inside = soft[
             i : i + 1, :, : max(1, -(-(height - 2) // 4)), : max(1, -(-(width - 2) // 4))
-        ]  # cells whose centre the image holds
+        ]  # cells whose center lies in the image
         pixels = F.pad(
             F.interpolate(inside, scale_factor=4, mode="bilinear", align_corners=False),
             (0, 4, 0, 4),
@@ -116,46 +116,46 @@ def test_by_brute_force(
         codes = np.stack(
             [own[:, superpixels == s].mean(axis=1) > 0.5 for s in range(superpixels.max() + 1)]
         )
-        wanted = flooded(codes, superpixels, radius, scope)
-        assert made.shape == (height, width)
-        assert same_pieces(made, wanted)
-        numbers.append((len(codes), wanted.max() + 1))
-        check_rows(found, i, made)
+        expected = flooded(codes, superpixels, radius, scope)
+        assert label_map.shape == (height, width)
+        assert same_partition(label_map, expected)
+        numbers.append((len(codes), expected.max() + 1))
+        check_rows(result, i, label_map)
     assert any(
         1 < segments < superpixels for superpixels, segments in numbers
-    )  # something was merged, and not all
+    )  # some superpixels merged, not all
 
 
-def check_rows(found: Regions, image: int, made: np.ndarray) -> None:
-    """Masks, boxes, scores and order of an image's segments are those of the pixels."""
-    rows = torch.nonzero(found.image_index == image).squeeze(1)
-    assert found.masks is not None
-    areas = [int((made == row).sum()) for row in rows.tolist()]
-    assert sum(areas) == made.size  # every pixel, once
-    assert found.masks[rows].area().tolist() == areas
+def check_rows(result: Regions, image: int, label_map: np.ndarray) -> None:
+    """Compare masks, boxes, scores and order of an image's segments with its label map."""
+    rows = torch.nonzero(result.image_index == image).squeeze(1)
+    assert result.masks is not None
+    areas = [int((label_map == row).sum()) for row in rows.tolist()]
+    assert sum(areas) == label_map.size  # every pixel exactly once
+    assert result.masks[rows].area().tolist() == areas
     assert areas == sorted(areas, reverse=True)
-    assert found.scores[rows].tolist() == pytest.approx([a / made.size for a in areas])
+    assert result.scores[rows].tolist() == pytest.approx([a / label_map.size for a in areas])
     for row in rows.tolist():
-        y, x = np.nonzero(made == row)
-        assert found.boxes[row].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        y, x = np.nonzero(label_map == row)
+        assert result.boxes[row].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
 def test_rows_are_by_image(make_batch: MakeBatch, generator: torch.Generator) -> None:
     batch = make_batch(SIZES)
-    found = segmenter().predict(features_of(batch, generator), batch)
-    assert (found.image_index.diff() >= 0).all()
-    assert found.image_index.unique().tolist() == [0, 1, 2, 3]
-    assert (found.boxes.dtype, found.scores.dtype, found.image_index.dtype) == (
+    result = segmenter().predict(features_of(batch, generator), batch)
+    assert (result.image_index.diff() >= 0).all()
+    assert result.image_index.unique().tolist() == [0, 1, 2, 3]
+    assert (result.boxes.dtype, result.scores.dtype, result.image_index.dtype) == (
         torch.float32,
         torch.float32,
         torch.int64,
     )
-    assert found.labels is None
-    assert not found.boxes.requires_grad
+    assert result.labels is None
+    assert not result.boxes.requires_grad
 
 
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_images_do_not_know_of_each_other(
+def test_images_are_independent(
     scope: str, make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     batch = make_batch([(32, 48), (20, 31)])
@@ -177,11 +177,13 @@ def test_superpixels_of_the_batch_are_used(
     batch = make_batch([(32, 48), (20, 31)])
     features = features_of(batch, generator)
     model = segmenter()
-    made = model.label_maps(batch)
+    label_map = model.superpixel_maps(batch)
     padded = torch.full((2, *batch.images.shape[2:]), -1, dtype=torch.int32)
-    for canvas, own in zip(padded, made, strict=True):
+    for canvas, own in zip(padded, label_map, strict=True):
         canvas[: own.shape[0], : own.shape[1]] = torch.from_numpy(own)
-    model.superpixels = lambda _: pytest.fail("superpixels were made although the batch has them")  # type: ignore[assignment, misc, return-value]
+    model.superpixels = lambda _: pytest.fail(
+        "superpixels were computed although the batch has them"
+    )  # type: ignore[assignment, misc, return-value]
     given = model.predict(features, replace(batch, superpixels=padded))
     model.superpixels = SLIC(30)
     for own, other in zip(maps_of(given), maps_of(model.predict(features, batch)), strict=True):
@@ -192,14 +194,14 @@ def test_superpixels_of_the_batch_are_used(
 
 
 def test_means_in_the_frame_of_another_size(generator: torch.Generator) -> None:
-    # The network saw the picture at half its height and a third of its width.
+    # The network's input has half the height and a third of the width of the image.
     model, maps = segmenter(), torch.randn((6, 5, 4), generator=generator)
     frame = Frame(40, 48, (0.5, 1 / 3))
-    wanted = F.interpolate(maps[None], size=(40, 48), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(model.of_pixels(maps, frame), wanted)
+    expected = F.interpolate(maps[None], size=(40, 48), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(model.upsample_to_frame(maps, frame), expected)
     labels = np.arange(40 * 48, dtype=np.int32).reshape(40, 48) // (8 * 48)
     torch.testing.assert_close(
-        model.means(maps, labels, frame), wanted.view(6, 5, 8 * 48).mean(dim=2).T
+        model.superpixel_means(maps, labels, frame), expected.view(6, 5, 8 * 48).mean(dim=2).T
     )
 
 
@@ -207,16 +209,18 @@ def test_segments_in_the_pixels_of_the_file(
     make_batch: MakeBatch, generator: torch.Generator
 ) -> None:
     batch = make_batch([(32, 48)])
-    found = segmenter().predict(features_of(batch, generator), batch)
-    (made,) = maps_of(found)
-    twice = to_original(found, 0, (32, 48), (64, 96))
-    np.testing.assert_array_equal(maps_of(twice)[0], np.kron(made, np.ones((2, 2), dtype=np.int32)))
-    torch.testing.assert_close(twice.boxes, 2 * found.boxes)
-    assert torch.equal(twice.scores, found.scores)
+    result = segmenter().predict(features_of(batch, generator), batch)
+    (label_map,) = maps_of(result)
+    twice = to_original(result, 0, (32, 48), (64, 96))
+    np.testing.assert_array_equal(
+        maps_of(twice)[0], np.kron(label_map, np.ones((2, 2), dtype=np.int32))
+    )
+    torch.testing.assert_close(twice.boxes, 2 * result.boxes)
+    assert torch.equal(twice.scores, result.scores)
 
 
 def tiny_net(**keys: Any) -> SegmentationNet:
-    """A ResNet-18 whose c2 is hashed."""
+    """A ResNet-18 with a hash layer on c2."""
     torch.manual_seed(0)
     trunk = ResNet("resnet18", norm="BN")
     return SegmentationNet(trunk, HashSegmenter("c2", trunk.levels["c2"], SLIC(40), **keys)).eval()
@@ -229,15 +233,15 @@ def test_through_the_predictor(dtype: torch.dtype | None, generator: torch.Gener
     predictor = Predictor(
         for_inference(net, dtype), Categories((), ()), SingleImage([ResizeShortestEdge([64], 200)])
     )
-    found = predictor(image)
-    assert found.segments is not None
-    assert found.segments.shape == (37, 50)
-    assert found.segments.dtype == torch.int32
-    numbers, areas = found.segments.unique(return_counts=True)
+    result = predictor(image)
+    assert result.segments is not None
+    assert result.segments.shape == (37, 50)
+    assert result.segments.dtype == torch.int32
+    numbers, areas = result.segments.unique(return_counts=True)
     assert numbers.min() == 0
     assert len(numbers) > 1
-    assert len(found) == 0
-    assert found.masks.shape == (0, 37, 50)
+    assert len(result) == 0
+    assert result.masks.shape == (0, 37, 50)
     own = Predictor(net, Categories((), ()), SingleImage())(image)
     assert own.segments is not None
     assert (own.segments.unique(return_counts=True)[1].diff() <= 0).all()  # the largest first
@@ -265,7 +269,10 @@ def test_half_precision_changes_few_pixels(
 
 
 def quarters(make_batch: MakeBatch) -> Batch:
-    """An image of 32 x 32: stuff of one kind in the upper left quarter, of another in the lower right, of a third in the rest; each of a colour."""
+    """A 32 x 32 image with three classes of stuff, each of one color.
+
+    One fills the upper left quarter, one the lower right quarter, one the rest.
+    """
     batch = make_batch([(32, 32)], [[]])
     semantic = torch.zeros((1, 32, 32), dtype=torch.int16)
     semantic[:, :16, :16], semantic[:, 16:, 16:] = 1, 2
@@ -275,7 +282,7 @@ def quarters(make_batch: MakeBatch) -> Batch:
 
 
 class Pixels(nn.Module):
-    """Cells of 4 x 4 pixels with their colours, and noise that the layer must learn to pass over."""
+    """Mean colors of 4 x 4 pixels, and noise channels that the layer must learn to ignore."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         colour = F.avg_pool2d(batch.images.float() / 255, 4)
@@ -287,7 +294,7 @@ class Pixels(nn.Module):
 
 @pytest.mark.parametrize("relaxation", ["sigmoid", "straight_through"])
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_training_finds_the_regions(relaxation: str, scope: str, make_batch: MakeBatch) -> None:
+def test_training_separates_the_regions(relaxation: str, scope: str, make_batch: MakeBatch) -> None:
     blocks = torch.arange(32) // 8
     batch = replace(quarters(make_batch), superpixels=(4 * blocks[:, None] + blocks)[None].int())
     features = Pixels()(batch)
@@ -303,16 +310,16 @@ def test_training_finds_the_regions(relaxation: str, scope: str, make_batch: Mak
         optimizer.step()
         seen.append(float(total.detach()))
     assert seen[-1] < 0.3 * seen[0]
-    (found,) = maps_of(model.predict(features, batch))
+    (result,) = maps_of(model.predict(features, batch))
     assert batch.semantic is not None
-    # The two quarters of the stuff touch at no side.
-    wanted = batch.semantic[0].numpy().copy()
+    # The two quarters of the third class do not touch.
+    expected = batch.semantic[0].numpy().copy()
     if scope == "neighbours":
-        wanted[16:, :16] = 3
-    assert same_pieces(found, wanted)
+        expected[16:, :16] = 3
+    assert same_partition(result, expected)
 
 
-def test_the_loss_is_that_of_its_parts(make_batch: MakeBatch) -> None:
+def test_the_loss_of_whole_quarters(make_batch: MakeBatch) -> None:
     batch, features = quarters(make_batch), Pixels()
     one, three = (
         segmenter(16, loss_weight=weight, scope="anywhere").losses(features(batch), batch)
@@ -320,23 +327,23 @@ def test_the_loss_is_that_of_its_parts(make_batch: MakeBatch) -> None:
     )
     for name, value in one.items():
         assert float(three[name].detach()) == pytest.approx(3 * float(value.detach()))
-    # Superpixels that are whole quarters: pairs (0, 3) alike in no region, (1, 2) of the stuff.
+    # Each superpixel is a quarter; only the pair (1, 2) lies in the same region.
     model = segmenter(loss_weight=1.0, scope="anywhere", margin=3.0)
     labels = torch.arange(2).repeat_interleave(16)
     given = replace(batch, superpixels=(labels[:, None] * 2 + labels)[None].int())
-    codes = model.means(
+    codes = model.superpixel_means(
         model.layer(features(batch)["c2"])[0], given.superpixels[0].numpy(), Frame(32, 32)
     )  # type: ignore[index]
     distance = (codes[:, None] + codes - 2 * codes[:, None] * codes).sum(dim=2)
-    found = model.losses(features(batch), given)
-    torch.testing.assert_close(found["hash_together"], distance[1, 2])
+    result = model.losses(features(batch), given)
+    torch.testing.assert_close(result["hash_together"], distance[1, 2])
     apart = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
     torch.testing.assert_close(
-        found["hash_apart"], torch.stack([F.relu(3 - distance[a, b]) for a, b in apart]).mean()
+        result["hash_apart"], torch.stack([F.relu(3 - distance[a, b]) for a, b in apart]).mean()
     )
 
 
-def test_without_a_weight_nothing_is_learnt(make_batch: MakeBatch) -> None:
+def test_without_a_loss_weight_the_layer_is_frozen(make_batch: MakeBatch) -> None:
     batch = quarters(make_batch)
     model = segmenter()
     assert model.losses(Pixels()(batch), batch) == {}
@@ -346,7 +353,7 @@ def test_without_a_weight_nothing_is_learnt(make_batch: MakeBatch) -> None:
 
 @pytest.mark.parametrize("sizes", [[(32, 32)], [(1, 1)], [(1, 1), (20, 31)]])
 @pytest.mark.parametrize("scope", ["neighbours", "anywhere"])
-def test_images_without_truth_keep_the_graph_whole(
+def test_images_without_ground_truth_reach_all_parameters(
     sizes: list[tuple[int, int]],
     scope: str,
     make_batch: MakeBatch,
@@ -361,7 +368,7 @@ def test_images_without_truth_keep_the_graph_whole(
     assert [float(value.detach()) for value in losses.values()] == [0.0, 0.0]
 
 
-def test_pairs_of_one_image_alone_count(make_batch: MakeBatch, generator: torch.Generator) -> None:
+def test_pairs_are_within_images(make_batch: MakeBatch, generator: torch.Generator) -> None:
     batch = make_batch(
         [(32, 32), (20, 31)], [[(0, 0, 16, 16, 0)], [(3, 3, 20, 18, 1), (0, 0, 10, 10, 0)]]
     )
@@ -379,7 +386,7 @@ def test_pairs_of_one_image_alone_count(make_batch: MakeBatch, generator: torch.
         one.images[:] = batch.images[i]
         own = replace(targets[rows], image_index=torch.zeros(len(rows), dtype=torch.int64))
         one = replace(one, targets=own, semantic=torch.zeros((1, 32, 32), dtype=torch.int16))
-        labels = model.label_maps(one)[0]
+        labels = model.superpixel_maps(one)[0]
         pairs = pair_weights(one, labels)
         for name, value in model.losses({"c2": features["c2"][i : i + 1]}, one).items():
             count = pairs[name]
@@ -392,16 +399,16 @@ def test_pairs_of_one_image_alone_count(make_batch: MakeBatch, generator: torch.
 
 
 def pair_weights(batch: Batch, labels: np.ndarray) -> dict[str, float]:
-    """How many pairs of neighbours count for each term."""
-    weights = agreement(
-        shares(region_map(batch, 0), labels, int(labels.max()) + 1),
+    """Total weight of the neighboring pairs for each term."""
+    weights = pair_agreement(
+        region_shares(region_map(batch, 0), labels, int(labels.max()) + 1),
         torch.from_numpy(neighbours(labels)),
     ).sum(dim=0)
     return dict(zip(("hash_together", "hash_apart"), weights.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"scope": "far"}, "scope must be neighbours or anywhere"),
         ({"relaxation": "tanh"}, "relaxation sigmoid or straight_through"),
@@ -410,6 +417,6 @@ def pair_weights(batch: Batch, labels: np.ndarray) -> dict[str, float]:
         ({"bits": 0}, "bits must be 1 to 64"),
     ],
 )
-def test_keys_that_do_not_fit(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_invalid_arguments(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         segmenter(**keys)

@@ -1,21 +1,21 @@
-// The review page: keys and buttons, one after the other, and what the server says.
+// The review page: handles keys and buttons in sequence, and shows the state from the server.
 
 import { List } from "./list.js";
 import { View } from "./view.js";
 
 const find = (id) => document.getElementById(id);
-const images = new Map(); // the last pictures, by image id; the next one is asked for ahead
+const images = new Map(); // the most recent images, by image id; the next one is prefetched
 const KEPT = 6;
 
 let list = null;
-let shown = null; // what the server says of the annotation in sight
+let shown = null; // state of the current annotation, from the server
 let undoable = 0;
 const view = new View(find("view"), () => buttons());
 
 async function ask(path, options = {}) {
   const answer = await fetch(`/api/${path}`, options);
   if (!answer.ok) {
-    const told = await answer.json().catch(() => ({ error: `the server answers ${answer.status}` }));
+    const told = await answer.json().catch(() => ({ error: `the server responded with status ${answer.status}` }));
     throw new Error(told.error);
   }
   return answer;
@@ -25,7 +25,7 @@ const told = async (path, options) => (await ask(path, options)).json();
 
 function picture(id) {
   const found = images.get(id) ?? ask(`images/${id}`).then(async (answer) => createImageBitmap(await answer.blob()));
-  images.delete(id); // to the end: the oldest one goes first
+  images.delete(id); // reinsert at the end: the oldest entry is evicted first
   images.set(id, found);
   found.catch(() => images.delete(id));
   if (images.size > KEPT) images.delete(images.keys().next().value);
@@ -38,7 +38,7 @@ async function open(id) {
   if (id === null) return;
   list.select(id);
   const { imageId } = list.item(id);
-  shown = null; // nothing is decided on what is not in sight
+  shown = null; // no decision is possible until the annotation is visible
   say("");
   const [state, image, bitmap] = await Promise.allSettled([told(`annotations/${id}`), picture(imageId), mask(id)]);
   const failed = [state, image, bitmap].find((part) => part.status === "rejected");
@@ -53,15 +53,18 @@ async function open(id) {
   if (ahead !== null) picture(list.item(ahead).imageId).catch(() => {});
 }
 
-// What a decision changed: the list, the counts, the line about the annotation.
+// Updates the list, the counts and the line about the annotation after a decision.
 function note(state) {
   const item = list.item(state.id);
   item.review = state.review;
   undoable = state.undoable;
   const score = state.score === null ? "" : `, score ${state.score.toFixed(2)}`;
   find("about").textContent = `${item.category} in ${item.image}, annotation ${item.id}${score}: ${item.review}`;
-  if (state.fallback) say(`No object was found here (${state.fallback}): the ellipse in the box stands in, or the map; painted strokes are kept`);
-  if (state.trouble) say(`Saved in the journal, but: ${state.trouble}`);
+  if (state.fallback) {
+    const substitute = "the mask is the ellipse in the box, or the thresholded map; painted strokes are kept";
+    say(`No object was found here (${state.fallback}): ${substitute}`);
+  }
+  if (state.trouble) say(`Saved in the journal, but not in the file: ${state.trouble}`);
   const done = list.items.filter((each) => each.review !== "open").length;
   find("count").textContent = `${done} of ${list.items.length} reviewed, ${list.shown.length} shown`;
   Object.assign(find("progress"), { value: done, max: Math.max(1, list.items.length) });
@@ -79,7 +82,7 @@ async function cut() {
   if (!shown) return;
   const box = view.chosenBox();
   const query = box ? `?box=${box.map((v) => v.toFixed(2)).join(",")}` : "";
-  say("Cutting ...");
+  say("Segmenting ...");
   const options = { method: "POST", headers: { "Content-Type": "image/png" }, body: await view.strokes() };
   shown = await told(`annotations/${shown.id}/cut${query}`, options);
   say("");
@@ -139,7 +142,7 @@ const KEYS = {
   arrowleft: "previous", arrowup: "previous", arrowright: "next", arrowdown: "next", "[": "smaller", "]": "larger",
 };
 
-const ONCE = new Set(["accept", "reject", "run", "undo"]); // not again and again while the key is held
+const ONCE = new Set(["accept", "reject", "run", "undo"]); // not repeated while the key is held down
 
 function buttons() {
   for (const tool of ["box", "foreground", "background"]) find(tool).setAttribute("aria-pressed", String(view.tool === tool));
@@ -155,7 +158,7 @@ function say(text) {
 
 let last = Promise.resolve();
 
-// One action at a time: a key that is pressed while the server still answers waits for its turn.
+// Runs one action at a time: keys pressed while a request is pending are queued.
 function act(action) {
   last = last.then(action).catch((error) => say(error.message)).then(buttons);
 }
@@ -163,13 +166,13 @@ function act(action) {
 function listen() {
   for (const name of Object.keys(actions)) {
     find(name)?.addEventListener("click", (event) => {
-      event.currentTarget.blur(); // or the space bar would press it again
+      event.currentTarget.blur(); // otherwise the space bar would press it again
       act(actions[name]);
     });
   }
   find("size").addEventListener("input", (event) => resize(Number(event.target.value)));
   find("filter").addEventListener("change", (event) => {
-    event.target.blur(); // letters are shortcuts again
+    event.target.blur(); // otherwise letters would go to the select element
     act(async () => {
       list.show(event.target.value);
       if (shown) note(shown);

@@ -1,13 +1,13 @@
-// The list of annotations. Only the rows in sight are in the page, so that tens of thousands scroll as ten do.
+// The list of annotations. Only visible rows are in the DOM, so that tens of thousands scroll smoothly.
 
-const HEIGHT = 28; // pixels of a row, as in style.css
+const HEIGHT = 28; // px of a row, as in style.css
 const MARKS = { open: "", accepted: "✓", edited: "✎", rejected: "✗" };
 
 const passes = (filter, review) =>
   filter === "all" || filter === review || (filter === "accepted" && review === "edited");
 
 export class List {
-  // items: [{ id, image, category, review }]; pick: called with the id of a row that was chosen.
+  // items: [{ id, image, category, review }]; pick: called with the id of the selected row.
   constructor(element, items, pick) {
     Object.assign(this, { element, items, filter: "all", current: null });
     this.place = new Map(items.map((item, i) => [item.id, i]));
@@ -21,7 +21,7 @@ export class List {
     this.show("all");
   }
 
-  // Chooses what is listed. A row that a decision takes out of the list stays in sight until the next call.
+  // Filters the list. A row that no longer matches after a decision stays visible until the next call.
   show(filter) {
     this.filter = filter;
     this.shown = this.items.filter((item) => passes(filter, item.review));
@@ -42,7 +42,7 @@ export class List {
     this.draw();
   }
 
-  // The id that lies `step` rows on, or null; wanted: of the next one with that review, searched to the end and then from the beginning.
+  // Id of the row `step` rows further, or null. wanted: id of the next row with that review, wrapping around at the end.
   beside(step, wanted = null) {
     const count = this.shown.length;
     const here = this.row.get(this.current) ?? -1;

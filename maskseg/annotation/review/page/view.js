@@ -1,6 +1,6 @@
-// The picture, its mask, the box, and what is painted. Boxes and strokes are in pixels of the image.
+// The image with its mask, box and painted strokes. Boxes and strokes are in image pixels.
 
-const FOREGROUND = "#00ff00"; // as the server reads them
+const FOREGROUND = "#00ff00"; // the colors that the server expects
 const BACKGROUND = "#ff0000";
 const MASK = "#19a7ff";
 
@@ -16,26 +16,26 @@ export class View {
     canvas.addEventListener("pointerleave", () => this.draw());
   }
 
-  // What was drawn is dropped.
+  // Discards all strokes and boxes.
   reset() {
-    this.drawn = []; // strokes and boxes in order: { tool, size, points, box, cut }
+    this.drawn = []; // strokes and boxes in drawing order: { tool, size, points, box, cut }
     this.active = null;
-    this.layer = null; // the strokes in the image's size; one layer, so that they do not add up where they cross
+    this.layer = null; // the strokes at the image's size; a single layer, so that crossing strokes do not add up
   }
 
-  // image, mask: bitmaps of the image's size (null while there is none); box: [x1, y1, x2, y2] or null.
+  // image, mask: bitmaps of the image's size, or null; box: [x1, y1, x2, y2] or null.
   show({ image, mask, box, height, width }, keep = false) {
     if (!keep) this.reset();
     Object.assign(this, { image, box, height, width, mask: mask && tinted(mask) });
     this.draw();
   }
 
-  // The box to cut: the last one that was drawn, or the annotation's own.
+  // The box to segment in: the last one drawn, or the annotation's own.
   chosenBox() {
     return this.drawn.findLast((step) => step.tool === "box")?.box ?? this.box;
   }
 
-  // Whether something was drawn since the last cut.
+  // Whether something was drawn since the last segmentation.
   pending() {
     return this.drawn.length > 0 && !this.drawn.at(-1).cut;
   }
@@ -49,12 +49,12 @@ export class View {
     return true;
   }
 
-  // The mask was cut with all that is drawn: it stays, to paint on, but is not taken back any more.
+  // Marks strokes and boxes as used for a mask: they stay visible, but can no longer be undone one by one.
   settle() {
     for (const step of this.drawn) step.cut = true;
   }
 
-  // The strokes as a PNG of the image's size, on black.
+  // The strokes as a PNG of the image's size on a black background.
   strokes() {
     const canvas = blank(this.width, this.height);
     const to = canvas.getContext("2d");
@@ -63,7 +63,7 @@ export class View {
     return new Promise((done) => canvas.toBlob(done, "image/png"));
   }
 
-  // Scale and offset from the image to the canvas: all of it, or the box with as much again around it.
+  // Scale and offset from image to canvas, for the whole image or for the box with half its size as margin.
   fit() {
     const box = this.zoomed && this.box;
     const [x1, y1, x2, y2] = box ? grown(box, 0.5) : [0, 0, this.width, this.height];
@@ -100,7 +100,7 @@ export class View {
 
   end() {
     const box = this.active?.box;
-    if (this.active?.tool === "box" && !(box && box[2] - box[0] >= 1 && box[3] - box[1] >= 1)) this.drawn.pop(); // a click is no box
+    if (this.active?.tool === "box" && !(box && box[2] - box[0] >= 1 && box[3] - box[1] >= 1)) this.drawn.pop(); // a click does not make a box
     this.active = null;
     this.draw();
     this.changed();
@@ -122,7 +122,7 @@ export class View {
     const { canvas } = this;
     const ratio = window.devicePixelRatio;
     const to = canvas.getContext("2d");
-    canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)); // clears it, too
+    canvas.width = Math.max(1, Math.round(canvas.clientWidth * ratio)); // setting the width also clears the canvas
     canvas.height = Math.max(1, Math.round(canvas.clientHeight * ratio));
     if (!this.width) return;
     const [scale, dx, dy] = this.fit();
@@ -139,7 +139,7 @@ export class View {
     if (cursor && this.tool !== "box") this.ring(to, cursor, scale / ratio);
   }
 
-  // Black under yellow dashes: seen on any picture.
+  // Yellow dashes on black are visible on any image.
   outline(to, [x1, y1, x2, y2], scale) {
     for (const [colour, dashes] of [["#000", []], ["#ffd60a", [6 / scale, 4 / scale]]]) {
       to.setLineDash(dashes);

@@ -1,0 +1,92 @@
+"""What the command line chooses is never changed by keys of an experiment that belong to something
+else.
+"""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from maskseg import config as configs
+from maskseg.config import Config
+from maskseg.files import parse_yaml
+from maskseg.files.configs import config_folder
+
+
+def compose(*overrides: str) -> Config:
+    return configs.compose("train", list(overrides))
+
+
+def read(group: str, name: str) -> dict[str, object]:
+    """The keys of a config file."""
+    content = parse_yaml((config_folder() / group / f"{name}.yaml").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def test_the_default_experiment_is_used_where_nothing_is_chosen() -> None:
+    assert compose() == compose("experiment=scenes_r18")
+    assert compose("trainer.max_steps=5").name == "scenes_r18"
+
+
+def test_a_chosen_optimizer_keeps_its_own_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose("optimizer=sgd")
+    assert config.optimizer == OmegaConf.create(read("optimizer", "sgd"))
+    assert (config.name, config.trainer.max_steps) == ("scenes_r18", 1400)
+    message = "optimizer=sgd drops these keys of experiment=scenes_r18: optimizer.lr=0.0007"
+    assert capsys.readouterr().out.strip() == message
+
+
+def test_the_command_line_still_changes_keys_of_what_it_chooses() -> None:
+    assert compose("optimizer=sgd", "optimizer.lr=0.5").optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("overrides", [["model=torchvision_mask_rcnn"], ["data=coco"]])
+def test_no_default_experiment_under_a_chosen_model_or_dataset(overrides: list[str]) -> None:
+    config = compose(*overrides)
+    assert config.name == "unnamed"
+    assert config.model.backbone.trunk.name == "resnet50"
+    assert config.optimizer.lr == read("optimizer", "sgd")["lr"]
+
+
+def test_a_model_in_an_experiment_of_another_kind() -> None:
+    config = compose("experiment=scenes_cfm", "model=mask_rcnn")
+    assert config.model == compose("model=mask_rcnn", "data=scenes").model
+    assert (config.name, config.trainer.max_steps) == ("scenes_cfm", 2000)
+
+
+def test_choices_of_an_experiment_below_a_replaced_model_are_dropped() -> None:
+    # The experiment chooses superpixels for a segmenter that the model does not have.
+    config = compose("experiment=scenes_hash_r18", "model=mask_rcnn")
+    assert "segmenter" not in config.model
+
+
+def test_a_replaced_stage_keeps_nothing_of_the_stage_before() -> None:
+    config = compose("model/proposer=file")
+    assert set(config.model.proposer) == set(read("model/proposer", "file"))
+    assert config.model.backbone.channels == 64  # the experiment's other keys are unchanged
+
+
+def test_a_group_in_a_place_of_its_own() -> None:
+    config = compose("model/trunk@model.backbone.trunk=resnet")
+    assert config.model.backbone.trunk == OmegaConf.create(read("model/trunk", "resnet"))
+
+
+def test_a_removed_head_leaves_no_keys() -> None:
+    config = compose("~model/heads@model.heads.mask")
+    assert "mask" not in config.model.heads
+
+
+def test_experiments_that_build_on_others() -> None:
+    config = compose("experiment=scenes_keypoint_r18", "optimizer=sgd")
+    assert config.optimizer.lr == read("optimizer", "sgd")["lr"]
+    assert config.model.heads.keypoint.channels == 128
+
+
+def test_the_recipe_stays_with_another_dataset() -> None:
+    # Transforms are a key that all datasets have; the recipe's are used for each of them.
+    config = compose("experiment=coco_r50_fpn_lsj", "data=custom")
+    assert (
+        config.data.train_transforms == compose("experiment=coco_r50_fpn_lsj").data.train_transforms
+    )
+    assert config.data.train_json is None
