@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypedDict
 
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskseg.config.levels import FILLED_KEYS
 from maskseg.data.datasets.coco import CocoSource
-from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions, Split
+from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
 from maskseg.errors import UserError
 
 
@@ -50,13 +50,13 @@ class FitKeys(TypedDict, total=False):
     """The group `fit` of `fit_hash.yaml` and `fit_svm.yaml`."""
 
     split: str
-    kept: int
+    max_samples: int
     iterations: int
     max_images: int | None
     C: float
     positive_weight: float
     norm: float
-    constant: float
+    intercept_scaling: float
     negatives: int
     negative_below: float
     flip: bool
@@ -144,22 +144,28 @@ def check_types(config: DictConfig) -> None:
     references = set(_references(OmegaConf.to_container(config, resolve=False)))
     integers: dict[str, int] = {}
     for key, value, hint in walk(resolved):
-        if value == "???" or (value is None and key in references):
+        if _is_set_later(key, value, references):
             continue
-        if value is None and key.rpartition(".")[2] in FILLED_KEYS:
-            continue
-        if type(value) is float and value.is_integer() and _is_integer_only(hint):
+        if _is_integer_as_float(value, hint):
             integers[key] = int(value)
-            continue
-        if not _matches(value, hint):
+        elif not _matches(value, hint):
             raise UserError(f"{key}={value!r}: expected {describe(hint)}")
     for key, number in integers.items():
         if key not in references:
             OmegaConf.update(config, key, number)
 
 
-def _is_integer_only(hint: Any) -> bool:
-    return _matches(0, hint) and not _matches(0.0, hint)
+def _is_set_later(key: str, value: Any, references: Collection[str]) -> bool:
+    """Whether a key has no value yet: it is missing, or is filled in from the data or the model."""
+    if value is None:
+        return key in references or key.rpartition(".")[2] in FILLED_KEYS
+    return bool(value == "???")
+
+
+def _is_integer_as_float(value: Any, hint: Any) -> bool:
+    """Whether a value such as 10.0 or 1e1 stands for an integer."""
+    is_whole = type(value) is float and value.is_integer()
+    return is_whole and _matches(0, hint) and not _matches(0.0, hint)
 
 
 def _references(node: Any, place: str = "") -> Iterator[str]:
@@ -216,8 +222,6 @@ def types_of(target: str) -> dict[str, Any]:
     if inspect.isclass(built) and issubclass(built, CocoSource):
         for options in (ReadOptions, LoaderOptions, ClassOptions, DataKeys):
             hints = {**typing.get_type_hints(options), **hints}
-        for name in typing.get_type_hints(Split):
-            hints.pop(name, None)
     return hints
 
 
@@ -278,16 +282,19 @@ def _matches_collection(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bo
         inner = arguments[0] if arguments else Any
         return isinstance(value, list) and all(_matches(item, inner) for item in value)
     if kind is tuple:
-        if not isinstance(value, list):
-            return False
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return all(_matches(item, arguments[0]) for item in value)
-        pairs = zip(value, arguments, strict=False)
-        return len(value) == len(arguments) and all(_matches(item, hint) for item, hint in pairs)
+        return isinstance(value, list) and _matches_tuple(value, arguments)
     if kind in (dict, collections.abc.Mapping):
         inner = arguments[1] if len(arguments) == 2 else Any
         return isinstance(value, dict) and all(_matches(item, inner) for item in value.values())
     return True
+
+
+def _matches_tuple(values: list[Any], arguments: tuple[Any, ...]) -> bool:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return all(_matches(value, arguments[0]) for value in values)
+    if len(values) != len(arguments):
+        return False
+    return all(_matches(value, hint) for value, hint in zip(values, arguments, strict=True))
 
 
 def _is_plain(hint: Any) -> bool:
@@ -318,10 +325,17 @@ def describe(hint: Any) -> str:
         return _NAMES[hint]
     kind = origin or hint
     if kind in (list, tuple, collections.abc.Sequence):
-        inner = [argument for argument in arguments if argument is not Ellipsis]
-        words = dict.fromkeys(describe(argument) for argument in inner)
-        count = f"{len(inner)} values" if kind is tuple and Ellipsis not in arguments else "values"
-        return f"a list of {count}" + (f", each {' or '.join(words)}" if words else "")
+        return _describe_list(kind, arguments)
     if kind in (dict, collections.abc.Mapping):
         return "a group of keys"
     return "a group with _target_"
+
+
+def _describe_list(kind: Any, arguments: tuple[Any, ...]) -> str:
+    items = [argument for argument in arguments if argument is not Ellipsis]
+    text = "a list of values"
+    if kind is tuple and Ellipsis not in arguments:
+        text = f"a list of {len(items)} values"
+    if not items:
+        return text
+    return f"{text}, each {' or '.join(dict.fromkeys(describe(item) for item in items))}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from maskseg import config as configs
 from maskseg.config.schema import describe, walk
 from maskseg.errors import UserError
+from maskseg.files import parse_yaml
+from maskseg.files.configs import config_folder
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,23 @@ def test_every_key_of_every_experiment_has_a_type(experiment: str) -> None:
     typed = {key for key, _, _ in walk(plain)}
     for key in leaves(plain):
         assert any(key == known or key.startswith(f"{known}.") for known in typed), key
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config_folder().glob("*.yaml")), ids=lambda path: str(path.stem)
+)
+def test_every_key_of_every_tool_has_a_type(path: Path) -> None:
+    # Guards against: a key is renamed, and its type is declared for the old name only
+    content = parse_yaml(path.read_text())
+    assert isinstance(content, dict)
+    own = {key: value for key, value in content.items() if key != "defaults"}
+    typed = {key for key, _, _ in walk(own)}
+    assert set(leaves(own)) - {""} <= typed
+
+
+def test_the_images_of_a_dataset_are_text() -> None:
+    with pytest.raises(UserError, match=r"data\.images=3: expected text or null"):
+        configs.compose("train", ["data=custom", "data.images=3"])
 
 
 def leaves(node: object, place: str = "") -> list[str]:
