@@ -134,7 +134,6 @@ def _select_builder(settings: dict[str, Any], categories: Categories, num_classe
     trunk = values.get("backbone.trunk.name", "")
     overrides = [
         f"model=torchvision_{group}{'_v2' if is_v2 else ''}",
-        "experiment=coco_r50_fpn_3x",
         "data=coco",
     ]
     if not heads:

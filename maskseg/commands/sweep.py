@@ -193,7 +193,7 @@ def train_trial(overrides: Sequence[str], folder: Path) -> float:
     train_overrides = [o.removesuffix("=null") if o.startswith("~") else o for o in overrides]
     if not any(override.startswith("trainer.resume=") for override in train_overrides):
         train_overrides.append("trainer.resume=auto")
-    config = configs.compose("train", train_overrides)
+    config = configs.compose("train", train_overrides, print)
     config.run_dir = str(folder)
     metric = str(config.trainer.best_metric)
     problem = ""

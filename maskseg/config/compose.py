@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,16 +12,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.experiment import select_experiment
-from maskseg.config.schema import check_types
+from maskseg.config.overrides import is_group, key_of
+from maskseg.config.schema import check_types, describe
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
 
 _CONTAINERS = (DictConfig, ListConfig, dict, list)
 
 
-def compose(name: str, overrides: Sequence[str]) -> DictConfig:
+def compose(
+    name: str, overrides: Sequence[str], report: Callable[[str], None] | None = None
+) -> DictConfig:
     """Compose `configs/<name>.yaml` with the overrides of the command line.
 
+    report: called with a line for each override that drops keys of the experiment.
     Raises UserError for an override that does not fit, with the closest valid key.
     """
     for override in overrides:
@@ -35,9 +38,9 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
             OmegaConf.resolve(config.copy())
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, name, overrides)) from error
-    if os.environ.get("RANK", "0") == "0":
+    if report is not None:
         for message in messages:
-            print(message, flush=True)
+            report(message)
     for override in overrides:
         check_override(override, config, defaults)
     check_types(config)
@@ -69,13 +72,8 @@ def check_choice(override: str) -> None:
         raise UserError(f"{key} has no {value!r}{hint} (there are {', '.join(choices)})")
 
 
-def key_of(override: str) -> str:
-    """The key of an override: `data` for `data=coco`, `a.b` for `~a.b`."""
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
 def _is_group_choice(override: str) -> bool:
-    return (config_folder() / key_of(override)).is_dir() or "@" in override.split("=", 1)[0]
+    return is_group(key_of(override)) or "@" in override.split("=", 1)[0]
 
 
 def check_override(override: str, config: DictConfig, defaults: DictConfig) -> None:
@@ -117,17 +115,9 @@ def _same_kind(old: object, new: object) -> bool:
 
 
 def _describe_kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int):
-        return "a whole number"
-    if isinstance(value, float):
-        return "a number"
     if isinstance(value, ListConfig | list):
         return "a list"
-    if isinstance(value, DictConfig | dict):
-        return "a group of keys"
-    return "text"
+    return describe(dict if isinstance(value, DictConfig) else type(value))
 
 
 def keys_of(config: object, prefix: str = "") -> Iterator[str]:

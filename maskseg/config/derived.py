@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
-from maskseg.config.compose import check_choice, check_override, compose, key_of, keys_of, nearest
+from maskseg.config.compose import check_choice, check_override, compose, keys_of, nearest
+from maskseg.config.overrides import key_of
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
 

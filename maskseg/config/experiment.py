@@ -16,9 +16,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from maskseg.config.overrides import is_group, key_of, place_of
 from maskseg.files.configs import config_folder
 
 _DEFAULT_DESELECTED_BY = ("model", "data")
+_WHOLE_CONFIG = ("experiment", "debug")  # groups whose files have keys of all others
 _MAX_NAMED = 6  # keys in a message
 _SHARED = "_common"  # keys of this file of a group suit each choice of the group
 
@@ -37,14 +39,12 @@ class Replacement:
 
 def replacements(overrides: Sequence[str]) -> list[Replacement]:
     """The groups that the command line chooses (`group=name`, `group@place=name`) or removes."""
-    result = []
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        group, at, place = key.partition("@")
-        is_group = group != "experiment" and (config_folder() / group).is_dir()
-        if is_group and group != "debug":
-            result.append(Replacement(override, group, place if at else group.replace("/", ".")))
-    return result
+    choices = [override for override in overrides if key_of(override) not in _WHOLE_CONFIG]
+    return [
+        Replacement(choice, key_of(choice), place_of(choice))
+        for choice in choices
+        if is_group(key_of(choice))
+    ]
 
 
 def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -110,8 +110,7 @@ def _register(
 
 def _is_replaced_default(key: str, replaced: Sequence[Replacement]) -> bool:
     """Whether an entry of an experiment's defaults list chooses what the command line replaces."""
-    group, at, place = key.removeprefix("override ").removeprefix("/").partition("@")
-    place = place if at else group.replace("/", ".")
+    place = place_of(key.removeprefix("override ").removeprefix("/"))
     for replacement in replaced:
         if f"{place}.".startswith(f"{replacement.place}."):
             key_below = place[len(replacement.place) + 1 :].partition(".")[0]
