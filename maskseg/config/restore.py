@@ -18,6 +18,7 @@ from maskseg.engine.checkpoint import (
     inference_weights,
     load_checkpoint,
     load_weights,
+    save_checkpoint,
 )
 from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.precision import inference_dtype, pick_device
@@ -139,6 +140,32 @@ def check_exists(source: CocoSource) -> None:
                 f"{split.key}: there is no such file; data=NAME names the dataset, and makes one "
                 "that can be made"
             )
+
+
+def training_config(config: Config) -> Config:
+    """The keys of a training that a tool's config has, without those of the tool."""
+    return configs.select_keys(config, configs.compose("train", []))
+
+
+def save_fitted(
+    path: Path,
+    model: nn.Module,
+    config: Config,
+    categories: Categories,
+    metrics: dict[str, float],
+) -> None:
+    """Save a fitted model as a checkpoint like that of a training.
+
+    config: of `training_config`. Raises UserError.
+    """
+    checkpoint = {
+        "config": configs.to_yaml(config),
+        "categories": categories.to_dict(),
+        "model": model.state_dict(),
+        "step": 0,
+        "metrics": metrics,
+    }
+    save_checkpoint(path, checkpoint)
 
 
 def prepare_segments(

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,16 @@ def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:
             continue
     with replacing(path, "the metrics") as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
+
+
+@contextmanager
+def print_warnings() -> Iterator[None]:
+    """Print all warnings of the block, also repeated ones, when it ends without an error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        print(f"warning: {warning.message}", flush=True)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -16,14 +15,21 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.config import Config
-from maskseg.config.restore import checkpoint_argument, open_data, prepare_segments, trained_model
+from maskseg.config.restore import (
+    checkpoint_argument,
+    open_data,
+    prepare_segments,
+    save_fitted,
+    trained_model,
+    training_config,
+)
 from maskseg.data.collate import collate
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import BatchLoader
 from maskseg.data.transforms import Flip
-from maskseg.engine.checkpoint import checkpoint_path, load_weights, save_checkpoint
+from maskseg.engine.checkpoint import checkpoint_path, load_weights
 from maskseg.engine.distributed import DistributedContext
-from maskseg.engine.logs import RunLog
+from maskseg.engine.logs import RunLog, print_warnings
 from maskseg.engine.precision import pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
@@ -189,11 +195,8 @@ def _fit(
         f"{sum(fitter.seen)} segments seen, {count} kept: {megabytes:.0f} MB of features; solving",
         flush=True,
     )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with print_warnings():
         fitter.fit()
-    for warning in caught:
-        print(f"warning: {warning.message}", flush=True)
     assert fitter.result is not None
     return fitter.result
 
@@ -216,18 +219,10 @@ def _save(
     output: Path, model: nn.Module, config: Config, categories: Categories, result: SVMFit
 ) -> None:
     """Write config.yaml and last.pt."""
-    # Only what a training saves, without the keys of this tool.
-    train_config = configs.select_keys(config, configs.compose("train", []))
+    train_config = training_config(config)
     with replacing(output / "config.yaml", "the config") as file:
         file.write(configs.to_yaml(train_config, resolve=True).encode())
-    checkpoint = {
-        "config": configs.to_yaml(train_config),
-        "categories": categories.to_dict(),
-        "model": model.state_dict(),
-        "step": 0,
-        "metrics": result.metrics(),
-    }
-    save_checkpoint(output / "last.pt", checkpoint)
+    save_fitted(output / "last.pt", model, train_config, categories, result.metrics())
 
 
 def _format_table(result: SVMFit, names: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ Implements `tools/fit_hash.py` and `tools/evaluate.py experiment=...`.
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +18,17 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.config import Config
-from maskseg.config.restore import check_exists, single_image, trained_model
+from maskseg.config.restore import (
+    check_exists,
+    save_fitted,
+    single_image,
+    trained_model,
+    training_config,
+)
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.data.datasets.segmentation_source import SegmentedSource
-from maskseg.engine.checkpoint import save_checkpoint
-from maskseg.engine.logs import RunLog
+from maskseg.engine.logs import RunLog, print_warnings
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
@@ -80,7 +84,7 @@ def fit(overrides: list[str]) -> None:
     metrics = result.metrics()
     log.log_scalars(len(result.errors), "val", metrics)
     log.close()
-    _save(output / "last.pt", model, config, categories, result)
+    save_fitted(output / "last.pt", model, training_config(config), categories, result.metrics())
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     print(f"written to {output}: last.pt, metrics.jsonl, tensorboard")
 
@@ -109,7 +113,8 @@ def evaluate(overrides: list[str]) -> None:
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
         result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
-        _save(output / "hash.pt", model, config, Categories((), ()), result)
+        train_config = training_config(config)
+        save_fitted(output / "hash.pt", model, train_config, Categories((), ()), result.metrics())
     inference_model = for_inference(model, dtype)
     study = SegmentStudy(
         cast(PixelModel, inference_model),
@@ -264,25 +269,7 @@ def _fit(
         image_features = extract_features(inference_model, segmenter, batch)
         cells = segmenter.crop_to_frame(image_features.features, image_features.frame)
         fitter.update(cells.flatten(1).T)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with print_warnings():
         fitter.fit()
-    for warning in caught:
-        print(f"warning: {warning.message}", flush=True)
     assert fitter.result is not None
     return fitter.result
-
-
-def _save(
-    path: Path, model: nn.Module, config: Config, categories: Categories, result: ITQResult
-) -> None:
-    """Save a checkpoint like that of a training: its config has none of the tool's own keys."""
-    training_config = configs.select_keys(config, configs.compose("train", []))
-    checkpoint = {
-        "config": configs.to_yaml(training_config),
-        "categories": categories.to_dict(),
-        "model": model.state_dict(),
-        "step": 0,
-        "metrics": result.metrics(),
-    }
-    save_checkpoint(path, checkpoint)
