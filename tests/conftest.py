@@ -201,3 +201,10 @@ def missing_gradients(module: torch.nn.Module) -> list[str]:
 def unreached() -> Callable[[torch.nn.Module], list[str]]:
     """`missing_gradients`."""
     return missing_gradients
+
+
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the module's fixture `home` makes, as the working directory."""
+    monkeypatch.chdir(home)
+    return home

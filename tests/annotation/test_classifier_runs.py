@@ -54,12 +54,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
-
-
 def test_a_training_scores_images(at_home: Path) -> None:
     assert all("loss/image_class" in line for line in lines(at_home / "run"))
     (metrics,) = lines(at_home / "run", "val")

@@ -79,12 +79,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
-
-
 def test_a_run_leaves_what_it_should(home: Path) -> None:
     found = {p.name for p in (home / "run").iterdir()}
     pictures = {

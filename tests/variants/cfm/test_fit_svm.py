@@ -66,12 +66,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
-
-
 def test_only_the_last_layer_changes(home: Path) -> None:
     assert sorted(path.name for path in (home / "svm").iterdir()) == FILES
     softmax, fitted = (load_checkpoint(home / name) for name in ("softmax.pt", "svm/last.pt"))

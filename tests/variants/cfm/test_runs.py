@@ -42,12 +42,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
-
-
 def test_a_training_computes_segments_and_scores_pixels(at_home: Path) -> None:
     text = (at_home / "said.txt").read_text()
     assert "segments_train: computing the segments of 8 images" in text

@@ -121,12 +121,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
-
-
 def test_fit_hash_writes_a_model_with_a_hash_layer(home: Path) -> None:
     assert sorted(p.name for p in (home / "hash").iterdir()) == [
         "last.pt",
