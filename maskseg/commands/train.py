@@ -19,6 +19,7 @@ other keys: run_dir, seed, total_batch, trainer.max_steps, trainer.checkpoint_ev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,8 @@ _MAX_NAMED = 5  # tensors or keys in a message
 
 def main(arguments: list[str]) -> None:
     """Entry point of `tools/train.py`."""
-    run_dir = train(configs.compose("train", arguments))
+    report = print if os.environ.get("RANK", "0") == "0" else None
+    run_dir = train(configs.compose("train", arguments, report))
     print(f"run folder: {run_dir}")
 
 
@@ -115,9 +117,7 @@ def _train(config: Config, trainer: Trainer, context: DistributedContext) -> Pat
         "categories": categories.to_dict(),
     }
     if context.main:
-        _write_config(config, run_dir)
-        step = int(resume["step"]) if resume else 0
-        run_folder.record(run_dir, trainer.torch_device, context.world_size, step)
+        _record_start(config, run_dir, trainer, context, resume)
 
     # Loop
     batches = _make_batches(config, source, trainer, context, run_dir)
@@ -151,9 +151,18 @@ def _print_nothing(*_: object, **__: object) -> None:
     """The log of all ranks but rank 0."""
 
 
-def _write_config(config: Config, run_dir: Path) -> None:
+def _record_start(
+    config: Config,
+    run_dir: Path,
+    trainer: Trainer,
+    context: DistributedContext,
+    resume: Checkpoint | None,
+) -> None:
+    """Write the config and the environment of the run."""
     with replacing(run_dir / "config.yaml", "the config") as file:
         file.write(configs.to_yaml(config, resolve=True).encode())
+    step = int(resume["step"]) if resume else 0
+    run_folder.record(run_dir, trainer.torch_device, context.world_size, step)
 
 
 def _try_to_draw(draw: Callable[[], None]) -> None:

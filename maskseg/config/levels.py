@@ -23,8 +23,6 @@ Levels = Mapping[str, FeatureSpec]
 
 def needs_levels(node: Any) -> bool:
     """Whether a key below this node is filled in from the backbone."""
-    if isinstance(node, list):
-        return any(needs_levels(inner) for inner in node)
     if not isinstance(node, dict):
         return False
     return any(_is_open(node, key) for key in FILLED_KEYS) or any(

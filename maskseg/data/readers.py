@@ -45,8 +45,8 @@ class SegmentData(Protocol):
 
     folders: dict[str, str | None]  # by split
 
-    def reader(self, split: str, records: Sequence[ImageRecord]) -> Reader | None:
-        """What reads the segments of a split; None where the split has none."""
+    def reader(self, split: str, records: Sequence[ImageRecord]) -> Reader:
+        """What reads the segments of a split that has a folder."""
 
     def transform(self, categories: Categories, training: bool) -> Transform:
         """What draws the segments that are learnt from, after the other transforms."""

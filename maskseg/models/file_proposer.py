@@ -22,7 +22,11 @@ class FileProposer(nn.Module):
         self.train_limit = train_limit
         self.test_limit = test_limit
 
-    def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:  # noqa: ARG002 - the slot's signature
+    def forward(
+        self,
+        features: Features,  # noqa: ARG002 - in the signature of `Proposer`
+        batch: Batch,
+    ) -> tuple[Regions, Losses]:
         """Return the proposals, best first within an image.
 
         Raises UserError for a batch without proposals.

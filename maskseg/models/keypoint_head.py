@@ -119,7 +119,12 @@ class KeypointHead(nn.Module):
             matched_gt=samples.matched_gt[keep],
         )
 
-    def predict(self, features: Features, detections: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - the slot's signature
+    def predict(
+        self,
+        features: Features,
+        detections: Regions,
+        sizes: Tensor,  # noqa: ARG002 - in the signature of `RegionHead`
+    ) -> Regions:
         """Return the detections with `keypoints` f32 [D, P, 3]: x, y, score.
 
         Points that do not belong to the class are zero.

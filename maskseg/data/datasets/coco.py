@@ -203,17 +203,15 @@ class CocoSource:
     def readers(self, split: str) -> list[Reader]:
         """What is read beside the images of a split. Raises UserError for files that do not fit."""
         readers: list[Reader] = []
-        records = self.records(split)
         proposals = self.split(split).proposals
         if proposals is not None:
-            sizes = ((record.id, record.height, record.width) for record in records)
+            sizes = ((r.id, r.height, r.width) for r in self.records(split))
             readers.append(ReadProposals(ProposalFile(proposals, sizes)))
         semantic = self.semantic_maps(split)
         if semantic is not None:
             readers.append(ReadSemanticMap(semantic))
-        segments = None if self.segments is None else self.segments.reader(split, records)
-        if segments is not None:
-            readers.append(segments)
+        if self.segments is not None and self.segments.folders[split] is not None:
+            readers.append(self.segments.reader(split, self.records(split)))
         return readers
 
     def _last_transforms(self, split: str, training: bool) -> list[Transform]:

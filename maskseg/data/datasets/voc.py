@@ -207,7 +207,13 @@ class VocSource(CachedCocoSource):
     def _ground_truth_files(self, split: str, name: str) -> list[Path]:  # noqa: ARG002
         return ground_truth_files(Path(str(self.root)), name)
 
-    def _objects(self, split: str, name: str, height: int, width: int) -> ObjectMasks:  # noqa: ARG002
+    def _objects(
+        self,
+        split: str,  # noqa: ARG002 - all splits share the folders
+        name: str,
+        height: int,
+        width: int,
+    ) -> ObjectMasks:
         return voc_objects(Path(str(self.root)), name, height, width, self.reading.max_pixels)
 
 

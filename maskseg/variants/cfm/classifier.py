@@ -344,7 +344,12 @@ class CFMClassifier(nn.Module):
         """Convert logits to scores in [0, 1]: f32 [R, K], without background."""
         return logits.softmax(dim=1)[:, :-1]
 
-    def predict(self, features: Features, proposals: Regions, sizes: Tensor) -> Regions:  # noqa: ARG002 - signature of `Classifier`
+    def predict(
+        self,
+        features: Features,
+        proposals: Regions,
+        sizes: Tensor,  # noqa: ARG002 - in the signature of `Classifier`
+    ) -> Regions:
         """Classify proposals: things and stuff with masks, by image and descending score.
 
         The number of detections is not limited, because `CFMNet` pastes the label map from all of

@@ -32,7 +32,11 @@ class SegmentProposer(nn.Module):
         self.method = method
         self.limit = limit
 
-    def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:  # noqa: ARG002 - signature of `Proposer`
+    def forward(
+        self,
+        features: Features,  # noqa: ARG002 - in the signature of `Proposer`
+        batch: Batch,
+    ) -> tuple[Regions, Losses]:
         """Return proposals with masks, best first within an image, and no losses.
 
         In training, the proposals are those that the data pipeline drew, with labels. Raises

@@ -31,7 +31,7 @@ class PyramidLinear(nn.Linear):
         """Return the form for inference."""
         return FusedPyramidLinear(self)
 
-    def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override] # several tensors
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         return wide_linear(flatten_parts(parts), self.weight, self.bias)
 
 

@@ -14,7 +14,7 @@ from maskseg.data.sample import Sample
 from maskseg.engine.distributed import DistributedContext
 from maskseg.structures import Categories
 from maskseg.variants.cfm.draw import DrawSegments
-from maskseg.variants.cfm.prepare import make_missing_segments, run_on_local_rank_zero
+from maskseg.variants.cfm.prepare import image_sizes, make_missing_segments, run_on_local_rank_zero
 from maskseg.variants.cfm.sampling import SegmentSampler
 from maskseg.variants.cfm.store import SegmentStore
 
@@ -62,13 +62,14 @@ class FolderSegments:
         """The sampler for this many classes, the things first."""
         return SegmentSampler(num_things, num_classes, **self.sampler)
 
-    def reader(self, split: str, records: Sequence[ImageRecord]) -> ReadSegments | None:
-        """Raises UserError for a folder that lacks the segments of an image."""
+    def reader(self, split: str, records: Sequence[ImageRecord]) -> ReadSegments:
+        """What reads the segments of a split that has a folder.
+
+        Raises UserError for a folder that lacks the segments of an image.
+        """
         folder = self.folders[split]
-        if folder is None:
-            return None
-        sizes = [(record.id, record.height, record.width) for record in records]
-        return ReadSegments(SegmentStore(folder, sizes))
+        assert folder is not None
+        return ReadSegments(SegmentStore(folder, image_sizes(records)))
 
     def transform(self, categories: Categories, training: bool) -> DrawSegments:
         """The draw of the segments that are learnt from."""
