@@ -163,7 +163,7 @@ def _review(desk: Desk) -> None:
     desk.page.reload()
     desk.about("annotation 9: open")
     assert desk.marks() == ["accepted", "edited", "rejected", "open"]
-    stored, expected = desk.held(), proposals()
+    stored, expected = desk.stored(), proposals()
     edited, changed = stored["annotations"][2], expected["annotations"][2]
     mask = coco_mask.decode(edited["segmentation"]).astype(bool)
     assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
@@ -197,7 +197,7 @@ def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
     desk.about("annotation 1: open")
     desk.page.reload()
     desk.about("annotation 1: open")
-    assert desk.held() == proposals()
+    assert desk.stored() == proposals()
     assert desk.problems == []
 
 
@@ -209,7 +209,7 @@ def test_a_box_is_drawn_where_the_object_is(desk: Desk) -> None:
     desk.about("edited")
     desk.page.reload()
     desk.about("annotation 5")
-    mask = coco_mask.decode(desk.held()["annotations"][0]["segmentation"]).astype(bool)
+    mask = coco_mask.decode(desk.stored()["annotations"][0]["segmentation"]).astype(bool)
     assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
 
 
@@ -226,7 +226,7 @@ def test_painted_pixels_are_kept(desk: Desk) -> None:
     desk.about("edited")
     desk.page.reload()
     desk.about("annotation 5")
-    mask = coco_mask.decode(desk.held()["annotations"][0]["segmentation"])
+    mask = coco_mask.decode(desk.stored()["annotations"][0]["segmentation"])
     assert mask[34:36, 3:13].all()
     assert not mask[4:6, 4:13].any()
 
@@ -258,7 +258,7 @@ def test_fast_keys_are_queued(desk: Desk) -> None:
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
     desk.page.reload()
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
-    assert [a["review"] for a in desk.held()["annotations"]] == [
+    assert [a["review"] for a in desk.stored()["annotations"]] == [
         "accepted",
         "accepted",
         "rejected",
