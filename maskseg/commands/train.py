@@ -70,10 +70,21 @@ def train(config: Config) -> Path:
     """
     trainer: Trainer = configs.build(config.trainer)
     with init_distributed(trainer.torch_device) as context:
-        return _train(config, trainer, context)
+        folder = run_folder.choose(config, trainer) if context.main else None
+        try:
+            return _train(config, trainer, context, folder)
+        finally:
+            if folder is not None:
+                folder.close()
 
 
-def _train(config: Config, trainer: Trainer, context: DistributedContext) -> Path:
+def _train(
+    config: Config,
+    trainer: Trainer,
+    context: DistributedContext,
+    folder: run_folder.RunFolder | None,
+) -> Path:
+    """folder: None on ranks other than 0."""
     context.split_batch(config.total_batch, trainer.accumulate_grad_batches)
     log = print if context.main else _print_nothing
 
@@ -100,8 +111,7 @@ def _train(config: Config, trainer: Trainer, context: DistributedContext) -> Pat
         validation = build_validation(config, source, "val", categories, context)
 
     # Initial weights, and checks that need the model
-    choice = run_folder.choose(config, trainer) if context.main else None
-    folder, resume_path = context.broadcast(choice)
+    resume_path = context.broadcast(folder.resume_from if folder else None)
     resume = run_folder.read(resume_path)
     _load_weights(model, optimizer, trainer, resume, config, log)
     _check_model(model, source, trainer)
@@ -109,7 +119,7 @@ def _train(config: Config, trainer: Trainer, context: DistributedContext) -> Pat
     context.barrier()  # nothing is written before all processes have passed their checks
 
     # Run folder
-    run_dir = run_folder.make_folder(folder)
+    run_dir: Path = context.broadcast(folder.make() if folder else None)
     log(f"run folder: {run_dir}", flush=True)
     log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
     metadata: Checkpoint = {

@@ -7,7 +7,9 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from maskseg.engine.checkpoint import Checkpoint, latest_valid, load_checkpoint,
 from maskseg.engine.loop import TrainSettings
 from maskseg.errors import UserError
 from maskseg.files import parse_json, write_json
+from maskseg.files.locks import open_locked, release
+
+LOCK_NAME = ".lock"
 
 _PACKAGES = (
     "torch",
@@ -30,11 +35,65 @@ _PACKAGES = (
 )
 
 
-def choose(config: Any, settings: TrainSettings) -> tuple[Path, Path | None]:
+@dataclass
+class RunFolder:
+    """The folder that a run writes to, locked from its making to the end of the run.
+
+    path: None until `make` has chosen a new one below `home`;
+    home: where the runs of the experiment lie;
+    resume_from: the checkpoint to resume from, if any;
+    may_hold_run: False where the folder must not hold a run yet.
+    """
+
+    path: Path | None
+    home: Path
+    resume_from: Path | None = None
+    may_hold_run: bool = False
+    _lock: FileIO | None = None
+
+    def make(self) -> Path:
+        """Create the folder if it is missing, and lock it.
+
+        Raises UserError if it is not writable, or if another process writes to it.
+        """
+        while self.path is None:
+            folder = _new_folder(self.home)
+            make_folder(self.home)
+            try:
+                folder.mkdir()
+            except FileExistsError:  # a run that was started in the same second
+                continue
+            except OSError as error:
+                raise _not_writable(folder, error) from error
+            self.path = folder
+        make_folder(self.path)
+        self.lock()
+        if not self.may_hold_run or (self.resume_from is None and _holds_checkpoint(self.path)):
+            _check_free(self.path)  # another run has begun, or ended, there in the meantime
+        return self.path
+
+    def lock(self) -> None:
+        """Lock a folder that exists. Raises UserError if another process holds the lock."""
+        if self._lock is not None or self.path is None or not self.path.is_dir():
+            return
+        in_use = f"run_dir={self.path}: another process is training there; wait for its end"
+        try:
+            self._lock = open_locked(self.path / LOCK_NAME, in_use)
+        except OSError as error:
+            raise _not_writable(self.path, error) from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None and self.path is not None:
+            release(self._lock, self.path / LOCK_NAME)
+
+
+def choose(config: Any, settings: TrainSettings) -> RunFolder:
     """Choose the folder to write to and the checkpoint to resume from, if any.
 
     config: with `name` and `run_dir`. A folder that already holds a run is only used to resume that
-    run. Raises UserError if the config would overwrite a run, or if no checkpoint can be loaded.
+    run, and is locked before its checkpoints are read. Raises UserError if the config would
+    overwrite a run, if another process writes to it, or if no checkpoint can be loaded.
     """
     home = Path("runs") / config.name
     named = Path(config.run_dir) if config.run_dir else None
@@ -43,27 +102,37 @@ def choose(config: Any, settings: TrainSettings) -> tuple[Path, Path | None]:
     if settings.resume:
         source = Path(settings.resume)
         source_dir = source if source.is_dir() else source.parent
-        if named and named.resolve() != source_dir.resolve():
-            _check_free(named)
-        return named or source_dir, _latest(source) if source.is_dir() else source
+        same_folder = named is None or named.resolve() == source_dir.resolve()
+        folder = RunFolder(named or source_dir, home, may_hold_run=same_folder)
+        if same_folder:
+            folder.lock()
+        else:
+            _check_free(folder.path)
+        folder.resume_from = _latest(source) if source.is_dir() else source
+        return folder
     if named:
         _check_free(named)
-    return named or _new_folder(home), None
+    return RunFolder(named, home)
 
 
-def _choose_automatically(home: Path, named: Path | None) -> tuple[Path, Path | None]:
+def _choose_automatically(home: Path, named: Path | None) -> RunFolder:
     """Resume the run in `named`, else the newest one of the experiment, else start a new run."""
     if named:
         folders = [named]
     else:
         folders = sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for folder in folders:
-        if _holds_checkpoint(folder):
-            return folder, _latest(folder)
-    return named or _new_folder(home), None
+    for path in folders:
+        if _holds_checkpoint(path):
+            folder = RunFolder(path, home, may_hold_run=True)
+            folder.lock()
+            folder.resume_from = _latest(path)
+            return folder
+    return RunFolder(named, home, may_hold_run=True)
 
 
-def _check_free(folder: Path) -> None:
+def _check_free(folder: Path | None) -> None:
+    if folder is None:
+        return
     if _holds_checkpoint(folder) or (folder / "metrics.jsonl").exists():
         raise UserError(
             f"run_dir={folder} already holds a run: choose another folder, "
@@ -72,7 +141,7 @@ def _check_free(folder: Path) -> None:
 
 
 def read(path: Path | None) -> Checkpoint | None:
-    """Load the checkpoint that `choose` has returned, if any."""
+    """Load the checkpoint that `choose` has found, if any."""
     return None if path is None else load_checkpoint(path)
 
 
@@ -106,10 +175,12 @@ def make_folder(folder: Path) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError("not writable")
     except OSError as error:
-        raise UserError(
-            f"run_dir={folder}: the folder cannot be made or written to ({error})"
-        ) from error
+        raise _not_writable(folder, error) from error
     return folder
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"run_dir={folder}: the folder cannot be made or written to ({error})")
 
 
 def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> None:

@@ -77,9 +77,10 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other already holds a run"):
         choose(config, trainer)
     config.run_dir = str(tmp_path / "new")
-    assert choose(config, trainer) == (tmp_path / "new", tmp_path / "one" / "last.pt")
+    chosen = choose(config, trainer)
+    assert (chosen.path, chosen.resume_from) == (tmp_path / "new", tmp_path / "one" / "last.pt")
     config.run_dir = str(tmp_path / "one")
-    assert choose(config, trainer)[0] == tmp_path / "one"
+    assert choose(config, trainer).path == tmp_path / "one"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
@@ -95,3 +96,53 @@ def test_folders_that_are_not_writable(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match=r"cannot be made or written to \(not writable\)"):
         make_folder(tmp_path)
+
+
+def config_of(run_dir: Path | None) -> SimpleNamespace:
+    return SimpleNamespace(name="x", run_dir=None if run_dir is None else str(run_dir))
+
+
+def test_runs_started_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda *_: "now")
+    trainer = Trainer(1, device="cpu")
+    chosen = [choose(config_of(None), trainer) for _ in range(3)]
+    assert list(tmp_path.iterdir()) == []  # nothing is made before the checks of the run
+    paths = [folder.make() for folder in chosen]
+    assert [path.name for path in paths] == ["now", "now_1", "now_2"]
+    for folder in chosen:
+        folder.close()
+    assert [list(path.iterdir()) for path in paths] == [[], [], []]
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for resume in (None, "auto"):
+        trainer = Trainer(1, device="cpu", resume=resume)
+        first = choose(config_of(run_dir), trainer)
+        second = choose(config_of(run_dir), trainer)
+        first.make()
+        with pytest.raises(UserError, match=r"run_dir=.*run: another process is training there"):
+            second.make()
+        first.close()
+    # The first run ends while the second one checks its data.
+    second = choose(config_of(run_dir), Trainer(1, device="cpu", resume="auto"))
+    save_checkpoint(run_dir / "last.pt", {"step": 3, "model": {}})
+    with pytest.raises(UserError, match=r"run already holds a run"):
+        second.make()
+
+
+@pytest.mark.parametrize("resume", ["auto", "RUN", "RUN/last.pt"])
+def test_a_run_is_resumed_by_one_process_at_a_time(tmp_path: Path, resume: str) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"step": 3, "model": {}})
+    trainer = Trainer(1, device="cpu", resume=resume.replace("RUN", str(tmp_path)))
+    first = choose(config_of(tmp_path), trainer)
+    with pytest.raises(UserError, match="another process is training there"):
+        choose(config_of(tmp_path), trainer)
+    first.close()
+    again = choose(config_of(tmp_path), trainer)
+    assert again.make() == tmp_path
+    assert again.resume_from == tmp_path / "last.pt"
+    again.close()

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from maskseg.errors import UserError
 from maskseg.files import parse_json
-
-if sys.platform != "win32":
-    import fcntl
+from maskseg.files.locks import open_locked
 
 
 class Journal:
@@ -33,7 +30,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _open_locked(path)
+        self._file = _open(path)
         try:
             text = path.read_bytes()
             self.length = text.rfind(b"\n") + 1
@@ -89,26 +86,15 @@ class Journal:
             self._file.close()
 
 
-def _open_locked(path: Path) -> FileIO:
+def _open(path: Path) -> FileIO:
     """Open a file for appending, locked until it is closed or the process ends."""
-    while True:
-        try:
-            file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); decisions are kept there until "
-                "they are in the file itself"
-            ) from error
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its previous owner may have removed the file between opening and locking: try again.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except OSError as error:
-            file.close()
-            raise UserError(
-                f"{path}: in use, the file is being reviewed by another process; stop that "
-                "process first"
-            ) from error
-        file.close()
+    in_use = (
+        f"{path}: in use, the file is being reviewed by another process; stop that process first"
+    )
+    try:
+        return open_locked(path, in_use)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); decisions are kept there until they "
+            "are in the file itself"
+        ) from error

@@ -32,6 +32,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.process_pool import hidden_main
 from maskseg.errors import UserError
 from maskseg.files import parse_json
+from maskseg.files.locks import lock
 
 # Category ids have gaps, as COCO's have: code that confuses ids with labels fails here first.
 THINGS = {
@@ -346,15 +347,30 @@ def make_scenes(
     root = Path(root).expanduser().absolute()
     if _exists(root, arguments):
         return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = root.with_name(f".{root.name}.lock")
+
+    def report_wait() -> None:
+        print(f"{root}: waiting for another process that generates it", flush=True)
+
+    with lock(lock_path, f"{lock_path}: in use", report_wait):
+        if not _exists(root, arguments):
+            _generate(root, arguments, num_workers)
+
+
+def _generate(root: Path, arguments: dict[str, int], num_workers: int | None) -> None:
+    """Write the dataset to a folder beside `root`, and rename it at the end."""
+    num_train = arguments["num_train"]
     work = root.with_name(f".{root.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     for folder in ("images", "stuff"):
         (work / folder).mkdir(parents=True)
     jobs = [("train", index) for index in range(1, num_train + 1)]
-    jobs += [("val", index) for index in range(1, num_val + 1)]
-    rows = _run_jobs(partial(_write_image, root=work, size=size, seed=seed), jobs, num_workers)
+    jobs += [("val", index) for index in range(1, arguments["num_val"] + 1)]
+    write = partial(_write_image, root=work, size=arguments["size"], seed=arguments["seed"])
+    rows = _run_jobs(write, jobs, num_workers)
     for split, split_rows in (("train", rows[:num_train]), ("val", rows[num_train:])):
-        content = json.dumps(_to_coco(split, size, split_rows))
+        content = json.dumps(_to_coco(split, arguments["size"], split_rows))
         (work / f"{split}.json").write_text(content)
     (work / "scenes.json").write_text(json.dumps(arguments))
     work.rename(root)
