@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -133,6 +132,8 @@ def _resident(key: str) -> float:
             for line in status.read_text().splitlines()
             if line.startswith(key)
         )
+    import resource  # absent on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

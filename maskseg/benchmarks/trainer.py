@@ -104,7 +104,7 @@ class _Setup:
 
         def write() -> None:
             values = {name: float(value) for name, value in self.result.losses.items()}
-            values["memory_gb"] = peak_memory(self.trainer.torch_device)
+            values["memory_gb"] = peak_memory(self.trainer.torch_device) or 0.0
             log.log_scalars(1, "train", values)
             log.progress(1, values, show=True)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from maskseg.data.shared_memory import SharedBatch, SharedCollate
 from maskseg.errors import UserError
 from maskseg.structures import Batch
 
-_GRACE = 30  # seconds between SIGTERM and the end of a loader process
+_GRACE = 30  # seconds between SIGTERM and the end of a loader process, without sigwaitinfo
 _WARM_UP_BYTES = 31 << 20  # just below the largest block that glibc keeps after it is freed
 
 
@@ -61,7 +64,8 @@ class BatchLoader:
 
         Raises UserError if a loader process died, hung, or read an unreadable image.
         """
-        iterator = iter(self.loader)
+        with _sigterm_blocked():
+            iterator = iter(self.loader)
         while True:
             try:
                 batch = next(iterator, None)
@@ -129,15 +133,48 @@ def warm_up_malloc() -> None:
     torch.empty(_WARM_UP_BYTES, dtype=torch.uint8)
 
 
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Delay SIGTERM: the processes that are started meanwhile block it until they handle it."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _init_worker(_: int) -> None:
     """Set up a loader process.
 
     Ctrl-C and a cluster's SIGTERM reach the loader processes too. They must continue while the
-    main process finishes its step, saves, and ends them.
+    main process finishes its step and saves, however long that takes, and then ends them.
     """
     warm_up_malloc()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    signal.signal(signal.SIGTERM, _end_later)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_wait_for_sigterm, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_sigterm(parent: int) -> None:
+    """End this process at a SIGTERM of its parent, or at anybody's once the parent is gone.
+
+    The exit code is 0, as torch's own handler has it: other codes count as a crash.
+    """
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == parent or os.getppid() != parent:
+            os._exit(0)
+
+
+def _end_later(*_: object) -> None:
+    """End this process after a grace period: the sender of the signal is not known."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(_GRACE)
 
 
 def _exit_reason(code: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ from tqdm import tqdm
 
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 _MAX_IMAGE_SIDE = 2000  # pixels of the longer side of an image in TensorBoard
 
@@ -157,15 +163,15 @@ class RunLog:
 def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:
     """Drop lines after `step`, evaluations after `last_eval_step`, and truncated lines."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entry = parse_json(line)
             if entry["step"] <= (last_eval_step if entry["kind"] == "val" else step):
                 lines.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # includes bytes that are not UTF-8
             continue
     with replacing(path, "the metrics") as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.write(b"".join(line + b"\n" for line in lines))
 
 
 @contextmanager
@@ -178,9 +184,14 @@ def print_warnings() -> Iterator[None]:
         print(f"warning: {warning.message}", flush=True)
 
 
-def peak_memory(device: torch.device) -> float:
-    """Return the peak memory of this process in GB: GPU memory on a GPU, else resident memory."""
+def peak_memory(device: torch.device) -> float | None:
+    """Return the peak memory of this process in GB: GPU memory on a GPU, else resident memory.
+
+    None on Windows, whose Python has no module `resource`.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

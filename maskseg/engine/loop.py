@@ -313,7 +313,9 @@ class TrainLoop:
         values["images_per_second"] = interval.images / seconds
         values["data_seconds"] = interval.wait_seconds / interval.steps
         values["step_seconds"] = seconds / interval.steps
-        values["memory_gb"] = peak_memory(settings.torch_device)
+        memory = peak_memory(settings.torch_device)
+        if memory is not None:
+            values["memory_gb"] = memory
         self.log.log_scalars(step, "train", values)
         shown = {name: values[name] for name in ("loss", "lr", "images_per_second")}
         self.log.progress(step, shown, show=True)

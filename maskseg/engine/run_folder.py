@@ -189,10 +189,7 @@ def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> N
     The file has one entry for each time that the run was started. step: step that it starts from.
     """
     path = run_dir / "environment.json"
-    try:
-        starts = parse_json(path.read_text()) if path.exists() else []
-    except ValueError:
-        starts = []
+    starts = _read_starts(path)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     starts.append(
         {
@@ -217,6 +214,15 @@ def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> N
         }
     )
     write_json(path, starts)
+
+
+def _read_starts(path: Path) -> list[object]:
+    """The earlier entries of `environment.json`; none where the file is absent or damaged."""
+    try:
+        starts = parse_json(path.read_bytes()) if path.exists() else []
+    except ValueError:
+        return []
+    return starts if isinstance(starts, list) else []
 
 
 def _package_versions() -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,33 @@ def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
 
 def test_workers_outlive_signals_so_that_the_step_can_be_finished(tmp_path: Path) -> None:
     assert list(loader(tmp_path, {3: "signals", 4: "signals"})) == list(range(8))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs sigwaitinfo")
+def test_workers_outlive_a_sigterm_for_as_long_as_the_main_process_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskseg.data.loader._GRACE", 1)
+    batches = iter(loader(tmp_path, {}))
+    first = next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    time.sleep(2)  # a slow step
+    assert [first, *batches] == list(range(8))
+
+
+def test_the_main_process_ends_a_worker_that_hangs(tmp_path: Path) -> None:
+    batches = iter(loader(tmp_path, {4: "hang"}))
+    assert next(batches) == 0
+    workers = multiprocessing.active_children()
+    began = time.monotonic()
+    for worker in workers:
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == 0
+    assert time.monotonic() - began < 10
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -48,12 +48,10 @@ def test_scalars_images_curves_and_the_config(tmp_path: Path) -> None:
 def test_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
     """Drops steps after the checkpoint, and an evaluation that the checkpoint does not contain."""
     entries = [(2, "train"), (2, "val"), (3, "skipped"), (4, "train"), (4, "val"), (5, "train")]
-    text = (
-        "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries)
-        + '{"step": 6, "ki'
-    )
+    text = "".join(json.dumps({"step": step, "kind": kind}) + "\n" for step, kind in entries)
+    damaged = b'\xff{"step": 1, "kind": "train"}\n{"step": 6, "ki'  # by a power cut
     for last_eval_step, expected in ((4, entries[:5]), (2, entries[:4])):
-        (tmp_path / "metrics.jsonl").write_text(text)
+        (tmp_path / "metrics.jsonl").write_bytes(text.encode() + damaged)
         RunLog(tmp_path, 4, 10, "", last_eval_step).close()
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert [(line["step"], line["kind"]) for line in lines] == expected
