@@ -20,7 +20,7 @@ import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Protocol, runtime_checkable
 
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _KEYS = (str, bytes, bool, type(None))
@@ -51,9 +51,9 @@ _LITERALS = frozenset(
     ]
 )
 _IGNORED = ("PROTO", "FRAME")
-_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
+_NEW: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {"LIST": list, "TUPLE": tuple}
+_FROM_MARK: dict[str, Callable[[list[object]], object]] = {"LIST": list, "TUPLE": tuple}
 
 _MIN_BUDGET = 2**20
 _BUDGET_PER_BYTE = 4
@@ -79,7 +79,14 @@ class Name:
     name: str
 
 
-Maker = Callable[..., Any]  # (budget, *arguments) -> value
+Maker = Callable[..., object]  # (budget, *arguments) -> value
+
+
+@runtime_checkable
+class _Stateful(Protocol):
+    """A value that a maker has built and that receives its state from the pickle."""
+
+    def set_state(self, budget: Budget, state: object) -> None: ...
 
 
 class _Bounded:
@@ -101,16 +108,16 @@ class _Machine:
     def __init__(
         self,
         makers: Mapping[str, Maker | None],
-        persistent_load: Callable[[Any], Any] | None,
+        persistent_load: Callable[[object], object] | None,
         budget: Budget,
     ) -> None:
         self.makers = makers
         self.persistent_load = persistent_load
         self.budget = budget
-        self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []  # stacks below the marks
-        self.memo: dict[int, Any] = {}
-        self.actions: dict[str, Callable[[Any], None]] = {
+        self.stack: list[object] = []
+        self.marked: list[list[object]] = []  # stacks below the marks
+        self.memo: dict[object, object] = {}
+        self.actions: dict[str, Callable[[object], None]] = {
             "MARK": self._mark,
             "POP": self._pop,
             "POP_MARK": self._pop_mark,
@@ -120,7 +127,7 @@ class _Machine:
             "DICT": self._dict,
             "SETITEM": self._set_item,
             "SETITEMS": lambda _: self._set_items(self._drop_mark()),
-            "GLOBAL": lambda words: self._push_name(*words.split(" ", 1)),
+            "GLOBAL": self._global,
             "STACK_GLOBAL": self._stack_global,
             "REDUCE": self._reduce,
             "NEWOBJ": self._reduce,
@@ -134,7 +141,7 @@ class _Machine:
             ),
         }
 
-    def step(self, opcode: str, argument: Any) -> None:
+    def step(self, opcode: str, argument: object) -> None:
         """Execute one opcode."""
         if opcode in _LITERALS:
             self.stack.append(argument)
@@ -152,19 +159,19 @@ class _Machine:
         elif opcode not in _IGNORED:
             raise pickle.UnpicklingError(f"opcode {opcode} is not supported")
 
-    def _mark(self, _: Any) -> None:
+    def _mark(self, _: object) -> None:
         self.marked.append(self.stack)
         self.stack = []
 
-    def _pop_mark(self, _: Any) -> None:
+    def _pop_mark(self, _: object) -> None:
         self._drop_mark()
 
-    def _drop_mark(self) -> list[Any]:
+    def _drop_mark(self) -> list[object]:
         items = self.stack
         self.stack = self.marked.pop()
         return items
 
-    def _pop(self, _: Any) -> None:
+    def _pop(self, _: object) -> None:
         if self.stack:
             self.stack.pop()
         else:
@@ -176,31 +183,35 @@ class _Machine:
         items = tuple(self.stack[-length:])
         self.stack[-length:] = [items]
 
-    def _append(self, items: list[Any]) -> None:
+    def _append(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
             raise pickle.UnpicklingError(f"it appends items to a {type(target).__name__}")
         target.extend(items)
 
-    def _dict(self, _: Any) -> None:
+    def _dict(self, _: object) -> None:
         items = self._drop_mark()
         self.stack.append({})
         self._set_items(items)
 
-    def _set_item(self, _: Any) -> None:
+    def _set_item(self, _: object) -> None:
         value = self.stack.pop()
         key = self.stack.pop()
         self._set_items([key, value])
 
-    def _set_items(self, items: list[Any]) -> None:
+    def _set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise pickle.UnpicklingError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[plain_key(key)] = value
 
-    def _put(self, index: int) -> None:
+    def _put(self, index: object) -> None:
         self.memo[index] = self.stack[-1]
+
+    def _global(self, names: object) -> None:
+        module, name = str(names).split(" ", 1)
+        self._push_name(module, name)
 
     def _push_name(self, module: str, name: str) -> None:
         dotted = f"{module}.{name}"
@@ -208,14 +219,14 @@ class _Machine:
             raise pickle.UnpicklingError(f"it asks for {dotted}")
         self.stack.append(Name(dotted))
 
-    def _stack_global(self, _: Any) -> None:
+    def _stack_global(self, _: object) -> None:
         name = self.stack.pop()
         module = self.stack.pop()
         if not isinstance(module, str) or not isinstance(name, str):
             raise pickle.UnpicklingError("a name that is not a string")
         self._push_name(module, name)
 
-    def _reduce(self, _: Any) -> None:
+    def _reduce(self, _: object) -> None:
         arguments = self.stack.pop()
         function = self.stack.pop()
         maker = self.makers[function.name] if isinstance(function, Name) else None
@@ -223,25 +234,28 @@ class _Machine:
             raise pickle.UnpicklingError("it calls an object that is not a function")
         self.stack.append(maker(self.budget, *arguments))
 
-    def _build(self, _: Any) -> None:
+    def _build(self, _: object) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if hasattr(target, "set_state"):
+        if isinstance(target, _Stateful):
             target.set_state(self.budget, state)
             return
         # A state dict has only the version numbers of its modules as an attribute. Any other
         # attribute could replace a method.
-        is_state_dict = isinstance(target, dict) and isinstance(state, dict)
-        if not is_state_dict or not state.keys() <= {"_metadata"}:
+        if (
+            not isinstance(target, dict)
+            or not isinstance(state, dict)
+            or not state.keys() <= {"_metadata"}
+        ):
             raise pickle.UnpicklingError(f"it sets the state of a {type(target).__name__}")
 
-    def _persistent(self, identity: Any) -> None:
+    def _persistent(self, identity: object) -> None:
         if self.persistent_load is None:
             raise pickle.UnpicklingError("it refers to an object outside the file")
         self.stack.append(self.persistent_load(identity))
 
 
-def plain_key(key: Any) -> Any:
+def plain_key(key: object) -> object:
     """Return the key if it is a plain value; nested values can take exponential time to hash.
 
     Raises UnpicklingError for any other key.
@@ -254,9 +268,9 @@ def plain_key(key: Any) -> Any:
 def read_pickle(
     file: IO[bytes],
     makers: Mapping[str, Maker | None],
-    persistent_load: Callable[[Any], Any] | None = None,
+    persistent_load: Callable[[object], object] | None = None,
     file_size: int | None = None,
-) -> Any:
+) -> object:
     """Read the pickle that starts at the current position of `file`, and stop behind it.
 
     Args:
@@ -287,7 +301,7 @@ def read_pickle(
         machine.step(opcode.name, _argument(opcode, bounded))
 
 
-def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> Any:
+def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> object:
     # A Python 2 string may hold any byte. It is decoded as Latin-1, as the other kinds of strings
     # are.
     if opcode.name == "STRING":
@@ -298,7 +312,7 @@ def _argument(opcode: pickletools.OpcodeInfo, file: _Bounded) -> Any:
     return None if opcode.arg is None else opcode.arg.reader(file)  # type: ignore[arg-type]
 
 
-def describe_value(value: Any) -> str:
+def describe_value(value: object) -> str:
     """Describe a value in a message: a string by its content, any other value by its type.
 
     The text of nested lists could be larger than memory.
@@ -306,7 +320,7 @@ def describe_value(value: Any) -> str:
     return repr(value[:50]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
-def make_dict(budget: Budget, items: Any = ()) -> dict[Any, Any]:
+def make_dict(budget: Budget, items: object = ()) -> dict[object, object]:
     """Build a dictionary (`OrderedDict`, `Counter`) from nothing, pairs or another dictionary."""
     pairs = list(items.items()) if isinstance(items, dict) else items
     if not isinstance(pairs, list | tuple):
@@ -315,7 +329,7 @@ def make_dict(budget: Budget, items: Any = ()) -> dict[Any, Any]:
     return {plain_key(key): value for key, value in pairs}
 
 
-def encode_latin1(budget: Budget, text: Any, encoding: Any = "") -> bytes:
+def encode_latin1(budget: Budget, text: object, encoding: object = "") -> bytes:
     """Build bytes from text: Python 3 stores bytes like this in the protocols of Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"text that is encoded as {describe_value(encoding)}")

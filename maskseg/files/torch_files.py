@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -200,10 +200,20 @@ def _directory_fault(path: Path, start: int) -> str:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Size of a storage in bytes. itemsize: None if the dtype is stated by the tensor instead."""
+    """Number of elements of a storage, and bytes per element.
 
-    num_bytes: int
-    itemsize: int | None
+    is_typed: whether the elements have a dtype. Otherwise they are bytes, and each tensor states
+    its dtype.
+    """
+
+    count: int
+    itemsize: int
+    is_typed: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return self.count * self.itemsize
 
 
 class _ArchiveStorages:
@@ -212,8 +222,8 @@ class _ArchiveStorages:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
 
-    def __call__(self, identity: Any) -> _Storage:
-        _, type_name, key, _, count = identity
+    def __call__(self, identity: object) -> _Storage:
+        _, type_name, key, _, count = _to_tuple(identity, 5)
         storage = _make_storage(type_name, count)
         if not isinstance(key, str) or self.sizes.get(key) != storage.num_bytes:
             raise pickle.UnpicklingError(
@@ -233,8 +243,8 @@ class _LegacyStorages:
         self.num_bytes: dict[str, int] = {}  # by key
         self.total = 0
 
-    def __call__(self, identity: Any) -> _Storage:
-        _, type_name, key, _, count, view = identity
+    def __call__(self, identity: object) -> _Storage:
+        _, type_name, key, _, count, view = _to_tuple(identity, 6)
         storage = _make_storage(type_name, count)
         if (
             not isinstance(key, str)
@@ -248,21 +258,32 @@ class _LegacyStorages:
             raise pickle.UnpicklingError("its storages are larger than the file")
         if view is None:
             return storage
-        _, offset, view_count = view
+        _, offset, view_count = _to_tuple(view, 3)
         part = _make_storage(type_name, view_count)
-        if type(offset) is not int or not 0 <= offset <= count - view_count:
+        if not _is_int(offset) or not 0 <= offset <= storage.count - part.count:
             raise pickle.UnpicklingError("a view exceeds its storage")
         return part
 
 
-def _make_storage(type_name: Any, count: Any) -> _Storage:
-    if not isinstance(type_name, Name) or type(count) is not int or count < 0:
+def _is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer; a bool is none."""
+    return type(value) is int
+
+
+def _to_tuple(value: object, length: int) -> tuple[object, ...]:
+    """Return the value, which must be a tuple of `length` values. Raises UnpicklingError."""
+    if not isinstance(value, tuple) or len(value) != length:
+        raise pickle.UnpicklingError("a storage is not described by the usual values")
+    return value
+
+
+def _make_storage(type_name: object, count: object) -> _Storage:
+    if not isinstance(type_name, Name) or not _is_int(count) or count < 0:
         raise pickle.UnpicklingError("a storage has no type or no size")
     if count > _MAX_SIZE:
         raise pickle.UnpicklingError("a storage is larger than any file")
     short_name = type_name.name.rpartition(".")[2]
-    itemsize = _STORAGES[short_name]
-    return _Storage(count * itemsize, None if short_name == "UntypedStorage" else itemsize)
+    return _Storage(count, _STORAGES[short_name], short_name != "UntypedStorage")
 
 
 def _check_legacy(path: Path) -> None:
@@ -280,62 +301,86 @@ class _Tensor:
 
 
 def _make_tensor(
-    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *_more: Any
+    budget: Budget, storage: object, offset: object, size: object, stride: object, *_more: object
 ) -> _Tensor:
     """Check the arguments of `torch._utils._rebuild_tensor_v2`.
 
     Raises UnpicklingError for a tensor with more elements than its storage.
     """
-    if not isinstance(storage, _Storage) or storage.itemsize is None:
+    if not isinstance(storage, _Storage) or not storage.is_typed:
         raise pickle.UnpicklingError("a tensor has no typed storage")
-    return _check_tensor(budget, storage, storage.itemsize, (offset, size, stride))
+    layout = _parse_layout(offset, size, stride)
+    return _check_tensor(budget, storage, storage.itemsize, layout)
 
 
 def _make_tensor_of_dtype(
-    budget: Budget, storage: Any, offset: Any, size: Any, stride: Any, *more: Any
+    budget: Budget, storage: object, offset: object, size: object, stride: object, *more: object
 ) -> _Tensor:
     """Check the arguments of `torch._utils._rebuild_tensor_v3`."""
     _grad, _hooks, dtype = more[:3]
     if not isinstance(storage, _Storage) or not isinstance(dtype, Name):
         raise pickle.UnpicklingError("a tensor has no storage or no dtype")
     itemsize = _SIZES[dtype.name.removeprefix("torch.")]
-    return _check_tensor(budget, storage, itemsize, (offset, size, stride))
+    return _check_tensor(budget, storage, itemsize, _parse_layout(offset, size, stride))
 
 
-def _check_tensor(
-    budget: Budget, storage: _Storage, itemsize: int, layout: tuple[Any, Any, Any]
-) -> _Tensor:
-    """Check a tensor against its storage. layout: offset, size and stride, in elements."""
-    offset, size, stride = layout
-    available = storage.num_bytes // itemsize
+@dataclass(frozen=True)
+class _Layout:
+    """Offset, size and stride of a tensor in its storage, in elements."""
+
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _parse_layout(offset: object, size: object, stride: object) -> _Layout:
+    """Return the layout that a pickle states. Raises UnpicklingError if it is invalid."""
     if (
         not isinstance(size, tuple)
         or not isinstance(stride, tuple)
         or max(len(size), len(stride)) > _MAX_DIMENSIONS
     ):
         raise pickle.UnpicklingError("a tensor has no valid shape")
-    if any(type(n) is not int or not 0 <= n < _MAX_SIZE for n in (offset, *size, *stride)):
-        raise pickle.UnpicklingError("the shape of a tensor is not made of integers")
-    count = math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    sizes = _to_sizes(size)
+    strides = _to_sizes(stride)
+    (start,) = _to_sizes((offset,))
+    return _Layout(start, sizes, strides)
+
+
+def _to_sizes(values: tuple[object, ...]) -> tuple[int, ...]:
+    """Return the values as integers. Raises UnpicklingError for other or too large values."""
+    sizes = []
+    for value in values:
+        if not _is_int(value) or not 0 <= value < _MAX_SIZE:
+            raise pickle.UnpicklingError("the shape of a tensor is not made of integers")
+        sizes.append(value)
+    return tuple(sizes)
+
+
+def _check_tensor(budget: Budget, storage: _Storage, itemsize: int, layout: _Layout) -> _Tensor:
+    """Check a tensor against its storage."""
+    available = storage.num_bytes // itemsize
+    count = math.prod(layout.size)
+    steps = zip(layout.size, layout.stride, strict=True)
+    last = layout.offset + sum((n - 1) * step for n, step in steps)
     if count > available or (count and last >= available):
         raise pickle.UnpicklingError("a tensor has more elements than its storage")
     budget.spend(count * itemsize)  # each of several tensors with one storage may be copied later
     return _Tensor()
 
 
-def _make_parameter(_: Budget, data: Any, *_more: Any) -> Any:
+def _make_parameter(_: Budget, data: object, *_more: object) -> object:
     return data
 
 
-def _make_size(budget: Budget, sizes: Any = ()) -> Any:
+def _make_size(budget: Budget, sizes: object = ()) -> tuple[object, ...]:
     if not isinstance(sizes, tuple | list):
         raise pickle.UnpicklingError("a torch.Size is not a tuple")
     budget.spend(len(sizes))
     return tuple(sizes)
 
 
-def _make_device(_: Budget, *__: Any) -> None:
+def _make_device(_: Budget, *__: object) -> None:
     """Accept a device, which is not a plain value but occurs in files of other programs."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,24 +26,26 @@ from maskseg.files.pickles import (
 TYPE_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 MAX_REASON = 200  # characters of the reason in an error message
 
+Values = NDArray[np.generic]  # of one of these types
+
 
 class _DType:
     """Stands for `numpy.dtype`; only integers, floats and booleans are allowed."""
 
     __slots__ = ("code", "order")
 
-    def __init__(self, code: Any) -> None:
+    def __init__(self, code: object) -> None:
         if not isinstance(code, str) or code.lstrip("<>=|") not in TYPE_CODES:
             raise pickle.UnpicklingError(f"an array of type {describe_value(code)}")
         self.code = code.lstrip("<>=|")
         self.order = code[0] if code[0] in "<>" else "="
 
-    def set_state(self, _: Budget, state: Any) -> None:
+    def set_state(self, _: Budget, state: object) -> None:
         """Set the byte order."""
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             self.order = state[1]
 
-    def array(self, budget: Budget, data: Any) -> NDArray[Any]:
+    def array(self, budget: Budget, data: object) -> Values:
         """Return the values in `data`, in the byte order of the machine.
 
         data: bytes, or latin-1 text, in which pickles of Python 2 store them.
@@ -60,34 +62,40 @@ class Array:
 
     __slots__ = ("value",)
 
-    def __init__(self, value: NDArray[Any] | None = None) -> None:
+    def __init__(self, value: Values | None = None) -> None:
         self.value = value
 
-    def set_state(self, budget: Budget, state: Any) -> None:
+    def set_state(self, budget: Budget, state: object) -> None:
         """Set the array from its version, shape, type, memory order and bytes."""
+        if not isinstance(state, tuple):
+            raise pickle.UnpicklingError("an array without a state")
         _, shape, dtype, columns_first, data = state
         self.value = _build_array(budget, dtype, data, shape, "F" if columns_first else "C")
 
 
-def _build_array(budget: Budget, dtype: Any, data: Any, shape: Any, order: Any) -> NDArray[Any]:
+def _build_array(
+    budget: Budget, dtype: object, data: object, shape: object, order: object
+) -> Values:
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array without a type or a shape")
-    return dtype.array(budget, data).reshape(shape, order=order)
+    return dtype.array(budget, data).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _make_array(_: Budget, *__: Any) -> Array:
+def _make_array(_: Budget, *__: object) -> Array:
     return Array()
 
 
-def _make_dtype(_: Budget, code: Any, *__: Any) -> _DType:
+def _make_dtype(_: Budget, code: object, *__: object) -> _DType:
     return _DType(code)
 
 
-def _make_scalar(budget: Budget, dtype: Any, data: Any) -> Any:
-    return _build_array(budget, dtype, data, (1,), "C")[0].item()
+def _make_scalar(budget: Budget, dtype: object, data: object) -> object:
+    return _build_array(budget, dtype, data, (1,), "C").item(0)
 
 
-def _make_from_buffer(budget: Budget, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+def _make_from_buffer(
+    budget: Budget, data: object, dtype: object, shape: object, order: object
+) -> Array:
     return Array(_build_array(budget, dtype, data, shape, order))
 
 
@@ -110,7 +118,7 @@ def _makers() -> dict[str, Maker | None]:
 MAKERS = _makers()
 
 
-def load(file: IO[bytes], path: Path) -> Any:
+def load(file: IO[bytes], path: Path) -> object:
     """Return the content of a pickle: plain values and containers, and an `Array` for each array.
 
     Pickles of Python 2 are supported. Memory and time are proportional to the file's size.

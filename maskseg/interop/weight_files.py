@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -23,11 +23,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        if is_torch_file(path):
-            content = read_torch(path, "weights")
-        else:
-            with path.open("rb") as file:
-                content = safe_pickle.load(file, path)
+        content = _read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     if isinstance(content, Mapping) and "blobs" in content:
@@ -40,14 +36,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: _to_tensor(value, name, path) for name, value in state.items()}
 
 
-def _is_state_dict(state: Any) -> bool:
+def _read(path: Path) -> object:
+    """Return the content of a file of either kind."""
+    if is_torch_file(path):
+        return read_torch(path, "weights")
+    with path.open("rb") as file:
+        return safe_pickle.load(file, path)
+
+
+def _is_state_dict(state: object) -> TypeGuard[Mapping[str, object]]:
     """Return whether it is a non-empty mapping whose keys are strings."""
     if not isinstance(state, Mapping) or not state:
         return False
     return all(isinstance(name, str) for name in state)
 
 
-def _to_tensor(value: Any, name: str, path: Path) -> Tensor:
+def _to_tensor(value: object, name: str, path: Path) -> Tensor:
     if isinstance(value, safe_pickle.Array) and value.value is not None:
         value = torch.from_numpy(value.value)
     if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized or value.is_complex():
