@@ -10,10 +10,10 @@ are 0..K-1, background is K. Batches are flat: `image_index` is the image of eac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -164,9 +164,9 @@ class Categories:
     def __len__(self) -> int:
         return len(self.names)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The categories as plain values, for checkpoints and JSON."""
-        values: dict[str, Any] = {"names": list(self.names), "ids": list(self.ids)}
+        values: dict[str, object] = {"names": list(self.names), "ids": list(self.ids)}
         if self.num_points:
             values["keypoints"] = [list(points) for points in self.keypoints]
             values["skeletons"] = [[list(edge) for edge in edges] for edges in self.skeletons]
@@ -175,13 +175,13 @@ class Categories:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Categories:
+    def from_dict(cls, values: Mapping[str, object]) -> Categories:
         """The inverse of `to_dict`.
 
         Raises TypeError or ValueError for invalid values, KeyError if names or ids are missing.
         """
-        points = tuple(_typed_tuple(names, str) for names in values.get("keypoints", ()))
-        skeletons = tuple(_edges(edges) for edges in values.get("skeletons", ()))
+        points = tuple(_typed_tuple(names, str) for names in _items(values.get("keypoints", ())))
+        skeletons = tuple(_edges(edges) for edges in _items(values.get("skeletons", ())))
         names = _typed_tuple(values["names"], str)
         ids = _typed_tuple(values["ids"], int)
         num_stuff = _check_type(values.get("num_stuff", 0), int)
@@ -192,21 +192,32 @@ class Categories:
         return cls(names, ids, points, skeletons, num_stuff)
 
 
-def _check_type(value: Any, kind: type[T]) -> T:
+def _check_type(value: object, kind: type[T]) -> T:
     """`value`, which must have exactly the type `kind` (a bool is no int)."""
     if type(value) is not kind:
         raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
     return value
 
 
-def _typed_tuple(values: Iterable[Any], kind: type[T]) -> tuple[T, ...]:
+def _items(values: object) -> tuple[object, ...]:
+    """The items of a list or tuple. Raises TypeError for another value."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"a {type(values).__name__} instead of a list")
+    return tuple(values)
+
+
+def _typed_tuple(values: object, kind: type[T]) -> tuple[T, ...]:
     """`values` as a tuple, all of exactly the type `kind`."""
-    return tuple(_check_type(value, kind) for value in values)
+    return tuple(_check_type(value, kind) for value in _items(values))
 
 
-def _edges(edges: Iterable[Any]) -> Edges:
+def _edges(edges: object) -> Edges:
     """`edges` as a tuple of pairs of int."""
-    return tuple((_check_type(a, int), _check_type(b, int)) for a, b in edges)
+    pairs = []
+    for edge in _items(edges):
+        start, end = _typed_tuple(edge, int)
+        pairs.append((start, end))
+    return tuple(pairs)
 
 
 class _TensorRows:
@@ -214,7 +225,7 @@ class _TensorRows:
 
     def _map(self, tensors: Callable[[Tensor], Tensor], masks: Callable[[Masks], Masks]) -> Self:
         """A copy with one function applied to tensors and another to masks."""
-        changed: dict[str, Any] = {}
+        changed: dict[str, Tensor | Masks] = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -366,23 +377,26 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`. Superpixels and semantic maps stay: only the CPU reads them."""
-        changed: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, _TensorRows):
-                changed[f.name] = value.to(device)
-            elif isinstance(value, Tensor) and f.name not in ("superpixels", "semantic"):
-                changed[f.name] = value.to(device, non_blocking=_is_async(device))
-        return replace(self, **changed)
+        non_blocking = _is_async(device)
+        seeds = self.seeds
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            original_sizes=self.original_sizes.to(device, non_blocking=non_blocking),
+            targets=None if self.targets is None else self.targets.to(device),
+            seeds=None if seeds is None else seeds.to(device, non_blocking=non_blocking),
+            proposals=None if self.proposals is None else self.proposals.to(device),
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the data loader)."""
-        changed: dict[str, Any] = {"images": self.images.pin_memory()}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, _TensorRows):
-                changed[f.name] = value.pin_memory()
-        return replace(self, **changed)
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            targets=None if self.targets is None else self.targets.pin_memory(),
+            proposals=None if self.proposals is None else self.proposals.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maskseg.errors import UserError
 
@@ -47,7 +47,7 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: object) -> None:
     """Write an indented JSON file atomically. Raises ValueError for NaN and infinity."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     with replacing(path, "the file") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -17,14 +18,17 @@ MAX_PLAIN_SCALAR = 1000  # characters: converting a longer number takes quadrati
 _NUMBER = re.compile(r"[-+.]?[0-9]")
 
 
-def parse_json(text: str | bytes, **keywords: Any) -> Any:
+def parse_json(
+    text: str | bytes, object_hook: Callable[[dict[str, Any]], object] | None = None
+) -> Any:
     """Parse JSON as `json.loads` does.
 
+    object_hook: replaces each JSON object by its result.
     Raises ValueError, also for a document that is nested too deeply, for which the standard library
     raises RecursionError.
     """
     try:
-        return json.loads(text, **keywords)
+        return json.loads(text, object_hook=object_hook)
     except RecursionError as error:
         raise ValueError("the JSON document is nested too deeply") from error
 
@@ -68,7 +72,7 @@ class _NodeCounter:
         count = self.open_nodes[-1] if self.open_nodes else None
         return count is not None and count % 2 == 0
 
-    def add(self, event: Any) -> None:
+    def add(self, event: yaml.Event) -> None:
         """Count one event. Raises ValueError if the document exceeds a limit."""
         if isinstance(event, yaml.NodeEvent):
             self.nodes += 1
@@ -85,11 +89,12 @@ class _NodeCounter:
             )
 
 
-def _check_event(event: Any, is_key: bool) -> None:
+def _check_event(event: yaml.Event, is_key: bool) -> None:
     if isinstance(event, yaml.AliasEvent):
         raise ValueError(f"the YAML alias *{event.anchor} is refused")
-    if getattr(event, "tag", None) is not None:
-        raise ValueError(f"the YAML tag {event.tag} is refused")
+    tag = getattr(event, "tag", None)
+    if tag is not None:
+        raise ValueError(f"the YAML tag {tag} is refused")
     # Integers can be chosen so that all have the same hash, which makes a dictionary quadratic.
     if is_key and isinstance(event, yaml.NodeEvent) and not _is_text(event):
         raise ValueError("a key of the YAML document is not a string")
