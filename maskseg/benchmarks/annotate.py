@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from maskseg.annotation.jobs import annotation_jobs
 from maskseg.annotation.metrics import SMALL
 from maskseg.annotation.techniques import Technique
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.datasets.coco import CocoSource
@@ -23,7 +23,7 @@ Object = tuple[Image, Sequence[float], Bools]  # image, box, true mask
 Cutter = Callable[[Image, Sequence[float]], Bools]
 
 
-def annotate(config: Config, count: int = 20) -> dict[str, Any]:
+def annotate(config: Config, count: int = 20) -> SuiteResult:
     """Annotate the first `count` objects of the validation split above 32 x 32 pixels.
 
     The seeds of GrabCut are those of technique `gcellipse`.
@@ -47,7 +47,7 @@ def annotate(config: Config, count: int = 20) -> dict[str, Any]:
 
 
 def _objects(source: CocoSource, count: int) -> list[Object]:
-    def iterate() -> Iterator[Any]:
+    def iterate() -> Iterator[Object]:
         for job in annotation_jobs(
             source.val,
             source.split("val").images or "",
@@ -55,10 +55,12 @@ def _objects(source: CocoSource, count: int) -> list[Object]:
             "object",
             ground_truth=True,
         ):
-            image = job.load() if job.requests else None
+            if not job.requests:
+                continue
+            image = job.load()
             for request in job.requests:
                 truth = request.ground_truth_mask()
-                if truth is not None and truth.sum() >= SMALL:
+                if request.box is not None and truth is not None and truth.sum() >= SMALL:
                     yield image, request.box, truth
 
     return list(islice(iterate(), count))

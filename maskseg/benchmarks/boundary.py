@@ -6,7 +6,7 @@ It also draws the steps of convolutional feature masking (CFM).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import machine
+from maskseg.benchmarks.results import Machine
 from maskseg.config import Config
 from maskseg.config.restore import open_data, single_image, trained_model
 from maskseg.data.datasets.coco_segments import CocoSegments
@@ -23,10 +24,9 @@ from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentMasks
 from maskseg.models.fuse import for_inference
-from maskseg.models.interfaces import Classifier
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.geometry import AxisAlignedTransform
-from maskseg.structures import Batch, Categories, Features, FeatureSpec, Regions
+from maskseg.structures import Batch, Categories, Features, Regions
 from maskseg.variants.cfm.boundary import (
     BoundaryStudy,
     draw_boundary_study,
@@ -43,8 +43,17 @@ DRAWN_SEGMENTS = 3  # per image, whose steps are drawn: the largest of the best 
 TOP_SEGMENTS = 20
 
 
+class BoundaryResult(TypedDict):
+    """The mean differences by level and distance, and the number of segments."""
+
+    suite: str
+    machine: Machine
+    segments: int
+    difference: dict[str, dict[str, float | None]]
+
+
 @torch.no_grad()
-def boundary(config: Config, images: int = 20) -> dict[str, Any]:
+def boundary(config: Config, images: int = 20) -> BoundaryResult:
     """Measure relative feature differences by the distance to the segment's border.
 
     Args:
@@ -53,7 +62,7 @@ def boundary(config: Config, images: int = 20) -> dict[str, Any]:
             shows the differences of a segment of median size, FILE_001_1.png the steps of CFM.
         images: number of validation images, whose ground-truth segments are used.
 
-    Returns differences by level and distance, and the number of segments. Raises UserError.
+    Raises UserError.
     """
     config.data.val_segments = None  # proposals are computed from the pixels
     source = open_data(config)
@@ -62,10 +71,8 @@ def boundary(config: Config, images: int = 20) -> dict[str, Any]:
     model = for_inference(model.to(device))
     prepare = single_image(model_config)
     data = CocoSegments(source)
-    levels = cast(
-        dict[str, FeatureSpec],
-        getattr(model.classifier, "feature_specs", None) or model.backbone.levels,
-    )
+    classifier = model.classifier if isinstance(model.classifier, CFMClassifier) else None
+    levels = model.backbone.levels if classifier is None else classifier.feature_specs
     study = BoundaryStudy()
     num_segments = 0
     stem = Path(config.output).with_suffix("") if config.output else None
@@ -82,12 +89,9 @@ def boundary(config: Config, images: int = 20) -> dict[str, Any]:
                     _pixels(batch), inside.numpy(), mean, difference, levels
                 )
                 save_image(picture, f"{stem}_{index + 1:03d}.png")
-        if (
-            stem is not None
-            and index < DRAWN_IMAGES
-            and isinstance(model.classifier, CFMClassifier)
-        ):
-            for k, steps in enumerate(_steps(model, batch, features, categories), start=1):
+        if stem is not None and index < DRAWN_IMAGES and classifier is not None:
+            drawings = _draw_steps(model, classifier, batch, features, categories)
+            for k, steps in enumerate(drawings, start=1):
                 save_image(steps, f"{stem}_{index + 1:03d}_{k}.png")
         num_segments += len(masks)
     if not num_segments:
@@ -106,7 +110,7 @@ def boundary(config: Config, images: int = 20) -> dict[str, Any]:
     }
 
 
-def _model(config: Config, categories: Categories) -> tuple[GeneralizedRCNN, Any, Categories]:
+def _model(config: Config, categories: Categories) -> tuple[GeneralizedRCNN, Config, Categories]:
     """Return the network, the config with its preprocessing, and its classes. Raises UserError."""
     if config.trainer.init:
         model, config, categories = trained_model(Path(config.trainer.init), [], "predict")
@@ -122,7 +126,7 @@ def _model(config: Config, categories: Categories) -> tuple[GeneralizedRCNN, Any
     return model.eval(), config, categories
 
 
-def _segments(truth: NDArray[Any], batch: Batch) -> list[Tensor]:
+def _segments(truth: NDArray[np.integer], batch: Batch) -> list[Tensor]:
     """Resize a segment map [H0, W0] to the network's input and split it into bool [H, W] masks.
 
     The largest segment comes first. Small segments and a segment of the whole image are dropped.
@@ -146,13 +150,16 @@ def _pixels(batch: Batch) -> NDArray[np.uint8]:
     return np.ascontiguousarray(batch.images[0, :, :height, :width].permute(1, 2, 0).cpu().numpy())
 
 
-def _steps(
-    model: GeneralizedRCNN, batch: Batch, features: Features, categories: Categories
+def _draw_steps(
+    model: GeneralizedRCNN,
+    classifier: CFMClassifier,
+    batch: Batch,
+    features: Features,
+    categories: Categories,
 ) -> list[NDArray[np.uint8]]:
     """Draw the largest of the best detections; without detections, of the best proposals."""
-    classifier = cast(CFMClassifier, model.classifier)
     proposals, _ = model.proposer(features, batch)
-    detections = cast(Classifier, classifier).predict(features, proposals, batch.sizes)
+    detections = classifier.predict(features, proposals, batch.sizes)
     classes = model.build_outputs(features, proposals, batch).semantic["classes"][0]
     height, width = batch.sizes[0].tolist()
     drawings = []

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.benchmarks.results import Case, SuiteResult
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.collate import segment_regions
@@ -34,6 +34,7 @@ from maskseg.variants.cfm.mask_nms import nms_by_mask_iou, paste_labels
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
 from maskseg.variants.cfm.pyramid_ops import pool_pyramid
+from maskseg.visualization.layout import RGBImage
 
 CLASSES = 80
 LEVELS = {"p2-p5": ["p2", "p3", "p4", "p5"], "c4": ["c4"]}
@@ -44,7 +45,7 @@ CROP = 224  # pixels per side of a segment's crop
 @torch.no_grad()
 def cfm(
     config: Config, proposals: int = 1000, crops: int = 8, height: int = 480, width: int = 640
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Time CFM on the first validation image of `config.data`, resized, on the CPU.
 
     It is split into the forward pass of `trunk` (with FPN or alone) and everything after it, from
@@ -77,7 +78,7 @@ def cfm(
         SingleImage()(torch.from_numpy(image.copy()).permute(2, 0, 1)), proposals=segments
     )
     crop_images = crop_segments(image, segments[torch.linspace(0, len(segments) - 1, crops).long()])
-    cases: list[dict[str, Any]] = []
+    cases: list[Case] = []
     also: dict[str, float] = {}
     for levels in LEVELS:
         for design in DESIGNS:
@@ -114,7 +115,7 @@ def cfm(
     return {"suite": "cfm", "machine": machine(device), "cases": cases, "also": also}
 
 
-def make_proposals(image: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> Regions:
+def make_proposals(image: RGBImage, count: int) -> Regions:
     """Compute `count` segment proposals of a uint8 RGB [H, W, 3] image.
 
     If there are fewer, random unions of two proposals are added.
@@ -128,7 +129,7 @@ def make_proposals(image: np.ndarray[Any, np.dtype[np.uint8]], count: int) -> Re
     return segment_regions(SegmentProposals(segments.labels, members))
 
 
-def crop_segments(image: np.ndarray[Any, np.dtype[np.uint8]], segments: Regions) -> Tensor:
+def crop_segments(image: RGBImage, segments: Regions) -> Tensor:
     """Crop each segment from a gray background, resized and normalized.
 
     Returns f32 [n, 3, 224, 224], channels_last.
@@ -154,13 +155,14 @@ def _net(trunk: str, levels: list[str], design: str) -> CFMNet:
     backbone = FPN(resnet) if levels[0][0] == "p" else resnet
     classifier = CFMClassifier(levels, backbone.levels, CLASSES, design)
     nn.init.normal_(classifier.scores.weight, std=0.3)
-    stages: dict[str, Any] = {
-        "backbone": backbone,
-        "proposer": SegmentProposer(HierarchicalGrouping()),
-        "sampler": DrawnSegments(CLASSES),
-        "classifier": classifier,
-    }
-    return for_inference(CFMNet(CLASSES, **stages).eval())
+    net = CFMNet(
+        CLASSES,
+        backbone=backbone,
+        proposer=SegmentProposer(HierarchicalGrouping()),
+        sampler=DrawnSegments(CLASSES),
+        classifier=classifier,
+    )
+    return for_inference(net.eval())
 
 
 def _parts(

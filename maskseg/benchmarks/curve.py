@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import mean
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +12,21 @@ from tqdm import tqdm
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.engine.precision import autocast, pick_device
 from maskseg.errors import UserError
-from maskseg.structures import Batch
+from maskseg.structures import Batch, Losses
 
 _LEARNING_RATE = 0.005
 _WARMUP_STEPS = 50
 _WINDOWS = 4
 
+Forward = Callable[[Batch], Losses]
 
-def curve(config: Config) -> dict[str, Any]:
+
+def curve(config: Config) -> SuiteResult:
     """Train Mask R-CNNs from scratch for `config.steps` steps with SGD.
 
     The models have the body `config.trunk` with BN, and are trained on `config.batch` images of the
@@ -49,12 +52,14 @@ def curve(config: Config) -> dict[str, Any]:
         theirs.transform.min_size = (1,)
         theirs.transform.max_size = 10**9
         theirs.transform.resize = lambda image, target=None: (image, target)
-        model: nn.Module = theirs if name.startswith("torchvision") else ours
-        to_inputs: Callable[[Batch], Any] = _one
-        if model is theirs:
-            to_inputs = torchvision_model.torchvision_inputs
+        model: nn.Module = ours
+        forward: Forward = ours
+        if name.startswith("torchvision"):
+            model = theirs
+            forward = partial(torchvision_model.torchvision_losses, theirs)
         torch.manual_seed(seed)
-        curves[name] = _losses(name, model.to(device), to_inputs, batches, device, precision)
+        model = model.to(device).train()
+        curves[name] = _losses(name, model, forward, batches, precision)
     length = -(-len(batches) // min(_WINDOWS, len(batches)))
     also = {}
     for start in range(0, len(batches), length):
@@ -64,27 +69,26 @@ def curve(config: Config) -> dict[str, Any]:
     return {"suite": "curve", "machine": machine(device), "cases": [], "also": also}
 
 
-def _one(batch: Batch) -> tuple[Batch]:
-    return (batch,)
-
-
 def _losses(
     name: str,
     model: nn.Module,
-    to_inputs: Callable[[Batch], Any],
+    forward: Forward,
     batches: list[Batch],
-    device: torch.device,
     precision: str,
 ) -> list[float]:
+    """The loss of each step of a training.
+
+    name: for the progress bar; model: in training mode; forward: the losses of a batch.
+    """
+    device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
         model.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=_WARMUP_STEPS)
     losses = []
-    model.train()
     for batch in tqdm(batches, desc=name, disable=None, leave=False):
         with autocast(device, precision):
-            total = torch.stack(list(model(*to_inputs(batch.to(device))).values())).sum()
+            total = torch.stack(list(forward(batch.to(device)).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.transforms import v2
 
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.benchmarks.results import Case, SuiteResult
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data import rgbx
@@ -35,6 +36,7 @@ from maskseg.data.sample import Sample
 from maskseg.data.samplers import Item
 from maskseg.data.transforms import Flip, ResizeShortestEdge, Transform
 from maskseg.errors import UserError
+from maskseg.structures import Batch
 
 MIN_SIDE = 800  # pixels
 MAX_SIDE = 1333  # pixels
@@ -45,8 +47,13 @@ REGIONS = 128  # foreground regions per image: a quarter of 512 regions
 MASK_SIZE = 28  # cells per side of a mask target
 CPU = torch.device("cpu")
 
+T = TypeVar("T")
+Target = dict[str, Tensor]  # torchvision's objects of an image: boxes, labels and masks
+TorchvisionSample = tuple[Tensor, Target]
+TorchvisionBatch = tuple[tuple[Tensor, ...], tuple[Target, ...]]
 
-def data(config: Config) -> dict[str, Any]:
+
+def data(config: Config) -> SuiteResult:
     """Time one process, the same with mask targets, a loader, and mask targets alone.
 
     Raises UserError for data without masks.
@@ -67,7 +74,7 @@ def data(config: Config) -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
-def _measure(source: CocoSource, config: Config) -> dict[str, Any]:
+def _measure(source: CocoSource, config: Config) -> SuiteResult:
     rounds = config.rounds
     ours, indices = _our_dataset(source, config.seed, 0.5)
     theirs = _torchvision_dataset(source, indices, 0.5)
@@ -81,7 +88,7 @@ def _measure(source: CocoSource, config: Config) -> dict[str, Any]:
         workers,
         source.loading.timeout,
     )
-    peer: DataLoader[Any] = DataLoader(
+    peer: DataLoader[TorchvisionSample] = DataLoader(
         Subset(theirs, [*range(len(indices))] * 2),
         BATCH,
         num_workers=workers,
@@ -133,14 +140,18 @@ def _our_dataset(source: CocoSource, seed: int, flips: float) -> tuple[CocoDatas
     return dataset, with_objects[:IMAGES]
 
 
-def _torchvision_dataset(source: CocoSource, indices: Sequence[int], flips: float) -> Subset[Any]:
+def _torchvision_dataset(
+    source: CocoSource, indices: Sequence[int], flips: float
+) -> Subset[TorchvisionSample]:
     """Build torchvision's dataset of the same images in the same order."""
-    steps: list[Any] = [
+    steps = [
         v2.ToImage(),
         v2.RandomHorizontalFlip(flips),
         v2.RandomShortestSize([MIN_SIDE], MAX_SIDE),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.SanitizeBoundingBoxes(),
+        v2.ToPureTensor(),
     ]
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         files = CocoDetection(
             source.split("train").images or "",
@@ -154,24 +165,25 @@ def _torchvision_dataset(source: CocoSource, indices: Sequence[int], flips: floa
     return Subset(wrapped, [positions[records[rows[index]].id] for index in indices])
 
 
-def _collate_lists(samples: list[Any]) -> tuple[Any, ...]:
+def _collate_lists(samples: Sequence[TorchvisionSample]) -> TorchvisionBatch:
     """Collate as torchvision's references do: into lists, because their models pad the images."""
-    return tuple(zip(*samples, strict=True))
+    images, targets = zip(*samples, strict=True)
+    return images, targets
 
 
-def _batches(items: Sequence[Any]) -> list[Any]:
-    return [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
+def _batches(items: Sequence[T]) -> list[list[T]]:
+    return [list(items[i : i + BATCH]) for i in range(0, len(items), BATCH)]
 
 
-def _torchvision_batches(dataset: Subset[Any]) -> Iterator[Any]:
+def _torchvision_batches(dataset: Subset[TorchvisionSample]) -> Iterator[TorchvisionBatch]:
     return (_collate_lists([dataset[i] for i in batch]) for batch in _batches(range(len(dataset))))
 
 
-def _our_batches(dataset: CocoDataset, items: Sequence[Item], divisor: int) -> Iterator[Any]:
+def _our_batches(dataset: CocoDataset, items: Sequence[Item], divisor: int) -> Iterator[Batch]:
     return (collate([dataset[item] for item in batch], divisor) for batch in _batches(items))
 
 
-def _count(batches: Any) -> int:
+def _count(batches: Iterable[object]) -> int:
     """Count the batches without keeping them."""
     return sum(1 for _ in batches)
 
@@ -189,7 +201,7 @@ def _regions(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return matched, regions + 0.1 * extent * noise
 
 
-def _torchvision_targets(batch: Any) -> list[Tensor]:
+def _torchvision_targets(batch: TorchvisionBatch) -> list[Tensor]:
     """Compute mask targets as torchvision does, [REGIONS, MASK_SIZE, MASK_SIZE] per image."""
     masks = []
     for target in batch[1]:
@@ -201,20 +213,20 @@ def _torchvision_targets(batch: Any) -> list[Tensor]:
     return masks
 
 
-def _our_targets(batch: Any) -> list[Tensor]:
+def _our_targets(batch: Batch) -> list[Tensor]:
     """Compute the same targets as our mask head does with `target_mode=crop`."""
     targets = batch.targets
+    assert targets is not None
+    assert targets.masks is not None
     rows = [torch.nonzero(targets.image_index == i).squeeze(1) for i in range(len(batch.images))]
     regions = [(objects, *_regions(targets.boxes[objects])) for objects in rows]
     masks = targets.masks[torch.cat([objects[matched] for objects, matched, _ in regions])]
-    return [
-        *masks.crop_and_resize(torch.cat([boxes for _, _, boxes in regions]), MASK_SIZE).split(
-            REGIONS
-        )
-    ]
+    boxes = torch.cat([boxes for _, _, boxes in regions])
+    crops = masks.crop_and_resize(boxes, MASK_SIZE)
+    return [crops[i : i + REGIONS] for i in range(0, len(crops), REGIONS)]
 
 
-def _load_unflipped(source: CocoSource, seed: int) -> tuple[list[Any], list[Sample]]:
+def _load_unflipped(source: CocoSource, seed: int) -> tuple[list[TorchvisionBatch], list[Sample]]:
     """Load a few images without flips, for which both pipelines keep the same objects.
 
     Returns torchvision's batches of one, and our samples.
@@ -231,7 +243,7 @@ def _load_unflipped(source: CocoSource, seed: int) -> tuple[list[Any], list[Samp
     return [peer for peer, _ in same], [sample for _, sample in same]
 
 
-def _agreement(peers: list[Any], samples: list[Sample]) -> dict[str, float]:
+def _agreement(peers: list[TorchvisionBatch], samples: list[Sample]) -> dict[str, float]:
     """Largest differences of the outputs without flips.
 
     torchvision rounds sizes down and we round to the nearest, so pixels are compared only for
@@ -250,8 +262,8 @@ def _agreement(peers: list[Any], samples: list[Sample]) -> dict[str, float]:
 
 
 def _targets_case(
-    peers: list[Any], samples: list[Sample], divisor: int, rounds: int
-) -> dict[str, Any]:
+    peers: list[TorchvisionBatch], samples: list[Sample], divisor: int, rounds: int
+) -> Case:
     """Time mask targets from ground truth in memory."""
     our_batches = [collate([sample], divisor) for sample in samples]
     runs = {

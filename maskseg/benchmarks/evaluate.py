@@ -6,7 +6,6 @@ import contextlib
 import io
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from pycocotools.coco import COCO
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
 from maskseg.benchmarks.paste import soft_masks
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.errors import UserError
-from maskseg.evaluation.coco import CocoEvaluator, check_backend
+from maskseg.evaluation.coco import CocoEvaluator, GroundTruth, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KINDS, SEGM
 from maskseg.evaluation.coco_results import Row
 from maskseg.structures import Categories
@@ -30,7 +30,7 @@ CLASSES = 80
 _MAX_ROUNDS = 2  # of ten seconds for each kind
 
 
-def evaluate(config: Config, images: int = 500, detections: int = 100) -> dict[str, Any]:
+def evaluate(config: Config, images: int = 500, detections: int = 100) -> SuiteResult:
     """Evaluate boxes and masks of simulated detections against simulated ground truth.
 
     Compares direct calls of pycocotools with `CocoEvaluator` and each installed backend, from
@@ -76,7 +76,7 @@ def evaluate(config: Config, images: int = 500, detections: int = 100) -> dict[s
     return {"suite": "evaluate", "machine": machine(device), "cases": cases}
 
 
-def by_hand(truth: dict[str, Any], rows: list[Row], kind: str) -> list[float]:
+def by_hand(truth: GroundTruth, rows: list[Row], kind: str) -> list[float]:
     """Compute the twelve metrics as pycocotools' demo and torchvision's `references/detection` do.
 
     The arguments are not modified.
@@ -93,7 +93,7 @@ def by_hand(truth: dict[str, Any], rows: list[Row], kind: str) -> list[float]:
     return [float(v) for v in evaluator.stats]
 
 
-def simulate(images: int, detections: int) -> tuple[dict[str, Any], list[Row]]:
+def simulate(images: int, detections: int) -> tuple[GroundTruth, list[Row]]:
     """Simulate a COCO dataset with polygons, and `detections` results per image.
 
     Half of the detections are ground-truth boxes with each side moved by a few percent.
@@ -161,7 +161,7 @@ def _octagon(box: Tensor) -> Row:
 
 
 def _ours(
-    truth: dict[str, Any], rows: list[Row], categories: Categories, kind: str, backend: str
+    truth: GroundTruth, rows: list[Row], categories: Categories, kind: str, backend: str
 ) -> list[float]:
     evaluator = CocoEvaluator(truth, categories, backend=backend, iou_types=[kind])
     evaluator.add_rows([image["id"] for image in truth["images"]], rows)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.data.single_image import SingleImage
 from maskseg.models.backbones.fpn import FPN
@@ -28,7 +28,7 @@ SIZE = (321, 481)  # height and width of BSDS500's images
 @torch.no_grad()
 def hash(
     config: Config, counts: tuple[int, ...] = (200,), bits: tuple[int, ...] = (8, 32)
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Time a forward pass of one image on the CPU, without and with the hash layer.
 
     The cases are `trunk` with FPN; the same with the hash layer on c2 and the merging of given

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import MaskRCNN
 from torchvision.ops import box_iou
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.engine.precision import autocast, pick_device
+from maskseg.masks.base import Rle
 from maskseg.masks.predicted import MaskGrids
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
@@ -39,7 +41,7 @@ _CONVOLUTIONS = ((256, 128), (128, 128), (256, 64), (512, 32))
 
 
 @torch.no_grad()
-def inference(config: Config) -> dict[str, Any]:
+def inference(config: Config) -> SuiteResult:
     """Time Mask R-CNNs with the body `config.trunk` and equal weights.
 
     torchvision's model is compared with ours in fp32 and bf16, on `config.batch` images of the
@@ -83,8 +85,9 @@ def inference(config: Config) -> dict[str, Any]:
         case(name, whole, config.rounds, device, agreement),
         case(f"{name}: network", network, config.rounds, device),
     ]
-    shares = _shares(fast, batch, config.rounds)
-    also = {**shares, **_floor(fast, batch, cases[1]["seconds"]["maskseg"])}
+    also: dict[str, float | str] = {}
+    also.update(_shares(fast, batch, config.rounds))
+    also.update(_floor(fast, batch, cases[1]["seconds"]["maskseg"]))
     return {"suite": "inference", "machine": machine(device), "cases": cases, "also": also}
 
 
@@ -94,13 +97,15 @@ def _prepare(
     return for_inference(model.to(device), dtype)
 
 
-def _predict_rles(model: GeneralizedRCNN, batch: Batch) -> list[Any]:
+def _predict_rles(model: GeneralizedRCNN, batch: Batch) -> list[Rle]:
     """Predict, and encode the masks in their images as RLE."""
     masks = model.predict(batch).detections.masks
     return [] if masks is None else masks.to_rle()
 
 
-def _predict_unpasted(theirs: Any, images: list[Tensor], half: torch.device | None = None) -> Any:
+def _predict_unpasted(
+    theirs: MaskRCNN, images: list[Tensor], half: torch.device | None = None
+) -> object:
     """Run torchvision's forward pass without pasting the masks."""
     postprocess = theirs.transform.postprocess
     theirs.transform.postprocess = lambda detections, *_: detections
@@ -236,7 +241,7 @@ def _run_ten_times(conv: nn.Module, x: Tensor) -> None:
         conv(x)
 
 
-def _floor(model: GeneralizedRCNN, batch: Batch, seconds: float) -> dict[str, Any]:
+def _floor(model: GeneralizedRCNN, batch: Batch, seconds: float) -> dict[str, float]:
     """Time of the model's FLOPs at the rate of the fastest convolution, and `seconds` over it."""
     with FlopCounterMode(display=False) as counter:
         model.predict(batch)

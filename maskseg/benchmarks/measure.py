@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torchvision
 from tqdm import tqdm
 
+from maskseg.benchmarks.results import Case, Machine
 from maskseg.errors import UserError
 
 Runs = Mapping[str, Callable[[], object]]  # functions to compare, by label
@@ -54,7 +54,7 @@ def case(
     rounds: int,
     device: torch.device,
     agreement: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
+) -> Case:
     """Measure one case of a suite's table.
 
     Args:
@@ -65,8 +65,7 @@ def case(
         device: device that the functions use.
         agreement: differences of the outputs, by their description.
 
-    Returns name; seconds (medians); times_faster (than the first, median of the ratios of each
-    round); memory_mb (peak, above the memory in use before); agreement.
+    In the result, times_faster is the median of the ratios of each round.
     """
     memory = {label: _peak_memory(run, device) for label, run in runs.items()}
     seconds = in_turn(runs, rounds, device)
@@ -84,15 +83,16 @@ def case(
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> Machine:
     """Describe the device and the versions that the measurements were made with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    versions = {
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
     }
-    return {"device": name, "threads": torch.get_num_threads(), **versions}
 
 
 def _processor() -> str:

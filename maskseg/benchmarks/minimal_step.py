@@ -13,6 +13,7 @@ from maskseg.config.restore import open_data
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
+from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch
 
 DISTINCT = 8  # batches in memory, used in turn: the loader is measured separately
@@ -30,6 +31,8 @@ def prepare(config: Config) -> tuple[Trainer, CocoSource, nn.Module, list[Batch]
     configs.set_categories(config, source.categories)
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config, pretrained=False))
+    if not isinstance(model, TrainableModel):
+        raise UserError("the model finds no objects, so that no training step can be measured")
     batches = list(source.train_loader(config.total_batch, DISTINCT, config.seed))
     return trainer, source, model, batches
 

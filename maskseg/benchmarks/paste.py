@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.masks.base import Rle, rle_to_bitmaps
 from maskseg.masks.predicted import MaskGrids
@@ -22,7 +22,7 @@ from maskseg.masks.predicted import MaskGrids
 
 def paste(
     config: Config, detections: int = 100, height: int = 800, width: int = 1333
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Paste the 28 x 28 soft masks of `detections` in one image, on the CPU.
 
     Both peers fill full-size canvases and encode them with pycocotools. Each is compared with

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.benchmarks.segmentation_iou import cells
 from maskseg.config import Config
 from maskseg.variants.cfm.projection import project, project_superpixels
@@ -23,7 +23,7 @@ def projection(
     height: int = 480,
     width: int = 640,
     strides: tuple[int, ...] = (16, 8),
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Project the proposals of one image on the CPU.
 
     The alternatives build the bitmaps of the proposals and project them one by one. Cells are

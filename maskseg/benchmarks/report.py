@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
+from maskseg.benchmarks.results import Case, ScalingResult, SuiteResult
 from maskseg.benchmarks.scaling_report import scaling_chart, scaling_table
 from maskseg.files import replacing
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: SuiteResult | ScalingResult) -> str:
     """Format one line per case and function: time, speedup over the first, memory; agreement."""
     if "axes" in result:
         return scaling_table(result)
@@ -39,7 +40,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def chart(result: dict[str, Any], path: Path) -> None:
+def chart(result: SuiteResult | ScalingResult, path: Path) -> None:
     """Write a PNG with one bar per case and function, labeled with the speedup.
 
     Raises UserError if the file cannot be written.
@@ -86,7 +87,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _labels(cases: list[dict[str, Any]]) -> list[str]:
+def _labels(cases: Sequence[Case]) -> list[str]:
     """List the labels of all cases in their order, without duplicates."""
     labels: dict[str, None] = {}
     for case in cases:
@@ -94,5 +95,5 @@ def _labels(cases: list[dict[str, Any]]) -> list[str]:
     return list(labels)
 
 
-def _format_number(value: Any) -> str:
+def _format_number(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

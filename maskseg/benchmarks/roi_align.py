@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import Case, SuiteResult
 from maskseg.config import Config
 from maskseg.ops.roi_align import assign_levels, roi_align_levels, roi_align_levels_torchvision
 
 STRIDES = [4, 8, 16, 32]
 # Regions per image and bins per side, of the box head and of the mask head.
 SHAPES = ((1000, 7), (100, 14))
+_SAMPLING_RATIO = 2
 
 
 def roi_align(
@@ -25,7 +27,7 @@ def roi_align(
     channels: int = 256,
     height: int = 800,
     width: int = 1088,
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Pool the regions of one image from p2 to p5 on the CPU, with 2 x 2 sample points per bin.
 
     torchvision reads and writes NCHW, in which it is fastest. maskseg uses channels_last, as in
@@ -44,43 +46,68 @@ def roi_align(
     cases = []
     for n, size in shapes:
         boxes = random_boxes(n, height, width, generator)
-        rest = (boxes, torch.zeros(n, dtype=torch.int64), assign_levels(boxes, 2, 5) - 2, size, 2)
+        image_index = torch.zeros(n, dtype=torch.int64)
+        level = assign_levels(boxes, 2, 5) - 2
         for aligned in (True, False):
-            cases += _forward_and_backward(maps, (*rest, aligned), config.rounds)
+            pooling = _Pooling(boxes, image_index, level, size, aligned)
+            cases += _forward_and_backward(maps, pooling, config.rounds)
     return {"suite": "roi_align", "machine": machine(device), "cases": cases}
 
 
-def _forward_and_backward(
-    maps: list[Tensor], rest: tuple[Any, ...], rounds: int
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Pooling:
+    """The regions to pool and the options of RoIAlign."""
+
+    boxes: Tensor
+    image_index: Tensor
+    level: Tensor
+    size: int
+    aligned: bool
+
+    def __call__(self, implementation: Callable[..., Tensor], maps: list[Tensor]) -> Tensor:
+        """Pool the regions with one of the implementations in `ops.roi_align`."""
+        return implementation(
+            maps,
+            STRIDES,
+            self.boxes,
+            self.image_index,
+            self.level,
+            self.size,
+            _SAMPLING_RATIO,
+            self.aligned,
+        )
+
+
+def _forward_and_backward(maps: list[Tensor], pooling: _Pooling, rounds: int) -> list[Case]:
     layouts = {
         "torchvision": torch.contiguous_format,
         "maskseg": torch.channels_last,
         "maskseg, NCHW maps": torch.contiguous_format,
     }
-    boxes, _, _, size, _, aligned = rest
     forward: dict[str, Callable[[], object]] = {}
     backward: dict[str, Callable[[], object]] = {}
-    outputs: dict[str, Any] = {}
-    gradients: dict[str, Any] = {}
+    outputs: dict[str, Sequence[Tensor]] = {}
+    gradients: dict[str, Sequence[Tensor]] = {}
     for name, layout in layouts.items():
         function = roi_align_levels_torchvision if name == "torchvision" else roi_align_levels
         inputs = [x.contiguous(memory_format=layout) for x in maps]
-        forward[name] = partial(function, inputs, STRIDES, *rest)
+        forward[name] = partial(pooling, function, inputs)
         leaves = [x.detach().requires_grad_() for x in inputs]
-        out = function(leaves, STRIDES, *rest)
+        out = pooling(function, leaves)
         grad_output = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
         grad_layout = torch.contiguous_format if name == "torchvision" else torch.channels_last
-        backward[name] = partial(
+        backpropagate = partial(
             torch.autograd.grad,
             out,
             leaves,
             grad_output.contiguous(memory_format=grad_layout),
             retain_graph=True,
         )
+        backward[name] = backpropagate
         outputs[name] = [out.detach()]
-        gradients[name] = backward[name]()
-    description = f"{len(boxes)} regions of {size} x {size}, aligned={aligned}"
+        gradients[name] = backpropagate()
+    size = pooling.size
+    description = f"{len(pooling.boxes)} regions of {size} x {size}, aligned={pooling.aligned}"
     cases = []
     for direction, runs, results in (
         ("forward", forward, outputs),
@@ -115,5 +142,5 @@ def random_boxes(n: int, height: int, width: int, generator: torch.Generator) ->
     return torch.cat([low, high], dim=1)
 
 
-def _max_difference(first: Any, second: Any) -> float:
+def _max_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import log
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,15 +19,18 @@ from torch.nn import functional as F
 
 from maskseg import config as configs
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import Axis, Point, ScalingResult, Slopes
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
 from maskseg.masks.annotated import AnnotatedMasks, Polygons
+from maskseg.models.box_head import BoxHead
 from maskseg.models.fuse import for_inference
 from maskseg.models.layers.conv_norm import channels_last
 from maskseg.models.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch, Categories, Targets
+from maskseg.models.rpn import RPN, RPNHead
+from maskseg.structures import Batch, Categories, Features, Regions, Targets
 
 SIZES = (256, 362, 512, 724, 1024)  # shorter side, pixels
 DETECTIONS = (12, 25, 50, 100, 200, 400)
@@ -42,7 +44,7 @@ _COMPONENTS = 8  # principal components of the region features that scores and d
 Runs = Mapping[int, Callable[[], object]]  # functions to time, by the value of the axis
 
 
-def scaling(config: Config) -> dict[str, Any]:
+def scaling(config: Config) -> ScalingResult:
     """Time Mask R-CNNs and the data loader along several axes.
 
     The models have the body `config.trunk` and random weights. Their input is noise with a shorter
@@ -117,9 +119,9 @@ def slope(values: Sequence[float], numbers: Sequence[float]) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _axis(name: str, label: str, runs: Runs, rounds: int, device: torch.device) -> dict[str, Any]:
+def _axis(name: str, label: str, runs: Runs, rounds: int, device: torch.device) -> Axis:
     result = case(name, {str(value): run for value, run in runs.items()}, rounds, device)
-    points = []
+    points: list[Point] = []
     for value in runs:
         seconds = result["seconds"][str(value)]
         memory = result["memory_mb"][str(value)]
@@ -127,9 +129,12 @@ def _axis(name: str, label: str, runs: Runs, rounds: int, device: torch.device) 
     return _with_slopes(name, label, points)
 
 
-def _with_slopes(name: str, label: str, points: list[dict[str, float]]) -> dict[str, Any]:
+def _with_slopes(name: str, label: str, points: list[Point]) -> Axis:
     values = [p["value"] for p in points]
-    slopes = {key: slope(values, [p[key] for p in points]) for key in ("seconds", "memory_mb")}
+    slopes: Slopes = {
+        "seconds": slope(values, [p["seconds"] for p in points]),
+        "memory_mb": slope(values, [p["memory_mb"] for p in points]),
+    }
     return {"name": name, "label": label, "points": points, "slope": slopes}
 
 
@@ -180,16 +185,30 @@ def _model(trunk: str, batch: Batch, classes: int) -> GeneralizedRCNN:
     configs.set_categories(
         config, Categories(tuple(map(str, range(classes))), tuple(range(classes)))
     )
-    model = cast(GeneralizedRCNN, configs.build_model(config, pretrained=False))
-    model = model.to(batch.images.device).eval()
-    proposer: Any = model.proposer
-    rpn = proposer.head
-    box: Any = model.classifier
+    model = configs.build_model(config, pretrained=False).to(batch.images.device).eval()
+    assert isinstance(model, GeneralizedRCNN)
+    assert isinstance(model.proposer, RPN)
+    assert isinstance(model.proposer.head, RPNHead)
+    assert isinstance(model.classifier, BoxHead)
     features = model.features(batch)
-    logits, deltas = rpn(features["p4"])
-    rpn.objectness.weight *= 2 / logits.std()
-    rpn.deltas.weight *= 0.2 / deltas.std()
-    proposals = proposer(features, batch)[0]
+    _vary_proposals(model.proposer.head, features["p4"])
+    proposals, _ = model.proposer(features, batch)
+    _vary_detections(model.classifier, features, proposals)
+    return model
+
+
+def _vary_proposals(head: RPNHead, feature: Tensor) -> None:
+    """Scale the weights so that scores and boxes vary, given the features of one level."""
+    logits, deltas = head(feature)
+    head.objectness.weight *= 2 / logits.std()
+    head.deltas.weight *= 0.2 / deltas.std()
+
+
+def _vary_detections(box: BoxHead, features: Features, proposals: Regions) -> None:
+    """Make the scores and deltas of an image's proposals vary.
+
+    They become random combinations of the principal components of the region features.
+    """
     x = box.mlp(box.pooler(features, proposals.boxes, proposals.image_index))
     mean = x.mean(dim=0)
     _, size, directions = torch.linalg.svd(x - mean, full_matrices=False)
@@ -200,7 +219,6 @@ def _model(trunk: str, batch: Batch, classes: int) -> GeneralizedRCNN:
         )
         layer.bias.copy_(-(layer.weight @ mean))
     box.cls_score.bias[-1] += 5.0  # most regions are background
-    return model
 
 
 def _prepare_training(model: GeneralizedRCNN) -> GeneralizedRCNN:
@@ -223,13 +241,13 @@ def _step(model: GeneralizedRCNN, batch: Batch) -> None:
     model.zero_grad(set_to_none=True)  # gradients would count as in use before the next run
 
 
-def _loader_axis(config: Config) -> dict[str, Any]:
+def _loader_axis(config: Config) -> Axis:
     """Time per image from the second batch on, when all processes work, and their memory."""
     source = open_data(config)
     if "train" not in source.splits():
         raise UserError("data.train_json is not set: there is nothing to load")
     number = max(8, _LOADER_IMAGES // config.total_batch)
-    points = []
+    points: list[Point] = []
     for workers in WORKERS:
         config.data.num_workers = workers
         loader = partial(open_data(config).train_loader, config.total_batch, number, config.seed)

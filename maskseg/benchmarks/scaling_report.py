@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from maskseg.benchmarks.results import Axis, Measurement, ScalingResult
 from maskseg.files import replacing
 
 _COLUMNS = 3
-_QUANTITIES = {
-    "seconds": ("time, ms", 1000.0, "C0", "o-"),
-    "memory_mb": ("peak memory, MB", 1.0, "C1", "s--"),
-}
 
 
-def scaling_table(result: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class _Quantity:
+    """A measured quantity and how it is drawn.
+
+    label: with its unit; read: a measurement in that unit.
+    """
+
+    label: str
+    read: Callable[[Measurement], float]
+    color: str
+    style: str
+
+
+_QUANTITIES = (
+    _Quantity("time, ms", lambda point: 1000.0 * point["seconds"], "C0", "o-"),
+    _Quantity("peak memory, MB", lambda point: point["memory_mb"], "C1", "s--"),
+)
+
+
+def scaling_table(result: ScalingResult) -> str:
     """Format one line per value, then the slopes."""
     machine = result["machine"]
     lines = [
@@ -35,7 +52,7 @@ def scaling_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def scaling_chart(result: dict[str, Any], path: Path) -> None:
+def scaling_chart(result: ScalingResult, path: Path) -> None:
     """Write a PNG with one panel per axis: time and memory, on logarithmic scales.
 
     Raises UserError if the file cannot be written.
@@ -54,14 +71,13 @@ def scaling_chart(result: dict[str, Any], path: Path) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _panel(left: Axes, axis: dict[str, Any]) -> None:
+def _panel(left: Axes, axis: Axis) -> None:
     values = [p["value"] for p in axis["points"]]
     panels = (left, left.twinx())
-    for panel, (key, quantity) in zip(panels, _QUANTITIES.items(), strict=True):
-        label, factor, colour, style = quantity
-        numbers = [factor * p[key] for p in axis["points"]]
+    for panel, quantity in zip(panels, _QUANTITIES, strict=True):
+        numbers = [quantity.read(point) for point in axis["points"]]
         plotted = [n if n > 0 else float("nan") for n in numbers]
-        panel.plot(values, plotted, style, color=colour, markersize=4)
+        panel.plot(values, plotted, quantity.style, color=quantity.color, markersize=4)
         positive = [n for n in numbers if n > 0] or [1.0]
         panel.set_yscale("log")
         # At least a decade, so that constant values look constant; space for the slopes above.
@@ -70,8 +86,8 @@ def _panel(left: Axes, axis: dict[str, Any]) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
-        panel.set_ylabel(label, color=colour, fontsize=8)
-        panel.tick_params(axis="y", which="both", labelsize=7, colors=colour)
+        panel.set_ylabel(quantity.label, color=quantity.color, fontsize=8)
+        panel.tick_params(axis="y", which="both", labelsize=7, colors=quantity.color)
     if min(values) > 0:
         left.set_xscale("log")
     else:  # zero processes need a position, too
@@ -84,10 +100,10 @@ def _panel(left: Axes, axis: dict[str, Any]) -> None:
     left.text(0.03, 0.96, f"slope {_slopes(axis)}", transform=left.transAxes, va="top", fontsize=8)
 
 
-def _slopes(axis: dict[str, Any]) -> str:
-    names = {"seconds": "time", "memory_mb": "memory"}
+def _slopes(axis: Axis) -> str:
+    slope = axis["slope"]
     parts = []
-    for key, value in axis["slope"].items():
+    for name, value in (("time", slope["seconds"]), ("memory", slope["memory_mb"])):
         text = "-" if value is None else f"{value:.2f}"
-        parts.append(f"{names[key]} {text}")
+        parts.append(f"{name} {text}")
     return ", ".join(parts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from maskseg.benchmarks.measure import case, machine
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.evaluation.segmentation_iou import best_ious
 
@@ -23,7 +23,7 @@ def segmentation_iou(
     true: int = 20,
     height: int = 321,
     width: int = 481,
-) -> dict[str, Any]:
+) -> SuiteResult:
     """Compare one image of BSDS500's size with its ground truth.
 
     The alternative compares boolean masks pair by pair.

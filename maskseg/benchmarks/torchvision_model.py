@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
@@ -18,13 +16,17 @@ from maskseg.data.transforms import ResizeShortestEdge
 from maskseg.errors import UserError
 from maskseg.interop.torchvision import from_torchvision
 from maskseg.models.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch, Categories
+from maskseg.structures import Batch, Categories, Losses
 
 CLASSES = 90  # labels of torchvision's COCO models, without the background
 MAX_ASPECT = 1333 / 800  # longest side over shorter side of the resized images
 
+Target = dict[str, Tensor]  # the objects of one image: boxes, labels and masks
 
-def models(trunk: str, size: int, trainable: bool = False) -> tuple[Any, GeneralizedRCNN]:
+
+def models(
+    trunk: str, size: int, trainable: bool = False
+) -> tuple[detection.MaskRCNN, GeneralizedRCNN]:
     """Build torchvision's model and ours, in evaluation mode, with equal random weights.
 
     Args:
@@ -59,12 +61,14 @@ def models(trunk: str, size: int, trainable: bool = False) -> tuple[Any, General
     configs.set_categories(
         config, Categories(tuple(map(str, range(CLASSES))), tuple(range(CLASSES)))
     )
-    ours = cast(GeneralizedRCNN, configs.build_model(config, pretrained=False)).eval()
-    theirs = theirs if trainable else randomize_weights(theirs)
+    ours = configs.build_model(config, pretrained=False).eval()
+    assert isinstance(ours, GeneralizedRCNN)
+    if not trainable:
+        randomize_weights(theirs)
     return theirs, copy_weights(theirs, ours)
 
 
-def copy_weights(theirs: Any, ours: GeneralizedRCNN) -> GeneralizedRCNN:
+def copy_weights(theirs: detection.FasterRCNN, ours: GeneralizedRCNN) -> GeneralizedRCNN:
     """Load the weights of torchvision's model into ours, and return it."""
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     return ours
@@ -109,7 +113,7 @@ def torchvision_images(batch: Batch) -> list[Tensor]:
     ]
 
 
-def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
+def torchvision_targets(batch: Batch) -> list[Target]:
     """Convert the ground truth to torchvision's: labels from 1 and full-size bitmaps.
 
     Crowds are dropped, as in torchvision's reference code.
@@ -129,40 +133,39 @@ def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
     return result
 
 
-def torchvision_inputs(batch: Batch) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def torchvision_inputs(batch: Batch) -> tuple[list[Tensor], list[Target]]:
     """Return the training inputs of torchvision's models, on the batch's device."""
     device = batch.images.device
 
-    def to_device(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_device(target: Target) -> Target:
         return {key: value.to(device) for key, value in target.items()}
 
     return torchvision_images(batch), [to_device(t) for t in torchvision_targets(batch)]
 
 
-def randomize_weights(model: Any) -> Any:
+def torchvision_losses(model: detection.FasterRCNN, batch: Batch) -> Losses:
+    """Return the losses of torchvision's model for a batch of ours."""
+    losses: Losses = model(*torchvision_inputs(batch))
+    return losses
+
+
+def randomize_weights(model: detection.FasterRCNN) -> detection.FasterRCNN:
     """Set random weights with features of order one, and scores and boxes that vary.
 
-    Returns the model, a detector of torchvision.
+    model: any detector of torchvision with two stages. Returns it, in evaluation mode.
     """
     torch.manual_seed(0)
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d) and "backbone.body" in name:
             # Small variances as in trained weights, for which the eps matters.
+            _randomize_norm(module, 0.1, (0.5e-3, 1.5e-3))
+            block = model.get_submodule(name.rsplit(".", 1)[0])
+            last_norm = "bn3" if hasattr(block, "bn3") else "bn2"
+            residual_scale = 0.2 if name.endswith(last_norm) else 1
             with torch.no_grad():
-                stats = cast(Any, module)
-                stats.running_mean.normal_(0, 0.1)
-                stats.running_var.uniform_(0.5e-3, 1.5e-3)
-                stats.bias.normal_(0, 0.1)
-                block = model.get_submodule(name.rsplit(".", 1)[0])
-                last_norm = "bn3" if hasattr(block, "bn3") else "bn2"
-                residual_scale = 0.2 if name.endswith(last_norm) else 1
-                stats.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * residual_scale)
+                module.weight.uniform_(0.8, 1.2).mul_(1e-3**0.5 * residual_scale)
         elif isinstance(module, nn.BatchNorm2d):
-            with torch.no_grad():
-                stats = cast(Any, module)
-                stats.running_mean.normal_(0, 0.05)
-                stats.running_var.uniform_(0.5, 1.5)
-                stats.bias.normal_(0, 0.05)
+            _randomize_norm(module, 0.05, (0.5, 1.5))
     box = model.roi_heads.box_predictor
     with torch.no_grad():
         for layer, factor in {
@@ -176,13 +179,27 @@ def randomize_weights(model: Any) -> Any:
     return model.eval()
 
 
-def center_scores(model: Any, image: Tensor, labels: list[int] | None = None) -> None:
+@torch.no_grad()
+def _randomize_norm(
+    norm: FrozenBatchNorm2d | nn.BatchNorm2d, std: float, variances: tuple[float, float]
+) -> None:
+    """Set random statistics and biases. std: of the running means and of the biases."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_(0, std)
+    norm.running_var.uniform_(*variances)
+    norm.bias.normal_(0, std)
+
+
+def center_scores(
+    model: detection.FasterRCNN, image: Tensor, labels: list[int] | None = None
+) -> None:
     """Make the class scores of an image's regions vary.
 
     The scores become random combinations of the eight principal components of the region features.
 
     Args:
-        model: a detector of torchvision.
+        model: any detector of torchvision with two stages.
         image: f32 [3, H, W].
         labels: labels to change; by default all.
     """

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
-from typing import Any
 
 import torch
 from torch import nn
 
 from maskseg.benchmarks import torchvision_model
 from maskseg.benchmarks.measure import case, in_turn, machine, ratio
+from maskseg.benchmarks.results import SuiteResult
 from maskseg.config import Config
 from maskseg.engine.precision import autocast, pick_device
 from maskseg.models.file_proposer import FileProposer
 from maskseg.models.layers.conv_norm import channels_last
 from maskseg.models.rcnn import GeneralizedRCNN
-from maskseg.structures import Batch
+from maskseg.structures import Batch, Losses
 
 _DISTINCT = 4  # batches in memory, used in turn: the loader is measured separately
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config) -> SuiteResult:
     """Time a step (forward, backward, SGD) of a Mask R-CNN with the body `config.trunk`.
 
     Two stages and the norms of the body are frozen. The images are those of the training split of
@@ -36,20 +37,20 @@ def train(config: Config) -> dict[str, Any]:
     theirs, ours = torchvision_model.models(config.trunk, config.size)
     theirs = theirs.to(device).train()
     ours = channels_last(ours.to(device)).train()
-    images = [torchvision_model.torchvision_inputs(batch) for batch in batches]
+    inputs = [torchvision_model.torchvision_inputs(batch) for batch in batches]
+    # The model whose proposals come from a file shares its weights with `ours`.
     parts = ours.backbone, FileProposer(), ours.sampler, ours.classifier, dict(ours.heads)
+    from_file = GeneralizedRCNN(*parts).to(device).train()
     stored = [_with_proposals(ours, batch) for batch in batches]
-    from_file: Callable[[Any], Any] = GeneralizedRCNN(*parts).to(device).train()  # shares weights
+    their_passes = [partial(theirs, images, targets) for images, targets in inputs]
+    our_passes = [partial(ours, batch) for batch in batches]
+    stored_passes = [partial(from_file, batch) for batch in stored]
     runs = {
-        "torchvision": _Step(
-            theirs, lambda pair: theirs(*pair), images, device, "fp32", fused=False
-        ),
-        "torchvision autocast bf16": _Step(
-            theirs, lambda pair: theirs(*pair), images, device, "bf16", fused=False
-        ),
-        "maskseg": _Step(ours, ours, batches, device, "fp32"),
-        "maskseg bf16": _Step(ours, ours, batches, device, "bf16"),
-        "maskseg, proposals from a file": _Step(ours, from_file, stored, device, "fp32"),
+        "torchvision": _Step(theirs, their_passes, device, "fp32", fused=False),
+        "torchvision autocast bf16": _Step(theirs, their_passes, device, "bf16", fused=False),
+        "maskseg": _Step(ours, our_passes, device, "fp32"),
+        "maskseg bf16": _Step(ours, our_passes, device, "bf16"),
+        "maskseg, proposals from a file": _Step(ours, stored_passes, device, "fp32"),
     }
     result = case(f"{config.trunk}, {config.batch} x {config.size} px", runs, config.rounds, device)
     again = in_turn(
@@ -63,19 +64,19 @@ class _Step:
     """Forward, backward and SGD on one batch after the other.
 
     The learning rate is 0, so that all steps are taken with the same weights.
+
+    passes: the forward pass of each batch, which returns the losses.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        forward: Callable[[Any], Any],
-        batches: list[Any],
+        passes: Sequence[Callable[[], Losses]],
         device: torch.device,
         precision: str,
         fused: bool = True,
     ) -> None:
-        self.forward = forward
-        self.batches: Iterator[Any] = cycle(batches)
+        self.passes = cycle(passes)
         self.device = device
         self.precision = precision
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -85,7 +86,8 @@ class _Step:
 
     def __call__(self) -> None:
         with autocast(self.device, self.precision):
-            total = torch.stack(list(self.forward(next(self.batches)).values())).sum()
+            losses = next(self.passes)()
+            total = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from itertools import chain, cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -22,11 +21,12 @@ from maskseg.config import Config
 from maskseg.engine.checkpoint import CheckpointManager
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.step import StepResult, TrainStep
+from maskseg.models.interfaces import TrainableModel
 
 _REPEATS = 5
 
 
-def trainer(config: Config) -> dict[str, Any]:
+def trainer(config: Config) -> dict[str, object]:
     """Compare the trainer's step with a minimal one, in turn, `steps` times.
 
     The minimal step consists of forward, backward, clipping, optimizer and schedule. The trainer's
@@ -134,7 +134,8 @@ class _Setup:
         check = build_validation(self.config, self.source, "val", categories)
         drawn = check.settings.num_images
         batches = list(islice(iter(check.batches()), -(-drawn // self.config.evaluation.batch)))
-        model: Any = self.model
+        model = self.model
+        assert isinstance(model, TrainableModel)  # `prepare` checks it
         device = self.trainer.torch_device
         outputs = [model.validate(batch.to(device))[1] for batch in batches]
         start = time.perf_counter()

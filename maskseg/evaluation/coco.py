@@ -11,8 +11,9 @@ import contextlib
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from maskseg.structures import Batch, Categories, Outputs
 
 Metrics = dict[str, float]
 Floats = NDArray[np.float64]
+GroundTruth = Mapping[str, Sequence[Row]]  # a COCO data set: images, annotations, categories
 
 # The axes of COCO: IoU 0.50:0.05:0.95, recall 0:0.01:1.
 THRESHOLDS = 10
@@ -51,12 +53,49 @@ _AP50 = 0
 _AP75 = 5
 
 
-class _Backend(NamedTuple):
+class _Dataset(Protocol):
+    """The data set class of a backend (`COCO`)."""
+
+    dataset: dict[str, list[Row]]
+
+    def createIndex(self) -> None: ...  # noqa: N802
+
+
+class _Parameters(Protocol):
+    """The parameters of an evaluation (`Params`)."""
+
+    maxDets: list[int]  # noqa: N815
+    kpt_oks_sigmas: Floats
+
+
+class _Evaluation(Protocol):
+    """The evaluation class of a backend (`COCOeval`)."""
+
+    params: _Parameters
+    eval: dict[str, Floats]
+
+    def evaluate(self) -> None: ...
+    def accumulate(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Backend:
     """A library that computes the matches: its name, its data set class, its evaluation class."""
 
     name: str
-    dataset: Any
-    evaluator: Any
+    dataset: Callable[[], _Dataset]
+    evaluation: Callable[[_Dataset, _Dataset, str], _Evaluation]
+
+    def build_dataset(self, images: list[Row], annotations: list[Row]) -> _Dataset:
+        """Build a data set of one category.
+
+        `loadRes` is not used: it raises an error for an empty list and modifies its argument.
+        """
+        dataset = self.dataset()
+        categories = [{"id": a["category_id"]} for a in annotations[:1]]
+        dataset.dataset = {"images": images, "annotations": annotations, "categories": categories}
+        dataset.createIndex()
+        return dataset
 
 
 class CocoEvaluator:
@@ -70,7 +109,7 @@ class CocoEvaluator:
 
     def __init__(
         self,
-        ground_truth: dict[str, Any],
+        ground_truth: GroundTruth,
         categories: Categories,
         *,
         max_detections: int = 100,
@@ -93,25 +132,24 @@ class CocoEvaluator:
         Raises UserError for an unknown or missing backend, an unknown IoU type, and ground truth
         without masks if masks are evaluated.
         """
-        if max_detections < 1:
-            raise UserError(f"max_detections must be at least 1, got {max_detections}")
-        if not iou_types or any(kind not in KINDS for kind in iou_types):
-            raise UserError(f"iou_types must be some of {', '.join(KINDS)}, got {list(iou_types)}")
-        if KEYPOINTS in iou_types and not categories.num_points:
-            raise UserError("no class has keypoints: evaluate without them")
+        _check_options(categories, max_detections, iou_types)
         self.categories = categories
         self.iou_types = tuple(iou_types)
-        self.limits = sorted({n for n in (1, 10) if n < max_detections} | {max_detections})
+        self.limits = _detection_limits(max_detections)
         self.oks_sigmas = None if oks_sigmas is None else tuple(float(v) for v in oks_sigmas)
-        self.rows: list[Row] = []
-        self.image_ids: list[int] = []
         self._backend = _load_backend(backend)
-        self.images = {int(image["id"]): image for image in ground_truth["images"]}
+
+        # Ground truth
         self._known_ids = set(categories.ids)
+        self.images = {int(image["id"]): image for image in ground_truth["images"]}
         annotations = ground_truth.get("annotations", [])
         self.annotations = [a for a in annotations if a["category_id"] in self._known_ids]
         if SEGM in self.iou_types:
             _require_masks(self.annotations)
+
+        # Results so far
+        self.rows: list[Row] = []
+        self.image_ids: list[int] = []
         self._seen: set[int] = set()
         self._tables: dict[str, tuple[Floats, Floats]] = {}
 
@@ -294,15 +332,31 @@ class CocoEvaluator:
         ]
         truth_rows = truth_entries(kind, annotations, self.images)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = _dataset(self._backend.dataset, images, truth_rows)
-            detections = _dataset(self._backend.dataset, images, row_entries(kind, rows))
-            evaluator = self._backend.evaluator(truth, detections, kind)
-            evaluator.params.maxDets = self._limits(kind)
+            truth = self._backend.build_dataset(images, truth_rows)
+            detections = self._backend.build_dataset(images, row_entries(kind, rows))
+            evaluation = self._backend.evaluation(truth, detections, kind)
+            evaluation.params.maxDets = self._limits(kind)
             if kind == KEYPOINTS:
-                evaluator.params.kpt_oks_sigmas = np.array(self.sigmas(num_points))
-            evaluator.evaluate()
-            evaluator.accumulate()
-        return evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0]
+                evaluation.params.kpt_oks_sigmas = np.array(self.sigmas(num_points))
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+
+
+def _check_options(categories: Categories, max_detections: int, iou_types: Sequence[str]) -> None:
+    """Raise UserError for options that are out of range or do not fit the classes."""
+    if max_detections < 1:
+        raise UserError(f"max_detections must be at least 1, got {max_detections}")
+    if not iou_types or any(kind not in KINDS for kind in iou_types):
+        raise UserError(f"iou_types must be some of {', '.join(KINDS)}, got {list(iou_types)}")
+    if KEYPOINTS in iou_types and not categories.num_points:
+        raise UserError("no class has keypoints: evaluate without them")
+
+
+def _detection_limits(max_detections: int) -> list[int]:
+    """The numbers of detections at which recall is reported: 1, 10 and the maximum."""
+    smaller = [n for n in (1, 10) if n < max_detections]
+    return [*smaller, max_detections]
 
 
 def _mean(values: Floats) -> float:
@@ -355,15 +409,3 @@ def _require_masks(annotations: list[Row]) -> None:
             f"({len(bare)} of {len(annotations)} annotations have none): evaluate boxes only with "
             "iou_types ['bbox'], or add the masks"
         )
-
-
-def _dataset(dataset_type: Any, images: list[Row], annotations: list[Row]) -> Any:
-    """Build a data set of the backend's class.
-
-    `loadRes` is not used: it raises an error for an empty list and modifies its argument.
-    """
-    dataset = dataset_type()
-    categories = [{"id": a["category_id"]} for a in annotations[:1]]
-    dataset.dataset = {"images": images, "annotations": annotations, "categories": categories}
-    dataset.createIndex()
-    return dataset
