@@ -91,13 +91,11 @@ def imported(source: str, file: str) -> set[str]:
 
 
 def own_part(name: str) -> str | None:
-    """The part of the project that a dotted name lies in, None for another library (and for the
-    version, a plain string).
-    """
+    """The part of the project that a dotted name lies in, None for another library."""
     pieces = name.split(".")
     if pieces[0] == "tools":
         return "tools"
-    if pieces[0] != "maskseg" or name == "maskseg.__version__":
+    if pieces[0] != "maskseg":
         return None
     part = ".".join(pieces[1:3]) if pieces[1:2] == ["variants"] else ".".join(pieces[1:2])
     return part if part in ROW else "__init__"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -36,6 +36,8 @@ from maskseg.interop import classes, detectron2, torchvision
 from maskseg.interop.state_dict_names import Pairs, describe_names, match_state_dict, translate
 from maskseg.interop.torchvision_hashes import norm_eps
 from maskseg.interop.weight_files import read_weights
+from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.rpn import RPN
 from maskseg.structures import Categories
 
 
@@ -228,8 +230,9 @@ def _convert_from_detectron2(
     """Convert from BGR to RGB, and to the order of our anchors. Raises UserError."""
     anchors = config.model.proposer.anchors
     num_sizes = len(anchors.sizes[0])
-    proposer: Any = model.proposer
-    detectron2.check_anchors(state, proposer.anchors.cell_anchors, num_sizes)
+    assert isinstance(model, GeneralizedRCNN)
+    assert isinstance(model.proposer, RPN)
+    detectron2.check_anchors(state, model.proposer.anchors.cell_anchors, num_sizes)
     if detectron2.takes_bgr(state):
         tensors = detectron2.to_rgb(tensors)
     return detectron2.reorder_anchors(tensors, num_sizes, len(anchors.aspect_ratios))

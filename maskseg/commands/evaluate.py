@@ -26,9 +26,9 @@ Other keys: those of the checkpoint's own config (config.yaml beside it).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from maskseg import config as configs
 from maskseg.config import Config
@@ -121,7 +121,7 @@ def build_validation(
     )
 
 
-def _check_sigmas(sigmas: Any, categories: Categories) -> None:
+def _check_sigmas(sigmas: Sequence[float] | None, categories: Categories) -> None:
     """Raise UserError for a number of OKS sigmas that is no class's number of keypoints."""
     counts = {len(points) for points in categories.keypoints if points}
     if sigmas is not None and len(sigmas) not in counts:

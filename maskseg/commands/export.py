@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 import yaml
 from torch import Tensor, nn
+from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from maskseg import config as configs
@@ -52,6 +53,21 @@ _CLASSES = {"fasterrcnn": "FasterRCNN", "maskrcnn": "MaskRCNN", "keypointrcnn": 
 _DEFAULT_SIZES = {"min_size": 800, "max_size": 1333}  # px; of torchvision's models
 _DEFAULT_KEYPOINTS = 17
 
+_Model = dict[str, Any]  # the resolved config of a model, as plain values
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A family of torchvision's models.
+
+    kind: such as `maskrcnn`; group: the config group of its equivalent; is_v2: the improved variant
+    with norms in the pyramid and the heads.
+    """
+
+    kind: str
+    group: str
+    is_v2: bool
+
 
 @dataclass(frozen=True)
 class _Builder:
@@ -64,7 +80,7 @@ class _Builder:
     kind: str
     is_v2: bool
     trunk: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
 
     @property
     def function(self) -> str:
@@ -73,7 +89,6 @@ class _Builder:
 
     def build(self) -> nn.Module:
         """Build the model."""
-        detection: Any = torchvision.models.detection
         model: nn.Module
         if self.trunk == "resnet50":
             function = getattr(detection, self.function)
@@ -105,7 +120,8 @@ def export(weights: Path, output: Path, overrides: list[str]) -> None:
     is_coco = categories.ids == classes.coco_categories().ids
     rows = list(categories.ids) if is_coco else list(range(1, len(categories) + 1))
     num_rows = max(rows) + 1
-    builder = _select_builder(settings, categories, num_rows)
+    transforms = settings["data"].get("test_transforms") or []
+    builder = _select_builder(settings["model"], transforms, categories, num_rows)
     norm_eps = float(settings["model"]["backbone"]["trunk"]["norm_eps"])
     state = rescale_norms(model.state_dict(), norm_eps)
     state = to_torchvision(state, rows, num_rows)
@@ -119,65 +135,86 @@ def export(weights: Path, output: Path, overrides: list[str]) -> None:
     )
 
 
-def _select_builder(settings: dict[str, Any], categories: Categories, num_classes: int) -> _Builder:
+def _select_builder(
+    model: _Model, transforms: Sequence[Mapping[str, object]], categories: Categories, rows: int
+) -> _Builder:
     """Select the builder and its arguments for the model of a config.
 
-    num_classes: with the background. Raises UserError that lists what torchvision does not support.
+    transforms: of the images in inference; rows: number of classes with the background.
+    Raises UserError that lists what torchvision does not support.
     """
-    model = settings["model"]
+    family = _find_family(model)
+    values = configs.flatten(model)
+    trunk = str(values.get("backbone.trunk.name", ""))
+    equivalent = _equivalent_model(family, trunk, categories)
+    differences = {}
+    for key in {**equivalent, **values}:
+        value = values.get(key)
+        if not _is_equivalent(key, value, equivalent.get(key)):
+            differences[key] = value
+    _check_supported(family, differences, equivalent, categories)
+    arguments = {"num_classes": rows, **_builder_arguments(differences)}
+    if family.kind == "keypointrcnn" and categories.num_points != _DEFAULT_KEYPOINTS:
+        arguments["num_keypoints"] = categories.num_points
+    arguments |= _image_sizes(transforms)
+    return _Builder(family.kind, family.is_v2, trunk, arguments)
+
+
+def _find_family(model: _Model) -> _Family:
+    """The family of a model. Raises UserError if torchvision has none with its heads."""
     heads = tuple(model.get("heads") or {})
     if heads not in _BUILDERS:
         raise UserError(f"torchvision has no model with the heads {', '.join(heads)} together")
     kind, group = _BUILDERS[heads]
     is_v2 = model["backbone"].get("norm") is not None and kind != "keypointrcnn"
-    values = configs.flatten(model)
-    trunk = values.get("backbone.trunk.name", "")
-    overrides = [
-        f"model=torchvision_{group}{'_v2' if is_v2 else ''}",
-        "data=coco",
-    ]
-    if not heads:
+    return _Family(kind, group, is_v2)
+
+
+def _equivalent_model(family: _Family, trunk: str, categories: Categories) -> dict[str, object]:
+    """The config of the model that torchvision builds by default, with dotted keys."""
+    suffix = "_v2" if family.is_v2 else ""
+    overrides = [f"model=torchvision_{family.group}{suffix}", "data=coco"]
+    if family.kind == "fasterrcnn":
         overrides.append("~model/heads@model.heads.mask")
-    if not is_v2:
+    if not family.is_v2:
         overrides.append(f"model.backbone.trunk.name={trunk}")
-    equivalent = _flat_model(overrides, categories)
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    unsupported = []
-    for key in {**equivalent, **values}:
-        value = values.get(key)
-        if _is_equivalent(key, value, equivalent.get(key)):
-            continue
-        if key in _BUILDER_ARGUMENTS:
-            arguments[_BUILDER_ARGUMENTS[key]] = value
-        else:
-            unsupported.append(f"model.{key}={value} instead of {equivalent.get(key)}")
-    if kind == "keypointrcnn" and len(set(categories.point_ranges)) > 1:
-        unsupported.append("different keypoints for different classes")
-    if unsupported:
-        raise UserError(
-            f"torchvision cannot express this model: {describe_names(differences=unsupported)}; "
-            "to convert it nevertheless, set these keys on the command line"
-        )
-    if kind == "keypointrcnn" and categories.num_points != _DEFAULT_KEYPOINTS:
-        arguments["num_keypoints"] = categories.num_points
-    _scale_to_unit_range(arguments)
-    arguments |= _image_sizes(settings["data"].get("test_transforms") or [])
-    return _Builder(kind, is_v2, trunk, arguments)
-
-
-def _flat_model(overrides: list[str], categories: Categories) -> dict[str, Any]:
-    """The values of `model` in a config that is composed from overrides, with dotted keys."""
     config = configs.compose("train", overrides)
     configs.set_categories(config, categories)
     settings = yaml.safe_load(configs.to_yaml(config, resolve=True))
     return configs.flatten(settings["model"])
 
 
-def _scale_to_unit_range(arguments: dict[str, Any]) -> None:
-    """Divide the mean and the std of the pixels by 255, in place, as torchvision's range is 0-1."""
-    for key in ("image_mean", "image_std"):
-        if key in arguments:
-            arguments[key] = [round(float(value) / 255, 6) for value in arguments[key]]
+def _check_supported(
+    family: _Family,
+    differences: Mapping[str, object],
+    equivalent: Mapping[str, object],
+    categories: Categories,
+) -> None:
+    """Raise UserError for differences that are no arguments of the builder."""
+    unsupported = []
+    for key, value in differences.items():
+        if key not in _BUILDER_ARGUMENTS:
+            unsupported.append(f"model.{key}={value} instead of {equivalent.get(key)}")
+    if family.kind == "keypointrcnn" and len(set(categories.point_ranges)) > 1:
+        unsupported.append("different keypoints for different classes")
+    if unsupported:
+        raise UserError(
+            f"torchvision cannot express this model: {describe_names(differences=unsupported)}; "
+            "to convert it nevertheless, set these keys on the command line"
+        )
+
+
+def _builder_arguments(differences: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of the builder for the keys that differ from its defaults."""
+    arguments: dict[str, object] = {}
+    for key, value in differences.items():
+        name = _BUILDER_ARGUMENTS[key]
+        if name in ("image_mean", "image_std"):
+            assert isinstance(value, list)
+            # The range of the pixels is 0-255 here and 0-1 in torchvision.
+            value = [round(float(v) / 255, 6) for v in value]
+        arguments[name] = value
+    return arguments
 
 
 def _is_equivalent(key: str, value: object, other: object) -> bool:
@@ -186,13 +223,15 @@ def _is_equivalent(key: str, value: object, other: object) -> bool:
     return bool(value == other or are_batch_norms or _HARMLESS.fullmatch(key))
 
 
-def _image_sizes(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+def _image_sizes(transforms: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """The arguments for the resizing of images, which torchvision's models do themselves."""
     for step in transforms:
-        if step.get("_target_", "").endswith(".ResizeShortestEdge"):
-            default = _DEFAULT_SIZES["max_size"]
-            sizes = {"min_size": step["sizes"][-1], "max_size": step.get("max_size", default)}
-            return {key: size for key, size in sizes.items() if size != _DEFAULT_SIZES[key]}
+        if str(step.get("_target_")).endswith(".ResizeShortestEdge"):
+            sizes = step["sizes"]
+            assert isinstance(sizes, list)
+            max_size = step.get("max_size", _DEFAULT_SIZES["max_size"])
+            arguments = {"min_size": sizes[-1], "max_size": max_size}
+            return {key: size for key, size in arguments.items() if size != _DEFAULT_SIZES[key]}
     return {}
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -35,7 +34,7 @@ from maskseg.inference.image_folder import (
     semantic_overlay,
 )
 from maskseg.inference.predictor import Predictor, original_classes, original_segments
-from maskseg.structures import Batch, Outputs
+from maskseg.structures import Batch, FeatureSpec, Outputs
 from maskseg.visualization.cam import cam_overlay, score_row
 
 
@@ -82,7 +81,7 @@ class _Results:
         self.min_score = min_score
         self.detections: list[Row] = []
         self.segments: list[Row] = []
-        self.image_scores: list[dict[str, Any]] = []
+        self.image_scores: list[Row] = []
 
     def add(self, file: Path, image_id: int, overlay: Path) -> None:
         """Predict an image and draw the results; `overlay` is the path of its first drawing."""
@@ -112,8 +111,9 @@ class _Results:
     ) -> None:
         scores = score_row(outputs, 0, self.categories)
         self.image_scores.append({"image_id": batch.image_ids[0], "file_name": str(file), **scores})
-        model: Any = self.predictor.model  # an image classifier, which has a `level`
-        drawing = cam_overlay(pixels, batch, outputs, model.level, self.categories)
+        level = getattr(self.predictor.model, "level", None)
+        assert isinstance(level, FeatureSpec)  # every image classifier has one
+        drawing = cam_overlay(pixels, batch, outputs, level, self.categories)
         Image.fromarray(drawing).save(_with_suffix(overlay, "cam"))
 
     def write(self, output: Path) -> None:

@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,8 +69,9 @@ def propose(arguments: list[str]) -> None:
     path = checkpoint_argument(arguments, "propose")
     model, config, categories = trained_model(path, arguments, "propose")
     configs.require_keys(config, "output")
-    rcnn = cast(GeneralizedRCNN, model)
-    if getattr(rcnn.proposer, "needs", None) == "proposals":
+    if not isinstance(model, GeneralizedRCNN):
+        raise UserError(f"checkpoint={path}: the model has no proposals; it detects no objects")
+    if getattr(model.proposer, "needs", None) == "proposals":
         raise UserError(
             f"checkpoint={path}: the model takes its proposals from a file and cannot compute any"
         )
@@ -83,7 +83,7 @@ def propose(arguments: list[str]) -> None:
         raise UserError(f"output={output}: there is no folder {output.parent}")
     device = pick_device(config.trainer.device)
     recall = _Recall()
-    rcnn = for_inference(rcnn.to(device), inference_dtype(config.trainer.precision))
+    rcnn = for_inference(model.to(device), inference_dtype(config.trainer.precision))
     proposals = _propose_images(rcnn, source, config.split, config.evaluation.batch, device, recall)
     count = write_proposals(output, proposals, f"{source.split(config.split).json} by {path}")
     megabytes = output.stat().st_size / 1e6

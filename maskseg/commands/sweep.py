@@ -35,7 +35,7 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import hydra
 import torch
@@ -44,6 +44,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from maskseg import config as configs
 from maskseg.commands import train
+from maskseg.config import Config
 from maskseg.errors import Interrupted, UserError
 from maskseg.files import parse_json, write_json
 from maskseg.files.configs import config_folder
@@ -51,6 +52,15 @@ from maskseg.files.configs import config_folder
 # The objective of a training that failed. NaN would end an Optuna sweep, and no AP is lower.
 FAILED = -1.0
 RESULT_FILE = "trial.json"
+
+
+class TrialResult(TypedDict):
+    """The content of `trial.json`. problem: why the training failed, empty if it did not."""
+
+    overrides: list[str]
+    metric: str
+    value: float
+    problem: str
 
 
 def main(arguments: list[str]) -> None:
@@ -111,7 +121,7 @@ def prepare(overrides: Sequence[str]) -> tuple[Path, list[str], set[str]]:
     return folder, [*_default_overrides(hydra_values, settings), *overrides, *added], keys
 
 
-def _check_validation_data(trial_configs: Sequence[Any]) -> None:
+def _check_validation_data(trial_configs: Sequence[Config]) -> None:
     """Raise UserError for a dataset without a validation split."""
     for config in trial_configs:
         if "val" not in configs.build_source(config.data).splits():
@@ -135,7 +145,7 @@ def _searched_keys(points: Sequence[Sequence[str]], overrides: Sequence[str]) ->
     return keys
 
 
-def _sweep_folder(experiment: str, hydra_values: dict[str, str], settings: Any) -> Path:
+def _sweep_folder(experiment: str, hydra_values: dict[str, str], settings: Config) -> Path:
     """The folder of the sweep, which must be new or empty. Raises UserError."""
     if "hydra.sweep.dir" in hydra_values:
         folder = Path(settings.sweep.dir)
@@ -149,7 +159,7 @@ def _sweep_folder(experiment: str, hydra_values: dict[str, str], settings: Any) 
     return folder
 
 
-def _default_overrides(hydra_values: dict[str, str], settings: Any) -> list[str]:
+def _default_overrides(hydra_values: dict[str, str], settings: Config) -> list[str]:
     """Overrides of defaults of Hydra and its plugins that do not suit a sweep of trainings.
 
     Those of the command line follow after them and take precedence.
@@ -207,7 +217,12 @@ def train_trial(overrides: Sequence[str], folder: Path) -> float:
         problem = " ".join(str(error).split())
         print(f"trial {folder}: {problem}; its objective is {FAILED:g}", flush=True)
     value = FAILED if problem else objective(folder, metric)
-    result = {"overrides": list(overrides), "metric": metric, "value": value, "problem": problem}
+    result: TrialResult = {
+        "overrides": list(overrides),
+        "metric": metric,
+        "value": value,
+        "problem": problem,
+    }
     write_json(folder / RESULT_FILE, result)
     return value
 
@@ -233,7 +248,7 @@ def report_trials(folder: Path, keys: set[str]) -> int:
     Writes the same text to `results.txt`. -> the number of completed trials.
     """
     files = folder.glob(f"*/{RESULT_FILE}")
-    trials: list[tuple[Path, Any]] = [(f.parent, parse_json(f.read_text())) for f in files]
+    trials: list[tuple[Path, TrialResult]] = [(f.parent, parse_json(f.read_text())) for f in files]
     if not trials:
         return 0
     trials.sort(

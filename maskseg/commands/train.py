@@ -70,7 +70,7 @@ def train(config: Config) -> Path:
     """
     trainer: Trainer = configs.build(config.trainer)
     with init_distributed(trainer.torch_device) as context:
-        folder = run_folder.choose(config, trainer) if context.main else None
+        folder = run_folder.choose(config.name, config.run_dir, trainer) if context.main else None
         try:
             return _train(config, trainer, context, folder)
         finally:

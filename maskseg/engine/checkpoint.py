@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ _DTYPES = {
     torch.bool,
 }
 Checkpoint = dict[str, Any]
+Container = dict[object, object] | Sequence[object]
 
 
-def save_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, checkpoint: Mapping[str, object]) -> None:
     """Write a checkpoint atomically: a killed process leaves the old file or the new one.
 
     Raises UserError if the disk is full or read-only, in which case the old file is intact, and
@@ -71,7 +72,7 @@ def _check_plain(checkpoint: object, name: str) -> None:
     Each container is visited once, because nested references to the same list can have
     exponentially many paths.
     """
-    pending: list[tuple[Any, _Place]] = [({name: checkpoint}, _Place(None, ""))]
+    pending: list[tuple[Container, _Place]] = [({name: checkpoint}, _Place(None, ""))]
     visited: set[int] = set()
     while pending:
         container, place = pending.pop()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskseg.errors import UserError
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=60)  # longer than one process may evaluate while the others wait
 
@@ -60,21 +62,28 @@ class DistributedContext:
             values = values / self.world_size
         return values
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """All ranks' values on rank 0; [] elsewhere."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.world_size if self.main else None
+        if not self.main:
+            dist.gather_object(value, group=self.control)
+            return []
+        values = [value] * self.world_size  # replaced by those of the ranks
         dist.gather_object(value, values, group=self.control)
-        return values or []
+        return values
 
-    def broadcast(self, value: Any) -> Any:
-        """Broadcast the value of rank 0 to all ranks."""
-        if self.world_size == 1:
-            return value
+    def broadcast(self, value: T | None) -> T:
+        """Broadcast the value of rank 0, which is not None, to all ranks.
+
+        The values of other ranks are ignored, and may be None.
+        """
         values = [value]
-        dist.broadcast_object_list(values, group=self.control)
-        return values[0]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, group=self.control)
+        (shared,) = values
+        assert shared is not None
+        return shared
 
     def barrier(self) -> None:
         """Wait until all ranks have reached this call."""
@@ -138,10 +147,11 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", timeout=_TIMEOUT, device_id=device if on_gpu else None
     )
-    # The value -100 in the type of `new_group` is for ranks outside the group, and all are inside.
-    control: Any = dist.group.WORLD
+    control = dist.group.WORLD
     if on_gpu:
-        control = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        gloo = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        assert isinstance(gloo, dist.ProcessGroup)  # a rank outside the group would get -100
+        control = gloo
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     yield DistributedContext(dist.get_rank(), dist.get_world_size(), control, local_rank)
     dist.destroy_process_group()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class RunLog:
         self.path: Path | None = None
         self.board: SummaryWriter | None = None
         quiet = run_dir is None or not sys.stderr.isatty()
-        self.bar: tqdm[Any] = tqdm(
+        self.bar: tqdm[NoReturn] = tqdm(
             total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True
         )
         if run_dir is None:
@@ -93,7 +93,7 @@ class RunLog:
                 "the checkpoints there are intact"
             ) from error
 
-    def log_event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+    def log_event(self, step: int, kind: str, values: Mapping[str, object]) -> None:
         """Write one line of metrics.jsonl only. Raises UserError if it cannot be written."""
         if self.path is None:
             return
@@ -194,4 +194,5 @@ def peak_memory(device: torch.device) -> float | None:
     if resource is None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * unit / 1e9

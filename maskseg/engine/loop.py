@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -118,7 +117,7 @@ class TrainSettings:
         """Dtype of the weights during an evaluation; None leaves them unchanged."""
         return inference_dtype(self.precision)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the mixed-precision context of a forward pass."""
         return autocast(self.torch_device, self.precision)
 
@@ -207,36 +206,47 @@ class TrainLoop:
         Raises Interrupted after a signal, when everything has been saved, and UserError if the
         training cannot continue.
         """
-        settings = self.settings
         state = self.state
         # The previous process may have ended before the evaluation of its last checkpoint.
         if self._evaluation_due() and state.last_eval_step != state.step:
             self._evaluate()
-        if state.step >= settings.max_steps or self._patience_exhausted():
+        if state.step >= self.settings.max_steps or self._patience_exhausted():
             return
-        device = settings.torch_device
-        model = self.context.wrap_model(state.model, device)
-        train_step = TrainStep(state, model, device, settings.autocast, settings.clip_norm)
+        train_step = self._build_train_step()
         for batches in self._micro_batches(loader(state.step)):
-            state.step += 1
-            rate = float(state.optimizer.param_groups[0]["lr"])
-            result = train_step(batches, self._should_stop)
-            self._check(result)
-            if result.problem is None:
-                self._log(result, rate)
-            if result.stop or (self.context.world_size == 1 and self._should_stop()):
-                self._stop()
-            due = self._evaluation_due()
-            if due or self._checkpoint_due():
+            self._take_step(train_step, batches)
+            if self._evaluation_due() or self._checkpoint_due():
                 self._save()  # before the evaluation, which may fail
-            if due:
+            if self._evaluation_due():
                 self._evaluate()
                 if self._patience_exhausted():
-                    self.log.print(
-                        f"no better {settings.best_metric} in {settings.patience} evaluations: "
-                        f"early stopping at step {state.step}"
-                    )
+                    self._report_early_stopping()
                     return
+
+    def _build_train_step(self) -> TrainStep:
+        settings = self.settings
+        device = settings.torch_device
+        model = self.context.wrap_model(self.state.model, device)
+        return TrainStep(self.state, model, device, settings.autocast, settings.clip_norm)
+
+    def _take_step(self, train_step: TrainStep, batches: list[Batch]) -> None:
+        """Take one step, check it and log it. Raises Interrupted after a signal."""
+        self.state.step += 1
+        # Read before the step, which advances the schedule.
+        rate = float(self.state.optimizer.param_groups[0]["lr"])
+        result = train_step(batches, self._should_stop)
+        self._check(result)
+        if result.problem is None:
+            self._log(result, rate)
+        if result.stop or (self.context.world_size == 1 and self._should_stop()):
+            self._stop()
+
+    def _report_early_stopping(self) -> None:
+        settings = self.settings
+        self.log.print(
+            f"no better {settings.best_metric} in {settings.patience} evaluations: "
+            f"early stopping at step {self.state.step}"
+        )
 
     def _should_stop(self) -> bool:
         """Whether this process has received a signal."""
@@ -384,8 +394,7 @@ class TrainLoop:
             torch.manual_seed(0)
             model = for_inference(state.evaluation_model(), settings.inference_dtype)
             metrics = self.evaluate(model, state.step, self.log)
-            shared: dict[str, float] = self.context.broadcast(metrics)
-        return shared
+            return self.context.broadcast(metrics)
 
     def _write_report(self) -> None:
         if self.report is None or not self.context.main:

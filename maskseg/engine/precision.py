@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
@@ -56,7 +55,7 @@ def inference_dtype(name: str) -> torch.dtype | None:
     return PRECISIONS[name]
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the mixed-precision context of `precision`.
 
     `bf16` and `fp16` compute convolutions and matrix products in that type; the weights stay

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
-from maskseg import __version__
 from maskseg.engine.checkpoint import Checkpoint, latest_valid, load_checkpoint, step_checkpoints
 from maskseg.engine.loop import TrainSettings
 from maskseg.errors import UserError
@@ -88,15 +87,16 @@ class RunFolder:
             release(self._lock, self.path / LOCK_NAME)
 
 
-def choose(config: Any, settings: TrainSettings) -> RunFolder:
+def choose(name: str, run_dir: str | None, settings: TrainSettings) -> RunFolder:
     """Choose the folder to write to and the checkpoint to resume from, if any.
 
-    config: with `name` and `run_dir`. A folder that already holds a run is only used to resume that
-    run, and is locked before its checkpoints are read. Raises UserError if the config would
-    overwrite a run, if another process writes to it, or if no checkpoint can be loaded.
+    name: of the experiment, whose folder is `runs/<name>`; run_dir: the folder that the user asks
+    for. A folder that already holds a run is only used to resume that run, and is locked before its
+    checkpoints are read. Raises UserError if a run would be overwritten, if another process writes
+    to it, or if no checkpoint can be loaded.
     """
-    home = Path("runs") / config.name
-    named = Path(config.run_dir) if config.run_dir else None
+    home = Path("runs") / name
+    named = Path(run_dir) if run_dir else None
     if settings.resume == "auto":
         return _choose_automatically(home, named)
     if settings.resume:
@@ -197,7 +197,7 @@ def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> N
             "from_step": step,
             "command": sys.argv,
             "versions": {
-                "maskseg": __version__,
+                "maskseg": _own_version(),
                 "python": platform.python_version(),
                 **_package_versions(),
             },
@@ -225,6 +225,14 @@ def _read_starts(path: Path) -> list[object]:
     return starts if isinstance(starts, list) else []
 
 
+def _own_version() -> str:
+    """The version of this package."""
+    try:
+        return version("maskseg")
+    except PackageNotFoundError:  # it runs from a source tree and is not installed
+        return str(sys.modules["maskseg"].__version__)
+
+
 def _package_versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:
@@ -235,7 +243,14 @@ def _package_versions() -> dict[str, str]:
     return versions
 
 
-def git_revision(folder: Path) -> dict[str, Any] | None:
+class Revision(TypedDict):
+    """A commit, and whether tracked files differ from it."""
+
+    revision: str
+    changed: bool
+
+
+def git_revision(folder: Path) -> Revision | None:
     """Return the commit that the folder is at, and whether tracked files differ from it.
 
     None if `folder` is not the root of a git repository. A package that is installed below another

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from math import cos, pi
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay_norms_and_biases: bool
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Group the trainable parameters for the optimizer.
 
     decay_norms_and_biases: if false, one-dimensional parameters (norm weights and all biases) are

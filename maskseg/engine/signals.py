@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from maskseg.errors import Interrupted
+
+Handler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` returns
 
 
 class Interrupts:
@@ -25,7 +26,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._immediate = False
-        self._previous_handlers: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> Interrupts:
         # Python allows signal handlers to be set in the main thread only.

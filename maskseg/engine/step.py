@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, _foreach_copy_, nn
@@ -51,7 +50,7 @@ class TrainStep:
         state: TrainState,
         forward: nn.Module,
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        autocast: Callable[[], AbstractContextManager[object]],
         clip_norm: float,
     ) -> None:
         self.state = state
@@ -106,7 +105,7 @@ class TrainStep:
             state.ema.update_parameters(state.model)
         return result
 
-    def _sync_context(self, sync: bool) -> AbstractContextManager[Any]:
+    def _sync_context(self, sync: bool) -> AbstractContextManager[object]:
         """Context that suppresses the gradient averaging over ranks unless `sync` is set."""
         if sync or not isinstance(self.forward, DistributedDataParallel):
             return nullcontext()

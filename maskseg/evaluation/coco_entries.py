@@ -5,12 +5,11 @@ The entries hold only what the evaluation reads, in a form that all backends com
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskseg.evaluation.coco_results import Row
+from maskseg.masks.base import Rle
 
 BBOX = "bbox"
 SEGM = "segm"
@@ -86,7 +85,7 @@ def _areas(kind: str, rows: list[Row]) -> list[float]:
     return areas
 
 
-def compressed_rle(segmentation: Any, height: int, width: int) -> Row:
+def compressed_rle(segmentation: list[list[float]] | Rle, height: int, width: int) -> Rle:
     """Convert a COCO segmentation (polygons, run lengths or compressed RLE) to compressed RLE."""
     if isinstance(segmentation, list):
         parts = coco_mask.frPyObjects(segmentation, height, width)

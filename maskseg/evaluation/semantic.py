@@ -8,7 +8,6 @@ the accuracy of its true class, and is a false positive of no class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from maskseg.evaluation.table import arrange_columns, format_number, join_cells, truncate
 
-Map = NDArray[np.integer[Any]] | Tensor  # [H, W], the label of each pixel, -1 for none
+Labels = NDArray[np.integer]  # [H, W]
+Map = Labels | Tensor  # [H, W], the label of each pixel, -1 for none
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -65,7 +65,7 @@ class SemanticConfusion:
         counts = np.bincount(pairs.ravel(), minlength=side * side).reshape(side, side)
         self.matrix += np.roll(counts[1:], -1, axis=1)
 
-    def _check_labels(self, name: str, labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    def _check_labels(self, name: str, labels: Labels) -> Labels:
         if labels.dtype.kind not in "iu":
             raise ValueError(f"{name} labels must be integers, not {labels.dtype}")
         if labels.size and not (labels.min() >= -1 and labels.max() < self.num_classes):

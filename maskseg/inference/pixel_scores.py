@@ -6,7 +6,6 @@ A part of `Validation`; these predictions are compared with the ground truth of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from maskseg.visualization.semantic import draw_semantic_confusion, semantic_she
 
 _SHEET_WIDTH = 2600  # px of a sheet of semantic maps, so that its legend stays legible
 
-Labels = NDArray[np.integer[Any]]
+Labels = NDArray[np.integer]
 
 
 @dataclass(frozen=True)

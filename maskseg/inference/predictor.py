@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from maskseg.data.single_image import AnyImage
 from maskseg.evaluation.coco_results import to_original
 from maskseg.masks.superpixel import SegmentMasks
-from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.structures import Batch, Categories, Outputs, Regions
 
@@ -38,10 +38,17 @@ class Prediction:
         return len(self.boxes)
 
 
+@runtime_checkable
+class PredictingModel(Protocol):
+    """A model that makes predictions, with or without losses."""
+
+    def predict(self, batch: Batch) -> Outputs: ...
+
+
 class Prepare(Protocol):
     """Loads and transforms images as in the evaluation (`data.single_image.SingleImage`)."""
 
-    def read(self, image: Any) -> Tensor: ...
+    def read(self, image: AnyImage) -> Tensor: ...
 
     def __call__(self, pixels: Tensor, image_id: int = 0, file_name: str = "") -> Batch: ...
 
@@ -78,12 +85,15 @@ class Predictor:
         prepare: Prepare,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.model = cast(GeneralizedRCNN, model.to(device).eval())
+        model = model.to(device).eval()
+        if not isinstance(model, PredictingModel):
+            raise TypeError(f"a {type(model).__name__} makes no predictions")
+        self.model: PredictingModel = model
         self.categories = categories
         self.prepare = prepare
         self.device = torch.device(device)
 
-    def __call__(self, image: Any) -> Prediction:
+    def __call__(self, image: AnyImage) -> Prediction:
         """Predict on one image.
 
         image: a path, a PIL image, or uint8 RGB [H, W, 3]. Raises UserError for other types and

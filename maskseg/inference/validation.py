@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
 
 from PIL import Image
 from torch import nn
@@ -19,12 +18,12 @@ from tqdm import tqdm
 from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.logs import RunLog
 from maskseg.errors import UserError
-from maskseg.evaluation.coco import CocoEvaluator, check_backend
+from maskseg.evaluation.coco import CocoEvaluator, GroundTruth, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.coco_results import Row, detection_rows, to_original
 from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
 from maskseg.inference.pixel_scores import PixelResult, PixelScores
-from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch, Categories, Outputs
 from maskseg.visualization.batches import draw_batch
 from maskseg.visualization.detections import draw_detections
@@ -74,7 +73,7 @@ class Validation:
     def __init__(
         self,
         batches: Callable[[], Iterable[Batch]],
-        truth: Callable[[], dict[str, Any]],
+        truth: Callable[[], GroundTruth],
         categories: Categories,
         settings: ValidationSettings | None = None,
         load_image: Callable[[int], RGBImage] | None = None,
@@ -102,6 +101,8 @@ class Validation:
 
     def __call__(self, model: nn.Module, step: int, log: RunLog | None = None) -> dict[str, float]:
         """Evaluate a model. log: for images and curves in TensorBoard, or None."""
+        if not isinstance(model, TrainableModel):
+            raise TypeError(f"a {type(model).__name__} has no losses and predictions to evaluate")
         model.eval()
         device = next(model.parameters()).device
         kinds = _iou_types(model)
@@ -112,7 +113,7 @@ class Validation:
         results = []
         disable = None if self.context.main else True
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=disable):
-            losses, outputs = cast(GeneralizedRCNN, model).validate(batch.to(device))
+            losses, outputs = model.validate(batch.to(device))
             result = BatchResult(
                 batch.image_ids,
                 detection_rows(batch, outputs, self.categories, masks=SEGM in kinds),
@@ -277,7 +278,7 @@ def _iou_types(model: nn.Module) -> list[str]:
     classifier = getattr(model, "classifier", None)
     if classifier is None:
         return []
-    stages = (classifier, *cast(GeneralizedRCNN, model).heads.values())
+    stages = (classifier, *getattr(model, "heads", {}).values())
     fields = {getattr(stage, "adds", "") for stage in stages}
     kinds = [BBOX]
     if "masks" in fields:

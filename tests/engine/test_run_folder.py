@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +47,18 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
 
 
+def test_the_version_of_a_source_tree_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("maskseg.engine.run_folder.version", not_installed)
+    record(tmp_path, torch.device("cpu"), 1, 0)
+    (start,) = json.loads((tmp_path / "environment.json").read_text())
+    assert start["versions"]["maskseg"] == maskseg.__version__
+
+
 def test_the_revision_is_that_of_the_projects_repository(tmp_path: Path) -> None:
     assert git_revision(tmp_path) is None
     git(tmp_path, "init", "-q")
@@ -72,15 +84,12 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         save_checkpoint(tmp_path / name / "last.pt", {"step": 3, "model": {}})
-    config = SimpleNamespace(name="x", run_dir=str(tmp_path / "other"))
     trainer = Trainer(1, device="cpu", resume=str(tmp_path / "one" / "last.pt"))
     with pytest.raises(UserError, match="other already holds a run"):
-        choose(config, trainer)
-    config.run_dir = str(tmp_path / "new")
-    chosen = choose(config, trainer)
-    assert (chosen.path, chosen.resume_from) == (tmp_path / "new", tmp_path / "one" / "last.pt")
-    config.run_dir = str(tmp_path / "one")
-    assert choose(config, trainer).path == tmp_path / "one"
+        choose("x", str(tmp_path / "other"), trainer)
+    new = choose("x", str(tmp_path / "new"), trainer)
+    assert (new.path, new.resume_from) == (tmp_path / "new", tmp_path / "one" / "last.pt")
+    assert choose("x", str(tmp_path / "one"), trainer).path == tmp_path / "one"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
@@ -98,17 +107,13 @@ def test_folders_that_are_not_writable(tmp_path: Path, monkeypatch: pytest.Monke
         make_folder(tmp_path)
 
 
-def config_of(run_dir: Path | None) -> SimpleNamespace:
-    return SimpleNamespace(name="x", run_dir=None if run_dir is None else str(run_dir))
-
-
 def test_runs_started_in_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda *_: "now")
     trainer = Trainer(1, device="cpu")
-    chosen = [choose(config_of(None), trainer) for _ in range(3)]
+    chosen = [choose("x", None, trainer) for _ in range(3)]
     assert list(tmp_path.iterdir()) == []  # nothing is made before the checks of the run
     paths = [folder.make() for folder in chosen]
     assert [path.name for path in paths] == ["now", "now_1", "now_2"]
@@ -121,14 +126,14 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for resume in (None, "auto"):
         trainer = Trainer(1, device="cpu", resume=resume)
-        first = choose(config_of(run_dir), trainer)
-        second = choose(config_of(run_dir), trainer)
+        first = choose("x", str(run_dir), trainer)
+        second = choose("x", str(run_dir), trainer)
         first.make()
         with pytest.raises(UserError, match=r"run_dir=.*run: another process is training there"):
             second.make()
         first.close()
     # The first run ends while the second one checks its data.
-    second = choose(config_of(run_dir), Trainer(1, device="cpu", resume="auto"))
+    second = choose("x", str(run_dir), Trainer(1, device="cpu", resume="auto"))
     save_checkpoint(run_dir / "last.pt", {"step": 3, "model": {}})
     with pytest.raises(UserError, match=r"run already holds a run"):
         second.make()
@@ -138,11 +143,11 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
 def test_a_run_is_resumed_by_one_process_at_a_time(tmp_path: Path, resume: str) -> None:
     save_checkpoint(tmp_path / "last.pt", {"step": 3, "model": {}})
     trainer = Trainer(1, device="cpu", resume=resume.replace("RUN", str(tmp_path)))
-    first = choose(config_of(tmp_path), trainer)
+    first = choose("x", str(tmp_path), trainer)
     with pytest.raises(UserError, match="another process is training there"):
-        choose(config_of(tmp_path), trainer)
+        choose("x", str(tmp_path), trainer)
     first.close()
-    again = choose(config_of(tmp_path), trainer)
+    again = choose("x", str(tmp_path), trainer)
     assert again.make() == tmp_path
     assert again.resume_from == tmp_path / "last.pt"
     again.close()
