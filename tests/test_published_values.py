@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maskseg.interop.detectron2 import reorder_anchors
 from maskseg.models.anchors import AnchorGenerator
 from maskseg.models.box_head import BoxHead
-from maskseg.models.rpn import RPN, RPNHead
+from maskseg.models.rpn import RPN, ProposalLimits, RPNHead
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Batch, Regions, Samples, Targets
 
@@ -83,7 +83,7 @@ def test_rpn_of_detectron2(widths: list[int], wanted: tuple[float, float]) -> No
         head,
         AnchorGenerator([list(SIZES)], RATIOS),
         {"c4": 16},
-        {"pre_nms_top_n": 12000, "post_nms_top_n": 2000},
+        train_limits=ProposalLimits(pre_nms_top_n=12000, post_nms_top_n=2000),
         normalize_by="quota",
     )
     boxes = torch.tensor([[1.0, 1.0, 3.0, 3.0], [2.0, 2.0, 6.0, 6.0]])

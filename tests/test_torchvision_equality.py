@@ -37,7 +37,7 @@ from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
-from maskseg.models.rpn import RPN, RPNHead
+from maskseg.models.rpn import RPN, AnchorSampler, ProposalLimits, RPNHead
 from maskseg.ops.paste import paste_crop
 from maskseg.structures import Batch, Targets
 
@@ -100,9 +100,9 @@ def our_model(trunk: str, eps: float) -> GeneralizedRCNN:
             RPNHead(),
             AnchorGenerator(rounded=True, stride_from="image"),
             STRIDES | {"p6": 64},
-            train_limits={"pre_nms_top_n": 400, "post_nms_top_n": 300},
-            test_limits={"pre_nms_top_n": 1000, "post_nms_top_n": 1000},
-            num_samples=EVERYTHING,
+            train_limits=ProposalLimits(pre_nms_top_n=400, post_nms_top_n=300),
+            test_limits=ProposalLimits(pre_nms_top_n=1000, post_nms_top_n=1000),
+            sampler=AnchorSampler(num_samples=EVERYTHING),
             min_size=1e-3,
             beta=1 / 9,
         ),

@@ -34,6 +34,7 @@ from maskseg.variants.cfm.mask_nms import nms_by_mask_iou, paste_labels
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
 from maskseg.variants.cfm.pyramid_ops import pool_pyramid
+from maskseg.variants.cfm.settings import MaskingSettings
 from maskseg.visualization.layout import RGBImage
 
 CLASSES = 80
@@ -153,7 +154,7 @@ def _net(trunk: str, levels: list[str], design: str) -> CFMNet:
     torch.manual_seed(0)
     resnet = ResNet(trunk, norm="BN")
     backbone = FPN(resnet) if levels[0][0] == "p" else resnet
-    classifier = CFMClassifier(levels, backbone.levels, CLASSES, design)
+    classifier = CFMClassifier(levels, backbone.levels, CLASSES, masking=MaskingSettings(design))
     nn.init.normal_(classifier.scores.weight, std=0.3)
     net = CFMNet(
         CLASSES,
@@ -187,12 +188,12 @@ def _parts(
     row, label = torch.nonzero(scores > model.score_threshold).unbind(1)
     candidates = replace(segments[row], scores=scores[row, label], labels=label)
     kept = candidates[nms_by_mask_iou(candidates, model.nms_threshold)]
-    pooled = pool_pyramid(bins, model.pyramid)
+    pooled = pool_pyramid(bins, model.pooler.pyramid)
     runs: dict[str, Callable[[], object]] = {"pooling of boxes": pool_boxes}
-    if model.design == "full_map":
+    if model.masking.design == "full_map":
         runs = {"projection, pooling of boxes and masks": pool_masked}
     runs |= {
-        "pyramid of a path": partial(pool_pyramid, bins, model.pyramid),
+        "pyramid of a path": partial(pool_pyramid, bins, model.pooler.pyramid),
         f"connected layers of a path (of {len(model.layers)})": partial(model.layers[path], pooled),
         f"NMS of {len(candidates)} candidates": partial(
             nms_by_mask_iou, candidates, model.nms_threshold

@@ -26,8 +26,7 @@ from maskseg.structures import Categories
 # Keys of the model that do not change its predictions.
 _HARMLESS = re.compile(
     r"sampler\..*|.*num_classes|backbone\.trunk\.(weights|norm_eps|frozen_stages)|classifier\.beta"
-    r"|proposer\.(train_limits\..*|positive_iou|negative_iou|num_samples|positive_fraction|beta"
-    r"|normalize_by|crowd_overlap)"
+    r"|proposer\.(train_limits\..*|sampler\..*|beta|normalize_by)"
     r"|heads\.mask\.(target_mode|threshold)|heads\.keypoint\.(max_regions|ranges|loss_weight)"
 )
 _BATCH_NORMS = ("FrozenBN", "BN", "SyncBN")  # equal in inference

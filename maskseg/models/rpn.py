@@ -65,21 +65,96 @@ class ProposalLimits:
     post_nms_top_n: int
 
 
+TRAIN_LIMITS = ProposalLimits(pre_nms_top_n=2000, post_nms_top_n=1000)
+TEST_LIMITS = ProposalLimits(pre_nms_top_n=1000, post_nms_top_n=1000)
+
+
+@dataclass(frozen=True)
+class SampledAnchors:
+    """The anchors that the losses use, of all images.
+
+    index: i64 [S], ascending, image * A + anchor; is_positive: bool [S];
+    matched_boxes: f32 [P, 4], ground truth of each positive anchor, in the same order.
+    """
+
+    index: Tensor
+    is_positive: Tensor
+    matched_boxes: Tensor
+
+
+@dataclass(frozen=True)
+class AnchorSampler:
+    """Matches anchors to ground truths and samples them (Faster R-CNN, sections 3.1.2 and 3.1.3).
+
+    positive_iou: anchors with at least this IoU, and the best anchors of each ground truth, are
+    positive. negative_iou: other anchors below this IoU are negative; the rest is ignored.
+    num_samples: maximum number of anchors per image.
+    positive_fraction: maximum fraction of positive anchors among them.
+    crowd_overlap: anchors covered by a crowd region by more than this fraction are ignored instead
+    of negative.
+    """
+
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    num_samples: int = 256
+    positive_fraction: float = 0.5
+    crowd_overlap: float = 0.5
+
+    @torch.no_grad()
+    def __call__(self, anchors: Tensor, targets: Targets, seeds: Tensor) -> SampledAnchors:
+        """Sample from the anchors [A, 4], which are the same in each image.
+
+        seeds: i64 [N].
+        """
+        num_images = len(seeds)
+        truths, matched_truth, label = self._match(anchors, targets, num_images)
+        image = torch.arange(num_images, device=anchors.device).repeat_interleave(len(anchors))
+        label = label.ravel()
+        key = random_keys(seeds[:, None], hash_boxes(anchors)).ravel()
+        sampled = matching.subsample_labels(
+            label, image, key, num_images, self.num_samples, self.positive_fraction
+        )
+        is_positive = label[sampled] == matching.POSITIVE
+        positive = sampled[is_positive]
+        matched_boxes = truths.boxes[image[positive], matched_truth.ravel()[positive]]
+        return SampledAnchors(sampled, is_positive, matched_boxes)
+
+    def _match(
+        self, anchors: Tensor, targets: Targets, num_images: int
+    ) -> tuple[matching.PaddedTargets, Tensor, Tensor]:
+        """Match the anchors [A, 4] to the ground truths of each image.
+
+        Returns the padded ground truths, the best one of each anchor, i64 [N, A], and the anchors'
+        labels, i64 [N, A] (`matching.POSITIVE`, ...).
+        """
+        truths = matching.pad_targets(
+            targets.boxes, targets.image_index, ~targets.iscrowd, num_images
+        )
+        matched_truth, label = matching.match_by_iou(
+            truths, anchors, self.negative_iou, self.positive_iou, low_quality=True
+        )
+        if targets.iscrowd.any():
+            crowds = matching.pad_targets(
+                targets.boxes, targets.image_index, targets.iscrowd, num_images
+            )
+            cover = box_ops.ioa(anchors, crowds.boxes).max(dim=2).values
+            in_crowd = cover > self.crowd_overlap
+            label[(label == matching.NEGATIVE) & in_crowd] = matching.IGNORED
+        return truths, matched_truth, label
+
+
 class RPN(nn.Module):
     """Proposals from anchors, and the two losses that train them.
 
     strides: of the levels it reads, by name.
-    train_limits, test_limits: keys and values of `ProposalLimits`.
-    positive_iou, negative_iou, num_samples, positive_fraction: assignment and sampling of anchors,
-    see Faster R-CNN, sections 3.1.2 and 3.1.3.
+    sampler: selects the anchors of the losses; None: an `AnchorSampler` with its defaults.
+    train_limits, test_limits: maximum numbers of proposals in training and in evaluation mode.
     min_size: proposals with a shorter side are dropped, in pixels (1e-3 in torchvision, 0 in
     detectron2).
     beta: of the smooth L1 loss (1/9 in torchvision, 0 in detectron2).
     normalize_by: divisor of both losses, the number of anchors that were `sampled` (torchvision) or
-    the full `quota` of `num_samples` per image (detectron2). They differ only if anchors are
-    scarce.
-    crowd_overlap: anchors covered by a crowd region by more than this fraction are ignored instead
-    of negative.
+    the full `quota` of `sampler.num_samples` per image (detectron2). They differ only if anchors
+    are scarce.
 
     Raises UserError for an unknown `normalize_by` and for a head with another number of anchors.
     """
@@ -91,17 +166,13 @@ class RPN(nn.Module):
         head: nn.Module,
         anchors: AnchorGenerator,
         strides: Mapping[str, int],
-        train_limits: Mapping[str, int] | None = None,
-        test_limits: Mapping[str, int] | None = None,
-        positive_iou: float = 0.7,
-        negative_iou: float = 0.3,
-        num_samples: int = 256,
-        positive_fraction: float = 0.5,
+        sampler: AnchorSampler | None = None,
+        train_limits: ProposalLimits = TRAIN_LIMITS,
+        test_limits: ProposalLimits = TEST_LIMITS,
         nms_threshold: float = 0.7,
         min_size: float = 0.0,
         beta: float = 0.0,
         normalize_by: str = "sampled",
-        crowd_overlap: float = 0.5,
     ) -> None:
         super().__init__()
         if normalize_by not in NORMALIZERS:
@@ -114,21 +185,13 @@ class RPN(nn.Module):
         self.head = head
         self.anchors = anchors
         self.strides = dict(strides)
-        self.train_limits = ProposalLimits(
-            **(train_limits or {"pre_nms_top_n": 2000, "post_nms_top_n": 1000})
-        )
-        self.test_limits = ProposalLimits(
-            **(test_limits or {"pre_nms_top_n": 1000, "post_nms_top_n": 1000})
-        )
-        self.positive_iou = positive_iou
-        self.negative_iou = negative_iou
-        self.num_samples = num_samples
-        self.positive_fraction = positive_fraction
+        self.sampler = sampler or AnchorSampler()
+        self.train_limits = train_limits
+        self.test_limits = test_limits
         self.nms_threshold = nms_threshold
         self.min_size = min_size
         self.beta = beta
         self.normalize_by = normalize_by
-        self.crowd_overlap = crowd_overlap
 
     def forward(self, features: Features, batch: Batch) -> tuple[Regions, Losses]:
         """Return the proposals of all images, best first within an image, and the losses.
@@ -207,49 +270,18 @@ class RPN(nn.Module):
         logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4]; seeds: i64 [N].
         """
         num_images, num_anchors = logits.shape
-        with torch.no_grad():
-            truths, matched_truth, label = self._match(anchors, targets, num_images)
-            image = torch.arange(num_images, device=logits.device).repeat_interleave(num_anchors)
-            label = label.ravel()
-            key = random_keys(seeds[:, None], hash_boxes(anchors)).ravel()
-            sampled = matching.subsample_labels(
-                label, image, key, num_images, self.num_samples, self.positive_fraction
-            )
-            positive = sampled[label[sampled] == matching.POSITIVE]
-            matched_boxes = truths.boxes[image[positive], matched_truth.ravel()[positive]]
-            target_deltas = box_ops.encode(
-                matched_boxes, anchors[positive % num_anchors], BOX_WEIGHTS
-            )
+        sampled = self.sampler(anchors, targets, seeds)
+        positive = sampled.index[sampled.is_positive]
+        target_deltas = box_ops.encode(
+            sampled.matched_boxes, anchors[positive % num_anchors], BOX_WEIGHTS
+        )
         divisor: Tensor | int
         if self.normalize_by == "sampled":
-            divisor = mean_count(len(sampled), logits)
+            divisor = mean_count(len(sampled.index), logits)
         else:
-            divisor = self.num_samples * num_images
+            divisor = self.sampler.num_samples * num_images
         objectness = F.binary_cross_entropy_with_logits(
-            logits.ravel()[sampled], label[sampled].float(), reduction="sum"
+            logits.ravel()[sampled.index], sampled.is_positive.float(), reduction="sum"
         )
         box = smooth_l1_sum(deltas.reshape(-1, 4)[positive], target_deltas, self.beta)
         return {"rpn_objectness": objectness / divisor, "rpn_box": box / divisor}
-
-    def _match(
-        self, anchors: Tensor, targets: Targets, num_images: int
-    ) -> tuple[matching.PaddedTargets, Tensor, Tensor]:
-        """Match the anchors [A, 4] to the ground truths of each image.
-
-        Returns the padded ground truths, the best one of each anchor, i64 [N, A], and the anchors'
-        labels, i64 [N, A] (`matching.POSITIVE`, ...).
-        """
-        truths = matching.pad_targets(
-            targets.boxes, targets.image_index, ~targets.iscrowd, num_images
-        )
-        matched_truth, label = matching.match_by_iou(
-            truths, anchors, self.negative_iou, self.positive_iou, low_quality=True
-        )
-        if targets.iscrowd.any():
-            crowds = matching.pad_targets(
-                targets.boxes, targets.image_index, targets.iscrowd, num_images
-            )
-            cover = box_ops.ioa(anchors, crowds.boxes).max(dim=2).values
-            in_crowd = cover > self.crowd_overlap
-            label[(label == matching.NEGATIVE) & in_crowd] = matching.IGNORED
-        return truths, matched_truth, label

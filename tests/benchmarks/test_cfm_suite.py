@@ -24,6 +24,7 @@ from maskseg.masks.superpixel import SegmentMasks
 from maskseg.structures import FeatureSpec
 from maskseg.variants.cfm import classifier as cfm_module
 from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 
 pytest.importorskip("cv2")
 
@@ -85,7 +86,7 @@ def test_the_boundary_of_an_untrained_network(at_home: Path) -> None:
         *SCENES,
         "experiment=scenes_cfm",
         "model.backbone.channels=16",
-        "model.classifier.width=16",
+        "model.classifier.mlp.width=16",
         "trainer.device=cpu",
         "output=out/b.json",
     ]
@@ -117,7 +118,14 @@ def test_blocks_of_segments_give_the_same_scores(
     segments = make_proposals(make_image(), 23)
     generator = torch.Generator().manual_seed(0)
     levels = {"p2": FeatureSpec(4, 0.5, 6), "p3": FeatureSpec(8, 0.5, 6)}
-    model = CFMClassifier(["p2", "p3"], levels, 3, design, width=8, canonical_size=80.0)
+    model = CFMClassifier(
+        ["p2", "p3"],
+        levels,
+        3,
+        PoolerSettings(canonical_size=80.0),
+        MaskingSettings(design),
+        MLPSettings(width=8),
+    )
     features = {
         name: torch.randn((1, 6, 64 // at.stride, 96 // at.stride), generator=generator)
         for name, at in levels.items()

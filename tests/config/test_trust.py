@@ -55,6 +55,11 @@ PLAIN = (
     "DrawnSegments",
     "RegionSampler",
     "AnchorGenerator",
+    "AnchorSampler",
+    "ProposalLimits",
+    "MLPSettings",
+    "MaskingSettings",
+    "PoolerSettings",
 )  # neither nn.Modules nor transforms
 # Packages and modules below maskseg that no class may come from.
 NEVER = ("benchmarks", "cli", "commands", "config", "engine", "files", "interop")

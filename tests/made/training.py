@@ -29,7 +29,7 @@ from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.models.region_sampler import RegionSampler
 from maskseg.models.roi_pooler import MultiLevelRoIAlign
-from maskseg.models.rpn import RPN, RPNHead
+from maskseg.models.rpn import RPN, AnchorSampler, ProposalLimits, RPNHead
 from maskseg.structures import Batch
 
 SIZE = 64
@@ -102,11 +102,18 @@ def validation(source: CocoSource) -> Validation:
 def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
     torch.manual_seed(seed)
     anchors = AnchorGenerator([[8], [16], [32], [64], [128]])
-    limits = {"pre_nms_top_n": 100, "post_nms_top_n": 50}
+    limits = ProposalLimits(pre_nms_top_n=100, post_nms_top_n=50)
     pool = partial(MultiLevelRoIAlign, STRIDES, canonical_size=56.0)
     return GeneralizedRCNN(
         FPN(ResNet("resnet18", norm=norm), CHANNELS),
-        RPN(RPNHead(CHANNELS), anchors, STRIDES | {"p6": 64}, limits, limits, num_samples=64),
+        RPN(
+            RPNHead(CHANNELS),
+            anchors,
+            STRIDES | {"p6": 64},
+            AnchorSampler(num_samples=64),
+            limits,
+            limits,
+        ),
         RegionSampler(CLASSES, 32),
         BoxHead(pool(7), BoxHeadMLP(CHANNELS, 7, 128), CLASSES, max_detections=20),
         {"mask": MaskHead(pool(14), CLASSES, CHANNELS, 32, layers=2)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 
 from maskseg.errors import UserError
 from maskseg.models.anchors import AnchorGenerator
-from maskseg.models.rpn import RPN, RPNHead
+from maskseg.models.rpn import RPN, AnchorSampler, ProposalLimits, RPNHead
 from maskseg.ops import boxes as box_ops
 from maskseg.structures import Batch, Targets
 
 STRIDES = {"p3": 8, "p4": 16}
 SIZES = ((16,), (48,))
 CHANNELS = 16
-LIMITS = {"pre_nms_top_n": 60, "post_nms_top_n": 40}
+LIMITS = ProposalLimits(pre_nms_top_n=60, post_nms_top_n=40)
 
 
 def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
@@ -45,10 +45,9 @@ def both(seed: int = 0) -> tuple[RPN, RegionProposalNetwork]:
         RPNHead(CHANNELS, 3, layers=2),
         AnchorGenerator(SIZES, rounded=True, stride_from="image"),
         STRIDES,
-        train_limits={"pre_nms_top_n": 80, "post_nms_top_n": 50},
+        sampler=AnchorSampler(positive_iou=0.6, num_samples=10**6),
+        train_limits=ProposalLimits(pre_nms_top_n=80, post_nms_top_n=50),
         test_limits=LIMITS,
-        positive_iou=0.6,
-        num_samples=10**6,
         min_size=1e-3,
         beta=1 / 9,
     )
@@ -187,7 +186,9 @@ def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
     """A ground truth is anchor 5, shifted by 4 pixels: it is positive, the 15 others negative."""
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
     rpn = grid_rpn(
-        torch.zeros((1, 16)), torch.zeros((1, 16, 4)), positive_iou=0.5, negative_iou=0.3
+        torch.zeros((1, 16)),
+        torch.zeros((1, 16, 4)),
+        sampler=AnchorSampler(positive_iou=0.5, negative_iou=0.3),
     )
     losses = rpn(MAPS, batch)[1]
     assert losses["rpn_objectness"].item() == pytest.approx(0.693147, abs=1e-5)
@@ -203,8 +204,9 @@ def test_losses_literal(make_batch: Callable[..., Batch]) -> None:
 
 def test_normalize_by_quota(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
+    sampler = AnchorSampler(num_samples=256)
     sampled, quota = (
-        grid_rpn(torch.zeros((1, 16)), num_samples=256, normalize_by=divisor)(MAPS, batch)[1]
+        grid_rpn(torch.zeros((1, 16)), sampler=sampler, normalize_by=divisor)(MAPS, batch)[1]
         for divisor in ("sampled", "quota")
     )
     for name in sampled:
@@ -213,7 +215,8 @@ def test_normalize_by_quota(make_batch: Callable[..., Batch]) -> None:
 
 def test_beta_of_the_smooth_loss(make_batch: Callable[..., Batch]) -> None:
     batch = make_batch([(64, 64)], [[(20, 16, 36, 32, 0)]])
-    losses = grid_rpn(torch.zeros((1, 16)), positive_iou=0.5, beta=1.0)(MAPS, batch)[1]
+    sampler = AnchorSampler(positive_iou=0.5)
+    losses = grid_rpn(torch.zeros((1, 16)), sampler=sampler, beta=1.0)(MAPS, batch)[1]
     assert losses["rpn_box"].item() == pytest.approx(0.5 * 0.25**2 / 16)
 
 
@@ -323,18 +326,16 @@ def test_no_proposal_survives(make_batch: Callable[..., Batch]) -> None:
 def test_limits_of_training_and_of_testing(
     make_batch: Callable[..., Batch], training: bool, count: int
 ) -> None:
-    limits: list[Mapping[str, int]] = [
-        {"pre_nms_top_n": 4, "post_nms_top_n": 3},
-        {"pre_nms_top_n": 6, "post_nms_top_n": 5},
-    ]
-    rpn = grid_rpn(torch.arange(16.0)[None], train_limits=limits[0], test_limits=limits[1]).train(
-        training
-    )
+    rpn = grid_rpn(
+        torch.arange(16.0)[None],
+        train_limits=ProposalLimits(pre_nms_top_n=4, post_nms_top_n=3),
+        test_limits=ProposalLimits(pre_nms_top_n=6, post_nms_top_n=5),
+    ).train(training)
     proposals, _ = rpn(MAPS, make_batch([(64, 64)]))
     assert len(proposals) == count
     torch.testing.assert_close(proposals.scores, torch.arange(15.0, 15.0 - count, -1).sigmoid())
     few = grid_rpn(
-        torch.arange(16.0)[None], test_limits={"pre_nms_top_n": 2, "post_nms_top_n": 5}
+        torch.arange(16.0)[None], test_limits=ProposalLimits(pre_nms_top_n=2, post_nms_top_n=5)
     ).eval()
     assert len(few(MAPS, make_batch([(64, 64)]))[0]) == 2
 
@@ -344,9 +345,8 @@ def test_quota_and_share_of_positives(make_batch: Callable[..., Batch]) -> None:
         (x, y, x + 16, y + 16, 0) for x in range(0, 64, 16) for y in range(0, 64, 32)
     ]  # eight anchors are positive
     batch = make_batch([(64, 64)], [truth])
-    signs = sampled_anchors(
-        grid_rpn(torch.zeros((1, 16)), num_samples=8, positive_fraction=0.25), batch
-    )
+    sampler = AnchorSampler(num_samples=8, positive_fraction=0.25)
+    signs = sampled_anchors(grid_rpn(torch.zeros((1, 16)), sampler=sampler), batch)
     assert (signs.count(-1), signs.count(1)) == (2, 6)
 
 

@@ -36,9 +36,8 @@ from maskseg.variants.cfm.layers import build_paths
 from maskseg.variants.cfm.mask_nms import nms_by_mask_iou
 from maskseg.variants.cfm.projection import SuperpixelCells, project_superpixels
 from maskseg.variants.cfm.pyramid_ops import MIN_ROWS, pool_pyramid
+from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 
-DESIGNS = ("full_map", "pool_first")
-PATHS = ("segment", "box")
 # Inputs of the fully connected layers per block of segments. Blocks stay below 32 MB: from this
 # size on, the allocator maps and unmaps memory at each use.
 BLOCK_INPUTS = 2**23 - 2**20
@@ -48,26 +47,12 @@ SAMPLES_PER_BIN = 4  # per direction, of a mask that is resampled to the bins of
 class CFMClassifier(nn.Module):
     """Classify segments as things, stuff or background by softmax. Implements `Classifier`.
 
-    Spatial pyramid pooling: RoIAlign of the box to `size` x `size` bins, then max pooling to
-    side x side bins for each side of `pyramid`.
-
     levels: names of the feature levels that are read, finest first. With several levels, a segment
         is read from the level of its box's size.
     feature_specs: stride, center and channels of the levels, by name.
     num_classes: K, without background.
-    design: "full_map" (section 3.3a): the mask is projected to the cells of the feature map
-        (`projection`), the masked map is pooled, and the result passes through fully connected
-        layers; the unmasked features of the box pass through separate layers beside them.
-        "pool_first" (section 3.3b): the bins of the box are masked after pooling, and a single path
-        of layers sees all of them.
-    paths: which of "segment" and "box" are used by "full_map".
-    size: bins per side of RoIAlign.
-    pyramid: bins per side of each level of the spatial pyramid; each divides `size`.
-    masked: the levels of the pyramid that "pool_first" masks.
-    statistic, threshold: of the projection of masks to cells, see `projection`.
-    sampling_ratio: sampling points per bin and direction of RoIAlign.
-    canonical_size: side in pixels of a box that is read from stride 16.
-    width, layers, dropout, weights: of the fully connected layers of each path, see `build_paths`.
+    pooler, masking, mlp: settings of the pooling, of the use of the masks and of the fully
+        connected layers; None: their defaults.
     score_threshold: classes with a higher score become detections.
     nms_threshold: mask IoU above which the lower-scoring segment of a class is suppressed.
     max_detections: at most this many things per image, applied by `CFMNet`.
@@ -82,47 +67,30 @@ class CFMClassifier(nn.Module):
         levels: Sequence[str],
         feature_specs: Mapping[str, FeatureSpec],
         num_classes: int,
-        design: str = "full_map",
-        paths: Sequence[str] = PATHS,
-        size: int = 6,
-        pyramid: Sequence[int] = (6, 3, 2, 1),
-        masked: Sequence[int] = (6,),
-        statistic: str = "mean",
-        threshold: float = 0.5,
-        sampling_ratio: int = 2,
-        canonical_size: float = 224.0,
-        width: int = 512,
-        layers: int = 2,
-        dropout: float = 0.0,
-        weights: str | None = None,
+        pooler: PoolerSettings | None = None,
+        masking: MaskingSettings | None = None,
+        mlp: MLPSettings | None = None,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.3,
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        _check_design(design, paths)
-        _check_pyramid(size, pyramid, masked)
         self.feature_specs = {name: feature_specs[name] for name in levels}
-        _check_levels(self.feature_specs)
         self.num_classes = num_classes
-        self.design = design
-        self.paths = [path for path in PATHS if path in paths]
-        self.size = size
-        self.pyramid = list(pyramid)
-        self.masked = list(masked)
-        self.statistic = statistic
-        self.threshold = threshold
-        self.sampling_ratio = sampling_ratio
-        self.canonical_size = canonical_size
+        self.pooler = pooler or PoolerSettings()
+        self.masking = masking or MaskingSettings()
+        _check_masked_sides(self.masking, self.pooler)
+        _check_levels(self.feature_specs)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
 
+        mlp = mlp or MLPSettings()
         channels = next(iter(self.feature_specs.values())).channels
-        self.inputs = channels * sum(side * side for side in self.pyramid)
-        kinds = self.paths if design == "full_map" else ["both"]
-        self.layers = build_paths(kinds, channels, self.pyramid, width, layers, dropout, weights)
-        self.scores = nn.Linear(width * len(kinds), num_classes + 1)
+        self.inputs = channels * sum(side * side for side in self.pooler.pyramid)
+        paths = self.masking.layer_paths()
+        self.layers = build_paths(paths, channels, self.pooler.pyramid, mlp)
+        self.scores = nn.Linear(mlp.width * len(paths), num_classes + 1)
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.zeros_(self.scores.bias)
 
@@ -154,7 +122,7 @@ class CFMClassifier(nn.Module):
         is pooled once. Positions: i64 [R].
         """
         mask_at_cells: MaskAtCells | None = None
-        if self.design == "full_map" and "segment" in self.paths:
+        if self.masking.uses("segment"):
             mask_at_cells = self.mask_at_cells(features, masks)
         count = len(boxes)
         order = torch.arange(count, device=boxes.device)
@@ -186,7 +154,7 @@ class CFMClassifier(nn.Module):
 
         rows: i64 [n], the numbers by which `mask_at_cells` knows the segments of the block.
         """
-        if self.design == "pool_first":
+        if self.masking.design == "pool_first":
             return self._mask_pooled_bins(features, boxes, image_index, masks)
         level = self.assign_levels(boxes)
         is_new_box = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -199,14 +167,14 @@ class CFMClassifier(nn.Module):
         if mask_at_cells is None:
             bins = [self.pool_boxes(features, boxes[first], image_index[first], level[first])]
         else:
-            unmasked_rows = first if "box" in self.paths else None
+            unmasked_rows = first if self.masking.uses("box") else None
             masks_of_block = partial(_mask_of_rows, mask_at_cells, rows.cpu())
             bins = self.pool_masked(
                 features, boxes, image_index, level, masks_of_block, unmasked_rows
             )
         vectors = {
-            path: self.layers[path](pool_pyramid(path_bins, self.pyramid))
-            for path, path_bins in zip(self.paths, bins, strict=True)
+            path: self.layers[path](pool_pyramid(path_bins, self.pooler.pyramid))
+            for path, path_bins in zip(self.masking.layer_paths(), bins, strict=True)
         }
         if "box" in vectors:
             vectors["box"] = vectors["box"][is_new_box.cumsum(0) - 1]
@@ -218,11 +186,12 @@ class CFMClassifier(nn.Module):
         """Compute the vectors of the design "pool_first"."""
         level = self.assign_levels(boxes)
         bins = self.pool_boxes(features, boxes, image_index, level)
-        fine_mask = masks.crop_and_resize(boxes, SAMPLES_PER_BIN * self.size)[:, None]
+        fine_mask = masks.crop_and_resize(boxes, SAMPLES_PER_BIN * self.pooler.size)[:, None]
         parts = []
-        for side, part in zip(self.pyramid, pool_pyramid(bins, self.pyramid), strict=True):
-            if side in self.masked:
-                mask = (F.adaptive_avg_pool2d(fine_mask, side) > self.threshold).to(part)
+        pyramid = self.pooler.pyramid
+        for side, part in zip(pyramid, pool_pyramid(bins, pyramid), strict=True):
+            if side in self.masking.masked_sides:
+                mask = (F.adaptive_avg_pool2d(fine_mask, side) > self.masking.threshold).to(part)
                 parts.append(part * mask)
             else:
                 parts.append(part)
@@ -233,7 +202,7 @@ class CFMClassifier(nn.Module):
         strides = self.strides
         lowest = int(log2(strides[0]))
         highest = int(log2(strides[-1]))
-        return assign_levels(boxes, lowest, highest, self.canonical_size) - lowest
+        return assign_levels(boxes, lowest, highest, self.pooler.canonical_size) - lowest
 
     def pool_boxes(
         self, features: Features, boxes: Tensor, image_index: Tensor, level: Tensor
@@ -245,8 +214,8 @@ class CFMClassifier(nn.Module):
             self._align_boxes(boxes, level),
             image_index,
             level,
-            self.size,
-            self.sampling_ratio,
+            self.pooler.size,
+            self.pooler.sampling_ratio,
             True,
         )
 
@@ -271,7 +240,7 @@ class CFMClassifier(nn.Module):
             image_index,
             level,
             mask_at_cells,
-            BinGrid(self.size, self.sampling_ratio, aligned=True),
+            BinGrid(self.pooler.size, self.pooler.sampling_ratio, aligned=True),
             unmasked_rows,
         )
 
@@ -291,13 +260,15 @@ class CFMClassifier(nn.Module):
         """
         segments = _require_superpixels(masks)
         labels_of_images = [torch.from_numpy(labels) for labels in segments.maps]
+        statistic = self.masking.statistic
+        threshold = self.masking.threshold
         cells_of_levels: list[list[SuperpixelCells]] = []
         for name, spec in self.feature_specs.items():
             shape = (features[name].shape[2], features[name].shape[3])
             cells_of_levels.append(
                 [
                     SuperpixelCells.from_labels(
-                        labels, shape, spec.stride, spec.centre, self.statistic, self.threshold
+                        labels, shape, spec.stride, spec.centre, statistic, threshold
                     )
                     for labels in labels_of_images
                 ]
@@ -328,8 +299,8 @@ class CFMClassifier(nn.Module):
                     shape,
                     spec.stride,
                     spec.centre,
-                    self.statistic,
-                    self.threshold,
+                    self.masking.statistic,
+                    self.masking.threshold,
                 )
         return projected
 
@@ -363,21 +334,11 @@ class CFMClassifier(nn.Module):
         return detections[nms_by_mask_iou(detections, self.nms_threshold)]
 
 
-def _check_design(design: str, paths: Sequence[str]) -> None:
-    is_known = design in DESIGNS and len(paths) > 0 and set(paths) <= set(PATHS)
-    if not is_known or (design == "pool_first" and "segment" not in paths):
+def _check_masked_sides(masking: MaskingSettings, pooler: PoolerSettings) -> None:
+    if not set(masking.masked_sides) <= set(pooler.pyramid):
         raise UserError(
-            f"cfm: design must be one of {DESIGNS} and paths some of {PATHS}, pool_first with"
-            f" segment, not {design!r}, {list(paths)}"
-        )
-
-
-def _check_pyramid(size: int, pyramid: Sequence[int], masked: Sequence[int]) -> None:
-    divides = all(side >= 1 and size % side == 0 for side in pyramid)
-    if not pyramid or not divides or not set(masked) <= set(pyramid):
-        raise UserError(
-            f"cfm: each of pyramid must divide size={size}, and masked must be some of them, not"
-            f" {list(pyramid)} and {list(masked)}"
+            "cfm: masking.masked_sides must be some of"
+            f" pooler.pyramid={list(pooler.pyramid)}, not {list(masking.masked_sides)}"
         )
 
 

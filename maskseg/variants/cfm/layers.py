@@ -13,6 +13,7 @@ from maskseg.errors import UserError
 from maskseg.models.backbones.vgg import load_fc_state
 from maskseg.variants.cfm.pyramid import PyramidLinear
 from maskseg.variants.cfm.pyramid_ops import wide_linear
+from maskseg.variants.cfm.settings import MLPSettings
 
 # Of VGG-16: channels of conv5, bins per side to which conv5 is pooled, width and number of the
 # fully connected layers.
@@ -53,44 +54,35 @@ class FullyConnected(nn.Sequential):
 
 
 def build_paths(
-    kinds: Sequence[str],
-    channels: int,
-    pyramid: Sequence[int],
-    width: int,
-    layers: int,
-    dropout: float,
-    weights: str | None,
+    kinds: Sequence[str], channels: int, pyramid: Sequence[int], settings: MLPSettings
 ) -> nn.ModuleDict:
     """Build `FullyConnected` layers for each path, over C channels pooled to the pyramid's bins.
 
     kinds: names of the paths, the keys of the result.
-    channels, pyramid, width, layers, dropout: see `FullyConnected`.
-    weights: name or file of torchvision's VGG-16 weights; every path gets a copy of fc6 and fc7.
-        The pyramid must begin with 7, for which fc6 was trained. The columns of fc6 for further
-        levels start at zero, so that a path starts as VGG-16's classifier: random columns would
-        add noise from inputs that fc6 has never seen. Their gradient is not zero, so they learn.
+    channels, pyramid: see `FullyConnected`.
+    settings: with `weights` of VGG-16, every path gets a copy of its fc6 and fc7. The pyramid must
+        begin with 7, for which fc6 was trained. The columns of fc6 for further levels start at
+        zero, so that a path starts as VGG-16's classifier: random columns would add noise from
+        inputs that fc6 has never seen. Their gradient is not zero, so they learn.
 
-    Raises UserError for shapes that do not fit the weights, or values out of range.
+    Raises UserError for shapes that do not fit the weights.
     """
-    if not (layers >= 1 and width >= 1 and 0 <= dropout < 1):
-        raise UserError(
-            "cfm: width and layers must be at least 1 and dropout in [0, 1), not"
-            f" {width}, {layers} and {dropout}"
-        )
-    paths = nn.ModuleDict(
-        {kind: FullyConnected(channels, pyramid, width, layers, dropout) for kind in kinds}
-    )
-    if weights is not None:
+    width = settings.width
+    layers = settings.layers
+    paths = {
+        kind: FullyConnected(channels, pyramid, width, layers, settings.dropout) for kind in kinds
+    }
+    if settings.weights is not None:
         if (channels, pyramid[0], width, layers) != VGG16_SHAPE:
             raise UserError(
                 "cfm: weights of VGG-16 need its shape: 512 channels (conv5), a pyramid that begins"
                 " with 7, width 4096 and 2 layers, not"
                 f" {channels}, {pyramid[0]}, {width} and {layers}"
             )
-        state = load_fc_state(weights)
+        state = load_fc_state(settings.weights)
         for path in paths.values():
-            _copy_weights(state, cast(FullyConnected, path))
-    return paths
+            _copy_weights(state, path)
+    return nn.ModuleDict(paths)
 
 
 @torch.no_grad()

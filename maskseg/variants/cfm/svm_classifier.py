@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from maskseg.errors import UserError
 from maskseg.ops.losses import mean_count
 from maskseg.structures import Features, FeatureSpec, Losses, Samples
 from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 from maskseg.variants.cfm.svm import ABSENT_MARGIN
 
 
@@ -33,11 +33,23 @@ class CFMSvm(CFMClassifier):
         levels: Sequence[str],
         feature_specs: Mapping[str, FeatureSpec],
         num_classes: int,
+        pooler: PoolerSettings | None = None,
+        masking: MaskingSettings | None = None,
+        mlp: MLPSettings | None = None,
         score_threshold: float = 0.27,
-        **options: Any,
+        nms_threshold: float = 0.3,
+        max_detections: int = 100,
     ) -> None:
         super().__init__(
-            levels, feature_specs, num_classes, score_threshold=score_threshold, **options
+            levels,
+            feature_specs,
+            num_classes,
+            pooler,
+            masking,
+            mlp,
+            score_threshold,
+            nms_threshold,
+            max_detections,
         )
         self.scores = nn.Linear(self.scores.in_features, num_classes)
         nn.init.zeros_(self.scores.weight)

@@ -298,7 +298,7 @@ def test_a_joint_model_trains_on_it(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     small = [
         "model.backbone.channels=16",
-        "model.classifier.width=16",
+        "model.classifier.mlp.width=16",
         "trainer.device=cpu",
         "debug=smoke",
         "trainer.max_steps=2",

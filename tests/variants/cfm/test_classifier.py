@@ -21,6 +21,7 @@ from maskseg.variants.cfm.classifier import CFMClassifier
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.projection import project
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
+from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 from maskseg.variants.hash.segmenter import HashSegmenter
 
 CHANNELS = 6
@@ -54,8 +55,8 @@ def classifier(**keys: Any) -> CFMClassifier:
             "levels": ["p2", "p3"],
             "feature_specs": LEVELS,
             "num_classes": 3,
-            "width": 16,
-            "canonical_size": 80.0,
+            "pooler": PoolerSettings(canonical_size=80.0),
+            "mlp": MLPSettings(width=16),
             **keys,
         }
     )
@@ -70,7 +71,7 @@ def bitmaps(segments: Regions) -> Tensor:
 def test_masked_pooling_is_that_of_the_masked_map(level: str) -> None:
     segments = regions()
     features = maps()
-    model = classifier(levels=[level], paths=["segment"])
+    model = classifier(levels=[level], masking=MaskingSettings(paths=["segment"]))
     at = LEVELS[level]
     feature = features[level]
     cells = project(bitmaps(segments), (feature.shape[2], feature.shape[3]), at.stride, at.centre)
@@ -107,7 +108,7 @@ def test_equal_boxes_are_pooled_once(paths: list[str], monkeypatch: pytest.Monke
     )
     assert distinct < 400
     features = maps(2)
-    model = classifier(paths=paths)
+    model = classifier(masking=MaskingSettings(paths=paths))
     rows = list[tuple[str, int]]()
     for path in paths:
         model.layers[path].register_forward_pre_hook(
@@ -146,7 +147,14 @@ def test_segments_are_read_from_the_level_of_their_box() -> None:
     torch.testing.assert_close(both, torch.where(small[:, None], fine, coarse))
 
 
-@pytest.mark.parametrize("keys", [{}, {"design": "pool_first"}, {"paths": ["segment"]}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"masking": MaskingSettings("pool_first")},
+        {"masking": MaskingSettings(paths=["segment"])},
+    ],
+)
 def test_segments_of_one_box_differ_only_by_their_masks(keys: dict[str, Any]) -> None:
     labels = (np.arange(64)[:, None] // 8 * 8 + np.arange(64) // 8).astype(np.int32)
     corners = np.zeros((2, 64), dtype=bool)
@@ -157,7 +165,8 @@ def test_segments_of_one_box_differ_only_by_their_masks(keys: dict[str, Any]) ->
     assert segments.masks is not None
     a, b = classifier(**keys)(maps(), segments.boxes, segments.image_index, segments.masks)
     assert not torch.allclose(a, b)
-    a, b = classifier(paths=["box"])(maps(), segments.boxes, segments.image_index, segments.masks)
+    box_only = classifier(masking=MaskingSettings(paths=["box"]))
+    a, b = box_only(maps(), segments.boxes, segments.image_index, segments.masks)
     torch.testing.assert_close(a, b)
 
 
@@ -166,19 +175,21 @@ def test_pool_first_masks_the_levels_of_masked() -> None:
     assert segments.masks is not None
     rest = features, segments.boxes, segments.image_index, segments.masks
     torch.testing.assert_close(
-        classifier(design="pool_first")(*rest), classifier(design="pool_first", masked=[])(*rest)
+        classifier(masking=MaskingSettings("pool_first"))(*rest),
+        classifier(masking=MaskingSettings("pool_first", masked_sides=[]))(*rest),
     )
     segments = regions(4)[torch.tensor([2])]
     assert segments.masks is not None
     rest = features, segments.boxes, segments.image_index, segments.masks
     outputs = [
-        classifier(design="pool_first", masked=masked)(*rest) for masked in ([], [6], [6, 3])
+        classifier(masking=MaskingSettings("pool_first", masked_sides=sides))(*rest)
+        for sides in ([], [6], [6, 3])
     ]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
 
 
-@pytest.mark.parametrize("keys", [{}, {"design": "pool_first"}])
+@pytest.mark.parametrize("keys", [{}, {"masking": MaskingSettings("pool_first")}])
 def test_gradients_reach_everything_and_no_segments_keep_the_graph(keys: dict[str, Any]) -> None:
     model = classifier(**keys)
     segments = concatenate_regions([regions(5), regions(4, 1, 1)])
@@ -225,11 +236,8 @@ def test_detections_are_of_things_and_stuff_with_the_segments_as_masks() -> None
 @pytest.mark.parametrize(
     ("keys", "part"),
     [
-        ({"design": "both"}, "design must be one of"),
-        ({"paths": []}, "paths some of"),
-        ({"design": "pool_first", "paths": ["box"]}, "pool_first with segment"),
-        ({"pyramid": [6, 4]}, "each of pyramid must divide size=6"),
-        ({"masked": [5]}, "masked must be some of them"),
+        ({"masking": MaskingSettings(masked_sides=[5])}, "masked_sides must be some of"),
+        ({"pooler": PoolerSettings(pyramid=[3])}, "masked_sides must be some of"),
         (
             {"feature_specs": {"p2": LEVELS["p2"], "p3": FeatureSpec(8, 0.5, 7)}},
             "same number of channels",
@@ -239,6 +247,25 @@ def test_detections_are_of_things_and_stuff_with_the_segments_as_masks() -> None
 def test_invalid_arguments(keys: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         classifier(**keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "part"),
+    [
+        (MaskingSettings, {"design": "both"}, "design must be one of"),
+        (MaskingSettings, {"paths": []}, "paths some of"),
+        (
+            MaskingSettings,
+            {"design": "pool_first", "paths": ["box"]},
+            "pool_first with segment",
+        ),
+        (PoolerSettings, {"pyramid": [6, 4]}, "each of pooler.pyramid must divide pooler.size=6"),
+        (PoolerSettings, {"pyramid": []}, "each of pooler.pyramid must divide"),
+    ],
+)
+def test_invalid_settings(settings: type, keys: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        settings(**keys)
 
 
 def make_batch(proposals: Regions | None) -> Batch:

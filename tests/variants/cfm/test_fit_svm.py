@@ -24,7 +24,7 @@ from maskseg.variants.cfm.svm_classifier import CFMSvm
 pytest.importorskip("cv2")
 SMALL = [
     "model.backbone.channels=16",
-    "model.classifier.width=64",
+    "model.classifier.mlp.width=64",
     "data.num_workers=0",
     "trainer.device=cpu",
 ]

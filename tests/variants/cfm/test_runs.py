@@ -21,7 +21,7 @@ from maskseg.data.datasets.scenes import STUFF, THINGS, make_scenes
 pytest.importorskip("cv2")
 SMALL = [
     "model.backbone.channels=16",
-    "model.classifier.width=16",
+    "model.classifier.mlp.width=16",
     "data.num_workers=0",
     "trainer.device=cpu",
     "trainer.log_every=1",

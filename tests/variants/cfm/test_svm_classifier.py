@@ -14,6 +14,7 @@ from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.structures import Features, FeatureSpec, Regions, Samples, Targets
 from maskseg.variants.cfm.classifier import CFMClassifier
+from maskseg.variants.cfm.settings import MLPSettings
 from maskseg.variants.cfm.svm import OneVsRestSVM
 from maskseg.variants.cfm.svm_classifier import CFMSvm
 
@@ -23,7 +24,7 @@ KEYS: dict[str, Any] = {
     "levels": ["p2"],
     "feature_specs": LEVELS,
     "num_classes": CLASSES,
-    "width": 8,
+    "mlp": MLPSettings(width=8),
 }
 NONE = torch.zeros(0, dtype=torch.int64)
 TARGETS = Targets(torch.zeros(0, 4), NONE, NONE, NONE.bool())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from maskseg.variants.cfm.layers import FullyConnected, build_paths
 from maskseg.variants.cfm.net import CFMNet
 from maskseg.variants.cfm.proposer import DrawnSegments, SegmentProposer
 from maskseg.variants.cfm.pyramid_ops import flatten_parts
+from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 from maskseg.variants.cfm.store import write_store
 
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -50,7 +52,7 @@ ON_SCENES = [
     "data.val_semantic=${data.root}/stuff",
 ]
 NUMBERS = ["data.num_classes=5", "data.num_things=4"]
-TINY = [*ON_SCENES, "model.backbone.weights=null", "model.classifier.width=16"]
+TINY = [*ON_SCENES, "model.backbone.weights=null", "model.classifier.mlp.width=16"]
 
 
 def segments(count: int, side: int = 64, seed: int = 0, image: int = 0) -> Regions:
@@ -97,7 +99,8 @@ def test_a_segment_of_the_whole_image_equals_torchvision(tmp_path: Path) -> None
     assert whole.masks is not None
     rest = model.backbone(image), whole.boxes, whole.image_index, whole.masks  # type: ignore[operator]
     result = classifier.compute_vectors(*rest)
-    classifier.design, classifier.layers["both"] = "pool_first", classifier.layers["box"]
+    classifier.masking = replace(classifier.masking, design="pool_first")
+    classifier.layers["both"] = classifier.layers["box"]
     result = torch.cat([result, classifier.compute_vectors(*rest)], dim=1)
     assert result.shape == (1, 3 * 4096)
     for part in result.split(4096, dim=1):
@@ -120,7 +123,7 @@ def small_vgg(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
 
 def test_further_levels_start_at_zero_and_learn(small_vgg: dict[str, Tensor]) -> None:
-    paths = build_paths(["segment", "box"], 3, [7, 2, 1], 8, 2, 0.0, "vgg16.pth")
+    paths = build_paths(["segment", "box"], 3, [7, 2, 1], MLPSettings(8, 2, weights="vgg16.pth"))
     x = [torch.rand(4, 3, side, side) for side in (7, 2, 1)]
     expected = (
         x[0].flatten(1) @ small_vgg["layers.0.weight"].T + small_vgg["layers.0.bias"]
@@ -151,16 +154,18 @@ def test_weights_for_other_shapes_raise(
         match="weights of VGG-16 need its shape: .*"
         f" not {channels}, {pyramid[0]}, {width} and {layers}",
     ):
-        build_paths(["both"], channels, pyramid, width, layers, 0.0, "vgg16.pth")
-    assert build_paths(["both"], channels, pyramid, width, layers, 0.0, None)
+        build_paths(["both"], channels, pyramid, MLPSettings(width, layers, weights="vgg16.pth"))
+    assert build_paths(["both"], channels, pyramid, MLPSettings(width, layers))
 
 
 @pytest.mark.parametrize(
     ("width", "layers", "dropout"), [(0, 2, 0.0), (8, 0, 0.0), (8, 2, 1.0), (8, 2, -0.1)]
 )
 def test_invalid_layer_arguments(width: int, layers: int, dropout: float) -> None:
-    with pytest.raises(UserError, match="width and layers must be at least 1 and dropout in"):
-        build_paths(["both"], 3, [7], width, layers, dropout, None)
+    with pytest.raises(
+        UserError, match=r"mlp\.width and mlp\.layers must be at least 1 and mlp\.dropout in"
+    ):
+        MLPSettings(width, layers, dropout)
 
 
 def test_dropout_applies_in_training_and_changes_no_state_names() -> None:
@@ -219,7 +224,14 @@ def test_regions_are_pooled_at_the_true_cell_centers(name: str) -> None:
     at = FeatureSpec(at.stride, at.centre, 2)
     place = at.centre + at.stride * torch.arange(16.0)
     features = {"x": torch.stack([place.expand(16, 16), place[:, None].expand(16, 16)])[None]}
-    model = CFMClassifier(["x"], {"x": at}, num_classes=2, size=4, pyramid=[4], masked=[4], width=1)
+    model = CFMClassifier(
+        ["x"],
+        {"x": at},
+        num_classes=2,
+        pooler=PoolerSettings(size=4, pyramid=[4]),
+        masking=MaskingSettings(masked_sides=[4]),
+        mlp=MLPSettings(width=1),
+    )
     model.layers = nn.ModuleDict({path: Flattened() for path in ("segment", "box")})
     whole = segments(1, 256)
     assert whole.masks is not None
@@ -247,16 +259,14 @@ def make_net(kind: str, design: str, **keys: Any) -> CFMNet:
         "conv5": lambda: (VGG16(levels=["conv5"], frozen_stages=2), ["conv5"]),
     }[kind]()
     at = {name: backbone.levels[name] for name in levels}
-    bins = {"size": 14, "pyramid": [7, 1], "masked": [7], "dropout": 0.5, "sampling_ratio": 1}
     classifier = CFMClassifier(
         levels,
         at,
         num_classes=3,
-        design=design,
-        width=16,
+        pooler=PoolerSettings(size=14, pyramid=[7, 1], sampling_ratio=1, canonical_size=100.0),
+        masking=MaskingSettings(design, masked_sides=[7]),
+        mlp=MLPSettings(width=16, dropout=0.5),
         score_threshold=0.2,
-        canonical_size=100.0,
-        **bins,
     )
     return CFMNet(
         2,
@@ -402,7 +412,7 @@ def test_the_experiment_with_stuff() -> None:
 
 
 def test_a_model_of_a_checkpoint_reads_no_weights() -> None:
-    config = configs.compose("train", [*TINY, *NUMBERS, "model.classifier.weights=absent.pth"])
+    config = configs.compose("train", [*TINY, *NUMBERS, "model.classifier.mlp.weights=absent.pth"])
     with pytest.raises(UserError, match=r"cfm: weights of VGG-16 need its shape"):
         configs.build_model(config)
     assert isinstance(configs.build_model(config, pretrained=False), CFMNet)
