@@ -527,11 +527,11 @@ def test_a_model_of_segments_on_other_data() -> None:
     assert (
         source.segments.folders["val"],
         source.split("val").semantic,
-        source.segments.make_sampler(2, 3).num_samples,
+        source.segments.make_sampler(2, 3).settings.num_samples,
     ) == ("s", None, 7)
     changed = [*overrides, "data.segment_sampler.num_samples=9"]
     other = configs.build_source(configs.from_checkpoint(text, changed, "evaluate").data)
-    assert other.segments.make_sampler(2, 3).num_samples == 9
+    assert other.segments.make_sampler(2, 3).settings.num_samples == 9
     assert isinstance(
         configs.build_source(configs.from_checkpoint(text, ["data=bsds"], "evaluate").data),
         BsdsSource,

@@ -18,6 +18,7 @@ from maskseg.variants.cfm.sampling import (
     SegmentSampler,
     append_ground_truth,
 )
+from maskseg.variants.cfm.settings import SamplerSettings
 
 
 class FixedSegmentSampler(SegmentSampler):
@@ -34,7 +35,8 @@ class FixedSegmentSampler(SegmentSampler):
     """
 
     def __init__(self, base: SegmentSampler, negatives: int, negative_below: float) -> None:
-        max_below = min(base.positive_iou, base.min_purity)
+        settings = base.settings
+        max_below = min(settings.positive_iou, settings.min_purity)
         if negatives < 1 or not 0 < negative_below <= max_below:
             raise UserError(
                 "fit.negatives must be at least 1, fit.negative_below above 0 and at most"
@@ -43,13 +45,15 @@ class FixedSegmentSampler(SegmentSampler):
         super().__init__(
             base.num_things,
             base.num_classes,
-            negatives,
-            positive_iou=base.positive_iou,
-            negative_iou=(0.0, negative_below),
-            min_purity=base.min_purity,
-            max_negative_purity=negative_below,
-            overlap=base.overlap,
-            crowd_overlap=base.crowd_overlap,
+            SamplerSettings(
+                negatives,
+                positive_iou=settings.positive_iou,
+                negative_iou=(0.0, negative_below),
+                min_purity=settings.min_purity,
+                max_negative_purity=negative_below,
+                overlap=settings.overlap,
+                crowd_overlap=settings.crowd_overlap,
+            ),
         )
 
     def __call__(
@@ -60,8 +64,8 @@ class FixedSegmentSampler(SegmentSampler):
         labels = self.assign_labels(matches)
         things = np.flatnonzero(~truth.iscrowd & truth.masks.any(axis=(1, 2)))
         negatives = np.flatnonzero(labels == self.num_classes)
-        if len(negatives) > self.num_samples:
-            negatives = rng.choice(negatives, self.num_samples, replace=False)
+        if len(negatives) > self.settings.num_samples:
+            negatives = rng.choice(negatives, self.settings.num_samples, replace=False)
         stuff = self.sample_stuff(proposals, matches, labels)
         rows = np.sort(np.concatenate([negatives, stuff, len(proposals) + things]))
         return rows, np.concatenate([labels, truth.labels])[rows]
@@ -88,7 +92,7 @@ class DrawSegments:
         if not self.training:
             return replace(sample, segment_labels=self._labels_of_all(sample, rows, labels))
         segments = sample.segments
-        if self.sampler.append_truth:
+        if self.sampler.settings.append_truth:
             segments = append_ground_truth(segments, truth.masks)
         drawn = SegmentProposals(segments.labels, segments.members[rows])
         return replace(sample, segments=drawn, segment_labels=torch.from_numpy(labels))

@@ -20,15 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentMasks, SegmentProposals
+from maskseg.variants.cfm.settings import SamplerSettings
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Overlaps = Callable[[int], Floats]  # a proposal -> its IoU with each of the R proposals
 IGNORE_LABEL = -1
-STUFF_RULES = ("pursuit", "random")
 
 
 @dataclass(frozen=True)
@@ -294,82 +293,15 @@ class SegmentSampler:
     All other proposals are ignored.
 
     num_things, num_classes: T and K.
-    thing_fraction, stuff_fraction: at most these shares of `num_samples` are things and stuff;
-        negatives fill the rest.
-    overlap: see `segment_pursuit`.
-    append_truth: the ground-truth masks of things are positives, too; they are rows of
-        `append_ground_truth`.
-
-    Raises UserError for arguments out of range.
+    settings: the thresholds and shares that are named above; None: their defaults.
     """
 
     def __init__(
-        self,
-        num_things: int,
-        num_classes: int,
-        num_samples: int = 128,
-        thing_fraction: float = 0.25,
-        stuff_fraction: float = 0.25,
-        positive_iou: float = 0.5,
-        negative_iou: tuple[float, float] = (0.1, 0.3),
-        min_purity: float = 0.6,
-        max_negative_purity: float = 0.3,
-        overlap: float = 0.2,
-        stuff_rule: str = "pursuit",
-        append_truth: bool = True,
-        crowd_overlap: float = 0.5,
+        self, num_things: int, num_classes: int, settings: SamplerSettings | None = None
     ) -> None:
-        low, high = negative_iou
         self.num_things = num_things
         self.num_classes = num_classes
-        self.num_samples = num_samples
-        self.thing_fraction = thing_fraction
-        self.stuff_fraction = stuff_fraction
-        self.positive_iou = positive_iou
-        self.negative_iou = (low, high)
-        self.min_purity = min_purity
-        self.max_negative_purity = max_negative_purity
-        self.overlap = overlap
-        self.stuff_rule = stuff_rule
-        self.append_truth = append_truth
-        self.crowd_overlap = crowd_overlap
-        self._check_fractions()
-        self._check_thresholds()
-
-    def _check_fractions(self) -> None:
-        if self.stuff_rule not in STUFF_RULES:
-            raise UserError(
-                f"sampler: stuff_rule must be one of {', '.join(STUFF_RULES)}, not"
-                f" {self.stuff_rule}"
-            )
-        if not (
-            self.num_samples >= 1
-            and min(self.thing_fraction, self.stuff_fraction) >= 0
-            and self.thing_fraction + self.stuff_fraction <= 1
-        ):
-            raise UserError(
-                "sampler: num_samples must be at least 1, thing_fraction and stuff_fraction at"
-                " least 0 and their sum at most 1, not"
-                f" {self.num_samples}, {self.thing_fraction} and {self.stuff_fraction}"
-            )
-
-    def _check_thresholds(self) -> None:
-        low, high = self.negative_iou
-        if not (0 <= low <= high <= self.positive_iou <= 1 and self.positive_iou > 0):
-            raise UserError(
-                "sampler: negative_iou and positive_iou must ascend from 0 to 1, the last above 0,"
-                f" not {low}, {high} and {self.positive_iou}"
-            )
-        if not (0 <= self.max_negative_purity <= self.min_purity <= 1 and self.min_purity > 0):
-            raise UserError(
-                "sampler: max_negative_purity and min_purity must ascend from 0 to 1, the last"
-                f" above 0, not {self.max_negative_purity} and {self.min_purity}"
-            )
-        if not (0 <= self.overlap <= 1 and 0 <= self.crowd_overlap <= 1):
-            raise UserError(
-                "sampler: overlap and crowd_overlap must be from 0 to 1, not"
-                f" {self.overlap} and {self.crowd_overlap}"
-            )
+        self.settings = settings or SamplerSettings()
 
     def __call__(
         self, proposals: SegmentProposals, truth: SegmentGroundTruth, rng: np.random.Generator
@@ -381,15 +313,19 @@ class SegmentSampler:
         """
         matches = self.match(proposals, truth)
         labels_of_proposals = self.assign_labels(matches)
-        is_positive = ~truth.iscrowd & truth.masks.any(axis=(1, 2)) & self.append_truth
+        is_positive = ~truth.iscrowd & truth.masks.any(axis=(1, 2)) & self.settings.append_truth
         labels_of_truth = np.where(is_positive, truth.labels, IGNORE_LABEL)
         labels = np.concatenate([labels_of_proposals, labels_of_truth])
         things = np.flatnonzero((labels >= 0) & (labels < self.num_things))
-        things = _subsample(things, int(self.num_samples * self.thing_fraction), rng)
+        things = _subsample(
+            things, int(self.settings.num_samples * self.settings.thing_fraction), rng
+        )
         stuff = self.sample_stuff(proposals, matches, labels_of_proposals, rng)
-        stuff = _subsample(stuff, int(self.num_samples * self.stuff_fraction), rng)
+        stuff = _subsample(
+            stuff, int(self.settings.num_samples * self.settings.stuff_fraction), rng
+        )
         negatives = np.flatnonzero(labels == self.num_classes)
-        negatives = _subsample(negatives, self.num_samples - len(things) - len(stuff), rng)
+        negatives = _subsample(negatives, self.settings.num_samples - len(things) - len(stuff), rng)
         rows = np.sort(np.concatenate([things, stuff, negatives]))
         return rows, labels[rows]
 
@@ -400,15 +336,19 @@ class SegmentSampler:
     def assign_labels(self, matches: SegmentMatches) -> Ints:
         """Assign the label as which each proposal may be drawn: 0..K or IGNORE_LABEL, i64 [R]."""
         labels = assign_proposal_labels(
-            matches, self.num_things, self.num_classes, self.positive_iou, self.min_purity
+            matches,
+            self.num_things,
+            self.num_classes,
+            self.settings.positive_iou,
+            self.settings.min_purity,
         )
-        low, high = self.negative_iou
+        low, high = self.settings.negative_iou
         best_iou = matches.thing_ious.max(axis=1, initial=0)
         best_purity = matches.purity.max(axis=1, initial=0)
         min_iou = low if matches.has_things else 0
         is_negative = (best_iou >= min_iou) & (best_iou < high) & (matches.areas > 0)
-        is_negative &= best_purity < self.max_negative_purity
-        is_negative &= matches.crowd_share <= self.crowd_overlap
+        is_negative &= best_purity < self.settings.max_negative_purity
+        is_negative &= matches.crowd_share <= self.settings.crowd_overlap
         is_background = labels == self.num_classes
         return np.where(is_background & ~is_negative, IGNORE_LABEL, labels)
 
@@ -433,9 +373,14 @@ class SegmentSampler:
         for label in classes.tolist():
             purity = np.where(labels == label, matches.purity[:, label - self.num_things], 0)
             rows = segment_pursuit(
-                purity, matches.areas, overlaps, self.min_purity, self.overlap, rng
+                purity,
+                matches.areas,
+                overlaps,
+                self.settings.min_purity,
+                self.settings.overlap,
+                rng,
             )
-            if rng is not None and self.stuff_rule == "random":
+            if rng is not None and self.settings.stuff_rule == "random":
                 candidates = np.flatnonzero(labels == label)
                 rows = rng.choice(candidates, len(rows), replace=False)
             rows_of_classes.append(rows)

@@ -16,11 +16,12 @@ from maskseg.structures import Categories
 from maskseg.variants.cfm.draw import DrawSegments
 from maskseg.variants.cfm.prepare import image_sizes, make_missing_segments, run_on_local_rank_zero
 from maskseg.variants.cfm.sampling import SegmentSampler
+from maskseg.variants.cfm.settings import SamplerSettings
 from maskseg.variants.cfm.store import SegmentStore
 
 
 class SamplerOptions(TypedDict, total=False):
-    """The arguments of `SegmentSampler` but for the numbers of classes."""
+    """The fields of `SamplerSettings`."""
 
     num_samples: int
     thing_fraction: float
@@ -49,18 +50,20 @@ class FolderSegments:
     """Segment proposals in one folder a split (`maskseg.data.readers.SegmentData`).
 
     folders: by split; None where a split has none.
-    sampler: arguments of `SegmentSampler` except the numbers of classes, which come from the data.
+    sampler: fields of `SamplerSettings`.
+
+    Raises UserError for values out of range.
     """
 
     def __init__(
         self, folders: Mapping[str, str | None], **sampler: Unpack[SamplerOptions]
     ) -> None:
         self.folders = dict(folders)
-        self.sampler = sampler
+        self.sampler = SamplerSettings(**sampler)
 
     def make_sampler(self, num_things: int, num_classes: int) -> SegmentSampler:
         """The sampler for this many classes, the things first."""
-        return SegmentSampler(num_things, num_classes, **self.sampler)
+        return SegmentSampler(num_things, num_classes, self.sampler)
 
     def reader(self, split: str, records: Sequence[ImageRecord]) -> ReadSegments:
         """What reads the segments of a split that has a folder.

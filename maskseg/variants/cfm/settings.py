@@ -1,4 +1,4 @@
-"""Settings of the parts of a CFM classifier."""
+"""Settings of the parts of a CFM classifier, and of the choice of the segments it learns from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from maskseg.errors import UserError
 
 DESIGNS = ("full_map", "pool_first")
 PATHS = ("segment", "box")
+STUFF_RULES = ("pursuit", "random")
 
 
 @dataclass(frozen=True)
@@ -101,4 +102,76 @@ class MLPSettings:
             raise UserError(
                 "cfm: mlp.width and mlp.layers must be at least 1 and mlp.dropout in [0, 1), not"
                 f" {self.width}, {self.layers} and {self.dropout}"
+            )
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Which segments of an image a classifier learns from, see `sampling.SegmentSampler`.
+
+    num_samples: maximum number per image.
+    thing_fraction, stuff_fraction: at most these shares of `num_samples` are things and stuff;
+        negatives fill the rest.
+    positive_iou: mask IoU with a thing, of its positives.
+    negative_iou: (low, high) of the highest mask IoU of negatives with things.
+    min_purity: of the positives of stuff, see `sampling.stuff_purity`.
+    max_negative_purity: the purity of negatives for all stuff is lower.
+    overlap: see `sampling.segment_pursuit`.
+    stuff_rule: how stuff is drawn, "pursuit" or "random".
+    append_truth: the ground-truth masks of things are positives, too; they are rows of
+        `sampling.append_ground_truth`.
+    crowd_overlap: proposals that crowds cover by a larger share are no negatives.
+
+    Raises UserError for values out of range.
+    """
+
+    num_samples: int = 128
+    thing_fraction: float = 0.25
+    stuff_fraction: float = 0.25
+    positive_iou: float = 0.5
+    negative_iou: tuple[float, float] = (0.1, 0.3)
+    min_purity: float = 0.6
+    max_negative_purity: float = 0.3
+    overlap: float = 0.2
+    stuff_rule: str = "pursuit"
+    append_truth: bool = True
+    crowd_overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._check_fractions()
+        self._check_thresholds()
+
+    def _check_fractions(self) -> None:
+        if self.stuff_rule not in STUFF_RULES:
+            raise UserError(
+                f"sampler: stuff_rule must be one of {', '.join(STUFF_RULES)}, not"
+                f" {self.stuff_rule}"
+            )
+        if not (
+            self.num_samples >= 1
+            and min(self.thing_fraction, self.stuff_fraction) >= 0
+            and self.thing_fraction + self.stuff_fraction <= 1
+        ):
+            raise UserError(
+                "sampler: num_samples must be at least 1, thing_fraction and stuff_fraction at"
+                " least 0 and their sum at most 1, not"
+                f" {self.num_samples}, {self.thing_fraction} and {self.stuff_fraction}"
+            )
+
+    def _check_thresholds(self) -> None:
+        low, high = self.negative_iou
+        if not (0 <= low <= high <= self.positive_iou <= 1 and self.positive_iou > 0):
+            raise UserError(
+                "sampler: negative_iou and positive_iou must ascend from 0 to 1, the last above 0,"
+                f" not {low}, {high} and {self.positive_iou}"
+            )
+        if not (0 <= self.max_negative_purity <= self.min_purity <= 1 and self.min_purity > 0):
+            raise UserError(
+                "sampler: max_negative_purity and min_purity must ascend from 0 to 1, the last"
+                f" above 0, not {self.max_negative_purity} and {self.min_purity}"
+            )
+        if not (0 <= self.overlap <= 1 and 0 <= self.crowd_overlap <= 1):
+            raise UserError(
+                "sampler: overlap and crowd_overlap must be from 0 to 1, not"
+                f" {self.overlap} and {self.crowd_overlap}"
             )

@@ -9,6 +9,7 @@ from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.variants.cfm.draw import FixedSegmentSampler
 from maskseg.variants.cfm.sampling import SegmentGroundTruth, SegmentSampler, append_ground_truth
+from maskseg.variants.cfm.settings import SamplerSettings
 
 THINGS, CLASSES = 2, 4  # stuff is 2 and 3, background 4
 
@@ -75,7 +76,7 @@ def test_positives_are_ground_truth_and_selected_stuff_and_negatives_are_far_fro
         (82, 90),  # in a crowd: ignored
     )
     base = SegmentSampler(
-        THINGS, CLASSES, num_samples=2, thing_fraction=0.5, stuff_fraction=0.5
+        THINGS, CLASSES, SamplerSettings(num_samples=2, thing_fraction=0.5, stuff_fraction=0.5)
     )  # these fractions have no effect here
     assert draw(base, proposals, truth) == [(2, 4), (3, 4), (4, 3), (7, 4), (9, 1), (10, 0)]
     assert draw(base, proposals, truth, below=0.28) == [(2, 4), (4, 3), (7, 4), (9, 1), (10, 0)]
@@ -84,7 +85,11 @@ def test_positives_are_ground_truth_and_selected_stuff_and_negatives_are_far_fro
     # the base sampler defines what stuff is
     for purity, found in ((0.6, [(0, 3), (1, 1), (2, 0)]), (0.7, [(1, 1), (2, 0)])):
         assert (
-            draw(SegmentSampler(THINGS, CLASSES, min_purity=purity), strips((38, 44)), truth)
+            draw(
+                SegmentSampler(THINGS, CLASSES, SamplerSettings(min_purity=purity)),
+                strips((38, 44)),
+                truth,
+            )
             == found
         )
 

@@ -26,6 +26,7 @@ from maskseg.variants.cfm.sampling import (
     stuff_purity,
     thing_ious,
 )
+from maskseg.variants.cfm.settings import SamplerSettings
 
 Array = np.ndarray
 Span = tuple[int, int, int]  # first column, last column (exclusive), label
@@ -331,7 +332,7 @@ def test_keys_of_stuff() -> None:
         (24, 32), (30, 45), (35, 50), (20, 42)
     )  # a quarter is stuff, at a thing's IoU of 6 / 22; two at an IoU of 0.5; 12 of 22
     for purity, label in ((0.25, IGNORE_LABEL), (0.26, 7)):
-        sampler = SegmentSampler(THINGS, CLASSES, max_negative_purity=purity)
+        sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(max_negative_purity=purity))
         assert sampler.assign_labels(sampler.match(proposals, truth)).tolist() == [
             label,
             4,
@@ -339,7 +340,7 @@ def test_keys_of_stuff() -> None:
             IGNORE_LABEL,
         ]
     for keys, selected in (({}, [1]), ({"overlap": 0.5}, [1, 2]), ({"min_purity": 0.5}, [3])):
-        sampler = SegmentSampler(THINGS, CLASSES, **keys)
+        sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(**keys))
         matches = sampler.match(proposals, truth)
         assert (
             sampler.sample_stuff(proposals, matches, sampler.assign_labels(matches)).tolist()
@@ -354,13 +355,13 @@ def test_a_thing_is_not_stuff() -> None:
     assert truth.semantic is not None
     truth.semantic[0, :30] = 4
     proposals = strips((0, 30), (0, 40), (32, 40))
-    sampler = SegmentSampler(THINGS, CLASSES, append_truth=False)
+    sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False))
     assert draw(sampler, proposals, truth) == [
         (0, 1),
         (1, 1),
         (2, 4),
     ]  # the only candidate: the mean is its area
-    sampler = SegmentSampler(THINGS, CLASSES, append_truth=False, positive_iou=0.9)
+    sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False, positive_iou=0.9))
     assert draw(sampler, proposals, truth) == [(0, 1), (1, 4)]
 
 
@@ -384,15 +385,19 @@ def test_nothing_inside_a_crowd_is_a_negative() -> None:
     things = [(0, 10, 0), (10, 20, 1)]
     proposals = strips((8, 16), (6, 10), (8, 12), (10, 20), (0, 9))
     assert draw(
-        SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things, crowds=[1])
+        SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False)),
+        proposals,
+        truth_of(things, crowds=[1]),
     ) == [(2, 7), (4, 0)]
     assert (0, 7) in draw(
-        SegmentSampler(THINGS, CLASSES, append_truth=False, crowd_overlap=0.8),
+        SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False, crowd_overlap=0.8)),
         proposals,
         truth_of(things, crowds=[1]),
     )
     assert draw(
-        SegmentSampler(THINGS, CLASSES, append_truth=False), proposals, truth_of(things)
+        SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False)),
+        proposals,
+        truth_of(things),
     ) == [(0, 1), (2, 7), (3, 1), (4, 0)]
     only = truth_of([(0, 100, 0)], crowds=[0])
     assert draw(SegmentSampler(THINGS, CLASSES), proposals, only) == []
@@ -433,7 +438,14 @@ def test_images_without_ground_truth_give_negatives() -> None:
         proposals,
         SegmentGroundTruth(nothing.masks, nothing.labels, nothing.iscrowd),
     ) == [(0, 7), (1, 7)]
-    assert draw(SegmentSampler(THINGS, CLASSES, negative_iou=(0, 0)), proposals, nothing) == []
+    assert (
+        draw(
+            SegmentSampler(THINGS, CLASSES, SamplerSettings(negative_iou=(0, 0))),
+            proposals,
+            nothing,
+        )
+        == []
+    )
     assert draw(SegmentSampler(THINGS, THINGS), proposals, nothing) == [
         (0, 3),
         (1, 3),
@@ -448,7 +460,10 @@ def test_images_without_ground_truth_give_negatives() -> None:
 def test_no_proposals() -> None:
     truth = truth_of([(0, 10, 1), (20, 30, 2), (40, 50, 0)], [(10, 20, 4)], crowds=[1])
     assert draw(SegmentSampler(THINGS, CLASSES), strips(), truth) == [(0, 1), (2, 0)]
-    assert draw(SegmentSampler(THINGS, CLASSES, append_truth=False), strips(), truth) == []
+    assert (
+        draw(SegmentSampler(THINGS, CLASSES, SamplerSettings(append_truth=False)), strips(), truth)
+        == []
+    )
     assert draw(SegmentSampler(THINGS, CLASSES), strips(), truth_of([])) == []
     nothing = SegmentProposals(np.full((1, 100), -1, dtype=np.int32), np.zeros((2, 0), dtype=bool))
     assert draw(SegmentSampler(THINGS, CLASSES), nothing, truth) == [(2, 1), (4, 0)]
@@ -513,14 +528,17 @@ def many() -> tuple[SegmentProposals, SegmentGroundTruth]:
     ],
 )
 def test_shares(keys: dict[str, Any], expected: tuple[int, int, int]) -> None:
-    labels = [label for _, label in draw(SegmentSampler(THINGS, CLASSES, **keys), *many())]
+    labels = [
+        label
+        for _, label in draw(SegmentSampler(THINGS, CLASSES, SamplerSettings(**keys)), *many())
+    ]
     assert (labels.count(2), labels.count(5), labels.count(7)) == expected
     assert len(labels) == sum(expected)
 
 
 def test_samples_follow_the_seed_and_are_uniform() -> None:
     proposals, truth = many()
-    sampler = SegmentSampler(THINGS, CLASSES, 20)
+    sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(20))
     assert draw(sampler, proposals, truth, 5) == draw(sampler, proposals, truth, 5)
     runs = [draw(sampler, proposals, truth, seed) for seed in range(600)]
     assert len({tuple(run) for run in runs}) > 590
@@ -542,7 +560,12 @@ def test_random_samples_the_same_number_as_pursuit_uniformly() -> None:
     proposals = strips((0, 60), *((60 + i, 61 + i) for i in range(9)), (80, 100))
     selected = {
         rule: [
-            draw(SegmentSampler(THINGS, CLASSES, stuff_rule=rule), proposals, truth, seed)
+            draw(
+                SegmentSampler(THINGS, CLASSES, SamplerSettings(stuff_rule=rule)),
+                proposals,
+                truth,
+                seed,
+            )
             for seed in range(300)
         ]
         for rule in ("pursuit", "random")
@@ -563,7 +586,7 @@ def test_stuff_without_a_generator_is_the_same_for_both_rules() -> None:
     proposals = strips((0, 30), (20, 50), (50, 55), (60, 100), (60, 95), (0, 20))
     truth = truth_of([], [(0, 55, 3), (60, 100, 6)])
     for rule in ("pursuit", "random"):
-        sampler = SegmentSampler(THINGS, CLASSES, stuff_rule=rule)
+        sampler = SegmentSampler(THINGS, CLASSES, SamplerSettings(stuff_rule=rule))
         matches = sampler.match(proposals, truth)
         assert sampler.sample_stuff(
             proposals, matches, sampler.assign_labels(matches)
@@ -597,7 +620,9 @@ def test_a_call_computes_overlaps_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_of_random_images_have_valid_labels(seed: int) -> None:
     proposals, truth = random_image(29, 37, seed)
     sampler = SegmentSampler(
-        THINGS, CLASSES, 30, negative_iou=(0.05, 0.4), positive_iou=0.4, min_purity=0.35
+        THINGS,
+        CLASSES,
+        SamplerSettings(30, negative_iou=(0.05, 0.4), positive_iou=0.4, min_purity=0.35),
     )
     allowed = sampler.assign_labels(sampler.match(proposals, truth))
     drawn = draw(sampler, proposals, truth, seed)
@@ -639,4 +664,4 @@ def test_samples_of_random_images_have_valid_labels(seed: int) -> None:
 )
 def test_invalid_arguments(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SegmentSampler(THINGS, CLASSES, **keys)
+        SegmentSampler(THINGS, CLASSES, SamplerSettings(**keys))

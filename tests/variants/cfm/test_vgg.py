@@ -394,7 +394,7 @@ def test_its_data_are_things_and_an_untrained_background() -> None:
     assert source.split("train").semantic is None
     assert source.split("val").semantic is not None
     assert source.class_options.stuff_json is not None
-    sampler = source.segments.make_sampler(20, 21)  # type: ignore[misc]
+    sampler = source.segments.make_sampler(20, 21).settings  # type: ignore[misc]
     assert (sampler.thing_fraction, sampler.stuff_fraction) == (0.25, 0.0)
 
 
@@ -408,7 +408,7 @@ def test_the_experiment_with_stuff() -> None:
     source = configs.build_source(config.data)
     assert isinstance(source, PascalContextSource)
     assert source.split("train").semantic is not None
-    assert source.segments.make_sampler(20, 59).stuff_fraction == 0.25  # type: ignore[misc]
+    assert source.segments.make_sampler(20, 59).settings.stuff_fraction == 0.25  # type: ignore[misc]
 
 
 def test_a_model_of_a_checkpoint_reads_no_weights() -> None:
