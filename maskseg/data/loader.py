@@ -6,13 +6,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any
 
 import torch
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from maskseg.data.sample import Sample
+from maskseg.data.samplers import Item
 from maskseg.data.shared_memory import SharedBatch, SharedCollate
 from maskseg.errors import UserError
 from maskseg.structures import Batch
@@ -34,9 +36,9 @@ class BatchLoader:
     def __init__(
         self,
         name: str,
-        dataset: Dataset[Any],
-        sampler: Sampler[list[Any]] | Sequence[list[Any]],
-        collate: Callable[[list[Any]], Batch],
+        dataset: Dataset[Sample],
+        sampler: Sampler[list[Item]] | Sequence[list[Item]],
+        collate: Callable[[list[Sample]], Batch],
         num_workers: int,
         timeout: float,
         pin: bool = False,
@@ -44,7 +46,7 @@ class BatchLoader:
         self.name = name
         self.num_workers = num_workers
         self.timeout = timeout
-        self.loader: DataLoader[Any] = DataLoader(
+        self.loader: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
@@ -76,7 +78,9 @@ class BatchLoader:
             yield batch.unpack() if isinstance(batch, SharedBatch) else batch
 
 
-def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any = None) -> Exception:
+def loader_error(
+    error: RuntimeError, name: str, timeout: float, iterator: object = None
+) -> Exception:
     """Convert torch's error about a loader process into a UserError; return others unchanged.
 
     name: name of the dataset; timeout: in seconds; iterator: torch's iterator over the batches,
@@ -85,7 +89,7 @@ def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any =
     """
     text = str(error)
     # torch has no public access to its workers and to the batch that it waits for.
-    workers = list(getattr(iterator, "_workers", []))
+    workers: list[BaseProcess] = list(getattr(iterator, "_workers", []))
     if "DataLoader worker" in text and (
         "exited unexpectedly" in text or "killed by signal" in text
     ):
@@ -111,7 +115,7 @@ def loader_error(error: RuntimeError, name: str, timeout: float, iterator: Any =
     return error
 
 
-def _kill_workers(iterator: Any, workers: Sequence[Any]) -> None:
+def _kill_workers(iterator: object, workers: Sequence[BaseProcess]) -> None:
     """Kill the workers: a hung one would block the exit of the main process.
 
     Detaches torch's watchdog first, which would report the kill as a crash.

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 _JOBS_PER_WORKER = 4  # submitted at a time; jobs may be large
 
 
-def describe_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+def describe_differences(stored: Mapping[str, object], current: Mapping[str, object]) -> str:
     """Describe how the settings of an earlier run differ from the current ones, "" if equal.
 
     Both are flat mappings of plain values.

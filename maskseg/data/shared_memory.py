@@ -10,21 +10,32 @@ import copyreg
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MIN_SHARED_BYTES = 1 << 17  # smaller tensors are pickled
 
 
-class SharedBatch:
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@runtime_checkable
+class _Pinnable(Protocol):
+    def pin_memory(self) -> Self: ...
+
+
+class SharedBatch(Generic[T]):
     """A picklable value whose large CPU tensors are kept apart for shared memory.
 
     One process creates it; another process of the same program unpacks it.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: T) -> None:
         self.large: list[Tensor] = []
         file = io.BytesIO()
         pickler = pickle.Pickler(file, protocol=5, buffer_callback=self._pickle_in_band)
@@ -32,14 +43,15 @@ class SharedBatch:
         pickler.dump(value)
         self.pickled = file.getvalue()
 
-    def unpack(self) -> Any:
+    def unpack(self) -> T:
         """Return the value. Its large tensors stay in the shared memory that holds them."""
-        return pickle.loads(self.pickled, buffers=[tensor.numpy() for tensor in self.large])
+        value: T = pickle.loads(self.pickled, buffers=[tensor.numpy() for tensor in self.large])
+        return value
 
-    def pin_memory(self) -> Any:
+    def pin_memory(self) -> T:
         """Return the value in page-locked memory (called by torch's loader, in a thread)."""
         value = self.unpack()
-        return value.pin_memory() if hasattr(value, "pin_memory") else value
+        return value.pin_memory() if isinstance(value, _Pinnable) else value
 
     def _pickle_in_band(self, buffer: pickle.PickleBuffer) -> bool:
         """Keep a large buffer apart; return True for one that is to be pickled with the rest."""
@@ -50,16 +62,18 @@ class SharedBatch:
         return False
 
 
-class SharedCollate:
+class SharedCollate(Generic[S, T]):
     """Wraps a collate function; its results are returned as `SharedBatch`."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, collate: Callable[[list[S]], T]) -> None:
         self.collate = collate
 
-    def __call__(self, samples: list[Any]) -> SharedBatch:
+    def __call__(self, samples: list[S]) -> SharedBatch[T]:
         return SharedBatch(self.collate(samples))
 
 
-def _reduce_tensor(tensor: Tensor) -> tuple[Any, ...]:
+def _reduce_tensor(
+    tensor: Tensor,
+) -> tuple[Callable[[NDArray[np.generic]], Tensor], tuple[NDArray[np.generic]]]:
     """Pickle a tensor through numpy, whose buffers can be kept apart."""
     return torch.from_numpy, (tensor.numpy(),)

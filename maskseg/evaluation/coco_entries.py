@@ -89,7 +89,10 @@ def compressed_rle(segmentation: list[list[float]] | Rle, height: int, width: in
     """Convert a COCO segmentation (polygons, run lengths or compressed RLE) to compressed RLE."""
     if isinstance(segmentation, list):
         parts = coco_mask.frPyObjects(segmentation, height, width)
-        return dict(coco_mask.merge(parts))
+        merged: Rle = coco_mask.merge(parts)
+        return merged
     if isinstance(segmentation["counts"], list):
-        return dict(coco_mask.frPyObjects(segmentation, height, width))
-    return dict(segmentation)
+        compressed: Rle = coco_mask.frPyObjects(segmentation, height, width)
+        return compressed
+    rle: Rle = segmentation.copy()
+    return rle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,9 +14,14 @@ from torch import Tensor
 from maskseg.ops import rle as rle_ops
 from maskseg.ops.geometry import AxisAlignedTransform
 
-# Compressed RLE, {"size": [height, width], "counts": str}, as in COCO's result files.
-Rle = dict[str, Any]
 Floats = NDArray[np.float64]
+
+
+class Rle(TypedDict):
+    """Compressed RLE, as in COCO's result files. size: height, width."""
+
+    size: list[int]
+    counts: str
 
 
 @runtime_checkable

@@ -175,7 +175,7 @@ class SegmentMasks:
         return torch.from_numpy(out).to(boxes.device)
 
     def to_rle(self) -> list[Rle]:
-        out: list[Rle] = [{}] * len(self)
+        rle_of_row: dict[int, Rle] = {}
         for rows, labels, members in self.by_map():
             # The borders of superpixels along the columns are found once per map. A mask changes
             # at some of them, and ends at the last.
@@ -188,8 +188,8 @@ class SegmentMasks:
                 counts, lengths = _encode_counts(table[block.numpy()], flat[starts], borders)
                 texts += rle_ops.strings_from_counts(counts, lengths)
             for row, text in zip(rows, texts, strict=True):
-                out[row] = {"size": list(labels.shape), "counts": text}
-        return out
+                rle_of_row[int(row)] = {"size": list(labels.shape), "counts": text}
+        return [rle_of_row[row] for row in range(len(self))]
 
     def to_bitmaps(self) -> NDArray[np.bool_]:
         return rle_to_bitmaps(self.to_rle())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -23,29 +23,28 @@ class _Category:
     skeleton: _Edges
 
 
-def parse_categories(entries: list[Any], report: Report) -> Categories:
+def parse_categories(entries: list[object], report: Report) -> Categories:
     """Parse the list `categories` of a file; the result is sorted by ascending id.
 
     Entries that cannot be used are errors in the report.
     """
     by_id: dict[int, _Category] = {}
     for entry in entries:
-        category_id = as_int64(entry.get("id")) if isinstance(entry, dict) else None
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if category_id is None or name is None or not str(name).strip():
+        fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
+        category_id = as_int64(fields.get("id"))
+        name = _parse_name(fields.get("name"))
+        if category_id is None or name is None:
             report.error("category without an integer id or a name", f"{entry!r}"[:80])
-        elif category_id in by_id:
+            continue
+        if category_id in by_id:
             report.error(
                 "category id that is used more than once",
-                f"id {category_id}: {by_id[category_id].name!r} and {str(name)!r}",
+                f"id {category_id}: {by_id[category_id].name!r} and {name!r}",
             )
-        else:
-            keypoints, skeleton = _parse_keypoints(category_id, entry, report)
-            by_id[category_id] = _Category(str(name), keypoints, skeleton)
-    name_counts = Counter(category.name for category in by_id.values())
-    repeated = [f"{name!r}, {n} times" for name, n in name_counts.items() if n > 1]
-    if repeated:
-        report.warn("category name that is used more than once", *repeated)
+            continue
+        keypoints, skeleton = _parse_keypoints(category_id, fields, report)
+        by_id[category_id] = _Category(name, keypoints, skeleton)
+    _warn_repeated_names([category.name for category in by_id.values()], report)
     ids = sorted(by_id)
     return Categories(
         names=tuple(by_id[i].name for i in ids),
@@ -55,16 +54,30 @@ def parse_categories(entries: list[Any], report: Report) -> Categories:
     )
 
 
+def _parse_name(name: object) -> str | None:
+    """Return the name as a string, None if it is absent or blank."""
+    if name is None or not str(name).strip():
+        return None
+    return str(name)
+
+
+def _warn_repeated_names(names: list[str], report: Report) -> None:
+    repeated = [f"{name!r}, {n} times" for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        report.warn("category name that is used more than once", *repeated)
+
+
 def _parse_keypoints(
-    category_id: int, entry: dict[str, Any], report: Report
+    category_id: int, fields: Mapping[str, object], report: Report
 ) -> tuple[tuple[str, ...], _Edges]:
     """Return the keypoint names and the skeleton's edges, counted from 0 (COCO counts from 1)."""
-    names = entry.get("keypoints") or []
-    edges = entry.get("skeleton") or []
-    if not _are_distinct_names(names):
+    stated = fields.get("keypoints") or []
+    edges = fields.get("skeleton") or []
+    names = _parse_point_names(stated)
+    if names is None:
         report.error(
             "category whose keypoints are not a list of distinct names",
-            f"id {category_id}: {names!r}"[:120],
+            f"id {category_id}: {stated!r}"[:120],
         )
         return (), ()
     skeleton = _parse_skeleton(edges, len(names))
@@ -73,19 +86,18 @@ def _parse_keypoints(
             "category whose skeleton is not pairs of its keypoints, counted from 1",
             f"id {category_id}: {edges!r}"[:120],
         )
-        return tuple(names), ()
-    return tuple(names), skeleton
+        return names, ()
+    return names, skeleton
 
 
-def _are_distinct_names(names: Any) -> bool:
-    return (
-        isinstance(names, list)
-        and all(isinstance(name, str) and name for name in names)
-        and len(set(names)) == len(names)
-    )
+def _parse_point_names(names: object) -> tuple[str, ...] | None:
+    """Return the names of keypoints; None unless they are a list of distinct strings."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
 
 
-def _parse_skeleton(edges: Any, num_keypoints: int) -> _Edges | None:
+def _parse_skeleton(edges: object, num_keypoints: int) -> _Edges | None:
     """Return the edges counted from 0; None unless all are pairs within 1..num_keypoints."""
     if not isinstance(edges, list):
         return None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -124,16 +124,17 @@ def _find_file_problem(image: ImageRecord, root: Path, max_pixels: int) -> tuple
     return None
 
 
-def _check_images(entries: list[Any], report: Report, max_pixels: int) -> list[ImageRecord]:
+def _check_images(entries: list[object], report: Report, max_pixels: int) -> list[ImageRecord]:
     """Return the images; those with an empty name or size 0 have been reported."""
     records = []
     for entry in entries:
-        image_id = as_int64(entry.get("id")) if isinstance(entry, dict) else None
+        fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
+        image_id = as_int64(fields.get("id"))
         if image_id is None:
             report.error("image without an integer id", f"{entry!r}"[:80])
             continue
-        file_name = _check_file_name(image_id, entry, report)
-        height, width = _check_size(image_id, entry, report, max_pixels)
+        file_name = _check_file_name(image_id, fields, report)
+        height, width = _check_size(image_id, fields, report, max_pixels)
         records.append(ImageRecord(image_id, file_name, height, width))
     duplicates = find_duplicates(np.array([record.id for record in records], dtype=np.int64))
     if duplicates:
@@ -149,7 +150,7 @@ def _check_images(entries: list[Any], report: Report, max_pixels: int) -> list[I
     return records
 
 
-def _check_file_name(image_id: int, entry: dict[str, Any], report: Report) -> str:
+def _check_file_name(image_id: int, entry: Mapping[str, object], report: Report) -> str:
     """Return the file name, "" after reporting one that is not safe."""
     try:
         return check_name(entry.get("file_name"))
@@ -159,7 +160,7 @@ def _check_file_name(image_id: int, entry: dict[str, Any], report: Report) -> st
 
 
 def _check_size(
-    image_id: int, entry: dict[str, Any], report: Report, max_pixels: int
+    image_id: int, entry: Mapping[str, object], report: Report, max_pixels: int
 ) -> tuple[int, int]:
     """Return height and width, zeros after reporting an invalid size."""
     height = as_int64(entry.get("height"))

@@ -22,6 +22,12 @@ from maskseg.data.coco.checks import (
     check_dataset,
     check_image_files,
 )
+from maskseg.data.coco.documents import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoDocument,
+    CocoImage,
+)
 from maskseg.data.coco.packed_segmentations import NONE
 from maskseg.data.coco.parse import AnnotationColumns, read_json
 from maskseg.data.image_files import MAX_PIXELS
@@ -143,13 +149,12 @@ class CocoFile:
     def _num_points_of_class(self, position: int) -> int:
         return len(self.categories.keypoints[self._valid.labels[position]])
 
-    def _keypoints_to_coco(self, position: int) -> dict[str, Any]:
-        """Return keypoints and num_keypoints of an annotation as in the file, zeros if absent."""
+    def _complete_points(self, position: int) -> NDArray[np.float32]:
+        """Return the keypoints of an annotation as in the file, f32 [P, 3], zeros if absent."""
         points = self._points(position)
         if not len(points):
-            points = np.zeros((self._num_points_of_class(position), 3), dtype=np.float32)
-        num_visible = int((points[:, 2] > 0).sum())
-        return {"keypoints": points.ravel().tolist(), "num_keypoints": num_visible}
+            return np.zeros((self._num_points_of_class(position), 3), dtype=np.float32)
+        return points
 
     def has_keypoints(self) -> bool:
         """Return whether any object has a labelled keypoint."""
@@ -181,19 +186,20 @@ class CocoFile:
         [] for a box alone), and keypoints and num_keypoints if any class has keypoints. Category
         ids are those of `categories`.
         """
-        images = [
+        images: list[CocoImage] = [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
             for i in self.images
         ]
-        return {
+        document: CocoDocument = {
             "info": {},
             "licenses": [],
             "images": images,
             "annotations": self._annotations_to_coco(),
             "categories": self._categories_to_coco(),
         }
+        return dict(document)
 
-    def _annotations_to_coco(self) -> list[dict[str, Any]]:
+    def _annotations_to_coco(self) -> list[CocoAnnotation]:
         valid = self._valid
         category_ids = np.array(self.categories.ids, dtype=np.int64)
         # Lists of Python numbers: JSON cannot hold numpy's, and indexing lists is faster.
@@ -202,9 +208,9 @@ class CocoFile:
         categories = category_ids[valid.labels].tolist()
         boxes = valid.boxes.tolist()
         rows = valid.rows.tolist()
-        annotations = []
+        annotations: list[CocoAnnotation] = []
         for position in range(len(ids)):
-            annotation = {
+            annotation: CocoAnnotation = {
                 "id": ids[position],
                 "image_id": self.images[image_index[position]].id,
                 "category_id": categories[position],
@@ -214,14 +220,16 @@ class CocoFile:
                 "segmentation": self._segmentations.to_coco(rows[position]),
             }
             if self.categories.num_points:
-                annotation |= self._keypoints_to_coco(position)
+                points = self._complete_points(position)
+                annotation["keypoints"] = points.ravel().tolist()
+                annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
             annotations.append(annotation)
         return annotations
 
-    def _categories_to_coco(self) -> list[dict[str, Any]]:
+    def _categories_to_coco(self) -> list[CocoCategory]:
         categories = []
         for label, category_id in enumerate(self.categories.ids):
-            category: dict[str, Any] = {"id": category_id, "name": self.categories.names[label]}
+            category: CocoCategory = {"id": category_id, "name": self.categories.names[label]}
             if self.categories.keypoints[label]:
                 category["keypoints"] = list(self.categories.keypoints[label])
                 edges = self.categories.skeletons[label]

@@ -8,15 +8,15 @@ one array. Run lengths stay the compressed strings of the file until an image is
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.masks.annotated import Polygons, RunLengths
-from maskseg.masks.base import rle_from_counts
+from maskseg.masks.base import Rle, rle_from_counts
 from maskseg.ops.rle import Ints, column_spans, counts_from_string
 
 Floats = NDArray[np.float64]
@@ -48,7 +48,7 @@ class SegmentationPacker:
         self.heights = array("q")
         self.widths = array("q")
 
-    def add(self, segmentation: Any) -> None:
+    def add(self, segmentation: object) -> None:
         """Add polygons, an RLE, or nothing (None, []).
 
         Raises SegmentationError for anything else; an empty row is added in that case.
@@ -85,7 +85,7 @@ class SegmentationPacker:
         else:
             self.kinds.append(NONE)
 
-    def _parse_rle(self, rle: dict[str, Any]) -> tuple[bytes, int, int]:
+    def _parse_rle(self, rle: Mapping[str, object]) -> tuple[bytes, int, int]:
         """Return compressed counts, height and width.
 
         The size is checked before the counts, so that a huge mask costs nothing.
@@ -108,7 +108,7 @@ class SegmentationPacker:
         check_counts(values, height, width)
         return rle_from_counts(values, height, width)["counts"].encode(), height, width
 
-    def _parse_size(self, size: Any) -> tuple[int, int]:
+    def _parse_size(self, size: object) -> tuple[int, int]:
         if (
             not isinstance(size, list)
             or len(size) != 2
@@ -199,7 +199,7 @@ class Segmentations:
         ends = np.cumsum(self.counts(row))
         return RunLengths(ends, int(self.heights[row]), int(self.widths[row]))
 
-    def to_coco(self, row: int) -> list[list[float]] | dict[str, Any]:
+    def to_coco(self, row: int) -> list[list[float]] | Rle:
         """Return the mask of a row as COCO's JSON has it: polygons, compressed RLE, or []."""
         if self.kinds[row] == RLE:
             size = [int(self.heights[row]), int(self.widths[row])]
@@ -272,7 +272,7 @@ def _clip_at(points: Floats, axis: int, sign: float, bound: float) -> Floats:
     return candidates[np.stack([distance >= 0, crosses], axis=1).ravel()]
 
 
-def _parse_polygon(part: Any) -> array[float]:
+def _parse_polygon(part: object) -> array[float]:
     """Return one polygon as an array of doubles."""
     if not isinstance(part, list):
         raise SegmentationError("polygon that is not a list of numbers", f"{part!r}"[:80])

@@ -14,7 +14,7 @@ import json
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,8 @@ class AnnotationColumns:
 class ParsedCoco:
     """A parsed file: unchecked image and category objects, and packed annotations."""
 
-    images: list[Any]
-    categories: list[Any]
+    images: list[object]
+    categories: list[object]
     columns: AnnotationColumns
 
 
@@ -86,7 +86,7 @@ class _PackedRow(int):
     __slots__ = ()
 
 
-def as_int64(value: Any) -> int | None:
+def as_int64(value: object) -> int | None:
     """Return `value` if it is a 64-bit integer (also written as 3.0), None otherwise."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -134,7 +134,7 @@ def read_json(path: Path, max_pixels: int, report: Report) -> ParsedCoco | None:
     return ParsedCoco(tree["images"], tree["categories"], columns)
 
 
-def _list_rows(annotations: list[Any], report: Report) -> Ints:
+def _list_rows(annotations: list[object], report: Report) -> Ints:
     """Return the packed rows that the file's list of annotations consists of, i64 [A]."""
     rows = []
     for entry in annotations:
@@ -149,7 +149,7 @@ def _list_rows(annotations: list[Any], report: Report) -> Ints:
 
 
 def _pack_image_labels(
-    images: list[Any], categories: list[Any], packer: _AnnotationPacker, report: Report
+    images: list[object], categories: list[object], packer: _AnnotationPacker, report: Report
 ) -> Ints:
     """Pack a crowd for each class that an image names without an annotation.
 
@@ -185,25 +185,31 @@ def _pack_image_labels(
 
 
 def _parse_category_ids(
-    image: dict[str, Any], known_ids: set[int | None], report: Report
+    image: dict[str, object], known_ids: set[int | None], report: Report
 ) -> set[int]:
     """Return the `category_ids` of an image; invalid ones are reported and yield an empty set."""
     values = image["category_ids"]
-    category_ids = set()
-    valid = isinstance(values, list)
-    for value in values if valid else ():
-        category_id = as_int64(value)
-        if category_id is None or category_id not in known_ids:
-            valid = False
-            break
-        category_ids.add(category_id)
-    if valid:
-        return category_ids
+    ids = {as_int64(value) for value in values} if isinstance(values, list) else {None}
+    valid_ids = {value for value in ids if value is not None and value in known_ids}
+    if len(valid_ids) == len(ids):
+        return valid_ids
     report.error(
         "category_ids of an image that are not ids of categories",
         f"image {image.get('id')!s:.40}: {values!r}"[:120],
     )
     return set()
+
+
+def _to_array(typecode: Literal["d", "f"], value: object) -> array[float] | None:
+    """Return numbers as an array, an empty one for null and []; None for anything else."""
+    if not value:
+        return array(typecode)
+    if not isinstance(value, list):
+        return None
+    try:
+        return array(typecode, value)
+    except (TypeError, OverflowError):
+        return None
 
 
 class _AnnotationPacker:
@@ -223,7 +229,7 @@ class _AnnotationPacker:
         self.points = array("f")
         self.point_counts = array("q")
 
-    def pack(self, values: dict[str, Any]) -> Any:
+    def pack(self, values: dict[str, object]) -> dict[str, object] | _PackedRow:
         """Pack an annotation and return its row; return any other object unchanged.
 
         The JSON parser passes every object of the file, inner ones first. An object is an
@@ -252,7 +258,7 @@ class _AnnotationPacker:
             self.report.error(kind, f"{name}: {detail}" if detail else name)
         return row
 
-    def _add_ids(self, values: dict[str, Any]) -> list[_Problem]:
+    def _add_ids(self, values: dict[str, object]) -> list[_Problem]:
         problems = []
         for key, column in (("image_id", self.image_ids), ("category_id", self.category_ids)):
             number = as_int64(values.get(key))
@@ -265,44 +271,40 @@ class _AnnotationPacker:
         self.ids.append(MISSING if number is None else number)
         return problems
 
-    def _add_box(self, box: Any) -> list[_Problem]:
+    def _add_box(self, box: object) -> list[_Problem]:
         """Store a bbox; null and [] count as missing."""
-        try:
-            numbers = array("d", box or ())
-        except (TypeError, OverflowError):
-            numbers = array("d", [0])
-        problems = []
-        if len(numbers) not in (0, 4):
-            problems.append(("bbox that is not four numbers", f"{box!r}"[:80]))
-        has_box = len(numbers) == 4
-        self.has_box.append(has_box)
-        self.boxes.extend(numbers if has_box else array("d", [np.nan] * 4))
-        return problems
+        numbers = _to_array("d", box)
+        if numbers is not None and len(numbers) == 4:
+            self.has_box.append(True)
+            self.boxes.extend(numbers)
+            return []
+        self.has_box.append(False)
+        self.boxes.extend([np.nan] * 4)
+        if numbers is not None and not len(numbers):
+            return []
+        return [("bbox that is not four numbers", f"{box!r}"[:80])]
 
-    def _add_keypoints(self, points: Any) -> list[_Problem]:
+    def _add_keypoints(self, points: object) -> list[_Problem]:
         """Store x, y and visibility of each keypoint; null and [] count as no keypoints."""
-        try:
-            numbers = array("f", points or ())
-            valid = len(numbers) % 3 == 0
-        except (TypeError, OverflowError):
-            numbers = array("f")
-            valid = False
-        if valid:
+        numbers = _to_array("f", points)
+        if numbers is not None and len(numbers) % 3 == 0:
             self.point_counts.append(len(numbers))
             self.points.extend(numbers)
             return []
         self.point_counts.append(0)
         return [("keypoints that are not x, y, visibility of each point", f"{points!r}"[:80])]
 
-    def _add_crowd(self, crowd: Any) -> list[_Problem]:
+    def _add_crowd(self, crowd: object) -> list[_Problem]:
         self.crowd.append(crowd == 1)
         if crowd in (0, 1):
             return []
         return [("iscrowd that is neither 0 nor 1", f"{crowd!r}"[:80])]
 
-    def _add_area(self, area: Any) -> None:
-        valid = isinstance(area, int | float) and 0 < area < _MAX_AREA
-        self.areas.append(float(area) if valid else np.nan)
+    def _add_area(self, area: object) -> None:
+        if isinstance(area, int | float) and 0 < area < _MAX_AREA:
+            self.areas.append(float(area))
+        else:
+            self.areas.append(np.nan)
 
     def to_columns(self, rows: Ints) -> AnnotationColumns:
         """Return the columns; `rows` are those that belong to the file's list of annotations.

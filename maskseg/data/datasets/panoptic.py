@@ -6,7 +6,7 @@ A JSON file has the class of each segment; PNG files encode the segment of each 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +213,7 @@ def _check_complete(
         )
 
 
-def _parse_file(path: Path, report: Report) -> tuple[list[Any], set[int]]:
+def _parse_file(path: Path, report: Report) -> tuple[list[object], set[int]]:
     """Return the annotations and the ids of the categories.
 
     Problems go into the report. Raises UserError if the file cannot be opened.
@@ -234,13 +234,14 @@ def _parse_file(path: Path, report: Report) -> tuple[list[Any], set[int]]:
 
 
 def _parse_annotations(
-    entries: list[Any], image_ids: set[int], category_ids: set[int], report: Report
+    entries: list[object], image_ids: set[int], category_ids: set[int], report: Report
 ) -> dict[int, _ImageSegments]:
     """Return the valid annotations by image id; others are reported."""
     by_image: dict[int, _ImageSegments] = {}
     seen: set[int] = set()
     for entry in entries:
-        image_id = as_int64(entry.get("image_id")) if isinstance(entry, dict) else None
+        fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
+        image_id = as_int64(fields.get("image_id"))
         if image_id is None:
             report.error("annotation without an integer image_id", f"{entry!r}"[:80])
         elif image_id not in image_ids:
@@ -250,17 +251,17 @@ def _parse_annotations(
         else:
             seen.add(image_id)
             try:
-                file_name = check_name(entry.get("file_name"))
+                file_name = check_name(fields.get("file_name"))
             except UserError as error:
                 report.error("file name that is not safe", f"image {image_id}: {error}")
                 continue
-            segments = _parse_segments(image_id, entry.get("segments_info"), category_ids, report)
+            segments = _parse_segments(image_id, fields.get("segments_info"), category_ids, report)
             by_image[image_id] = _ImageSegments(file_name, segments)
     return by_image
 
 
 def _parse_segments(
-    image_id: int, entries: Any, category_ids: set[int], report: Report
+    image_id: int, entries: object, category_ids: set[int], report: Report
 ) -> list[tuple[int, int]]:
     """Return id and category id (-1 for a crowd) of each valid segment; others are reported."""
     if not isinstance(entries, list):
@@ -268,28 +269,9 @@ def _parse_segments(
         return []
     rows = []
     for entry in entries:
-        values = entry if isinstance(entry, dict) else {}
-        segment_id = as_int64(values.get("id"))
-        category_id = as_int64(values.get("category_id"))
-        iscrowd = values.get("iscrowd") or 0
-        if segment_id is None or not 0 < segment_id < _ID_LIMIT:
-            report.error(
-                f"segment id that is not within 1 .. {_ID_LIMIT - 1}",
-                f"image {image_id}: {values.get('id')!r}"[:80],
-            )
-        elif category_id is None or category_id not in category_ids:
-            stated = f"{values.get('category_id')!r}"
-            report.error(
-                "segment with the category_id of no category",
-                f"image {image_id}, segment {segment_id}: {stated}"[:80],
-            )
-        elif iscrowd not in (0, 1):
-            report.error(
-                "iscrowd that is neither 0 nor 1",
-                f"image {image_id}, segment {segment_id}: {iscrowd!r}"[:80],
-            )
-        else:
-            rows.append((segment_id, -1 if iscrowd else category_id))
+        row = _parse_segment(image_id, entry, category_ids, report)
+        if row is not None:
+            rows.append(row)
     id_counts = Counter(segment_id for segment_id, _ in rows)
     repeated = [
         f"image {image_id}: id {segment_id}, {n} times"
@@ -299,6 +281,33 @@ def _parse_segments(
     if repeated:
         report.error("segment id that is used more than once in an image", *repeated)
     return rows
+
+
+def _parse_segment(
+    image_id: int, entry: object, category_ids: set[int], report: Report
+) -> tuple[int, int] | None:
+    """Return id and category id (-1 for a crowd) of a segment; None after reporting a problem."""
+    fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
+    segment_id = as_int64(fields.get("id"))
+    category_id = as_int64(fields.get("category_id"))
+    iscrowd = fields.get("iscrowd") or 0
+    if segment_id is None or not 0 < segment_id < _ID_LIMIT:
+        report.error(
+            f"segment id that is not within 1 .. {_ID_LIMIT - 1}",
+            f"image {image_id}: {fields.get('id')!r}"[:80],
+        )
+        return None
+    segment = f"image {image_id}, segment {segment_id}"
+    if category_id is None or category_id not in category_ids:
+        report.error(
+            "segment with the category_id of no category",
+            f"{segment}: {fields.get('category_id')!r}"[:80],
+        )
+        return None
+    if iscrowd not in (0, 1):
+        report.error("iscrowd that is neither 0 nor 1", f"{segment}: {iscrowd!r}"[:80])
+        return None
+    return segment_id, -1 if iscrowd else category_id
 
 
 def _check_maps(

@@ -27,12 +27,21 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskseg.data.coco.documents import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoDocument,
+    CocoImage,
+    CocoObject,
+    UncompressedRle,
+)
 from maskseg.data.datasets import scenes_draw as draw
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.process_pool import hidden_main
 from maskseg.errors import UserError
 from maskseg.files import parse_json
 from maskseg.files.locks import lock
+from maskseg.masks.base import Rle
 
 # Category ids have gaps, as COCO's have: code that confuses ids with labels fails here first.
 THINGS = {
@@ -200,20 +209,24 @@ def _place(
     return None
 
 
-def _to_annotation(scene: Scene, index: int) -> dict[str, Any]:
+def _to_annotation(scene: Scene, index: int) -> CocoObject:
     """Return the COCO annotation of a thing, without its ids."""
     thing = scene.things[index]
     mask = scene.owner == index
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    row: dict[str, Any] = {
+    size = [int(side) for side in rle["size"]]
+    segmentation: Rle | UncompressedRle
+    if thing.crowd:
+        segmentation = {"size": size, "counts": run_lengths(mask)}
+    else:
+        segmentation = {"size": size, "counts": rle["counts"].decode("ascii")}
+    row: CocoObject = {
         "category_id": THINGS[thing.name],
         "bbox": [float(number) for number in coco_mask.toBbox(rle)],
         "area": float(coco_mask.area(rle)),
         "iscrowd": int(thing.crowd),
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+        "segmentation": segmentation,
     }
-    if thing.crowd:
-        row["segmentation"]["counts"] = run_lengths(mask)
     if thing.name == "figure":
         row["keypoints"], row["num_keypoints"] = _keypoints(thing, mask)
     return row
@@ -227,7 +240,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     return [0, *counts] if flat[0] else counts
 
 
-def _keypoints(thing: PlacedThing, mask: NDArray[np.bool_]) -> tuple[list[int], int]:
+def _keypoints(thing: PlacedThing, mask: NDArray[np.bool_]) -> tuple[list[float], int]:
     """Return [x, y, v] * P as pixel indices, and the number of keypoints with v > 0.
 
     v: 0 outside the image, 1 hidden, 2 visible.
@@ -244,7 +257,7 @@ def _keypoints(thing: PlacedThing, mask: NDArray[np.bool_]) -> tuple[list[int], 
 
 def _write_image(
     split_and_index: tuple[str, int], *, root: Path, size: int, seed: int
-) -> list[dict[str, Any]]:
+) -> list[CocoObject]:
     """Draw an image into the folders of `root`; return its annotations without ids.
 
     Runs in a worker.
@@ -263,22 +276,20 @@ def _write_image(
     return [_to_annotation(scene, thing) for thing in range(len(scene.things))]
 
 
-def _categories() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
+def _categories() -> list[CocoCategory]:
+    rows: list[CocoCategory] = [
         {"id": category_id, "name": name, "supercategory": "shape"}
         for name, category_id in THINGS.items()
     ]
     skeleton = [[JOINTS.index(start) + 1, JOINTS.index(end) + 1] for start, end in BONES]
-    rows[-1] |= {"supercategory": "being", "keypoints": list(JOINTS), "skeleton": skeleton}
+    rows[-1].update({"supercategory": "being", "keypoints": list(JOINTS), "skeleton": skeleton})
     return rows
 
 
-def _to_coco(
-    split: str, size: int, image_annotations: list[list[dict[str, Any]]]
-) -> dict[str, Any]:
+def _to_coco(split: str, size: int, image_annotations: list[list[CocoObject]]) -> CocoDocument:
     """Return the COCO file of a split from the annotations of its images. Ids count from 1."""
-    images = []
-    annotations: list[dict[str, Any]] = []
+    images: list[CocoImage] = []
+    annotations: list[CocoAnnotation] = []
     for image_id, rows in enumerate(image_annotations, 1):
         file_name = f"{split}_{image_id:06d}.jpg"
         images.append({"id": image_id, "file_name": file_name, "width": size, "height": size})
@@ -377,8 +388,8 @@ def _generate(root: Path, arguments: dict[str, int], num_workers: int | None) ->
 
 
 def _run_jobs(
-    write: partial[list[dict[str, Any]]], jobs: list[tuple[str, int]], num_workers: int | None
-) -> list[list[dict[str, Any]]]:
+    write: partial[list[CocoObject]], jobs: list[tuple[str, int]], num_workers: int | None
+) -> list[list[CocoObject]]:
     """Return the results of the jobs in order. Fewer than 32 jobs are not worth a worker."""
     workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     workers = min(workers, len(jobs) // 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskseg.data.image_files import MAX_PIXELS, image_size, load_image
 from maskseg.data.options import check_numbers
+from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 
 SegmentMap = NDArray[np.int32]  # [H, W], the number of each pixel's segment, -1 for unlabelled
@@ -51,7 +52,7 @@ class SegmentedFiles(ABC):
         split: str,
         max_pixels: int = MAX_PIXELS,
         max_images: int | None = None,
-        test_transforms: Sequence[Any] = (),
+        test_transforms: Sequence[Transform] = (),
         divisor: int = 32,
         num_classes: int | None = None,
         num_things: int | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from maskseg.data.coco.categories import parse_categories
 from maskseg.data.coco.report import Report
@@ -37,7 +36,7 @@ def with_stuff(things: Categories, path: Path, within: range | None = None) -> C
     return things.with_stuff(names, ids)
 
 
-def _read_entries(path: Path) -> list[Any]:
+def _read_entries(path: Path) -> list[object]:
     """Return the file's entries in the form of COCO's categories. Raises UserError."""
     if path.suffix == ".txt":
         labels = read_labels(path, "data.stuff_json")

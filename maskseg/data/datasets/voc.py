@@ -18,6 +18,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from maskseg.data.coco.documents import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoDocument,
+    CocoImage,
+    CocoObject,
+)
 from maskseg.data.coco.report import Report
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.datasets.semantic_maps import ENCODINGS, SemanticMaps, read_values
@@ -138,10 +145,10 @@ class CachedCocoSource(CocoSource, ABC):
         digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         return f'{{"info": {{"made_of": "{digest}"}}, '.encode()
 
-    def _convert(self, split: str, names: list[str], list_file: Path) -> dict[str, Any]:
+    def _convert(self, split: str, names: list[str], list_file: Path) -> CocoDocument:
         """Return the lists of the COCO file."""
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+        images: list[CocoImage] = []
+        annotations: list[CocoAnnotation] = []
         report = Report(str(list_file))
         for name in tqdm(names, desc="objects", disable=None):
             try:
@@ -151,7 +158,7 @@ class CachedCocoSource(CocoSource, ABC):
                 continue
             images.append(image)
             for row in rows:
-                annotations.append({"id": len(annotations) + 1, **row})
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **row})
         if report.errors:
             raise UserError(report.text())
         things, stuff = self._classes()
@@ -162,17 +169,22 @@ class CachedCocoSource(CocoSource, ABC):
             "stuff_categories": _to_entries(stuff),
         }
 
-    def _convert_image(self, split: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _convert_image(self, split: str, name: str) -> tuple[CocoImage, list[CocoObject]]:
         """Return the COCO entries of an image and of its objects. Raises UserError."""
         file_name = f"{name}.jpg"
         folder = Path(self.split(split).images or "")
         height, width = image_size(folder / file_name, self.reading.max_pixels)
         image_id = int(name.replace("_", ""))
         rows = [
-            _to_annotation(image_id, category_id, mask)
+            _to_annotation(category_id, mask)
             for category_id, mask in self._objects(split, name, height, width)
         ]
-        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        image: CocoImage = {
+            "id": image_id,
+            "file_name": file_name,
+            "height": height,
+            "width": width,
+        }
         return image, rows
 
     def _write(self, target: Path, content: bytes) -> None:
@@ -276,15 +288,14 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def _to_entries(names: dict[int, str]) -> list[dict[str, Any]]:
+def _to_entries(names: dict[int, str]) -> list[CocoCategory]:
     return [{"id": category_id, "name": name} for category_id, name in names.items()]
 
 
-def _to_annotation(image_id: int, category_id: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the COCO annotation of an object, without its id."""
+def _to_annotation(category_id: int, mask: NDArray[np.bool_]) -> CocoObject:
+    """Return the COCO annotation of an object, without ids."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
-        "image_id": image_id,
         "category_id": category_id,
         "bbox": coco_mask.toBbox(rle).tolist(),
         "area": int(coco_mask.area(rle)),
