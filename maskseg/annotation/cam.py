@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torchvision
@@ -122,9 +122,11 @@ class CAMModel(nn.Module):
             self.register_buffer(key, torch.tensor(values).view(3, 1, 1) * 255, persistent=False)
 
     @property
-    def classifier(self) -> Any:
+    def classifier(self) -> nn.Linear | nn.Conv2d:
         """The classification layer, a linear layer or a 1x1 convolution."""
-        return self.net.get_submodule(self.family.classifier)
+        layer = self.net.get_submodule(self.family.classifier)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        return layer
 
     def train(self, mode: bool = True) -> CAMModel:
         """Stay in evaluation mode: the network is never trained here."""
@@ -214,12 +216,12 @@ def merge_classes(
     )
 
 
-def _rename_keys(state: dict[str, Any]) -> dict[str, Any]:
+def _rename_keys(state: dict[str, object]) -> dict[str, object]:
     """Rename the keys of old state dicts to those of torchvision's current modules."""
     return {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
-def _load(net: nn.Module, state: dict[str, Any], problem: str) -> None:
+def _load(net: nn.Module, state: dict[str, object], problem: str) -> None:
     """Load a state dict and check it. Raises UserError, with `problem` first in the message."""
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)

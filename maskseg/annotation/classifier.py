@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,11 +85,13 @@ class ImageClassHead(nn.Module):
         """Features that the maps are computed from, [N, width, h, w], on the finest level."""
         names = list(self.feature_specs)
         if not self.lateral:
-            return cast(Tensor, self.convs(features[names[0]]))
+            single: Tensor = self.convs(features[names[0]])
+            return single
         maps = {name: layer(features[name]) for name, layer in self.lateral.items()}
         finest = maps[names[0]]
         coarser = [self._align(maps[name], self.feature_specs[name], finest) for name in names[1:]]
-        return cast(Tensor, self.convs(torch.stack([finest, *coarser]).sum(dim=0)))
+        summed: Tensor = self.convs(torch.stack([finest, *coarser]).sum(dim=0))
+        return summed
 
     def _align(self, maps: Tensor, spec: FeatureSpec, finest: Tensor) -> Tensor:
         """Resample the maps of a coarser level to the cells of the finest level."""

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from maskseg.visualization.layout import (
     save_image_atomically,
 )
 from maskseg.visualization.segments import outline_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CELL = 320  # px of the longer side of a tile
 TRIMAP_COLOURS: dict[int, Colour] = {
@@ -173,7 +176,7 @@ def plot_thresholds(
     names = list(dict.fromkeys(name for name, _, _ in rows))
     colours = dict(zip(names, itertools.cycle(LINE_COLOURS), strict=False))
     figure = Figure(figsize=(13, 6.4), layout="constrained")
-    axes: Any = figure.subplots(2, 3).ravel()
+    axes: list[Axes] = list(figure.subplots(2, 3).flat)
     for axis, (key, meaning) in zip(axes, COLUMNS.items(), strict=False):
         for name in names:
             points = [(threshold, means[key]) for other, threshold, means in rows if other == name]
@@ -190,7 +193,7 @@ def plot_thresholds(
 
 
 def _plot_technique(
-    axis: Any, name: str, points: Sequence[tuple[float | None, float]], colour: str
+    axis: Axes, name: str, points: Sequence[tuple[float | None, float]], colour: str
 ) -> None:
     """Plot (threshold, metric) points of a technique; a dashed line without a threshold."""
     if points[0][0] is None:

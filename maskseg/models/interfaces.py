@@ -7,7 +7,7 @@ All stages except samplers are `nn.Module`s and are called through `__call__`.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Backbone(Protocol):
     def __call__(self, images: Tensor) -> Features:
         """images: f32 [N, 3, H, W], H and W multiples of the largest stride."""
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the forward pass in place, as `nn.Module.compile` does."""
 
 

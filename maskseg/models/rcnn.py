@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Required, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,20 @@ from maskseg.models.interfaces import (
 from maskseg.structures import Batch, Features, Losses, Outputs, Regions, Targets
 
 S = TypeVar("S")
+
+
+class RCNNStages(TypedDict, total=False):
+    """The arguments of `GeneralizedRCNN`."""
+
+    backbone: Required[Backbone]
+    proposer: Required[Proposer]
+    sampler: Required[Sampler]
+    classifier: Required[Classifier]
+    heads: Mapping[str, RegionHead] | None
+    dense_heads: Mapping[str, DenseHead] | None
+    segmenter: Segmenter | None
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
 
 
 class PixelModel(nn.Module):
@@ -55,7 +69,7 @@ class PixelModel(nn.Module):
         images = images * (rows & columns)[:, None]
         return self.backbone(images)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: object, **kwargs: object) -> None:
         """Compile the backbone in place (`torch.compile`).
 
         The later stages stay uncompiled: their tensors have one row per object, so the shapes

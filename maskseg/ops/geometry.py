@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class AxisAlignedTransform:
         """Crop of a [height, width] window at (left, top)."""
         return cls(1.0, -float(left), 1.0, -float(top), height, width)
 
-    def sample(self, pixels: NDArray[Any], outside: int) -> NDArray[Any]:
+    def sample(self, pixels: NDArray[Scalar], outside: int) -> NDArray[Scalar]:
         """Nearest-neighbor resampling of a label map [H, W] to the new frame.
 
         Each new pixel takes the value at its centre; `outside` where that is beyond the map.
@@ -59,7 +61,7 @@ class AxisAlignedTransform:
         height, width = pixels.shape
         clipped_row = row.clip(0, height - 1)
         clipped_column = column.clip(0, width - 1)
-        sampled: NDArray[Any] = pixels[clipped_row[:, None], clipped_column]
+        sampled: NDArray[Scalar] = pixels[clipped_row[:, None], clipped_column]
         sampled[clipped_row != row] = outside
         sampled[:, clipped_column != column] = outside
         return sampled

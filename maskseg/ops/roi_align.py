@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -371,6 +370,13 @@ def _merge_equal_cells(cell: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return cell.new_zeros(merged.shape).scatter_(2, slot, cell), merged
 
 
+class _SumsContext(torch.autograd.function.FunctionCtx):
+    """What the backward pass needs. lengths: of the tables."""
+
+    lookups: _Lookups
+    lengths: list[int]
+
+
 class _TableSums(torch.autograd.Function):
     """Weighted sums of table rows: L tables [N*H_l*W_l, C] -> [R, S*S, C].
 
@@ -379,7 +385,7 @@ class _TableSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, lookups: _Lookups, *tables: Tensor) -> Tensor:
+    def forward(ctx: _SumsContext, lookups: _Lookups, *tables: Tensor) -> Tensor:
         ctx.lookups = lookups
         ctx.lengths = [len(table) for table in tables]
         levels = lookups.split()
@@ -398,9 +404,9 @@ class _TableSums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        lookups: _Lookups = ctx.lookups
-        lengths: list[int] = ctx.lengths
+    def backward(ctx: _SumsContext, grad: Tensor) -> tuple[Tensor | None, ...]:
+        lookups = ctx.lookups
+        lengths = ctx.lengths
         _, num_bins, channels = grad.shape
         # All levels as one table: one sort costs less than one per level.
         starts = [sum(lengths[:i]) for i in range(len(lengths))]

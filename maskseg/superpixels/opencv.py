@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module, metadata
-from typing import Any
+from types import ModuleType
 
 from maskseg.errors import UserError
 
@@ -18,7 +18,7 @@ INSTALL = "pip install maskseg[classic]"
 
 
 @cache
-def opencv() -> Any:
+def opencv() -> ModuleType:
     """Import cv2 with its contrib modules.
 
     Sets OpenCV to one thread in the whole process. Results must not depend on the number of threads
@@ -50,7 +50,7 @@ def opencv() -> Any:
     return cv2
 
 
-def scipy(module: str) -> Any:
+def scipy(module: str) -> ModuleType:
     """Import scipy.`module`. Raises UserError if SciPy is not installed."""
     try:
         return import_module(f"scipy.{module}")

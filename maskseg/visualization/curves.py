@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,25 +152,26 @@ def _draw_panel(axis: Axes, title: str, lines: Sequence[Line], legend: bool) -> 
     for name, series, colour, dashed in lines:
         steps = np.array(sorted(series))
         values = np.array([series[step] for step in steps.tolist()])
-        style: dict[str, Any] = {
-            "color": colour,
-            "linestyle": "--" if dashed else "-",
-            "label": name,
-            "linewidth": 1.6,
-        }
-        if len(steps) <= _MAX_UNSMOOTHED:
-            face = "white" if dashed else colour
-            style |= {"marker": "o", "markersize": 3.5, "markerfacecolor": face}
-        elif title.startswith("loss"):
+        is_short = len(steps) <= _MAX_UNSMOOTHED
+        if not is_short and title.startswith("loss"):
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _running_mean(values, len(values) // 20)
-        axis.plot(steps, values, **style)
+        axis.plot(
+            steps,
+            values,
+            color=colour,
+            linestyle="--" if dashed else "-",
+            linewidth=1.6,
+            marker="o" if is_short else None,
+            markersize=3.5,
+            markerfacecolor="white" if dashed else colour,
+            label=name,
+        )
         top = max(top, _upper_limit(values))
     axis.set_title(title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)
-    locator: Any = axis.xaxis.get_major_locator()
-    locator.set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from maskseg.visualization.layout import (
     scaled_size,
 )
 
-Labels = NDArray[np.integer[Any]]  # [H, W], superpixel or segment of each pixel; negative: none
+Labels = NDArray[np.integer]  # [H, W], superpixel or segment of each pixel; negative: none
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +144,7 @@ def _all_colours() -> NDArray[np.uint8]:
     candidates = cube[(_LIGHTNESS_RANGE[0] <= lightness) & (lightness <= _LIGHTNESS_RANGE[1])]
     weights = (_LIGHTNESS_WEIGHT, 1, 1)
     points = _oklab(candidates) * weights
-    chosen: list[Any] = list(PALETTE)
+    chosen = [np.array(colour, dtype=np.float64) for colour in PALETTE]
     # Black, gray and white are taken by the image.
     taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * weights
     nearest = np.linalg.norm(points[:, None] - taken, axis=2).min(axis=1)
@@ -156,7 +155,7 @@ def _all_colours() -> NDArray[np.uint8]:
     return np.array(chosen, dtype=np.uint8)
 
 
-def _oklab(colours: NDArray[Any]) -> NDArray[np.float64]:
+def _oklab(colours: NDArray[np.number]) -> NDArray[np.float64]:
     """Convert sRGB 0..255 [n, 3] to Oklab: lightness and two axes of hue, f64 [n, 3].
 
     Distances in it approximate perceived differences (Ottosson 2020, "A perceptual color space for

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from maskseg.data.datasets.matlab import MatArray, MatError, read_mat
 from maskseg.data.datasets.segmentation_source import (
+    FileOptions,
     SegmentedFiles,
     SegmentMap,
     find_root,
@@ -32,7 +33,7 @@ class BsdsSource(SegmentedFiles):
     Segments have the numbers of the files minus 1; number 0 in a file is unlabelled.
     """
 
-    def __init__(self, root: str, split: str = "val", **keys: Any) -> None:
+    def __init__(self, root: str, split: str = "val", **keys: Unpack[FileOptions]) -> None:
         super().__init__(root, split, **keys)
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Required, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,25 @@ from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
 from maskseg.structures import Categories
 from maskseg.superpixels.methods import Superpixels
+
+
+class SourceParts(TypedDict, total=False):
+    """The arguments of `CocoSource` but for `root`."""
+
+    train: Required[Split]
+    val: Required[Split]
+    class_options: ClassOptions | None
+    reading: ReadOptions | None
+    loading: LoaderOptions | None
+    superpixels: Superpixels | None
+    segments: SegmentData | None
+    categories: Categories | None
+
+
+class SourceArguments(SourceParts, total=False):
+    """The arguments of `CocoSource`."""
+
+    root: str | None
 
 
 class CocoSource:
@@ -66,7 +85,7 @@ class CocoSource:
         self.encoding = encoding_of(self.class_options.semantic_encoding)
 
     @classmethod
-    def from_keys(cls, categories: Categories | None = None, **keys: Any) -> Self:
+    def from_keys(cls, categories: Categories | None = None, **keys: object) -> Self:
         """The source that the flat keys of `configs/data` describe.
 
         Keys that belong to no setting are arguments of the subclass. Raises TypeError for a key

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class CocoSegments:
         """uint8 RGB [3, H, W]. Raises UserError."""
         return self._dataset(split)[(0, index, 0)].image.contiguous()
 
-    def ground_truths(self, split: str, index: int) -> list[NDArray[Any]]:
+    def ground_truths(self, split: str, index: int) -> list[NDArray[np.int64]]:
         """One map i64 [H, W], -1 where a pixel belongs to no region."""
         batch = collate([self._dataset(split)[(0, index, 0)]], divisor=1)
         return [region_map(batch, 0, split_stuff=MIN_STUFF_PIXELS)]

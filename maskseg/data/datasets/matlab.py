@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class MatArray:
     content: memoryview
     order: str
 
-    def numbers(self) -> NDArray[Any]:
+    def numbers(self) -> NDArray[np.number]:
         """Return the numbers in the array's shape, with the dtype of its class."""
         parts = list(_elements(self.content, self.order))
         is_real = len(parts) == 1 and parts[0].kind in _NUMBER_TYPES

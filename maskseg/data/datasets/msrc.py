@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from maskseg.data.datasets.segmentation_source import (
+    FileOptions,
     SegmentedFiles,
     SegmentMap,
     find_root,
@@ -44,7 +45,7 @@ class MsrcSource(SegmentedFiles):
     Objects of one class that touch stay one segment.
     """
 
-    def __init__(self, root: str, split: str = ALL, **keys: Any) -> None:
+    def __init__(self, root: str, split: str = ALL, **keys: Unpack[FileOptions]) -> None:
         super().__init__(root, split, **keys)
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from maskseg.data.coco.checks import THREADS, ImageRecord
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.coco.parse import as_int64
 from maskseg.data.coco.report import Report
-from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.coco import CocoSource, SourceArguments
 from maskseg.data.datasets.semantic_maps import MAX_ID, SemanticMaps, check_header, read_png
 from maskseg.data.image_files import check_name, safe_join
 from maskseg.errors import UserError
@@ -72,7 +72,10 @@ class PanopticSource(CocoSource):
     """
 
     def __init__(
-        self, train_panoptic: str | None = None, val_panoptic: str | None = None, **keys: Any
+        self,
+        train_panoptic: str | None = None,
+        val_panoptic: str | None = None,
+        **keys: Unpack[SourceArguments],
     ) -> None:
         super().__init__(**keys)
         train = self.split("train")

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskseg.data.datasets.coco import SourceParts
 from maskseg.data.datasets.matlab import MatArray, MatError, read_mat
 from maskseg.data.datasets.semantic_maps import Encoding, SemanticMaps
 from maskseg.data.datasets.stuff import read_labels
@@ -59,7 +60,7 @@ class PascalContextSource(CachedCocoSource):
         labels: str,
         classes: str,
         background: bool = False,
-        **keys: Any,
+        **keys: Unpack[SourceParts],
     ) -> None:
         super().__init__(root, cache, **keys)
         self.voc = Path(voc)
@@ -152,7 +153,7 @@ class ContextMaps(SemanticMaps):
 
     suffix = ".mat"
 
-    def _read_values(self, path: Path, height: int, width: int) -> NDArray[Any]:
+    def _read_values(self, path: Path, height: int, width: int) -> NDArray[np.unsignedinteger]:
         try:
             array = _read_label_map(path)
             if array.shape != (height, width):

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from maskseg.data.coco.documents import (
     UncompressedRle,
 )
 from maskseg.data.datasets import scenes_draw as draw
-from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.coco import CocoSource, SourceParts
 from maskseg.data.process_pool import hidden_main
 from maskseg.errors import UserError
 from maskseg.files import parse_json
@@ -121,7 +121,7 @@ class PlacedThing:
 
     name: str
     full_area: int
-    joints: NDArray[np.floating[Any]]
+    joints: NDArray[np.floating]
     crowd: bool
 
 
@@ -440,7 +440,7 @@ class ScenesSource(CocoSource):
         num_val: int = 150,
         size: int = 256,
         scenes_seed: int = 0,
-        **keys: Any,
+        **keys: Unpack[SourceParts],
     ) -> None:
         super().__init__(root=root, **keys)
         self.arguments: dict[str, int] = {

@@ -10,13 +10,12 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.floating]
 Rng = np.random.Generator
 
 # Longest side in pixels and area in pixels of a thing, before any part of it is hidden.
@@ -302,7 +301,7 @@ def _pattern(name: str, shape: tuple[int, int], angle: float, rng: Rng) -> Float
     down, across = (axis.astype(np.float32) for axis in np.ogrid[: shape[0], : shape[1]])
     x = cos * across + sin * down
     y = cos * down - sin * across
-    texture: NDArray[Any]
+    texture: Floats
     if name == "water":
         texture = 0.5 + 0.5 * np.sin(frequency * (y + 0.25 * size * np.sin(frequency / 3 * x)))
     elif name == "field":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,18 @@ class SegmentedSource(Protocol):
 
     def ground_truths(self, split: str, index: int) -> list[SegmentMap]:
         """Return one label map per annotator, each of the image's size."""
+
+
+class FileOptions(TypedDict, total=False):
+    """The arguments of `SegmentedFiles` but for `root` and `split`."""
+
+    max_pixels: int
+    max_images: int | None
+    test_transforms: Sequence[Transform]
+    divisor: int
+    num_classes: int | None
+    num_things: int | None
+    point_ranges: Sequence[Sequence[int]] | None
 
 
 class SegmentedFiles(ABC):

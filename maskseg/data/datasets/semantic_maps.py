@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +109,7 @@ class SemanticMaps:
             )
         return torch.from_numpy(semantic)
 
-    def _read_values(self, path: Path, height: int, width: int) -> NDArray[Any]:
+    def _read_values(self, path: Path, height: int, width: int) -> NDArray[np.unsignedinteger]:
         """Return the values as in the file, uint8 or uint16 [height, width]. Raises UserError."""
         return read_values(path, height, width, self.max_pixels)
 
@@ -133,7 +132,7 @@ class SemanticMaps:
 
 def read_values(
     path: Path, height: int, width: int, max_pixels: int, kind: str = "semantic map"
-) -> NDArray[Any]:
+) -> NDArray[np.unsignedinteger]:
     """Read a one-channel PNG, uint8 or uint16 [height, width]; of palette images the indices.
 
     kind: what the file is, for messages. Raises UserError.
@@ -150,7 +149,7 @@ def read_png(
     kind: str,
     modes: Collection[str],
     expected: str,
-) -> NDArray[Any]:
+) -> NDArray[np.unsignedinteger]:
     """Read a PNG of one of Pillow's `modes`.
 
     kind: what the file is; expected: what such a file has; both for messages. Raises UserError.

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from maskseg.data.coco.documents import (
     CocoObject,
 )
 from maskseg.data.coco.report import Report
-from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.coco import CocoSource, SourceParts
 from maskseg.data.datasets.semantic_maps import ENCODINGS, SemanticMaps, read_values
 from maskseg.data.image_files import image_size
 from maskseg.errors import UserError
@@ -79,7 +79,7 @@ class CachedCocoSource(CocoSource, ABC):
         cache: str,
         train_list: str | None = None,
         val_list: str | None = None,
-        **keys: Any,
+        **keys: Unpack[SourceParts],
     ) -> None:
         super().__init__(root=root, **keys)
         self.cache = cache

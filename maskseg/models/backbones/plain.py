@@ -180,20 +180,21 @@ def load_torchvision_state(
     Raises UserError for missing, misshapen or non-finite tensors.
     """
     state = load_pretrained_state(name, weights)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     source_keys = {}
     for key in shapes:
         layer, _, kind = key.rpartition(".")
         source_keys[key] = f"{sources[layer]}.{kind}"
     mismatch = f"weights {weights!r} do not fit {name}"
-    missing = [key for key in source_keys.values() if not isinstance(state.get(key), Tensor)]
+    missing = [key for key in source_keys.values() if key not in tensors]
     if missing:
         raise UserError(f"{mismatch}: {len(missing)} missing ({missing[:3]})")
     for key, source_key in source_keys.items():
         shape = list(shapes[key])
-        source_shape = list(state[source_key].shape)
+        source_shape = list(tensors[source_key].shape)
         fits_linear = len(shape) == 4 and source_shape == [shape[0], prod(shape[1:])]
         if source_shape != shape and not fits_linear:
             raise UserError(f"{mismatch}: {source_key} is {source_shape}, not {shape}")
-        if not torch.isfinite(state[source_key]).all():
+        if not torch.isfinite(tensors[source_key]).all():
             raise UserError(f"weights {weights!r} of {name}: {source_key} has non-finite values")
-    return {key: state[source].reshape(tuple(shapes[key])) for key, source in source_keys.items()}
+    return {key: tensors[source].reshape(tuple(shapes[key])) for key, source in source_keys.items()}

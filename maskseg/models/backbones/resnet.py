@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from maskseg.errors import UserError
 from maskseg.files.torch_files import read_torch
@@ -74,8 +74,8 @@ class ResNet(nn.Module):
     def _move_strides(self, name: str) -> None:
         """Move the stride of each later stage from the 3x3 to the first 1x1 convolution."""
         for stage in list(self.stages.values())[1:]:
-            block: Any = getattr(self, stage)[0]
-            if not hasattr(block, "conv3"):
+            block = getattr(self, stage)[0]
+            if not isinstance(block, Bottleneck):
                 raise UserError(f"stride_in_1x1 needs bottlenecks, which {name} does not have")
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
@@ -114,7 +114,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         """Return the maps of all levels for images f32 [N, 3, H, W], finest first."""
-        x = self.stem(images.to(cast(Tensor, self.stem[0].weight).dtype))
+        first = self.stem[0]
+        assert isinstance(first, nn.Conv2d)
+        x = self.stem(images.to(first.weight.dtype))
         features = {}
         for name, stage in self.stages.items():
             x = getattr(self, stage)(x)
@@ -132,14 +134,14 @@ def _level_specs(num_stages: int, channels: int) -> dict[str, FeatureSpec]:
     return levels
 
 
-def load_pretrained_state(name: str, weights: str) -> dict[str, Any]:
+def load_pretrained_state(name: str, weights: str) -> dict[str, object]:
     """Load the state dict of torchvision's network `name`.
 
     weights: a file, or a weights name of torchvision. Raises UserError if it is neither, and for
     what cannot be downloaded or read.
     """
     if Path(weights).is_file():
-        state: dict[str, Any] = read_torch(Path(weights), "a file of weights")
+        state = read_torch(Path(weights), "a file of weights")
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             raise UserError(f"{weights}: not a state dict of weights but a {type(state).__name__}")
         return state

@@ -6,7 +6,7 @@ The norm scales the small weights instead of the large output.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 M = TypeVar("M", bound=nn.Module)
+FixedNorm: TypeAlias = "FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm"
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -37,12 +38,14 @@ def conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
-def fuse_conv_norm(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
+def fuse_conv_norm(conv: nn.Conv2d, norm: FixedNorm) -> nn.Conv2d:
     """Return one convolution that replaces both layers.
 
     norm(Wx) = (Wg/s)x + b - mg/s with mean m, deviation s, weight g and bias b, computed in f64.
     norm: a `FrozenBatchNorm2d`, `BatchNorm2d` or `SyncBatchNorm` with statistics.
     """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     mean = norm.running_mean.double()
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -60,7 +63,7 @@ def fuse_conv_norm(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
 class ConvWithFrozenNorm(nn.Conv2d):
     """A convolution that also applies the frozen norm after it; its weight can be trained."""
 
-    def __init__(self, conv: nn.Conv2d, norm: Any) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: AbsorbedNorm) -> None:
         with torch.device("meta"):
             super().__init__(**_conv_arguments(conv), bias=False)
         self.weight = conv.weight

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from maskseg.visualization import layout, segments
 from maskseg.visualization.layout import LINE_COLOURS, RGBImage, render_figure
 
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.floating[Any]]
+Scalar = TypeVar("Scalar", bound=np.generic)
+Floats = NDArray[np.floating]
 
 # Edges of the distance bins in pixels; one more bin lies beyond the last edge.
 EDGES = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -155,13 +156,13 @@ def plot_boundary(means: Mapping[str, Mapping[str, float | None]]) -> RGBImage:
     from matplotlib.figure import Figure  # imported here, as it takes half a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axis: Any = figure.subplots()
+    axis = figure.subplots()
     bins = list(next(iter(means.values()), {}))
     for (name, values), colour in zip(means.items(), LINE_COLOURS, strict=False):
-        positions = [i for i, key in enumerate(bins) if values[key] is not None]
+        points = {i: value for i, key in enumerate(bins) if (value := values[key]) is not None}
         axis.plot(
-            positions,
-            [values[bins[i]] for i in positions],
+            list(points),
+            list(points.values()),
             color=colour,
             marker="o",
             markersize=5,
@@ -251,7 +252,9 @@ def render_heatmap(
     return cells_to_pixels((255 * colours[..., :3]).round().astype(np.uint8), spec, shape)
 
 
-def cells_to_pixels(cells: NDArray[Any], spec: FeatureSpec, shape: Sequence[int]) -> NDArray[Any]:
+def cells_to_pixels(
+    cells: NDArray[Scalar], spec: FeatureSpec, shape: Sequence[int]
+) -> NDArray[Scalar]:
     """Assign each pixel the value of the cell with the nearest center.
 
     cells: [h, w, ...]; shape: (H, W) of the image. -> [H, W, ...].

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import log2
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +103,8 @@ class CFMClassifier(nn.Module):
     ) -> Tensor:
         """Compute class logits, f32 [R, K + 1], background last."""
         vectors, positions = self._vectors_and_positions(features, boxes, image_index, masks)
-        return cast(Tensor, self.scores(vectors)).float()[positions]
+        logits: Tensor = self.scores(vectors)
+        return logits.float()[positions]
 
     def compute_vectors(
         self, features: Features, boxes: Tensor, image_index: Tensor, masks: Masks
@@ -195,7 +195,8 @@ class CFMClassifier(nn.Module):
                 parts.append(part * mask)
             else:
                 parts.append(part)
-        return cast(Tensor, self.layers["both"](parts))
+        vectors: Tensor = self.layers["both"](parts)
+        return vectors
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Assign each box to a level by its size: i64 [R], 0 is the finest level."""

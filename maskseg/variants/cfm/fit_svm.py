@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -120,12 +119,19 @@ def _replace_softmax(
         if not name.startswith(LAYER_PREFIX)
     }
     load_weights(model, {**last_layer, **other_layers}, "the checkpoint")
-    return cast(GeneralizedRCNN, model.eval())
+    assert isinstance(model, GeneralizedRCNN)  # as `trained` is
+    return model.eval()
+
+
+def _svm_classifier(model: GeneralizedRCNN) -> CFMSvm:
+    """The classifier that `_replace_softmax` has put into the model."""
+    assert isinstance(model.classifier, CFMSvm)
+    return model.classifier
 
 
 def _build_fitter(model: GeneralizedRCNN, config: Config, categories: Categories) -> OneVsRestSVM:
     return OneVsRestSVM(
-        cast(CFMSvm, model.classifier).scores,
+        _svm_classifier(model).scores,
         config.fit.C,
         config.fit.positive_weight,
         config.fit.norm,
@@ -169,7 +175,7 @@ def _fit(
 ) -> SVMFit:
     """Fit the last layer of the classifier, in place, to the segments that were drawn."""
     fused = for_inference(model)
-    classifier = cast(CFMSvm, fused.classifier)
+    classifier = _svm_classifier(fused)
     device = next(model.parameters()).device
     num_skipped = 0
     num_batches = sum(map(len, loaders))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ class FullyConnected(nn.Sequential):
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
         first, *rest = self
-        x = cast(Tensor, first(parts))
+        x: Tensor = first(parts)
         for layer in rest:
             if isinstance(layer, nn.Linear):
                 x = wide_linear(x, layer.weight, layer.bias)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from maskseg.errors import UserError
-from maskseg.models.rcnn import GeneralizedRCNN
+from maskseg.models.rcnn import GeneralizedRCNN, RCNNStages
 from maskseg.ops.nms import top_per_group
 from maskseg.structures import Batch, Features, Outputs, Regions
 from maskseg.variants.cfm.classifier import CFMClassifier
@@ -28,7 +28,9 @@ class CFMNet(GeneralizedRCNN):
 
     classifier: CFMClassifier
 
-    def __init__(self, num_things: int, background_label: int = -1, **stages: Any) -> None:
+    def __init__(
+        self, num_things: int, background_label: int = -1, **stages: Unpack[RCNNStages]
+    ) -> None:
         super().__init__(**stages)
         num_classes = self.classifier.num_classes
         if not -1 <= background_label < num_classes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ def draw_steps(
     inside: Bools,
     cells: Tensor,
     feature_map: FeatureMap,
-    classes: NDArray[np.integer[Any]],
+    classes: NDArray[np.integer],
     names: Sequence[str],
     prediction: str = "",
 ) -> RGBImage:

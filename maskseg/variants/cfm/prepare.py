@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -113,13 +112,13 @@ def image_jobs(source: CocoSource, split: str, records: Sequence[ImageRecord]) -
 
 def segment_settings(
     source: CocoSource, split: str, method: Config | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what the results depend on, as a flat mapping.
 
     These are the name of the dataset's file, the number of its images and a hash of their records,
     and the keys of the method.
     """
-    method_keys: dict[str, Any] = {}
+    method_keys: dict[str, object] = {}
     if method is not None:
         values = yaml.safe_load(configs.to_yaml(method, resolve=True))
         method_keys = configs.flatten(values, "method.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +70,8 @@ class FusedPyramidLinear(nn.Module):
             ]
             x = torch.cat(small_parts, dim=1)
             terms.append(wide_linear(x, self.rest.weight, self.rest.bias))
-        return cast(Tensor, sum(terms[1:], terms[0]))
+        total: Tensor = sum(terms[1:], terms[0])
+        return total
 
 
 def _frozen_conv(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing, write_json
 from maskseg.masks.superpixel import SegmentProposals
 
+Value = TypeVar("Value")  # what a job loads, such as an image
+Value_co = TypeVar("Value_co", covariant=True)
+
 FORMAT = "maskseg segments 1"
 SETTINGS_FILE = "settings.json"
 UNFINISHED_FOLDER = "unfinished"
@@ -32,7 +35,7 @@ MAX_MEMBERS = 2**28  # segments x superpixels of an image, one byte each in memo
 MAX_HEADER_BYTES = 1024  # of an array in a file, beside its numbers
 
 
-class SegmentJob(Protocol):
+class SegmentJob(Protocol[Value_co]):
     """An image whose proposals are to be computed; height and width in pixels."""
 
     @property
@@ -41,15 +44,15 @@ class SegmentJob(Protocol):
     def height(self) -> int: ...
     @property
     def width(self) -> int: ...
-    def load(self) -> Any:
+    def load(self) -> Value_co:
         """Return the argument for the method. Raises UserError."""
 
 
-class SegmentJobs(Protocol):
+class SegmentJobs(Protocol[Value_co]):
     """A sized iterable of jobs, which may be created while iterating."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[SegmentJob]: ...
+    def __iter__(self) -> Iterator[SegmentJob[Value_co]]: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def missing_images(folder: Path, image_ids: Iterable[int]) -> tuple[list[int], i
     return [number for number in ids if _file_path(folder, number).name not in names], len(ids)
 
 
-def store_settings(folder: Path) -> dict[str, Any] | None:
+def store_settings(folder: Path) -> dict[str, object] | None:
     """Read the settings that the segments of a folder were computed with.
 
     None if the folder is empty or missing. Raises UserError for a folder with other content.
@@ -138,7 +141,7 @@ def store_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(folder: Path, settings: Mapping[str, object]) -> None:
     """Check that the segments of the folder were computed with these settings.
 
     With a key `images`, which identifies the images of the dataset, the key `data` (the name of the
@@ -169,9 +172,9 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def write_store(
     folder: Path,
-    jobs: SegmentJobs,
-    method: Callable[[Any], SegmentProposals],
-    settings: Mapping[str, Any],
+    jobs: SegmentJobs[Value],
+    method: Callable[[Value], SegmentProposals],
+    settings: Mapping[str, object],
     workers: int,
 ) -> WriteSummary:
     """Call `method` with what each job loads, and write the results.
@@ -226,12 +229,12 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
                 )
             if min(count, superpixels) < 0 or count * superpixels > MAX_MEMBERS:
                 raise ValueError(f"{count} segments of {superpixels} superpixels")
-            labels = _read_array(archive, "labels", 4 * height * width, ("<u2", "<i4"))
-            labels = labels.reshape(height, width).astype(np.int32)
+            numbers = _read_array(archive, "labels", 4 * height * width, ("<u2", "<i4"))
+            labels = numbers.reshape(height, width).astype(np.int32)
             row_bytes = -(-superpixels // 8)
             packed = _read_array(archive, "members", count * row_bytes, ("|u1",))
             packed = packed.reshape(count, row_bytes)
-            members = np.unpackbits(packed, axis=1, count=superpixels)
+            members = np.unpackbits(packed.view(np.uint8), axis=1, count=superpixels)
         if labels.min() < 0 or labels.max() >= superpixels:
             raise ValueError(
                 f"superpixels {labels.min()}..{labels.max()}, the members are those of"
@@ -255,7 +258,7 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
 
 def _read_array(
     archive: zipfile.ZipFile, name: str, max_bytes: int, dtypes: Sequence[str]
-) -> NDArray[Any]:
+) -> NDArray[np.integer]:
     """Read an array of one of `dtypes` with at most `max_bytes` of data.
 
     Reads to the end of the member, so that its checksum is verified. Raises ValueError.
@@ -280,13 +283,13 @@ def _file_path(folder: Path, image_id: int) -> Path:
     return folder / f"{image_id}.npz"
 
 
-def _with_format(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _with_format(settings: Mapping[str, object]) -> dict[str, object]:
     """Add the format, and convert the values to what JSON returns (tuples become lists)."""
     return dict(json.loads(json.dumps({"format": FORMAT, **settings})))
 
 
 def _write_one(
-    job: SegmentJob, *, folder: Path, method: Callable[[Any], SegmentProposals]
+    job: SegmentJob[Value], *, folder: Path, method: Callable[[Value], SegmentProposals]
 ) -> float | None:
     """Compute and write the segments of one image. Runs in a worker process.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,9 +114,9 @@ def evaluate(overrides: list[str]) -> None:
         result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
         train_config = training_config(config)
         save_fitted(output / "hash.pt", model, train_config, Categories((), ()), result.metrics())
-    inference_model = for_inference(model, dtype)
+    inference_model = _pixel_model(for_inference(model, dtype))
     study = SegmentStudy(
-        cast(PixelModel, inference_model),
+        inference_model,
         _segmenter(inference_model),
         single_image(model_config),
         config.sweep,
@@ -175,7 +174,7 @@ def _draw(
     study: SegmentStudy,
     pixels: Tensor,
     result: tuple[Labels, Labels],
-    ground_truth: NDArray[Any] | None,
+    ground_truth: NDArray[np.integer] | None,
 ) -> None:
     """Draw a segmented image.
 
@@ -210,14 +209,15 @@ def _source(config: Config, may_make: bool = True) -> SegmentedSource:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("this runs in one process: start it with python, not with torchrun")
-    source = configs.build_source(config.data)
-    if isinstance(source, CocoSource):
+    built = configs.build_source(config.data)
+    if isinstance(built, CocoSource):
         if not may_make:
-            check_exists(source)
-        source = CocoSegments(source)
+            check_exists(built)
+        built = CocoSegments(built)
+    source: SegmentedSource = built
     if may_make:
         source.prepare()
-    return cast(SegmentedSource, source)
+    return source
 
 
 def _new_model(config: Config) -> nn.Module:
@@ -236,6 +236,13 @@ def _new_model(config: Config) -> nn.Module:
         )
     torch.manual_seed(config.seed)
     return configs.build_model(config)
+
+
+def _pixel_model(model: nn.Module) -> PixelModel:
+    """The model, which has a backbone. Raises UserError if it has none."""
+    if not isinstance(model, PixelModel):
+        raise UserError(f"a {type(model).__name__} has no backbone whose features could be hashed")
+    return model
 
 
 def _segmenter(model: nn.Module) -> HashSegmenter:
@@ -260,7 +267,7 @@ def _fit(
 ) -> ITQResult:
     """Fit the segmenter's layer in place to the features of a split's images."""
     prepare = single_image(config)
-    inference_model = cast(PixelModel, for_inference(model))
+    inference_model = _pixel_model(for_inference(model))
     segmenter = _segmenter(inference_model)
     device = next(model.parameters()).device
     names = source.names(split)[: config.fit.max_images]

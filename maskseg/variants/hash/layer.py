@@ -5,8 +5,6 @@ Ravanbakhsh et al., "CNN-aware Binary Map for General Semantic Segmentation", IC
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +31,8 @@ class HashLayer(nn.Module):
         self.conv = nn.Conv2d(channels, bits, 1)
         # Logits of unit standard deviation keep the sigmoid out of its flat and saturated ranges.
         nn.init.normal_(self.conv.weight, std=1.0 if normalise else channels**-0.5)
-        nn.init.zeros_(cast(Tensor, self.conv.bias))
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features [N, C, h, w] -> soft codes in (0, 1), f32 [N, bits, h, w]."""
@@ -42,7 +41,8 @@ class HashLayer(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Features [N, C, h, w] -> Wx + b, [N, bits, h, w]."""
         x = F.normalize(features.float(), dim=1) if self.normalise else features
-        return cast(Tensor, self.conv(x.to(self.conv.weight.dtype)))
+        logits: Tensor = self.conv(x.to(self.conv.weight.dtype))
+        return logits
 
     def vectors(self, features: Tensor) -> Tensor:
         """Features [N, C, h, w] -> the convolution's input vectors, f32 [N * h * w, C].
@@ -56,4 +56,5 @@ class HashLayer(nn.Module):
     def set_weights(self, weight: Tensor, bias: Tensor) -> None:
         """Copy weight [bits, C] and bias [bits] into the convolution."""
         self.conv.weight.copy_(weight[:, :, None, None])
-        cast(Tensor, self.conv.bias).copy_(bias)
+        assert self.conv.bias is not None
+        self.conv.bias.copy_(bias)

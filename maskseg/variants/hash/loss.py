@@ -6,8 +6,6 @@ different regions apart.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +16,9 @@ from maskseg.ops.losses import mean_count
 from maskseg.variants.hash.codes import expected_hamming
 
 
-def region_shares(regions: NDArray[np.int64], superpixels: NDArray[Any], count: int) -> Tensor:
+def region_shares(
+    regions: NDArray[np.int64], superpixels: NDArray[np.integer], count: int
+) -> Tensor:
     """Share of each superpixel's area in each region, f32 [count, T] for T regions.
 
     regions, superpixels: label maps [H, W]; region -1 is unlabeled.

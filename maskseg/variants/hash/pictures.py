@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ from maskseg.visualization.segments import (
     scale_to_tile,
 )
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.floating]
 
 _BITS_PER_ROW = 8
 # 11 markers are coprime to 12 colors: a pair of both repeats only after 132 lines.
@@ -158,7 +157,7 @@ def plot_segmentation_iou(
     if not lines:
         raise UserError(f"{path}: no method has a point, there is nothing to plot")
     figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axis: Any = figure.subplots()
+    axis = figure.subplots()
     styles = zip(itertools.cycle(LINE_COLOURS), itertools.cycle(_MARKERS), strict=False)
     for (name, points), (colour, marker) in zip(lines.items(), styles, strict=False):
         axis.plot(
@@ -173,14 +172,14 @@ def plot_segmentation_iou(
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     axis.tick_params(labelsize=9)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     save_image_atomically(render_figure(figure), Path(path))
 
 
-def _principal_colours(rows: NDArray[Any]) -> RGBImage:
+def _principal_colours(rows: NDArray[np.number]) -> RGBImage:
     """Map vectors to colors: their first three principal components as RGB. [n, C] -> uint8 [n, 3].
 
     Each component is scaled from its 1st (0) to its 99th percentile (255); components that are

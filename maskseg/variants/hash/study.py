@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +108,7 @@ class SegmentStudy:
 
     @torch.no_grad()
     def add(
-        self, pixels: Tensor, ground_truths: Sequence[NDArray[Any]]
+        self, pixels: Tensor, ground_truths: Sequence[NDArray[np.integer]]
     ) -> dict[int, tuple[Labels, Labels]]:
         """Segment an image with every method and update the scores.
 
