@@ -191,6 +191,10 @@ def inference_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 class CheckpointManager:
     """Writes `last.pt` of a run and keeps the previous `keep` ones as `step_0001000.pt`.
 
+    A checkpoint is confirmed when a step that starts from its weights has finite losses and
+    gradients. Until then the one before it is kept too, whatever `keep` is, so that a run that
+    diverges leaves a good checkpoint.
+
     step: step of `last.pt`; None if there is none or it is damaged.
     """
 
@@ -199,6 +203,7 @@ class CheckpointManager:
         self.keep = keep
         self.path = run_dir / "last.pt"
         self.step: int | None = None
+        self._confirmed = True
         if self.path.exists():
             try:
                 self.step = int(load_checkpoint(self.path)["step"])
@@ -210,16 +215,46 @@ class CheckpointManager:
 
         Raises UserError as `save_checkpoint` does, without losing a checkpoint.
         """
-        if (
-            self.keep
-            and self.step is not None
-            and self.step != checkpoint["step"]
-            and self.path.exists()
-        ):
-            self._keep_as(self.run_dir / f"step_{self.step:07d}.pt")
+        if self.step is not None and self.step != checkpoint["step"] and self.path.exists():
+            self._keep_as(self._path_of(self.step))
         save_checkpoint(self.path, checkpoint)
         self.step = int(checkpoint["step"])
-        for old in step_checkpoints(self.run_dir)[self.keep :]:
+        self._confirmed = False
+        self._remove_old(max(self.keep, 1))
+
+    def confirm(self) -> None:
+        """The weights of `last.pt` are good: remove what was only kept until this is known."""
+        if not self._confirmed:
+            self._confirmed = True
+            self._remove_old(self.keep)
+
+    def set_aside_diverged(self, step: int) -> list[str]:
+        """Rename the checkpoints from `step` on to `diverged_0001000.pt`.
+
+        Their weights give losses or gradients that are not finite, so that a resume would fail
+        again. -> descriptions of the renamed files.
+        """
+        renamed = []
+        for path in [*step_checkpoints(self.run_dir), self.path]:
+            if not path.exists():
+                continue
+            try:
+                saved = int(load_checkpoint(path)["step"])
+            except (UserError, KeyError):
+                continue
+            if saved >= step:
+                target = self.run_dir / f"diverged_{saved:07d}.pt"
+                path.replace(target)
+                renamed.append(f"{path.name} is now {target} (trainer.resume={target} resumes it)")
+        if not self.path.exists():
+            self.step = None
+        return renamed
+
+    def _path_of(self, step: int) -> Path:
+        return self.run_dir / f"step_{step:07d}.pt"
+
+    def _remove_old(self, keep: int) -> None:
+        for old in step_checkpoints(self.run_dir)[keep:]:
             old.unlink(missing_ok=True)
 
     def _keep_as(self, path: Path) -> None:

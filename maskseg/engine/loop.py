@@ -161,6 +161,8 @@ class TrainLoop:
         self.skip_bad = skip_bad
         self.context = state.context
         self.skipped_in_a_row = 0
+        # Step that made the present weights.
+        self._weights_step = state.step
         self.log = RunLog(
             run_dir if self.context.main else None,
             state.step,
@@ -221,7 +223,9 @@ class TrainLoop:
                 self._evaluate()
                 if self._patience_exhausted():
                     self._report_early_stopping()
-                    return
+                    break
+        if self.checkpoints is not None and not self.skipped_in_a_row:
+            self.checkpoints.confirm()
 
     def _build_train_step(self) -> TrainStep:
         settings = self.settings
@@ -292,17 +296,24 @@ class TrainLoop:
         """Report a skipped step. Raises UserError after too many in a row."""
         if result.problem is None:
             self.skipped_in_a_row = 0
+            self._weights_step = self.state.step
+            if self.checkpoints is not None:
+                self.checkpoints.confirm()
             return
         self.skipped_in_a_row += 1
         self.log.print(f"warning: step {self.state.step} is skipped, {result.problem}")
         self.log.log_event(self.state.step, "skipped", {"why": result.problem})
-        if self.skipped_in_a_row >= self.settings.max_bad_steps:
-            raise UserError(
-                f"{self.skipped_in_a_row} steps in a row with losses or gradients that are not "
-                f"finite, the last: {result.problem}. The weights are unchanged since then; try a "
-                "lower optimizer.lr, a longer scheduler.warmup_steps, trainer.clip_norm=10 or "
-                "trainer.precision=fp32"
-            )
+        if self.skipped_in_a_row < self.settings.max_bad_steps:
+            return
+        renamed: list[str] = []
+        if self.checkpoints is not None:
+            renamed = self.checkpoints.set_aside_diverged(self._weights_step)
+        raise UserError(
+            f"{self.skipped_in_a_row} steps in a row with losses or gradients that are not "
+            f"finite, the last: {result.problem}. The weights are unchanged since then; try a "
+            "lower optimizer.lr, a longer scheduler.warmup_steps, trainer.clip_norm=10 or "
+            "trainer.precision=fp32" + "".join(f"; {text}" for text in renamed)
+        )
 
     def _log(self, result: StepResult, rate: float) -> None:
         """Log a step, or only advance the progress bar."""
@@ -334,7 +345,10 @@ class TrainLoop:
     def _checkpoint_due(self) -> bool:
         step = self.state.step
         every = self.settings.checkpoint_every
-        return step == self.settings.max_steps or (every != 0 and step % every == 0)
+        return self._is_last_step() or (every != 0 and step % every == 0)
+
+    def _is_last_step(self) -> bool:
+        return self.state.step == self.settings.max_steps
 
     def _evaluation_due(self) -> bool:
         step = self.state.step
@@ -347,7 +361,13 @@ class TrainLoop:
         patience = self.settings.patience
         return patience > 0 and self.state.evals_since_best >= patience
 
-    def _save(self, best: bool = False) -> None:
+    def _save(self, best: bool = False, stopping: bool = False) -> None:
+        """Save a checkpoint, but not while steps are skipped: the weights may have diverged.
+
+        stopping: save in any case, because no other step follows.
+        """
+        if self.skipped_in_a_row and not stopping and not self._is_last_step():
+            return
         checkpoint = self.state.checkpoint()
         if self.checkpoints is not None:
             if best:
@@ -355,7 +375,7 @@ class TrainLoop:
             self.checkpoints.save(checkpoint)
 
     def _stop(self) -> None:
-        self._save()
+        self._save(stopping=True)
         self.log.print(f"saved at step {self.state.step}; trainer.resume=auto resumes from there")
         raise Interrupted(self.interrupts.signal or 15)
 

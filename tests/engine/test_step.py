@@ -73,13 +73,18 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
 
     The forward pass has updated the running means already.
     """
-    run = Run(
-        make_source(scenes), tmp_path, steps=4, checkpoint_every=1, ema=0.9, keep_checkpoints=9
-    )
+    keys: dict[str, Any] = {"checkpoint_every": 1, "ema": 0.9, "keep_checkpoints": 9}
+    short = Run(make_source(scenes), tmp_path / "short", steps=3, **keys)
+    Poison(short.model, {3}, kind)
+    short.go()  # the last step is saved in any case
+    before = load_checkpoint(tmp_path / "short" / "step_0000002.pt")
+    after = load_checkpoint(tmp_path / "short" / "last.pt")
+    assert after["step"] == 3
+    capsys.readouterr()
+    run = Run(make_source(scenes), tmp_path, steps=4, **keys)
     Poison(run.model, {3}, kind)
     run.go()
-    before = load_checkpoint(tmp_path / "step_0000002.pt")
-    after = load_checkpoint(tmp_path / "step_0000003.pt")
+    assert not (tmp_path / "step_0000003.pt").exists()
     for part in ("model", "optimizer", "ema"):
         assert_equal(
             {k: v for k, v in flat(before[part]) if "lr" not in k},
@@ -100,6 +105,35 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
     )
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_that_diverges_leaves_its_last_good_checkpoint(
+    scenes: Path, tmp_path: Path, keep: int
+) -> None:
+    keys: dict[str, Any] = {"checkpoint_every": 1, "keep_checkpoints": keep, "max_bad_steps": 3}
+    run = Run(make_source(scenes), tmp_path, steps=9, **keys)
+    Poison(run.model, {3, *range(5, 10)}, "loss")
+    with pytest.raises(UserError, match=r"last\.pt is now .*diverged_0000004\.pt"):
+        run.go()
+    names = sorted(path.name for path in tmp_path.glob("*.pt"))
+    # Step 3 is skipped and not saved; the weights of step 4 are those that fail.
+    assert names == ["diverged_0000004.pt", "step_0000002.pt"]
+    latest = latest_valid(tmp_path)
+    assert latest is not None
+    again = Run(make_source(scenes), tmp_path, steps=4, **keys)
+    again.go(latest[1])
+    names = sorted(path.name for path in tmp_path.glob("*.pt"))
+    kept = [] if keep == 0 else ["step_0000003.pt"]
+    assert names == ["diverged_0000004.pt", "last.pt", *kept]
+
+
+def test_a_run_that_diverges_at_once_starts_anew(scenes: Path, tmp_path: Path) -> None:
+    run = Run(make_source(scenes), tmp_path, steps=9, checkpoint_every=1, max_bad_steps=2)
+    Poison(run.model, {2, 3}, "loss")
+    with pytest.raises(UserError, match=r"last\.pt is now .*diverged_0000001\.pt"):
+        run.go()
+    assert latest_valid(tmp_path) is None
+
+
 def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     """List the leaves of nested dictionaries and lists by their paths."""
     if not isinstance(value, dict | list):
@@ -112,14 +146,14 @@ def flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(scenes: Path, tmp_path: Path) -> None:
     run = Run(make_source(scenes), tmp_path, steps=20, checkpoint_every=2, max_bad_steps=3)
-    Poison(run.model, {2, *range(5, 21)}, "loss")
+    Poison(run.model, {2, *range(6, 21)}, "loss")
     with pytest.raises(
         UserError,
         match=r"3 steps in a row with losses or gradients that are not finite, "
         r"the last: .*mask = nan.*image \d",
     ):
         run.go()
-    assert [line["step"] for line in lines(tmp_path, "skipped")] == [2, 5, 6, 7]
+    assert [line["step"] for line in lines(tmp_path, "skipped")] == [2, 6, 7, 8]
     latest = latest_valid(tmp_path)
     assert latest is not None
     assert all(torch.isfinite(v).all() for v in latest[1]["model"].values())
