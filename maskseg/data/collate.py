@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,16 +22,16 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     Images are padded with zeros at the right and the bottom, to the largest height and width,
     each rounded up to a multiple of `divisor` pixels.
     """
-    height = round_up(max(sample.size[0] for sample in samples), divisor)
-    width = round_up(max(sample.size[1] for sample in samples), divisor)
+    sizes = torch.tensor([sample.size for sample in samples])
+    height, width = (round_up(side, divisor) for side in sizes.amax(dim=0).tolist())
     return Batch(
         images=_pad_images(samples, height, width),
-        sizes=torch.tensor([sample.size for sample in samples]),
+        sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
         image_ids=[sample.image_id for sample in samples],
         file_names=[sample.file_name for sample in samples],
         targets=_concatenate_targets(samples),
-        read_errors=[message for sample in samples for message in sample.read_errors],
+        read_errors=list(chain.from_iterable(sample.read_errors for sample in samples)),
         seeds=torch.tensor([sample.seed for sample in samples]),
         proposals=_collate_proposals(samples),
         superpixels=_pad_maps([sample.superpixels for sample in samples], height, width),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,29 +80,49 @@ def match_by_iou(
     if not len(boxes):
         empty = torch.zeros((len(targets.valid), 0), dtype=torch.int64, device=boxes.device)
         return empty, empty.clone()
-    block = block or (BLOCK_CUDA if boxes.is_cuda else BLOCK)
-    # All at once, 400 ground truths and the 270 000 anchors of an image of 1333 x 800 would need
-    # 2 GB. IoUs that do not fit into one block are computed twice.
-    parts = torch.split(boxes, max(1, block // targets.valid.numel()))
-    single = [_padded_iou(targets, parts[0])] if len(parts) == 1 else None
-    best_of_boxes = []
-    best_of_truths = []
-    for iou in single or (_padded_iou(targets, part) for part in parts):
-        best_of_boxes.append(iou.max(dim=1))
-        best_of_truths.append(iou.amax(dim=2, keepdim=True))
-    value = torch.cat([part_value for part_value, _ in best_of_boxes], dim=1)
-    best = torch.cat([part_best for _, part_best in best_of_boxes], dim=1)
-    label = torch.full_like(best, IGNORED)
-    label[value < low] = NEGATIVE
-    label[value >= high] = POSITIVE
+    blocks = _IoUBlocks(targets, boxes, block or (BLOCK_CUDA if boxes.is_cuda else BLOCK))
+    box_ious = []
+    box_truths = []
+    truth_ious = []
+    for iou in blocks:
+        best_iou, best_truth = iou.max(dim=1)
+        box_ious.append(best_iou)
+        box_truths.append(best_truth)
+        truth_ious.append(iou.amax(dim=2, keepdim=True))
+    best_iou = torch.cat(box_ious, dim=1)
+    best_truth = torch.cat(box_truths, dim=1)
+    label = torch.full_like(best_truth, IGNORED)
+    label[best_iou < low] = NEGATIVE
+    label[best_iou >= high] = POSITIVE
     if low_quality:
-        top = torch.stack(best_of_truths).amax(dim=0)
+        top = torch.stack(truth_ious).amax(dim=0)
         # A ground truth that no box touches would otherwise tie with every box.
         top[top <= 0] = torch.inf
-        ious = single or (_padded_iou(targets, part) for part in parts)
-        ties = [(iou == top).any(dim=1) for iou in ious]
+        ties = [(iou == top).any(dim=1) for iou in blocks]
         label[torch.cat(ties, dim=1)] = POSITIVE
-    return best, label
+    return best_truth, label
+
+
+class _IoUBlocks:
+    """The IoUs of all ground truths with blocks of boxes, [N, M, b] each; may be iterated twice.
+
+    All at once, 400 ground truths and the 270 000 anchors of an image of 1333 x 800 would need
+    2 GB. A single block is kept; several are computed anew in each iteration.
+    """
+
+    def __init__(self, targets: PaddedTargets, boxes: Tensor, block: int) -> None:
+        self.targets = targets
+        self.parts = torch.split(boxes, max(1, block // targets.valid.numel()))
+        self.single: Tensor | None = None
+        if len(self.parts) == 1:
+            self.single = _padded_iou(targets, boxes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.single is not None:
+            yield self.single
+            return
+        for part in self.parts:
+            yield _padded_iou(self.targets, part)
 
 
 def _padded_iou(targets: PaddedTargets, boxes: Tensor) -> Tensor:
