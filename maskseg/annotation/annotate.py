@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from maskseg import config as configs
 from maskseg.annotation.activation_maps import (
@@ -47,9 +46,11 @@ from maskseg.annotation.techniques import (
     DEFAULT_THRESHOLDS,
     WITH_THRESHOLD,
     Technique,
+    TechniqueFields,
     all_techniques,
 )
 from maskseg.annotation.write import (
+    ProposedMask,
     check_not_read,
     check_output,
     class_annotations,
@@ -65,7 +66,7 @@ from maskseg.errors import UserError
 from maskseg.visualization.layout import save_image_atomically
 
 MAX_LISTED = 5  # annotations or images listed in a warning
-MasksByImage = Mapping[int, Sequence[Mapping[str, Any]]]  # results of `ProposeMasks` by image id
+MasksByImage = Mapping[int, Sequence[ProposedMask]]  # results of `ProposeMasks` by image id
 
 
 def annotate(overrides: list[str]) -> None:
@@ -173,7 +174,7 @@ class _AnnotationRun:
             message += f"; {sheet}"
         print(message)
 
-    def _content(self, masks: MasksByImage) -> dict[str, Any]:
+    def _content(self, masks: MasksByImage) -> dict[str, object]:
         """The COCO content to write."""
         if self.config.by == "object":
             by_annotation = {}
@@ -183,7 +184,7 @@ class _AnnotationRun:
             return object_annotations(self.file, by_annotation)
         by_image = {}
         for image_id, rows in masks.items():
-            by_image[image_id] = [_without_id(row) for row in rows if row["area"]]
+            by_image[image_id] = [row for row in rows if row["area"]]
         return class_annotations(self.file, by_image)
 
     def _examples(self, technique: Technique, maps: ActivationMapper | None) -> list[Example]:
@@ -337,13 +338,13 @@ class _AnnotationRun:
             )
             self._reported_classes.update(unknown)
 
-    def _journal(self, part: str, split: str) -> tuple[Path, dict[str, Any], int]:
+    def _journal(self, part: str, split: str) -> tuple[Path, dict[str, object], int]:
         """Path of a journal, the settings that determine its results, number of processes."""
         path = self.output.with_name(f".{self.output.name}.{part}")
         self.journals.append(path)
         files = self.source.split(split)
         names = ("by", "checkpoint", "classifier", "weights", "map_side", "device")
-        settings = {name: self.config[name] for name in names}
+        settings: dict[str, object] = {name: self.config[name] for name in names}
         settings |= {f"content of {key}": value for key, value in self.checksums.items()}
         settings |= {
             "split": split,
@@ -383,8 +384,13 @@ def _configured_technique(config: Config) -> Technique:
     return Technique(config.technique, threshold, **_technique_fields(config))
 
 
-def _technique_fields(config: Config) -> dict[str, Any]:
-    return {key: config[key] for key in ("iterations", "margin", "side", "normalise")}
+def _technique_fields(config: Config) -> TechniqueFields:
+    return {
+        "iterations": config.iterations,
+        "margin": config.margin,
+        "side": config.side,
+        "normalise": config.normalise,
+    }
 
 
 def _check_config(config: Config) -> None:
@@ -483,10 +489,6 @@ def _find_ground_truth(job: AnnotationJob, request: MaskRequest) -> Bools | None
         if (candidate.id, candidate.label) == (request.id, request.label):
             return candidate.ground_truth_mask()
     return None
-
-
-def _without_id(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "id"}
 
 
 def _box_area(box: Sequence[float] | None) -> float:

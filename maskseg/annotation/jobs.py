@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from maskseg.files import parse_json
 from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
 
+Result = TypeVar("Result")  # of the work on an image, JSON-serializable
 FORMAT = "maskseg annotations 1"
 MODES = ("object", "class")
 
@@ -150,12 +151,12 @@ def sha256_of(path: Path) -> str:
 
 def run_jobs(
     jobs: Sequence[AnnotationJob],
-    work: Callable[[AnnotationJob], Any],
+    work: Callable[[AnnotationJob], Result],
     journal: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     workers: int,
     description: str,
-) -> dict[int, Any]:
+) -> dict[int, Result]:
     """Call `work` with each job that has no result in the journal yet, and record the results.
 
     Args:
@@ -169,7 +170,7 @@ def run_jobs(
     Returns image id -> result. SIGTERM raises Interrupted. Raises UserError for a journal with
     other settings, an image that cannot be read, or a full disk.
     """
-    results = _open_journal(journal, settings)
+    results: dict[int, Result] = _open_journal(journal, settings)
     remaining = [job for job in jobs if job.image_id not in results]
     workers = min(workers or os.cpu_count() or 1, len(remaining))
     run = partial(_run_job, work=work)
@@ -202,11 +203,11 @@ def run_jobs(
     return {job.image_id: results[job.image_id] for job in jobs}
 
 
-def _run_job(job: AnnotationJob, *, work: Callable[[AnnotationJob], Any]) -> tuple[int, Any]:
+def _run_job(job: AnnotationJob, *, work: Callable[[AnnotationJob], Result]) -> tuple[int, Result]:
     return job.image_id, work(job)
 
 
-def _open_journal(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
+def _open_journal(journal: Path, settings: Mapping[str, object]) -> dict[int, Any]:
     """Read the results of an earlier run with the same settings, or start a new journal.
 
     An incomplete last line is cut off.
@@ -234,7 +235,7 @@ def _open_journal(journal: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
     return {int(image_id): result for image_id, result in lines[1:]}
 
 
-def _check_header(journal: Path, stored: Any, current: Mapping[str, Any]) -> None:
+def _check_header(journal: Path, stored: object, current: Mapping[str, object]) -> None:
     """Raise UserError for a file that is not a journal, or whose settings differ."""
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise UserError(f"{journal}: not the journal of an unfinished run: choose another output")

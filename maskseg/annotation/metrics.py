@@ -11,7 +11,6 @@ IoU = TP / (TP + FP + FN); accuracy = (TP + TN) / (TP + FP + FN + TN).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +149,7 @@ def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
     return "\n".join([*lines, f"{'; '.join(legend[:3])};", "; ".join(legend[3:])])
 
 
-def class_lines(names: Sequence[str], per_class: Sequence[Mapping[str, Any]]) -> str:
+def class_lines(names: Sequence[str], per_class: Sequence[Mapping[str, float]]) -> str:
     """Format the metrics of the classes that have ground truth pixels as a table."""
     rows = [row for row in per_class if row["true_pixels"] > 0]
     labels = [truncate(names[int(row["label"])]) for row in rows]

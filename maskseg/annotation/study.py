@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from maskseg.annotation.metrics import (
 from maskseg.annotation.pictures import plot_thresholds
 from maskseg.annotation.polygons import mask_to_polygons
 from maskseg.annotation.techniques import CAM_TECHNIQUES, Technique
+from maskseg.annotation.write import MaskProvenance, ProposedMask
 from maskseg.files import write_json
 from maskseg.masks.base import encode_rle
 
@@ -59,22 +59,15 @@ class ProposeMasks:
     maps: ActivationMapper | None
     as_polygons: bool
 
-    def __call__(self, job: AnnotationJob) -> list[dict[str, Any]]:
+    def __call__(self, job: AnnotationJob) -> list[ProposedMask]:
         if not job.requests:
             return []
         image = job.load()
-        rows = []
+        rows: list[ProposedMask] = []
         scored_maps = request_maps(self.maps, image, job)
         for request, (score, class_map) in zip(job.requests, scored_maps, strict=True):
             result = self.technique(image, request.box, class_map)
             rle, box = encode_rle(result.mask)
-            provenance = {
-                "technique": self.technique.name,
-                "threshold": self.technique.threshold,
-                "thresholds": self.technique.thresholds(),
-                "score": score,
-                "fallback": result.fallback_reason or None,
-            }
             rows.append(
                 {
                     "id": request.id,
@@ -82,10 +75,23 @@ class ProposeMasks:
                     "segmentation": mask_to_polygons(result.mask) if self.as_polygons else rle,
                     "area": int(result.mask.sum()),
                     "bbox": box,
-                    "mask_by": {k: v for k, v in provenance.items() if v is not None},
+                    "mask_by": self._provenance(score, result.fallback_reason),
                 }
             )
         return rows
+
+    def _provenance(self, score: float | None, fallback_reason: str) -> MaskProvenance:
+        provenance: MaskProvenance = {"technique": self.technique.name}
+        thresholds = self.technique.thresholds()
+        if self.technique.threshold is not None:
+            provenance["threshold"] = self.technique.threshold
+        if thresholds is not None:
+            provenance["thresholds"] = thresholds
+        if score is not None:
+            provenance["score"] = score
+        if fallback_reason:
+            provenance["fallback"] = fallback_reason
+        return provenance
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,15 @@ DEFAULT_THRESHOLDS = dict.fromkeys(WITH_THRESHOLD, 0.5) | {
 # Thresholds are greater than the lower limit (default 0) and at most the upper one (default 1).
 _LOWER_LIMITS = {"gccam_f_pf": BIN_WIDTH, "gcellipse": MAYBE_BG_THRESHOLD}
 _UPPER_LIMITS = {"gccam_pf_pb": 0.99, "gccam_f_pb": 1 - BIN_WIDTH}
+
+
+class TechniqueFields(TypedDict, total=False):
+    """The fields of `Technique` but for its name and threshold."""
+
+    iterations: int
+    margin: float
+    side: int
+    normalise: str
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Technique:
             "gcellipse": (0.0, MAYBE_BG_THRESHOLD, t),
         }.get(self.name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, as plain values."""
         return asdict(self)
 
@@ -208,7 +217,9 @@ def is_valid_threshold(name: str, threshold: float) -> bool:
     return low < threshold <= high
 
 
-def all_techniques(thresholds: Sequence[float], maps: bool, **fields: Any) -> list[Technique]:
+def all_techniques(
+    thresholds: Sequence[float], maps: bool, **fields: Unpack[TechniqueFields]
+) -> list[Technique]:
     """Every technique, with each of the thresholds that are valid for it.
 
     maps: include the techniques that need class activation maps; fields: of `Technique`.

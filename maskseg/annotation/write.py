@@ -6,13 +6,42 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
+from maskseg.data.coco.documents import PolygonLists
 from maskseg.data.coco.file import CocoFile
+from maskseg.data.coco.parse import as_int64
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
+from maskseg.masks.base import Rle
 
-Row = Mapping[str, Any]  # segmentation, area, bbox and mask_by of an annotation
+
+class MaskProvenance(TypedDict, total=False):
+    """How a mask was made: the field `mask_by` of its annotation.
+
+    thresholds: of the map, `Technique.thresholds`; score: of the class, by the classifier;
+    fallback: why the mask is not the result of the technique.
+    """
+
+    technique: Required[str]
+    threshold: float
+    thresholds: tuple[float, float, float]
+    score: float
+    fallback: str
+
+
+class ProposedMask(TypedDict):
+    """A mask that was made for an annotation, or for a class of an image.
+
+    id: of the request; label: of its class; bbox: x, y, width, height.
+    """
+
+    id: int
+    label: int
+    segmentation: PolygonLists | Rle
+    area: int
+    bbox: list[int]
+    mask_by: MaskProvenance
 
 
 def check_output(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
@@ -31,44 +60,47 @@ def check_not_read(
             raise UserError(f"{what}{output} is an input file: choose another name")
 
 
-def object_annotations(file: CocoFile, masks: Mapping[int, Row]) -> dict[str, Any]:
+def object_annotations(file: CocoFile, masks: Mapping[int, ProposedMask]) -> dict[str, object]:
     """The content of a file, including unknown fields, with new masks of its objects.
 
     masks: by annotation id, as assigned by `CocoFile`. Annotations without a new mask are
     unchanged. The box stays the annotator's, not that of the mask. Annotations without an id get
     one.
     """
-    tree = _read_tree(file)
-    entries = tree["annotations"]
+    tree, entries = _read_tree(file)
     # By position in the file. Crowds that stand for image labels are beyond the end of the list.
     parsed = dict(zip(file.rows.tolist(), file.to_dict()["annotations"], strict=True))
+    given_ids = [as_int64(entry.get("id")) for entry in entries]
     ids = [row["id"] for row in parsed.values()]
-    ids += [entry["id"] for entry in entries if entry.get("id") is not None]
+    ids += [number for number in given_ids if number is not None]
     free_ids = count(max(ids, default=0) + 1)
     rows = []
     for position, entry in enumerate(entries):
         row = parsed.get(position, {})
-        mask = masks.get(row.get("id", 0), {})  # id 0 does not exist
+        mask = masks.get(row["id"]) if row else None
         original = dict(entry)
-        if mask:
+        new_fields: dict[str, object] = {}
+        if mask is not None:
             original.pop("review", None)  # the decision was about the old mask
+            new_fields = {k: v for k, v in mask.items() if k not in ("id", "label", "bbox")}
         if entry.get("id") is not None:
             annotation_id = entry["id"]
         elif row:
             annotation_id = row["id"]
         else:
             annotation_id = next(free_ids)
-        new_fields = {k: v for k, v in mask.items() if k not in ("id", "label", "bbox")}
         rows.append({**row, **original, "id": annotation_id, **new_fields})
     return {**tree, "annotations": rows}
 
 
-def class_annotations(file: CocoFile, masks: Mapping[int, Iterable[Row]]) -> dict[str, Any]:
+def class_annotations(
+    file: CocoFile, masks: Mapping[int, Iterable[ProposedMask]]
+) -> dict[str, object]:
     """The content of a file, with one annotation per class of each image as its annotations.
 
     masks: by image id, each with its `label`.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for image_id, image_masks in masks.items():
         for mask in image_masks:
             row = {
@@ -77,12 +109,13 @@ def class_annotations(file: CocoFile, masks: Mapping[int, Iterable[Row]]) -> dic
                 "category_id": file.categories.ids[mask["label"]],
                 "iscrowd": 0,
             }
-            row |= {key: value for key, value in mask.items() if key != "label"}
-            rows.append(row)
-    return {**_read_tree(file), "annotations": rows}
+            new_fields = {k: v for k, v in mask.items() if k not in ("id", "label")}
+            rows.append({**row, **new_fields})
+    tree, _ = _read_tree(file)
+    return {**tree, "annotations": rows}
 
 
-def write_annotations(output: Path, content: Mapping[str, Any]) -> None:
+def write_annotations(output: Path, content: Mapping[str, object]) -> None:
     """Write a COCO file; it appears complete or not at all.
 
     Raises UserError if it cannot be written.
@@ -92,8 +125,10 @@ def write_annotations(output: Path, content: Mapping[str, Any]) -> None:
         file.write(text.encode())
 
 
-def _read_tree(file: CocoFile) -> dict[str, Any]:
+def _read_tree(file: CocoFile) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The fields of the file, and its list of annotations. Raises UserError."""
     try:
-        return dict(parse_json(file.path.read_text(encoding="utf-8-sig")))
+        tree = parse_json(file.path.read_text(encoding="utf-8-sig"))
+        return dict(tree), list(tree["annotations"])
     except (OSError, ValueError) as error:
         raise UserError(f"{file.path}: can no longer be read ({error})") from error

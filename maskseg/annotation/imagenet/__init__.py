@@ -9,11 +9,27 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from maskseg.errors import UserError
 
 DATA_SETS = ("voc", "coco")
+
+
+class ClassEntry(TypedDict, total=False):
+    """The members of a class of COCO; ranges are texts such as `7-9, 12`."""
+
+    synsets: list[str]
+    below: str
+    stand_ins: str
+
+
+class ImageNetTable(TypedDict):
+    """The content of `imagenet.json`. coco: by name; voc: name -> the name in `coco`."""
+
+    about: str
+    coco: dict[str, ClassEntry]
+    voc: dict[str, str]
 
 
 def class_members(data_set: str) -> dict[str, list[int]]:
@@ -54,9 +70,9 @@ def members_of(names: Sequence[str]) -> list[list[int]]:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def _table() -> ImageNetTable:
     text = Path(__file__).with_name("imagenet.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
+    table: ImageNetTable = json.loads(text)
     return table
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
@@ -25,7 +25,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from maskseg.annotation.grabcut import GrabCutResult
 from maskseg.annotation.review.guards import Bools, SameOriginOnly, Uploads, read_strokes
-from maskseg.annotation.review.state import Annotation, ReviewFile, review_of
+from maskseg.annotation.review.journal import Annotation
+from maskseg.annotation.review.state import ReviewFile, review_of
 from maskseg.errors import UserError
 from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
 
@@ -243,7 +244,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

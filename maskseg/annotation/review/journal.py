@@ -9,11 +9,24 @@ import errno
 import os
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 from maskseg.errors import UserError
 from maskseg.files import parse_json
 from maskseg.files.locks import open_locked
+
+
+class Annotation(TypedDict, total=False):
+    """An annotation of a COCO file; it may have further fields, which are unchanged."""
+
+    id: Required[int]
+    image_id: Required[int]
+    category_id: Required[int]
+    segmentation: object
+    bbox: object
+    area: object
+    mask_by: object
+    review: str
 
 
 class Journal:
@@ -34,7 +47,7 @@ class Journal:
         try:
             text = path.read_bytes()
             self.length = text.rfind(b"\n") + 1
-            self.entries: list[dict[str, Any]] = []
+            self.entries: list[Annotation] = []
             for number, line in enumerate(text[: self.length].splitlines(), start=1):
                 self.entries.append(self._parse_entry(line, number))
             if self.length < len(text):
@@ -43,9 +56,9 @@ class Journal:
             self._file.close()
             raise
 
-    def _parse_entry(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parse_entry(self, line: bytes, number: int) -> Annotation:
         try:
-            entry = parse_json(line)
+            entry: Annotation = parse_json(line)
             if isinstance(entry, dict) and isinstance(entry.get("id"), int):
                 return entry
         except ValueError:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskseg import config as configs
 from maskseg.annotation.grabcut import refine_with_strokes
+from maskseg.annotation.review.journal import Annotation
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.annotation.write import check_output
 from maskseg.config import Config
@@ -51,7 +51,7 @@ class CocoImageStore:
         pixels = load_image(path, self.max_pixels, self.size(image_id))
         return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
-    def mask(self, annotation: dict[str, Any]) -> Rle | None:
+    def mask(self, annotation: Annotation) -> Rle | None:
         """The mask of an annotation; polygons are clipped to the image.
 
         Takes the current annotation, as it may differ from the file that was read.

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from maskseg.annotation.review.journal import Journal
+from maskseg.annotation.review.journal import Annotation, Journal
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
 from maskseg.masks.base import Rle
@@ -28,8 +28,6 @@ from maskseg.masks.base import Rle
 DELAY = 2.0  # seconds
 DECISIONS = ("accepted", "rejected", "edited")
 OPEN = "open"
-
-Annotation = dict[str, Any]
 
 
 class Row(NamedTuple):
@@ -75,8 +73,7 @@ class ReviewFile:
         self.current = self.path if self.path.exists() else source
 
     def _load(self, path: Path) -> None:
-        tree = _read_tree(path)
-        annotations = tree["annotations"]
+        tree, annotations = _read_tree(path)
         self._order = list(tree)
         self._keys = {key: json.dumps(value) for key, value in tree.items() if key != "annotations"}
         self._texts = [json.dumps(annotation) for annotation in annotations]
@@ -86,7 +83,8 @@ class ReviewFile:
             raise UserError(f"{path}: annotation ids are not unique; give each annotation its own")
 
     def _check_same_annotations(self, source: Path) -> None:
-        ids = [_row(source, annotation).id for annotation in _read_tree(source)["annotations"]]
+        _, annotations = _read_tree(source)
+        ids = [_row(source, annotation).id for annotation in annotations]
         if sorted(ids) != sorted(self._index):
             raise UserError(
                 f"{self.path}: already exists, with other annotations than {source}; "
@@ -112,7 +110,8 @@ class ReviewFile:
     def annotation(self, number: int) -> Annotation:
         """The current state of an annotation, by id. Raises KeyError for an unknown id."""
         with self._lock:
-            return dict(parse_json(self._texts[self._index[number]]))
+            annotation: Annotation = parse_json(self._texts[self._index[number]])
+            return annotation
 
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> None:
         """Accept or reject an annotation; accepting an edited one leaves it edited.
@@ -141,7 +140,13 @@ class ReviewFile:
 
         def change(annotation: Annotation) -> None:
             annotation.update(
-                segmentation=mask, bbox=box, area=area, mask_by=mask_by, review="edited"
+                {
+                    "segmentation": mask,
+                    "bbox": box,
+                    "area": area,
+                    "mask_by": mask_by,
+                    "review": "edited",
+                }
             )
 
         self._change(number, change)
@@ -248,14 +253,14 @@ class ReviewFile:
             file.write(("{" + ",\n".join(values) + "}\n").encode())
 
 
-def review_of(annotation: Annotation) -> str:
+def review_of(annotation: Mapping[str, object]) -> str:
     """The decision on an annotation: one of DECISIONS, or OPEN."""
     review = annotation.get("review")
-    return review if review in DECISIONS else OPEN
+    return str(review) if review in DECISIONS else OPEN
 
 
-def _read_tree(path: Path) -> dict[str, Any]:
-    """Read a COCO data set as plain values. Raises UserError."""
+def _read_tree(path: Path) -> tuple[dict[str, object], list[object]]:
+    """Read a COCO data set: all its fields, and its list of annotations. Raises UserError."""
     try:
         tree = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -267,10 +272,10 @@ def _read_tree(path: Path) -> dict[str, Any]:
     lists = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in lists):
         raise UserError(f"{path}: not a COCO data set, an object with the lists {', '.join(lists)}")
-    return tree
+    return tree, tree["annotations"]
 
 
-def _row(path: Path, annotation: Any) -> Row:
+def _row(path: Path, annotation: object) -> Row:
     """The row of an annotation. Raises UserError for ids that are not integers."""
     fields = annotation if isinstance(annotation, dict) else {}
     number = fields.get("id")
