@@ -90,11 +90,11 @@ def test_every_experiment_builds(experiment: str) -> None:
     trainer = configs.build(config.trainer)
     assert isinstance(trainer, Trainer)
     assert trainer.max_steps == config.trainer.max_steps
-    optimizer = trainer.build_optimizer(model, configs.build(config.optimizer), config.total_batch)
+    optimizer = configs.build_optimizer(config, trainer, model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == trainable
     assert optimizer.param_groups[0]["lr"] == pytest.approx(
-        config.optimizer.lr * config.total_batch / config.trainer.reference_batch
+        config.optimizer.lr * config.batch_size / config.optimizer.base_batch_size
     )
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     full = scheduler.lr_lambdas[0](config.scheduler.warmup_steps)
@@ -218,9 +218,13 @@ def test_no_key_of_the_rest_is_ignored() -> None:
     for group in ("data", "trainer", "optimizer", "scheduler"):
         OmegaConf.set_struct(config, False)
         config[group].no_such_key = 1
-        if "_partial_" in config[group]:  # raises when it is called
+        if group == "optimizer":
+            trainer = configs.build(configs.compose("train", NO_WEIGHTS).trainer)
+            with pytest.raises(UserError, match="no_such_key"):
+                configs.build_optimizer(config, trainer, nn.Linear(1, 1))
+        elif group == "scheduler":  # raises when it is called
             with pytest.raises(TypeError, match="no_such_key"):
-                configs.build(config[group])([nn.Parameter(torch.zeros(1))])
+                configs.build(config[group])(None, max_steps=1)
         else:
             build = configs.build_source if group == "data" else configs.build
             with pytest.raises(UserError, match="no_such_key"):
@@ -294,7 +298,7 @@ def test_overrides_that_hydra_cannot_parse_are_named(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=null", "total_batch=null", "trainer.max_steps=null", "data.skip_bad=null"]
+    "override", ["seed=null", "batch_size=null", "trainer.max_steps=null", "data.skip_bad=null"]
 )
 def test_null_is_not_a_number(override: str) -> None:
     # Guards against: a TypeError with a traceback later
@@ -552,7 +556,7 @@ def test_a_model_of_segments_on_other_data() -> None:
         ("model.classifier.score_treshold=1", "did you mean 'model.classifier.score_threshold'?"),
         (
             "model.classifier.score_threshold=high",
-            "model.classifier.score_threshold='high': expected a number, such as 0.05",
+            "model.classifier.score_threshold='high': expected a number",
         ),
         (
             "data=mine",
@@ -560,6 +564,11 @@ def test_a_model_of_segments_on_other_data() -> None:
             "nuclei, pascal_context, scenes, ",
         ),
         ("data.nothing=3", "data.nothing=3: no such key 'data.nothing'"),
+        ("evaluation.oks_sigmas=5", "evaluation.oks_sigmas=5: expected a list"),
+        ("trainer.init=3", "trainer.init=3: expected text or null"),
+        ("pictures=few", "pictures='few': expected a whole number"),
+        ("evaluation.max_images=1.5", "evaluation.max_images=1.5: expected a whole number or null"),
+        ("data.root=${nothing}", "nothing"),
         ("+new=3", "+new=3: no such key"),
         ("output=[1", "output=[1"),
     ],

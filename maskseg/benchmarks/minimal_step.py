@@ -33,7 +33,7 @@ def prepare(config: Config) -> tuple[Trainer, CocoSource, nn.Module, list[Batch]
     model = trainer.place(configs.build_model(config, pretrained=False))
     if not isinstance(model, TrainableModel):
         raise UserError("the model finds no objects, so that no training step can be measured")
-    batches = list(source.train_loader(config.total_batch, DISTINCT, config.seed))
+    batches = list(source.train_loader(config.batch_size, DISTINCT, config.seed))
     return trainer, source, model, batches
 
 
@@ -46,9 +46,7 @@ class MinimalStep:
         self.trainer = trainer
         self.model = model
         self.batches = batches
-        self.optimizer = trainer.build_optimizer(
-            model, configs.build(config.optimizer), config.total_batch
-        )
+        self.optimizer = configs.build_optimizer(config, trainer, model)
         self.scheduler = configs.build(config.scheduler)(
             self.optimizer, max_steps=config.trainer.max_steps
         )

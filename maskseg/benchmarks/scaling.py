@@ -246,11 +246,11 @@ def _loader_axis(config: Config) -> Axis:
     source = open_data(config)
     if "train" not in source.splits():
         raise UserError("data.train_json is not set: there is nothing to load")
-    number = max(8, _LOADER_IMAGES // config.total_batch)
+    number = max(8, _LOADER_IMAGES // config.batch_size)
     points: list[Point] = []
     for workers in WORKERS:
         config.data.num_workers = workers
-        loader = partial(open_data(config).train_loader, config.total_batch, number, config.seed)
+        loader = partial(open_data(config).train_loader, config.batch_size, number, config.seed)
         times = sorted(_seconds_per_image(loader()) for _ in range(config.rounds))
         seconds = times[config.rounds // 2]
         points.append({"value": workers, "seconds": seconds, "memory_mb": _memory(loader())})

@@ -5,14 +5,14 @@ Everything is a key=value; the keys are those of configs/train.yaml and its grou
 
   python tools/train.py                                        the built-in synthetic dataset
   python tools/train.py experiment=nuclei_r18 data.root=DIR    real images, from scratch, on a CPU
-  python tools/train.py experiment=coco_r50_fpn_1x data.root=DIR total_batch=8
+  python tools/train.py experiment=coco_r50_fpn_1x data.root=DIR batch_size=8
   python tools/train.py experiment=coco_r50_fpn_1x data=custom data.train_json=TRAIN.json \\
       data.val_json=VAL.json data.images=DIR
   python tools/train.py experiment=scenes_r18 trainer.max_steps=6000 trainer.resume=auto
 
 experiment: {experiments}
 debug:      smoke (seconds: does every part run?), overfit (can the model overfit four images?)
-other keys: run_dir, seed, total_batch, trainer.max_steps, trainer.checkpoint_every,
+other keys: run_dir, seed, batch_size, trainer.max_steps, trainer.checkpoint_every,
             trainer.evaluate_every, trainer.precision, optimizer.lr, data.num_workers,
             model.backbone.trunk.weights ...
 """
@@ -85,7 +85,7 @@ def _train(
     folder: run_folder.RunFolder | None,
 ) -> Path:
     """folder: None on ranks other than 0."""
-    context.split_batch(config.total_batch, trainer.accumulate_grad_batches)
+    context.split_batch(config.batch_size, trainer.accumulate_grad_batches)
     log = print if context.main else _print_nothing
 
     # Data
@@ -104,7 +104,7 @@ def _train(
             "the model finds no objects: tools/fit_hash.py fits its hash layer, and "
             "experiment=scenes_hash_r18 trains one"
         )
-    optimizer = trainer.build_optimizer(model, configs.build(config.optimizer), config.total_batch)
+    optimizer = configs.build_optimizer(config, trainer, model)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     validation = None
     if "val" in source.splits():
@@ -199,7 +199,7 @@ def _describe_rate(
             f" (the checkpoint's; these keys would make it {configured:g}: trainer.init starts a "
             "new run with its weights)"
         )
-    text += f" for a batch size of {config.total_batch}"
+    text += f" for a batch size of {config.batch_size}"
     if trainer.accumulate_grad_batches > 1:
         text += f" in {trainer.accumulate_grad_batches} micro-batches"
     return f"{text}, on {context.world_size} x {trainer.torch_device}"
@@ -221,7 +221,7 @@ def _make_batches(
         path = run_dir / "train_batch.png"
         draw = context.main and not path.exists()
         loader = source.train_loader(
-            config.total_batch,
+            config.batch_size,
             trainer.max_steps,
             config.seed,
             step,

@@ -8,6 +8,7 @@ from omegaconf import DictConfig as Config
 from maskseg.config.build import (
     build,
     build_model,
+    build_optimizer,
     build_source,
     require_keys,
     select_keys,
@@ -39,6 +40,7 @@ __all__ = [
     "Config",
     "build",
     "build_model",
+    "build_optimizer",
     "build_source",
     "check_closed",
     "check_targets",

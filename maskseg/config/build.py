@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.optim import Optimizer
 
 from maskseg.config.levels import fill_levels, needs_levels
 from maskseg.config.trust import (
@@ -22,6 +23,7 @@ from maskseg.config.trust import (
     construct,
 )
 from maskseg.data.datasets.coco import CocoSource
+from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.models.backbones.fpn import FPN
 from maskseg.structures import Categories
@@ -45,6 +47,16 @@ def build(config: Any, allowed: Collection[str] = TRAIN_TARGETS, **values: Any) 
     except (HydraException, OmegaConfBaseException) as error:
         target = config.get("_target_", "a group without _target_")
         raise _to_user_error(error, target) from error
+
+
+def build_optimizer(config: DictConfig, trainer: Trainer, model: nn.Module) -> Optimizer:
+    """Build the optimizer of a training, with the learning rate for `batch_size`.
+
+    Raises UserError for values that the optimizer rejects.
+    """
+    keys = _resolve(config.optimizer)
+    base_batch_size = keys.pop("base_batch_size", None)
+    return trainer.build_optimizer(model, build(keys), config.batch_size, base_batch_size)
 
 
 def build_source(data: DictConfig, categories: Categories | None = None) -> Any:

@@ -41,9 +41,7 @@ def compose(
     if report is not None:
         for message in messages:
             report(message)
-    for override in overrides:
-        check_override(override, config, defaults)
-    check_types(config)
+    check_overrides(overrides, config, defaults)
     return config
 
 
@@ -76,17 +74,21 @@ def _is_group_choice(override: str) -> bool:
     return is_group(key_of(override)) or "@" in override.split("=", 1)[0]
 
 
-def check_override(override: str, config: DictConfig, defaults: DictConfig) -> None:
-    """Check that a value has the type of the default that it replaces, and that no key is added.
+def check_overrides(overrides: Sequence[str], config: DictConfig, defaults: DictConfig) -> None:
+    """Check that the overrides add no key, and the types of all values of a config.
 
+    The type of a key is that of its schema. A key without one, such as a parameter without
+    annotation, takes values of the type of its default.
     Raises UserError.
     """
-    key = key_of(override)
-    if override.startswith("~") or _is_group_choice(override):
-        return
-    if override.startswith("+"):
-        raise UserError(f"{override}: {nearest(key, defaults)}")
-    check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
+    values = [o for o in overrides if not (o.startswith("~") or _is_group_choice(o))]
+    for override in values:
+        if override.startswith("+"):
+            raise UserError(f"{override}: {nearest(key_of(override), defaults)}")
+    typed = check_types(config)
+    for key in map(key_of, values):
+        if key not in typed:
+            check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
 
 
 def check_kind(key: str, old: object, new: object) -> None:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
-from maskseg.config.compose import check_choice, check_override, compose, keys_of, nearest
+from maskseg.config.compose import check_choice, check_overrides, compose, keys_of, nearest
 from maskseg.config.overrides import key_of
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
@@ -47,7 +47,8 @@ def from_checkpoint(
     defaults = config.copy()
     for override in overrides:
         if override not in data_choices and override not in placements:
-            _apply_override(config, override, defaults)
+            _apply_override(config, override)
+    check_overrides(overrides, config, defaults)
     return config
 
 
@@ -61,7 +62,7 @@ def _replace_data(trained: DictConfig, choices: Sequence[str]) -> DictConfig:
     return data
 
 
-def _apply_override(config: DictConfig, override: str, defaults: DictConfig) -> None:
+def _apply_override(config: DictConfig, override: str) -> None:
     """Set the value of an existing key. Raises UserError."""
     key, equals, _ = override.partition("=")
     if not equals:
@@ -73,7 +74,6 @@ def _apply_override(config: DictConfig, override: str, defaults: DictConfig) -> 
         OmegaConf.update(config, key, parser.parse_override(override).value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{override}: {' '.join(str(error).split())}") from error
-    check_override(override, config, defaults)
 
 
 def names_data(overrides: Sequence[str], key: str = "data") -> bool:

@@ -14,10 +14,12 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.levels import FILLED_KEYS
 from maskseg.data.datasets.coco import CocoSource
@@ -31,7 +33,7 @@ class TrainKeys(TypedDict, total=False):
     name: str
     run_dir: str | None
     seed: int
-    total_batch: int
+    batch_size: int
 
 
 class EvaluationKeys(TypedDict, total=False):
@@ -60,6 +62,12 @@ class FitKeys(TypedDict, total=False):
     negatives: int
     negative_below: float
     flip: bool
+
+
+class OptimizerKeys(TypedDict, total=False):
+    """The key of the group `optimizer` that the optimizer's class does not take."""
+
+    base_batch_size: int | None
 
 
 class DataKeys(TypedDict, total=False):
@@ -130,20 +138,31 @@ class ToolKeys(TypedDict, total=False):
     uploads_at_once: int
 
 
-GROUPS: dict[str, type] = {"evaluation": EvaluationKeys, "fit": FitKeys}
+# Keys of groups beside the parameters of their `_target_`.
+GROUPS: dict[str, type] = {
+    "evaluation": EvaluationKeys,
+    "fit": FitKeys,
+    "optimizer": OptimizerKeys,
+}
 
 
-def check_types(config: DictConfig) -> None:
+def check_types(config: DictConfig) -> set[str]:
     """Check the types of all values; a float such as 10.0 becomes an integer where one is expected.
 
     Null is accepted where a key refers to another one, such as the number of classes, which is
-    read from the data later. Raises UserError for the first value of another type.
+    read from the data later. -> the keys whose type is known.
+    Raises UserError for the first value of another type, and for a reference to no key.
     """
-    resolved = OmegaConf.to_container(config, resolve=True)
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {str(error).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
     references = set(_references(OmegaConf.to_container(config, resolve=False)))
     integers: dict[str, int] = {}
+    typed: set[str] = set()
     for key, value, hint in walk(resolved):
+        typed.add(key)
         if _is_set_later(key, value, references):
             continue
         if _is_integer_as_float(value, hint):
@@ -153,6 +172,7 @@ def check_types(config: DictConfig) -> None:
     for key, number in integers.items():
         if key not in references:
             OmegaConf.update(config, key, number)
+    return typed
 
 
 def _is_set_later(key: str, value: Any, references: Collection[str]) -> bool:
@@ -181,9 +201,7 @@ def walk(config: Mapping[Any, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Each key whose type is known, with its value and its type."""
     top = {**typing.get_type_hints(ToolKeys), **typing.get_type_hints(TrainKeys)}
     for key, value in config.items():
-        if key in GROUPS and isinstance(value, dict):
-            yield from _walk_group(key, value, typing.get_type_hints(GROUPS[key]))
-        elif isinstance(value, dict) and key not in top:
+        if isinstance(value, dict) and key not in top:
             yield from _walk_node(key, value)
         elif key in top:
             yield key, value, top[key]
@@ -207,6 +225,8 @@ def _walk_group(
 def _walk_node(place: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     target = node.get("_target_")
     hints = types_of(target) if isinstance(target, str) else {}
+    if place in GROUPS:
+        hints = {**hints, **typing.get_type_hints(GROUPS[place])}
     values = {key: value for key, value in node.items() if not str(key).startswith("_")}
     yield from _walk_group(place, values, hints)
 
@@ -286,7 +306,8 @@ def _matches_collection(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bo
     if kind in (dict, collections.abc.Mapping):
         inner = arguments[1] if len(arguments) == 2 else Any
         return isinstance(value, dict) and all(_matches(item, inner) for item in value.values())
-    return True
+    is_other_class = inspect.isclass(kind) and kind not in (object, Path)
+    return not (is_other_class and isinstance(value, bool | int | float | str))
 
 
 def _matches_tuple(values: list[Any], arguments: tuple[Any, ...]) -> bool:
@@ -318,7 +339,10 @@ def describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(option) for option in arguments))
+        # A parameter such as `float | Tensor` takes a number in a config.
+        plain = [option for option in arguments if _is_plain(option)]
+        shown = [*plain, type(None)] if plain else arguments
+        return " or ".join(describe(option) for option in shown if option in arguments)
     if origin is typing.Literal:
         return " or ".join(map(repr, arguments))
     if hint in _NAMES:

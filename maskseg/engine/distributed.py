@@ -114,18 +114,18 @@ class DistributedContext:
             model, device_ids=[device] if device.type == "cuda" else None
         )
 
-    def split_batch(self, total_batch: int, accumulate_grad_batches: int) -> int:
+    def split_batch(self, batch_size: int, accumulate_grad_batches: int) -> int:
         """Number of images per process and forward pass.
 
         Raises UserError if the total batch cannot be divided evenly.
         """
         parts = self.world_size * accumulate_grad_batches
-        if total_batch < 1 or total_batch % parts:
+        if batch_size < 1 or batch_size % parts:
             raise UserError(
-                f"total_batch={total_batch} must be a multiple of {self.world_size} processes "
+                f"batch_size={batch_size} must be a multiple of {self.world_size} processes "
                 f"x trainer.accumulate_grad_batches={accumulate_grad_batches}"
             )
-        return total_batch // parts
+        return batch_size // parts
 
 
 def is_launched() -> bool:

@@ -48,8 +48,6 @@ class TrainSettings:
         accumulate_grad_batches: gradient accumulation; each step's images go through the model in
             this many micro-batches.
         clip_norm: maximum norm of the gradient; 0 disables clipping.
-        reference_batch: total batch size that the optimizer's learning rate is meant for. The rate
-            is scaled linearly to the batch size in use (Goyal et al., section 2.1).
         decay_norms_and_biases: see `parameter_groups`.
         ema: decay of the EMA of the weights, which is then evaluated and used for inference; 0
             disables it.
@@ -73,7 +71,6 @@ class TrainSettings:
     compile: bool = False
     accumulate_grad_batches: int = 1
     clip_norm: float = 0.0
-    reference_batch: int = 16
     decay_norms_and_biases: bool = True
     ema: float = 0.0
     log_every: int = 20
@@ -90,7 +87,6 @@ class TrainSettings:
     def __post_init__(self) -> None:
         minimums = {
             "max_steps": 1,
-            "reference_batch": 1,
             "accumulate_grad_batches": 1,
             "max_bad_steps": 1,
             "keep_checkpoints": 0,

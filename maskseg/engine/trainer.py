@@ -26,23 +26,35 @@ class Trainer(TrainSettings):
     """Trains a model with the settings of config group `trainer` (see `TrainSettings`)."""
 
     def build_optimizer(
-        self, model: nn.Module, make: Callable[..., Optimizer], total_batch: int
+        self,
+        model: nn.Module,
+        make: Callable[..., Optimizer],
+        batch_size: int,
+        base_batch_size: int | None = None,
     ) -> Optimizer:
-        """Build the optimizer, with the learning rate scaled to `total_batch`.
+        """Build the optimizer, with the learning rate scaled linearly to `batch_size`.
 
         make: optimizer class with its hyperparameters, such as
-        `partial(SGD, lr=0.02, weight_decay=1e-4)`.
+            `partial(SGD, lr=0.02, weight_decay=1e-4)`.
+        base_batch_size: images per step that its learning rate is meant for (Goyal et al.,
+            section 2.1); None: the learning rate is not scaled.
 
         Raises UserError for hyperparameters that the optimizer rejects.
         """
+        if base_batch_size is None:
+            base_batch_size = batch_size
+        if base_batch_size < 1:
+            raise UserError(
+                f"optimizer.base_batch_size must be at least 1 or null, not {base_batch_size}"
+            )
         weight_decay = float(getattr(make, "keywords", {}).get("weight_decay", 0.0))
         groups = parameter_groups(model, weight_decay, self.decay_norms_and_biases)
         try:
             optimizer = make(groups)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"optimizer: {error}") from error
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * total_batch / self.reference_batch
+            group["lr"] = group["lr"] * batch_size / base_batch_size
         optimizer.defaults["lr"] = optimizer.param_groups[0]["lr"]
         return optimizer
 

@@ -27,7 +27,7 @@ SMALL = [
     "data.num_workers=0",
     "trainer.device=cpu",
     "trainer.log_every=1",
-    "total_batch=2",
+    "batch_size=2",
 ]
 TRAIN = ["experiment=classify_scenes", *SMALL, *SCENES]
 
@@ -177,7 +177,7 @@ def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) 
         "trainer.device=cpu",
     ]
     config = configs.compose("train", overrides)
-    assert (config.name, config.model.backbone.name, config.total_batch) == (name, trunk, images)
+    assert (config.name, config.model.backbone.name, config.batch_size) == (name, trunk, images)
     model = configs.build_model(config)
     assert isinstance(model, ImageClassifier)
     assert model.level == model.backbone.levels[finest]
@@ -188,7 +188,7 @@ def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) 
     trainer = configs.build(config.trainer)
     assert trainer.best_metric == "classification/mAP"
     scheduler = configs.build(config.scheduler)(
-        trainer.build_optimizer(model, configs.build(config.optimizer), images),
+        configs.build_optimizer(config, trainer, model),
         max_steps=trainer.max_steps,
     )
     assert scheduler.lr_lambdas[0](trainer.max_steps - 1) < 0.02

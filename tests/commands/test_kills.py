@@ -37,7 +37,7 @@ STEPS = 9
 # Saved in the middle; with a moving average; augmented at random; in one test evaluated in the
 # middle, too.
 KEYS = [
-    "total_batch=2",
+    "batch_size=2",
     f"trainer.max_steps={STEPS}",
     "trainer.checkpoint_every=3",
     "trainer.ema=0.9",
@@ -157,7 +157,7 @@ def test_a_signal_saves_first(whole: Path, place: Path, number: int, code: int) 
 
 def test_ctrl_c_twice_leaves_at_once(place: Path) -> None:
     process = start(
-        [*RUN, "run_dir=run", "trainer.max_steps=1000", "data.size=128", "total_batch=8"], place
+        [*RUN, "run_dir=run", "trainer.max_steps=1000", "data.size=128", "batch_size=8"], place
     )
     wait_for_step(place / "run", 1, process)
     os.kill(process.pid, signal.SIGINT)
@@ -205,7 +205,7 @@ def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
     assert_same_runs(whole_two, place / "run")
 
 
-def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
+def test_two_processes_are_one_with_the_same_batch_size(place: Path) -> None:
     """Losses of every step, to rounding: the same regions are drawn, and sums are divided by what
     all processes have. Batch norm would see
     half the images each."""
@@ -219,7 +219,7 @@ def test_two_processes_are_one_with_the_same_total_batch(place: Path) -> None:
         *GROUP_NORM,
         *points,
         "model.heads.keypoint.max_regions=3",
-        "total_batch=4",
+        "batch_size=4",
         "trainer.max_steps=5",
     ]
     call([*words, "run_dir=one"], place)
@@ -274,12 +274,12 @@ def test_evaluation_by_two_processes_is_that_of_one(evaluated: Path, place: Path
         assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes(), name
 
 
-def test_a_total_batch_that_does_not_go_round(place: Path) -> None:
-    code, said = finish(start([*RUN, "run_dir=run", "total_batch=3"], place, ranks=2), place)
+def test_a_batch_size_that_does_not_go_round(place: Path) -> None:
+    code, said = finish(start([*RUN, "run_dir=run", "batch_size=3"], place, ranks=2), place)
     assert code != 0
     assert (
         said.count(
-            "error: total_batch=3 must be a multiple of 2 processes x "
+            "error: batch_size=3 must be a multiple of 2 processes x "
             "trainer.accumulate_grad_batches=1"
         )
         == 1

@@ -277,7 +277,7 @@ def test_an_error_before_a_training_is_one_line(home: Path) -> None:
         (["optimizer.lrr=1e-3,2e-3"], ["optimizer.lr'"]),
         (["optimizer.lr=1e-3,hello"], ["expected a number"]),
         (["optimizer=sgd,adam"], ["optimizer has no 'adam'", "adamw"]),
-        (["total_batch=interval(1, 4)"], ["expected a whole number"]),
+        (["batch_size=interval(1, 4)"], ["expected a whole number"]),
         (["seed=0,1", "seed=2"], ["seed is given twice"]),
         (["optimizer.lr=1e-3,2e-3", "hydra.sweep.dr=x"], ["hydra.sweep.dr"]),
         (

@@ -279,14 +279,14 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
         ),
         (["data=custom"], "data.train_json is not set"),
         (["run_dir=scenes/train.json"], "run_dir=scenes/train.json: the folder cannot be made"),
-        # Guards against: a traceback instead of a line (an endless loop for total_batch=0), or the
+        # Guards against: a traceback instead of a line (an endless loop for batch_size=0), or the
         # folder is made too soon, or
         # (backend) the error only comes with the first evaluation, hours later
         (["optimizer.lr=-1.0"], "learning rate"),
-        (["total_batch=0"], "total_batch"),
+        (["batch_size=0"], "batch_size"),
         (["data.num_workers=-1"], "num_workers"),
         (["evaluation.batch=0"], "evaluation.batch"),
-        (["trainer.reference_batch=0"], "reference_batch"),
+        (["optimizer.base_batch_size=0"], "optimizer.base_batch_size"),
         (["evaluation.backend=slow"], "slow"),
     ],
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
 from maskseg import config as configs
 from maskseg.config import Config
@@ -33,10 +34,28 @@ def test_a_chosen_optimizer_keeps_its_own_rate(capsys: pytest.CaptureFixture[str
     config = configs.compose("train", ["optimizer=sgd"], print)
     assert config.optimizer == OmegaConf.create(read("optimizer", "sgd"))
     assert (config.name, config.trainer.max_steps) == ("scenes_r18", 1400)
-    message = "optimizer=sgd drops these keys of experiment=scenes_r18: optimizer.lr=0.0007"
-    assert capsys.readouterr().out.strip() == message
+    assert capsys.readouterr().out.strip() == (
+        "optimizer=sgd drops these keys of experiment=scenes_r18: optimizer.lr=0.0007, "
+        "optimizer.base_batch_size=4"
+    )
     compose("optimizer=sgd")  # configs that a tool composes for itself report nothing
     assert capsys.readouterr().out == ""
+
+
+def test_a_chosen_optimizer_is_scaled_from_its_own_batch_size() -> None:
+    # Guards against: sgd's rate for 16 images per step is used for 4, because the experiment states
+    # its own rate for 4.
+    config = compose("optimizer=sgd", "trainer.device=cpu")
+    model = nn.Linear(1, 1)
+    optimizer = configs.build_optimizer(config, configs.build(config.trainer), model)
+    assert config.batch_size == 4
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * 4 / 16)
+    own = compose("trainer.device=cpu")
+    optimizer = configs.build_optimizer(own, configs.build(own.trainer), model)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0007)
+    unscaled = compose("optimizer=sgd", "optimizer.base_batch_size=null", "trainer.device=cpu")
+    optimizer = configs.build_optimizer(unscaled, configs.build(unscaled.trainer), model)
+    assert optimizer.param_groups[0]["lr"] == 0.02
 
 
 def test_the_command_line_still_changes_keys_of_what_it_chooses() -> None:

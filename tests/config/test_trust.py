@@ -183,7 +183,7 @@ def test_the_config_of_every_experiment_can_be_that_of_a_checkpoint(experiment: 
         "optimizer",
         "scheduler",
         "seed",
-        "total_batch",
+        "batch_size",
     ):
         assert (
             OmegaConf.to_container(trained, resolve=True)[key]

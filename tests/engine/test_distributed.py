@@ -67,7 +67,7 @@ def test_the_context_of_a_single_process() -> None:
     for total, world_size, accumulate in ((5, 2, 1), (4, 2, 4), (0, 1, 1), (-2, 1, 1)):
         with pytest.raises(
             UserError,
-            match=f"total_batch={total} must be a multiple of {world_size} processes "
+            match=f"batch_size={total} must be a multiple of {world_size} processes "
             f"x trainer.accumulate_grad_batches={accumulate}",
         ):
             DistributedContext(world_size=world_size).split_batch(total, accumulate)

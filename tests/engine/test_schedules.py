@@ -123,15 +123,18 @@ def test_vectors_are_decayed_only_if_configured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total_batch", "reference", "expected"),
-    [(16, 16, 0.02), (2, 16, 0.0025), (64, 16, 0.08), (4, 4, 0.02)],
+    ("batch_size", "base_batch_size", "expected"),
+    [(16, 16, 0.02), (2, 16, 0.0025), (64, 16, 0.08), (4, 4, 0.02), (4, None, 0.02)],
 )
 def test_the_learning_rate_scales_with_the_batch_size(
-    total_batch: int, reference: int, expected: float
+    batch_size: int, base_batch_size: int | None, expected: float
 ) -> None:
-    trainer = Trainer(10, device="cpu", reference_batch=reference)
+    trainer = Trainer(10, device="cpu")
     optimizer = trainer.build_optimizer(
-        Model(), partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.1), total_batch
+        Model(),
+        partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.1),
+        batch_size,
+        base_batch_size,
     )
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([expected])
     assert optimizer.param_groups[0]["momentum"] == 0.9

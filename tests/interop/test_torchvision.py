@@ -485,7 +485,7 @@ def test_a_converted_checkpoint_is_one_of_ours(
     run += [
         *data,
         "trainer.max_steps=1",
-        "total_batch=1",
+        "batch_size=1",
         "trainer.device=cpu",
         "evaluation.max_images=1",
     ]

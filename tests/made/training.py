@@ -139,7 +139,6 @@ class Run:
     ) -> None:
         values: dict[str, Any] = {
             "device": "cpu",
-            "reference_batch": batch,
             "clip_norm": 10.0,
             "log_every": 1,
             "checkpoint_every": 0,

@@ -272,7 +272,7 @@ class CocoSource:
 
     def train_loader(
         self,
-        total_batch: int,
+        batch_size: int,
         max_steps: int,
         seed: int,
         start_step: int = 0,
@@ -291,7 +291,7 @@ class CocoSource:
         threshold = self.loading.repeat_threshold
         sampler = StepSampler(
             len(dataset),
-            total_batch,
+            batch_size,
             max_steps,
             seed,
             start_step,

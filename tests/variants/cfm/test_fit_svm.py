@@ -300,7 +300,7 @@ def test_svms_cannot_be_trained() -> None:
         "trainer.max_steps=1",
         "trainer.evaluate_every=0",
         "data.val_json=null",
-        "total_batch=1",
+        "batch_size=1",
     ]
     assert_refused(
         said("train", *words, "run_dir=trained"),

@@ -26,7 +26,7 @@ SMALL = [
     "trainer.device=cpu",
     "trainer.log_every=1",
 ]
-TRAIN = ["experiment=scenes_cfm", *SMALL, *SCENES, "total_batch=2"]
+TRAIN = ["experiment=scenes_cfm", *SMALL, *SCENES, "batch_size=2"]
 FOLDERS = ["data.train_segments=segments_train", "data.val_segments=segments_val"]
 
 

@@ -437,7 +437,7 @@ def test_the_experiment_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     words += [
         "data.train_transforms=[]",
         "data.test_transforms=[]",
-        "total_batch=4",
+        "batch_size=4",
         "trainer.max_steps=2",
         "trainer.log_every=1",
         "run_dir=run",
