@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from maskseg.errors import Interrupted, UserError
+from maskseg.errors import Interrupted, Shown, UserError
 from maskseg.files.configs import experiments
 
 # These variables are read when torch is imported, so the tools import this module first. By
@@ -51,6 +51,10 @@ def keep_memory() -> bool:
 
 
 keep_memory()
+_OPTIONS_HELP = (
+    "--cfg job prints the composed config, --info the groups and their choices; nothing is run."
+)
+_WITHOUT_CONFIG = ("compare",)  # tools without a config
 _RANK_ZERO_FIRST = 3.0  # seconds that other ranks wait before they report an error
 
 
@@ -62,6 +66,8 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
         usage: help text, printed for -h and --help.
         argv: arguments; by default those of the process.
 
+    `--cfg job` prints the config of the tool and `--info` the groups, and nothing is run.
+
     Returns the exit code: 0; 2 after a UserError, which is printed as one message; 143 after
     SIGTERM and 130 after Ctrl-C.
     """
@@ -70,7 +76,10 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
         print(usage.strip())
         return 0
     try:
-        _record_errors(main)(arguments)
+        _record_errors(main)(_join_option(arguments))
+    except Shown as shown:
+        if os.environ.get("RANK", "0") == "0":
+            print(shown.text.strip())
     except UserError as error:
         _report(error)
         return 2
@@ -79,6 +88,21 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _join_option(arguments: list[str]) -> list[str]:
+    """Write `--cfg job` as one argument. Raises UserError for another value of `--cfg`."""
+    if "--cfg" in arguments:
+        index = arguments.index("--cfg")
+        arguments = [
+            *arguments[:index],
+            "=".join(arguments[index : index + 2]),
+            *arguments[index + 2 :],
+        ]
+    for argument in arguments:
+        if argument.partition("=")[0] == "--cfg" and argument != "--cfg=job":
+            raise UserError(f"{argument}: --cfg job prints the config of the tool")
+    return arguments
 
 
 def _report(error: UserError) -> None:
@@ -111,7 +135,8 @@ def help_text(tool: str) -> str:
     """
     source = Path(__file__).parent / "commands" / f"{tool}.py"
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-    return text.replace("{experiments}", ", ".join(experiments()))
+    text = text.replace("{experiments}", ", ".join(experiments()))
+    return text if tool in _WITHOUT_CONFIG else f"{text}\n\n{_OPTIONS_HELP}"
 
 
 def run_tool(tool: str, argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Exceptions: errors that a user can fix (bad data, keys or files), and the end by a signal."""
+"""Exceptions: errors that a user can fix (bad data, keys or files), and ends of other kinds."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ class Interrupted(Exception):  # noqa: N818
         super().__init__(f"stopped by signal {number}")
         self.number = number
         self.code = 128 + number
+
+
+class Shown(Exception):  # noqa: N818
+    """The command line asks to print something, `text`, instead of a run of the tool."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text

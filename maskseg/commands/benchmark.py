@@ -72,7 +72,7 @@ SUITES = (
 
 def main(arguments: list[str]) -> None:
     """Entry point of `tools/benchmark.py`."""
-    config = configs.compose("benchmark", arguments)
+    config = configs.compose("benchmark", arguments, print)
     if config.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {config.suite!r}")
     suite = getattr(import_module(f"maskseg.benchmarks.{config.suite}"), config.suite)

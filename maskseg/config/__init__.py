@@ -20,10 +20,12 @@ from maskseg.config.compose import compose
 from maskseg.config.derived import (
     flatten,
     from_checkpoint,
+    group_choices,
     group_config,
     model_differences,
     names_data,
 )
+from maskseg.config.show import SHOW_GROUPS, describe_groups
 from maskseg.config.sweeps import hydra_settings, sweep_points
 from maskseg.config.trust import (
     CHECKPOINT_TARGETS,
@@ -36,6 +38,7 @@ from maskseg.files.configs import config_folder, experiments
 
 __all__ = [
     "CHECKPOINT_TARGETS",
+    "SHOW_GROUPS",
     "TRAIN_TARGETS",
     "Config",
     "build",
@@ -47,9 +50,11 @@ __all__ = [
     "compose",
     "config_folder",
     "construct",
+    "describe_groups",
     "experiments",
     "flatten",
     "from_checkpoint",
+    "group_choices",
     "group_config",
     "hydra_settings",
     "model_differences",

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from maskseg.config.experiment import select_experiment
 from maskseg.config.overrides import is_group, key_of
 from maskseg.config.schema import check_types, describe
+from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
 
@@ -26,8 +27,10 @@ def compose(
     """Compose `configs/<name>.yaml` with the overrides of the command line.
 
     report: called with a line for each override that drops keys of the experiment.
-    Raises UserError for an override that does not fit, with the closest valid key.
+    Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError for
+    an override that does not fit, with the closest valid key.
     """
+    overrides, options = split_options(overrides)
     for override in overrides:
         check_choice(override)
     selected, messages = select_experiment(name, overrides)
@@ -36,13 +39,22 @@ def compose(
             config = hydra.compose(name, selected)
             defaults = hydra.compose(name, [o for o in selected if _is_group_choice(o)])
             OmegaConf.resolve(config.copy())
+            choices = _choices(name, selected) if options else {}
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, name, overrides)) from error
     if report is not None:
         for message in messages:
             report(message)
     check_overrides(overrides, config, defaults)
+    show(options, config, choices)
     return config
+
+
+def _choices(name: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The choice of each group; a group without a choice is left out."""
+    runtime = hydra.compose(name, list(overrides), return_hydra_config=True).hydra.runtime
+    choices = {str(key): str(value) for key, value in runtime.choices.items() if value is not None}
+    return {key: choice for key, choice in choices.items() if not key.startswith("hydra/")}
 
 
 def check_choice(override: str) -> None:

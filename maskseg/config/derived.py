@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import check_choice, check_overrides, compose, keys_of, nearest
-from maskseg.config.overrides import key_of
+from maskseg.config.overrides import is_group, key_of
+from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
 
@@ -34,8 +35,9 @@ def from_checkpoint(
     The override `data=NAME` replaces the data group of the training, and keeps the checkpoint's
     number of classes, test transforms and segment sampler. `group@place=NAME` puts a file of a
     group in a place of the config.
-    Raises UserError.
+    Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError.
     """
+    overrides, options = split_options(overrides)
     trained = read_checkpoint_config(text)
     data_choices = [override for override in overrides if key_of(override) == "data"]
     if data_choices:
@@ -49,6 +51,7 @@ def from_checkpoint(
         if override not in data_choices and override not in placements:
             _apply_override(config, override)
     check_overrides(overrides, config, defaults)
+    show(options, config, group_choices([*data_choices, *placements]))
     return config
 
 
@@ -74,6 +77,12 @@ def _apply_override(config: DictConfig, override: str) -> None:
         OmegaConf.update(config, key, parser.parse_override(override).value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+
+
+def group_choices(overrides: Sequence[str]) -> dict[str, str]:
+    """The choices of groups among overrides: group or group@place -> name."""
+    choices = [o.partition("=") for o in overrides if is_group(key_of(o))]
+    return {group: name for group, _, name in choices}
 
 
 def names_data(overrides: Sequence[str], key: str = "data") -> bool:

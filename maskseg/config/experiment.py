@@ -22,6 +22,7 @@ from maskseg.files.configs import config_folder
 _DEFAULT_DESELECTED_BY = ("model", "data")
 _WHOLE_CONFIG = ("experiment", "debug")  # groups whose files have keys of all others
 _MAX_NAMED = 6  # keys in a message
+TRIMMED = "_in_part"  # end of the name of an experiment without its stale keys
 _SHARED = "_common"  # keys of this file of a group suit each choice of the group
 
 
@@ -78,11 +79,19 @@ def _message(replacement: Replacement, keys: Sequence[str], experiment: str) -> 
 
 
 def _default_experiment(name: str) -> str | None:
-    """The experiment in the defaults list of a primary config, None where it has no such entry."""
+    """The experiment in the defaults list of a primary config, None where it has no such entry.
+
+    A config may include that of another tool, such as `train`, with its experiment.
+    """
     config: Any = OmegaConf.load(config_folder() / f"{name}.yaml")
     for entry in config.get("defaults", []):
         if OmegaConf.is_dict(entry) and "experiment" in entry:
             return str(entry.experiment)
+        included = (
+            _default_experiment(entry) if isinstance(entry, str) and entry != "_self_" else None
+        )
+        if included is not None:
+            return included
     return None
 
 
@@ -101,7 +110,7 @@ def _register(
         defaults.append(entry)
     for replacement in replaced:
         _drop_under(content, replacement, dropped)
-    name = f"{path.stem}_in_part"
+    name = f"{path.stem}{TRIMMED}"
     ConfigStore.instance().store(
         name, {"defaults": defaults, **content}, group="experiment", package="_global_"
     )

@@ -22,7 +22,7 @@ from maskseg.engine.checkpoint import (
 )
 from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.precision import inference_dtype, pick_device
-from maskseg.errors import UserError
+from maskseg.errors import Shown, UserError
 from maskseg.inference.predictor import Predictor
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Categories
@@ -91,12 +91,15 @@ def single_image(config: Config) -> SingleImage:
 def checkpoint_argument(arguments: Sequence[str], tool: str) -> Path:
     """The checkpoint that the command line names. Raises UserError where it names none.
 
+    Raises Shown for the option `--info`, which needs no checkpoint.
     The other arguments can only be read with the config of the checkpoint.
     """
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "checkpoint" and value:
             return Path(value)
+    if configs.SHOW_GROUPS in arguments:
+        raise Shown(configs.describe_groups(configs.group_choices(arguments)))
     raise UserError(
         f"checkpoint=... is missing: a .pt file or a run folder (tools/{tool}.py --help)"
     )

@@ -34,6 +34,8 @@ def sweep_points(overrides: Sequence[str], max_values: int = 16) -> Iterator[lis
 
 def _values_of(override: str) -> list[str]:
     """An override for each value of a sweep; without a sweep, the override itself."""
+    if override.startswith("--"):  # an option, see maskseg.config.show
+        return [override]
     try:
         parsed = OverridesParser.create().parse_override(override)
         if not parsed.is_sweep_override():

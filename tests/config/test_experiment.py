@@ -42,6 +42,16 @@ def test_a_chosen_optimizer_keeps_its_own_rate(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("tool", ["benchmark", "segments", "fit_backbone"])
+def test_tools_that_include_the_config_of_a_training_follow_the_same_rule(
+    tool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configs.compose(tool, ["optimizer=sgd"], print)
+    assert config.optimizer == OmegaConf.create(read("optimizer", "sgd"))
+    assert "drops these keys of experiment=scenes_r18" in capsys.readouterr().out
+    assert configs.compose(tool, ["model=mask_rcnn"]).name == "unnamed"
+
+
 def test_a_chosen_optimizer_is_scaled_from_its_own_batch_size() -> None:
     # Guards against: sgd's rate for 16 images per step is used for 4, because the experiment states
     # its own rate for 4.

@@ -64,7 +64,7 @@ def fit(overrides: list[str]) -> None:
         segmenter = configs.group_config("model.segmenter", ["model=mask_rcnn_hash"])
         model, config, categories = trained_model(Path(path), overrides, "fit_hash", segmenter)
     else:
-        config = configs.compose("fit_backbone", overrides)
+        config = configs.compose("fit_backbone", overrides, print)
         categories = Categories((), ())
         model = _new_model(config)
     configs.require_keys(config, "output")
@@ -93,7 +93,7 @@ def evaluate(overrides: list[str]) -> None:
 
     Raises UserError before anything is written if checkpoint, data or keys are invalid.
     """
-    config = configs.compose("segments", overrides)
+    config = configs.compose("segments", overrides, print)
     configs.require_keys(config, "output")
     source = _source(config)
     names = source.names(config.split)
