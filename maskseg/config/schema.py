@@ -26,6 +26,8 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
 from maskseg.errors import UserError
 
+Hint = object  # a type annotation, such as `int | None`
+
 
 class TrainKeys(TypedDict, total=False):
     """The top level of `train.yaml`."""
