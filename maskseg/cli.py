@@ -145,7 +145,12 @@ def run_tool(tool: str, argv: Sequence[str] | None = None) -> int:
     def main(arguments: list[str]) -> None:
         import_module(f"maskseg.commands.{tool}").main(arguments)
 
-    return run(main, help_text(tool), argv)
+    try:
+        usage = help_text(tool)
+    except UserError as error:  # of a plug-in, whose experiments are listed
+        _report(error)
+        return 2
+    return run(main, usage, argv)
 
 
 # The console scripts of pyproject.toml.

@@ -1,4 +1,7 @@
-"""Build objects from configs. Only classes of this package and optimizers of torch are built."""
+"""Build objects from configs.
+
+Only classes of this package, optimizers of torch and classes of enabled plug-ins are built.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def build(config: Any, allowed: Collection[str] = TRAIN_TARGETS, **values: Any) 
     """Build the object that a config with `_target_` describes.
 
     allowed: `TRAIN_TARGETS` for the user's own config, `CHECKPOINT_TARGETS` for that of a
-        checkpoint.
+        checkpoint; each together with the classes of the enabled plug-ins.
     values: further arguments of the constructor; not used with `CHECKPOINT_TARGETS`.
     Raises UserError for a name that is not allowed, and for values that a constructor refuses.
     """

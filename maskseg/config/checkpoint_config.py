@@ -21,17 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.compose import check_kind, nearest
 from maskseg.config.trust import (
-    CHECKPOINT_TARGETS,
-    MODELS,
-    SUPERPIXELS,
-    TRANSFORMS,
     check_closed,
+    checkpoint_targets,
+    model_targets,
     refusal,
+    superpixel_targets,
     targets_of,
+    transform_targets,
 )
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
-from maskseg.files.configs import config_folder
+from maskseg.files.configs import config_folder, config_folders, find_config, group_files
 
 _PREFIX = "the checkpoint's config"
 _REQUIRED = ("model", "data", "trainer", "evaluation")
@@ -41,11 +41,11 @@ _CATEGORY_KEYS: dict[str, Any] = {"num_classes": None, "num_things": None, "poin
 # The key of the data whose value is itself an installed group. It is built later, when the number
 # of classes is known.
 _NESTED_GROUP = "segment_sampler"
-# The keys of the data whose values name classes, and the classes that they may name.
+# The keys of the data whose values name classes, and the function that lists what they may name.
 _CLASS_KEYS = {
-    "train_transforms": TRANSFORMS,
-    "test_transforms": TRANSFORMS,
-    "superpixels": SUPERPIXELS,
+    "train_transforms": transform_targets,
+    "test_transforms": transform_targets,
+    "superpixels": superpixel_targets,
 }
 # A plain reference to another key. The call of a resolver contains a colon.
 _REFERENCE = re.compile(r"\$\{\w+(?:\.\w+)*\}")
@@ -111,8 +111,9 @@ def _installed_value(group: str, key: str) -> object:
 def _check_resolved(resolved: Plain) -> None:
     """Check the values behind references: the closed set of classes, and the types again."""
     model = resolved["model"]
-    if not isinstance(model, dict) or model.get("_target_") not in MODELS:
-        names = sorted(name.rpartition(".")[2] for name in MODELS)
+    models = model_targets()
+    if not isinstance(model, dict) or model.get("_target_") not in models:
+        names = sorted(name.rpartition(".")[2] for name in models)
         raise UserError(f"{_PREFIX}: model is not one of {', '.join(names)}")
     check_closed(model, place="model")
     for group in _GROUPS:
@@ -132,16 +133,17 @@ def _check_group(group: str, values: Plain) -> None:
             _check_group(key, _merge_into_installed(key, value, place))
             continue
         allowed: frozenset[str] = frozenset()
-        if group == "data":
-            allowed = _CLASS_KEYS.get(key, frozenset())
+        if group == "data" and key in _CLASS_KEYS:
+            allowed = _CLASS_KEYS[key]()
         check_closed(value, allowed, place)
         if "${" not in str(installed[key]):
             check_kind(f"{_PREFIX}: {place}", installed[key], value)
 
 
 def _check_transforms(place: str, steps: Iterable[object]) -> None:
+    transforms = transform_targets()
     for step in steps:
-        if not isinstance(step, dict) or step.get("_target_") not in TRANSFORMS:
+        if not isinstance(step, dict) or step.get("_target_") not in transforms:
             raise UserError(f"{_PREFIX}: {place} has {str(step)[:100]}, which is not a transform")
 
 
@@ -183,13 +185,14 @@ def _check_types(value: object) -> None:
 
 def _check_targets(trained: Plain) -> None:
     """Raise UserError for a `_target_` that neither the closed set nor an installed group has."""
+    allowed = checkpoint_targets()
     group_targets: set[object] = set()
     for name in (*_GROUPS, _NESTED_GROUP):
         group_targets.update(group.get("_target_") for group in _installed_groups(name))
     for target in targets_of(trained):
         if not isinstance(target, str):
             raise UserError(refusal(target))
-        if target not in CHECKPOINT_TARGETS and target not in group_targets:
+        if target not in allowed and target not in group_targets:
             raise UserError(refusal(target))
 
 
@@ -238,21 +241,31 @@ def _check_value(key: str, value: object, default: object, place: str) -> object
     return value
 
 
-@functools.cache
 def _installed_groups(group: str) -> list[Plain]:
-    """The keys of each file of a group, including those of the files in its defaults list."""
+    """The keys of each file of a group, including those of the files in its defaults list.
+
+    The files are those of this package and of the enabled plug-ins.
+    """
+    return _read_groups(group, config_folders())
+
+
+@functools.cache
+def _read_groups(group: str, folders: tuple[Path, ...]) -> list[Plain]:
+    del folders  # a key of the cache
     added = _CATEGORY_KEYS if group == "data" else {}
-    return [
-        added | _merge_file(file) for file in sorted((config_folder() / group).glob("[!_]*.yaml"))
-    ]
+    return [added | _merge_file(group, file) for file in group_files(group)]
 
 
-def _merge_file(file: Path) -> Plain:
+def _merge_file(group: str, file: Path) -> Plain:
     values = dict(_read_yaml(file))
     merged: Plain = {}
     for entry in values.pop("defaults", []):
-        if entry != "_self_":
-            merged |= _merge_file(file.parent / f"{entry}.yaml")
+        if entry == "_self_":
+            continue
+        base = find_config(group, entry) if isinstance(entry, str) else None
+        if base is None:
+            raise UserError(f"{file}: its defaults list may only name files of the group {group}")
+        merged |= _merge_file(group, base)
     return merged | values
 
 

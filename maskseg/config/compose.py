@@ -12,11 +12,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.experiment import select_experiment
-from maskseg.config.overrides import is_group, key_of
+from maskseg.config.overrides import key_of
 from maskseg.config.schema import check_types, describe
+from maskseg.config.search_path import open_configs
 from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
-from maskseg.files.configs import config_folder
+from maskseg.files.configs import find_config, group_files, groups, is_group
+from maskseg.plugins import import_plugins
 
 _CONTAINERS = (DictConfig, ListConfig, dict, list)
 
@@ -27,14 +29,16 @@ def compose(
     """Compose `configs/<name>.yaml` with the overrides of the command line.
 
     report: called with a line for each override that drops keys of the experiment.
-    Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError for
-    an override that does not fit, with the closest valid key.
+    Imports the enabled plug-ins. Raises Shown where the overrides contain an option of
+    `maskseg.config.show`, and UserError for an override that does not fit, with the closest valid
+    key.
     """
+    import_plugins()
     overrides, options = split_options(overrides)
     for override in overrides:
         check_choice(override)
     selected, messages = select_experiment(name, overrides)
-    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+    with open_configs():
         try:
             config = hydra.compose(name, selected)
             defaults = hydra.compose(name, [o for o in selected if _is_group_choice(o)])
@@ -72,11 +76,11 @@ def check_choice(override: str) -> None:
         raise UserError(f"{override}: {' '.join(str(error).split())}") from error
     if not key_of(override):
         raise UserError(f"{override}: there is no key before the '='")
-    folder = config_folder() / key_of(override)
-    if not equals or not folder.is_dir() or value.startswith(("[", "{")):
+    group = key_of(override)
+    if not equals or not is_group(group) or value.startswith(("[", "{")):
         return
-    if not (folder / f"{value}.yaml").is_file():
-        choices = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+    if find_config(group, value) is None:
+        choices = [file.stem for file in group_files(group)]
         close = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"{key} has no {value!r}{hint} (there are {', '.join(choices)})")
@@ -147,7 +151,7 @@ def keys_of(config: object, prefix: str = "") -> Iterator[str]:
 
 def nearest(key: str, config: DictConfig) -> str:
     """One line for a key that does not exist, with the closest key or group that does."""
-    known = [*keys_of(config), *(path.name for path in config_folder().iterdir() if path.is_dir())]
+    known = [*keys_of(config), *groups()]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the same key in another group
         name = key.rsplit(".", 1)[-1]

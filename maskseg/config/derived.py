@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import check_choice, check_overrides, compose, keys_of, nearest
-from maskseg.config.overrides import is_group, key_of
+from maskseg.config.overrides import key_of
 from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
-from maskseg.files.configs import config_folder
+from maskseg.files.configs import find_config, is_group
 
 # Keys of the data that belong to the model, and that it keeps on other data.
 _DATA_KEYS_OF_MODEL = ("num_classes", "num_things", "point_ranges", "test_transforms")
@@ -101,8 +101,8 @@ def _place_groups(config: DictConfig, overrides: Sequence[str]) -> None:
     for override in overrides:
         check_choice(override)
         group, _, place = override.partition("=")[0].partition("@")
-        file = config_folder() / group / f"{override.partition('=')[2]}.yaml"
-        if not file.is_file() or OmegaConf.select(config, place) is None:
+        file = find_config(group, override.partition("=")[2])
+        if file is None or OmegaConf.select(config, place) is None:
             raise UserError(
                 f"{override}: there is no such group, or no {place} in the checkpoint's config"
             )

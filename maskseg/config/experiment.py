@@ -16,8 +16,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from maskseg.config.overrides import is_group, key_of, place_of
-from maskseg.files.configs import config_folder
+from maskseg.config.overrides import key_of, place_of
+from maskseg.files.configs import find_config, is_group
 
 _DEFAULT_DESELECTED_BY = ("model", "data")
 _WHOLE_CONFIG = ("experiment", "debug")  # groups whose files have keys of all others
@@ -63,8 +63,8 @@ def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], l
     if not chosen and any(r.group in _DEFAULT_DESELECTED_BY for r in replaced):
         return [*others, "~experiment"], []
     experiment = chosen[-1] if chosen else default
-    path = config_folder() / "experiment" / f"{experiment}.yaml"
-    if not replaced or not path.is_file():
+    path = find_config("experiment", experiment)
+    if not replaced or path is None:
         return list(overrides), []
     dropped: dict[Replacement, list[str]] = {r: [] for r in replaced}
     registered = _register(path, replaced, dropped)
@@ -83,7 +83,8 @@ def _default_experiment(name: str) -> str | None:
 
     A config may include that of another tool, such as `train`, with its experiment.
     """
-    config: Any = OmegaConf.load(config_folder() / f"{name}.yaml")
+    path = find_config("", name)
+    config: Any = {} if path is None else OmegaConf.load(path)
     for entry in config.get("defaults", []):
         if OmegaConf.is_dict(entry) and "experiment" in entry:
             return str(entry.experiment)
@@ -103,8 +104,9 @@ def _register(
     assert isinstance(content, dict)
     defaults = []
     for entry in content.pop("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            entry = _register(path.with_name(f"{entry}.yaml"), replaced, dropped)
+        base = find_config("experiment", entry) if isinstance(entry, str) else None
+        if base is not None:
+            entry = _register(base, replaced, dropped)
         if isinstance(entry, dict) and _is_replaced_default(next(iter(entry)), replaced):
             continue
         defaults.append(entry)
@@ -153,8 +155,8 @@ def _drop_under(
 
 def _shared_keys(group: str) -> set[Any]:
     """The keys that all choices of a group have in common by its file `_common.yaml`."""
-    path = config_folder() / group / f"{_SHARED}.yaml"
-    return set(OmegaConf.load(path)) if path.is_file() else set()
+    path = find_config(group, _SHARED)
+    return set() if path is None else set(OmegaConf.load(path))
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:

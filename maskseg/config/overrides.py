@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from maskseg.files.configs import config_folder
-
 
 def key_of(override: str) -> str:
     """The key or group of an override: `data` for `data=coco`, `a.b` for `~a.b`."""
@@ -18,8 +16,3 @@ def place_of(choice: str) -> str:
     """
     place = choice.split("=", 1)[0].partition("@")[2]
     return place or key_of(choice).replace("/", ".")
-
-
-def is_group(key: str) -> bool:
-    """Whether a key is a group of config files."""
-    return (config_folder() / key).is_dir()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskseg.config.experiment import TRIMMED
 from maskseg.errors import Shown
-from maskseg.files.configs import config_folder
+from maskseg.files.configs import config_folders, group_files
 
 SHOW_CONFIG = "--cfg=job"
 SHOW_GROUPS = "--info"
@@ -50,9 +50,14 @@ def describe_groups(choices: Mapping[str, str]) -> str:
 
 
 def _groups() -> list[str]:
-    folder = config_folder()
-    return sorted({str(path.parent.relative_to(folder)) for path in folder.glob("*/**/*.yaml")})
+    return sorted(
+        {
+            str(path.parent.relative_to(folder))
+            for folder in config_folders()
+            for path in folder.glob("*/**/*.yaml")
+        }
+    )
 
 
 def _files(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_folder() / group).glob("[!_]*.yaml"))
+    return [path.stem for path in group_files(group)]

@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from maskseg.config.search_path import open_configs
 from maskseg.errors import UserError
-from maskseg.files.configs import config_folder
 
 _GOLDEN_RATIO = 0.618  # position of the value that is checked inside an interval
 
@@ -55,7 +55,7 @@ def hydra_settings(overrides: Sequence[str]) -> Any:
 
     Raises UserError, also where a plugin is not installed.
     """
-    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+    with open_configs():
         try:
             return hydra.compose("train", list(overrides), return_hydra_config=True).hydra
         except MissingConfigException as error:

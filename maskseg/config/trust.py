@@ -3,7 +3,8 @@
 A checkpoint brings its own config, which may come from an unknown source. Hydra's `instantiate`
 calls whatever `_target_` names. Therefore the config of a checkpoint is never passed to it: its
 model and its transforms are built by `construct`, which accepts a closed set of classes and none of
-Hydra's other special keys. See docs/decisions/0016-closed-set.md.
+Hydra's other special keys. See docs/decisions/0016-closed-set.md. Enabled plug-ins extend both what
+the user's own config may name and the closed set. See docs/decisions/0017-plugins.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,9 +23,10 @@ from omegaconf import OmegaConf
 from maskseg.config.compose import check_kind
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
-from maskseg.files.configs import config_folder
+from maskseg.files.configs import config_folders
+from maskseg.plugins import VARIABLE, enabled, owner, registered
 
-# Prefixes of the names that the user's own config may use.
+# Prefixes of the names that the user's own config may use, beside those of enabled plug-ins.
 TRAIN_TARGETS = ("maskseg.", "torch.optim.")
 
 TRANSFORMS = frozenset(
@@ -65,8 +69,9 @@ _MODEL_PARTS = SUPERPIXELS | {
     "maskseg.variants.hash.net.SegmentationNet",
     "maskseg.models.backbones.vgg.VGG16",
 }
-# Classes that the config of a checkpoint may name, never functions. Their constructors do not read
-# or write files and do not start processes, except for `weights`, which is set to None here.
+# Classes that the config of a checkpoint may name, beside those that enabled plug-ins register;
+# never functions. Their constructors do not read or write files and do not start processes, except
+# for `weights`, which is set to None here.
 CHECKPOINT_TARGETS = _MODEL_PARTS | TRANSFORMS
 # The classes of whole models: the `_target_` of `model`.
 MODELS = frozenset(
@@ -77,22 +82,45 @@ MODELS = frozenset(
         "maskseg.variants.hash.net.SegmentationNet",
     }
 )
+_MAX_NAME = 200  # characters of a refused name in a message
+# Packages that are no plug-ins: no message suggests to enable them.
+_NO_PLUGINS = sys.stdlib_module_names | {"hydra", "maskseg", "numpy", "omegaconf", "torch"}
 
 
-def check_targets(config: Any, allowed: Sequence[str] = TRAIN_TARGETS) -> None:
+def checkpoint_targets() -> frozenset[str]:
+    """The classes that the config of a checkpoint may name. Raises UserError."""
+    return CHECKPOINT_TARGETS | registered()
+
+
+def model_targets() -> frozenset[str]:
+    """The classes of whole models that a checkpoint may name. Raises UserError."""
+    return MODELS | registered("model")
+
+
+def transform_targets() -> frozenset[str]:
+    """The transforms that a checkpoint may name. Raises UserError."""
+    return TRANSFORMS | registered("transform")
+
+
+def superpixel_targets() -> frozenset[str]:
+    """The methods for superpixels that a checkpoint may name. Raises UserError."""
+    return SUPERPIXELS | registered("superpixels")
+
+
+def check_targets(config: Any) -> None:
     """Check each `_target_` of the user's own config.
 
-    allowed: prefixes of the names of packages. Raises UserError for a name outside of them.
+    Raises UserError for a name outside of `TRAIN_TARGETS` and of the enabled plug-ins.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    prefixes = tuple(allowed)
+    allowed = (*TRAIN_TARGETS, *(f"{plugin.package}." for plugin in enabled()))
     for target in targets_of(plain):
-        if not isinstance(target, str) or not target.startswith(prefixes) or ".." in target:
+        if not isinstance(target, str) or not target.startswith(allowed) or ".." in target:
             raise UserError(
                 f"config: _target_ {target!r} is refused; allowed are names that begin with "
-                f"{' or '.join(allowed)}"
+                f"{' or '.join(allowed)}{_hint(target)}"
             )
-        if not _is_defined_in(target, prefixes):
+        if not _is_defined_in(target, allowed):
             raise UserError(
                 f"config: _target_ {target!r} is refused; the object is not defined in the package "
                 "that the name begins with"
@@ -109,7 +137,9 @@ def _is_defined_in(target: str, prefixes: tuple[str, ...]) -> bool:
         function = hydra.utils.get_object(target)
     except Exception:  # reported, with a better message, when the object is built
         return True
-    return str(getattr(function, "__module__", "")).startswith(prefixes) and callable(function)
+    module = str(getattr(function, "__module__", ""))
+    is_inside = module.startswith(prefixes) or owner(module) is not None
+    return is_inside and callable(function)
 
 
 def targets_of(plain: object) -> Iterator[object]:
@@ -117,16 +147,16 @@ def targets_of(plain: object) -> Iterator[object]:
     return (node["_target_"] for node in _nodes_with_target(plain) if node["_target_"] is not None)
 
 
-def check_closed(
-    plain: object, allowed: Collection[str] = CHECKPOINT_TARGETS, place: str = ""
-) -> None:
+def check_closed(plain: object, allowed: Collection[str] | None = None, place: str = "") -> None:
     """Check plain nested values from the config of a checkpoint. Nothing is built.
 
-    allowed: the classes that may be named; place: the key of the values, for messages.
+    allowed: the classes that may be named, by default `checkpoint_targets()`; place: the key of the
+        values, for messages.
     Raises UserError for a class that is not in `allowed`, for a key that is not a parameter of the
     constructor, for a value of another type than in the installed configs, and for a value that is
     not plain, such as an interpolation.
     """
+    allowed = checkpoint_targets() if allowed is None else allowed
     if isinstance(plain, list):
         for index, value in enumerate(plain):
             check_closed(value, allowed, f"{place}.{index}")
@@ -184,14 +214,30 @@ def _parameters(built_class: type) -> set[str]:
 def refusal(target: object) -> str:
     """The error message for a name that a checkpoint may not use."""
     return (
-        f"config: _target_ {str(target)[:200]!r} is refused; a checkpoint may name the models' own "
-        "parts and transforms only"
+        f"config: _target_ {str(target)[:_MAX_NAME]!r} is refused; a checkpoint may name the "
+        f"models' own parts and transforms, and classes that an enabled plug-in registers"
+        f"{_hint(target)}"
     )
 
 
-def construct(plain: object, allowed: Collection[str] = CHECKPOINT_TARGETS) -> Any:
+def _hint(target: object) -> str:
+    """What to do about a refused name that may be one of a plug-in; else an empty string."""
+    if not isinstance(target, str) or len(target) > _MAX_NAME:
+        return ""
+    package, *others = target.split(".")
+    is_name = bool(others) and all(part.isidentifier() for part in (package, *others))
+    if not is_name or package in _NO_PLUGINS:
+        return ""
+    plugin = owner(target)
+    if plugin is not None:
+        return f"; the plug-in {plugin.package!r} is enabled and does not register this class"
+    return f"; if {package!r} is a plug-in that you trust, {VARIABLE}={package} enables it"
+
+
+def construct(plain: object, allowed: Collection[str] | None = None) -> Any:
     """Build the object that plain values describe, after `check_closed`.
 
+    allowed: as in `check_closed`.
     Raises UserError for values that the check or a constructor refuses.
     """
     check_closed(plain, allowed, "model")
@@ -229,14 +275,22 @@ def _class_of(target: str) -> type:
     return value
 
 
-@functools.cache
 def _installed_defaults() -> dict[str, dict[str, Any]]:
     """Class -> key -> a value that the installed configs have for the key.
 
-    Interpolations and null are left out, because they do not show a type.
+    The configs are those of this package and of the enabled plug-ins. Interpolations and null are
+    left out, because they do not show a type.
     """
+    return _read_defaults(config_folders())
+
+
+@functools.cache
+def _read_defaults(folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     defaults: dict[str, dict[str, Any]] = {}
-    for file in sorted(config_folder().glob("**/*.yaml")):
+    files: list[Path] = []
+    for folder in folders:
+        files += sorted(folder.glob("**/*.yaml"))
+    for file in files:
         for node in _nodes_with_target(parse_yaml(file.read_text(encoding="utf-8"))):
             class_defaults = defaults.setdefault(node["_target_"], {})
             for key, value in node.items():
