@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help venv venv-dev train test test-browser lint types clean
+.PHONY: help venv venv-dev train test test-browser lint types docs clean
 
 help:
 	@echo "make train      set up, then train the embedded default (ARGS='key=value ...' for more)"
 	@echo "make test       set up with the test tools, then lint, types, tests"
 	@echo "make test-browser  the review page in Chromium, which is installed where it is missing and one may"
 	@echo "make venv       set up only; VENV=$(VENV), PYTHON=$(PYTHON)"
+	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make lint       ruff"
 	@echo "make types      mypy"
 	@echo "make clean      remove caches (never runs/ or datasets/)"
@@ -28,6 +29,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 venv: $(VENV)/.installed
@@ -55,6 +60,11 @@ test-browser: $(VENV)/.installed-browser
 	    else echo "make test-browser needs Chromium: install the package chromium, or Google Chrome" >&2; exit 1; fi; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(ARGS)
 
+# Every warning is an error: broken links, pages in no table of contents, unknown references.
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf docs/_build build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

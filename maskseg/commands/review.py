@@ -3,7 +3,7 @@
 The page shows each annotation with its mask. Accept the mask, reject it, or draw a box, paint
 strokes of object and background, and segment it again. Decisions are saved at once, in the field
 "review" of the annotation: accepted, rejected or edited. Needs the extras demo and classic:
-pip install maskseg[demo,classic]
+pip install -e '.[demo,classic]'
 
   python tools/review.py file=MASKS.json images=DIR
   python tools/review.py file=MASKS.json images=DIR output=REVIEWED.json

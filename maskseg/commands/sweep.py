@@ -22,7 +22,7 @@ Trials as the jobs of a Slurm cluster, or in other processes on this machine:
       model.backbone.trunk.name=resnet18,resnet34
 
 Trials are in runs/<experiment>/sweep_<time>/<number>. Optuna, submitit_local and submitit_slurm are
-installed by pip install maskseg[sweep].
+installed by pip install -e '.[sweep]'.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def hydra_settings(overrides: Sequence[str]) -> Any:
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
             raise UserError(
                 f"{group} has no {choice!r} (there are {', '.join(error.options or ())}); "
-                "pip install maskseg[sweep] installs optuna, submitit_local and submitit_slurm"
+                "pip install -e '.[sweep]' installs optuna, submitit_local and submitit_slurm"
             ) from error
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = str(error).split("\nTo append")[0]

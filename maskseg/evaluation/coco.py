@@ -392,7 +392,7 @@ def _load_backend(name: str) -> _Backend:
         except ImportError as error:
             if name == "faster":
                 raise UserError(
-                    "the backend 'faster' needs faster-coco-eval: pip install maskseg[fast]"
+                    "the backend 'faster' needs faster-coco-eval: pip install -e '.[fast]'"
                 ) from error
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

@@ -14,7 +14,7 @@ WHEELS = (
     "opencv-contrib-python",
     "opencv-contrib-python-headless",
 )
-INSTALL = "pip install maskseg[classic]"
+INSTALL = "pip install -e '.[classic]'"
 
 
 @cache

@@ -23,7 +23,7 @@ from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("optuna", "submitit"))
-needs_extra = pytest.mark.skipif(not INSTALLED, reason="needs pip install maskseg[sweep]")
+needs_extra = pytest.mark.skipif(not INSTALLED, reason="needs pip install -e '.[sweep]'")
 TOOL = Path(__file__).parents[2] / "tools" / "sweep.py"
 TINY = [*SMALL, *MASKS, *SCENES, "trainer.max_steps=1"]
 OPTUNA = [
@@ -323,7 +323,7 @@ def test_a_missing_plugin_is_one_line(home: Path) -> None:
     ]
     (home / "hidden.py").write_text("\n".join(script))
     output = sweep(home, "seed=0,1", "hydra/sweeper=optuna", tool=str(home / "hidden.py"))
-    assert_refused(output, "hydra/sweeper has no 'optuna'", "pip install maskseg[sweep]")
+    assert_refused(output, "hydra/sweeper has no 'optuna'", "pip install -e '.[sweep]'")
     assert not (home / "runs").exists()
 
 

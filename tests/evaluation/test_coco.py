@@ -354,7 +354,7 @@ def test_other_user_errors(monkeypatch):
     with pytest.raises(UserError, match="no class has keypoints"):
         CocoEvaluator(truth, classes(1), iou_types=("keypoints",))
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(UserError, match=r"pip install maskseg\[fast\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[fast\]'"):
         CocoEvaluator(truth, classes(1), backend="faster")
 
 

@@ -57,7 +57,7 @@ def test_not_installed() -> None:
         UserError,
         match=(
             r"needs OpenCV's contrib modules.*No module named 'cv2'.*: "
-            r"pip install maskseg\[classic\]$"
+            r"pip install -e '\.\[classic\]'$"
         ),
     ):
         opencv()
@@ -82,7 +82,7 @@ def test_without_contrib(install: Callable[..., None]) -> None:
     install("opencv-python-headless", "")
     expected = (
         r"contrib modules, which the installed opencv-python-headless lacks: "
-        r"pip uninstall -y opencv-python-headless, then pip install maskseg"
+        r"pip uninstall -y opencv-python-headless, then pip install -e '"
     )
     with pytest.raises(UserError, match=expected):
         opencv()
@@ -113,7 +113,7 @@ def test_wheels_without_files_are_ignored(install: Callable[..., None]) -> None:
 
 @pytest.mark.usefixtures("install")
 def test_no_scipy() -> None:
-    with pytest.raises(UserError, match=r"needs SciPy.*: pip install maskseg\[classic\]$"):
+    with pytest.raises(UserError, match=r"needs SciPy.*: pip install -e '\.\[classic\]'$"):
         scipy("sparse")
 
 

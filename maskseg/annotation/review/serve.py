@@ -27,7 +27,7 @@ from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.masks.base import Rle
 from maskseg.superpixels.opencv import opencv
 
-INSTALL = "pip install maskseg[demo]"
+INSTALL = "pip install -e '.[demo]'"
 SHUTDOWN_TIMEOUT = 5  # seconds to wait for running requests
 
 

@@ -173,7 +173,7 @@ def test_without_the_extra(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(
         said("review", f"file={path}", f"images={path.parent}"),
         "needs FastAPI and uvicorn",
-        "pip install maskseg[demo]",
+        "pip install -e '.[demo]'",
     )
 
 

@@ -355,7 +355,7 @@ def test_msrc_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
     said = error_of(MsrcSource(str(tmp_path)), "all")
     assert said.startswith("this needs SciPy")
-    assert said.endswith("pip install maskseg[classic]")
+    assert said.endswith("pip install -e '.[classic]'")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Directives and rewrites for the pages of the site.
+
+`tool-help` renders the --help text of a tool, so that the page cannot be outdated. Links to files
+of the repository that are not pages lead to the page that includes them.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+from maskseg.cli import help_text
+
+# Links outside of docs/ -> pages that include these files.
+_INCLUDED = {"../SECURITY.md": "security.md"}
+_COMMANDS = re.compile(
+    r"^(```)(?=\n(?:python3? |pip |make |torchrun |tensorboard |maskseg-|pytest |git |\. ))", re.MULTILINE
+)
+
+
+class ToolHelp(Directive):
+    """The help text of a tool: its paragraphs, and its commands as code."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the text: indented lines are commands."""
+        tool = self.arguments[0]
+        text = help_text(tool)
+        if not text:
+            raise self.error(f"there is no tool {tool!r}")
+        return [_block(block) for block in split_help(text)]
+
+
+def split_help(text: str) -> list[tuple[bool, str]]:
+    """Split a help text into (whether it is code, text)."""
+    blocks: list[tuple[bool, list[str]]] = []
+    for block in text.strip().split("\n\n"):
+        lines = block.split("\n")
+        for line in lines:
+            is_code = line.startswith("  ")
+            if line is lines[0] or blocks[-1][0] != is_code:
+                blocks.append((is_code, []))
+            blocks[-1][1].append(line)
+    return [(is_code, textwrap.dedent("\n".join(lines))) for is_code, lines in blocks]
+
+
+def _block(block: tuple[bool, str]) -> nodes.Node:
+    is_code, text = block
+    if is_code:
+        code = nodes.literal_block(text, text)
+        code["language"] = "bash"
+        return code
+    paragraph = nodes.paragraph()
+    paragraph += nodes.Text(" ".join(text.split()))
+    return paragraph
+
+
+def label_commands(app: Sphinx, page: str, source: list[str]) -> None:
+    """Highlight fences without a language that begin with a command (event `source-read`)."""
+    del app, page
+    source[0] = _COMMANDS.sub(r"\1bash", source[0])
+
+
+def redirect_included(app: Sphinx, page: str, source: list[str]) -> None:
+    """Rewrite links to included files (event `source-read`)."""
+    del app
+    depth = page.count("/")
+    for path, target in _INCLUDED.items():
+        up = "../" * depth
+        source[0] = re.sub(rf"\]\({re.escape(up + path)}", f"]({up}{target}", source[0])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension."""
+    app.add_directive("tool-help", ToolHelp)
+    app.connect("source-read", redirect_included)
+    app.connect("source-read", label_commands)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
