@@ -181,7 +181,12 @@ def resolve_missing(
     found = node.copy()
     found["reftarget"] = matches[0]
     return domain.resolve_xref(
-        env, env.current_document.docname or node["refdoc"], app.builder, "obj", matches[0], found,
+        env,
+        env.current_document.docname or node["refdoc"],
+        app.builder,
+        "obj",
+        matches[0],
+        found,
         content,
     )
 

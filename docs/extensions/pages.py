@@ -18,7 +18,8 @@ from maskseg.cli import help_text
 # Links outside of docs/ -> pages that include these files.
 _INCLUDED = {"../SECURITY.md": "security.md"}
 _COMMANDS = re.compile(
-    r"^(```)(?=\n(?:python3? |pip |make |torchrun |tensorboard |maskseg-|pytest |git |\. ))", re.MULTILINE
+    r"^(```)(?=\n(?:python3? |pip |make |torchrun |tensorboard |maskseg-|pytest |git |\. ))",
+    re.MULTILINE,
 )
 
 

@@ -282,7 +282,7 @@ def test_an_error_before_a_training_is_one_line(home: Path) -> None:
         (["optimizer.lr=1e-3,2e-3", "hydra.sweep.dr=x"], ["hydra.sweep.dr"]),
         (
             ["seed=0,1", "hydra/launcher=slurm"],
-            ["hydra/launcher has no 'slurm'", "basic", "maskseg[sweep]"],
+            ["hydra/launcher has no 'slurm'", "basic", "pip install -e '.[sweep]'"],
         ),
         (["seed=0,1", "data.val_json=null"], ["data.val_json"]),
         (["seed=0,1", "run_dir=here"], ["hydra.sweep.dir"]),

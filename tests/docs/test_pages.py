@@ -1,0 +1,280 @@
+"""Pages: links resolve, commands name tools and keys that exist, the API reference is complete."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from maskseg import config as configs
+from maskseg.cli import help_text
+from maskseg.config.compose import keys_of
+from maskseg.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")],
+    key=lambda page: str(page.relative_to(ROOT)),
+)
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(\s*<?(?P<target>[^)>\s]+)>?\s*\)")
+# Packages whose modules are public: each has an entry in docs/api/.
+PUBLIC = (
+    "annotation",
+    "config",
+    "data",
+    "engine",
+    "errors",
+    "evaluation",
+    "files",
+    "inference",
+    "interop",
+    "masks",
+    "models",
+    "ops",
+    "structures",
+    "superpixels",
+    "variants",
+    "visualization",
+)
+ELLIPSIS = "..."
+PLACEHOLDER = re.compile(r"(?<==)(N|RADIUS)$")  # of a number
+# Experiments whose checkpoints the commands of the pages are about.
+TRAINED = (
+    "scenes_r18",
+    "scenes_keypoint_r18",
+    "scenes_cfm",
+    "scenes_hash_r18",
+    "coco_r50_fpn_1x",
+    "classify_scenes",
+    "hash_bsds",
+)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def prose(text: str) -> str:
+    """A page without code."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of the headings of a page."""
+    counts: Counter[str] = Counter()
+    slugs = set()
+    for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", page.read_text()), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        slugs.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
+    return slugs
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(prose(page.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        is_broken = not file.exists() or (anchor and anchor not in anchors(file))
+        if is_broken:
+            broken.append(target)
+    assert not broken
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The tools that a text calls, with their arguments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        match = re.search(r"(?:python3? tools/(\w+)\.py|\bmaskseg-([\w-]+))(\s.*|$)", line)
+        if match is None:
+            continue
+        tool = match[1] or match[2].replace("-", "_")
+        arguments = []
+        for word in shlex.split(match[3], comments=True):
+            if re.search(r"^[>|&;]|^[A-Za-z]+$|^\w+,$", word):  # a comment without a sign, a pipe
+                break
+            arguments.append(word)
+        yield tool, [PLACEHOLDER.sub("1", a) for a in arguments if a != ELLIPSIS]
+
+
+def documented_commands() -> list[tuple[str, str, list[str]]]:
+    """Every command of the pages and help texts: where it is, its tool, its arguments."""
+    found = []
+    for page in PAGES:
+        for fence in FENCE.finditer(page.read_text()):
+            found += [(name_of(page), *command) for command in commands(fence["text"])]
+    for tool in TOOLS:
+        lines = "\n".join(re.findall(r"^  .*$", help_text(tool), re.MULTILINE))
+        found += [(f"{tool} --help", *command) for command in commands(lines)]
+    return found
+
+
+# Each distinct command once.
+COMMANDS = list(
+    {
+        (tool, *arguments): (place, tool, arguments)
+        for place, tool, arguments in documented_commands()
+    }.values()
+)
+
+
+@cache
+def checkpoint_text(experiment: str) -> str:
+    return configs.to_yaml(configs.compose("train", [f"experiment={experiment}"]))
+
+
+def check_with_checkpoint(tool: str, arguments: list[str]) -> None:
+    """Raise the first UserError unless the config of some trained model has the keys."""
+    base = None
+    if tool == "fit_hash":
+        base = configs.group_config("model.segmenter", ["model=mask_rcnn_hash"])
+    errors = []
+    for experiment in TRAINED:
+        try:
+            configs.from_checkpoint(checkpoint_text(experiment), arguments, tool, base)
+        except UserError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
+
+
+def check_sweep(arguments: list[str]) -> None:
+    """Raise UserError for keys that no training has; values are ranges."""
+    settings = [a for a in arguments if not a.startswith(("-", "hydra", "+hydra"))]
+    choices = [a for a in settings if "." not in a.partition("=")[0]]
+    first_choices = [re.sub(r",.*", "", choice.replace("choice(", "")) for choice in choices]
+    config = configs.compose("train", first_choices)
+    for argument in settings:
+        key = argument.partition("=")[0]
+        if "." in key and key not in set(keys_of(config)):
+            raise UserError(f"no key {key}")
+
+
+def check_command(tool: str, arguments: list[str]) -> None:
+    """Raise UserError for arguments that the tool would refuse."""
+    names = {argument.partition("=")[0] for argument in arguments}
+    has_checkpoint = "checkpoint" in names
+    if tool == "compare":
+        assert all("=" not in a or a.startswith("output=") for a in arguments)
+    elif tool == "sweep":
+        check_sweep(arguments)
+    elif tool == "convert":
+        is_model = [re.match(r"[~+]?(model|data)[=./]", a) is not None for a in arguments]
+        pairs = list(zip(is_model, arguments, strict=True))
+        configs.compose("convert", [a for for_model, a in pairs if not for_model])
+        configs.compose("train", [a for for_model, a in pairs if for_model])
+    elif tool == "evaluate" and "experiment" in names:
+        configs.compose("segments", arguments)
+    elif tool in ("evaluate", "predict", "fit_svm") or (
+        tool in ("propose", "fit_hash") and has_checkpoint
+    ):
+        assert has_checkpoint or not arguments
+        check_with_checkpoint(tool, arguments)
+    else:
+        base = {"propose": "propose_segments", "fit_hash": "fit_backbone"}
+        configs.compose(base.get(tool, tool), arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "tool", "arguments"),
+    COMMANDS,
+    ids=[f"{place}: {tool} {' '.join(arguments)}"[:100] for place, tool, arguments in COMMANDS],
+)
+def test_commands_have_valid_keys(place: str, tool: str, arguments: list[str]) -> None:
+    assert tool in TOOLS, place
+    if arguments != ["--help"]:
+        check_command(tool, arguments)
+
+
+def test_a_wrong_command_is_found() -> None:
+    text = (
+        "python tools/train.py trainer.max_step=5   # short\npython tools/predict.py chekpoint=x\n"
+    )
+    for tool, arguments in commands(text):
+        with pytest.raises((UserError, AssertionError)):
+            check_command(tool, arguments)
+    assert list(commands("make x\nmaskseg-check-data data=custom \\\n  data.images=D  # why")) == [
+        ("check_data", ["data=custom", "data.images=D"])
+    ]
+
+
+def all_keys() -> set[str]:
+    """Every key of a training with any experiment or dataset."""
+    choices = [[f"experiment={name}"] for name in configs.experiments()]
+    choices += [[f"data={f.stem}"] for f in (ROOT / "configs" / "data").glob("[!_]*.yaml")]
+    keys: set[str] = set()
+    for choice in choices:
+        keys |= set(keys_of(configs.compose("train", choice)))
+    return keys
+
+
+def test_keys_in_text_exist() -> None:
+    known = all_keys()
+    pattern = r"`(?:[~+])?((?:trainer|optimizer|scheduler|evaluation)\.\w+)(?:=[^`]*)?`"
+    unknown = []
+    for page in PAGES:
+        if page.name == "changelog.md" or "decisions" in page.parts:
+            continue
+        keys = re.findall(pattern, page.read_text())
+        unknown += [f"{name_of(page)}: {key}" for key in keys if key not in known]
+    assert not unknown
+
+
+def test_every_public_module_has_an_api_entry() -> None:
+    documented: Counter[str] = Counter()
+    for page in (DOCS / "api").glob("*.md"):
+        documented.update(re.findall(r"automodule:: maskseg\.([\w.]+)", page.read_text()))
+    modules = set()
+    for package in PUBLIC:
+        for path in [
+            ROOT / "maskseg" / f"{package}.py",
+            *(ROOT / "maskseg" / package).rglob("*.py"),
+        ]:
+            is_internal = path.stem.startswith("_") or "review" in path.parts
+            if path.exists() and not is_internal:
+                name = str(path.relative_to(ROOT / "maskseg").with_suffix(""))
+                modules.add(name.replace("/", "."))
+    assert set(documented) == modules
+    assert max(documented.values()) == 1
+
+
+def test_every_tool_is_on_the_page_of_commands() -> None:
+    text = (DOCS / "command_line.md").read_text()
+    assert sorted(re.findall(r"^```\{tool-help\} (\w+)$", text, re.MULTILINE)) == TOOLS
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    scripts = {name.removeprefix("maskseg-").replace("-", "_") for name in project["scripts"]}
+    assert scripts == set(TOOLS)
+    for name in project["scripts"]:
+        assert f"`{name}`" in text
+
+
+def test_install_commands_name_this_folder_and_its_extras() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    sources = [*PAGES, *(ROOT / "maskseg").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]
+    extras = set(project["optional-dependencies"])
+    for path in sources:
+        text = path.read_text()
+        assert not re.search(r"pip\s+install\s+(-\S+\s+)*['\"]?maskseg", text), path
+        for names in re.findall(r"pip\s+install\s+-e\s+['\"]?\.\[([a-z,]+)\]", text):
+            assert set(names.split(",")) <= extras, path
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    assert max(map(len, lines)) < 120
+    images = [t for t in LINK.findall("\n".join(lines)) if t.endswith((".png", ".jpg"))]
+    assert images
+    assert all((ROOT / image).stat().st_size < 150_000 for image in images)
