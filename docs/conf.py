@@ -29,6 +29,7 @@ exclude_patterns = ["_build", "extensions"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 highlight_language = "text"
+smartquotes = False  # they would change "..." and quotes in keys
 
 # The API reference shows members in the order of the source, with the types of the signature.
 autodoc_member_order = "bysource"
