@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PUBLIC_DESPITE_NAME = ("os._exit", "sys._getframe")  # documented by Python
 BRANCHES = (
     ast.If,
     ast.For,
@@ -31,6 +32,8 @@ class Style:
     statements: int = 0
     lengths: list[int] = field(default_factory=list)
     complexities: dict[str, int] = field(default_factory=dict)
+    parameters: list[int] = field(default_factory=list)  # of functions
+    constructor_parameters: list[int] = field(default_factory=list)
     casts: int = 0
     anys: int = 0
     reach_ins: list[str] = field(default_factory=list)
@@ -45,6 +48,9 @@ class Style:
             self.anys += isinstance(node, ast.Name) and node.id == "Any"
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 self.complexities[f"{file}:{node.lineno} {node.name}"] = complexity(node)
+                is_constructor = node.name == "__init__"
+                counts = self.constructor_parameters if is_constructor else self.parameters
+                counts.append(count_parameters(node))
             if isinstance(node, ast.Attribute) and is_reach_in(node):
                 self.reach_ins.append(f"{file}:{node.lineno} {ast.unparse(node)}")
 
@@ -56,6 +62,8 @@ class Style:
             "line length max": max(self.lengths, default=0),
             "complexity p90": percentile(list(self.complexities.values()), 0.9),
             "complexity max": max(self.complexities.values(), default=0),
+            "parameters of a function": max(self.parameters, default=0),
+            "parameters of a constructor": max(self.constructor_parameters, default=0),
             "cast": self.casts,
             "Any": self.anys,
             "reach-ins": len(self.reach_ins),
@@ -99,7 +107,16 @@ def is_reach_in(node: ast.Attribute) -> bool:
     if not node.attr.startswith("_") or node.attr.startswith("__"):
         return False
     owner = ast.unparse(node.value)
+    if f"{owner}.{node.attr}" in PUBLIC_DESPITE_NAME:
+        return False
     return owner not in ("self", "cls", "super()")
+
+
+def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The number of parameters, without self and cls."""
+    arguments = function.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
 
 
 def percentile(values: list[int], share: float) -> int:
@@ -120,7 +137,7 @@ def main() -> None:
     """Print the figures, the most complex functions and the reach-ins."""
     style = measure([Path(argument).resolve() for argument in sys.argv[1:]] or [ROOT / "maskseg"])
     for name, value in style.summary().items():
-        print(f"{name:26} {value:.2f}" if isinstance(value, float) else f"{name:26} {value}")
+        print(f"{name:28} {value:.2f}" if isinstance(value, float) else f"{name:28} {value}")
     worst = sorted(style.complexities, key=lambda name: -style.complexities[name])
     for name in worst[:15]:
         if style.complexities[name] > 10:

@@ -105,7 +105,8 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
             if re.search(r"^[>|&;]|^[A-Za-z]+$|^\w+,$", word):  # a comment without a sign, a pipe
                 break
             arguments.append(word)
-        yield tool, [PLACEHOLDER.sub("1", a) for a in arguments if a != ELLIPSIS]
+        overrides = [a for a in arguments if a != ELLIPSIS and not a.startswith("--")]
+        yield tool, [PLACEHOLDER.sub("1", override) for override in overrides]
 
 
 def documented_commands() -> list[tuple[str, str, list[str]]]:
