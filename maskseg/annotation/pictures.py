@@ -88,21 +88,8 @@ def contact_sheet(examples: Sequence[Example]) -> RGBImage:
     sheet = layout.arrange_grid(tiles, sum(is_shown))
     if not has_trimap:
         return sheet
-    return layout.arrange_grid([_legend(sheet.shape[1]), sheet], 1)
-
-
-def _legend(width: int) -> RGBImage:
-    """Draw the legend of the trimap colors on a strip of `width` px; what does not fit is cut."""
-    strip = Image.new("RGB", (width, 2 * _TITLE), layout.PAPER)
-    draw = ImageDraw.Draw(strip)
-    font = layout.load_font(_TITLE)
-    x = _TITLE
-    for value, name in _LEGEND.items():
-        square = (x, _TITLE // 2, x + _TITLE, _TITLE // 2 + _TITLE)
-        draw.rectangle(square, fill=TRIMAP_COLOURS[value])
-        draw.text((x + 1.5 * _TITLE, _TITLE), name, fill=layout.INK, font=font, anchor="lm")
-        x += round(3.5 * _TITLE + font.getlength(name))
-    return np.asarray(strip)
+    legend = [layout.HeadingText(name, TRIMAP_COLOURS[value]) for value, name in _LEGEND.items()]
+    return layout.add_heading(legend, sheet, _TITLE)
 
 
 def _tiles(example: Example) -> list[tuple[str, RGBImage]]:

@@ -33,14 +33,13 @@ from maskseg.visualization.detections import (
     pixel_area,
 )
 from maskseg.visualization.layout import (
-    INK,
     LINE_COLOURS,
     PALETTE,
-    PAPER,
     Colour,
+    HeadingText,
     RGBImage,
+    add_heading,
     enlarge,
-    load_font,
     mosaic,
     render_figure,
     save_image,
@@ -80,13 +79,6 @@ class _Entry(NamedTuple):
     row: Row
     outcome: str
     texts: list[str]  # what its label may show, the most informative first
-
-
-class _HeadingText(NamedTuple):
-    """A text of a heading, after a field of its color if it has one."""
-
-    text: str
-    colour: Colour | None
 
 
 def draw_pr_curves(
@@ -212,7 +204,7 @@ def draw_worst(
     right = _draw_entries(image, _entries(diagnosis.findings, "row", names))
     title = f"{file_name or f'image {diagnosis.image_id}'}: {diagnosis.summary or 'no errors'}"
     pair = side_by_side(left, right, ("truth", "prediction"))
-    return _add_heading([_HeadingText(title, None)], pair, _TITLE_SIZE)
+    return add_heading([HeadingText(title, None)], pair, _TITLE_SIZE)
 
 
 def draw_worst_images(
@@ -235,14 +227,14 @@ def draw_worst_images(
         image = load_image(diagnosis.image_id)
         name = file_names.get(diagnosis.image_id, "")
         images.append(draw_worst(image, diagnosis, categories, name))
-    legend = [_HeadingText(text, colour) for colour, text in _MARKS.values()]
+    legend = [HeadingText(text, colour) for colour, text in _MARKS.values()]
     if images:
         sheet = mosaic(images, columns=2, cell=2 * _SIDE + 100)
     else:
         sheet = np.full((40, 900, 3), 255, dtype=np.uint8)
-        legend.append(_HeadingText("no image has an error", None))
+        legend.append(HeadingText("no image has an error", None))
     text_size = min(32, max(18, sheet.shape[1] // 90))
-    return save_if_path(_add_heading(legend, sheet, text_size), path)
+    return save_if_path(add_heading(legend, sheet, text_size), path)
 
 
 def save_if_path(image: RGBImage, path: Path | str | None) -> RGBImage:
@@ -398,36 +390,3 @@ def _outer_frame(box: Floats, width: int) -> Floats:
     """The frame around a box xyxy whose line lies outside it; large enough to be visible."""
     margin = np.maximum(width, (_MIN_FRAME - box[2:] + box[:2]) / 2)
     return np.concatenate([box[:2] - margin, box[2:] + margin])
-
-
-def _add_heading(texts: Sequence[_HeadingText], image: RGBImage, size: int) -> RGBImage:
-    """Put texts of `size` pixels above an image, wrapped into lines; the widest one always fits."""
-    font = load_font(size)
-    gap = size // 2
-    field = round(1.3 * size)  # width of a field of color
-    widths = []
-    for text, colour in texts:
-        widths.append(math.ceil(font.getlength(text)) + (field + gap if colour else 0))
-    sheet_width = max(image.shape[1], 4 * gap + max(widths))
-    places = []
-    line = 0
-    x = gap
-    for width in widths:
-        if x > gap and x + width + gap > sheet_width:
-            line += 1
-            x = gap
-        places.append((x, line))
-        x += width + 3 * gap
-    line_height = round(1.7 * size)
-    top = (line + 1) * line_height + gap // 2
-    sheet = Image.new("RGB", (sheet_width, top + image.shape[0]), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for (x, line), (text, colour) in zip(places, texts, strict=True):
-        middle = gap // 2 + line * line_height + line_height // 2
-        if colour:
-            swatch = (x, middle - size // 2, x + field, middle + size // 2)
-            draw.rectangle(swatch, fill=colour, outline=INK)
-            x += field + gap
-        draw.text((x, middle), text, fill=INK, font=font, anchor="lm")
-    sheet.paste(Image.fromarray(image), (0, top))
-    return np.asarray(sheet)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ LINE_COLOURS = (
     "#8C564B",
     "#9467BD",
 )
-_DPI = 110
+FIGURE_DPI = 110  # of plots
 
 
 def load_font(size: int) -> ImageFont.FreeTypeFont:
@@ -114,6 +114,46 @@ def add_title(image: RGBImage, title: str, size: int) -> RGBImage:
     sheet = Image.new("RGB", (image.shape[1], image.shape[0] + top), PAPER)
     text = fit_text(title, font, image.shape[1])
     ImageDraw.Draw(sheet).text((0, 0.7 * size), text, fill=INK, font=font, anchor="lm")
+    sheet.paste(Image.fromarray(image), (0, top))
+    return np.asarray(sheet)
+
+
+class HeadingText(NamedTuple):
+    """A text of a heading, after a field of its color if it has one."""
+
+    text: str
+    colour: Colour | None
+
+
+def add_heading(texts: Sequence[HeadingText], image: RGBImage, size: int) -> RGBImage:
+    """Put texts of `size` pixels above an image, wrapped into lines; the widest one always fits."""
+    font = load_font(size)
+    gap = size // 2
+    field = round(1.3 * size)  # width of a field of color
+    widths = []
+    for text, colour in texts:
+        widths.append(math.ceil(font.getlength(text)) + (field + gap if colour else 0))
+    sheet_width = max(image.shape[1], 4 * gap + max(widths))
+    places = []
+    line = 0
+    x = gap
+    for width in widths:
+        if x > gap and x + width + gap > sheet_width:
+            line += 1
+            x = gap
+        places.append((x, line))
+        x += width + 3 * gap
+    line_height = round(1.7 * size)
+    top = (line + 1) * line_height + gap // 2
+    sheet = Image.new("RGB", (sheet_width, top + image.shape[0]), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for (x, line), (text, colour) in zip(places, texts, strict=True):
+        middle = gap // 2 + line * line_height + line_height // 2
+        if colour:
+            swatch = (x, middle - size // 2, x + field, middle + size // 2)
+            draw.rectangle(swatch, fill=colour, outline=INK)
+            x += field + gap
+        draw.text((x, middle), text, fill=INK, font=font, anchor="lm")
     sheet.paste(Image.fromarray(image), (0, top))
     return np.asarray(sheet)
 
@@ -185,7 +225,7 @@ def render_figure(figure: Figure) -> RGBImage:
     """Render a matplotlib figure at 110 dpi; works without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(_DPI)
+    figure.set_dpi(FIGURE_DPI)
     canvas: Any = FigureCanvasAgg(figure)  # its methods have no type hints
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -189,8 +189,8 @@ def test_the_title_is_never_truncated(monkeypatch):
     texts = []
     monkeypatch.setattr(
         diagnosis_images,
-        "_add_heading",
-        lambda heading, image, size, add=diagnosis_images._add_heading: (
+        "add_heading",
+        lambda heading, image, size, add=diagnosis_images.add_heading: (
             texts.extend(heading),
             add(heading, image, size),
         )[1],

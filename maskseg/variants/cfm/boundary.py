@@ -14,7 +14,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -277,27 +276,23 @@ def draw_outline(image: RGBImage, inside: Bools) -> RGBImage:
 
 
 def draw_colour_bar(max_value: float, title: str, height: int) -> RGBImage:
-    """Draw the colors of `render_heatmap` from 0 (bottom) to `max_value`, with numbers and a title.
+    """Draw the colors of `render_heatmap` from 0 (bottom) to `max_value`, with numbers and a label.
 
     -> uint8 RGB [height, width, 3].
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure  # imported here, as it takes half a second
+
     size = layout.TITLE_SIZE
-    font = layout.load_font(size)
-    top = round(1.8 * size)
-    bottom = height - size
-    values = np.linspace(max_value, 0, bottom - top)[:, None]
-    bar = render_heatmap(values, FeatureSpec(1, 0.5, 1), (bottom - top, size), max_value)
-    width = round(max(font.getlength(title) + size, 4 * size))
-    canvas = Image.new("RGB", (width, height), layout.PAPER)
-    draw = ImageDraw.Draw(canvas)
-    canvas.paste(Image.fromarray(bar), (size // 2, top))
-    draw.text((size // 2, 0.7 * size), title, fill=layout.INK, font=font, anchor="lm")
-    for share in (0.0, 0.5, 1.0):
-        draw.text(
-            (2 * size, top + (1 - share) * (bottom - top)),
-            f"{share * max_value:.3g}",
-            fill=layout.INK,
-            font=font,
-            anchor="lm",
-        )
-    return np.asarray(canvas)
+    width = 6 * size
+    # Half a pixel more, so that rounding errors do not make the image a pixel smaller.
+    pixel = 1 / layout.FIGURE_DPI  # inches
+    figure = Figure(figsize=((width + 0.5) * pixel, (height + 0.5) * pixel))
+    area = (0.5 * size / width, size / height, size / width, 1 - 2 * size / height)
+    colours = ScalarMappable(Normalize(0, max_value or 1.0), _COLOUR_MAP)
+    ticks = [0, max_value / 2, max_value]
+    bar = figure.colorbar(colours, cax=figure.add_axes(area), ticks=ticks, format="%.3g")
+    bar.set_label(title, fontsize=72 * pixel * size)
+    bar.ax.tick_params(labelsize=72 * pixel * size)
+    return layout.render_figure(figure)
