@@ -48,7 +48,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 nitpick_ignore_regex = [
     # Types of other packages: their inventories would have to be downloaded at each build.
-    (r"py:.*", r"(torch|torchvision|numpy|np|PIL|omegaconf|matplotlib|tqdm)\..*"),
+    (r"py:.*", r"(torch|torchvision|numpy|np|PIL|hydra|omegaconf|matplotlib|tqdm)\..*"),
     (r"py:.*", r"(abc|argparse|collections|contextlib|io|pathlib|types|typing)\..*"),
     (r"py:.*", r"(nn|optim)\..*"),
     # Private base classes.

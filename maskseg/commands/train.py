@@ -111,7 +111,8 @@ def _train(
         validation = build_validation(config, source, "val", categories, context)
 
     # Initial weights, and checks that need the model
-    resume_path = context.broadcast(folder.resume_from if folder else None)
+    # In a tuple, because None, a training that resumes nothing, is a value here.
+    (resume_path,) = context.broadcast((folder.resume_from,) if folder else None)
     resume = run_folder.read(resume_path)
     _load_weights(model, optimizer, trainer, resume, config, log)
     _check_model(model, source, trainer)
