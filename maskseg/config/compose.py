@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -41,7 +42,6 @@ def compose(
     with open_configs():
         try:
             config = hydra.compose(name, selected)
-            defaults = hydra.compose(name, [o for o in selected if _is_group_choice(o)])
             OmegaConf.resolve(config.copy())
             choices = _choices(name, selected) if options else {}
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -49,9 +49,16 @@ def compose(
     if report is not None:
         for message in messages:
             report(message)
-    check_overrides(overrides, config, defaults)
+    choices_only = [override for override in selected if _is_group_choice(override)]
+    check_overrides(overrides, config, partial(_compose_defaults, name, choices_only))
     show(options, config, choices)
     return config
+
+
+def _compose_defaults(name: str, choices: Sequence[str]) -> DictConfig:
+    """The config with the choices of groups alone."""
+    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+        return hydra.compose(name, list(choices))
 
 
 def _choices(name: str, overrides: Sequence[str]) -> dict[str, str]:
@@ -90,21 +97,25 @@ def _is_group_choice(override: str) -> bool:
     return is_group(key_of(override)) or "@" in override.split("=", 1)[0]
 
 
-def check_overrides(overrides: Sequence[str], config: DictConfig, defaults: DictConfig) -> None:
+def check_overrides(
+    overrides: Sequence[str], config: DictConfig, make_defaults: Callable[[], DictConfig]
+) -> None:
     """Check that the overrides add no key, and the types of all values of a config.
 
     The type of a key is that of its schema. A key without one, such as a parameter without
     annotation, takes values of the type of its default.
+    make_defaults: returns the config without the overrides of values; composing it takes time.
     Raises UserError.
     """
     values = [o for o in overrides if not (o.startswith("~") or _is_group_choice(o))]
     for override in values:
         if override.startswith("+"):
-            raise UserError(f"{override}: {nearest(key_of(override), defaults)}")
+            raise UserError(f"{override}: {nearest(key_of(override), make_defaults())}")
     typed = check_types(config)
-    for key in map(key_of, values):
-        if key not in typed:
-            check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
+    untyped = [key for key in map(key_of, values) if key not in typed]
+    defaults = make_defaults() if untyped else None
+    for key in untyped:
+        check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
 
 
 def check_kind(key: str, old: object, new: object) -> None:

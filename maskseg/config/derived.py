@@ -50,7 +50,7 @@ def from_checkpoint(
     for override in overrides:
         if override not in data_choices and override not in placements:
             _apply_override(config, override)
-    check_overrides(overrides, config, defaults)
+    check_overrides(overrides, config, defaults.copy)
     show(options, config, group_choices([*data_choices, *placements]))
     return config
 
