@@ -42,7 +42,6 @@ def compose(
     with open_configs():
         try:
             config = hydra.compose(name, selected)
-            OmegaConf.resolve(config.copy())
             choices = _choices(name, selected) if options else {}
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(error, name, overrides)) from error
@@ -57,7 +56,7 @@ def compose(
 
 def _compose_defaults(name: str, choices: Sequence[str]) -> DictConfig:
     """The config with the choices of groups alone."""
-    with hydra.initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+    with open_configs():
         return hydra.compose(name, list(choices))
 
 
@@ -184,4 +183,6 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
         key = key_of(override)
         if not _is_group_choice(override) and key not in set(keys_of(config)):
             return f"{override}: {nearest(key, config)}"
+        if f"Could not override '{key}'. No match in the defaults list" in str(error):
+            return f"{override}: the config has no {key} that could be replaced"
     return " ".join(str(error).split())

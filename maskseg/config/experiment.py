@@ -1,9 +1,10 @@
-"""An experiment without the keys that belong to what the command line replaces.
+"""An experiment and a model without the keys that belong to what the command line replaces.
 
 Hydra merges the body of an experiment over all groups, also over one that the command line chooses
 instead of the experiment's own: `optimizer=sgd` would keep the learning rate that the experiment
 states for AdamW. Therefore the experiment is read here, its stale keys are dropped, and the rest is
-registered in Hydra's ConfigStore under another name.
+registered in Hydra's ConfigStore under another name. The same is done for the file of a model, such
+as `cfm_vgg16`, whose keys for its backbone do not fit another one.
 """
 
 from __future__ import annotations
@@ -54,67 +55,114 @@ def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], l
     name: the primary config. Without `experiment=...` its default experiment is used, unless the
     command line chooses the model or the data.
     """
-    default = _default_experiment(name)
+    default = _default_choice(name, "experiment")
     if default is None:
         return list(overrides), []
     replaced = replacements(overrides)
     chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "experiment"]
-    others = [o for o in overrides if o.partition("=")[0] != "experiment"]
+    selected = [o for o in overrides if o.partition("=")[0] != "experiment"]
+    model = _default_choice(name, "model")
+    messages: list[str] = []
     if not chosen and any(r.group in _DEFAULT_DESELECTED_BY for r in replaced):
-        return [*others, "~experiment"], []
-    experiment = chosen[-1] if chosen else default
-    path = find_config("experiment", experiment)
-    if not replaced or path is None:
-        return list(overrides), []
+        selected.append("~experiment")
+    else:
+        experiment = chosen[-1] if chosen else default
+        path = find_config("experiment", experiment)
+        if not replaced or path is None:
+            return list(overrides), []
+        registered, messages = _trim("experiment", path, replaced)
+        selected.append(f"experiment={registered}")
+        model = _model_of(path) or model
+    return _trim_model(selected, model, replaced, messages)
+
+
+def _trim_model(
+    overrides: list[str],
+    default: str | None,
+    replaced: Sequence[Replacement],
+    messages: list[str],
+) -> tuple[list[str], list[str]]:
+    """Drop the keys of the model's file that belong to stages that the command line replaces.
+
+    default: the model without `model=...` in the overrides. -> the overrides and all messages.
+    """
+    stages = [r for r in replaced if r.place.startswith("model.")]
+    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "model"]
+    name = chosen[-1] if chosen else default
+    path = None if name is None else find_config("model", name)
+    if not stages or path is None:
+        return overrides, messages
+    registered, more = _trim("model", path, stages)
+    if not more:
+        return overrides, messages
+    others = [o for o in overrides if o.partition("=")[0] != "model"]
+    return [*others, f"model={registered}"], [*messages, *more]
+
+
+def _trim(group: str, path: Path, replaced: Sequence[Replacement]) -> tuple[str, list[str]]:
+    """Register a file without the keys below replaced groups. -> its new name, and messages."""
     dropped: dict[Replacement, list[str]] = {r: [] for r in replaced}
-    registered = _register(path, replaced, dropped)
-    messages = [_message(r, keys, experiment) for r, keys in dropped.items() if keys]
-    return [*others, f"experiment={registered}"], messages
+    registered = _register(group, path, replaced, dropped)
+    choice = f"{group}={path.stem}"
+    return registered, [_message(r, keys, choice) for r, keys in dropped.items() if keys]
 
 
-def _message(replacement: Replacement, keys: Sequence[str], experiment: str) -> str:
+def _message(replacement: Replacement, keys: Sequence[str], choice: str) -> str:
     named = ", ".join(keys[:_MAX_NAMED])
     more = f" and {len(keys) - _MAX_NAMED} more" if len(keys) > _MAX_NAMED else ""
-    return f"{replacement.text} drops these keys of experiment={experiment}: {named}{more}"
+    return f"{replacement.text} drops these keys of {choice}: {named}{more}"
 
 
-def _default_experiment(name: str) -> str | None:
-    """The experiment in the defaults list of a primary config, None where it has no such entry.
+def _model_of(experiment: Path) -> str | None:
+    """The model that an experiment, or the last one of those that it builds on, chooses."""
+    model = None
+    for entry in OmegaConf.load(experiment).get("defaults", []):
+        base = find_config("experiment", entry) if isinstance(entry, str) else None
+        if base is not None:
+            model = _model_of(base) or model
+        elif OmegaConf.is_dict(entry) and "override /model" in entry:
+            model = str(entry["override /model"])
+    return model
 
-    A config may include that of another tool, such as `train`, with its experiment.
+
+def _default_choice(name: str, group: str) -> str | None:
+    """The choice of a group in the defaults list of a primary config, None where it has none.
+
+    A config may include that of another tool, such as `train`, with its choices.
     """
     path = find_config("", name)
     config: Any = {} if path is None else OmegaConf.load(path)
     for entry in config.get("defaults", []):
-        if OmegaConf.is_dict(entry) and "experiment" in entry:
-            return str(entry.experiment)
-        included = (
-            _default_experiment(entry) if isinstance(entry, str) and entry != "_self_" else None
-        )
+        if OmegaConf.is_dict(entry) and group in entry:
+            return str(entry[group])
+        included = _default_choice(entry, group) if isinstance(entry, str) else None
         if included is not None:
             return included
     return None
 
 
 def _register(
-    path: Path, replaced: Sequence[Replacement], dropped: dict[Replacement, list[str]]
+    group: str, path: Path, replaced: Sequence[Replacement], dropped: dict[Replacement, list[str]]
 ) -> str:
-    """Register the experiment and those that it builds on without stale keys. -> its new name."""
+    """Register a file and those that it builds on without stale keys. -> its new name."""
+    package = "_global_" if group == "experiment" else group
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(content, dict)
     defaults = []
     for entry in content.pop("defaults", []):
-        base = find_config("experiment", entry) if isinstance(entry, str) else None
+        base = find_config(group, entry) if isinstance(entry, str) else None
         if base is not None:
-            entry = _register(base, replaced, dropped)
+            entry = _register(group, base, replaced, dropped)
         if isinstance(entry, dict) and _is_replaced_default(next(iter(entry)), replaced):
             continue
         defaults.append(entry)
+    # The keys of a file are those below its package.
+    nested: dict[str, object] = content if package == "_global_" else {package: content}
     for replacement in replaced:
-        _drop_under(content, replacement, dropped)
+        _drop_under(nested, replacement, dropped)
     name = f"{path.stem}{TRIMMED}"
     ConfigStore.instance().store(
-        name, {"defaults": defaults, **content}, group="experiment", package="_global_"
+        name, {"defaults": defaults, **content}, group=group, package=package
     )
     return name
 

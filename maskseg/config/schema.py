@@ -155,12 +155,12 @@ def check_types(config: DictConfig) -> set[str]:
     read from the data later. -> the keys whose type is known.
     Raises UserError for the first value of another type, and for a reference to no key.
     """
+    references = set(_references(OmegaConf.to_container(config, resolve=False)))
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"config: {str(error).splitlines()[0]}") from error
+        raise UserError(_explain_reference(config, references, error)) from error
     assert isinstance(resolved, dict)
-    references = set(_references(OmegaConf.to_container(config, resolve=False)))
     integers: dict[str, int] = {}
     typed: set[str] = set()
     for key, value, hint in walk(resolved):
@@ -175,6 +175,16 @@ def check_types(config: DictConfig) -> set[str]:
         if key not in references:
             OmegaConf.update(config, key, number)
     return typed
+
+
+def _explain_reference(config: DictConfig, references: Collection[str], error: Exception) -> str:
+    """One line for a value that refers to a key that does not exist."""
+    for key in sorted(references):
+        try:
+            OmegaConf.select(config, key)
+        except OmegaConfBaseException as reason:
+            return f"{key}: {str(reason).splitlines()[0]}"
+    return f"config: {str(error).splitlines()[0]}"
 
 
 def _is_set_later(key: str, value: Any, references: Collection[str]) -> bool:
