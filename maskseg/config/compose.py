@@ -110,11 +110,14 @@ def check_overrides(
     for override in values:
         if override.startswith("+"):
             raise UserError(f"{override}: {nearest(key_of(override), make_defaults())}")
-    typed = check_types(config)
-    untyped = [key for key in map(key_of, values) if key not in typed]
-    defaults = make_defaults() if untyped else None
-    for key in untyped:
-        check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
+    try:
+        typed = check_types(config)
+        untyped = [key for key in map(key_of, values) if key not in typed]
+        defaults = make_defaults() if untyped else None
+        for key in untyped:
+            check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
+    except OmegaConfBaseException as error:  # a key refers to one that has no value
+        raise UserError(f"config: {str(error).splitlines()[0]}") from error
 
 
 def check_kind(key: str, old: object, new: object) -> None:
