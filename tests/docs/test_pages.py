@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from made.plugins import EXAMPLES, enable
 
 from maskseg import config as configs
 from maskseg.cli import help_text
@@ -40,6 +41,7 @@ PUBLIC = (
     "masks",
     "models",
     "ops",
+    "plugins",
     "structures",
     "superpixels",
     "variants",
@@ -193,8 +195,12 @@ def check_command(tool: str, arguments: list[str]) -> None:
     COMMANDS,
     ids=[f"{place}: {tool} {' '.join(arguments)}"[:100] for place, tool, arguments in COMMANDS],
 )
-def test_commands_have_valid_keys(place: str, tool: str, arguments: list[str]) -> None:
+def test_commands_have_valid_keys(
+    place: str, tool: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tool in TOOLS, place
+    if place == "docs/extending.md":
+        enable(monkeypatch, *EXAMPLES)
     if arguments != ["--help"]:
         check_command(tool, arguments)
 

@@ -11,6 +11,7 @@ from made.runs import ROOT
 from maskseg.plugins import VARIABLE
 
 FOLDER = ROOT / "tests" / "plugins"
+EXAMPLES = ("convnext_trunk", "boundary_head", "yolo_reader", "recipe")
 
 
 def enable(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
