@@ -17,6 +17,7 @@ from maskseg.cli import help_text
 
 # Links outside of docs/ -> pages that include these files.
 _INCLUDED = {"../SECURITY.md": "security.md"}
+_ENTRY = re.compile(r"[a-z][\w ]*: +\S")  # of a list of names with their values
 _COMMANDS = re.compile(
     r"^(```)(?=\n(?:python3? |pip |make |torchrun |tensorboard |maskseg-|pytest |git |\. ))",
     re.MULTILINE,
@@ -29,7 +30,7 @@ class ToolHelp(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Parse the text: indented lines are commands."""
+        """Parse the text: indented paragraphs are commands."""
         tool = self.arguments[0]
         text = help_text(tool)
         if not text:
@@ -38,13 +39,19 @@ class ToolHelp(Directive):
 
 
 def split_help(text: str) -> list[tuple[bool, str]]:
-    """Split a help text into (whether it is code, text)."""
+    """Split a help text into (whether it is code, text).
+
+    Indented lines are code. In a list of names with their values, whose entries become paragraphs,
+    they continue the line above them.
+    """
     blocks: list[tuple[bool, list[str]]] = []
-    for block in text.strip().split("\n\n"):
-        lines = block.split("\n")
-        for line in lines:
-            is_code = line.startswith("  ")
-            if line is lines[0] or blocks[-1][0] != is_code:
+    for paragraph in text.strip().split("\n\n"):
+        lines = paragraph.split("\n")
+        is_list = sum(_ENTRY.match(line) is not None for line in lines) > 1
+        for i, line in enumerate(lines):
+            is_code = line.startswith("  ") and not is_list
+            is_entry = is_list and _ENTRY.match(line) is not None
+            if i == 0 or is_entry or is_code != blocks[-1][0]:
                 blocks.append((is_code, []))
             blocks[-1][1].append(line)
     return [(is_code, textwrap.dedent("\n".join(lines))) for is_code, lines in blocks]

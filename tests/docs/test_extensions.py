@@ -59,10 +59,10 @@ def test_parameters_of_functions_and_classes() -> None:
 
 
 def test_help_texts_are_split_into_text_and_commands() -> None:
-    text = "One\nline.\n\n  python a \\\n      b\n\nkeys: a,\n      b"
+    text = "One\nline:\n  python a \\\n      b\n\nkeys: a,\n      b\nothers:  c"
     assert split_help(text) == [
-        (False, "One\nline."),
+        (False, "One\nline:"),
         (True, "python a \\\n    b"),
-        (False, "keys: a,"),
-        (True, "b"),
+        (False, "keys: a,\n      b"),
+        (False, "others:  c"),
     ]
