@@ -113,7 +113,7 @@ def check_overrides(
     try:
         typed = check_types(config)
         untyped = [key for key in map(key_of, values) if key not in typed]
-        defaults = make_defaults() if untyped else None
+        defaults = make_defaults() if untyped else config
         for key in untyped:
             check_kind(key, OmegaConf.select(defaults, key), OmegaConf.select(config, key))
     except OmegaConfBaseException as error:  # a key refers to one that has no value

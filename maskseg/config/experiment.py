@@ -116,11 +116,13 @@ def _message(replacement: Replacement, keys: Sequence[str], choice: str) -> str:
 def _model_of(experiment: Path) -> str | None:
     """The model that an experiment, or the last one of those that it builds on, chooses."""
     model = None
-    for entry in OmegaConf.load(experiment).get("defaults", []):
+    content = OmegaConf.to_container(OmegaConf.load(experiment), resolve=False)
+    assert isinstance(content, dict)
+    for entry in content.get("defaults", []):
         base = find_config("experiment", entry) if isinstance(entry, str) else None
         if base is not None:
             model = _model_of(base) or model
-        elif OmegaConf.is_dict(entry) and "override /model" in entry:
+        elif isinstance(entry, dict) and "override /model" in entry:
             model = str(entry["override /model"])
     return model
 
@@ -157,7 +159,7 @@ def _register(
             continue
         defaults.append(entry)
     # The keys of a file are those below its package.
-    nested: dict[str, object] = content if package == "_global_" else {package: content}
+    nested: dict[Any, Any] = content if package == "_global_" else {package: content}
     for replacement in replaced:
         _drop_under(nested, replacement, dropped)
     name = f"{path.stem}{TRIMMED}"
