@@ -5,7 +5,7 @@ Only classes of this package, optimizers of torch and classes of enabled plug-in
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any, cast
 
@@ -34,7 +34,11 @@ from maskseg.structures import Categories
 _STAGES = ("backbone", "proposer", "classifier", "head", "segmenter")  # modules of a model
 
 
-def build(config: Any, allowed: Collection[str] = TRAIN_TARGETS, **values: Any) -> Any:
+def build(
+    config: DictConfig | Mapping[str, object],
+    allowed: Collection[str] = TRAIN_TARGETS,
+    **values: object,
+) -> Any:
     """Build the object that a config with `_target_` describes.
 
     allowed: `TRAIN_TARGETS` for the user's own config, `CHECKPOINT_TARGETS` for that of a
@@ -113,7 +117,7 @@ def build_model(
     return built
 
 
-def _resolve(config: Any) -> Any:
+def _resolve(config: object) -> Any:
     """Plain values, with interpolations replaced by their values. Raises UserError."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -121,7 +125,7 @@ def _resolve(config: Any) -> Any:
         raise UserError(f"config: {str(error).splitlines()[0]}") from error
 
 
-def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
+def _read_levels(model: dict[str, object], allowed: Collection[str]) -> None:
     """Fill in what the stages need to know about the levels of the backbone, in place.
 
     A stage may also name a level of the trunk below a pyramid, which the pyramid then passes on.
@@ -138,15 +142,21 @@ def _read_levels(model: dict[str, Any], allowed: Collection[str]) -> None:
         used = fill_levels(stage, f"model.{key}", backbone.levels, trunk_levels)
         extra_levels += [name for name in used if name not in extra_levels]
     if extra_levels != configured:
-        model["backbone"]["extra_levels"] = extra_levels
+        model["backbone"] = {**_group(model, "backbone"), "extra_levels": extra_levels}
 
 
-def _build_on_meta(model: dict[str, Any], allowed: Collection[str]) -> Any:
+def _group(model: dict[str, object], key: str) -> dict[str, object]:
+    """The keys of a part of a model, none where it is no group of keys."""
+    value = model.get(key)
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _build_on_meta(model: dict[str, object], allowed: Collection[str]) -> Any:
     """Build the backbone without memory for its weights. Raises UserError where there is none."""
-    config = deepcopy(model.get("backbone"))
+    config = deepcopy(_group(model, "backbone"))
     _clear_weights(config)
     backbone = None
-    if config is not None:
+    if config:
         with torch.device("meta"):
             backbone = build(config, allowed)
     if not hasattr(backbone, "levels"):

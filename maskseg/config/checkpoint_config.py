@@ -37,7 +37,7 @@ _PREFIX = "the checkpoint's config"
 _REQUIRED = ("model", "data", "trainer", "evaluation")
 _GROUPS = ("data", "optimizer", "scheduler", "trainer", "evaluation")
 # The keys that `set_categories` adds to any data group.
-_CATEGORY_KEYS: dict[str, Any] = {"num_classes": None, "num_things": None, "point_ranges": None}
+_CATEGORY_KEYS: dict[str, object] = {"num_classes": None, "num_things": None, "point_ranges": None}
 # The key of the data whose value is itself an installed group. It is built later, when the number
 # of classes is known.
 _NESTED_GROUP = "segment_sampler"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -146,11 +146,11 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
     return differences
 
 
-def flatten(node: object, prefix: str = "") -> dict[str, Any]:
+def flatten(node: object, prefix: str = "") -> dict[str, object]:
     """Nested plain values as dotted key -> value. A list is a value."""
     if not isinstance(node, dict):
         return {prefix.rstrip("."): node}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, inner in node.items():
         values |= flatten(inner, f"{prefix}{name}.")
     return values

@@ -150,8 +150,10 @@ def _register(
     package = "_global_" if group == "experiment" else group
     content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(content, dict)
+    entries = content.pop("defaults", [])
+    body: dict[str, object] = {str(key): value for key, value in content.items()}
     defaults = []
-    for entry in content.pop("defaults", []):
+    for entry in entries:
         base = find_config(group, entry) if isinstance(entry, str) else None
         if base is not None:
             entry = _register(group, base, replaced, dropped)
@@ -159,13 +161,11 @@ def _register(
             continue
         defaults.append(entry)
     # The keys of a file are those below its package.
-    nested: dict[Any, Any] = content if package == "_global_" else {package: content}
+    nested: dict[str, object] = body if package == "_global_" else {package: body}
     for replacement in replaced:
         _drop_under(nested, replacement, dropped)
     name = f"{path.stem}{TRIMMED}"
-    ConfigStore.instance().store(
-        name, {"defaults": defaults, **content}, group=group, package=package
-    )
+    ConfigStore.instance().store(name, {"defaults": defaults, **body}, group=group, package=package)
     return name
 
 
@@ -181,16 +181,16 @@ def _is_replaced_default(key: str, replaced: Sequence[Replacement]) -> bool:
 
 
 def _drop_under(
-    content: dict[Any, Any], replacement: Replacement, dropped: dict[Replacement, list[str]]
+    content: dict[str, object], replacement: Replacement, dropped: dict[Replacement, list[str]]
 ) -> None:
     """Drop the keys of an experiment's body below the place of a replaced group."""
     parent_path, _, last = replacement.place.rpartition(".")
-    parent: Any = content
+    parent: object = content
     for part in parent_path.split(".") if parent_path else ():
         parent = parent.get(part) if isinstance(parent, dict) else None
-    node = parent.get(last) if isinstance(parent, dict) else None
-    if node is None:
+    if not isinstance(parent, dict) or parent.get(last) is None:
         return
+    node = parent[last]
     shared = _shared_keys(replacement.group)
     kept = {key: node[key] for key in node if key in shared} if isinstance(node, dict) else {}
     stale = (
@@ -203,13 +203,13 @@ def _drop_under(
     dropped[replacement] += [f"{key}={value}" for key, value in _leaves(stale, replacement.place)]
 
 
-def _shared_keys(group: str) -> set[Any]:
+def _shared_keys(group: str) -> set[object]:
     """The keys that all choices of a group have in common by its file `_common.yaml`."""
     path = find_config(group, _SHARED)
     return set() if path is None else set(OmegaConf.load(path))
 
 
-def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: object, place: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, f"{place}.{key}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import hydra
 
@@ -21,7 +20,7 @@ FILLED_KEYS = ("strides", "in_channels", "feature_spec", "feature_specs")
 Levels = Mapping[str, FeatureSpec]
 
 
-def needs_levels(node: Any) -> bool:
+def needs_levels(node: object) -> bool:
     """Whether a key below this node is filled in from the backbone."""
     if not isinstance(node, dict):
         return False
@@ -30,7 +29,7 @@ def needs_levels(node: Any) -> bool:
     )
 
 
-def fill_levels(stage: Any, place: str, levels: Levels, trunk_levels: Levels) -> list[str]:
+def fill_levels(stage: object, place: str, levels: Levels, trunk_levels: Levels) -> list[str]:
     """Fill in the keys of a stage and of the parts below it, in place.
 
     levels: of the backbone; trunk_levels: of the trunk below a pyramid, which a stage may name too.
@@ -42,12 +41,12 @@ def fill_levels(stage: Any, place: str, levels: Levels, trunk_levels: Levels) ->
     return extra
 
 
-def _is_open(node: Mapping[str, Any], key: str) -> bool:
+def _is_open(node: Mapping[str, object], key: str) -> bool:
     return key in node and node[key] is None
 
 
 def _fill(
-    node: Any,
+    node: object,
     place: str,
     names: list[str],
     levels: Levels,
@@ -70,10 +69,10 @@ def _fill(
         _fill(inner, f"{place}.{key}", names, levels, trunk_levels, extra)
 
 
-def _fill_strides(node: dict[str, Any], place: str, levels: Levels) -> list[str]:
+def _fill_strides(node: dict[str, object], place: str, levels: Levels) -> list[str]:
     """-> the names of the levels."""
     if node["strides"] is None:
-        limit = getattr(hydra.utils.get_class(node["_target_"]), "max_stride", None)
+        limit = getattr(hydra.utils.get_class(str(node["_target_"])), "max_stride", None)
         node["strides"] = {
             name: spec.stride
             for name, spec in levels.items()
@@ -96,13 +95,13 @@ def _channels(names: list[str], place: str, levels: Levels) -> int:
 
 
 def _fill_specs(
-    node: dict[str, Any], key: str, place: str, known: Levels, levels: Levels
+    node: dict[str, object], key: str, place: str, known: Levels, levels: Levels
 ) -> list[str]:
     """-> the names among them that are the trunk's."""
-    names: Any = node["levels"] if key == "feature_specs" else [node.get("level")]
-    is_list = isinstance(names, list) and bool(names)
-    if not is_list or not all(isinstance(name, str) and name in known for name in names):
-        text = f"levels={names}" if key == "feature_specs" else f"level={node.get('level')}"
+    value = node["levels"] if key == "feature_specs" else [node.get("level")]
+    names = value if isinstance(value, list) else []
+    if not names or not all(isinstance(name, str) and name in known for name in names):
+        text = f"levels={value}" if key == "feature_specs" else f"level={node.get('level')}"
         raise UserError(f"{place}.{text}: the backbone has {', '.join(known)}")
     target = f"{FeatureSpec.__module__}.{FeatureSpec.__name__}"
     specs = {name: {"_target_": target, **asdict(known[name])} for name in names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -29,8 +28,8 @@ from maskseg.structures import Categories
 
 
 def trained_model(
-    path: Path, overrides: Sequence[str], tool: str, base: Any = None
-) -> tuple[nn.Module, Any, Categories]:
+    path: Path, overrides: Sequence[str], tool: str, base: Config | None = None
+) -> tuple[nn.Module, Config, Categories]:
     """Load a checkpoint. -> the model in evaluation mode, its config and its classes.
 
     overrides: the command line; tool: the name of the tool, whose keys the config gets.

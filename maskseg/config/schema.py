@@ -15,7 +15,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +26,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
 from maskseg.errors import UserError
 
-Hint = object  # a type annotation, such as `int | None`
+Hint: TypeAlias = object  # a type annotation, such as `int | None`
 
 
 class TrainKeys(TypedDict, total=False):
@@ -87,9 +87,9 @@ class DataKeys(TypedDict, total=False):
     val_semantic: str | None
     train_segments: str | None
     val_segments: str | None
-    segment_sampler: dict[str, Any] | None
-    train_transforms: list[Any]
-    test_transforms: list[Any]
+    segment_sampler: dict[str, object] | None
+    train_transforms: list[object]
+    test_transforms: list[object]
     split: str
 
 
@@ -163,11 +163,11 @@ def check_types(config: DictConfig) -> set[str]:
     assert isinstance(resolved, dict)
     integers: dict[str, int] = {}
     typed: set[str] = set()
-    for key, value, hint in walk(resolved):
+    for key, value, hint in walk({str(key): value for key, value in resolved.items()}):
         typed.add(key)
         if _is_set_later(key, value, references):
             continue
-        if _is_integer_as_float(value, hint):
+        if isinstance(value, float) and _is_integer_as_float(value, hint):
             integers[key] = int(value)
         elif not _matches(value, hint):
             raise UserError(f"{key}={value!r}: expected {describe(hint)}")
@@ -187,20 +187,19 @@ def _explain_reference(config: DictConfig, references: Collection[str], error: E
     return f"config: {str(error).splitlines()[0]}"
 
 
-def _is_set_later(key: str, value: Any, references: Collection[str]) -> bool:
+def _is_set_later(key: str, value: object, references: Collection[str]) -> bool:
     """Whether a key has no value yet: it is missing, or is filled in from the data or the model."""
     if value is None:
         return key in references or key.rpartition(".")[2] in FILLED_KEYS
     return bool(value == "???")
 
 
-def _is_integer_as_float(value: Any, hint: Any) -> bool:
+def _is_integer_as_float(value: float, hint: Hint) -> bool:
     """Whether a value such as 10.0 or 1e1 stands for an integer."""
-    is_whole = type(value) is float and value.is_integer()
-    return is_whole and _matches(0, hint) and not _matches(0.0, hint)
+    return value.is_integer() and _matches(0, hint) and not _matches(0.0, hint)
 
 
-def _references(node: Any, place: str = "") -> Iterator[str]:
+def _references(node: object, place: str = "") -> Iterator[str]:
     """The keys whose values are interpolations."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -209,7 +208,7 @@ def _references(node: Any, place: str = "") -> Iterator[str]:
         yield place
 
 
-def walk(config: Mapping[Any, Any]) -> Iterator[tuple[str, Any, Any]]:
+def walk(config: Mapping[str, object]) -> Iterator[tuple[str, object, Hint]]:
     """Each key whose type is known, with its value and its type."""
     top = {**typing.get_type_hints(ToolKeys), **typing.get_type_hints(TrainKeys)}
     for key, value in config.items():
@@ -220,8 +219,8 @@ def walk(config: Mapping[Any, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _walk_group(
-    place: str, node: Mapping[str, Any], hints: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
+    place: str, node: Mapping[str, object], hints: Mapping[str, Hint]
+) -> Iterator[tuple[str, object, Hint]]:
     for key, value in node.items():
         path = f"{place}.{key}"
         if key in hints:
@@ -234,7 +233,7 @@ def _walk_group(
                     yield from _walk_node(f"{path}.{index}", inner)
 
 
-def _walk_node(place: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _walk_node(place: str, node: Mapping[str, object]) -> Iterator[tuple[str, object, Hint]]:
     target = node.get("_target_")
     hints = types_of(target) if isinstance(target, str) else {}
     if place in GROUPS:
@@ -244,7 +243,7 @@ def _walk_node(place: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any, 
 
 
 @functools.cache
-def types_of(target: str) -> dict[str, Any]:
+def types_of(target: str) -> dict[str, Hint]:
     """The types of the keys of a group with this `_target_`; of a dataset, those of its options."""
     try:
         built = hydra.utils.get_object(target)
@@ -257,11 +256,11 @@ def types_of(target: str) -> dict[str, Any]:
     return hints
 
 
-def _parameter_types(built: Any) -> dict[str, Any]:
+def _parameter_types(built: object) -> dict[str, Hint]:
     """The annotated parameters of a class or function, with those of the base classes."""
     if not inspect.isclass(built):
         return _hints(built)
-    hints: dict[str, Any] = {}
+    hints: dict[str, Hint] = {}
     for base in reversed(built.__mro__):
         if "__init__" in vars(base):
             hints |= _hints(vars(base)["__init__"])
@@ -271,13 +270,15 @@ def _parameter_types(built: Any) -> dict[str, Any]:
     return hints
 
 
-def _hints(function: Any) -> dict[str, Any]:
+def _hints(function: object) -> dict[str, Hint]:
+    if not callable(function):
+        return {}
     try:
         hints = typing.get_type_hints(function)
         kinds = inspect.signature(function).parameters
     except (NameError, TypeError, ValueError):
         return {}
-    types_by_name: dict[str, Any] = {}
+    types_by_name: dict[str, Hint] = {}
     for name, parameter in kinds.items():
         if name not in hints or parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             continue
@@ -288,7 +289,7 @@ def _hints(function: Any) -> dict[str, Any]:
     return types_by_name
 
 
-def _matches(value: Any, hint: Any) -> bool:
+def _matches(value: object, hint: Hint) -> bool:
     """Whether a plain value can be of the type; True for types that no plain value shows."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
@@ -299,7 +300,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if value is None:
-        return hint is Any or not _is_plain(hint)
+        return not _is_plain(hint)
     if isinstance(value, dict) and "_target_" in value:
         return hint not in (bool, int, float, str)
     if hint in (bool, int, str):
@@ -309,20 +310,20 @@ def _matches(value: Any, hint: Any) -> bool:
     return _matches_collection(value, origin or hint, arguments)
 
 
-def _matches_collection(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
+def _matches_collection(value: object, kind: object, arguments: tuple[Hint, ...]) -> bool:
     if kind in (list, collections.abc.Sequence):
-        inner = arguments[0] if arguments else Any
+        inner = arguments[0] if arguments else object
         return isinstance(value, list) and all(_matches(item, inner) for item in value)
     if kind is tuple:
         return isinstance(value, list) and _matches_tuple(value, arguments)
     if kind in (dict, collections.abc.Mapping):
-        inner = arguments[1] if len(arguments) == 2 else Any
+        inner = arguments[1] if len(arguments) == 2 else object
         return isinstance(value, dict) and all(_matches(item, inner) for item in value.values())
-    is_other_class = inspect.isclass(kind) and kind not in (object, Path)
+    is_other_class = inspect.isclass(kind) and kind not in (object, Any, Path)
     return not (is_other_class and isinstance(value, bool | int | float | str))
 
 
-def _matches_tuple(values: list[Any], arguments: tuple[Any, ...]) -> bool:
+def _matches_tuple(values: list[object], arguments: tuple[Hint, ...]) -> bool:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return all(_matches(value, arguments[0]) for value in values)
     if len(values) != len(arguments):
@@ -330,7 +331,7 @@ def _matches_tuple(values: list[Any], arguments: tuple[Any, ...]) -> bool:
     return all(_matches(value, hint) for value, hint in zip(values, arguments, strict=True))
 
 
-def _is_plain(hint: Any) -> bool:
+def _is_plain(hint: Hint) -> bool:
     """Whether null is no value of the type."""
     plain = (bool, int, float, str, list, tuple, dict)
     abstract = (collections.abc.Sequence, collections.abc.Mapping)
@@ -346,7 +347,7 @@ _NAMES = {
 }
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Hint) -> str:
     """A type in words."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
@@ -367,7 +368,7 @@ def describe(hint: Any) -> str:
     return "a group with _target_"
 
 
-def _describe_list(kind: Any, arguments: tuple[Any, ...]) -> str:
+def _describe_list(kind: object, arguments: tuple[Hint, ...]) -> str:
     items = [argument for argument in arguments if argument is not Ellipsis]
     text = "a list of values"
     if kind is tuple and Ellipsis not in arguments:

@@ -107,7 +107,7 @@ def superpixel_targets() -> frozenset[str]:
     return SUPERPIXELS | registered("superpixels")
 
 
-def check_targets(config: Any) -> None:
+def check_targets(config: object) -> None:
     """Check each `_target_` of the user's own config.
 
     Raises UserError for a name outside of `TRAIN_TARGETS` and of the enabled plug-ins.
@@ -275,7 +275,7 @@ def _class_of(target: str) -> type:
     return value
 
 
-def _installed_defaults() -> dict[str, dict[str, Any]]:
+def _installed_defaults() -> dict[str, dict[str, object]]:
     """Class -> key -> a value that the installed configs have for the key.
 
     The configs are those of this package and of the enabled plug-ins. Interpolations and null are
@@ -285,21 +285,21 @@ def _installed_defaults() -> dict[str, dict[str, Any]]:
 
 
 @functools.cache
-def _read_defaults(folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
-    defaults: dict[str, dict[str, Any]] = {}
+def _read_defaults(folders: tuple[Path, ...]) -> dict[str, dict[str, object]]:
+    defaults: dict[str, dict[str, object]] = {}
     files: list[Path] = []
     for folder in folders:
         files += sorted(folder.glob("**/*.yaml"))
     for file in files:
         for node in _nodes_with_target(parse_yaml(file.read_text(encoding="utf-8"))):
-            class_defaults = defaults.setdefault(node["_target_"], {})
+            class_defaults = defaults.setdefault(str(node["_target_"]), {})
             for key, value in node.items():
                 if value is not None and "${" not in str(value) and value != "???":
                     class_defaults.setdefault(key, value)
     return defaults
 
 
-def _nodes_with_target(plain: object) -> Iterator[dict[str, Any]]:
+def _nodes_with_target(plain: object) -> Iterator[dict[str, object]]:
     """All dictionaries with a `_target_` in plain nested values."""
     values: Iterable[object] = ()
     if isinstance(plain, dict):
