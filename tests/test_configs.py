@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from maskseg.data.datasets.scenes import ScenesSource
 from maskseg.data.transforms import Flip
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
+from maskseg.files.configs import group_files
 from maskseg.models.mask_head import MaskHead
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Batch, Categories
@@ -106,6 +107,139 @@ def test_every_experiment_builds(experiment: str) -> None:
     assert source.splits() == ["train", "val"]
     assert all(callable(t) for name in ("train", "val") for t in source.split(name).transforms)
     assert source.split("train").transforms
+
+
+# Categories that suit all models: two things, the second with keypoints, and stuff.
+DATA_KEYS = {"num_classes": 3, "num_things": 2, "point_ranges": [[0, 0], [0, 5], [5, 5]]}
+STAGES = ("backbone", "proposer", "sampler", "classifier")
+SEGMENT_DATA = ("bsds", "msrc")  # datasets that are not for training
+RPN_CHANNELS = r"model\.proposer\.head\.in_channels is not set"
+NO_BOX_POOLER = r"model\.heads\.\w+\.pooler\.\w+: Interpolation key 'model\.classifier\.pooler\."
+# Choices of stages that do not fit a model, with the key that the error names.
+MISFITS = {
+    "mask_rcnn": {
+        "backbone=alexnet": RPN_CHANNELS,
+        "backbone=resnet": RPN_CHANNELS,
+        "backbone=vgg16": RPN_CHANNELS,
+        "classifier=cfm": NO_BOX_POOLER,
+        "classifier=cfm_svm": NO_BOX_POOLER,
+    },
+    "cfm": {
+        "backbone=alexnet": r"model\.classifier\.levels=",
+        "backbone=resnet": r"model\.classifier\.levels=",
+        "backbone=vgg16": r"model\.classifier\.levels=",
+    },
+    "cfm_vgg16": {
+        "backbone=fpn": r"model\.classifier\.mlp\.weights: .*'model\.backbone\.weights'",
+        "backbone=resnet": r"model\.classifier\.levels=",
+        "classifier=cfm": r"model\.classifier\.levels=",
+        "classifier=cfm_svm": r"model\.classifier\.levels=",
+    },
+    "hash_net": {
+        "backbone=fpn": r"model\.segmenter\.level=fc7",
+        "backbone=resnet": r"model\.segmenter\.level=fc7",
+        "backbone=vgg16": r"model\.segmenter\.level=fc7",
+    },
+    "image_classifier": {
+        "backbone=alexnet": r"model\.head\.levels=",
+        "backbone=vgg16": r"model\.head\.levels=",
+    },
+}
+
+
+def choices(group: str) -> list[str]:
+    return [file.stem for file in group_files(group)]
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return configs.compose("train", list(overrides))
+
+
+def family(experiment: str) -> str:
+    """The model of an experiment, as far as the fit of other stages depends on it."""
+    names = {"hash_bsds": "hash_net", "classify": "image_classifier", "cfm_vgg16": "cfm_vgg16"}
+    names |= {"cfm": "cfm", "": "mask_rcnn"}
+    return next(model for part, model in names.items() if part in experiment)
+
+
+def plain(node: object) -> Any:
+    return OmegaConf.to_container(node)  # type: ignore[call-overload]
+
+
+@cache
+def build_small(model: str) -> nn.Module:
+    """Build a model without memory for its weights. model: its config as YAML, resolved."""
+    with torch.device("meta"):
+        return configs.build_model(OmegaConf.create(model), pretrained=False)
+
+
+def build_config(config: DictConfig) -> nn.Module:
+    """The model of a config with the smallest ResNet; equal models are built once."""
+    config = config.copy()
+    for key, value in DATA_KEYS.items():
+        configs.set_key(config, f"data.{key}", value)
+    for node in (config.model.get("backbone"), config.model.get("backbone", {}).get("trunk")):
+        if node is not None and str(node.get("_target_")).endswith("ResNet"):
+            node.name = "resnet18"
+            node.stride_in_1x1 = False  # ResNet-18 has no bottlenecks
+    model = OmegaConf.create({"model": OmegaConf.to_container(config, resolve=True)["model"]})  # type: ignore[index,call-overload]
+    return build_small(OmegaConf.to_yaml(model))
+
+
+PARTS = 7  # of all combinations; each experiment has one part that is not slow
+COMBINATIONS = [
+    pytest.param(name, part, marks=[] if part == index % PARTS else pytest.mark.slow)
+    for index, name in enumerate(configs.experiments())
+    for part in range(PARTS)
+]
+
+
+@pytest.mark.parametrize(("experiment", "part"), COMBINATIONS)
+def test_every_experiment_with_every_other_choice_of_a_stage(experiment: str, part: int) -> None:
+    own = composed(f"experiment={experiment}").model
+    misfits = MISFITS[family(experiment)]
+    pairs = [(stage, choice) for stage in STAGES for choice in choices(f"model/{stage}")]
+    for stage, choice in pairs[part::PARTS]:
+        override = f"model/{stage}={choice}"
+        error = misfits.get(f"{stage}={choice}")
+        if stage not in own:
+            error = f"{override}: the config has no model/{stage} that could be replaced"
+        if error is not None:
+            with pytest.raises(UserError, match=error) as raised:
+                build_config(composed(f"experiment={experiment}", override))
+            assert "\n" not in str(raised.value)
+            continue
+        config = composed(f"experiment={experiment}", override)
+        build_config(config)
+        # The stage is that of its file, and the others are those of the experiment.
+        expected = composed(f"model={family(experiment)}", override).model[stage]
+        assert plain(config.model[stage]) == plain(expected)
+        for other in set(STAGES) & set(own) - {stage}:
+            assert plain(config.model[other]) == plain(own[other])
+
+
+@pytest.mark.parametrize(("experiment", "part"), COMBINATIONS)
+def test_every_experiment_with_every_other_choice_of_a_group(experiment: str, part: int) -> None:
+    datasets = [name for name in choices("data") if name not in SEGMENT_DATA]
+    common = OmegaConf.load(configs.config_folder() / "data" / "_common.yaml")
+    shared = {str(key) for key in common}  # an experiment's values for them stay
+    for index, model in list(enumerate(choices("model")))[part::PARTS]:
+        groups = {"model": model, "data": datasets[index % len(datasets)]}
+        for group in ("optimizer", "scheduler"):
+            groups[group] = choices(group)[index % len(choices(group))]
+        overrides = [f"{group}={choice}" for group, choice in groups.items()]
+        config = composed(f"experiment={experiment}", *overrides)
+        alone = composed(*overrides)
+        for group in ("model", "optimizer", "scheduler"):
+            assert plain(config[group]) == plain(alone[group])
+        for key in set(alone.data) - shared:
+            assert plain(alone.data)[key] == plain(config.data)[key]
+        build_config(config)
+        configs.build_source(config.data)
+        trainer = configs.build(config.trainer)
+        optimizer = configs.build_optimizer(config, trainer, nn.Linear(1, 1))
+        configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ as `cfm_vgg16`, whose keys for its backbone do not fit another one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,16 +192,45 @@ def _drop_under(
     if not isinstance(parent, dict) or parent.get(last) is None:
         return
     node = parent[last]
-    shared = _shared_keys(replacement.group)
-    kept = {key: node[key] for key in node if key in shared} if isinstance(node, dict) else {}
-    stale = (
-        {key: node[key] for key in node if key not in shared} if isinstance(node, dict) else node
-    )
+    kept: dict[object, object] = {}
+    stale = node
+    if isinstance(node, dict):
+        kept = _kept_keys(node, replacement)
+        stale = {key: value for key, value in node.items() if key not in kept}
     if kept:
         parent[last] = kept
     else:
         del parent[last]
     dropped[replacement] += [f"{key}={value}" for key, value in _leaves(stale, replacement.place)]
+
+
+def _kept_keys(node: dict[object, object], replacement: Replacement) -> dict[object, object]:
+    """The keys of a replaced group that suit the choice of the command line, too.
+
+    These are the keys that all choices share, except for values that refer to a key that the choice
+    does not have, such as `${data.root}` for `data=custom`.
+    """
+    shared = _shared_keys(replacement.group)
+    known = _keys_of_choice(replacement.group, replacement.text.partition("=")[2])
+    reference = re.compile(rf"\$\{{{re.escape(replacement.place)}\.(\w+)")
+    return {
+        key: value
+        for key, value in node.items()
+        if key in shared and known.issuperset(reference.findall(str(value)))
+    }
+
+
+def _keys_of_choice(group: str, name: str) -> set[object]:
+    """The keys of a file of a group, with those of the files that it includes."""
+    path = find_config(group, name)
+    if path is None:
+        return set()
+    content: Any = OmegaConf.load(path)
+    keys: set[object] = set(content)
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str):
+            keys |= _keys_of_choice(group, entry)
+    return keys
 
 
 def _shared_keys(group: str) -> set[object]:

@@ -114,6 +114,17 @@ def test_experiments_that_build_on_others() -> None:
     assert config.model.heads.keypoint.channels == 128
 
 
+def test_files_of_the_replaced_dataset_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    # Guards against: values that refer to data.root, which data=custom does not have.
+    config = configs.compose("train", ["experiment=scenes_cfm", "data=custom"], print)
+    assert config.data.train_segments is None
+    assert config.data.train_semantic is None
+    assert config.data.segment_sampler.negative_iou == [0.0, 0.5]
+    assert "data.train_segments=${data.root}/segments_train" in capsys.readouterr().out
+    kept = compose("experiment=coco_cfm_r50_fpn", "data=coco").data
+    assert kept.train_segments == "datasets/coco/segments_train2017"
+
+
 def test_the_recipe_stays_with_another_dataset() -> None:
     # Transforms are a key that all datasets have; the recipe's are used for each of them.
     config = compose("experiment=coco_r50_fpn_lsj", "data=custom")
