@@ -98,12 +98,7 @@ def _train(
 
     # Model, optimizer, schedule, validation
     torch.manual_seed(config.seed)
-    model = trainer.place(configs.build_model(config))
-    if not isinstance(model, TrainableModel):
-        raise UserError(
-            "the model finds no objects: tools/fit_hash.py fits its hash layer, and "
-            "experiment=scenes_hash_r18 trains one"
-        )
+    model = trainer.place(_build_model(config))
     optimizer = configs.build_optimizer(config, trainer, model)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     validation = None
@@ -111,16 +106,14 @@ def _train(
         validation = build_validation(config, source, "val", categories, context)
 
     # Initial weights, and checks that need the model
-    # In a tuple, because None, a training that resumes nothing, is a value here.
-    (resume_path,) = context.broadcast((folder.resume_from,) if folder else None)
-    resume = run_folder.read(resume_path)
+    resume = run_folder.read(context.broadcast(folder.resume_from if folder else None))
     _load_weights(model, optimizer, trainer, resume, config, log)
     _check_model(model, source, trainer)
     prepare_segments(model, source, source.splits(), config, context)
     context.barrier()  # nothing is written before all processes have passed their checks
 
     # Run folder
-    run_dir: Path = context.broadcast(folder.make() if folder else None)
+    run_dir = context.broadcast(folder.make() if folder else Path())
     log(f"run folder: {run_dir}", flush=True)
     log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
     metadata: Checkpoint = {
@@ -141,10 +134,26 @@ def _train(
     except RuntimeError as error:
         raise loader_error(error, source.split("train").key, source.loading.timeout) from error
     if context.main:
-        if validation is not None and validation.table:
-            print(validation.table, flush=True)
-        _try_to_draw(partial(_plot_curves, run_dir))
+        _finish(run_dir, validation)
     return run_dir
+
+
+def _build_model(config: Config) -> nn.Module:
+    """Build the model. Raises UserError for one that cannot be trained by this tool."""
+    model = configs.build_model(config)
+    if not isinstance(model, TrainableModel):
+        raise UserError(
+            "the model finds no objects: tools/fit_hash.py fits its hash layer, and "
+            "experiment=scenes_hash_r18 trains one"
+        )
+    return model
+
+
+def _finish(run_dir: Path, validation: Validation | None) -> None:
+    """Print the table of the last evaluation and draw the curves."""
+    if validation is not None and validation.table:
+        print(validation.table, flush=True)
+    _try_to_draw(partial(_plot_curves, run_dir))
 
 
 def _report(run_dir: Path, validation: Validation | None) -> None:

@@ -73,17 +73,12 @@ class DistributedContext:
         dist.gather_object(value, values, group=self.control)
         return values
 
-    def broadcast(self, value: T | None) -> T:
-        """Broadcast the value of rank 0, which is not None, to all ranks.
-
-        The values of other ranks are ignored, and may be None.
-        """
+    def broadcast(self, value: T) -> T:
+        """Broadcast the value of rank 0 to all ranks; the values of other ranks are ignored."""
         values = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(values, group=self.control)
-        (shared,) = values
-        assert shared is not None
-        return shared
+        return values[0]
 
     def barrier(self) -> None:
         """Wait until all ranks have reached this call."""

@@ -102,12 +102,12 @@ def choose(name: str, run_dir: str | None, settings: TrainSettings) -> RunFolder
     if settings.resume:
         source = Path(settings.resume)
         source_dir = source if source.is_dir() else source.parent
-        same_folder = named is None or named.resolve() == source_dir.resolve()
-        folder = RunFolder(named or source_dir, home, may_hold_run=same_folder)
-        if same_folder:
-            folder.lock()
+        if named is not None and named.resolve() != source_dir.resolve():
+            _check_free(named)
+            folder = RunFolder(named, home)
         else:
-            _check_free(folder.path)
+            folder = RunFolder(named or source_dir, home, may_hold_run=True)
+            folder.lock()
         folder.resume_from = _latest(source) if source.is_dir() else source
         return folder
     if named:
@@ -130,9 +130,7 @@ def _choose_automatically(home: Path, named: Path | None) -> RunFolder:
     return RunFolder(named, home, may_hold_run=True)
 
 
-def _check_free(folder: Path | None) -> None:
-    if folder is None:
-        return
+def _check_free(folder: Path) -> None:
     if _holds_checkpoint(folder) or (folder / "metrics.jsonl").exists():
         raise UserError(
             f"run_dir={folder} already holds a run: choose another folder, "

@@ -28,7 +28,7 @@ def parameter_groups(
     ]
 
 
-def _warmup_scale(step: int, warmup_steps: int, warmup_factor: float) -> float:
+def warmup_scale(step: int, warmup_steps: int, warmup_factor: float) -> float:
     """Linear warm-up from `warmup_factor` to 1 (Goyal et al., section 2.2)."""
     if step >= warmup_steps:
         return 1.0
@@ -52,7 +52,7 @@ def multistep(
 
     def factor(step: int) -> float:
         decay = gamma ** bisect_right(milestone_steps, step)
-        return float(_warmup_scale(step, warmup_steps, warmup_factor) * decay)
+        return float(warmup_scale(step, warmup_steps, warmup_factor) * decay)
 
     return LambdaLR(optimizer, factor)
 
@@ -72,6 +72,6 @@ def cosine(
     def factor(step: int) -> float:
         progress = min(max(step - warmup_steps, 0) / max(max_steps - warmup_steps, 1), 1.0)
         decay = final_factor + (1 - final_factor) * 0.5 * (1 + cos(pi * progress))
-        return _warmup_scale(step, warmup_steps, warmup_factor) * decay
+        return warmup_scale(step, warmup_steps, warmup_factor) * decay
 
     return LambdaLR(optimizer, factor)
