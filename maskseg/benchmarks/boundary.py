@@ -80,20 +80,24 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
         batch = prepare(data.image("val", index)).to(device)
         masks = _segments(data.ground_truths("val", index)[0], batch)
         features = model.features(batch)
-        for k, inside in enumerate(masks):
-            difference = relative_differences(model, batch, inside, features)
+        differences = [relative_differences(model, batch, inside, features) for inside in masks]
+        for difference, inside in zip(differences, masks, strict=True):
             study.add(difference, inside, levels)
-            if stem is not None and k == len(masks) // 2 and index < DRAWN_IMAGES:
-                mean = model.pixel_mean.flatten().tolist()
-                picture = draw_boundary_study(
-                    _pixels(batch), inside.numpy(), mean, difference, levels
-                )
-                save_image(picture, f"{stem}_{index + 1:03d}.png")
-        if stem is not None and index < DRAWN_IMAGES and classifier is not None:
+        num_segments += len(masks)
+        if stem is None or index >= DRAWN_IMAGES:
+            continue
+        name = f"{stem}_{index + 1:03d}"
+        if masks:
+            middle = len(masks) // 2  # the segment of median size
+            mean = model.pixel_mean.flatten().tolist()
+            drawing = draw_boundary_study(
+                _pixels(batch), masks[middle].numpy(), mean, differences[middle], levels
+            )
+            save_image(drawing, f"{name}.png")
+        if classifier is not None:
             drawings = _draw_steps(model, classifier, batch, features, categories)
             for k, steps in enumerate(drawings, start=1):
-                save_image(steps, f"{stem}_{index + 1:03d}_{k}.png")
-        num_segments += len(masks)
+                save_image(steps, f"{name}_{k}.png")
     if not num_segments:
         raise UserError(
             f"no segment of the first {images} validation images covers at least "

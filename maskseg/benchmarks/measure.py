@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import torchvision
 from tqdm import tqdm
 
 from maskseg.benchmarks.results import Case, Machine
+from maskseg.engine.logs import peak_memory
 from maskseg.errors import UserError
 
 Runs = Mapping[str, Callable[[], object]]  # functions to compare, by label
@@ -132,10 +132,7 @@ def _resident(key: str) -> float:
             for line in status.read_text().splitlines()
             if line.startswith(key)
         )
-    import resource  # absent on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return (peak_memory(torch.device("cpu")) or 0.0) * 1e3
 
 
 def _synchronize(device: torch.device) -> None:
