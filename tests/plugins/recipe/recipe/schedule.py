@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from maskseg.engine.schedules import warmup_scale
+
 
 def polynomial(
     optimizer: Optimizer,
@@ -16,8 +18,7 @@ def polynomial(
     """Multiply the learning rate by (1 - step / max_steps) ** power, after a linear warm-up."""
 
     def factor(step: int) -> float:
-        progress = min(step / max(warmup_steps, 1), 1.0)
-        warmup = warmup_factor + (1 - warmup_factor) * progress
-        return float(warmup * (1 - min(step / max_steps, 1.0)) ** power)
+        decay = (1 - min(step / max_steps, 1.0)) ** power
+        return float(warmup_scale(step, warmup_steps, warmup_factor) * decay)
 
     return LambdaLR(optimizer, factor)
