@@ -131,17 +131,15 @@ def check_kind(key: str, old: object, new: object) -> None:
 
 
 def _same_kind(old: object, new: object) -> bool:
-    if new is None and isinstance(old, int | float):
-        return False
-    if old is None or new is None or old == "???":
+    if old is None or old == "???":
         return True
-    if isinstance(old, bool) or isinstance(new, bool):
-        return isinstance(old, bool) and isinstance(new, bool)
-    if isinstance(old, int | float) and isinstance(new, int | float):
-        # A whole number may be written as 10.0, and a number as 10.
-        return isinstance(old, float) or isinstance(new, int) or new.is_integer()
-    if isinstance(old, _CONTAINERS) or isinstance(new, _CONTAINERS):
-        return type(old) is type(new)
+    if new is None:
+        return not isinstance(old, int | float)
+    for kind in (bool, _CONTAINERS):
+        if isinstance(old, kind) or isinstance(new, kind):
+            return type(old) is type(new)
+    if isinstance(old, int) and isinstance(new, float):
+        return new.is_integer()  # a whole number may be written as 10.0
     return isinstance(old, str) or not isinstance(new, str)
 
 
@@ -164,7 +162,8 @@ def keys_of(config: object, prefix: str = "") -> Iterator[str]:
 
 def nearest(key: str, config: DictConfig) -> str:
     """One line for a key that does not exist, with the closest key or group that does."""
-    known = [*keys_of(config), *groups()]
+    top_level = [group for group in groups() if "/" not in group]
+    known = [*keys_of(config), *top_level]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the same key in another group
         name = key.rsplit(".", 1)[-1]

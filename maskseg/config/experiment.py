@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -60,21 +59,26 @@ def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], l
     if default is None:
         return list(overrides), []
     replaced = replacements(overrides)
-    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "experiment"]
-    selected = [o for o in overrides if o.partition("=")[0] != "experiment"]
+    chosen, selected = _take_choice(overrides, "experiment")
     model = _default_choice(name, "model")
     messages: list[str] = []
-    if not chosen and any(r.group in _DEFAULT_DESELECTED_BY for r in replaced):
+    if chosen is None and any(r.group in _DEFAULT_DESELECTED_BY for r in replaced):
         selected.append("~experiment")
     else:
-        experiment = chosen[-1] if chosen else default
-        path = find_config("experiment", experiment)
+        path = find_config("experiment", default if chosen is None else chosen)
         if not replaced or path is None:
             return list(overrides), []
         registered, messages = _trim("experiment", path, replaced)
         selected.append(f"experiment={registered}")
         model = _model_of(path) or model
     return _trim_model(selected, model, replaced, messages)
+
+
+def _take_choice(overrides: Sequence[str], group: str) -> tuple[str | None, list[str]]:
+    """-> the last choice of a group, None where there is none, and the other overrides."""
+    choices = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == group]
+    others = [o for o in overrides if o.partition("=")[0] != group]
+    return (choices[-1] if choices else None), others
 
 
 def _trim_model(
@@ -88,15 +92,14 @@ def _trim_model(
     default: the model without `model=...` in the overrides. -> the overrides and all messages.
     """
     stages = [r for r in replaced if r.place.startswith("model.")]
-    chosen = [o.partition("=")[2] for o in overrides if o.partition("=")[0] == "model"]
-    name = chosen[-1] if chosen else default
+    chosen, others = _take_choice(overrides, "model")
+    name = default if chosen is None else chosen
     path = None if name is None else find_config("model", name)
     if not stages or path is None:
         return overrides, messages
     registered, more = _trim("model", path, stages)
     if not more:
         return overrides, messages
-    others = [o for o in overrides if o.partition("=")[0] != "model"]
     return [*others, f"model={registered}"], [*messages, *more]
 
 
@@ -114,17 +117,23 @@ def _message(replacement: Replacement, keys: Sequence[str], choice: str) -> str:
     return f"{replacement.text} drops these keys of {choice}: {named}{more}"
 
 
+def _read(path: Path) -> tuple[list[str | dict[str, str]], dict[str, object]]:
+    """The defaults list and the keys of a config file, unresolved."""
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(content, dict)
+    entries = content.pop("defaults", [])
+    return entries, {str(key): value for key, value in content.items()}
+
+
 def _model_of(experiment: Path) -> str | None:
     """The model that an experiment, or the last one of those that it builds on, chooses."""
     model = None
-    content = OmegaConf.to_container(OmegaConf.load(experiment), resolve=False)
-    assert isinstance(content, dict)
-    for entry in content.get("defaults", []):
+    for entry in _read(experiment)[0]:
         base = find_config("experiment", entry) if isinstance(entry, str) else None
         if base is not None:
             model = _model_of(base) or model
         elif isinstance(entry, dict) and "override /model" in entry:
-            model = str(entry["override /model"])
+            model = entry["override /model"]
     return model
 
 
@@ -134,10 +143,9 @@ def _default_choice(name: str, group: str) -> str | None:
     A config may include that of another tool, such as `train`, with its choices.
     """
     path = find_config("", name)
-    config: Any = {} if path is None else OmegaConf.load(path)
-    for entry in config.get("defaults", []):
-        if OmegaConf.is_dict(entry) and group in entry:
-            return str(entry[group])
+    for entry in _read(path)[0] if path else ():
+        if isinstance(entry, dict) and group in entry:
+            return entry[group]
         included = _default_choice(entry, group) if isinstance(entry, str) else None
         if included is not None:
             return included
@@ -149,10 +157,7 @@ def _register(
 ) -> str:
     """Register a file and those that it builds on without stale keys. -> its new name."""
     package = "_global_" if group == "experiment" else group
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(content, dict)
-    entries = content.pop("defaults", [])
-    body: dict[str, object] = {str(key): value for key, value in content.items()}
+    entries, body = _read(path)
     defaults = []
     for entry in entries:
         base = find_config(group, entry) if isinstance(entry, str) else None
@@ -225,9 +230,9 @@ def _keys_of_choice(group: str, name: str) -> set[object]:
     path = find_config(group, name)
     if path is None:
         return set()
-    content: Any = OmegaConf.load(path)
-    keys: set[object] = set(content)
-    for entry in content.get("defaults", []):
+    entries, body = _read(path)
+    keys: set[object] = set(body)
+    for entry in entries:
         if isinstance(entry, str):
             keys |= _keys_of_choice(group, entry)
     return keys
@@ -236,7 +241,7 @@ def _keys_of_choice(group: str, name: str) -> set[object]:
 def _shared_keys(group: str) -> set[object]:
     """The keys that all choices of a group have in common by its file `_common.yaml`."""
     path = find_config(group, _SHARED)
-    return set() if path is None else set(OmegaConf.load(path))
+    return set() if path is None else set(_read(path)[1])
 
 
 def _leaves(value: object, place: str) -> Iterator[tuple[str, object]]:

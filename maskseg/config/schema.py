@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -313,19 +313,23 @@ def _matches(value: object, hint: Hint) -> bool:
 def _matches_collection(value: object, kind: object, arguments: tuple[Hint, ...]) -> bool:
     if kind in (list, collections.abc.Sequence):
         inner = arguments[0] if arguments else object
-        return isinstance(value, list) and all(_matches(item, inner) for item in value)
+        return isinstance(value, list) and _all_match(value, inner)
     if kind is tuple:
         return isinstance(value, list) and _matches_tuple(value, arguments)
     if kind in (dict, collections.abc.Mapping):
         inner = arguments[1] if len(arguments) == 2 else object
-        return isinstance(value, dict) and all(_matches(item, inner) for item in value.values())
+        return isinstance(value, dict) and _all_match(value.values(), inner)
     is_other_class = inspect.isclass(kind) and kind not in (object, Any, Path)
     return not (is_other_class and isinstance(value, bool | int | float | str))
 
 
+def _all_match(values: Iterable[object], hint: Hint) -> bool:
+    return all(_matches(value, hint) for value in values)
+
+
 def _matches_tuple(values: list[object], arguments: tuple[Hint, ...]) -> bool:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return all(_matches(value, arguments[0]) for value in values)
+        return _all_match(values, arguments[0])
     if len(values) != len(arguments):
         return False
     return all(_matches(value, hint) for value, hint in zip(values, arguments, strict=True))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from maskseg.config.experiment import TRIMMED
 from maskseg.errors import Shown
-from maskseg.files.configs import config_folders, group_files
+from maskseg.files.configs import group_files, groups
 
 SHOW_CONFIG = "--cfg=job"
 SHOW_GROUPS = "--info"
@@ -42,21 +42,11 @@ def describe_groups(choices: Mapping[str, str]) -> str:
         lines.append(f"{key}={choice.removesuffix(TRIMMED)}")
         lines.append(f"    {' '.join(_files(key.partition('@')[0]))}")
     chosen = {key.partition("@")[0] for key in choices}
-    others = [group for group in _groups() if group not in chosen]
+    others = [group for group in groups() if group not in chosen]
     if others:
         lines.append("\nother groups:")
         lines += [f"{group}: {' '.join(_files(group))}" for group in others]
     return "\n".join(lines)
-
-
-def _groups() -> list[str]:
-    return sorted(
-        {
-            str(path.parent.relative_to(folder))
-            for folder in config_folders()
-            for path in folder.glob("*/**/*.yaml")
-        }
-    )
 
 
 def _files(group: str) -> list[str]:

@@ -61,10 +61,13 @@ def is_group(key: str) -> bool:
 
 
 def groups() -> list[str]:
-    """List the names of the groups at the top level."""
-    return sorted(
-        {path.name for folder in config_folders() for path in folder.iterdir() if path.is_dir()}
-    )
+    """List the groups, such as `model` and `model/trunk`."""
+    names: set[str] = set()
+    for folder in config_folders():
+        names.update(
+            file.parent.relative_to(folder).as_posix() for file in folder.glob("*/**/*.yaml")
+        )
+    return sorted(names)
 
 
 def group_files(group: str) -> list[Path]:
