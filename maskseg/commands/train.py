@@ -103,7 +103,8 @@ def _train(
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
     validation = None
     if "val" in source.splits():
-        validation = build_validation(config, source, "val", categories, context)
+        num_images = None if trainer.plots else 0
+        validation = build_validation(config, source, "val", categories, context, num_images)
 
     # Initial weights, and checks that need the model
     resume = run_folder.read(context.broadcast(folder.resume_from if folder else None))
@@ -128,13 +129,13 @@ def _train(
     state = trainer.build_state(model, optimizer, scheduler, metadata, context)
     if resume is not None:
         state.load(resume)
-    report = partial(_report, run_dir, validation)
+    report = partial(_report, run_dir, validation) if trainer.plots else None
     try:
         trainer.run(state, batches, run_dir, validation, report, source.reading.skip_bad)
     except RuntimeError as error:
         raise loader_error(error, source.split("train").key, source.loading.timeout) from error
     if context.main:
-        _finish(run_dir, validation)
+        _finish(run_dir, validation, trainer.plots)
     return run_dir
 
 
@@ -149,11 +150,12 @@ def _build_model(config: Config) -> nn.Module:
     return model
 
 
-def _finish(run_dir: Path, validation: Validation | None) -> None:
-    """Print the table of the last evaluation and draw the curves."""
+def _finish(run_dir: Path, validation: Validation | None, plots: bool) -> None:
+    """Print the table of the last evaluation and, with `plots`, draw the curves."""
     if validation is not None and validation.table:
         print(validation.table, flush=True)
-    _try_to_draw(partial(_plot_curves, run_dir))
+    if plots:
+        _try_to_draw(partial(_plot_curves, run_dir))
 
 
 def _report(run_dir: Path, validation: Validation | None) -> None:
@@ -224,12 +226,12 @@ def _make_batches(
 ) -> Callable[[int], Iterable[Batch]]:
     """-> a function from a step to the batches of this process from that step on.
 
-    The first batch of a run is drawn.
+    With `trainer.plots` the first batch of a run is drawn.
     """
 
     def batches(step: int) -> Iterable[Batch]:
         path = run_dir / "train_batch.png"
-        draw = context.main and not path.exists()
+        draw = context.main and trainer.plots and not path.exists()
         loader = source.train_loader(
             config.batch_size,
             trainer.max_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -161,17 +162,19 @@ def _init_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, _end_later)
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_wait_for_sigterm, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_wait_for_sigterm, daemon=True).start()
 
 
-def _wait_for_sigterm(parent: int) -> None:
-    """End this process at a SIGTERM of its parent, or at anybody's once the parent is gone.
+def _wait_for_sigterm() -> None:
+    """End this process at a SIGTERM of the main process, or at anybody's once that is gone.
 
-    The exit code is 0, as torch's own handler has it: other codes count as a crash.
+    The main process need not be the parent: with the start method `forkserver`, the server is. The
+    exit code is 0, as torch's own handler has it: other codes count as a crash.
     """
+    main = multiprocessing.parent_process()
     while True:
         sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
-        if sender == parent or os.getppid() != parent:
+        if main is None or sender == main.pid or not main.is_alive():
             os._exit(0)
 
 

@@ -55,6 +55,8 @@ class TrainSettings:
         checkpoint_every: steps between two checkpoints; 0 saves only at the end.
         keep_checkpoints: number of checkpoints to keep besides the last one.
         evaluate_every: steps between two evaluations; 0 evaluates only at the end.
+        plots: draw the first batch and the curves of the run, and the images and plots of every
+            evaluation.
         best_metric: metric whose highest value so far selects `best.pt`.
         patience: early stopping after this many evaluations without improvement; 0 disables it.
         max_bad_steps: the run fails after this many consecutive steps whose loss or gradient is not
@@ -77,6 +79,7 @@ class TrainSettings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 1
     evaluate_every: int = 0
+    plots: bool = True
     best_metric: str = "segm/AP"
     patience: int = 0
     max_bad_steps: int = 5

@@ -36,8 +36,9 @@ from maskseg.visualization.layout import RGBImage, mosaic, side_by_side
 class ValidationSettings:
     """What is evaluated and drawn.
 
-    max_detections, backend, oks_sigmas: see `CocoEvaluator`; num_images: images that are drawn;
-    min_score: minimum score of the detections that are drawn and diagnosed.
+    max_detections, backend, oks_sigmas: see `CocoEvaluator`; num_images: images that are drawn, 0:
+    neither images nor plots; min_score: minimum score of the detections that are drawn and
+    diagnosed.
     """
 
     max_detections: int = 100
@@ -128,7 +129,7 @@ class Validation:
         if not results_by_rank:
             return {}
         metrics = self._merge(results_by_rank, kinds)
-        if log is not None:
+        if log is not None and self.settings.num_images > 0:
             self._log_images(log, step)
         return metrics
 
@@ -220,7 +221,10 @@ class Validation:
 
         Those of `PixelScores` and, for a model that detects objects, `validation` (ground truth |
         prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors.
+        Empty if no image is to be drawn.
         """
+        if self.settings.num_images <= 0:
+            return {}
         if self._sheets is None:
             sheets: dict[str, RGBImage] = {}
             if self.drawn and self.evaluator is not None:

@@ -73,7 +73,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder with a small data set and one finished run."""
     folder = tmp_path_factory.mktemp("home")
     make_scenes(folder / "scenes", num_train=8, num_val=4, size=128, num_workers=0)
-    said = in_a_process("train", *SMALL, *MASKS, *SCENES, "run_dir=run", cwd=folder)
+    words = [*SMALL, *MASKS, *SCENES, "run_dir=run", "trainer.plots=true"]
+    said = in_a_process("train", *words, cwd=folder)
     assert said.code == 0, said
     (folder / "said.txt").write_text(said.out)
     return folder
@@ -190,6 +191,7 @@ def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path
     # Guards against: an iterator of a DataLoader draws from torch's global stream, which a resume
     # has just restored
     assert different == []
+    assert list((tmp_path / "run").glob("*.png")) == []  # trainer.plots is false
 
 
 @pytest.mark.usefixtures("at_home")
@@ -755,17 +757,21 @@ def test_a_strangers_data_trains_without_touching_code(tmp_path: Path) -> None:
         *MASKS,
         f"data.val_json='{tmp_path / 'data' / 'strange.json'}'",
         f"run_dir={tmp_path / 'run'}",
+        "trainer.plots=true",
     )
     assert said.code == 0, said
     assert "5 classes, 4 images" in said.out
+    assert (tmp_path / "run" / "validation.png").is_file()
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     found = load_checkpoint(tmp_path / "run" / "last.pt")
     assert set(found["categories"]["ids"]) == {9_000_000_000, -5, 0, 77, 3}
     assert found["categories"]["names"][found["categories"]["ids"].index(0)] == "🦊"
     predictor = maskseg.load(tmp_path / "run", device="cpu")
     predictor(np.zeros((64, 64, 3), dtype=np.uint8))
-    said = here("evaluate", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}")
+    words = ["pictures=0", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}"]
+    said = here("evaluate", *words)
     assert said.code == 0, said
+    assert list((tmp_path / "out").glob("*.png")) == []
     assert {
         row["category_id"] for row in json.loads((tmp_path / "out" / "detections.json").read_text())
     } <= {9_000_000_000, -5, 0, 77, 3}
@@ -774,9 +780,8 @@ def test_a_strangers_data_trains_without_touching_code(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("at_home")
 def test_a_data_set_without_a_validation_file(tmp_path: Path) -> None:
     words = strangers(tmp_path / "data")
-    said = here(
-        "train", *words, *SMALL, *MASKS, f"run_dir={tmp_path / 'run'}", "trainer.max_steps=2"
-    )
+    run = ["trainer.max_steps=2", "trainer.plots=true", f"run_dir={tmp_path / 'run'}"]
+    said = here("train", *words, *SMALL, *MASKS, *run)
     assert said.code == 0, said
     assert (tmp_path / "run" / "last.pt").is_file()
     assert (tmp_path / "run" / "results.png").is_file()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class Items(Dataset[Any]):
         return item
 
 
+def only(items: list[int]) -> int:
+    return items[0]
+
+
 def loader(
     folder: Path, happens: dict[int, Any], workers: int = 2, timeout: float = 30.0
 ) -> BatchLoader:
@@ -47,7 +52,7 @@ def loader(
         "data.train_json=some.json",
         Items(happens, folder),
         [[i] for i in range(8)],
-        lambda b: b[0],
+        only,
         workers,
         timeout,
     )  # type: ignore[arg-type,return-value]
@@ -96,9 +101,19 @@ def test_workers_outlive_a_sigterm_for_as_long_as_the_main_process_works(
     assert [first, *batches] == list(range(8))
 
 
+@pytest.fixture(params=["fork", "forkserver"])
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the second one, the parent of a worker is not the main process."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("start_method")
 def test_the_main_process_ends_a_worker_that_hangs(tmp_path: Path) -> None:
     batches = iter(loader(tmp_path, {4: "hang"}))
-    assert next(batches) == 0
+    assert [next(batches), next(batches)] == [0, 1]  # both have started
     workers = multiprocessing.active_children()
     began = time.monotonic()
     for worker in workers:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made.forked import ForkedScript
 from torch import Tensor
 
 from maskseg.engine.checkpoint import load_checkpoint
@@ -25,11 +26,12 @@ SMALL = [
     "model.classifier.mlp.width=32",
     "data.num_workers=0",
     "debug=smoke",
+    "trainer.plots=false",
 ]
 MASKS = ["model.heads.mask.channels=16", "model.heads.mask.layers=1"]
 SCENES = ["data.root=scenes", "data.num_train=8", "data.num_val=4", "data.size=128"]
 GROUP_NORM = ["model.backbone.norm=GN", "model.backbone.trunk.norm=GN", "model.heads.mask.norm=GN"]
-Process = subprocess.Popen[str]
+Process = subprocess.Popen[str] | ForkedScript
 # Values of a log that differ between equal runs.
 CLOCK = {"images_per_second", "data_seconds", "step_seconds", "memory_gb"}
 
@@ -42,20 +44,20 @@ def start(
     torchrun: Sequence[str] = (),
     said: str = "said.txt",
 ) -> Process:
-    """Start a tool in a separate process, or in several under torchrun.
+    """Start a tool in a separate process (see `made.forked`), or in several under torchrun.
 
     torchrun: arguments of torchrun; said: file for the output.
     """
     launcher = list(torchrun)
     if ranks > 1 and not launcher:
         launcher = ["--standalone", "--nproc-per-node", str(ranks)]
-    launch = ["-m", "torch.distributed.run", *launcher] if launcher else []
     script = tool if tool.endswith(".py") else str(ROOT / "tools" / f"{tool}.py")
-    command = [sys.executable, *launch, script, *words]
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    if not launcher:
+        return ForkedScript([script, *words], cwd, env, cwd / said)
     with (cwd / said).open("w") as output:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "torch.distributed.run", *launcher, script, *words],
             cwd=cwd,
             env=env,
             stdout=output,

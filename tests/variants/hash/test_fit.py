@@ -529,7 +529,7 @@ def test_joint_training_of_the_codes(tmp_path: Path, tested: bool) -> None:
         "data.max_images=2",
         "trainer.max_steps=2",
         "trainer.checkpoint_every=0",
-        *([] if tested else ["data.val_json=null"]),
+        *(["trainer.plots=true"] if tested else ["data.val_json=null"]),
     ]
     text = done("train", *HASH, f"run_dir={tmp_path / 'run'}", *overrides)
     result = lines(tmp_path / "run")

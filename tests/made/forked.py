@@ -1,0 +1,94 @@
+"""Scripts in processes of their own, without the seconds that importing torch takes.
+
+They are forked from a server that has imported it once (multiprocessing's `forkserver`). A forked
+script has its own session, folder, environment, output, signals and exit code. Only variables that
+are read at import, such as OMP_NUM_THREADS, are those of the server.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+# maskseg.cli first: it sets what torch reads when it is imported.
+_PRELOADED = [
+    "maskseg.cli",
+    "maskseg.commands.train",
+    "maskseg.commands.evaluate",
+    "torch.utils.tensorboard",
+]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(_PRELOADED)
+
+
+class ForkedScript:
+    """A running Python script, with the methods of `subprocess.Popen` that the tests use."""
+
+    def __init__(
+        self, command: Sequence[str], cwd: Path, environment: Mapping[str, str], output: Path
+    ) -> None:
+        """command: script and arguments; output: file for stdout and stderr."""
+        arguments = (list(command), cwd, dict(environment), output)
+        self._process = _context.Process(target=_run, args=arguments)
+        with _imports(environment):  # this starts the server where it is not running
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, -n after signal n, None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end. Raises TimeoutExpired after `timeout` seconds."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("a forked script", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+@contextmanager
+def _imports(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let the server import with this environment."""
+    names = ("PYTHONPATH", "OMP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: environment[name] for name in names})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], output: Path) -> None:
+    os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # else it is forkserver in here, too
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = list(command)
+    sys.path.insert(0, str(Path(command[0]).parent))
+    runpy.run_path(command[0], run_name="__main__")
