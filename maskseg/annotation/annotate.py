@@ -260,6 +260,7 @@ class _AnnotationRun:
         """
         if split in self._files:
             return self._files[split]
+        self.source.split(split).single_file()  # raises UserError for several files
         file = self.source.read_file(split, None)
         self._files[split] = file
         names = {record.file_name for record in file.images}
@@ -350,7 +351,7 @@ class _AnnotationRun:
             "split": split,
             "max_images": self.source.reading.max_images,
             "images": str(Path(files.images or "").resolve()),
-            "data": sha256_of(Path(str(files.json))),
+            "data": sha256_of(Path(files.single_file())),
         }
         if part != "masks":
             settings |= _technique_fields(self.config)

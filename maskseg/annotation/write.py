@@ -68,7 +68,7 @@ def object_annotations(file: CocoFile, masks: Mapping[int, ProposedMask]) -> dic
     one.
     """
     tree, entries = _read_tree(file)
-    # By position in the file. Crowds that stand for image labels are beyond the end of the list.
+    # By position in the file. Crowds that stand for image labels have none, which is -1.
     parsed = dict(zip(file.rows.tolist(), file.to_dict()["annotations"], strict=True))
     given_ids = [as_int64(entry.get("id")) for entry in entries]
     ids = [row["id"] for row in parsed.values()]

@@ -155,7 +155,7 @@ def _torchvision_dataset(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         files = CocoDetection(
             source.split("train").images or "",
-            source.split("train").json or "",
+            source.split("train").single_file(),
             transforms=v2.Compose(steps),
         )
     positions = {image_id: i for i, image_id in enumerate(files.ids)}

@@ -30,7 +30,7 @@ def describe(source: CocoSource) -> str:
     parts = []
     for split in source.splits():
         file = source.file(split)
-        parts.append(f"{split}: {file.path}\n{file.class_table()}")
+        parts.append(f"{split}: {file.name}\n{file.class_table()}")
         if file.report.warnings:
             parts.append(file.report.text())
     return "\n\n".join(parts)

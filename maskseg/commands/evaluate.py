@@ -30,9 +30,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from torch import nn
+
 from maskseg import config as configs
 from maskseg.config import Config
 from maskseg.config.restore import checkpoint_argument, open_data, prepare_segments, trained_model
+from maskseg.data.coco.file import CocoFile
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.precision import inference_dtype, pick_device
@@ -44,6 +47,8 @@ from maskseg.inference.validation import Validation, ValidationSettings
 from maskseg.models.fuse import for_inference
 from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Categories
+
+_MAX_NAMED = 10  # annotations in a message
 
 
 def main(arguments: list[str]) -> None:
@@ -74,6 +79,7 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         validation = build_validation(
             config, source, config.split, categories, context, config.pictures
         )
+        check_heads(model, source.file(config.split))
         source.semantic_maps(config.split)  # raises UserError for a missing folder
         prepare_segments(model, source, [config.split], config, context, arguments)
         output = make_folder(Path(config.output))
@@ -119,6 +125,26 @@ def build_validation(
         lambda image_id: source.picture(split, image_id),
         context,
     )
+
+
+def check_heads(model: nn.Module, file: CocoFile) -> None:
+    """Raise UserError where a head of the model needs ground truth that the file does not have."""
+    heads = [getattr(model, "classifier", None), *getattr(model, "heads", {}).values()]
+    fields = {getattr(head, "adds", None) for head in heads}
+    if "masks" in fields and not file.has_masks():
+        bare = file.objects_without_masks()
+        named = ", ".join(map(str, bare[:_MAX_NAMED]))
+        if len(bare) > _MAX_NAMED:
+            named += " ..."
+        raise UserError(
+            f"{file.name}: {len(bare)} objects have no mask, which the model needs (annotations "
+            f"{named}); ~model/heads@model.heads.mask removes a mask head"
+        )
+    if "keypoints" in fields and not file.has_keypoints():
+        raise UserError(
+            f"{file.name}: no object has a visible keypoint, which the keypoint head needs; "
+            "~model/heads@model.heads.keypoint removes it"
+        )
 
 
 def _check_sigmas(sigmas: Sequence[float] | None, categories: Categories) -> None:

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from maskseg import config as configs
 from maskseg.commands.check_data import describe
-from maskseg.commands.evaluate import build_validation
+from maskseg.commands.evaluate import build_validation, check_heads
 from maskseg.config import Config
 from maskseg.config.restore import open_data, prepare_segments
 from maskseg.data.datasets.coco import CocoSource
@@ -253,7 +253,9 @@ def _make_batches(
 
 def _check_model(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:
     """Raise UserError where a part of the model cannot be trained on the data."""
-    _check_heads(model, source)
+    _check_objects(model, source)
+    for split in source.splits():
+        check_heads(model, source.file(split))
     _check_proposals(model, source)
     _check_codes(model, trainer)
     fitted_by = getattr(getattr(model, "classifier", None), "fitted_by", None)
@@ -264,20 +266,23 @@ def _check_model(model: nn.Module, source: CocoSource, trainer: Trainer) -> None
         )
 
 
-def _check_heads(model: nn.Module, source: CocoSource) -> None:
-    heads = [getattr(model, "classifier", None), *getattr(model, "heads", {}).values()]
-    fields = {getattr(head, "adds", None) for head in heads}
-    path = source.train.path
-    if "masks" in fields and not source.train.has_masks():
-        raise UserError(
-            f"{path}: not every object has a mask, which the model needs; "
-            "~model/heads@model.heads.mask removes a mask head"
+def _check_objects(model: nn.Module, source: CocoSource) -> None:
+    """Raise UserError where the training images show nothing that the model learns from."""
+    file = source.train
+    if isinstance(getattr(model, "classifier", None), nn.Module):
+        has_targets = source.has_objects("train")
+    else:  # a model of whole images or of pixels
+        has_targets = bool(file.num_annotations) or source.split("train").semantic is not None
+    if has_targets:
+        return
+    message = f"{file.name}: no training image has an object to learn from"
+    num_crowds = sum(crowds for _, _, crowds in file.class_counts())
+    if num_crowds and source.reading.crowds == "ignore":
+        message += (
+            f"; {num_crowds} annotations have iscrowd=1: data.crowds=objects reads them as objects "
+            "(CVAT marks every mask as a crowd)"
         )
-    if "keypoints" in fields and not source.train.has_keypoints():
-        raise UserError(
-            f"{path}: no object has a visible keypoint, which the keypoint head needs; "
-            "~model/heads@model.heads.keypoint removes it"
-        )
+    raise UserError(f"{message}; tools/check_data.py reports what was dropped")
 
 
 def _check_proposals(model: nn.Module, source: CocoSource) -> None:

@@ -137,7 +137,7 @@ def check_exists(source: CocoSource) -> None:
     """Raise UserError for a JSON of the dataset that does not exist."""
     for name in source.splits():
         split = source.split(name)
-        if not Path(str(split.json)).is_file():
+        if not all(Path(file).is_file() for file in split.files):
             raise UserError(
                 f"{split.key}: there is no such file; data=NAME names the dataset, and makes one "
                 "that can be made"

@@ -77,8 +77,8 @@ class DataKeys(TypedDict, total=False):
 
     root: str | None
     images: str | None
-    train_json: str | None
-    val_json: str | None
+    train_json: str | list[str] | None
+    val_json: str | list[str] | None
     train_images: str | None
     val_images: str | None
     train_proposals: str | None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from maskseg.data.coco.file import CocoFile
+from maskseg.data.coco.file import CocoFile, rectangle
 from maskseg.data.image_files import load_pixels, safe_join
 from maskseg.data.options import ReadOptions
 from maskseg.data.readers import Reader
@@ -28,7 +28,7 @@ def select_images(file: CocoFile, keep_empty: bool, max_images: int | None) -> l
     indices = [i for i in range(len(file.images)) if keep_empty or has_objects[i]]
     if not indices:
         raise UserError(
-            f"{file.path}: no image is left to use "
+            f"{file.name}: no image is left to use "
             "(data.keep_empty=true keeps those without objects)"
         )
     return indices[:max_images]
@@ -106,7 +106,12 @@ class CocoDataset(Dataset[Sample]):
         truth = self.file.annotations(index)
         size = (record.height, record.width)
         image = load_pixels(safe_join(self.root, record.file_name), self.options.max_pixels, size)
-        shapes = [shape for shape in truth.shapes if shape is not None]
+        # Crowds are never learned: those without a mask must not take away the objects' masks.
+        filled = [
+            rectangle(box) if shape is None and crowd and self.file.fills_crowds else shape
+            for shape, box, crowd in zip(truth.shapes, truth.boxes, truth.crowd, strict=True)
+        ]
+        shapes = [shape for shape in filled if shape is not None]
         masks = None
         if len(shapes) == len(truth.shapes):
             masks = AnnotatedMasks.from_file(shapes, record.height, record.width)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -84,13 +85,57 @@ def load_pixels(path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | Non
     return from_pillow(rgb)
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header of a file states about the image that `load_image` reads.
+
+    is_deep: the file has more than 8 bits per channel.
+    """
+
+    height: int
+    width: int
+    is_deep: bool
+
+
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | None = None) -> Size:
     """Return (height, width) of the image that `load_image` reads, from the header alone.
 
     Raises UserError like `load_image`, except for damage behind the header.
     """
+    header = read_header(path, max_pixels, size)
+    return header.height, header.width
+
+
+def read_header(
+    path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | None = None
+) -> ImageHeader:
+    """Return what the header of an image file states. Raises UserError like `image_size`."""
     with _open(path, max_pixels) as image:
-        return _orient(image, path, size)[:2]
+        height, width, _ = _orient(image, path, size)
+        return ImageHeader(height, width, _is_deep(image))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image has 16 bits per channel, by the raw mode of its decoder, such as RGB;16B."""
+    tiles = getattr(image, "tile", ())  # Pillow's stubs lack it
+    return image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in tiles)
+
+
+def max_value(path: str | Path, max_pixels: int = MAX_PIXELS) -> int:
+    """Return the largest value of a 16-bit image, 0..65535.
+
+    Of 16-bit color only the high byte is known, and the low one is taken to be 255. Raises
+    UserError for an image that cannot be read.
+    """
+    with _open(path, max_pixels) as image:
+        try:
+            values = np.asarray(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged data, see `load_pixels`
+            raise UserError(f"{path}: the image is damaged or truncated ({error})") from error
+    largest = int(values.max(initial=0))
+    return largest * 256 + 255 if values.dtype == np.uint8 else largest
 
 
 def _open(path: str | Path, max_pixels: int) -> Image.Image:
@@ -190,12 +235,17 @@ def _resolve(root: str) -> str:
 def check_name(file_name: object) -> str:
     """Return the file name if it can only refer to a file inside the image folder.
 
-    Raises UserError for a name that is empty, absolute, or contains `..` or a NUL byte.
+    Raises UserError for a name that is empty, absolute, contains `..` or a NUL byte, or is not
+    valid Unicode.
     """
     if not isinstance(file_name, str) or not file_name:
         raise UserError(f"file name {file_name!r} is not a name")
     if "\0" in file_name:
         raise UserError(f"file name {file_name!r} contains a NUL byte")
+    try:
+        os.fsencode(file_name)
+    except UnicodeEncodeError as error:
+        raise UserError(f"file name {file_name!r} is not valid Unicode") from error
     if file_name[0] in "/\\" or Path(file_name).drive:
         raise UserError(
             f"file name {file_name!r} is absolute; names are relative to the image folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from maskseg.data.coco.parse import CROWDS, Crowds
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
@@ -30,14 +31,14 @@ class Split:
     """One split of a dataset, and the files that belong to it.
 
     name: `train` or `val`, as in the keys `data.<name>_json`.
-    json: the COCO file, None where the dataset has no such split.
+    json: the COCO file, or several that are read as one; None where the dataset has no such split.
     images: the folder that file names in the JSON are relative to.
     transforms: the training transforms, or those of the validation.
     proposals: a file of `tools/propose.py`; semantic: a folder of semantic maps.
     """
 
     name: str
-    json: str | None = None
+    json: str | Sequence[str] | None = None
     images: str | None = None
     transforms: Sequence[Transform] = ()
     proposals: str | None = None
@@ -46,7 +47,22 @@ class Split:
     @property
     def key(self) -> str:
         """The command-line key and value of the JSON, for messages."""
-        return f"data.{self.name}_json={self.json}"
+        if self.json is None or isinstance(self.json, str):
+            return f"data.{self.name}_json={self.json}"
+        return f"data.{self.name}_json=[{','.join(self.json)}]"
+
+    @property
+    def files(self) -> list[str]:
+        """The COCO files, none where the dataset has no such split."""
+        if self.json is None:
+            return []
+        return [self.json] if isinstance(self.json, str) else list(self.json)
+
+    def single_file(self) -> str:
+        """The only COCO file. Raises UserError if there are several or none."""
+        if len(self.files) != 1:
+            raise UserError(f"{self.key}: this needs exactly one file, not {len(self.files)}")
+        return self.files[0]
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,8 @@ class ReadOptions:
     max_pixels: larger images are refused.
     skip_bad: at most this many unreadable training images are replaced by others in a run.
     max_images: use only the first images of each split, at most this many.
+    crowds: how annotations with iscrowd=1 are read: `ignore`, as regions that are neither learned
+        nor counted as wrong, or `objects`.
     """
 
     keep_empty: bool = True
@@ -65,8 +83,11 @@ class ReadOptions:
     max_pixels: int = MAX_PIXELS
     skip_bad: int = 0
     max_images: int | None = None
+    crowds: Crowds = "ignore"
 
     def __post_init__(self) -> None:
+        if self.crowds not in CROWDS:
+            raise UserError(f"data.crowds must be {' or '.join(CROWDS)}, not {self.crowds!r}")
         minima = {"max_images": 1, "skip_bad": 0}
         check_numbers(minima, max_images=self.max_images, skip_bad=self.skip_bad)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made.coco_files import cleaned, dataset, errors
+from made.coco_files import SQUARE, cleaned, dataset, errors
 
 WHOLE = [0, 0, 30, 20]
 
@@ -27,17 +27,26 @@ def test_a_label_is_a_crowd_over_the_whole_image(tmp_path: Path) -> None:
     assert truth.boxes.tolist() == [WHOLE, WHOLE]
     assert truth.ids.tolist() == [2, 3]
     assert truth.shapes == (None, None)
-    assert warnings == {}
+    assert warnings == {
+        "image without annotations whose category_ids are read as crowds over the whole image": 1,
+        "class with crowds only": 1,
+    }
     assert file.labels(1) == []
     assert file.has_objects().tolist() == [True, False]
     assert len(file.annotations(0)) == 1
 
 
-def test_a_class_that_has_an_annotation_there_needs_no_label(tmp_path: Path) -> None:
-    truth = cleaned(tmp_path, labelled([9, 4], {"bbox": [1, 1, 5, 5]}))[0].annotations(1)
-    assert truth.labels.tolist() == [0, 1]
-    assert truth.crowd.tolist() == [False, True]
-    assert truth.ids.tolist() == [10, 11]
+def test_category_ids_beside_annotations_are_no_labels(tmp_path: Path) -> None:
+    """Annotation tools keep a field of this name; then that of other images is theirs, too."""
+    content = labelled([9, 4], {"bbox": [1, 1, 5, 5], "segmentation": SQUARE, "category_ids": [9]})
+    content["images"].append({**content["images"][1], "id": 3, "file_name": "3.png"})
+    file, warnings = cleaned(tmp_path, content)
+    truth = file.annotations(1)
+    assert truth.labels.tolist() == [0]
+    assert truth.crowd.tolist() == [False]
+    assert truth.ids.tolist() == [10]
+    assert len(file.annotations(2)) == 0
+    assert warnings["image with category_ids beside annotations, which are not read"] == 1
 
 
 def test_labels_alone(tmp_path: Path) -> None:
@@ -64,4 +73,4 @@ def test_an_image_without_a_size_or_an_id_is_reported_once(tmp_path: Path) -> No
     assert errors(tmp_path, labelled([4], height=0)) == {
         "image size that is not two positive integers": 1
     }
-    assert errors(tmp_path, labelled([4], id=None)) == {"image without an integer id": 1}
+    assert errors(tmp_path, labelled([4], id=None)) == {"image without an integer id of 64 bits": 1}

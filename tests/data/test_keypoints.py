@@ -191,7 +191,11 @@ def test_invalid_keypoints(tmp_path: Path, annotation: dict[str, Any], kind: str
         ({"keypoints": ["a", "a"]}, "category whose keypoints are not a list of distinct names"),
         ({"keypoints": 17}, "category whose keypoints are not a list of distinct names"),
         (
-            {"skeleton": [[0, 1]]},
+            {"skeleton": [[-1, 1]]},
+            "category whose skeleton is not pairs of its keypoints, counted from 1",
+        ),
+        (
+            {"skeleton": [[0, 1], [1, 6]]},
             "category whose skeleton is not pairs of its keypoints, counted from 1",
         ),
         (

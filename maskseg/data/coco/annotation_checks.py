@@ -1,10 +1,11 @@
 """Checks of the annotations of a COCO file.
 
 Invalid annotations are errors. Repairable annotations are repaired with a warning, and those
-without an object are dropped with a warning.
+without an object are dropped with a warning. The fields of an annotation are compared with each
+other: a bbox with its mask, the mask with its image.
 
-All rules work on whole columns, so that a million annotations take seconds; only run lengths are
-checked one by one.
+All rules work on whole columns, so that a million annotations take seconds; only run lengths, and
+polygons that may cover no pixel, are checked one by one.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from maskseg.data.coco.packed_segmentations import (
     MIN_COORDINATES,
+    NONE,
     POLYGONS,
     RLE,
     SegmentationError,
@@ -24,17 +27,30 @@ from maskseg.data.coco.packed_segmentations import (
     rle_box,
 )
 from maskseg.data.coco.parse import MISSING, AnnotationColumns
+from maskseg.data.coco.polygon_areas import find_thin_polygons
 from maskseg.data.coco.report import MAX_EXAMPLES, Report
-from maskseg.ops.rle import Ints
+from maskseg.ops.rle import Ints, strings_from_counts
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 # px: clipping by more than rounding explains is worth a warning.
 CLIP_WARNING_PX = 1.0
+# A bbox agrees with its mask if no side differs by more than this: pixels, and the share of the
+# mask's larger side. Converters round to pixels and count the last pixel in or out.
+BOX_TOLERANCE_PX = 2.0
+BOX_TOLERANCE = 0.05
+# A bbox of this many times the area of its mask's box is more than a loose box.
+LARGE_BOX = 4.0
+# Without masks, boxes are taken for corners if at least this share of them leaves the image.
+MIN_SHARE_BEYOND = 0.25
+
+# In an image of a longer side, coordinates within 0..1 are not pixels.
+_MIN_SIDE_OF_PIXELS = 8
 
 _NO_EXTENT = "box without width or height, dropped"
 _OUTSIDE = "annotation outside its image, dropped"
+_AS_STATED = "; training uses the bbox as stated"
 
 
 @dataclass(frozen=True)
@@ -130,11 +146,15 @@ def check_annotations(
     rows_left.error(
         columns.has_box & ~np.isfinite(columns.boxes).all(axis=1), "bbox with NaN or infinity"
     )
+    rows_left.warn(columns.ignored, "annotation with ignore=1, read as a crowd")
     extents = np.full((len(columns.ids), 4), np.nan)
-    _check_polygons(rows_left, extents)
+    thin = _check_polygons(rows_left, extents)
+    _check_polygon_units(rows_left, extents, sizes)
     _clip_polygons(rows_left, extents, sizes)
+    _drop_empty_polygons(rows_left, thin, sizes)
     _check_run_lengths(rows_left, extents, sizes)
     boxes = _check_boxes(rows_left, extents, sizes)
+    _check_presence_of_masks(rows_left)
     has_points = _check_keypoints(rows_left, np.append(num_points, 0)[category])
     ids = _fill_ids(rows_left)
     rows = np.flatnonzero(rows_left.good)
@@ -193,8 +213,11 @@ def _fill_ids(rows_left: _RowFilter) -> Ints:
     return ids
 
 
-def _check_polygons(rows_left: _RowFilter, extents: Floats) -> None:
-    """Check coordinates and lengths of polygons; fill `extents` [A, 4] (xyxy) of their rows."""
+def _check_polygons(rows_left: _RowFilter, extents: Floats) -> Bools:
+    """Check coordinates and lengths of polygons; fill `extents` [A, 4] (xyxy) of their rows.
+
+    Returns bool [A], rows whose polygons are all so thin that they may cover no pixel.
+    """
     packed = rows_left.columns.segmentations
     lengths = np.diff(packed.coord_starts)
     rows = np.arange(len(packed.kinds))
@@ -218,8 +241,9 @@ def _check_polygons(rows_left: _RowFilter, extents: Floats) -> None:
         "annotation whose polygons all have fewer than 3 points, dropped",
     )
     used = rows_left.good[row_of_part] & ~short
+    thin = np.zeros(len(rows), dtype=bool)
     if not used.any():
-        return
+        return thin
     coords = packed.coords if used.all() else packed.coords[np.repeat(used, lengths)]
     starts = np.concatenate([[0], np.cumsum(lengths[used] // 2)[:-1]])
     polygon_rows, first_part = np.unique(row_of_part[used], return_index=True)
@@ -229,6 +253,25 @@ def _check_polygons(rows_left: _RowFilter, extents: Floats) -> None:
         part_max = np.maximum.reduceat(values, starts)
         extents[polygon_rows, axis] = np.minimum.reduceat(part_min, first_part)
         extents[polygon_rows, axis + 2] = np.maximum.reduceat(part_max, first_part)
+    thin_parts = find_thin_polygons(coords.reshape(-1, 2), starts)
+    thin[polygon_rows] = np.logical_and.reduceat(thin_parts, first_part)
+    return thin
+
+
+def _check_polygon_units(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> None:
+    """Report polygons in fractions of the image's size, if all of the file are."""
+    rows = np.flatnonzero(rows_left.good & np.isfinite(extents).all(axis=1))
+    in_fractions = _is_in_fractions(extents[rows], sizes[rows])
+    if len(rows) and in_fractions.all():
+        selected = np.zeros(len(extents), dtype=bool)
+        selected[rows] = True
+        rows_left.error(selected, "polygon in fractions of the image's size instead of pixels")
+
+
+def _is_in_fractions(values: Floats, sizes: Ints) -> Bools:
+    """Find rows f64 [n, 4] within 0..1, which are not pixels of an image of more than a few."""
+    within = (values >= 0).all(axis=1) & (values <= 1).all(axis=1)
+    return np.asarray(within & (sizes.min(axis=1) > _MIN_SIDE_OF_PIXELS))
 
 
 def _clip_polygons(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> None:
@@ -251,8 +294,36 @@ def _clip_polygons(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> None:
     rows_left.warn(overshoot > CLIP_WARNING_PX, "polygon that extends beyond its image, clipped")
 
 
+def _drop_empty_polygons(rows_left: _RowFilter, thin: Bools, sizes: Ints) -> None:
+    """Drop annotations whose polygons cover no pixel.
+
+    thin: bool [A], the rows that may be empty, besides the clipped ones. They are rasterized.
+    """
+    packed = rows_left.columns.segmentations
+    suspects = thin.copy()
+    suspects[list(packed.clipped)] = True
+    rows = np.flatnonzero(suspects & rows_left.good)
+    empty = np.zeros(len(thin), dtype=bool)
+    empty[rows] = True
+    # One call for all images of the same size: a call takes longer than a small polygon.
+    distinct_sizes, group = np.unique(sizes[rows], axis=0, return_inverse=True)
+    for number, (height, width) in enumerate(distinct_sizes.tolist()):
+        of_size = rows[group.ravel() == number].tolist()
+        polygons = []
+        row_of_polygon = []
+        for row in of_size:
+            parts = packed.polygons(row)
+            polygons += [part.ravel() for part in parts]
+            row_of_polygon += [row] * len(parts)
+        no_pixels = strings_from_counts(np.array([height * width]), np.array([1]))[0].encode()
+        rles = coco_mask.frPyObjects(polygons, height, width)
+        has_pixels = [rle["counts"] != no_pixels for rle in rles]
+        empty[np.array(row_of_polygon)[has_pixels]] = False
+    rows_left.drop(empty, "annotation whose polygons cover no pixel, dropped")
+
+
 def _check_run_lengths(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> None:
-    """Check size and run lengths of RLE masks; fill `extents` of rows without a bbox."""
+    """Check size and run lengths of RLE masks; fill `extents` of their rows."""
     columns = rows_left.columns
     packed = columns.segmentations
     has_rle = packed.kinds == RLE
@@ -274,8 +345,7 @@ def _check_run_lengths(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> N
             rows_left.good[row] = False
             continue
         empty[row] = not counts[1::2].any()
-        if not columns.has_box[row]:
-            extents[row] = rle_box(counts, int(packed.heights[row]))
+        extents[row] = rle_box(counts, int(packed.heights[row]))
     rows_left.drop(empty, "annotation with an empty mask, dropped")
 
 
@@ -315,25 +385,108 @@ def _has_no_extent(corners: Floats) -> Bools:
     return np.asarray(~(single[:, 2:] > single[:, :2]).all(axis=1))
 
 
-@np.errstate(over="ignore", invalid="ignore")  # rows that were rejected before may hold anything
+@np.errstate(
+    over="ignore", invalid="ignore", divide="ignore"
+)  # rows that were rejected before may hold anything
 def _check_boxes(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> Floats:
-    """Drop boxes without extent or outside their image, and clip the others.
+    """Compare boxes with their masks and their images.
 
-    Returns f64 [A, 4], x, y, width, height: the file's numbers where nothing was clipped.
+    A box without extent or outside its image is taken from its mask, or dropped if there is none.
+    The others are clipped.
+    Returns f64 [A, 4], x, y, width, height: the file's numbers where nothing was changed.
     """
     columns = rows_left.columns
     limits = np.tile(sizes[:, ::-1], 2).astype(np.float64)
-    corners = columns.boxes.copy()
-    corners[:, 2:] += corners[:, :2]
-    corners = np.where(columns.has_box[:, None], corners, extents)
+    stated = columns.boxes.copy()
+    stated[:, 2:] += stated[:, :2]
+    has_mask = ~_has_no_extent(extents)
+    _check_box_units(rows_left, stated, has_mask, sizes)
+    no_extent = columns.has_box & _has_no_extent(stated)
+    outside = columns.has_box & ~no_extent & _has_no_extent(stated.clip(0, limits))
+    rows_left.warn(no_extent & has_mask, "bbox without width or height, taken from its mask")
+    rows_left.warn(outside & has_mask, "bbox outside its image, taken from its mask")
+    uses_box = columns.has_box & ~((no_extent | outside) & has_mask)
+    corners = np.where(uses_box[:, None], stated, extents)
     rows_left.drop(_has_no_extent(corners), _NO_EXTENT)
     clipped = corners.clip(0, limits)
     rows_left.drop(_has_no_extent(clipped), _OUTSIDE)
-    changed = (clipped != corners).any(axis=1) | ~columns.has_box
+    is_compared = uses_box & has_mask
+    disagreeing = _compare_with_masks(rows_left, is_compared, clipped, extents, sizes)
+    changed = (clipped != corners).any(axis=1) | ~uses_box
     overshoot = np.abs(clipped - corners).max(axis=1)
     rows_left.warn(
-        columns.has_box & (overshoot > CLIP_WARNING_PX),
+        uses_box & ~disagreeing & (overshoot > CLIP_WARNING_PX),
         "bbox that extends beyond its image, clipped",
     )
     sides = np.concatenate([clipped[:, :2], clipped[:, 2:] - clipped[:, :2]], axis=1)
     return np.where(changed[:, None], sides, columns.boxes)
+
+
+def _check_box_units(rows_left: _RowFilter, stated: Floats, has_mask: Bools, sizes: Ints) -> None:
+    """Report boxes without masks that are no x, y, width, height in pixels, if all seem so.
+
+    stated: f64 [A, 4], xyxy by the definition of COCO.
+    """
+    columns = rows_left.columns
+    is_checked = rows_left.good & columns.has_box & ~has_mask
+    rows = np.flatnonzero(is_checked)
+    if not len(rows):
+        return
+    boxes = columns.boxes[rows]
+    if not (has_mask & rows_left.good).any() and _is_in_fractions(boxes, sizes[rows]).all():
+        rows_left.error(is_checked, "bbox in fractions of the image's size instead of pixels")
+        return
+    limits = sizes[rows, ::-1]
+    beyond = (stated[rows, 2:] > limits + CLIP_WARNING_PX).any(axis=1)
+    fit_as_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= limits)
+    if fit_as_corners.all() and beyond.mean() >= MIN_SHARE_BEYOND:
+        rows_left.warn(
+            is_checked,
+            "bbox that seems to be x1, y1, x2, y2 instead of x, y, width, height" + _AS_STATED,
+        )
+
+
+def _compare_with_masks(
+    rows_left: _RowFilter, is_compared: Bools, boxes: Floats, extents: Floats, sizes: Ints
+) -> Bools:
+    """Warn about boxes that contradict their masks.
+
+    boxes, extents: f64 [A, 4], xyxy, of the boxes and of the masks, inside the image.
+    Returns bool [A], the rows with a warning.
+    """
+    tolerance = np.maximum(
+        BOX_TOLERANCE_PX, BOX_TOLERANCE * (extents[:, 2:] - extents[:, :2]).max(axis=1)
+    )
+    differs = np.abs(boxes - extents).max(axis=1) > tolerance
+    candidates = is_compared & differs
+    numbers = rows_left.columns.boxes  # x, y, width and height as stated
+    limits = sizes[:, ::-1]
+    as_corners = np.concatenate([numbers[:, :2], np.minimum(numbers[:, 2:], limits)], axis=1)
+    are_corners = candidates & (np.abs(as_corners - extents).max(axis=1) <= tolerance)
+    are_fractions = candidates & ~are_corners & _is_in_fractions(numbers, sizes)
+    named = are_corners | are_fractions
+    protrusion = np.maximum(boxes[:, :2] - extents[:, :2], extents[:, 2:] - boxes[:, 2:])
+    exposes_mask = candidates & ~named & (protrusion.max(axis=1) > tolerance)
+    ratio = _areas(boxes) / _areas(extents)
+    is_large = candidates & ~named & ~exposes_mask & (ratio >= LARGE_BOX)
+    for flags, kind in (
+        (are_corners, "bbox that is x1, y1, x2, y2 of its mask instead of x, y, width, height"),
+        (are_fractions, "bbox in fractions of the image's size instead of pixels"),
+        (exposes_mask, "bbox that does not enclose its mask"),
+        (is_large, f"bbox of at least {LARGE_BOX:g} times the area of its mask's box"),
+    ):
+        rows_left.warn(flags, kind + _AS_STATED)
+    return np.asarray((named | exposes_mask | is_large) & rows_left.good)
+
+
+def _areas(corners: Floats) -> Floats:
+    return np.asarray((corners[:, 2:] - corners[:, :2]).prod(axis=1))
+
+
+def _check_presence_of_masks(rows_left: _RowFilter) -> None:
+    """Warn about objects without a mask beside objects with one; crowds need none."""
+    columns = rows_left.columns
+    is_object = rows_left.good & ~columns.crowd
+    has_none = columns.segmentations.kinds == NONE
+    if (is_object & ~has_none).any():
+        rows_left.warn(is_object & has_none, "object without a mask, beside objects with masks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +36,11 @@ def parse_categories(entries: list[object], report: Report) -> Categories:
         if category_id is None or name is None:
             report.error("category without an integer id or a name", f"{entry!r}"[:80])
             continue
+        if not _is_unicode(name):
+            report.error(
+                "category name that is not valid Unicode", f"id {category_id}: {name!r}"[:80]
+            )
+            continue
         if category_id in by_id:
             report.error(
                 "category id that is used more than once",
@@ -44,7 +49,7 @@ def parse_categories(entries: list[object], report: Report) -> Categories:
             continue
         keypoints, skeleton = _parse_keypoints(category_id, fields, report)
         by_id[category_id] = _Category(name, keypoints, skeleton)
-    _warn_repeated_names([category.name for category in by_id.values()], report)
+    _warn_similar_names([category.name for category in by_id.values()], report)
     ids = sorted(by_id)
     return Categories(
         names=tuple(by_id[i].name for i in ids),
@@ -61,10 +66,58 @@ def _parse_name(name: object) -> str | None:
     return str(name)
 
 
-def _warn_repeated_names(names: list[str], report: Report) -> None:
-    repeated = [f"{name!r}, {n} times" for name, n in Counter(names).items() if n > 1]
-    if repeated:
-        report.warn("category name that is used more than once", *repeated)
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: JSON can hold half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _warn_similar_names(names: list[str], report: Report) -> None:
+    """Warn about different names that readers cannot tell apart."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        key = unicodedata.normalize("NFKC", name).casefold()
+        spellings.setdefault("".join(key.split()), set()).add(name)
+    similar = [sorted(group) for group in spellings.values() if len(group) > 1]
+    if similar:
+        examples = [", ".join(map(repr, group)) for group in similar]
+        report.warn("category names that differ only in case, spaces or Unicode form", *examples)
+
+
+def merge_repeated_names(categories: Categories, report: Report) -> tuple[Categories, Ints]:
+    """Merge categories of the same name into one class, that of the lowest id.
+
+    Returns the merged categories, and i64 [C], for each of the file's categories the index of its
+    merged one.
+    """
+    members: dict[str, list[int]] = {}
+    for i, name in enumerate(categories.names):
+        members.setdefault(name, []).append(i)
+    index = np.zeros(len(categories), dtype=np.int64)
+    firsts = []
+    with_points = []
+    for number, (name, group) in enumerate(members.items()):
+        index[group] = number
+        firsts.append(group[0])
+        distinct = {categories.keypoints[i] for i in group if categories.keypoints[i]}
+        with_points.append(next((i for i in group if categories.keypoints[i]), group[0]))
+        ids = ", ".join(str(categories.ids[i]) for i in group)
+        if len(distinct) > 1:
+            report.error("categories of one name with different keypoints", f"{name!r}: ids {ids}")
+        elif len(group) > 1:
+            report.warn(
+                "category name of more than one id, read as one class", f"{name!r}: ids {ids}"
+            )
+    merged = Categories(
+        names=tuple(members),
+        ids=tuple(categories.ids[i] for i in firsts),
+        keypoints=tuple(categories.keypoints[i] for i in with_points),
+        skeletons=tuple(categories.skeletons[i] for i in with_points),
+    )
+    return merged, index
 
 
 def _parse_keypoints(
@@ -82,6 +135,13 @@ def _parse_keypoints(
         return (), ()
     skeleton = _parse_skeleton(edges, len(names))
     if skeleton is None:
+        skeleton = _parse_skeleton(edges, len(names), first=0)
+        if skeleton is not None:
+            report.warn(
+                "category whose skeleton counts keypoints from 0, read so",
+                f"id {category_id}: {edges!r}"[:120],
+            )
+    if skeleton is None:
         report.error(
             "category whose skeleton is not pairs of its keypoints, counted from 1",
             f"id {category_id}: {edges!r}"[:120],
@@ -91,14 +151,19 @@ def _parse_keypoints(
 
 
 def _parse_point_names(names: object) -> tuple[str, ...] | None:
-    """Return the names of keypoints; None unless they are a list of distinct strings."""
+    """Return the names of keypoints; None unless they are a list of distinct Unicode strings."""
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return None
+    if not all(map(_is_unicode, names)):
         return None
     return tuple(names) if len(set(names)) == len(names) else None
 
 
-def _parse_skeleton(edges: object, num_keypoints: int) -> _Edges | None:
-    """Return the edges counted from 0; None unless all are pairs within 1..num_keypoints."""
+def _parse_skeleton(edges: object, num_keypoints: int, first: int = 1) -> _Edges | None:
+    """Return the edges counted from 0; None unless all are pairs of keypoints.
+
+    first: the number of the first keypoint in `edges`, 1 in COCO.
+    """
     if not isinstance(edges, list):
         return None
     parsed = []
@@ -109,9 +174,9 @@ def _parse_skeleton(edges: object, num_keypoints: int) -> _Edges | None:
         end = as_int64(edge[1])
         if start is None or end is None:
             return None
-        if not (1 <= start <= num_keypoints and 1 <= end <= num_keypoints):
+        if min(start, end) < first or max(start, end) >= first + num_keypoints:
             return None
-        parsed.append((start - 1, end - 1))
+        parsed.append((start - first, end - first))
     return tuple(parsed)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,15 @@ from maskseg.data.coco.annotation_checks import (
     check_annotations,
     find_duplicates,
 )
-from maskseg.data.coco.categories import match_categories, parse_categories
+from maskseg.data.coco.categories import (
+    match_categories,
+    merge_repeated_names,
+    parse_categories,
+)
+from maskseg.data.coco.image_names import find_name, hint_for_missing, name_from_url
 from maskseg.data.coco.parse import ParsedCoco, as_int64
 from maskseg.data.coco.report import MAX_EXAMPLES, Finding, Report
-from maskseg.data.image_files import check_name, image_size, safe_join
+from maskseg.data.image_files import check_name, max_value, read_header, safe_join
 from maskseg.errors import UserError
 from maskseg.structures import Categories
 
@@ -32,6 +37,8 @@ __all__ = [
     "check_image_files",
 ]
 
+MAX_DECODED = 8  # 16-bit images that are decoded to see which part of the range they use
+LOW_RANGE = 2**14  # an image with 16 bits and smaller values uses less than a quarter of its range
 THREADS = 8  # more than CPUs: reading headers waits for the disk
 
 
@@ -63,65 +70,165 @@ def check_dataset(
     report has no errors.
     """
     images = _check_images(parsed.images, report, max_pixels)
-    file_categories = parse_categories(parsed.categories, report)
-    if not len(file_categories) and parsed.columns.good.any():
-        report.error("no categories", "the list 'categories' is empty, but there are annotations")
+    stated_categories = parse_categories(parsed.categories, report)
+    if not parsed.categories:
+        report.error("no categories", "the list 'categories' is empty")
+    file_categories, merged = merge_repeated_names(stated_categories, report)
     used_categories, labels = match_categories(file_categories, categories, report)
     sizes = [(image.height, image.width) for image in images]
-    num_points = [len(names) for names in file_categories.keypoints]
+    num_points = np.array([len(names) for names in file_categories.keypoints], dtype=np.int64)
     annotations = check_annotations(
         parsed.columns,
         image_ids=np.array([image.id for image in images], dtype=np.int64),
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        category_ids=np.array(file_categories.ids, dtype=np.int64),
-        labels=labels,
-        num_points=np.array(num_points, dtype=np.int64),
+        category_ids=np.array(stated_categories.ids, dtype=np.int64),
+        labels=labels[merged],
+        num_points=num_points[merged],
         report=report,
     )
-    if not images:
+    _check_contents(parsed, annotations, used_categories, report)
+    return CheckedDataset(images, used_categories, annotations)
+
+
+def _check_contents(
+    parsed: ParsedCoco, annotations: ValidAnnotations, categories: Categories, report: Report
+) -> None:
+    """Warn about a file that has nothing to learn from, or classes without a single object."""
+    if not parsed.images:
         report.warn("no images", "the list 'images' is empty")
     if not len(annotations.rows):
-        report.warn("no annotations at all", "there is nothing to learn from this file")
-    elif annotations.crowd.all():
-        report.warn("only crowds", "there is no single object to learn from")
-    return CheckedDataset(images, used_categories, annotations)
+        detail = "the list 'annotations' is empty"
+        if parsed.num_entries:
+            detail = f"none of the {parsed.num_entries} annotations can be used"
+        report.warn("no annotations at all", f"there is nothing to learn from this file: {detail}")
+        return
+    crowds = annotations.crowd
+    if crowds.all():
+        detail = "there is no single object to learn from"
+    else:
+        detail = "no object of the class is left"
+    labels = np.setdiff1d(annotations.labels[crowds], annotations.labels[~crowds])
+    if parsed.columns.crowd[~parsed.columns.ignored & (parsed.columns.list_index >= 0)].any():
+        detail += "; data.crowds=objects reads iscrowd=1 as objects, which CVAT's masks need"
+    if crowds.all():
+        report.warn("only crowds", detail)
+    elif len(labels):
+        names = [f"{categories.names[label]!r}: {detail}" for label in labels[:MAX_EXAMPLES]]
+        report.warn("class with crowds only", *names, count=len(labels))
 
 
 def check_image_files(
     images: list[ImageRecord], root: Path, report: Report, max_pixels: int
 ) -> None:
-    """Check the header of every image file: it exists, is an image, and has the stated size."""
+    """Check the header of every image file: it exists, is an image, and has the stated size.
 
-    def check_file(image: ImageRecord) -> tuple[str, str] | None:
-        return _find_file_problem(image, root, max_pixels)
+    Of the images with 16 bits, some are decoded to see which part of the range they use.
+    """
+
+    def check_file(image: ImageRecord) -> _FileProblem | bool:
+        return _check_file(image, root, max_pixels)
 
     usable = [image for image in images if image.height > 0 and image.file_name]
+    deep_images = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for image, problem in zip(usable, pool.map(check_file, usable), strict=True):
-            if problem:
-                kind, detail = problem
-                report.error(kind, f"image {image.id}: {detail}")
+        for image, result in zip(usable, pool.map(check_file, usable), strict=True):
+            if isinstance(result, _FileProblem):
+                _report_file(image, root, result, report)
+            elif result:
+                deep_images.append(image)
+    _check_range(deep_images, root, report, max_pixels)
 
 
-def _find_file_problem(image: ImageRecord, root: Path, max_pixels: int) -> tuple[str, str] | None:
-    """Return kind and detail of an image file's problem, None if it has none."""
+@dataclass(frozen=True)
+class _FileProblem:
+    kind: str
+    detail: str
+
+
+_MISSING_FILE = "image file that does not exist"
+
+
+def _report_file(image: ImageRecord, root: Path, problem: _FileProblem, report: Report) -> None:
+    detail = problem.detail
+    finding = report.errors.get(problem.kind)
+    if problem.kind == _MISSING_FILE and (finding is None or finding.count < MAX_EXAMPLES):
+        detail += hint_for_missing(root, image.file_name)
+    report.error(problem.kind, f"image {image.id}: {detail}")
+
+
+def _check_file(image: ImageRecord, root: Path, max_pixels: int) -> _FileProblem | bool:
+    """Return the problem of an image file, else whether it has more than 8 bits per channel."""
     try:
         path = safe_join(root, image.file_name)
     except UserError as error:
-        return "file name that is not safe", str(error)
+        return _FileProblem("file name that is not safe", str(error))
     if not os.path.isfile(path):  # noqa: PTH113 - False also for names that are too long
-        return "image file that does not exist", str(path)
+        return _FileProblem(_MISSING_FILE, str(path))
     try:
-        size = image_size(path, max_pixels)
+        header = read_header(path, max_pixels)
     except UserError as error:
-        return "image file that cannot be used", str(error)
-    if size == (image.height, image.width):
-        return None
+        return _FileProblem("image file that cannot be used", str(error))
+    if (header.height, header.width) == (image.height, image.width):
+        return header.is_deep
     try:  # the stated size may be that of the pixels before the EXIF orientation is applied
-        image_size(path, max_pixels, (image.height, image.width))
+        return read_header(path, max_pixels, (image.height, image.width)).is_deep
     except UserError as error:
-        return "image file whose size differs from the stated one", str(error)
-    return None
+        return _FileProblem("image file whose size differs from the stated one", str(error))
+
+
+def _check_range(
+    deep_images: list[ImageRecord], root: Path, report: Report, max_pixels: int
+) -> None:
+    """Warn where 16-bit images use a small part of their range, such as 12 bits."""
+    step = max(1, len(deep_images) // MAX_DECODED)
+    sampled = deep_images[::step][:MAX_DECODED]
+    examples = []
+    for image in sampled:
+        try:
+            largest = max_value(safe_join(root, image.file_name), max_pixels)
+        except UserError:
+            continue  # a damaged image is reported when it is read
+        if largest >= LOW_RANGE:
+            return
+        examples.append(
+            f"image {image.id} ({image.file_name}): values up to {largest} of 65535 become "
+            f"0..{(largest + 128) // 257}"
+        )
+    if examples:
+        report.warn(
+            "16-bit image that uses less than a quarter of its range; scale the values to 0..65535 "
+            f"or convert the images to 8 bits ({len(examples)} of {len(deep_images)} were decoded)",
+            *examples,
+        )
+
+
+def ids_without_name(entries: list[object]) -> set[int]:
+    """Return the ids of the images without a `file_name`, whose names are of `name_from_url`."""
+    ids = set()
+    for entry in entries:
+        image_id = as_int64(entry.get("id")) if isinstance(entry, dict) else None
+        if image_id is not None and isinstance(entry, dict) and not entry.get("file_name"):
+            ids.add(image_id)
+    return ids
+
+
+def resolve_names(
+    images: list[ImageRecord], url_ids: Set[int], root: Path, report: Report
+) -> list[ImageRecord]:
+    """Replace file names that name no file by another spelling that does, with a warning.
+
+    url_ids: the images whose names are of `name_from_url`.
+    """
+    resolved = []
+    for image in images:
+        match = find_name(root, image.file_name, image.id in url_ids) if image.file_name else None
+        if match is None:
+            resolved.append(image)
+            continue
+        name, kind = match
+        report.warn(kind, f"image {image.id}: {image.file_name!r}, the file is {name!r}")
+        resolved.append(replace(image, file_name=name))
+    return resolved
 
 
 def _check_images(entries: list[object], report: Report, max_pixels: int) -> list[ImageRecord]:
@@ -131,7 +238,7 @@ def _check_images(entries: list[object], report: Report, max_pixels: int) -> lis
         fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
         image_id = as_int64(fields.get("id"))
         if image_id is None:
-            report.error("image without an integer id", f"{entry!r}"[:80])
+            report.error("image without an integer id of 64 bits", f"{entry!r}"[:80])
             continue
         file_name = _check_file_name(image_id, fields, report)
         height, width = _check_size(image_id, fields, report, max_pixels)
@@ -151,9 +258,13 @@ def _check_images(entries: list[object], report: Report, max_pixels: int) -> lis
 
 
 def _check_file_name(image_id: int, entry: Mapping[str, object], report: Report) -> str:
-    """Return the file name, "" after reporting one that is not safe."""
+    """Return the file name, "" after reporting one that is missing or not safe."""
+    name = entry.get("file_name") or name_from_url(entry.get("coco_url"))
+    if not name:
+        report.error("image without a file_name", f"image {image_id}")
+        return ""
     try:
-        return check_name(entry.get("file_name"))
+        return check_name(name)
     except UserError as error:
         report.error("file name that is not safe", f"image {image_id}: {error}")
         return ""

@@ -1,13 +1,14 @@
-"""A checked COCO JSON file: images, categories, and the annotations of one image at a time.
+"""Checked COCO JSON files: images, categories, and the annotations of one image at a time.
 
 Accepts any ids and names; polygons, compressed and uncompressed RLE; boxes without masks and masks
 without boxes. Labels are 0..K-1 in order of ascending category id, or those of the given
-categories.
+categories. Several files are read as one dataset.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from maskseg.data.coco.checks import (
     Report,
     check_dataset,
     check_image_files,
+    ids_without_name,
+    resolve_names,
 )
+from maskseg.data.coco.concatenate import concatenate, union_of_categories
 from maskseg.data.coco.documents import (
     CocoAnnotation,
     CocoCategory,
@@ -29,7 +33,7 @@ from maskseg.data.coco.documents import (
     CocoImage,
 )
 from maskseg.data.coco.packed_segmentations import NONE
-from maskseg.data.coco.parse import AnnotationColumns, read_json
+from maskseg.data.coco.parse import AnnotationColumns, Crowds, ParsedCoco, read_json
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.errors import UserError
 from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
@@ -50,7 +54,8 @@ class Annotations:
     """The annotations of one image.
 
     boxes: f32 [G, 4], xyxy inside the image: the file's bbox, or the box around the mask if the
-    file has none; labels: i64 [G], 0..K-1; crowd: bool [G]; ids: i64 [G], annotation ids, never 0;
+    file has no bbox with an extent in the image; labels: i64 [G], 0..K-1; crowd: bool [G];
+    ids: i64 [G], annotation ids, never 0;
     shapes: G masks in the file's frame, None for an annotation with only a box;
     keypoints: f32 [G, P, 3], continuous pixels and visibility, zeros for missing points;
     None if no class has keypoints.
@@ -72,14 +77,16 @@ class CocoFile:
 
     Memory is a few flat arrays, shared by the workers of a loader; masks are decoded on request.
 
-    path: the JSON file; categories: the meaning of the labels; images: in the file's order,
-    including those without objects; report: warnings about repaired and dropped annotations.
+    path: the JSON file, or the first of several; name: all of them, for messages; categories: the
+    meaning of the labels; images: in the file's order, including those without objects; report:
+    warnings about repaired and dropped annotations.
     """
 
     def __init__(
         self, path: Path, checked: CheckedDataset, columns: AnnotationColumns, report: Report
     ) -> None:
         self.path = path
+        self.name = report.path
         self.report = report
         self.categories = checked.categories
         self.images = checked.images
@@ -105,9 +112,9 @@ class CocoFile:
     def rows(self) -> NDArray[np.int64]:
         """Index of each annotation in the file's own list, i64 [A], in the order of `to_dict`.
 
-        Crowds that were added for the `category_ids` of images are beyond the end of that list.
+        -1 for crowds that were added for the `category_ids` of images.
         """
-        return self._valid.rows
+        return self._columns.list_index[self._valid.rows]
 
     def annotations(self, index: int) -> Annotations:
         """Return the annotations of images[index], in the file's order."""
@@ -176,15 +183,28 @@ class CocoFile:
         return flags
 
     def has_masks(self) -> bool:
-        """Return whether every object has a mask."""
-        return bool((self._segmentations.kinds[self._valid.rows] != NONE).all())
+        """Return whether every object has a mask. Crowds need none, unless there is no object."""
+        if self._valid.crowd.all():
+            return bool((self._segmentations.kinds[self._valid.rows] != NONE).all())
+        return not self.objects_without_masks()
+
+    def objects_without_masks(self) -> list[int]:
+        """Return the ids of the objects, other than crowds, that have no mask."""
+        has_none = self._segmentations.kinds[self._valid.rows] == NONE
+        return [int(i) for i in self._valid.ids[has_none & ~self._valid.crowd]]
+
+    @cached_property
+    def fills_crowds(self) -> bool:
+        """Whether crowds without a mask get the rectangle of their box: all objects have masks."""
+        return bool((~self._valid.crowd).any()) and self.has_masks()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dataset as a COCO JSON object that pycocotools can index.
 
         Every annotation has id, bbox, area, iscrowd and segmentation (polygons or compressed RLE,
-        [] for a box alone), and keypoints and num_keypoints if any class has keypoints. Category
-        ids are those of `categories`.
+        the box's rectangle for a crowd if `fills_crowds`, [] for any other box alone), and
+        keypoints and num_keypoints if any class has keypoints. Category ids are those of
+        `categories`.
         """
         images: list[CocoImage] = [
             {"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width}
@@ -219,6 +239,10 @@ class CocoFile:
                 "iscrowd": int(valid.crowd[position]),
                 "segmentation": self._segmentations.to_coco(rows[position]),
             }
+            if not annotation["segmentation"] and self.fills_crowds:
+                corners = valid.boxes[position].copy()
+                corners[2:] += corners[:2]
+                annotation["segmentation"] = [rectangle(corners).parts[0].ravel().tolist()]
             if self.categories.num_points:
                 points = self._complete_points(position)
                 annotation["keypoints"] = points.ravel().tolist()
@@ -287,10 +311,14 @@ class CocoFile:
         return "\n".join(lines)
 
 
+def rectangle(box: NDArray[np.floating]) -> Polygons:
+    """Return a box xyxy [4] as a mask."""
+    x0, y0, x1, y1 = box.tolist()
+    return Polygons((np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]),))
+
+
 def _to_blocks(header: str, rows: list[str], width: int) -> list[str]:
     """Arrange the rows of a table in blocks side by side, each below its header."""
-    if not rows:
-        return []
     num_blocks = 1
     if len(rows) > _MAX_SINGLE_BLOCK:
         fitting = (width + 3) // (len(header) + 3)  # a separator takes 3 columns
@@ -308,49 +336,95 @@ def _to_blocks(header: str, rows: list[str], width: int) -> list[str]:
 
 
 def read_coco(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     categories: Categories | None = None,
     image_root: str | Path | None = None,
     check_images: bool = True,
     max_pixels: int = MAX_PIXELS,
+    crowds: Crowds = "ignore",
 ) -> CocoFile:
-    """Read and check a COCO JSON file.
+    """Read and check a COCO JSON file, or several as one dataset.
+
+    In several files, classes are matched by name, and ids that an earlier file uses are replaced.
 
     categories: the expected ones (of the training file or a checkpoint), matched by name, or by id
     if names repeat; None: the file's;
-    image_root: the image folder; the headers of its files are checked if `check_images` is True.
+    image_root: the image folder; file names that only exist in another spelling are replaced, and
+    the headers of the files are checked if `check_images` is True;
+    crowds: `objects` reads annotations with iscrowd=1 as objects.
 
     Raises UserError with the whole report if there are errors; warnings are in the result's
     `report`.
     """
-    file, report = _read(Path(path), categories, image_root if check_images else None, max_pixels)
+    options = _Options(categories, image_root, check_images, max_pixels, crowds)
+    file, report = _read(_to_paths(path), options)
     if file is None:
         raise UserError(report.text())
     return file
 
 
 def check_coco(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     categories: Categories | None = None,
     image_root: str | Path | None = None,
     max_pixels: int = MAX_PIXELS,
+    crowds: Crowds = "ignore",
 ) -> Report:
-    """Return the report on a file with any content. Raises UserError if it cannot be opened."""
-    return _read(Path(path), categories, image_root, max_pixels)[1]
+    """Return the report on files with any content. Raises UserError if one cannot be opened."""
+    options = _Options(categories, image_root, image_root is not None, max_pixels, crowds)
+    return _read(_to_paths(path), options)[1]
 
 
-def _read(
-    path: Path, categories: Categories | None, image_root: str | Path | None, max_pixels: int
-) -> tuple[CocoFile | None, Report]:
-    report = Report(str(path))
-    parsed = read_json(path, max_pixels, report)
-    if parsed is None:
-        return None, report
-    checked = check_dataset(parsed, report, max_pixels, categories)
-    if image_root is not None:
-        check_image_files(checked.images, Path(image_root), report, max_pixels)
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of `read_coco` but for the paths."""
+
+    categories: Categories | None
+    image_root: str | Path | None
+    check_images: bool
+    max_pixels: int
+    crowds: Crowds
+
+
+def _to_paths(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+
+
+def _read(paths: list[Path], options: _Options) -> tuple[CocoFile | None, Report]:
+    reports = [Report(str(path)) for path in paths]
+    parsed = [
+        read_json(path, options.max_pixels, report, options.crowds)
+        for path, report in zip(paths, reports, strict=True)
+    ]
+    if len(paths) == 1:
+        report = reports[0]
+        checked = None if parsed[0] is None else _check(parsed[0], options, report)
+        if checked is None or parsed[0] is None or report.errors:
+            return None, report
+        return CocoFile(paths[0], checked, parsed[0].columns, report), report
+    report = Report(", ".join(map(str, paths)))
+    readable = [file for file in parsed if file is not None]
+    options = replace(options, categories=options.categories or union_of_categories(readable))
+    parts = []
+    for file, file_report in zip(parsed, reports, strict=True):
+        if file is not None:
+            parts.append((_check(file, options, file_report), file.columns))
+        report.extend(file_report)
     if report.errors:
         return None, report
-    return CocoFile(path, checked, parsed.columns, report), report
+    checked, columns = concatenate(parts, report)
+    return CocoFile(paths[0], checked, columns, report), report
+
+
+def _check(parsed: ParsedCoco, options: _Options, report: Report) -> CheckedDataset:
+    """Check a parsed file and its images; the result may be used if the report has no errors."""
+    checked = check_dataset(parsed, report, options.max_pixels, options.categories)
+    if options.image_root is None:
+        return checked
+    root = Path(options.image_root)
+    images = resolve_names(checked.images, ids_without_name(parsed.images), root, report)
+    if options.check_images:
+        check_image_files(images, root, report, options.max_pixels)
+    return replace(checked, images=images)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from maskseg.masks.annotated import Polygons, RunLengths
 from maskseg.masks.base import Rle, rle_from_counts
-from maskseg.ops.rle import Ints, column_spans, counts_from_string
+from maskseg.ops.rle import Ints, counts_from_string
 
 Floats = NDArray[np.float64]
 NONE, POLYGONS, RLE = range(3)  # kinds of segmentations
@@ -229,10 +229,20 @@ def check_counts(counts: Ints, height: int, width: int) -> None:
 
 def rle_box(counts: Ints, height: int) -> Floats:
     """Return the tight box xyxy of a run-length mask, f64 [4]; zeros for an empty mask."""
-    column, top, bottom = column_spans(np.cumsum(counts), height)
-    if not len(column):
+    ends = np.cumsum(counts)
+    start = ends[:-1:2]
+    stop = ends[1::2]
+    is_run = stop > start
+    if not is_run.any():
         return np.zeros(4)
-    return np.array([column[0], top.min(), column[-1] + 1, bottom.max()], dtype=np.float64)
+    first_column, top = np.divmod(start[is_run], height)
+    last_column, bottom = np.divmod(stop[is_run] - 1, height)
+    if (last_column > first_column).any():  # a run that continues in the next column
+        top = np.zeros(1)
+        bottom = np.full(1, height - 1)
+    return np.array(
+        [first_column[0], top.min(), last_column[-1] + 1, bottom.max() + 1], dtype=np.float64
+    )
 
 
 def clip_polygon(points: Floats, height: int, width: int) -> Floats:

@@ -48,7 +48,19 @@ class Report:
             plural = "s" if total > 1 else ""
             lines.append(f"{self.path}: {total} {severity}{plural}")
             lines += _format_findings(findings)
-        return "\n".join(lines) or f"{self.path}: no problems found"
+        return escape_surrogates("\n".join(lines) or f"{self.path}: no problems found")
+
+    def extend(self, other: Report) -> None:
+        """Add the problems of another file; its examples are prefixed with the file's name."""
+        for mine, theirs in ((self.errors, other.errors), (self.warnings, other.warnings)):
+            for kind, finding in theirs.items():
+                examples = [f"{other.path}: {example}" for example in finding.examples]
+                _add(mine, kind, tuple(examples), finding.count)
+
+
+def escape_surrogates(text: str) -> str:
+    """Return text that can be printed: JSON can hold half a surrogate pair, UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _add(

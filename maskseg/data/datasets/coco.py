@@ -100,9 +100,12 @@ class CocoSource:
         """The names of the splits that have a file."""
         return [name for name, split in self.split_files.items() if split.json]
 
-    def json_files(self) -> list[str | None]:
-        """The JSON of each split; None for an absent one."""
-        return [split.json for split in self.split_files.values()]
+    def json_files(self) -> list[str]:
+        """The JSON files of all splits."""
+        files = []
+        for split in self.split_files.values():
+            files += split.files
+        return files
 
     def split(self, name: str) -> Split:
         """The files of a split. Raises UserError for another name than `train` or `val`."""
@@ -139,7 +142,7 @@ class CocoSource:
         count = self.class_options.num_classes
         if count is not None and count != len(file.categories):
             raise UserError(
-                f"data.num_classes={count}, but {file.path} has {len(file.categories)} categories; "
+                f"data.num_classes={count}, but {file.name} has {len(file.categories)} categories; "
                 "leave the key out: the number is read from the file"
             )
         if self.class_options.stuff_json is not None:
@@ -155,7 +158,7 @@ class CocoSource:
         ranges = [list(point_range) for point_range in file.categories.point_ranges]
         if [list(point_range) for point_range in configured] != ranges:
             raise UserError(
-                f"data.point_ranges={configured}, but the keypoints of {file.path} are {ranges}; "
+                f"data.point_ranges={configured}, but the keypoints of {file.name} are {ranges}; "
                 "leave the key out: the ranges are read from the file"
             )
 
@@ -169,15 +172,16 @@ class CocoSource:
             raise UserError(f"data.{split}_json is not set, but it is needed here")
         if not files.images:
             raise UserError(
-                f"data.images is not set: the folder that the file names in {files.json} are "
+                f"data.images is not set: the folder that the file names in {files.files[0]} are "
                 "relative to"
             )
         return read_coco(
-            files.json,
+            files.files,
             categories=categories,
             image_root=Path(files.images),
             check_images=self.reading.check_images,
             max_pixels=self.reading.max_pixels,
+            crowds=self.reading.crowds,
         )
 
     def records(self, split: str) -> list[ImageRecord]:
@@ -186,6 +190,14 @@ class CocoSource:
         options = self._options(split)
         indices = select_images(file, options.keep_empty, options.max_images)
         return [file.images[i] for i in indices]
+
+    def has_objects(self, split: str) -> bool:
+        """Whether an image of a split that is used shows an object other than a crowd."""
+        has_objects = self.file(split).has_objects()
+        options = self._options(split)
+        # Without empty images, the first `max_images` are of those with objects.
+        first = options.max_images if options.keep_empty else None
+        return bool(has_objects[:first].any())
 
     def _options(self, split: str) -> ReadOptions:
         """A validation uses all images, also those without objects, and never replaces one."""

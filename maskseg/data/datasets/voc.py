@@ -109,7 +109,7 @@ class CachedCocoSource(CocoSource, ABC):
         self._check()
         generated: set[str] = set()
         for split in self.splits():
-            target = str(self.split(split).json)
+            target = self.split(split).single_file()
             list_file = self.lists[split]
             if list_file is None:
                 raise UserError(

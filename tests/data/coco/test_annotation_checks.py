@@ -30,6 +30,7 @@ def test_boxes(tmp_path: Path) -> None:
         "box without width or height, dropped": 4,
         "annotation outside its image, dropped": 2,
         "bbox that extends beyond its image, clipped": 2,
+        "object without a mask, beside objects with masks": 2,
     }
     np.testing.assert_array_equal(file.annotations(1).boxes, [[28, 18, 30, 20], [0, 0, 30, 20]])
     assert [a["bbox"] for a in file.to_dict()["annotations"]][1:] == [
@@ -74,8 +75,9 @@ def test_nothing_to_learn_is_a_warning(tmp_path: Path) -> None:
     content["annotations"][0]["iscrowd"] = 1
     assert cleaned(tmp_path, content)[1] == {"only crowds": 1}
     assert cleaned(tmp_path, dataset() | {"annotations": []})[1] == {"no annotations at all": 1}
-    empty = {"images": [], "annotations": [], "categories": []}
+    empty = dataset() | {"images": [], "annotations": []}
     assert cleaned(tmp_path, empty)[1] == {"no images": 1, "no annotations at all": 1}
+    assert errors(tmp_path, empty | {"categories": []}) == {"no categories": 1}
 
 
 def test_a_dropped_annotation_does_not_affect_others(tmp_path: Path) -> None:

@@ -29,12 +29,17 @@ from maskseg.errors import UserError
         json.dumps(dataset())[:-30],
         "hello",
         '{"images": [1,,]}',
-        "[" * 100_000,
         "NaN,",
     ],
 )
 def test_not_json(tmp_path: Path, text: str) -> None:
     assert errors(tmp_path, text) == {"not JSON: the file is truncated or damaged": 1}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": [' + "9" * 5000 + "]}"])
+def test_json_that_no_parser_takes(tmp_path: Path, text: str) -> None:
+    """Neither is damaged, so the report does not say so."""
+    assert errors(tmp_path, text) == {"JSON that cannot be parsed": 1}
 
 
 def test_not_utf_8(tmp_path: Path) -> None:
@@ -107,16 +112,16 @@ def test_ids_of_other_types(tmp_path: Path) -> None:
     for annotation in content["annotations"]:
         annotation.setdefault("bbox", [1, 1, 2, 2])
     assert errors(tmp_path, content) == {
-        "annotation id that is not an integer": 2,
-        "image_id that is not an integer": 2,
-        "category_id that is not an integer": 1,
+        "annotation id that is not an integer of 64 bits": 2,
+        "image_id that is not an integer of 64 bits": 2,
+        "category_id that is not an integer of 64 bits": 1,
     }
     content = dataset()
     content["images"] += [{"file_name": "a"}, 3, None]
     content["categories"] += [{"id": 9}, {"name": "x"}, "y"]
     content["annotations"] += [{"id": 4, "category_id": 4}, 0, None, {"id": 8, "image_id": 1}]
     assert errors(tmp_path, content) == {
-        "image without an integer id": 3,
+        "image without an integer id of 64 bits": 3,
         "category without an integer id or a name": 3,
         "entry of 'annotations' that is not an annotation": 4,
     }
@@ -130,6 +135,7 @@ def test_ids_are_filled_in(tmp_path: Path) -> None:
     )
     file, warnings = cleaned(tmp_path, content)
     assert file.annotations(1).ids.tolist() == [4, 5, 3]
+    assert warnings.pop("object without a mask, beside objects with masks") == 3
     assert sorted(warnings.values()) == [1, 1]
 
 
@@ -139,7 +145,7 @@ def test_repeated_names_are_a_warning(tmp_path: Path) -> None:
     content["categories"].append({"id": 5, "name": "cat"})
     assert set(cleaned(tmp_path, content)[1]) == {
         "file name of more than one image",
-        "category name that is used more than once",
+        "category name of more than one id, read as one class",
     }
 
 
@@ -159,11 +165,18 @@ def test_image_of_too_many_pixels(tmp_path: Path) -> None:
     assert errors(tmp_path, content) == {"image of more pixels than data.max_pixels": 1}
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "a\0b", "", None, 5])
+@pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "a\0b", 5, "a\ud800.png"])
 def test_unsafe_names(tmp_path: Path, name: Any) -> None:
     content = dataset()
     content["images"][0]["file_name"] = name
     assert errors(tmp_path, content) == {"file name that is not safe": 1}
+
+
+@pytest.mark.parametrize("name", ["", None, []])
+def test_missing_names(tmp_path: Path, name: Any) -> None:
+    content = dataset()
+    content["images"][0]["file_name"] = name
+    assert errors(tmp_path, content) == {"image without a file_name": 1}
 
 
 def test_image_files(tmp_path: Path) -> None:

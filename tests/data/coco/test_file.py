@@ -178,14 +178,24 @@ def test_categories_by_name(tmp_path: Path) -> None:
 
 
 def test_categories_by_id_where_names_repeat(tmp_path: Path) -> None:
-    content = dataset()
-    content["categories"][0]["name"] = "cat"
-    path = write(tmp_path / "a.json", content)
+    """The names of an old checkpoint may repeat; those of a file are merged."""
+    path = write(tmp_path / "a.json", dataset())
     file = read_coco(path, categories=Categories(("a", "cat", "cat"), (90, 12, 7)))
     assert file.annotations(1).labels.tolist() == [0, 1, 2, 2]
     assert "category matched by its id has another name" in file.report.warnings
     with pytest.raises(UserError, match=r"'dog' \(id 12\)"):
         read_coco(path, categories=Categories(("cat", "cat"), (90, 7)))
+
+
+def test_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
+    content = dataset()
+    content["categories"][0]["name"] = "cat"
+    file = read_coco(write(tmp_path / "a.json", content))
+    assert file.categories == Categories(("cat", "dog"), (7, 12))
+    assert file.annotations(1).labels.tolist() == [0, 1, 0, 0]
+    kind = "category name of more than one id, read as one class"
+    assert file.report.warnings[kind].examples == ["'cat': ids 7, 90"]
+    assert {a["category_id"] for a in file.to_dict()["annotations"]} == {7, 12}
 
 
 def test_class_table(tmp_path: Path) -> None:
@@ -210,17 +220,15 @@ def test_class_table(tmp_path: Path) -> None:
     assert "83 classes" in lines[-1]
 
 
-def test_no_categories_and_no_annotations(tmp_path: Path) -> None:
-    file = read_coco(
-        write(
-            tmp_path / "a.json",
-            {"images": dataset()["images"], "annotations": [], "categories": []},
-        )
-    )
-    assert file.class_counts() == []
+def test_no_annotations(tmp_path: Path) -> None:
+    content = dataset() | {"annotations": []}
+    file = read_coco(write(tmp_path / "a.json", content))
+    assert file.class_counts() == [(0, 0, 0)] * 3
     assert file.to_dict()["annotations"] == []
     assert len(file.annotations(0)) == 0
-    assert "0 classes, 3 images (3 without objects)" in file.class_table()
+    assert "3 classes, 3 images (3 without objects)" in file.class_table()
+    with pytest.raises(UserError, match="no categories"):
+        read_coco(write(tmp_path / "a.json", content | {"categories": []}))
 
 
 @pytest.mark.skipif(not (SHARED / "coco_tiny").is_dir(), reason="needs ../shared/data/coco_tiny")

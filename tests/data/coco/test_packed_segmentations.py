@@ -199,5 +199,8 @@ def test_empty_masks_are_dropped(tmp_path: Path) -> None:
             {**box, "segmentation": []},
         ),
     )
-    assert warnings == {"annotation with an empty mask, dropped": 2}
+    assert warnings == {
+        "annotation with an empty mask, dropped": 2,
+        "object without a mask, beside objects with masks": 1,
+    }
     assert file.annotations(1).shapes == (None,)
