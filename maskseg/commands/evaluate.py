@@ -133,12 +133,15 @@ def check_heads(model: nn.Module, file: CocoFile) -> None:
     fields = {getattr(head, "adds", None) for head in heads}
     if "masks" in fields and not file.has_masks():
         bare = file.objects_without_masks()
+        if not bare:
+            raise UserError(f"{file.name}: it has crowds only, without masks that the model needs")
         named = ", ".join(map(str, bare[:_MAX_NAMED]))
         if len(bare) > _MAX_NAMED:
             named += " ..."
+        total = sum(instances for _, instances, _ in file.class_counts())
         raise UserError(
-            f"{file.name}: {len(bare)} objects have no mask, which the model needs (annotations "
-            f"{named}); ~model/heads@model.heads.mask removes a mask head"
+            f"{file.name}: {len(bare)} of {total} objects have no mask, which the model needs "
+            f"(annotations {named}); ~model/heads@model.heads.mask removes a mask head"
         )
     if "keypoints" in fields and not file.has_keypoints():
         raise UserError(

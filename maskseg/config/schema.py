@@ -133,6 +133,7 @@ class ToolKeys(TypedDict, total=False):
     file: str
     images: str
     export: str
+    fix: str | None
     host: str
     port: int
     max_pixels: int

@@ -51,6 +51,9 @@ _MIN_SIDE_OF_PIXELS = 8
 _NO_EXTENT = "box without width or height, dropped"
 _OUTSIDE = "annotation outside its image, dropped"
 _AS_STATED = "; training uses the bbox as stated"
+BOX_IN_FRACTIONS = "bbox in fractions of the image's size instead of pixels"
+POLYGON_IN_FRACTIONS = "polygon in fractions of the image's size instead of pixels"
+BOX_AS_CORNERS = "bbox that seems to be x1, y1, x2, y2 instead of x, y, width, height" + _AS_STATED
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class ValidAnnotations:
     rows: i64 [A], rows in the packed segmentations;
     image_index: i64 [A], index in the file's list of images; labels: i64 [A]; ids: i64 [A];
     boxes: f64 [A, 4], x, y, width, height in pixels, clipped to the image;
+    disagrees: bool [A], whether the box of the file contradicts the mask;
+    mask_boxes: f64 [A, 4], xyxy of the masks, NaN where there is none;
     areas: f64 [A], NaN where absent; crowd: bool [A];
     has_points: bool [A], whether the annotation has as many keypoints as its category.
     """
@@ -69,6 +74,8 @@ class ValidAnnotations:
     labels: Ints
     ids: Ints
     boxes: Floats
+    disagrees: Bools
+    mask_boxes: Floats
     areas: Floats
     crowd: Bools
     has_points: Bools
@@ -153,7 +160,7 @@ def check_annotations(
     _clip_polygons(rows_left, extents, sizes)
     _drop_empty_polygons(rows_left, thin, sizes)
     _check_run_lengths(rows_left, extents, sizes)
-    boxes = _check_boxes(rows_left, extents, sizes)
+    boxes, disagrees = _check_boxes(rows_left, extents, sizes)
     _check_presence_of_masks(rows_left)
     has_points = _check_keypoints(rows_left, np.append(num_points, 0)[category])
     ids = _fill_ids(rows_left)
@@ -165,6 +172,8 @@ def check_annotations(
         labels=np.append(labels, -1)[category[rows]],
         ids=ids[rows],
         boxes=boxes[rows],
+        disagrees=disagrees[rows],
+        mask_boxes=extents[rows],
         areas=columns.areas[rows],
         crowd=columns.crowd[rows],
         has_points=has_points[rows],
@@ -265,7 +274,7 @@ def _check_polygon_units(rows_left: _RowFilter, extents: Floats, sizes: Ints) ->
     if len(rows) and in_fractions.all():
         selected = np.zeros(len(extents), dtype=bool)
         selected[rows] = True
-        rows_left.error(selected, "polygon in fractions of the image's size instead of pixels")
+        rows_left.error(selected, POLYGON_IN_FRACTIONS)
 
 
 def _is_in_fractions(values: Floats, sizes: Ints) -> Bools:
@@ -388,12 +397,13 @@ def _has_no_extent(corners: Floats) -> Bools:
 @np.errstate(
     over="ignore", invalid="ignore", divide="ignore"
 )  # rows that were rejected before may hold anything
-def _check_boxes(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> Floats:
+def _check_boxes(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> tuple[Floats, Bools]:
     """Compare boxes with their masks and their images.
 
     A box without extent or outside its image is taken from its mask, or dropped if there is none.
     The others are clipped.
-    Returns f64 [A, 4], x, y, width, height: the file's numbers where nothing was changed.
+    Returns f64 [A, 4], x, y, width, height: the file's numbers where nothing was changed; and
+    bool [A], the rows whose boxes contradict their masks.
     """
     columns = rows_left.columns
     limits = np.tile(sizes[:, ::-1], 2).astype(np.float64)
@@ -411,15 +421,15 @@ def _check_boxes(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> Floats:
     clipped = corners.clip(0, limits)
     rows_left.drop(_has_no_extent(clipped), _OUTSIDE)
     is_compared = uses_box & has_mask
-    disagreeing = _compare_with_masks(rows_left, is_compared, clipped, extents, sizes)
+    disagrees = _compare_with_masks(rows_left, is_compared, clipped, extents, sizes)
     changed = (clipped != corners).any(axis=1) | ~uses_box
     overshoot = np.abs(clipped - corners).max(axis=1)
     rows_left.warn(
-        uses_box & ~disagreeing & (overshoot > CLIP_WARNING_PX),
+        uses_box & ~disagrees & (overshoot > CLIP_WARNING_PX),
         "bbox that extends beyond its image, clipped",
     )
     sides = np.concatenate([clipped[:, :2], clipped[:, 2:] - clipped[:, :2]], axis=1)
-    return np.where(changed[:, None], sides, columns.boxes)
+    return np.where(changed[:, None], sides, columns.boxes), disagrees
 
 
 def _check_box_units(rows_left: _RowFilter, stated: Floats, has_mask: Bools, sizes: Ints) -> None:
@@ -434,16 +444,13 @@ def _check_box_units(rows_left: _RowFilter, stated: Floats, has_mask: Bools, siz
         return
     boxes = columns.boxes[rows]
     if not (has_mask & rows_left.good).any() and _is_in_fractions(boxes, sizes[rows]).all():
-        rows_left.error(is_checked, "bbox in fractions of the image's size instead of pixels")
+        rows_left.error(is_checked, BOX_IN_FRACTIONS)
         return
     limits = sizes[rows, ::-1]
     beyond = (stated[rows, 2:] > limits + CLIP_WARNING_PX).any(axis=1)
     fit_as_corners = (boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= limits)
     if fit_as_corners.all() and beyond.mean() >= MIN_SHARE_BEYOND:
-        rows_left.warn(
-            is_checked,
-            "bbox that seems to be x1, y1, x2, y2 instead of x, y, width, height" + _AS_STATED,
-        )
+        rows_left.warn(is_checked, BOX_AS_CORNERS)
 
 
 def _compare_with_masks(
@@ -471,7 +478,7 @@ def _compare_with_masks(
     is_large = candidates & ~named & ~exposes_mask & (ratio >= LARGE_BOX)
     for flags, kind in (
         (are_corners, "bbox that is x1, y1, x2, y2 of its mask instead of x, y, width, height"),
-        (are_fractions, "bbox in fractions of the image's size instead of pixels"),
+        (are_fractions, BOX_IN_FRACTIONS),
         (exposes_mask, "bbox that does not enclose its mask"),
         (is_large, f"bbox of at least {LARGE_BOX:g} times the area of its mask's box"),
     ):

@@ -97,20 +97,11 @@ def merge_repeated_names(categories: Categories, report: Report) -> tuple[Catego
     for i, name in enumerate(categories.names):
         members.setdefault(name, []).append(i)
     index = np.zeros(len(categories), dtype=np.int64)
-    firsts = []
     with_points = []
-    for number, (name, group) in enumerate(members.items()):
+    for number, group in enumerate(members.values()):
         index[group] = number
-        firsts.append(group[0])
-        distinct = {categories.keypoints[i] for i in group if categories.keypoints[i]}
-        with_points.append(next((i for i in group if categories.keypoints[i]), group[0]))
-        ids = ", ".join(str(categories.ids[i]) for i in group)
-        if len(distinct) > 1:
-            report.error("categories of one name with different keypoints", f"{name!r}: ids {ids}")
-        elif len(group) > 1:
-            report.warn(
-                "category name of more than one id, read as one class", f"{name!r}: ids {ids}"
-            )
+        with_points.append(_choose_keypoints(categories, group, report))
+    firsts = [group[0] for group in members.values()]
     merged = Categories(
         names=tuple(members),
         ids=tuple(categories.ids[i] for i in firsts),
@@ -118,6 +109,19 @@ def merge_repeated_names(categories: Categories, report: Report) -> tuple[Catego
         skeletons=tuple(categories.skeletons[i] for i in with_points),
     )
     return merged, index
+
+
+def _choose_keypoints(categories: Categories, group: list[int], report: Report) -> int:
+    """Return the index of the category, of several of one name, whose keypoints are used."""
+    with_points = [i for i in group if categories.keypoints[i]]
+    if len(group) > 1:
+        ids = ", ".join(str(categories.ids[i]) for i in group)
+        example = f"{categories.names[group[0]]!r}: ids {ids}"
+        if len({categories.keypoints[i] for i in with_points}) > 1:
+            report.error("categories of one name with different keypoints", example)
+        else:
+            report.warn("category name of more than one id, read as one class", example)
+    return (with_points or group)[0]
 
 
 def _parse_keypoints(

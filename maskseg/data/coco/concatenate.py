@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -128,17 +129,13 @@ def _join_segmentations(parts: Sequence[Segmentations]) -> Segmentations:
     for part in parts:
         clipped |= {first_row + row: polygons for row, polygons in part.clipped.items()}
         first_row += len(part.kinds)
-    return Segmentations(
-        kinds=np.concatenate([part.kinds for part in parts]),
-        part_starts=_join_starts([part.part_starts for part in parts]),
-        coord_starts=_join_starts([part.coord_starts for part in parts]),
-        coords=np.concatenate([part.coords for part in parts]),
-        text_starts=_join_starts([part.text_starts for part in parts]),
-        text=np.concatenate([part.text for part in parts]),
-        heights=np.concatenate([part.heights for part in parts]),
-        widths=np.concatenate([part.widths for part in parts]),
-        clipped=clipped,
-    )
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(Segmentations)):
+        if name != "clipped":
+            values = [getattr(part, name) for part in parts]
+            is_starts = name.endswith("_starts")
+            columns[name] = _join_starts(values) if is_starts else np.concatenate(values)
+    return Segmentations(**columns, clipped=clipped)
 
 
 def _join_starts(parts: Sequence[Ints]) -> Ints:

@@ -36,13 +36,13 @@ def find_name(root: Path, stated: str, is_from_url: bool) -> tuple[str, str] | N
     """
     if is_from_url:
         names = (stated, stated.rpartition("/")[2])
-        return next(((name, _URL) for name in names if _is_file(root, name)), None)
+        return next(((name, _URL) for name in names if is_image_name(root, name)), None)
     if stated.isascii() and not set(stated) & set("\\% "):
         return None
-    if _is_file(root, stated):
+    if is_image_name(root, stated):
         return None
     for name, kind in _spellings(stated):
-        if _is_file(root, name):
+        if is_image_name(root, name):
             return name, kind
     return None
 
@@ -67,7 +67,15 @@ def _spellings(stated: str) -> Iterator[tuple[str, str]]:
                 yield name, kind
 
 
-def _is_file(root: Path, name: str) -> bool:
+def shorter_names(name: str) -> Iterator[str]:
+    """A name without its first folder, without its first two, and so on to the bare name."""
+    parts = [part for part in unquote(name.replace("\\", "/")).split("/") if part]
+    for first in range(1, len(parts)):
+        yield "/".join(parts[first:])
+
+
+def is_image_name(root: Path, name: str) -> bool:
+    """Whether the name is safe and there is a file of this name below the folder."""
     try:
         return os.path.isfile(safe_join(root, check_name(name)))  # noqa: PTH113 - long names
     except UserError:
@@ -79,7 +87,7 @@ def hint_for_missing(root: Path, name: str) -> str:
     base = name.replace("\\", "/").rpartition("/")[2]
     if not root.is_dir():
         return "; there is no such folder: see data.images"
-    if base != name and _is_file(root, base):
+    if base != name and is_image_name(root, base):
         return f"; {root} has {base}: file_name repeats a part of data.images, or adds one"
     folder = root / name.replace("\\", "/").rpartition("/")[0]
     wanted = Path(base).stem.casefold()

@@ -117,8 +117,17 @@ def read_json(
     """
     packer = _AnnotationPacker(max_pixels, report, crowds)
     tree = read_tree(path, report, packer.pack)
-    if tree is None:
-        return None
+    return None if tree is None else _pack_lists(tree, packer, report)
+
+
+def parse_tree(
+    tree: Mapping[str, Any], max_pixels: int, report: Report, crowds: Crowds = "ignore"
+) -> ParsedCoco:
+    """Pack a dataset that is in memory, of `read_tree`; else like `read_json`."""
+    return _pack_lists(tree, _AnnotationPacker(max_pixels, report, crowds), report)
+
+
+def _pack_lists(tree: Mapping[str, Any], packer: _AnnotationPacker, report: Report) -> ParsedCoco:
     annotation_rows = _list_rows(tree["annotations"], packer, report)
     label_rows = _pack_image_labels(tree["images"], tree["categories"], packer, report)
     columns = packer.to_columns(annotation_rows, label_rows)

@@ -38,10 +38,13 @@ class Report:
         """Add warnings; the arguments are those of `error`."""
         _add(self.warnings, kind, examples, count)
 
-    def text(self) -> str:
-        """Format the report: the file, each kind with its count, and the first examples."""
+    def text(self, warning: str = "warning") -> str:
+        """Format the report: the file, each kind with its count, and the first examples.
+
+        warning: the noun for a warning.
+        """
         lines = []
-        for severity, findings in (("error", self.errors), ("warning", self.warnings)):
+        for severity, findings in (("error", self.errors), (warning, self.warnings)):
             if not findings:
                 continue
             total = sum(finding.count for finding in findings.values())
