@@ -39,7 +39,7 @@ def find_name(root: Path, stated: str, is_from_url: bool) -> tuple[str, str] | N
         return next(((name, _URL) for name in names if is_image_name(root, name)), None)
     if stated.isascii() and not set(stated) & set("\\% "):
         return None
-    if is_image_name(root, stated):
+    if not _is_safe(stated) or is_image_name(root, stated):
         return None
     for name, kind in _spellings(stated):
         if is_image_name(root, name):
@@ -72,6 +72,14 @@ def shorter_names(name: str) -> Iterator[str]:
     parts = [part for part in unquote(name.replace("\\", "/")).split("/") if part]
     for first in range(1, len(parts)):
         yield "/".join(parts[first:])
+
+
+def _is_safe(name: str) -> bool:
+    try:
+        check_name(name)
+    except UserError:
+        return False
+    return True
 
 
 def is_image_name(root: Path, name: str) -> bool:

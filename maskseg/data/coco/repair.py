@@ -86,6 +86,7 @@ def repair_coco(path: Path, options: RepairOptions) -> tuple[_Object, Report]:
     if not categories:
         categories, category_ids = _invent_categories(tree["annotations"], changes)
     images, image_ids = _ImageRepair(options, changes).repair(tree["images"])
+    _repair_labels(images, category_ids, changes)
     crowds = options.crowds
     if all(_is_crowd(entry) for entry in tree["annotations"] if isinstance(entry, dict)):
         crowds = "objects"  # an exporter that marks every mask as a crowd
@@ -94,6 +95,10 @@ def repair_coco(path: Path, options: RepairOptions) -> tuple[_Object, Report]:
     repaired = {**tree, "images": images, "categories": categories, "annotations": annotations}
     repaired["annotations"] = _check_and_rewrite(repaired, options, changes)
     _check_result(repaired, options, changes)
+    if not images or (tree["annotations"] and not repaired["annotations"]):
+        raise UserError(
+            f"{changes.text('change')}\nnothing is left to train on, so no file is written"
+        )
     return repaired, changes
 
 
@@ -109,17 +114,13 @@ def without_nan(value: Any) -> Any:
 
 
 def _check_result(repaired: _Object, options: RepairOptions, changes: Report) -> None:
-    """Raise UserError unless the repaired content has no errors and something to train on."""
+    """Raise UserError unless the repaired content has no errors."""
     report = Report("the repaired file")
     check_dataset(
         parse_tree(repaired, options.max_pixels, report), report, options.max_pixels, None
     )
     if report.errors:
         raise UserError(f"{changes.text('change')}\n{report.text()}")
-    if not repaired["images"] or not repaired["annotations"]:
-        raise UserError(
-            f"{changes.text('change')}\nnothing is left to train on, so no file is written"
-        )
 
 
 def _id_key(value: object) -> _Key | None:
@@ -330,6 +331,21 @@ class _ImageRepair:
         except UserError:
             return False
         return True
+
+
+def _repair_labels(
+    images: Iterable[_Object], category_ids: Mapping[_Key, int], changes: Report
+) -> None:
+    """Renumber the categories that images name as labels; drop those that do not exist."""
+    for image in images:
+        stated = image.get("category_ids")
+        if not stated:
+            continue
+        values = stated if isinstance(stated, list) else []
+        labels = [_look_up(category_ids, value) for value in values]
+        image["category_ids"] = [label for label in labels if label is not None]
+        if image["category_ids"] != stated:
+            changes.warn("category_ids of an image mended", f"image {image['id']}")
 
 
 def _names_by_id(objects: Iterable[_Object]) -> dict[_Key, set[str]]:
