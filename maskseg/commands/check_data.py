@@ -63,6 +63,7 @@ def check_data(config: Config) -> str:
                 config.data.train_json = None
                 source = open_data(config)
     if problems:
+        problems.append("tools/check_data.py ... fix=OUT.json writes a repaired copy of one file")
         raise UserError("\n\n".join(problems))
     _ = source.categories  # raises UserError where the config contradicts them
     return describe(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +73,9 @@ def check_dataset(
     stated_categories = parse_categories(parsed.categories, report)
     if not parsed.categories:
         report.error("no categories", "the list 'categories' is empty")
+    # The annotations of a category that is reported above are not reported, too.
+    unusable = ids_of(parsed.categories) - set(stated_categories.ids)
+    parsed.columns.good[np.isin(parsed.columns.category_ids, list(unusable))] = False
     file_categories, merged = merge_repeated_names(stated_categories, report)
     used_categories, labels = match_categories(file_categories, categories, report)
     sizes = [(image.height, image.width) for image in images]
@@ -202,14 +205,17 @@ def _check_range(
         )
 
 
+def ids_of(entries: Iterable[object]) -> set[int]:
+    """Return the ids of entries that have one, whatever else they lack."""
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    ids = {as_int64(entry.get("id")) for entry in objects}
+    return {number for number in ids if number is not None}
+
+
 def ids_without_name(entries: list[object]) -> set[int]:
     """Return the ids of the images without a `file_name`, whose names are of `name_from_url`."""
-    ids = set()
-    for entry in entries:
-        image_id = as_int64(entry.get("id")) if isinstance(entry, dict) else None
-        if image_id is not None and isinstance(entry, dict) and not entry.get("file_name"):
-            ids.add(image_id)
-    return ids
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    return ids_of(entry for entry in objects if not entry.get("file_name"))
 
 
 def resolve_names(

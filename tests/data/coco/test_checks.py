@@ -101,6 +101,24 @@ def test_ids_of_missing_images_and_categories(tmp_path: Path) -> None:
     }
 
 
+def test_the_annotations_of_an_unusable_category_are_not_reported(tmp_path: Path) -> None:
+    """They would be called annotations of a category that is not in the file."""
+    for name in ("c\ud800t", None, " "):
+        content = dataset() | {"categories": [{"id": 4, "name": name}, {"id": 5, "name": "dog"}]}
+        assert sum(errors(tmp_path, content).values()) == 1
+
+
+def test_an_empty_report_says_only_what_is_true(tmp_path: Path) -> None:
+    """Lists of which nothing can be used are not empty."""
+    content = dataset()
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    content["annotations"] = [{**content["annotations"][0], "image_id": "1"}]
+    text = check_coco(write(tmp_path, content)).text()
+    assert "'images' is empty" not in text
+    assert "none of the 1 annotations can be used" in text
+
+
 def test_ids_of_other_types(tmp_path: Path) -> None:
     content = dataset(
         {"id": "x", "bbox": [1, 1, 2, 2]},
