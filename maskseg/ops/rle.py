@@ -49,6 +49,84 @@ def counts_from_string(text: bytes) -> Ints:
     return values
 
 
+def counts_from_strings(text: NDArray[np.uint8], starts: Ints) -> tuple[Ints, Ints]:
+    """Decode the strings of n masks at once, each as `counts_from_string` does.
+
+    text: the strings, concatenated; starts: i64 [n + 1], start of each string.
+    Returns the run lengths, concatenated, and i64 [n + 1], the start of each mask's. An invalid
+    string has none, as an empty one.
+    """
+    codes = text.astype(np.int64) - 48
+    lengths = np.diff(starts)
+    row_of_code = np.repeat(np.arange(len(lengths)), lengths)
+    is_last = (codes & 32) == 0
+    is_bad = (codes < 0) | (codes > 63)
+    is_bad[starts[1:][lengths > 0] - 1] |= ~is_last[starts[1:][lengths > 0] - 1]
+    # Number of characters before this one that belong to the same number.
+    positions = np.arange(codes.size)
+    after_last = np.concatenate([[0], np.where(is_last[:-1], positions[1:], 0)]).astype(np.int64)
+    place = positions - np.maximum.accumulate(after_last[: codes.size])
+    is_bad |= place >= _MAX_CHARACTERS
+    bad_rows = np.zeros(len(lengths), dtype=bool)
+    bad_rows[row_of_code[is_bad]] = True
+    if bad_rows.any():
+        kept = ~bad_rows[row_of_code]
+        kept_lengths = np.where(bad_rows, 0, lengths)
+        return counts_from_strings(text[kept], np.append(0, np.cumsum(kept_lengths)))
+    first = np.flatnonzero(place == 0)
+    value_starts = np.searchsorted(first, starts)
+    if not first.size:
+        return np.zeros(0, dtype=np.int64), value_starts
+    values = np.add.reduceat((codes & 31) << (5 * place), first)
+    negative = (codes[is_last] & 16) != 0
+    values = values - np.where(negative, np.int64(1) << (5 * (place[is_last] + 1)), 0)
+    row = row_of_code[first]
+    index = np.arange(len(values)) - value_starts[row]
+    for parity in (index % 2 == 1, (index % 2 == 0) & (index > 0)):
+        values[parity] = _cumulate_by_row(values[parity], row[parity])
+    return values, value_starts
+
+
+def _cumulate_by_row(values: Ints, row: Ints) -> Ints:
+    """Cumulative sums that start again at each row; `row` ascends."""
+    sums = np.cumsum(values)
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    before = np.concatenate([[0], sums])[first]
+    return np.asarray(sums - np.repeat(before, np.diff(np.append(first, len(values)))))
+
+
+def boxes_from_counts(counts: Ints, starts: Ints, heights: Ints) -> Floats:
+    """Return the tight boxes xyxy of n masks, f64 [n, 4]; zeros for a mask without pixels.
+
+    counts: valid run lengths, concatenated; starts: i64 [n + 1]; heights: i64 [n].
+    """
+    boxes = np.zeros((len(heights), 4))
+    row = np.repeat(np.arange(len(heights)), np.diff(starts))
+    ends = _cumulate_by_row(counts, row)
+    index = np.arange(len(counts)) - starts[row]
+    is_run = (index % 2 == 1) & (counts > 0)
+    row = row[is_run]
+    if not len(row):
+        return boxes
+    height = heights[row]
+    first_column, top = np.divmod(ends[is_run] - counts[is_run], height)
+    last_column, bottom = np.divmod(ends[is_run] - 1, height)
+    continues = last_column > first_column  # in the next column
+    top[continues] = 0
+    bottom[continues] = height[continues] - 1
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    boxes[row[first]] = np.stack(
+        [
+            np.minimum.reduceat(first_column, first),
+            np.minimum.reduceat(top, first),
+            np.maximum.reduceat(last_column, first) + 1,
+            np.maximum.reduceat(bottom, first) + 1,
+        ],
+        axis=1,
+    )
+    return boxes
+
+
 def strings_from_counts(counts: Ints, lengths: Ints) -> list[str]:
     """Encode run lengths into pycocotools' compressed strings, the inverse of `counts_from_string`.
 

@@ -125,7 +125,7 @@ def test_the_content_of_the_file_is_kept(tmp_path: Path) -> None:
     row = {
         "id": 12,
         "label": 0,
-        "segmentation": [[1.0, 2, 3, 4, 5, 6]],
+        "segmentation": [[1.0, 2, 5, 2, 5, 6]],
         "area": 4,
         "bbox": [1, 2, 4, 4],
         "mask_by": {"technique": "box"},
@@ -201,9 +201,9 @@ def test_annotations_without_an_id_or_with_0_are_kept_whole(tmp_path: Path) -> N
 def test_crowds_that_image_labels_stand_for_are_not_written(tmp_path: Path) -> None:
     content = dataset({"bbox": [1, 2, 5, 6]})
     content["categories"].append({"id": 5, "name": "dog"})
-    content["images"][0]["category_ids"] = [5]
+    content["images"].append({**content["images"][0], "id": 3, "category_ids": [5]})
     file = read_coco(write(tmp_path, content))
-    assert file.annotations(0).crowd.tolist() == [False, True]
+    assert file.annotations(2).crowd.tolist() == [True]
     results = object_annotations(file, {})
     assert [a["id"] for a in results["annotations"]] == [1, 10]
     assert results["images"] == content["images"]

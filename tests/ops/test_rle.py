@@ -119,3 +119,42 @@ def test_counts_from_crop(seed: int) -> None:
             rle_ops.counts_from_crop(crop, int(left), int(top), *whole.shape), counts_of(whole)
         )
     assert rle_ops.counts_from_crop(np.zeros((0, 0), dtype=bool), 0, 0, 4, 5).tolist() == [20]
+
+
+def test_many_strings_are_decoded_at_once() -> None:
+    """Counts and boxes are those of one mask at a time; an invalid string has no counts."""
+    rng = np.random.default_rng(0)
+    texts = [b"", b"~~~", b"o", b"P" * 9 + b"0", b"a\xff"]
+    boxes = [np.zeros(4)] * 5
+    heights = [7] * 5
+    for _ in range(300):
+        height, width = (int(side) for side in rng.integers(1, 40, 2))
+        mask = (rng.random((height, width)) < rng.random() ** 2).astype(np.uint8)
+        encoded = coco_mask.encode(np.asfortranarray(mask))
+        x, y, w, h = coco_mask.toBbox(encoded)
+        texts.append(encoded["counts"])
+        boxes.append(np.array([x, y, x + w, y + h]))
+        heights.append(height)
+    order = rng.permutation(len(texts))
+    texts = [texts[i] for i in order]
+    starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    counts, count_starts = rle_ops.counts_from_strings(
+        np.frombuffer(b"".join(texts), dtype=np.uint8), starts
+    )
+    for row, text in enumerate(texts):
+        try:
+            expected = rle_ops.counts_from_string(text)
+        except ValueError:
+            expected = np.zeros(0, dtype=np.int64)
+        np.testing.assert_array_equal(counts[count_starts[row] : count_starts[row + 1]], expected)
+    tight = rle_ops.boxes_from_counts(counts, count_starts, np.array(heights)[order])
+    np.testing.assert_array_equal(tight, np.array(boxes)[order])
+
+
+def test_no_strings() -> None:
+    none = np.zeros(0, dtype=np.int64)
+    counts, starts = rle_ops.counts_from_strings(
+        np.zeros(0, dtype=np.uint8), np.zeros(1, dtype=int)
+    )
+    assert (len(counts), starts.tolist()) == (0, [0])
+    assert rle_ops.boxes_from_counts(none, np.zeros(1, dtype=np.int64), none).shape == (0, 4)

@@ -4,8 +4,8 @@ Invalid annotations are errors. Repairable annotations are repaired with a warni
 without an object are dropped with a warning. The fields of an annotation are compared with each
 other: a bbox with its mask, the mask with its image.
 
-All rules work on whole columns, so that a million annotations take seconds; only run lengths, and
-polygons that may cover no pixel, are checked one by one.
+All rules work on whole columns, so that a million annotations take seconds; only polygons that may
+cover no pixel are rasterized.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from maskseg.data.coco.packed_segmentations import (
     RLE,
     SegmentationError,
     clip_polygon,
-    rle_box,
 )
 from maskseg.data.coco.parse import MISSING, AnnotationColumns
 from maskseg.data.coco.polygon_areas import find_thin_polygons
@@ -345,16 +344,17 @@ def _check_run_lengths(rows_left: _RowFilter, extents: Floats, sizes: Ints) -> N
             f"the image is {sizes[row, 0]} x {sizes[row, 1]} (height x width)"
         ),
     )
-    empty = np.zeros(len(sizes), dtype=bool)
-    for row in np.flatnonzero(has_rle & rows_left.good).tolist():
+    rows = np.flatnonzero(has_rle & rows_left.good)
+    boxes, is_valid = packed.rle_boxes(rows)
+    for row in rows[~is_valid].tolist():
         try:
-            counts = packed.counts(row)
+            packed.counts(row)
         except SegmentationError as error:
             rows_left.report.error(error.kind, f"{columns.name(row)}: {error.detail}")
             rows_left.good[row] = False
-            continue
-        empty[row] = not counts[1::2].any()
-        extents[row] = rle_box(counts, int(packed.heights[row]))
+    extents[rows] = boxes
+    empty = np.zeros(len(sizes), dtype=bool)
+    empty[rows] = ~boxes.any(axis=1)
     rows_left.drop(empty, "annotation with an empty mask, dropped")
 
 

@@ -17,11 +17,17 @@ from numpy.typing import NDArray
 
 from maskseg.masks.annotated import Polygons, RunLengths
 from maskseg.masks.base import Rle, rle_from_counts
-from maskseg.ops.rle import Ints, counts_from_string
+from maskseg.ops.rle import (
+    Ints,
+    boxes_from_counts,
+    counts_from_string,
+    counts_from_strings,
+)
 
 Floats = NDArray[np.float64]
 NONE, POLYGONS, RLE = range(3)  # kinds of segmentations
 MIN_COORDINATES = 6  # three points; a polygon with fewer has no area
+_CHUNK = 1_000_000  # characters of RLEs that are decoded at once, to bound the memory
 _COORDINATE_LIMIT = 1e7  # px; keeps the products in `clip_polygon` finite
 
 
@@ -190,6 +196,45 @@ class Segmentations:
         check_counts(counts, int(self.heights[row]), int(self.widths[row]))
         return counts
 
+    def rle_boxes(self, rows: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return the tight boxes of RLE masks, and which of them are valid.
+
+        rows: i64 [n]. Returns f64 [n, 4], xyxy, zeros for a mask that is empty or invalid, and
+        bool [n]; `counts` raises the error of an invalid one.
+        """
+        boxes = np.zeros((len(rows), 4))
+        is_valid = np.zeros(len(rows), dtype=bool)
+        ends = np.cumsum(self.text_starts[rows + 1] - self.text_starts[rows])
+        first = 0
+        while first < len(rows):
+            limit = _CHUNK + (ends[first - 1] if first else 0)
+            stop = max(int(np.searchsorted(ends, limit, side="right")), first + 1)
+            chunk = slice(first, stop)
+            boxes[chunk], is_valid[chunk] = self._rle_boxes(rows[chunk])
+            first = stop
+        return boxes, is_valid
+
+    def _rle_boxes(self, rows: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+        texts = [self._text_of(row) for row in rows.tolist()]
+        starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+        text = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        counts, count_starts = counts_from_strings(text, starts)
+        heights = self.heights[rows]
+        num_pixels = heights * self.widths[rows]
+        row_of_count = np.repeat(np.arange(len(rows)), np.diff(count_starts))
+        # Bound each count before summing: the sum of unbounded ones may overflow.
+        is_out = (counts < 0) | (counts > num_pixels[row_of_count])
+        is_valid = np.diff(count_starts) > 0
+        is_valid[row_of_count[is_out]] = False
+        totals = np.zeros(len(rows), dtype=np.int64)
+        has_counts = np.flatnonzero(np.diff(count_starts))
+        if len(has_counts):
+            totals[has_counts] = np.add.reduceat(counts, count_starts[has_counts])
+        is_valid &= totals == num_pixels
+        boxes = boxes_from_counts(np.where(is_out, 0, counts), count_starts, heights)
+        boxes[~is_valid] = 0
+        return boxes, is_valid
+
     def shape(self, row: int) -> Polygons | RunLengths | None:
         """Return the mask of a row."""
         if self.kinds[row] == NONE:
@@ -225,24 +270,6 @@ def check_counts(counts: Ints, height: int, width: int) -> None:
             "RLE whose counts do not sum to the mask's pixels",
             f"{actual} instead of {height} x {width} = {height * width}",
         )
-
-
-def rle_box(counts: Ints, height: int) -> Floats:
-    """Return the tight box xyxy of a run-length mask, f64 [4]; zeros for an empty mask."""
-    ends = np.cumsum(counts)
-    start = ends[:-1:2]
-    stop = ends[1::2]
-    is_run = stop > start
-    if not is_run.any():
-        return np.zeros(4)
-    first_column, top = np.divmod(start[is_run], height)
-    last_column, bottom = np.divmod(stop[is_run] - 1, height)
-    if (last_column > first_column).any():  # a run that continues in the next column
-        top = np.zeros(1)
-        bottom = np.full(1, height - 1)
-    return np.array(
-        [first_column[0], top.min(), last_column[-1] + 1, bottom.max() + 1], dtype=np.float64
-    )
 
 
 def clip_polygon(points: Floats, height: int, width: int) -> Floats:
