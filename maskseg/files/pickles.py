@@ -6,7 +6,8 @@ program names. Even an interpreter restricted to a few names, such as
 three hundred bytes build a nested tuple whose hash, as the key of a dictionary, takes 2**60 steps.
 This interpreter is restricted as follows:
 
-- a name refers to one of the `makers`, or the pickle is refused;
+- a name refers to one of the `makers`, or the pickle is refused; on request, objects of other
+  classes are skipped: nothing is looked up for them, and a placeholder takes their place;
 - the memo is a dictionary, and no read requests more bytes than the file has left;
 - dictionary keys are plain values and there are no sets, so nested values are never hashed;
 - what the makers build from existing values, such as an array from bytes, is charged to a budget
@@ -19,7 +20,7 @@ import codecs
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Protocol, runtime_checkable
 
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
@@ -51,9 +52,24 @@ _LITERALS = frozenset(
     ]
 )
 _IGNORED = ("PROTO", "FRAME")
+_NUMPY_CALLS = ("scalar", "_reconstruct")
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _NEW: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _FROM_MARK: dict[str, Callable[[list[object]], object]] = {"LIST": list, "TUPLE": tuple}
+
+# Names that are never skipped: `torch.load` knows functions of these packages by itself.
+_NOT_SKIPPED = ("torch", "builtins", "__builtin__", "_codecs")
+# Calls without effects, whose results can be skipped.
+_SKIPPED_CALLS = frozenset(
+    [
+        "datetime.datetime",
+        "datetime.timedelta",
+        "numpy.dtype",
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY_CALLS),
+        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    ]
+)
 
 _MIN_BUDGET = 2**20
 _BUDGET_PER_BYTE = 4
@@ -77,6 +93,26 @@ class Name:
     """Dotted name of a function or class in the pickle. The object itself is never looked up."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for an object that is skipped. name: dotted name of its class or function."""
+
+    name: str
+
+
+@dataclass
+class SkippedNames:
+    """Dotted names of the skipped classes, functions and calls.
+
+    with_items: classes whose objects are dictionaries; with_state: classes whose objects have a
+    state.
+    """
+
+    every: set[str] = field(default_factory=set)
+    with_items: set[str] = field(default_factory=set)
+    with_state: set[str] = field(default_factory=set)
 
 
 Maker = Callable[..., object]  # (budget, *arguments) -> value
@@ -110,10 +146,12 @@ class _Machine:
         makers: Mapping[str, Maker | None],
         persistent_load: Callable[[object], object] | None,
         budget: Budget,
+        skipped: SkippedNames | None,
     ) -> None:
         self.makers = makers
         self.persistent_load = persistent_load
         self.budget = budget
+        self.skipped = skipped
         self.stack: list[object] = []
         self.marked: list[list[object]] = []  # stacks below the marks
         self.memo: dict[object, object] = {}
@@ -130,7 +168,7 @@ class _Machine:
             "GLOBAL": self._global,
             "STACK_GLOBAL": self._stack_global,
             "REDUCE": self._reduce,
-            "NEWOBJ": self._reduce,
+            "NEWOBJ": self._new_object,
             "BUILD": self._build,
             "PERSID": self._persistent,
             "BINPERSID": lambda _: self._persistent(self.stack.pop()),
@@ -201,6 +239,9 @@ class _Machine:
 
     def _set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
+        if isinstance(target, Placeholder):
+            self._skip_content(target.name, has_items=True)
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise pickle.UnpicklingError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -216,7 +257,9 @@ class _Machine:
     def _push_name(self, module: str, name: str) -> None:
         dotted = f"{module}.{name}"
         if dotted not in self.makers:
-            raise pickle.UnpicklingError(f"it asks for {dotted}")
+            if self.skipped is None or module.partition(".")[0] in _NOT_SKIPPED:
+                raise pickle.UnpicklingError(f"it asks for {dotted}")
+            self.skipped.every.add(dotted)
         self.stack.append(Name(dotted))
 
     def _stack_global(self, _: object) -> None:
@@ -229,16 +272,45 @@ class _Machine:
     def _reduce(self, _: object) -> None:
         arguments = self.stack.pop()
         function = self.stack.pop()
-        maker = self.makers[function.name] if isinstance(function, Name) else None
-        if maker is None or not isinstance(arguments, tuple):
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("it calls an object that is not a function")
-        self.stack.append(maker(self.budget, *arguments))
+        self.stack.append(self._call(function.name, arguments, function.name in _SKIPPED_CALLS))
+
+    def _new_object(self, _: object) -> None:
+        arguments = self.stack.pop()
+        cls = self.stack.pop()
+        if not isinstance(cls, Name) or not isinstance(arguments, tuple):
+            raise pickle.UnpicklingError("it calls an object that is not a class")
+        self.stack.append(self._call(cls.name, arguments, can_skip=True))
+
+    def _call(self, name: str, arguments: tuple[object, ...], can_skip: bool) -> object:
+        """Call a maker. can_skip: return a placeholder if there is none and objects are skipped."""
+        if name not in self.makers and can_skip:
+            return Placeholder(name)
+        maker = self.makers.get(name)
+        if maker is None:
+            raise pickle.UnpicklingError(f"it asks for a call of {name}")
+        return maker(self.budget, *arguments)
+
+    def _skip_content(self, name: str, has_items: bool) -> None:
+        """Note that objects of a skipped class have items or a state. Both are refused.
+
+        `torch.load` takes a dictionary for one with items, whose methods a state could replace.
+        """
+        assert self.skipped is not None
+        names = self.skipped.with_items if has_items else self.skipped.with_state
+        names.add(name)
+        if name in self.skipped.with_items & self.skipped.with_state:
+            raise pickle.UnpicklingError(f"it sets the state of a dictionary, {name}")
 
     def _build(self, _: object) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, _Stateful):
             target.set_state(self.budget, state)
+            return
+        if isinstance(target, Placeholder):
+            self._skip_content(target.name, has_items=False)
             return
         # A state dict has only the version numbers of its modules as an attribute. Any other
         # attribute could replace a method.
@@ -270,6 +342,7 @@ def read_pickle(
     makers: Mapping[str, Maker | None],
     persistent_load: Callable[[object], object] | None = None,
     file_size: int | None = None,
+    skipped: SkippedNames | None = None,
 ) -> object:
     """Read the pickle that starts at the current position of `file`, and stop behind it.
 
@@ -282,6 +355,9 @@ def read_pickle(
         persistent_load: maps a persistent id to its value.
         file_size: number of bytes that the budget is proportional to; by default those from the
             current position to the end of the file.
+        skipped: if given, objects of classes without a maker are placeholders, and their names are
+            added to it. Calls of functions without a maker are still refused, apart from a few
+            without effects.
 
     Raises UnpicklingError for a pickle that is refused, and any exception for a damaged one.
     """
@@ -290,7 +366,7 @@ def read_pickle(
     file.seek(start)
     bounded = _Bounded(file, end)
     size = end - start if file_size is None else file_size
-    machine = _Machine(makers, persistent_load, Budget(size))
+    machine = _Machine(makers, persistent_load, Budget(size), skipped)
     while True:
         code = bounded.read(1)
         if code not in _OPCODES:

@@ -13,7 +13,8 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,6 +26,7 @@ from maskseg.files.pickles import (
     Budget,
     Maker,
     Name,
+    SkippedNames,
     describe_value,
     encode_latin1,
     make_dict,
@@ -69,7 +71,19 @@ _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
-def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> Any:
+class SkippedObject:
+    """Takes the place of an object that `read_torch` skips."""
+
+    def __new__(cls, *_: object) -> SkippedObject:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Ignore the state."""
+
+
+def read_torch(
+    path: Path, kind: str, advice: str = "", mmap: bool = False, skip_objects: bool = False
+) -> Any:
     """Read a file of `torch.save` into CPU memory: tensors, plain values and containers.
 
     Args:
@@ -77,6 +91,8 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
         kind: what the file should be, for the error message.
         advice: what to do about a damaged file, for the error message.
         mmap: map the storages into memory instead of reading them.
+        skip_objects: put a `SkippedObject` in the place of an object of another class, of which
+            nothing is read, instead of refusing the file.
 
     Raises UserError if the file is missing, not written by torch, damaged, or if it contains
     anything else.
@@ -89,19 +105,33 @@ def read_torch(path: Path, kind: str, advice: str = "", mmap: bool = False) -> A
     if not start.startswith((_ZIP, *_LEGACY)):
         raise UserError(f"{path}: not {kind}, or truncated")
     contents = _read_archive(path, kind, advice) if start.startswith(_ZIP) else None
+    skipped = SkippedNames() if skip_objects else None
     try:
         if contents is not None:
             data, sizes = contents
-            read_pickle(io.BytesIO(data), _MAKERS, _ArchiveStorages(sizes), path.stat().st_size)
+            storages = _ArchiveStorages(sizes)
+            read_pickle(io.BytesIO(data), _MAKERS, storages, path.stat().st_size, skipped)
         else:
-            _check_legacy(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            _check_legacy(path, skipped)
+        with torch.serialization.safe_globals(_stand_ins(skipped)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises almost any exception for a damaged file
         reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
         raise UserError(
             f"{path}: refused, not {kind}: damaged, or contains more than tensors and plain values "
             f"({reason})"
         ) from error
+
+
+def _stand_ins(skipped: SkippedNames | None) -> list[Callable[..., Any] | tuple[Any, str]]:
+    """Return the classes that `torch.load` uses under the skipped names."""
+    if skipped is None:
+        return []
+    # torch sets items of its own kinds of dictionaries only.
+    return [
+        (OrderedDict if name in skipped.with_items else SkippedObject, name)
+        for name in sorted(skipped.every)
+    ]
 
 
 def is_torch_file(path: Path) -> bool:
@@ -286,13 +316,13 @@ def _make_storage(type_name: object, count: object) -> _Storage:
     return _Storage(count, _STORAGES[short_name], short_name != "UntypedStorage")
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(path: Path, skipped: SkippedNames | None) -> None:
     """Raise an exception for a legacy file with a pickle that is refused."""
     size = path.stat().st_size
     with path.open("rb") as file:
         # The pickles are: magic number, protocol, machine, object, storage keys.
         for persistent_load in (None, None, None, _LegacyStorages(size), None):
-            read_pickle(file, _MAKERS, persistent_load, size)
+            read_pickle(file, _MAKERS, persistent_load, size, skipped)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -176,7 +177,10 @@ def test_classes_and_norms_of_ones_own(
     theirs = small(num_classes=4, **SIZE, box_detections_per_img=30)
     overwrite_eps(theirs, eps)
     centre(theirs, images[0].float() / 255)
-    torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "theirs.pth")
+    # A checkpoint of torchvision's reference script, of a model inside DistributedDataParallel.
+    state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    content = {"model": state, "args": argparse.Namespace(lr=0.02), "epoch": 3}
+    torch.save(content, tmp_path / "theirs.pth")
     convert(
         words(tmp_path, categories, LIMIT, *([] if eps else ["model.backbone.trunk.norm_eps=0.0"]))
     )

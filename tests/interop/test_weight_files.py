@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import struct
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,116 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert "checksum" in refused(path)
     torch.save({"a": torch.zeros(3).to_sparse()}, path)
     assert "sparse" in refused(path)
+
+
+DETECTOR = {
+    "backbone.body.conv1.weight": torch.arange(4.0).view(2, 2),
+    "roi_heads.box_predictor.cls_score.bias": torch.ones(2),
+}
+
+
+class AttributeDict(dict[str, Any]):
+    """A dictionary of hyperparameters, as Lightning saves it."""
+
+
+class WholeModel:
+    """An object in the place of a state dict."""
+
+    def __init__(self) -> None:
+        self.state = DETECTOR
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return OrderedDict((f"{prefix}{name}", tensor) for name, tensor in DETECTOR.items())
+
+
+REFERENCE = {
+    "model": DETECTOR,
+    "optimizer": {"state": {}, "param_groups": [{"lr": 0.02}]},
+    "args": argparse.Namespace(lr=0.02, output_dir=Path("x"), device="cuda"),
+    "epoch": 25,
+}
+LIGHTNING = {
+    "state_dict": {**prefixed("model."), "criterion.weight": torch.ones(3)},
+    "hyper_parameters": AttributeDict(lr=0.02, classes=["cat"]),
+    "callbacks": {"ModelCheckpoint": {"best": np.float64(0.5), "history": np.arange(3)}},
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        REFERENCE,
+        LIGHTNING,
+        prefixed("module."),
+        {"state_dict": prefixed("module."), "epoch": 3},
+        {"model_state_dict": prefixed("_orig_mod.module.")},
+        {"model": "maskrcnn_resnet50_fpn", "state_dict": DETECTOR},
+        {"model": {"state_dict": prefixed("net.model.")}},
+        {"module": {"n_averaged": torch.tensor(3), **prefixed("module.")}},
+    ],
+    ids=[
+        "reference",
+        "Lightning",
+        "DDP",
+        "nested",
+        "compiled",
+        "name of the model",
+        "twice nested",
+        "average",
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_training_checkpoints(tmp_path: Path, content: Any, zipped: bool) -> None:
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    state = read_weights(tmp_path / "w.pth")
+    assert state.keys() == DETECTOR.keys()
+    assert all(torch.equal(state[name], DETECTOR[name]) for name in state)
+
+
+def test_two_detectors_in_a_file(tmp_path: Path) -> None:
+    torch.save({**prefixed("student."), **prefixed("teacher.")}, tmp_path / "w.pth")
+    assert "more than one detector, under the prefixes student., teacher." in refused(
+        tmp_path / "w.pth"
+    )
+
+
+def test_a_whole_model_is_no_state_dict(tmp_path: Path) -> None:
+    for content in (WholeModel(), {"model": WholeModel()}):
+        torch.save(content, tmp_path / "w.pth")
+        assert "save model.state_dict()" in refused(tmp_path / "w.pth")
+    torch.save({"model": {"a": WholeModel()}}, tmp_path / "w.pth")
+    assert "a is not a plain tensor but a SkippedObject" in refused(tmp_path / "w.pth")
+
+
+def test_calls_beside_the_weights_are_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "was_run"
+    torch.save({"model": DETECTOR, "args": Evil(mark)}, tmp_path / "w.pth")
+    assert "it asks for a call of posix.system" in refused(tmp_path / "w.pth")
+    assert not mark.exists()
+
+
+def test_state_of_a_skipped_dictionary_is_refused(tmp_path: Path) -> None:
+    """torch reads such an object as a dictionary, of which the state could replace methods."""
+    parameters = AttributeDict(lr=0.02)
+    parameters.note = 1  # type: ignore[attr-defined]
+    torch.save({"model": DETECTOR, "args": parameters}, tmp_path / "w.pth")
+    assert "it sets the state of a dictionary" in refused(tmp_path / "w.pth")
+
+
+def test_archives_of_more_than_one_disk(tmp_path: Path) -> None:
+    """`zipfile.is_zipfile` itself raises an exception for such a file."""
+    path = tmp_path / "w.pth"
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 1, 1, 1, 1, 0, 0, 0)
+    path.write_bytes(b"X" * 100 + locator + end)
+    refused(path)
+    torch.save(STATE, path)
+    path.write_bytes(path.read_bytes()[:-22] + locator + end)
+    assert "not weights, or truncated" in refused(path)
+
+
+def test_a_memo_index_needs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x04}r\xff\xff\xff\x2f.")
+    assert "no state dict" in refused(path)
