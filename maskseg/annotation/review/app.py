@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -24,7 +25,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from maskseg.annotation.grabcut import GrabCutResult
-from maskseg.annotation.review.guards import Bools, SameOriginOnly, Uploads, read_strokes
+from maskseg.annotation.review.guards import (
+    Access,
+    AccessControl,
+    Bools,
+    Uploads,
+    hide_folders,
+    read_strokes,
+)
 from maskseg.annotation.review.journal import Annotation
 from maskseg.annotation.review.state import ReviewFile, review_of
 from maskseg.errors import UserError
@@ -48,6 +56,8 @@ QUALITY = 92  # of the JPEG images
 class ImageStore(Protocol):
     """Images and masks by id. Methods raise KeyError for an unknown id."""
 
+    root: Path  # the folder of the images
+
     def name(self, image_id: int) -> str: ...
     def size(self, image_id: int) -> tuple[int, int]:
         """(height, width)"""
@@ -63,12 +73,9 @@ class ImageStore(Protocol):
 
 
 def review_app(
-    file: ReviewFile, images: ImageStore, refine_mask: RefineMask, host: str, uploads: Uploads
+    file: ReviewFile, images: ImageStore, refine_mask: RefineMask, access: Access, uploads: Uploads
 ) -> FastAPI:
-    """Build the application. host: the address that the server is bound to.
-
-    `file` is closed when the application shuts down.
-    """
+    """Build the application; `file` is closed when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,10 +83,10 @@ def review_app(
         await run_in_threadpool(file.close)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    app.add_middleware(SameOriginOnly, host=host)
+    app.add_middleware(AccessControl, access=access)
     app.include_router(Routes(file, images, refine_mask, uploads).router())
-    app.add_exception_handler(UserError, _unprocessable)
-    app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_exception_handler(UserError, _user_error(file, images))
+    app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(KeyError, _unknown_id)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     return app
@@ -215,7 +222,9 @@ class Routes:
             "score": score if _is_number(score) else None,
             "review": review_of(annotation),
             "undoable": self.file.undoable(),
-            "trouble": self.file.write_error,
+            "trouble": hide_folders(
+                self.file.write_error, (self.images.root, self.file.path.parent)
+            ),
             "fallback": fallback if isinstance(fallback, str) else "",
         }
         return JSONResponse(content)
@@ -231,8 +240,23 @@ def _page_file(name: str) -> Callable[[], Response]:
     return handler
 
 
-async def _unprocessable(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 422)
+def _user_error(
+    file: ReviewFile, images: ImageStore
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Handler that answers 422 with the message, without the folders of this machine."""
+
+    async def handler(_: Request, error: Exception) -> Response:
+        message = hide_folders(str(error), (images.root, file.path.parent))
+        return JSONResponse({"error": message}, 422)
+
+    return handler
+
+
+async def _invalid_request(_: Request, error: Exception) -> Response:
+    """Answer 422; the message of the error itself has the path of the source file."""
+    assert isinstance(error, RequestValidationError)
+    reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    return JSONResponse({"error": "; ".join(reasons)}, 422)
 
 
 async def _unknown_id(_: Request, error: Exception) -> Response:

@@ -1,7 +1,10 @@
 """Access control of the review page.
 
-Requests of other web pages are refused, and so are uploads that are too large, too many at once, or
-not PNG files.
+Requests without the token of the server are refused, and so are requests of other web pages, and
+uploads that are too large, too many at once, or not PNG files.
+
+Other users of this machine can send requests to the server, also on a loopback address. The token
+is printed as part of the page's address, and is kept in a cookie from then on.
 
 A page of another site can send requests to this machine. The request then has the other site's
 address in `Origin`, or a host name under the other site's control in `Host` (DNS rebinding), so
@@ -12,9 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
+import ipaddress
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from fastapi import HTTPException, Request
@@ -28,6 +38,8 @@ Bools = NDArray[np.bool_]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIMEOUT = 30.0  # seconds for an upload
+TOKEN_BYTES = 24
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
 _CONTENT_POLICY = (
     "default-src 'self'",
     "img-src 'self' blob: data:",
@@ -44,45 +56,130 @@ _HEADERS = {
 }
 
 
-class SameOriginOnly:
-    """Middleware that answers 403 to requests of other pages.
+class Access:
+    """Decides which requests are answered.
 
-    host: the address that the server is bound to. On an address other than loopback every `Host` is
-    allowed, as the names of the machine are unknown.
+    token: the secret of this server, by default a random one.
+    host: the address that the server is bound to; names: further host names of this machine, as
+    they are written in the address of the page.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, host: str, names: Iterable[str] = (), token: str = "") -> None:
+        self.token = token or secrets.token_urlsafe(TOKEN_BYTES)
+        self.is_local = host in LOOPBACK
+        own_names = () if self.is_local else (host, socket.gethostname(), socket.getfqdn())
+        self.names = frozenset(name.lower() for name in (*LOOPBACK, *own_names, *names))
+
+    def refusal(self, headers: Headers, query: str, is_page: bool) -> str:
+        """Return why a request is refused, "" if it is not.
+
+        is_page: whether it opens the page itself, which is allowed from a link with the token.
+        """
+        if not self._is_own_name(headers.get("host", "")):
+            return (
+                f"Host {headers.get('host', '')!r} is not a known name of this machine; "
+                "host_names=[NAME] adds one"
+            )
+        origin = headers.get("origin")
+        if origin is not None and not _is_same_origin(origin, headers.get("host", "")):
+            return f"Origin {origin!r} is another page"
+        if is_page and self.has_token_in_query(query):
+            return ""
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return "the request comes from another page"
+        if not self._has_token(headers):
+            return "no valid token: open the address that the review tool has printed"
+        return ""
+
+    def has_token_in_query(self, query: str) -> bool:
+        """Whether a query string has the token."""
+        return any(self._is_token(value) for value in parse_qs(query).get("token", ()))
+
+    def cookie(self, headers: Headers) -> str:
+        """Return the cookie that keeps the token."""
+        name = _cookie_name(headers.get("host", ""))
+        return f"{name}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+
+    def _is_own_name(self, host: str) -> bool:
+        name = _host_name(host)
+        if not name:
+            return False
+        # Rebinding needs a name of the other site: an address is always that of this machine.
+        return name in self.names or (not self.is_local and _is_ip_address(name))
+
+    def _has_token(self, headers: Headers) -> bool:
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(value.strip()):
+            return True
+        cookies: SimpleCookie = SimpleCookie()
+        try:
+            cookies.load(headers.get("cookie", ""))
+        except CookieError:
+            return False
+        morsel = cookies.get(_cookie_name(headers.get("host", "")))
+        return morsel is not None and self._is_token(morsel.value)
+
+    def _is_token(self, value: str) -> bool:
+        return secrets.compare_digest(value.encode(), self.token.encode())
+
+
+def _host_name(host: str) -> str:
+    """Return the host name of a `Host` header in lower case, "" if it is invalid."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_same_origin(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
+def _cookie_name(host: str) -> str:
+    """Return the name of the cookie: cookies belong to a host, whatever the port."""
+    return f"maskseg_review_{host.rpartition(':')[2] if host[-1:].isdigit() else 80}"
+
+
+class AccessControl:
+    """Middleware that answers 403 to requests that `access` refuses."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
-        self.hosts = LOOPBACK if host in LOOPBACK else ()
+        self.access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            refusal = self._refusal(Headers(scope=scope))
-            if refusal:
-                await JSONResponse({"error": refusal}, 403)(scope, receive, send)
-                return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        query = scope["query_string"].decode("latin-1")
+        is_page = scope["path"] == "/" and scope["method"] == "GET"
+        refusal = self.access.refusal(headers, query, is_page)
+        sets_cookie = not refusal and is_page and self.access.has_token_in_query(query)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                response_headers = MutableHeaders(scope=message)
+                response_headers.update(_HEADERS)
+                if sets_cookie:
+                    response_headers.append("Set-Cookie", self.access.cookie(headers))
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
-
-    def _refusal(self, headers: Headers) -> str:
-        """Why a request is refused, "" if it is not."""
-        host = headers.get("host", "")
-        origin = headers.get("origin")
-        try:
-            if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
-                return f"Host {host!r} is not this machine"
-            if origin is not None and urlsplit(origin).netloc != host:
-                return f"Origin {origin!r} is another page"
-        except ValueError:
-            return "Host or Origin is not a valid address"
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            return "the request comes from another page"
-        return ""
+        if refusal:
+            await JSONResponse({"error": refusal}, 403)(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, receive, send_with_headers)
 
 
 class Uploads:
@@ -130,6 +227,21 @@ class Uploads:
 
     def _too_large(self) -> str:
         return f"strokes are limited to {self.max_bytes} bytes"
+
+
+def hide_folders(message: str, folders: Iterable[Path]) -> str:
+    """Return a message for the browser, in which paths are reduced to names of files.
+
+    folders: those that messages are about; they can be relative or contain spaces. Of other
+    absolute paths everything before the last name is removed.
+    """
+    prefixes: set[str] = set()
+    for folder in folders:
+        prefixes.update((f"{folder}{os.sep}", f"{folder.resolve()}{os.sep}"))
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if prefix not in (os.sep, f".{os.sep}"):
+            message = message.replace(prefix, "")
+    return _ABSOLUTE_PATH.sub("", message)
 
 
 def read_strokes(data: bytes, height: int, width: int) -> tuple[Bools, Bools]:

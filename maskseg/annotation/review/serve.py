@@ -114,7 +114,7 @@ def _load_server() -> Callable[[ReviewFile, CocoImageStore, Config], None]:
         import uvicorn
 
         from maskseg.annotation.review.app import review_app
-        from maskseg.annotation.review.guards import Uploads
+        from maskseg.annotation.review.guards import Access, Uploads
     except ImportError as error:
         raise UserError(
             f"the review page needs FastAPI and uvicorn ({error}): {INSTALL}"
@@ -123,16 +123,24 @@ def _load_server() -> Callable[[ReviewFile, CocoImageStore, Config], None]:
     def serve(file: ReviewFile, images: CocoImageStore, config: Config) -> None:
         listener = _listen(config.host, config.port)
         uploads = Uploads(round(config.max_upload_mb * 1e6), config.uploads_at_once)
-        app = review_app(file, images, refine_with_strokes, config.host, uploads)
-        address = f"[{config.host}]" if ":" in config.host else config.host
+        access = Access(config.host, config.host_names)
+        app = review_app(file, images, refine_with_strokes, access, uploads)
         port = listener.getsockname()[1]
-        print(f"open http://{address}:{port} in a browser; Ctrl-C ends", flush=True)
+        address = f"http://{_browser_host(config.host)}:{port}/?token={access.token}"
+        print(f"open {address} in a browser; Ctrl-C ends", flush=True)
         settings = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_TIMEOUT
         )
         uvicorn.Server(settings).run(sockets=[listener])
 
     return serve
+
+
+def _browser_host(host: str) -> str:
+    """Return the host of the page's address; that of all interfaces is no address to open."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -156,8 +164,8 @@ def _print_status(file: ReviewFile, host: str) -> None:
         print(f"recovered {file.recovered} decisions of an interrupted review to {file.path}")
     if host not in ("127.0.0.1", "localhost", "::1"):
         print(
-            f"host={host}: everyone who can reach this machine can see the images and decide; "
-            "there is no password"
+            f"host={host}: everyone with the address below can see the images and decide, and the "
+            "network can read it: the connection is not encrypted"
         )
     print(f"{len(file.rows())} annotations; decisions are written to {file.path}")
 

@@ -43,7 +43,7 @@ class ReviewFile:
     """The annotations of a COCO JSON file under review. All methods are thread-safe.
 
     source: the file; output: the file for the decisions, by default `source` itself; an existing
-    output is continued; delay: seconds until the file is rewritten.
+    output is continued; symbolic links are followed; delay: seconds until the file is rewritten.
     recovered: number of decisions that a killed process had left in the journal.
     current: the file to read masks from.
     write_error: why the last background write failed, else "".
@@ -53,7 +53,10 @@ class ReviewFile:
     """
 
     def __init__(self, source: Path, output: Path | None = None, delay: float = DELAY) -> None:
-        self.path = output or source
+        # A link stays a link: the file that it leads to is written, and only one process at a time
+        # can review that file, by whichever name.
+        source = _real_path(source)
+        self.path = _real_path(output) if output else source
         self.delay = delay
         self.write_error = ""
         self._lock = threading.RLock()
@@ -257,6 +260,14 @@ def review_of(annotation: Mapping[str, object]) -> str:
     """The decision on an annotation: one of DECISIONS, or OPEN."""
     review = annotation.get("review")
     return str(review) if review in DECISIONS else OPEN
+
+
+def _real_path(path: Path) -> Path:
+    """Return the path without symbolic links. Raises UserError for links that form a loop."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _read_tree(path: Path) -> tuple[dict[str, object], list[object]]:

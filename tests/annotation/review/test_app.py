@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 
 from maskseg.annotation.grabcut import GrabCutResult, refine_with_strokes
 from maskseg.annotation.review.app import review_app
-from maskseg.annotation.review.guards import Uploads
+from maskseg.annotation.review.guards import Access, Uploads
 from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
@@ -53,8 +53,13 @@ class Page:
         self.path, self.result, self.fallback = path, disc(6), ""
         self.file = ReviewFile(path, delay=1e6)
         self.images = CocoImageStore(read_coco(path, check_images=False), path.parent, 30_000)
-        app = review_app(self.file, self.images, cut or self.cut, "127.0.0.1", Uploads(100_000, 2))
-        self.client = TestClient(app, base_url="http://127.0.0.1:8000")
+        access = Access("127.0.0.1")
+        app = review_app(self.file, self.images, cut or self.cut, access, Uploads(100_000, 2))
+        self.client = TestClient(
+            app,
+            base_url="http://127.0.0.1:8000",
+            headers={"authorization": f"Bearer {access.token}"},
+        )
 
     def cut(self, *arguments: Any) -> GrabCutResult:
         self.calls.append(arguments)

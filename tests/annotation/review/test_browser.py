@@ -55,18 +55,17 @@ def served_here(path: Path) -> Iterator[str]:
     import uvicorn
 
     from maskseg.annotation.review.app import review_app
-    from maskseg.annotation.review.guards import Uploads
+    from maskseg.annotation.review.guards import Access, Uploads
 
     images = CocoImageStore(read_coco(path, check_images=False), path.parent, 10_000)
-    app = review_app(
-        ReviewFile(path), images, refine_with_strokes, "127.0.0.1", Uploads(1_000_000, 4)
-    )
+    access = Access("127.0.0.1")
+    app = review_app(ReviewFile(path), images, refine_with_strokes, access, Uploads(1_000_000, 4))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/?token={access.token}"
         finally:
             server.should_exit = True
             thread.join(60)
@@ -352,4 +351,24 @@ def test_only_visible_rows_are_in_the_page(browser: Any, tmp_path: Path) -> None
         desk.keys("a")  # wraps around to the first open one
         desk.about("annotation 1:")
         assert desk.problems == []
+        desk.page.close()
+
+
+def test_the_token_leaves_the_address_and_is_needed(browser: Any, tmp_path: Path) -> None:
+    path = write_proposals(tmp_path)
+    with served_here(path) as address:
+        desk = Desk(browser, address, path)
+        desk.about("annotation 1")
+        plain = address.partition("?")[0]
+        assert desk.page.url == plain
+        desk.page.reload()
+        desk.about("annotation 1")
+        # The cookie is out of reach for scripts.
+        assert desk.page.evaluate("document.cookie") == ""
+        assert desk.problems == []
+        other = browser.new_context().new_page()  # of another user, without the cookie
+        answer = other.goto(plain)
+        assert answer.status == 403
+        assert "no valid token" in other.content()
+        other.close()
         desk.page.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import struct
 import threading
 import zlib
@@ -21,25 +22,28 @@ from fastapi.testclient import TestClient
 
 from maskseg.annotation.grabcut import GrabCutResult
 from maskseg.annotation.review.app import review_app
-from maskseg.annotation.review.guards import Uploads, read_strokes
+from maskseg.annotation.review.guards import Access, Uploads, hide_folders, read_strokes
 from maskseg.annotation.review.serve import CocoImageStore
 from maskseg.annotation.review.state import ReviewFile
 from maskseg.data.coco.file import read_coco
 
 CUT = "/api/annotations/1/cut"
 MAX_BYTES = 1_000_000
+TOKEN = "the-token-of-the-test"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
 def make(
     folder: Path,
-    host: str = "127.0.0.1",
+    access: Access | None = None,
     cut: Any = lambda *_: GrabCutResult(disc(5)),
     uploads: Uploads | None = None,
 ) -> FastAPI:
     path = write_proposals(folder)
     images = CocoImageStore(read_coco(path, check_images=False), folder, 10_000)
+    access = access or Access("127.0.0.1", token=TOKEN)
     return review_app(
-        ReviewFile(path, delay=1e6), images, cut, host, uploads or Uploads(MAX_BYTES, 4)
+        ReviewFile(path, delay=1e6), images, cut, access, uploads or Uploads(MAX_BYTES, 4)
     )
 
 
@@ -72,7 +76,7 @@ def bomb(side: int) -> bytes:
 
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
-    return TestClient(make(tmp_path), base_url="http://127.0.0.1:8000")
+    return TestClient(make(tmp_path), base_url="http://127.0.0.1:8000", headers=BEARER)
 
 
 @pytest.mark.parametrize(
@@ -131,13 +135,125 @@ def test_cross_site_requests_are_refused(client: TestClient, site: str) -> None:
     assert client.get("/api/images/7", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
 
-def test_on_the_network_any_host_is_allowed_but_not_other_origins(tmp_path: Path) -> None:
-    client = TestClient(make(tmp_path, host="0.0.0.0"), base_url="http://desk.example:8000")
-    assert client.get("/api/items").status_code == 200
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("192.168.1.5:8000", 200),
+        ("[fe80::1]:8000", 200),
+        (f"{socket.gethostname()}:8000", 200),
+        ("localhost:8000", 200),
+        ("desk.example:8000", 200),
+        ("DESK.example", 200),
+        ("evil.example:8000", 403),
+        ("192.168.1.5.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_on_the_network_only_names_of_this_machine_are_allowed(
+    tmp_path: Path, host: str, status: int
+) -> None:
+    access = Access("0.0.0.0", ["desk.example"], TOKEN)
+    client = TestClient(make(tmp_path, access), headers=BEARER)
+    assert client.get("/api/items", headers={"host": host}).status_code == status
+
+
+def test_on_the_network_other_origins_are_refused(tmp_path: Path) -> None:
+    access = Access("0.0.0.0", ["desk.example"], TOKEN)
+    client = TestClient(make(tmp_path, access), "http://desk.example:8000", headers=BEARER)
     assert client.post("/api/undo", headers={"origin": "http://evil.example"}).status_code == 403
     assert (
         client.post("/api/undo", headers={"origin": "http://desk.example:8000"}).status_code == 409
     )
+
+
+PATHS = ("/", "/app.js", "/api/items", "/api/images/7", "/api/annotations/1", "/api/nothing")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer "},
+        {"authorization": f"Bearer {TOKEN}x"},
+        {"authorization": f"Bearer {TOKEN[:-1]}"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": TOKEN},
+        {"cookie": "maskseg_review_8000=other"},
+        {"cookie": f"maskseg_review_8001={TOKEN}"},
+        {"cookie": "maskseg_review_8000=\u00fc".encode()},
+        {"cookie": ";=;\x01"},
+    ],
+)
+def test_requests_without_the_token_are_refused(tmp_path: Path, headers: dict[str, Any]) -> None:
+    client = TestClient(make(tmp_path), base_url="http://127.0.0.1:8000", headers=headers)
+    for path in (*PATHS, "/?token=", "/?token=other", f"/api/items?token={TOKEN}"):
+        answer = client.get(path)
+        assert answer.status_code == 403
+        assert "no valid token" in answer.json()["error"]
+        assert "set-cookie" not in answer.headers
+    decision = client.post(f"/api/annotations/1/decision?decision=accepted&token={TOKEN}")
+    assert decision.status_code == 403
+    assert client.get("/api/items", headers=BEARER).json()["undoable"] == 0
+
+
+def test_the_address_with_the_token_sets_a_cookie(tmp_path: Path) -> None:
+    client = TestClient(make(tmp_path), base_url="http://127.0.0.1:8000")
+    # A link in a terminal inside another page, such as that of Jupyter, is followed as well.
+    answer = client.get(f"/?token={TOKEN}", headers={"sec-fetch-site": "cross-site"})
+    assert answer.status_code == 200
+    assert answer.headers["set-cookie"] == (
+        f"maskseg_review_8000={TOKEN}; HttpOnly; SameSite=Strict; Path=/"
+    )
+    assert client.get("/").status_code == 200
+    assert client.get("/api/items").status_code == 200
+    assert client.post("/api/annotations/1/decision?decision=accepted").is_success
+    # The cookie of a server on another port of this machine does not replace it.
+    client.cookies.set("maskseg_review_8001", "other")
+    assert client.get("/api/items").status_code == 200
+
+
+def test_every_server_has_its_own_token() -> None:
+    tokens = {Access("127.0.0.1").token for _ in range(20)}
+    assert len(tokens) == 20
+    assert min(map(len, tokens)) >= 32
+
+
+def test_messages_do_not_show_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "with a space"
+    messages = {
+        f"{folder}/a.png: not an image": "a.png: not an image",
+        "rel/ative/a.png: not an image": "a.png: not an image",
+        "cannot read /home/somebody/x/y.json (no such file)": "cannot read y.json (no such file)",
+        "C:\\Users\\me\\x.json: damaged": "x.json: damaged",
+        "'/root/x/y'": "'y'",
+        "3/4 of and/or 1 / 2": "3/4 of and/or 1 / 2",
+        "": "",
+    }
+    for message, shown in messages.items():
+        assert hide_folders(message, (folder, Path("rel/ative"), Path())) == shown
+
+
+def test_no_answer_has_a_path_of_the_server(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "7.png").write_text("no picture")
+    paths = [
+        "/api/images/7",
+        "/api/images/x",
+        "/api/images/99",
+        "/api/annotations/none/mask",
+        "/nothing",
+        "/../etc/passwd",
+    ]
+    for path in paths:
+        answer = client.get(path)
+        assert answer.status_code in (404, 422)
+        assert str(tmp_path) not in answer.text
+        assert "maskseg/" not in answer.text
+        assert answer.json()["error"]
+    assert "7.png: not an image that can be read" in client.get(paths[0]).json()["error"]
+    wrong = client.post("/api/annotations/1/decision?decision=maybe")
+    assert wrong.status_code == 422
+    assert wrong.json()["error"].startswith("query.decision: ")
+    assert "maskseg" not in wrong.text
 
 
 def test_no_other_page_may_frame_or_read_it(client: TestClient) -> None:
@@ -223,7 +339,12 @@ def ask(
 
     raw = [
         (k.encode(), v.encode())
-        for k, v in {"host": "127.0.0.1", "content-type": "image/png", **headers}.items()
+        for k, v in {
+            "host": "127.0.0.1",
+            "content-type": "image/png",
+            **BEARER,
+            **headers,
+        }.items()
     ]
     scope = {
         "type": "http",
@@ -276,7 +397,11 @@ def test_a_stalled_upload_times_out(tmp_path: Path) -> None:
         nonlocal status
         status = message.get("status", status)
 
-    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"image/png")]
+    headers = [
+        (b"host", b"127.0.0.1"),
+        (b"content-type", b"image/png"),
+        (b"authorization", BEARER["authorization"].encode()),
+    ]
     scope = {
         "type": "http",
         "method": "POST",
@@ -305,7 +430,7 @@ def test_twenty_at_once(tmp_path: Path) -> None:
         assert go.wait(60)
         return GrabCutResult(disc(5))
 
-    client = TestClient(make(tmp_path, cut=cut), base_url="http://127.0.0.1:8000")
+    client = TestClient(make(tmp_path, cut=cut), base_url="http://127.0.0.1:8000", headers=BEARER)
     statuses: list[int] = []
 
     def post() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -33,9 +34,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def accept(address: str, number: int) -> None:
-    with urllib.request.urlopen(
-        f"{address}/api/annotations/{number}/decision?decision=accepted", b"", timeout=30
-    ) as answer:
+    """Accept an annotation. address: of the page, with its token."""
+    server, token = address.split("/?token=")
+    request = urllib.request.Request(
+        f"{server}/api/annotations/{number}/decision?decision=accepted",
+        b"",
+        {"Authorization": f"Bearer {token}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.status == 200
 
 
@@ -124,7 +130,13 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     observed: list[Any] = []
 
     def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        client = TestClient(server.config.app, base_url="http://desk.example")
+        assert isinstance(sys.stdout, io.StringIO)  # `done` collects the output
+        token = sys.stdout.getvalue().partition("/?token=")[2].split()[0]
+        client = TestClient(
+            server.config.app,
+            base_url="http://desk.example",
+            headers={"authorization": f"Bearer {token}"},
+        )
         cut = client.post(
             "/api/annotations/1/cut",
             content=b"\x89PNG\r\n\x1a\n" + bytes(2000),
@@ -144,13 +156,15 @@ def test_the_keys_reach_the_page(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         f"file={path}",
         f"images={path.parent}",
         "host=0.0.0.0",
+        "host_names=[desk.example]",
         "port=0",
         "max_upload_mb=0.001",
         "max_pixels=3000",
         "uploads_at_once=1",
     )
     out = done("review", *overrides)
-    assert "there is no password" in out
+    assert "the connection is not encrypted" in out
+    assert f"open http://{socket.gethostname()}:" in out
     assert "4 annotations" in out
     assert observed[:2] == ["0.0.0.0", 413]
     assert "7.png: the image has 400 x 600 pixels" in observed[2]

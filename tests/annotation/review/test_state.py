@@ -445,3 +445,41 @@ def test_a_missing_file_and_unknown_ids(path: Path) -> None:
     with pytest.raises(KeyError):
         file.decide(3, "accepted")
     file.close()
+
+
+def test_a_link_stays_a_link_and_is_locked_as_the_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.json"
+    link.symlink_to(path)
+    folder_link = tmp_path / "folder"
+    folder_link.symlink_to(path.parent)
+    file = ReviewFile(link, delay=NEVER)
+    for other in (path, folder_link / path.name, link):
+        with pytest.raises(UserError, match="is being reviewed by another process"):
+            ReviewFile(other)
+    with pytest.raises(UserError, match="is being reviewed by another process"):
+        ReviewFile(path, link)
+    decide(file)
+    file.close()
+    assert link.is_symlink()
+    assert read_tree(path) == expected(AFTER)
+    assert [p.name for p in link.parent.iterdir()] == ["link.json"]
+    assert not journal(path).exists()
+
+
+def test_an_output_can_be_a_link_to_a_new_file(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "data" / "new.json")
+    file = ReviewFile(path, link, delay=NEVER)
+    decide(file)
+    file.close()
+    assert link.is_symlink()
+    assert read_tree(tmp_path / "data" / "new.json") == expected(AFTER)
+    assert read_tree(path) == proposals()
+
+
+def test_links_that_form_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to(tmp_path / "b.json")
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.json: cannot be read"):
+        ReviewFile(tmp_path / "a.json")

@@ -7,6 +7,9 @@ const find = (id) => document.getElementById(id);
 const images = new Map(); // the most recent images, by image id; the next one is prefetched
 const KEPT = 6;
 
+// The token is in a cookie now; it should not stay in the address, the history or a bookmark.
+if (location.search) history.replaceState(null, "", location.pathname);
+
 let list = null;
 let shown = null; // state of the current annotation, from the server
 let undoable = 0;
