@@ -3,13 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 ARGS ?=
+FUZZ_MINUTES ?= 5
 
-.PHONY: help venv venv-dev train test test-browser lint types docs clean
+.PHONY: help venv venv-dev train test test-browser fuzz lint types docs clean
 
 help:
 	@echo "make train      set up, then train the embedded default (ARGS='key=value ...' for more)"
 	@echo "make test       set up with the test tools, then lint, types, tests"
 	@echo "make test-browser  the review page in Chromium, which is installed where it is missing and one may"
+	@echo "make fuzz       hostile files for all readers; FUZZ_MINUTES=$(FUZZ_MINUTES)"
 	@echo "make venv       set up only; VENV=$(VENV), PYTHON=$(PYTHON)"
 	@echo "make docs       the documentation site, in docs/_build/html"
 	@echo "make lint       ruff"
@@ -55,6 +57,10 @@ test-browser: $(VENV)/.installed-browser
 	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
 	    else echo "make test-browser needs Chromium: install the package chromium, or Google Chrome" >&2; exit 1; fi; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser $(ARGS)
+
+# FUZZ_READERS='image,YAML' chooses readers, FUZZ_SEED other inputs; failing inputs are in fuzz_failures/.
+fuzz: venv-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m fuzz
 
 # Every warning is an error: broken links, pages in no table of contents, unknown references.
 docs: venv-dev

@@ -210,7 +210,7 @@ def _run_job(job: AnnotationJob, *, work: Callable[[AnnotationJob], Result]) -> 
 def _open_journal(journal: Path, settings: Mapping[str, object]) -> dict[int, Any]:
     """Read the results of an earlier run with the same settings, or start a new journal.
 
-    An incomplete last line is cut off.
+    An incomplete last line is cut off, as is everything from a damaged line on.
     """
     header = json.loads(json.dumps({"format": FORMAT, **settings}))
     try:
@@ -220,9 +220,12 @@ def _open_journal(journal: Path, settings: Mapping[str, object]) -> dict[int, An
         length = 0
         for line in text.split(b"\n")[:-1]:
             try:
-                lines.append(parse_json(line))
+                entry = parse_json(line)
             except ValueError:
                 break
+            if lines and not _is_result(entry):
+                break
+            lines.append(entry)
             length += len(line) + 1
         if not lines:
             with journal.open("w", encoding="utf-8") as file:
@@ -232,7 +235,12 @@ def _open_journal(journal: Path, settings: Mapping[str, object]) -> dict[int, An
         os.truncate(journal, length)
     except OSError as error:
         raise UserError(f"{journal}: cannot be written ({error.strerror})") from error
-    return {int(image_id): result for image_id, result in lines[1:]}
+    return dict(lines[1:])
+
+
+def _is_result(entry: object) -> bool:
+    """Whether a line of a journal is an image id and a result."""
+    return isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int
 
 
 def _check_header(journal: Path, stored: object, current: Mapping[str, object]) -> None:

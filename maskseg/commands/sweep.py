@@ -33,7 +33,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TypedDict
 
@@ -48,6 +47,7 @@ from maskseg.config import Config
 from maskseg.errors import Interrupted, UserError
 from maskseg.files import parse_json, write_json
 from maskseg.files.configs import config_folder
+from maskseg.visualization.curves import read_metrics
 
 # The objective of a training that failed. NaN would end an Optuna sweep, and no AP is lower.
 FAILED = -1.0
@@ -232,13 +232,11 @@ def objective(folder: Path, metric: str) -> float:
 
     Raises UserError where the run does not have the metric.
     """
-    lines = [parse_json(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    evaluations = [line for line in lines if line["kind"] == "val"]
-    values = [float(line[metric]) for line in evaluations if metric in line]
-    if not values:
-        known = dict.fromkeys(chain.from_iterable(evaluations))
-        names = ", ".join(key for key in known if "/" in key)
+    _, evaluations = read_metrics(folder / "metrics.jsonl")
+    if metric not in evaluations:
+        names = ", ".join(key for key in evaluations if "/" in key)
         raise UserError(f"trainer.best_metric={metric!r} is not among the metrics: {names}")
+    values = evaluations[metric].values()
     return max((value for value in values if math.isfinite(value)), default=FAILED)
 
 
@@ -248,7 +246,8 @@ def report_trials(folder: Path, keys: set[str]) -> int:
     Writes the same text to `results.txt`. -> the number of completed trials.
     """
     files = folder.glob(f"*/{RESULT_FILE}")
-    trials: list[tuple[Path, TrialResult]] = [(f.parent, parse_json(f.read_text())) for f in files]
+    # Trials have numbers; a folder of another name was put there by somebody.
+    trials = [(f.parent, _read_result(f)) for f in files if f.parent.name.isdecimal()]
     if not trials:
         return 0
     trials.sort(
@@ -269,6 +268,26 @@ def report_trials(folder: Path, keys: set[str]) -> int:
     print("\n".join(lines), flush=True)
     (folder / "results.txt").write_text("\n".join(lines) + "\n")
     return num_completed
+
+
+def _read_result(file: Path) -> TrialResult:
+    """Read the result of a trial. Raises UserError for a file that is damaged."""
+    try:
+        content = parse_json(file.read_bytes())
+        overrides = [str(override) for override in content["overrides"]]
+        value = float(content["value"])
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UserError(
+            f"{file}: not the result of a trial, or damaged; move its folder away"
+        ) from error
+    return {
+        "overrides": overrides,
+        "metric": str(content.get("metric")),
+        "value": value,
+        "problem": str(content.get("problem") or ""),
+    }
 
 
 def _raise_user_error(error: Exception) -> None:

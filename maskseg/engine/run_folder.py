@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -218,7 +219,8 @@ def _read_starts(path: Path) -> list[object]:
     """The earlier entries of `environment.json`; none where the file is absent or damaged."""
     try:
         starts = parse_json(path.read_bytes()) if path.exists() else []
-    except ValueError:
+        json.dumps(starts, indent=2, allow_nan=False)  # the entries are written again
+    except (ValueError, RecursionError):
         return []
     return starts if isinstance(starts, list) else []
 

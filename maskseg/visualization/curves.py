@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ Panel = tuple[str, Sequence[Line]]  # title, lines
 _TRAIN = "#0072B2"
 _VAL = "#D55E00"
 _AP_COLOURS = {"bbox": "#0072B2", "segm": "#D55E00", "keypoints": "#009E73"}
+_MAX_STEP = 2**53  # of a line that is not damaged
 # Curves with more points are drawn faintly, below their running mean.
 _MAX_UNSMOOTHED = 50
 
@@ -88,15 +90,23 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
             record = parse_json(line)
         except ValueError:
             continue  # the last line of an interrupted run
-        if not isinstance(record, dict) or record.get("kind") not in series:
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if not isinstance(kind, str) or kind not in series:
             continue
         step = record.get("step")
-        if not isinstance(step, int):
+        if type(step) is not int or not 0 <= step <= _MAX_STEP:
             continue
         for key, value in record.items():
-            if key not in ("step", "kind") and isinstance(value, int | float):
-                series[record["kind"]].setdefault(key, {})[step] = float(value)
+            if key not in ("step", "kind") and _is_number(value):
+                series[kind].setdefault(key, {})[step] = float(value)
     return series["train"], series["val"]
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value fits into a float; NaN and infinity do."""
+    if isinstance(value, float):
+        return True
+    return isinstance(value, int) and abs(value) <= sys.float_info.max
 
 
 def _panels(train: Mapping[str, Series], val: Mapping[str, Series]) -> list[Panel]:

@@ -112,6 +112,19 @@ def test_a_run_resumes_from_its_journal(tmp_path: Path, cut: int) -> None:
     assert run_jobs(JOBS, area, path, settings, 1, "masks") == results
 
 
+@pytest.mark.parametrize(
+    "line", ["3", "[]", "[1]", '["x", 2]', "[1, 2, 3]", "{}", f"[{10.0**300}, 1]"]
+)
+def test_a_journal_is_cut_at_a_damaged_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal"
+    results = run_jobs(JOBS, area, path, {}, 1, "masks")
+    whole = path.read_text()
+    header, first, *rest = whole.splitlines(keepends=True)
+    path.write_text("".join((header, first, line + "\n", *rest)))
+    assert run_jobs(JOBS, area, path, {}, 1, "masks") == results
+    assert path.read_text() == whole
+
+
 def test_processes_change_nothing(tmp_path: Path) -> None:
     one, two = (
         run_jobs(JOBS, area, tmp_path / str(workers), {}, workers, "masks") for workers in (1, 2)

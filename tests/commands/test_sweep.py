@@ -345,3 +345,38 @@ def test_bad_keys_and_help_on_the_command_line(
 def test_a_sweep_is_not_started_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "torchrun" in refusal("seed=0,1")
+
+
+TRIAL = {"overrides": ["optimizer.lr=1"], "metric": "bbox/AP", "value": 0.5, "problem": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[", "3", "[]", "{}", '{"overrides": 3, "value": 1}', '{"overrides": [], "value": "x"}']
+    + [json.dumps({**TRIAL, "value": value}) for value in (None, 10**400)],
+)
+def test_a_damaged_result_is_one_error(tmp_path: Path, content: str) -> None:
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trial.json").write_text(json.dumps(TRIAL))
+    (tmp_path / "1" / "trial.json").write_text(content)
+    with pytest.raises(UserError, match=r"1/trial\.json: not the result of a trial, or damaged"):
+        sweeps.report_trials(tmp_path, set())
+    (tmp_path / "1").rename(tmp_path / "damaged")
+    assert sweeps.report_trials(tmp_path, set()) == 1
+    assert (tmp_path / "results.txt").read_text().count("0.5000") == 1
+
+
+def test_the_objective_is_the_best_finite_value(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 1, "kind": "val", "bbox/AP": 0.25},
+        {"step": 2, "kind": "train", "bbox/AP": 0.75},
+        {"step": 3, "kind": "val", "bbox/AP": 0.5, "segm/AP": float("nan")},
+        {"step": 4, "kind": "val", "bbox/AP": float("nan"), "loss": 1},
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "ki')
+    assert sweeps.objective(tmp_path, "bbox/AP") == 0.5
+    assert sweeps.objective(tmp_path, "segm/AP") == sweeps.FAILED
+    with pytest.raises(UserError, match="'AP' is not among the metrics: bbox/AP, segm/AP"):
+        sweeps.objective(tmp_path, "AP")

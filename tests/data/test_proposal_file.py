@@ -81,6 +81,39 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_ids", None),
+        ("image_ids", [1, 2]),
+        ("image_ids", torch.tensor([1])),
+        ("sizes", torch.tensor([40, 60])),
+        ("sizes", torch.zeros(2, 3, dtype=torch.int64)),
+        ("starts", torch.tensor([0, 3])),
+        ("starts", torch.tensor([0, 3, 7])),
+        ("starts", torch.tensor([0, 9, 6])),
+        ("starts", torch.tensor([-1, 3, 6])),
+        ("starts", torch.tensor([0.0, 3.0, 6.0])),
+        ("boxes", torch.zeros(6, 4)),
+        ("boxes", torch.zeros(6, 3, dtype=torch.uint16)),
+        ("scores", torch.zeros(5, dtype=torch.uint16)),
+        ("scores", torch.zeros(6).to_sparse()),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other(tmp_path: Path, name: str, value: object) -> None:
+    path = write(tmp_path / "a.proposals", proposals(1, 40, 60, 3), proposals(2, 40, 60, 3))
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, name: value}, path)
+    with pytest.raises(
+        UserError, match=r"a\.proposals: (the file of proposals is damaged|refused)"
+    ):
+        ProposalFile(path, [(1, 40, 60)])
+    del content[name]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"damaged, {name} is missing"):
+        ProposalFile(path, [(1, 40, 60)])
+
+
 def test_proposals_are_transformed_with_the_image(scenes: Path, tmp_path: Path) -> None:
     """Proposals that equal the ground-truth boxes stay equal."""
     file = make_source(scenes).train

@@ -153,7 +153,7 @@ def test_a_run_is_resumed_by_one_process_at_a_time(tmp_path: Path, resume: str) 
     again.close()
 
 
-@pytest.mark.parametrize("content", [b'{"a": 1}', b"3", b"\xff[]"])
+@pytest.mark.parametrize("content", [b'{"a": 1}', b"3", b"\xff[]", b"[NaN]", b"[1e999]"])
 def test_a_damaged_record_of_starts_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "environment.json").write_bytes(content)
     record(tmp_path, torch.device("cpu"), 1, 0)

@@ -91,6 +91,17 @@ def test_the_later_line_of_a_step_counts(tmp_path):
     assert curves.read_metrics(path) == ({"loss": {1: 2.0}}, {})
 
 
+def test_damaged_values_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 1, "kind": {}, "loss": 1}\n{"step": 1, "kind": ["val"], "loss": 1}\n'
+        f'{{"step": {10**400}, "kind": "val", "loss": 1}}\n'
+        '{"step": -1, "kind": "val", "loss": 1}\n{"step": true, "kind": "val", "loss": 1}\n'
+        f'{{"step": 1, "kind": "val", "loss": {10**400}, "AP": 3, "loss/a": "x"}}\n'
+    )
+    assert curves.read_metrics(path) == ({}, {"AP": {1: 3.0}})
+
+
 def test_curves_of_nothing(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         plot_curves(tmp_path / "missing.jsonl", tmp_path / "results.png")

@@ -217,7 +217,13 @@ def _fill_ids(rows_left: _RowFilter) -> Ints:
         ids == 0, 'annotation with id 0, which pycocotools reads as "no match"; renumbered'
     )
     unnumbered = np.flatnonzero((ids == MISSING) | (ids == 0))
-    ids[unnumbered] = max(int(ids.max(initial=0)), 0) + 1 + np.arange(len(unnumbered))
+    first = max(int(ids.max(initial=0)), 0) + 1
+    new_ids = np.arange(len(unnumbered))
+    if first <= np.iinfo(np.int64).max - len(unnumbered):
+        new_ids += first
+    else:
+        new_ids = np.setdiff1d(np.arange(1, 2 * len(ids) + 1), ids)[: len(unnumbered)]
+    ids[unnumbered] = new_ids
     return ids
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -143,13 +143,11 @@ class RleFile:
         image_id = as_int64(values["image_id"])
         score = values.get("score")
         if image_id is None or image_id not in self._known:
-            raise UserError(f"{entry}: image {values['image_id']!r} is not in the dataset")
-        if (
-            not isinstance(score, int | float)
-            or isinstance(score, bool)
-            or not math.isfinite(score)
-        ):
-            raise UserError(f"{entry} (image {image_id}): the score is not a number but {score!r}")
+            text = f"{values['image_id']!r}"[:80]
+            raise UserError(f"{entry}: image {text} is not in the dataset")
+        if not _is_finite(score):
+            text = f"{score!r}"[:80]
+            raise UserError(f"{entry} (image {image_id}): the score is not a number but {text}")
         self._ids.append(image_id)
         self._scores.append(score)
         try:
@@ -224,6 +222,13 @@ def segments_from_masks(job: MaskJob) -> SegmentProposals:
             np.tile(y, (len(block), 1)),
         )
     return SegmentProposals(labels, members)
+
+
+def _is_finite(score: object) -> TypeGuard[int | float]:
+    """Whether a score is a finite number. JSON also has integers that are too large for a float."""
+    if not isinstance(score, int | float) or isinstance(score, bool):
+        return False
+    return abs(score) <= sys.float_info.max  # false for NaN
 
 
 def _rasterize(polygons: Polygons, record: ImageRecord) -> Ints:

@@ -277,3 +277,11 @@ def test_other_values_of_ignore_are_not_read(tmp_path: Path, ignore: Any) -> Non
     file, warnings = cleaned(tmp_path, dataset({"segmentation": SQUARE, "ignore": ignore}))
     assert warnings == {}
     assert not file.annotations(1).crowd.any()
+
+
+def test_ids_are_assigned_beside_the_largest_possible_one(tmp_path: Path) -> None:
+    largest = 2**63 - 1
+    annotations = [{"bbox": [1, 1, 5, 5], "id": number} for number in (largest, 0, 2, None)]
+    file, _ = cleaned(tmp_path, dataset(*annotations))
+    assert file.annotations(0).ids.tolist() == [1]
+    assert file.annotations(1).ids.tolist() == [largest, 3, 2, 4]

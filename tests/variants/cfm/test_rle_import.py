@@ -153,6 +153,8 @@ GOOD = entry([0, 4, 4])
         ),
         (entry([0, 12, -4]), "RLE with negative counts"),
         (entry("0"), "RLE whose counts do not sum"),
+        (entry([8], 10**400), r"the score is not a number but 1000"),
+        (entry([8], float("nan")), r"the score is not a number but nan"),
         (entry("~~~"), "RLE that cannot be decoded"),
         (entry([0, 10**6], size=(1000, 1000)), r"RLE of more pixels than data\.max_pixels"),
         ({**GOOD, "segmentation": [[0, 0, 2, 0, float("nan"), 2]]}, "polygon with NaN or infinity"),
