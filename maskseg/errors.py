@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MAX_TEXT = 300  # characters of an exception in a message
+
 
 class UserError(Exception):
     """A clear message that names the file, id or key, and what to do.
@@ -16,6 +18,16 @@ class UserError(Exception):
         if text.startswith("Caught ") and mark in text:
             return text.rsplit(mark, 1)[1].strip()
         return text
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an exception in one line: the system's reason, its text, or its class.
+
+    Some exceptions, such as MemoryError, usually have no text.
+    """
+    reason = getattr(error, "strerror", None) or str(error)
+    lines = str(reason).strip().splitlines()
+    return lines[0][:_MAX_TEXT] if lines else type(error).__name__
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from types import ModuleType, TracebackType
+from typing import NoReturn, Self
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ class RunLog:
 
     Each line of `metrics.jsonl` is {"step": ..., "kind": "train", "val" or "skipped", ...}. Scalars
     also go to TensorBoard. A resumed run drops the lines after the step that it starts from, so
-    that every step occurs once.
+    that every step occurs once. As a context manager, the log is closed at the end.
+
+    Raises UserError if a file cannot be written, for example because the disk is full.
 
     Args:
         run_dir: folder of the run; None on ranks other than 0, which write and print nothing.
@@ -67,12 +70,37 @@ class RunLog:
         if run_dir is None:
             return
         self.path = run_dir / "metrics.jsonl"
-        self.path.touch()
-        if self.path.stat().st_size:
+        with self._writing():
+            self.path.touch()
+            has_lines = self.path.stat().st_size > 0
+        if has_lines:
             last_eval = start_step if last_eval_step is None else last_eval_step
             _drop_later_lines(self.path, start_step, last_eval)
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
-        self.board.add_text("config", f"```yaml\n{config}\n```", start_step)
+        self._previous_hook = threading.excepthook
+        threading.excepthook = _silence_board_errors(self._previous_hook)
+        try:
+            with self._writing():
+                self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+                self.board.add_text("config", f"```yaml\n{config}\n```", start_step)
+        except UserError:
+            threading.excepthook = self._previous_hook
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the log. Its own failure does not replace an earlier error."""
+        try:
+            self.close()
+        except UserError:
+            if error is None:
+                raise
 
     def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Write one line of metrics.jsonl and TensorBoard's scalars `kind/name`."""
@@ -156,8 +184,30 @@ class RunLog:
     def close(self) -> None:
         """Close the progress bar and flush TensorBoard's files."""
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        if self.board is None:
+            return
+        try:
+            with self._writing():
+                self.board.close()
+        finally:
+            threading.excepthook = self._previous_hook
+
+
+def _silence_board_errors(
+    hook: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], None]:
+    """Return a hook for errors in threads that ignores those of TensorBoard's writer.
+
+    The writer keeps such an error and raises it again in the thread that logs.
+    """
+
+    def handle(arguments: threading.ExceptHookArgs) -> None:
+        module = type(arguments.thread).__module__
+        is_board = module.partition(".")[0] == "tensorboard"
+        if not (is_board and issubclass(arguments.exc_type, OSError)):
+            hook(arguments)
+
+    return handle
 
 
 def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:

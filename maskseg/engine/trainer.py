@@ -122,11 +122,8 @@ class Trainer(TrainSettings):
         everything has been saved, and UserError if the training cannot continue.
         """
         loop = TrainLoop(self, state, run_dir, evaluate, report, skip_bad)
-        try:
-            with loop.interrupts:
-                loop.run(loader)
-        finally:
-            loop.log.close()
+        with loop.log, loop.interrupts:
+            loop.run(loader)
         return state.metrics
 
 

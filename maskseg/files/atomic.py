@@ -6,10 +6,31 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedWriter, FileIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from maskseg.errors import UserError
+from maskseg.errors import UserError, describe_error
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class _Writer(BufferedWriter):
+    """A file that keeps the first error of the system.
+
+    torch.save replaces it by an error that does not name the reason.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write `data`. Raises OSError."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
 
 @contextmanager
@@ -28,8 +49,9 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         remove_stale(stale)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file: _Writer | None = None
     try:
-        with temporary.open("wb") as file:
+        with _Writer(FileIO(temporary, "w")) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,9 +61,10 @@ def replacing(path: Path, what: str) -> Iterator[IO[bytes]]:
         # torch raises the error of a dead loader worker at any point of the main process.
         if "DataLoader worker" in str(error):
             raise
-        reason = getattr(error, "strerror", None) or error
+        cause = file.error if file is not None and file.error is not None else error
         raise UserError(
-            f"{path}: {what} could not be written ({reason}); an older one there is intact"
+            f"{path}: {what} could not be written ({describe_error(cause)}); "
+            "an older one there is intact"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -354,7 +354,9 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> No
     )
     assert code == 2, said
     last = [line for line in said.strip().splitlines() if line][-1]
-    assert last.startswith("error: run/last.pt: the checkpoint could not be written (")
+    assert last.startswith(
+        "error: run/last.pt: the checkpoint could not be written (File too large); "
+    )
     assert last.endswith("an older one there is intact")
     assert (place / "run" / "last.pt").read_bytes() == before
     assert list((place / "run").glob(".*.tmp")) == []

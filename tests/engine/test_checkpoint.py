@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made.disk import REASON, full_at
 from torch import nn
 
 from maskseg.engine.checkpoint import (
@@ -117,6 +118,20 @@ def test_a_failed_save_leaves_only_the_old_file(
     if expected is UserError:
         assert "last.pt" in str(raised.value)
         assert "an older one there is intact" in str(raised.value)
+    assert path.read_bytes() == before
+    assert files(tmp_path) == ["last.pt"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    # Guards against: "[enforce fail at inline_container.cc] unexpected pos", the error of torch.
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, make_checkpoint(5))
+    before = path.read_bytes()
+    for size in (0, 100, len(before) // 2, len(before) - 1):
+        with full_at(size), pytest.raises(UserError) as raised:
+            save_checkpoint(path, make_checkpoint(6))
+        expected = f"{path}: the checkpoint could not be written ({REASON})"
+        assert str(raised.value) == f"{expected}; an older one there is intact"
     assert path.read_bytes() == before
     assert files(tmp_path) == ["last.pt"]
 

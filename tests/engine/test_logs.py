@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made.disk import REASON, full_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.precision import pick_device
+from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 
 
@@ -86,6 +89,57 @@ def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         log.log_scalars(1, "train", {"loss": 1.0})
     log.close()
+
+
+def test_a_full_disk_is_one_error_without_a_traceback_of_tensorboard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Guards against: the traceback of TensorBoard's thread, and a failed close that replaces the
+    # error of the run.
+    hook = threading.excepthook
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    with (
+        full_at(20_000),
+        pytest.raises(UserError, match=rf"metrics\.jsonl: cannot be written to \({REASON}\)"),
+        RunLog(tmp_path, 0, 10, "") as log,
+    ):
+        for step in range(100):
+            log.log_image("noise", image, step)
+    with (
+        full_at(20_000),
+        pytest.raises(UserError, match="the first error"),
+        RunLog(tmp_path, 0, 10, "") as log,
+    ):
+        log.log_image("noise", image, 1)
+        raise UserError("the first error")
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
+
+
+def test_a_full_disk_at_the_start(tmp_path: Path) -> None:
+    for config in ("", "x" * 1000):
+        with (
+            full_at(0 if not config else 500),
+            pytest.raises(UserError, match=rf"cannot be written to \({REASON}\)"),
+            RunLog(make_folder(tmp_path / str(len(config))), 0, 10, config) as log,
+        ):
+            log.log_scalars(1, "train", {"loss": 1.0})
+
+
+def test_errors_of_other_threads_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: reported.append(arguments))
+
+    def fail() -> None:
+        raise OSError("of another thread")
+
+    with RunLog(tmp_path, 0, 10, ""):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    assert len(reported) == 1
 
 
 def test_memory_is_that_of_the_process() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made.disk import REASON, full_at
 from made.runs import assert_equal
 from made.training import (
     RANDOM,
@@ -333,6 +334,19 @@ def test_a_failed_report_does_not_end_the_training(
     run.go(evaluate=Scripted(0.1, 0.2), report=report)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
     assert capsys.readouterr().out.count("could not be made (image 3 is missing)") == 2
+
+
+def test_a_disk_that_fills_during_training_is_one_error(
+    scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(make_source(scenes), tmp_path, steps=40)
+    with (
+        full_at(1200),
+        pytest.raises(UserError, match=rf"/metrics\.jsonl: cannot be written to \({REASON}\)"),
+    ):
+        run.go()
+    assert 1 <= len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) < 40
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_best_checkpoint_of_an_abandoned_branch_is_renamed(scenes: Path, tmp_path: Path) -> None:
