@@ -20,7 +20,7 @@ other keys: run_dir, seed, batch_size, trainer.max_steps, trainer.checkpoint_eve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from maskseg.engine.checkpoint import (
     load_weights,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
+from maskseg.engine.state import TrainState
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 from maskseg.files import replacing
@@ -106,9 +107,16 @@ def _train(
         num_images = None if trainer.plots else 0
         validation = build_validation(config, source, "val", categories, context, num_images)
 
-    # Initial weights, and checks that need the model
-    resume = run_folder.read(context.broadcast(folder.resume_from if folder else None))
-    _load_weights(model, optimizer, trainer, resume, config, log)
+    # Initial weights or the state to resume, and checks that need the model
+    candidates = context.broadcast(folder.candidates if folder else [])
+    if trainer.init and not candidates:
+        _load_initial_weights(model, trainer, config, log)
+    metadata: Checkpoint = {
+        "config": configs.to_yaml(config),
+        "categories": categories.to_dict(),
+    }
+    state = trainer.build_state(model, optimizer, scheduler, metadata, context)
+    resume = _read_resumable(state, candidates, trainer, log)
     _check_model(model, source, trainer)
     prepare_segments(model, source, source.splits(), config, context)
     context.barrier()  # nothing is written before all processes have passed their checks
@@ -117,16 +125,11 @@ def _train(
     run_dir = context.broadcast(folder.make() if folder else Path())
     log(f"run folder: {run_dir}", flush=True)
     log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
-    metadata: Checkpoint = {
-        "config": configs.to_yaml(config),
-        "categories": categories.to_dict(),
-    }
     if context.main:
         _record_start(config, run_dir, trainer, context, resume)
 
     # Loop
     batches = _make_batches(config, source, trainer, context, run_dir)
-    state = trainer.build_state(model, optimizer, scheduler, metadata, context)
     if resume is not None:
         state.load(resume)
     report = partial(_report, run_dir, validation) if trainer.plots else None
@@ -308,25 +311,34 @@ def _check_codes(model: nn.Module, trainer: Trainer) -> None:
         )
 
 
-def _load_weights(
-    model: nn.Module,
-    optimizer: Optimizer,
-    trainer: Trainer,
-    resume: Checkpoint | None,
-    config: Config,
-    log: Callable[..., None],
-) -> None:
-    """Load the weights of a run to resume, or of `trainer.init`.
+def _read_resumable(
+    state: TrainState, paths: Sequence[Path], trainer: Trainer, log: Callable[..., None]
+) -> Checkpoint | None:
+    """Read the first checkpoint that the run can resume, and warn about those before it.
 
-    Raises UserError for a checkpoint that does not fit.
+    Returns None if there are no paths. Raises UserError if none can be resumed.
     """
-    if resume is not None:
-        name = f"trainer.resume={trainer.resume}"
-        hint = "trainer.init with trainer.init_partial=true takes what fits"
-        load_weights(model, resume["model"], name, hint=hint)
-        trainer.check_resumable(optimizer, resume)
-    elif trainer.init:
-        _load_initial_weights(model, trainer, config, log)
+    errors: list[UserError] = []
+    for path in paths:
+        try:
+            checkpoint = load_checkpoint(path)
+            state.check(
+                checkpoint,
+                path,
+                f"trainer.resume={trainer.resume}",
+                "trainer.init with trainer.init_partial=true takes what fits",
+            )
+        except UserError as error:
+            errors.append(error)
+            continue
+        for refusal in errors:
+            log(f"warning: {refusal}", flush=True)
+        if errors:
+            log(f"resuming from {path}, step {checkpoint['step']}", flush=True)
+        return checkpoint
+    if errors:
+        raise errors[0]
+    return None
 
 
 def _load_initial_weights(

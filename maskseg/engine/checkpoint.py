@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,28 +151,51 @@ def load_weights(
     if not every tensor fits and `partial` is false.
     """
     current = model.state_dict()
-    mismatched: list[str] = []
-    matching: dict[str, Tensor] = {}
+    matching = {
+        name: value
+        for name, value in state.items()
+        if name in current and value.shape == current[name].shape
+    }
+    skipped = _compare_weights(model, state)
+    if any(skipped.values()) and not partial:
+        raise _misfit(skipped, source, hint)
+    model.load_state_dict(matching, strict=False)
+    return [*skipped["missing"], *skipped["unexpected"], *skipped["of another shape"]]
+
+
+def check_weights_fit(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, hint: str = ""
+) -> None:
+    """Check that names and shapes are those of the model. The arguments are as in `load_weights`.
+
+    Raises UserError, which lists the mismatches.
+    """
+    skipped = _compare_weights(model, state)
+    if any(skipped.values()):
+        raise _misfit(skipped, source, hint)
+
+
+def _compare_weights(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The tensors of a model and of `state` that do not fit each other, by the kind of mismatch."""
+    current = model.state_dict()
+    mismatched = []
     for name, value in state.items():
-        if name not in current:
-            continue
-        if value.shape == current[name].shape:
-            matching[name] = value
-        else:
+        if name in current and value.shape != current[name].shape:
             expected = list(current[name].shape)
             mismatched.append(f"{name} {list(value.shape)} instead of {expected}")
-    missing = [name for name in current if name not in state]
-    unexpected = [name for name in state if name not in current]
-    if (mismatched or missing or unexpected) and not partial:
-        problems = [
-            *_describe_names("of another shape", mismatched),
-            *_describe_names("missing", missing),
-            *_describe_names("unexpected", unexpected),
-        ]
-        advice = f"; {hint}" if hint else ""
-        raise UserError(f"{source} does not fit this model: {'; '.join(problems)}{advice}")
-    model.load_state_dict(matching, strict=False)
-    return [*missing, *unexpected, *mismatched]
+    return {
+        "of another shape": mismatched,
+        "missing": [name for name in current if name not in state],
+        "unexpected": [name for name in state if name not in current],
+    }
+
+
+def _misfit(skipped: Mapping[str, list[str]], source: str, hint: str) -> UserError:
+    problems: list[str] = []
+    for kind, names in skipped.items():
+        problems += _describe_names(kind, names)
+    advice = f"; {hint}" if hint else ""
+    return UserError(f"{source} does not fit this model: {'; '.join(problems)}{advice}")
 
 
 def _describe_names(kind: str, names: list[str]) -> Iterable[str]:
@@ -205,10 +228,8 @@ class CheckpointManager:
         self.step: int | None = None
         self._confirmed = True
         if self.path.exists():
-            try:
-                self.step = int(load_checkpoint(self.path)["step"])
-            except (UserError, KeyError):  # damaged, so it is not kept under a step's name
-                self.step = None
+            # None if it is damaged, so that it is not kept under a step's name.
+            self.step = checkpoint_step(self.path)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Save `last.pt`. At every moment at least one checkpoint of the run is complete.
@@ -238,11 +259,8 @@ class CheckpointManager:
         for path in [*step_checkpoints(self.run_dir), self.path]:
             if not path.exists():
                 continue
-            try:
-                saved = int(load_checkpoint(path)["step"])
-            except (UserError, KeyError):
-                continue
-            if saved >= step:
+            saved = checkpoint_step(path)
+            if saved is not None and saved >= step:
                 target = self.run_dir / f"diverged_{saved:07d}.pt"
                 path.replace(target)
                 renamed.append(f"{path.name} is now {target} (trainer.resume={target} resumes it)")
@@ -275,18 +293,38 @@ def step_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
 
 
-def latest_valid(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+def checkpoint_step(path: Path) -> int | None:
+    """Return the step of a checkpoint, None if it cannot be loaded or has none."""
+    try:
+        step = load_checkpoint(path).get("step")
+    except UserError:
+        return None
+    return step if type(step) is int and step >= 0 else None
+
+
+def run_checkpoints(run_dir: Path) -> list[Path]:
+    """List the checkpoints of a run in the order in which a resume tries them."""
+    paths = [run_dir / "last.pt", *step_checkpoints(run_dir), run_dir / "best.pt"]
+    return [path for path in paths if path.exists()]
+
+
+def latest_valid(
+    run_dir: Path, check: Callable[[Checkpoint, Path], None] | None = None
+) -> tuple[Path, Checkpoint] | None:
     """Find the newest checkpoint of a run that can be loaded, and warn about those that cannot.
+
+    check: raises UserError for a checkpoint that cannot be used.
 
     Temporary files of killed processes are removed. Returns None if no checkpoint can be loaded.
     """
     for temporary in run_dir.glob(".*.pt.*.tmp"):
         remove_stale(temporary)
-    for path in [run_dir / "last.pt", *step_checkpoints(run_dir), run_dir / "best.pt"]:
-        if not path.exists():
-            continue
+    for path in run_checkpoints(run_dir):
         try:
-            return path, load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
+            if check is not None:
+                check(checkpoint, path)
+            return path, checkpoint
         except UserError as error:
             print(f"warning: {error}", flush=True)
     return None

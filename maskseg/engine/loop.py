@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from maskseg.engine.checkpoint import CheckpointManager, load_checkpoint, save_checkpoint
+from maskseg.engine.checkpoint import CheckpointManager, checkpoint_step, save_checkpoint
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.precision import (
     autocast,
@@ -186,11 +186,8 @@ class TrainLoop:
         if not path.exists():
             self.state.best = None
             return
-        try:
-            step = int(load_checkpoint(path)["step"])
-        except (UserError, KeyError):
-            return
-        if step > self.state.step:
+        step = checkpoint_step(path)
+        if step is not None and step > self.state.step:
             renamed = self.run_dir / f"best_{step:07d}.pt"
             path.replace(renamed)
             self.state.best = None

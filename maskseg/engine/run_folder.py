@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TypedDict
 
 import torch
 
-from maskseg.engine.checkpoint import Checkpoint, latest_valid, load_checkpoint, step_checkpoints
+from maskseg.engine.checkpoint import latest_valid, run_checkpoints, step_checkpoints
 from maskseg.engine.loop import TrainSettings
+from maskseg.engine.state_checks import check_training_state
 from maskseg.errors import UserError
 from maskseg.files import parse_json, write_json
 from maskseg.files.locks import open_locked, release
@@ -42,6 +43,7 @@ class RunFolder:
     path: None until `make` has chosen a new one below `home`;
     home: where the runs of the experiment lie;
     resume_from: the checkpoint to resume from, if any;
+    older: those to resume from if it does not fit the run;
     may_hold_run: False where the folder must not hold a run yet.
     """
 
@@ -49,7 +51,13 @@ class RunFolder:
     home: Path
     resume_from: Path | None = None
     may_hold_run: bool = False
+    older: list[Path] = field(default_factory=list)
     _lock: FileIO | None = None
+
+    @property
+    def candidates(self) -> list[Path]:
+        """The checkpoints to resume from, in the order in which they are tried."""
+        return [] if self.resume_from is None else [self.resume_from, *self.older]
 
     def make(self) -> Path:
         """Create the folder if it is missing, and lock it.
@@ -109,7 +117,10 @@ def choose(name: str, run_dir: str | None, settings: TrainSettings) -> RunFolder
         else:
             folder = RunFolder(named or source_dir, home, may_hold_run=True)
             folder.lock()
-        folder.resume_from = _latest(source) if source.is_dir() else source
+        if source.is_dir():
+            folder.resume_from, folder.older = _latest(source)
+        else:
+            folder.resume_from = source
         return folder
     if named:
         _check_free(named)
@@ -126,7 +137,7 @@ def _choose_automatically(home: Path, named: Path | None) -> RunFolder:
         if _holds_checkpoint(path):
             folder = RunFolder(path, home, may_hold_run=True)
             folder.lock()
-            folder.resume_from = _latest(path)
+            folder.resume_from, folder.older = _latest(path)
             return folder
     return RunFolder(named, home, may_hold_run=True)
 
@@ -139,11 +150,6 @@ def _check_free(folder: Path) -> None:
         )
 
 
-def read(path: Path | None) -> Checkpoint | None:
-    """Load the checkpoint that `choose` has found, if any."""
-    return None if path is None else load_checkpoint(path)
-
-
 def _holds_checkpoint(folder: Path) -> bool:
     return (
         (folder / "last.pt").exists()
@@ -152,13 +158,15 @@ def _holds_checkpoint(folder: Path) -> bool:
     )
 
 
-def _latest(folder: Path) -> Path:
-    latest = latest_valid(folder)
+def _latest(folder: Path) -> tuple[Path, list[Path]]:
+    """The newest checkpoint of a run that can be resumed, and the older ones."""
+    latest = latest_valid(folder, check_training_state)
     if latest is None:
         raise UserError(f"{folder}: no checkpoint there can be loaded")
     path, checkpoint = latest
     print(f"resuming from {path}, step {checkpoint['step']}", flush=True)
-    return path
+    paths = run_checkpoints(folder)
+    return path, paths[paths.index(path) + 1 :]
 
 
 def _new_folder(home: Path) -> Path:

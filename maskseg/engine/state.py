@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from maskseg.engine.checkpoint import Checkpoint
+from maskseg.engine.checkpoint import Checkpoint, check_weights_fit
 from maskseg.engine.distributed import DistributedContext
-from maskseg.errors import UserError
+from maskseg.engine.state_checks import (
+    check_optimizer,
+    check_scheduler,
+    check_training_state,
+    check_weights,
+)
+from maskseg.errors import UserError, describe_error
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
@@ -117,21 +124,41 @@ class TrainState:
             "rng": self.context.gather(rng),
         }
 
+    def check(self, checkpoint: Checkpoint, source: Path | str, name: str, hint: str = "") -> None:
+        """Check that `checkpoint` can be loaded. Nothing is changed.
+
+        source: its file; name, hint: beginning and end of the message about weights that do not
+        fit.
+
+        Raises UserError, which names the file and the key.
+        """
+        check_training_state(checkpoint, source)
+        check_weights_fit(self.model, checkpoint["model"], name, hint)
+        check_weights(self.model, checkpoint, source)
+        check_optimizer(self.optimizer, checkpoint, source)
+        check_scheduler(self.scheduler, checkpoint, source)
+
     def load(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of `checkpoint`. Raises UserError if an entry is missing."""
+        """Restore the state of `checkpoint`.
+
+        Raises UserError for a state that does not fit; `check` names the reason.
+        """
         try:
             self._load(checkpoint)
-        except KeyError as error:
+        except Exception as error:  # optimizers and schedules raise any exception
             raise UserError(
-                f"the checkpoint has no {error}: it cannot be resumed, "
-                "only started from by trainer.init"
+                "the training state of the checkpoint cannot be restored "
+                f"({describe_error(error)}): start from its weights by trainer.init"
             ) from error
 
     def _load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint["model"])
         self._load_optimizer(deepcopy(checkpoint["optimizer"]))
+        # Another version of torch may have stored further values.
+        known = self.scheduler.state_dict().keys()
+        schedule = {key: value for key, value in checkpoint["scheduler"].items() if key in known}
         self.scheduler.load_state_dict(
-            {**checkpoint["scheduler"], "lr_lambdas": [None] * len(self.optimizer.param_groups)}
+            {**schedule, "lr_lambdas": [None] * len(self.optimizer.param_groups)}
         )
         if checkpoint["scaler"]:
             self.scaler.load_state_dict(checkpoint["scaler"])

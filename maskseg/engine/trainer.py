@@ -58,21 +58,6 @@ class Trainer(TrainSettings):
         optimizer.defaults["lr"] = optimizer.param_groups[0]["lr"]
         return optimizer
 
-    @staticmethod
-    def check_resumable(optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-        """Raise UserError for a checkpoint without an optimizer, or with a different one."""
-        if not {"optimizer", "scheduler", "rng", "step"} <= checkpoint.keys():
-            raise UserError(
-                "the checkpoint contains only weights (a converted one?): it cannot be resumed, "
-                "only started from by trainer.init"
-            )
-        expected = _group_layout(optimizer.state_dict()["param_groups"])
-        if _group_layout(checkpoint["optimizer"]["param_groups"]) != expected:
-            raise UserError(
-                "the checkpoint is of another optimizer than this run's: resume with its config, "
-                "or start from it by trainer.init"
-            )
-
     def place(self, model: nn.Module) -> nn.Module:
         """Move the model to the device and memory layout of the run, and compile it if asked to."""
         model = model.to(self.torch_device)
@@ -125,13 +110,3 @@ class Trainer(TrainSettings):
         with loop.log, loop.interrupts:
             loop.run(loader)
         return state.metrics
-
-
-def _group_layout(groups: list[dict[str, object]]) -> list[tuple[set[str], int]]:
-    """For each parameter group the names of its options and its number of parameters."""
-    layout = []
-    for group in groups:
-        parameters = group["params"]
-        assert isinstance(parameters, list)
-        layout.append((set(group), len(parameters)))
-    return layout

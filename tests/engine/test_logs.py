@@ -98,20 +98,22 @@ def test_a_full_disk_is_one_error_without_a_traceback_of_tensorboard(
     # error of the run.
     hook = threading.excepthook
     image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    with (
-        full_at(20_000),
-        pytest.raises(UserError, match=rf"metrics\.jsonl: cannot be written to \({REASON}\)"),
-        RunLog(tmp_path, 0, 10, "") as log,
-    ):
-        for step in range(100):
-            log.log_image("noise", image, step)
-    with (
-        full_at(20_000),
-        pytest.raises(UserError, match="the first error"),
-        RunLog(tmp_path, 0, 10, "") as log,
-    ):
-        log.log_image("noise", image, 1)
-        raise UserError("the first error")
+
+    def write(count: int, error: UserError | None = None) -> None:
+        with RunLog(tmp_path, 0, 10, "") as log:
+            for step in range(count):
+                log.log_image("noise", image, step)
+            if error is not None:
+                raise error
+
+    with full_at(20_000):
+        for count in (1, 100):
+            with pytest.raises(
+                UserError, match=rf"metrics\.jsonl: cannot be written to \({REASON}\)"
+            ):
+                write(count)
+        with pytest.raises(UserError, match="the first error"):
+            write(1, UserError("the first error"))
     assert "Traceback" not in capfd.readouterr().err
     assert threading.excepthook is hook
 

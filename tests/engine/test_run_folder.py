@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made.states import build_state
 
 import maskseg
 from maskseg.engine.checkpoint import save_checkpoint
@@ -141,7 +142,7 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", ["auto", "RUN", "RUN/last.pt"])
 def test_a_run_is_resumed_by_one_process_at_a_time(tmp_path: Path, resume: str) -> None:
-    save_checkpoint(tmp_path / "last.pt", {"step": 3, "model": {}})
+    save_checkpoint(tmp_path / "last.pt", build_state(steps=3).checkpoint())
     trainer = Trainer(1, device="cpu", resume=resume.replace("RUN", str(tmp_path)))
     first = choose("x", str(tmp_path), trainer)
     with pytest.raises(UserError, match="another process is training there"):

@@ -29,6 +29,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import latest_valid, load_checkpoint
 from maskseg.engine.precision import pick_device
 from maskseg.engine.schedules import cosine
+from maskseg.engine.state_checks import check_training_state
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 
@@ -377,6 +378,6 @@ def test_a_checkpoint_of_weights_cannot_be_resumed(scenes: Path, tmp_path: Path)
     run = Run(make_source(scenes), tmp_path)
     with pytest.raises(
         UserError,
-        match=r"the checkpoint contains only weights .* only started from by trainer\.init",
+        match=r"a\.pt: the checkpoint contains only weights .* only started from by trainer\.init",
     ):
-        run.trainer.check_resumable(run.optimizer, {"model": run.model.state_dict(), "step": 0})
+        check_training_state({"model": run.model.state_dict(), "step": 0}, "a.pt")
