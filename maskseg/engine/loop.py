@@ -375,11 +375,24 @@ class TrainLoop:
         self.log.print(f"saved at step {self.state.step}; trainer.resume=auto resumes from there")
         raise Interrupted(self.interrupts.signal or 15)
 
+    def _stop_evaluation(self) -> None:
+        """Report that the state was saved before the evaluation, which a resume repeats."""
+        if self.skipped_in_a_row and self.context.world_size == 1:
+            self._save(stopping=True)
+        self.log.print(
+            f"stopped in the evaluation, saved at step {self.state.step}; trainer.resume=auto "
+            "resumes from there"
+        )
+
     def _evaluate(self) -> None:
         """Evaluate, log the metrics, and save the checkpoint."""
         state = self.state
         metric = self.settings.best_metric
-        state.metrics = self._compute_metrics()
+        try:
+            state.metrics = self._compute_metrics()
+        except Interrupted:
+            self._stop_evaluation()
+            raise
         self.log.log_scalars(state.step, "val", state.metrics)
         state.last_eval_step = state.step
         value = state.metrics.get(metric)
@@ -409,8 +422,12 @@ class TrainLoop:
         with self.interrupts.at_once(), torch.random.fork_rng(devices=gpus):
             torch.manual_seed(0)
             model = for_inference(state.evaluation_model(), settings.inference_dtype)
-            metrics = self.evaluate(model, state.step, self.log)
-            return self.context.broadcast(metrics)
+            try:
+                metrics = self.evaluate(model, state.step, self.log)
+                return self.context.broadcast(metrics)
+            except RuntimeError:  # another rank has stopped, and its connection is closed
+                self.interrupts.check()
+                raise
 
     def _write_report(self) -> None:
         if self.report is None or not self.context.main:

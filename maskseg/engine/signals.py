@@ -11,6 +11,9 @@ from types import FrameType
 
 from maskseg.errors import Interrupted
 
+# The context that handles signals now, because handlers belong to the whole process.
+_active: list[Interrupts] = []
+
 Handler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` returns
 
 
@@ -33,9 +36,11 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous_handlers[number] = signal.signal(number, self._handle)
+        _active.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _active.remove(self)
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers = {}
@@ -48,12 +53,20 @@ class Interrupts:
             name = signal.Signals(number).name
             # print() is not reentrant, and the signal may have interrupted one.
             os.write(2, f"\n{name}: finishing and saving the current step\n".encode())
-        if self._immediate:
+        self.check()
+
+    def check(self) -> None:
+        """Raise Interrupted in work that need not be finished, if a signal was received."""
+        if self._immediate and self.signal is not None:
             raise Interrupted(self.signal)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Context in which a signal raises Interrupted, for work that need not be finished."""
+        """Context in which a signal raises Interrupted, for work that need not be finished.
+
+        Python ignores an exception that a signal handler raises inside some callbacks, for example
+        while a process is started. Long work therefore also calls `check_interrupted`.
+        """
         if self.signal is not None:
             raise Interrupted(self.signal)
         self._immediate = True
@@ -61,3 +74,9 @@ class Interrupts:
             yield
         finally:
             self._immediate = False
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted inside `Interrupts.at_once` if a signal was received."""
+    for interrupts in _active:
+        interrupts.check()

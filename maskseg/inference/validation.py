@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from maskseg.engine.distributed import DistributedContext
 from maskseg.engine.logs import RunLog
+from maskseg.engine.signals import check_interrupted
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator, GroundTruth, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
@@ -114,6 +115,7 @@ class Validation:
         results = []
         disable = None if self.context.main else True
         for batch in tqdm(self.batches(), desc="evaluating", leave=False, disable=disable):
+            check_interrupted()
             losses, outputs = model.validate(batch.to(device))
             result = BatchResult(
                 batch.image_ids,
@@ -124,6 +126,7 @@ class Validation:
             results.append(result)
             if self.context.main:
                 self.draw(batch, outputs)
+        check_interrupted()
         results_by_rank = self.context.gather(results)
         del results  # gathering has copied them
         if not results_by_rank:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from maskseg.engine.precision import pick_device
 from maskseg.engine.schedules import cosine
 from maskseg.engine.state_checks import check_training_state
 from maskseg.engine.trainer import Trainer
-from maskseg.errors import UserError
+from maskseg.errors import Interrupted, UserError
+from maskseg.inference.validation import Validation
+from maskseg.structures import Batch
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +208,47 @@ def test_a_checkpoint_is_saved_before_the_evaluation(scenes: Path, tmp_path: Pat
     with pytest.raises(Killed):
         Run(make_source(scenes), tmp_path, steps=2).go(evaluate=broken)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
+
+
+class SignalInDestructor:
+    """Sends SIGTERM where Python ignores exceptions, as in callbacks while a process is started."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("place", ["callback", "batch", "last batch"])
+def test_a_signal_stops_an_evaluation_between_batches(
+    scenes: Path, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Guards against: the exception of the signal handler is lost, and the evaluation goes on.
+    source = make_source(scenes, RANDOM)
+    read: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for i, batch in enumerate(source.test_loader("val", 1)):
+            read.append(i)
+            if i == (4 if place == "last batch" else 1):
+                if place == "batch":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                else:
+                    SignalInDestructor()
+            yield batch
+
+    check = Validation(batches, lambda: source.val.to_dict(), source.categories)
+    run = Run(source, tmp_path, steps=3, evaluate_every=2)
+    with pytest.raises(Interrupted) as raised:
+        run.go(evaluate=check)
+    assert raised.value.code == 143
+    assert len(read) == (5 if place == "last batch" else 2)
+    assert "stopped in the evaluation, saved at step 2" in capsys.readouterr().out
+    assert log(tmp_path, "val") == []
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    assert (checkpoint["step"], checkpoint["evaluated"]) == (2, 0)
+    again = Run(source, tmp_path, steps=3, evaluate_every=2)
+    again.go(checkpoint, Scripted(0.1, 0.2))
+    assert [line["step"] for line in log(tmp_path, "val")] == [2, 3]
 
 
 def damaged(folder: Path) -> CocoSource:
