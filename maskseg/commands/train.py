@@ -70,7 +70,7 @@ def train(config: Config) -> Path:
     Raises UserError, before anything is written, where the data or the config is wrong.
     """
     trainer: Trainer = configs.build(config.trainer)
-    with init_distributed(trainer.torch_device) as context:
+    with init_distributed(trainer.torch_device, trainer.distributed_timeout) as context:
         folder = run_folder.choose(config.name, config.run_dir, trainer) if context.main else None
         try:
             return _train(config, trainer, context, folder)

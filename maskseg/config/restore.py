@@ -19,7 +19,7 @@ from maskseg.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import Shown, UserError
 from maskseg.inference.predictor import Predictor
@@ -127,8 +127,8 @@ def open_data(
     context = context or DistributedContext()
     if not may_make:
         check_exists(source)
-    elif context.local_main:  # the processes of one machine share its disk
-        source.prepare()
+    else:  # the processes of one machine share its disk
+        run_while_others_wait(context, context.local_main, source.prepare)
     context.barrier()
     return source
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +20,9 @@ from maskseg.errors import UserError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=60)  # longer than one process may evaluate while the others wait
+TIMEOUT_SECONDS = 600.0  # by default, the time that a process waits for another one
+_HEARTBEAT_SECONDS = 60.0  # between the messages that keep collectives from timing out
+_GRACE_SECONDS = 10.0  # in which all processes that are running notice that one does not answer
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,16 @@ class DistributedContext:
 
     rank: index of this process; rank 0 writes the files. world_size: number of processes.
     control: process group of the messages; None for a single process. local_rank: index of this
-    process on its machine.
+    process on its machine. timeout: seconds after which a process that does not answer ends the
+    others. store: key-value store of all processes; None for a single process.
     """
 
     rank: int = 0
     world_size: int = 1
     control: dist.ProcessGroup | None = None
     local_rank: int = 0
+    timeout: float = TIMEOUT_SECONDS
+    store: dist.Store | None = None
 
     @property
     def main(self) -> bool:
@@ -109,6 +116,34 @@ class DistributedContext:
             model, device_ids=[device] if device.type == "cuda" else None
         )
 
+    def stalled_error(self, error: RuntimeError) -> Exception:
+        """Convert a timeout of a collective into a UserError; return other errors unchanged.
+
+        The message names the processes that have not noticed the timeout themselves: they are
+        stopped, or wait for something other than a message.
+        """
+        if self.store is None or "timed out" not in str(error).lower():
+            return error
+        silent = self._find_silent_ranks(self.store)
+        named = "another process"
+        if silent:
+            named = f"process {', '.join(map(str, silent))} of {self.world_size}"
+        return UserError(
+            f"{named} has not answered for trainer.distributed_timeout={self.timeout:g} seconds: "
+            "is it stopped, or is its machine or disk not available? trainer.resume=auto resumes "
+            "from the last checkpoint"
+        )
+
+    def _find_silent_ranks(self, store: dist.Store) -> list[int]:
+        """The ranks that do not report to the store; [] if the store does not answer either."""
+        try:
+            store.set(f"running/{self.rank}", "")
+            time.sleep(min(_GRACE_SECONDS, self.timeout))
+            ranks = range(self.world_size)
+            return [rank for rank in ranks if not store.check([f"running/{rank}"])]
+        except RuntimeError:  # the process that holds the store is the one that does not answer
+            return []
+
     def split_batch(self, batch_size: int, accumulate_grad_batches: int) -> int:
         """Number of images per process and forward pass.
 
@@ -123,14 +158,55 @@ class DistributedContext:
         return batch_size // parts
 
 
+def run_while_others_wait(
+    group: DistributedContext,
+    works: bool,
+    function: Callable[[], None],
+    heartbeat: float | None = None,
+) -> None:
+    """Run a function on some ranks; the other ranks wait as long as it takes.
+
+    A heartbeat thread keeps the other ranks' collectives from timing out: every `heartbeat`
+    seconds, each working rank reports that it is not done. The function must not exchange messages
+    itself. Errors in it do not propagate to other ranks.
+
+    works: whether this rank runs the function. heartbeat: by default a minute, or a part of a
+    shorter timeout.
+    """
+    if group.world_size == 1:
+        function()
+        return
+    interval = min(_HEARTBEAT_SECONDS, group.timeout / 4) if heartbeat is None else heartbeat
+    done = threading.Event()
+
+    def wait_for_all() -> None:
+        while group.any_rank(not done.wait(interval))[0]:
+            pass
+
+    if not works:
+        done.set()
+        wait_for_all()
+        return
+    thread = threading.Thread(target=wait_for_all, daemon=True)
+    thread.start()
+    function()
+    done.set()
+    thread.join()
+
+
 def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, has started this process."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 @contextmanager
-def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
+def init_distributed(
+    device: torch.device, timeout: float = TIMEOUT_SECONDS
+) -> Iterator[DistributedContext]:
     """Join the process group that torchrun's environment variables describe, if there is one.
+
+    timeout: seconds after which a process that does not answer ends the others, with a UserError
+    where the messages are sent over gloo.
 
     After an error the process group is not destroyed, because that would wait for the other ranks.
     torchrun stops them.
@@ -139,14 +215,26 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
         yield DistributedContext()
         return
     on_gpu = device.type == "cuda"
+    limit = timedelta(seconds=timeout)
+    shared, rank, world_size = next(iter(dist.rendezvous("env://", timeout=limit)))
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", timeout=_TIMEOUT, device_id=device if on_gpu else None
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("default_pg", shared),
+        rank=rank,
+        world_size=world_size,
+        timeout=limit,
+        device_id=device if on_gpu else None,
     )
     control = dist.group.WORLD
     if on_gpu:
-        gloo = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        gloo = dist.new_group(backend="gloo", timeout=limit)
         assert isinstance(gloo, dist.ProcessGroup)  # a rank outside the group would get -100
         control = gloo
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    yield DistributedContext(dist.get_rank(), dist.get_world_size(), control, local_rank)
+    store = dist.PrefixStore("maskseg", shared)
+    context = DistributedContext(rank, world_size, control, local_rank, timeout, store)
+    try:
+        yield context
+    except RuntimeError as error:
+        raise context.stalled_error(error) from error
     dist.destroy_process_group()

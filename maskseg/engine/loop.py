@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from maskseg.engine.checkpoint import CheckpointManager, checkpoint_step, save_checkpoint
+from maskseg.engine.distributed import TIMEOUT_SECONDS
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.precision import (
     autocast,
@@ -28,6 +29,8 @@ from maskseg.engine.step import StepResult, TrainStep
 from maskseg.errors import Interrupted, UserError
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch
+
+_MAX_TIMEOUT = 7 * 86400  # seconds
 
 Evaluate = Callable[[nn.Module, int, RunLog], dict[str, float]]
 
@@ -61,6 +64,7 @@ class TrainSettings:
         patience: early stopping after this many evaluations without improvement; 0 disables it.
         max_bad_steps: the run fails after this many consecutive steps whose loss or gradient is not
             finite.
+        distributed_timeout: seconds after which a process that does not answer ends the others.
         resume: `auto`, a checkpoint or a run folder.
         init: checkpoint to take the initial weights from.
         init_partial: take only those weights of `init` that fit.
@@ -83,6 +87,7 @@ class TrainSettings:
     best_metric: str = "segm/AP"
     patience: int = 0
     max_bad_steps: int = 5
+    distributed_timeout: float = TIMEOUT_SECONDS
     resume: str | None = None
     init: str | None = None
     init_partial: bool = False
@@ -101,6 +106,11 @@ class TrainSettings:
                 raise UserError(f"trainer.{name} must be at least {minimum}, not {value}")
         if not 0 <= self.ema < 1:
             raise UserError(f"trainer.ema must be at least 0 and below 1, not {self.ema}")
+        if not 1 <= self.distributed_timeout <= _MAX_TIMEOUT:
+            raise UserError(
+                f"trainer.distributed_timeout must be from 1 to {_MAX_TIMEOUT} seconds, "
+                f"not {self.distributed_timeout}"
+            )
         check_precision(self.precision)
         device = self.torch_device
         if self.compile:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.engine.logs import RunLog
 from maskseg.engine.signals import check_interrupted
 from maskseg.errors import UserError
@@ -129,11 +129,15 @@ class Validation:
         check_interrupted()
         results_by_rank = self.context.gather(results)
         del results  # gathering has copied them
-        if not results_by_rank:
-            return {}
-        metrics = self._merge(results_by_rank, kinds)
-        if log is not None and self.settings.num_images > 0:
-            self._log_images(log, step)
+        metrics: dict[str, float] = {}
+
+        def merge() -> None:
+            metrics.update(self._merge(results_by_rank, kinds))
+            if log is not None and self.settings.num_images > 0:
+                self._log_images(log, step)
+
+        # The metrics of a large dataset take longer than a message may.
+        run_while_others_wait(self.context, self.context.main, merge)
         return metrics
 
     def _merge(

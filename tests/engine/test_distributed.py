@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,22 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: 
     assert code != 0
     assert "RuntimeError: a bug in rank 1" in said
     assert "in poisoned" in said
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
+def test_a_rank_that_is_stopped_ends_the_others_with_one_line(scenes: Path, tmp_path: Path) -> None:
+    torchrun = ["--standalone", "--nproc-per-node", "2", "--shutdown-timeout", "1"]
+    arguments = [str(scenes), str(tmp_path / "run"), "stop"]
+    process = start(arguments, tmp_path, tool=RANKS, torchrun=torchrun)
+    code, said = finish(process, tmp_path, 90)
+    assert code != 0
+    errors = [line for line in said.splitlines() if line.startswith("error")]
+    assert errors == [
+        "error: process 1 of 2 has not answered for trainer.distributed_timeout=3 seconds: is it "
+        "stopped, or is its machine or disk not available? trainer.resume=auto resumes from the "
+        "last checkpoint"
+    ]
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 1
 
 

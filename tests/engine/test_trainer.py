@@ -311,6 +311,10 @@ def test_bf16_runs_and_keeps_the_weights_in_fp32(whole: Run, tmp_path: Path) -> 
         ({"keep_checkpoints": -1}, r"trainer\.keep_checkpoints must be at least 0, not -1"),
         ({"device": "cuda:99"}, r"trainer\.device=cuda:99"),
         ({"device": "gpu"}, r"trainer\.device=gpu"),
+        (
+            {"distributed_timeout": 0},
+            r"trainer\.distributed_timeout must be from 1 to 604800 seconds, not 0",
+        ),
         ({"max_steps": 0}, r"trainer\.max_steps must be at least 1, not 0"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ def main(arguments: list[str]) -> None:
     """Train, and check that all ranks end with equal weights.
 
     MODE: `nan`, the loss of rank 1 is not finite at step 2; `raise`, rank 1 raises there;
-    `accumulate`, two micro-batches per rank and step.
+    `accumulate`, two micro-batches per rank and step; `stop`, rank 1 stops itself at step 2.
     """
     scenes = Path(arguments[0])
     folder = Path(arguments[1])
     mode = arguments[2]
-    with init_distributed(torch.device("cpu")) as group:
+    with init_distributed(torch.device("cpu"), 3 if mode == "stop" else 60) as group:
         run = Run(
             make_source(scenes),
             folder,
@@ -46,6 +48,8 @@ def main(arguments: list[str]) -> None:
                 losses["mask"] = losses["mask"] * math.nan
             if group.rank == 1 and count == 2 and mode == "raise":
                 raise RuntimeError("a bug in rank 1")
+            if group.rank == 1 and count == 2 and mode == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             return losses
 
         run.model.forward = poisoned  # type: ignore[method-assign]

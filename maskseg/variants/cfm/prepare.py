@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from maskseg.config import Config
 from maskseg.data.coco.checks import ImageRecord
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.process_pool import ImageJob
-from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.errors import UserError
 from maskseg.variants.cfm.store import (
     SegmentStore,
@@ -25,36 +24,15 @@ from maskseg.variants.cfm.store import (
     write_store,
 )
 
-HEARTBEAT_SECONDS = 60.0  # between the messages that keep collectives from timing out
-
 
 def run_on_local_rank_zero(
-    group: DistributedContext, make: Callable[[], None], heartbeat: float = HEARTBEAT_SECONDS
+    group: DistributedContext, make: Callable[[], None], heartbeat: float | None = None
 ) -> None:
-    """Run `make` on local rank 0 of each machine; the other ranks wait.
+    """Run `make` on local rank 0 of each machine; the other ranks wait as long as it takes.
 
-    A heartbeat thread keeps the other ranks' collectives from timing out: every `heartbeat`
-    seconds, each working rank reports that it is not done. Errors in `make` do not propagate to
-    other ranks.
+    heartbeat: as in `run_while_others_wait`.
     """
-    if group.world_size == 1:
-        make()
-        return
-    done = threading.Event()
-
-    def wait_for_all() -> None:
-        while group.any_rank(not done.wait(heartbeat))[0]:
-            pass
-
-    if not group.local_main:
-        done.set()
-        wait_for_all()
-        return
-    thread = threading.Thread(target=wait_for_all, daemon=True)
-    thread.start()
-    make()
-    done.set()
-    thread.join()
+    run_while_others_wait(group, group.local_main, make, heartbeat)
 
 
 def make_missing_segments(
