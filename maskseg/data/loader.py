@@ -21,6 +21,8 @@ from maskseg.errors import UserError
 from maskseg.structures import Batch
 
 _GRACE = 30  # seconds between SIGTERM and the end of a loader process, without sigwaitinfo
+_SIGBUS: int | None = getattr(signal, "SIGBUS", None)  # a write to shared memory that is full
+_SHARED_FILE = "</torch_"  # a file in shared memory, in torch's error if there is no space for it
 _WARM_UP_BYTES = 31 << 20  # just below the largest block that glibc keeps after it is freed
 
 
@@ -94,6 +96,9 @@ def loader_error(
     if "DataLoader worker" in text and (
         "exited unexpectedly" in text or "killed by signal" in text
     ):
+        codes = [worker.exitcode for worker in workers]
+        if "Bus error" in text or (_SIGBUS is not None and -_SIGBUS in codes):
+            return _shared_memory_error(name)
         dead = [
             f"{i} (process {worker.pid}, {_exit_reason(worker.exitcode)})"
             for i, worker in enumerate(workers)
@@ -104,6 +109,8 @@ def loader_error(
             "Reduce data.num_workers to use less; data.num_workers=0 loads in the main process "
             "and shows its error"
         )
+    if _SHARED_FILE in text:
+        return _shared_memory_error(name)
     if "timed out" in text and iterator is not None:
         _kill_workers(iterator, workers)
         tasks = getattr(iterator, "_task_info", {})
@@ -114,6 +121,14 @@ def loader_error(
             "data.num_workers=0 loads in the main process"
         )
     return error
+
+
+def _shared_memory_error(name: str) -> UserError:
+    return UserError(
+        f"{name}: the loader workers have no shared memory left: make /dev/shm larger "
+        "(docker run --shm-size=8g), or reduce batch_size or data.num_workers; data.num_workers=0 "
+        "loads in the main process and needs none"
+    )
 
 
 def _kill_workers(iterator: object, workers: Sequence[BaseProcess]) -> None:

@@ -44,7 +44,7 @@ def run_pool(
     Jobs are taken from `jobs` as they are needed, a few per worker. Closing the generator waits
     for the jobs that are running. Raises UserError if a worker dies.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), init_worker)
     pending: set[Future[Result]] = set()
     try:
         with hidden_main(), _one_thread_per_worker():
@@ -65,7 +65,7 @@ def run_pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _init_worker() -> None:
+def init_worker() -> None:
     """Ignore signals, which the parent process handles, and exit when the parent exits."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

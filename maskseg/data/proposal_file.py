@@ -107,11 +107,52 @@ class ProposalFile:
         self._check_content(content)
         source = content.get("about")
         self.source = source if isinstance(source, str) else "an unknown dataset"
-        self.starts: Tensor = content["starts"]
-        self.boxes: Tensor = content["boxes"]
-        self.scores: Tensor = content["scores"]
-        self.rows = {image_id: row for row, image_id in enumerate(content["image_ids"].tolist())}
-        self._check_images(list(images), content["sizes"].tolist())
+        self.starts = self._read_tensor(content, "starts", torch.int64, 1)
+        self.boxes = self._read_tensor(content, "boxes", torch.uint16, 2)
+        self.scores = self._read_tensor(content, "scores", torch.uint16, 1)
+        image_ids = self._read_tensor(content, "image_ids", torch.int64, 1)
+        sizes = self._read_tensor(content, "sizes", torch.int64, 2)
+        self.rows = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+        self._check_lengths(len(image_ids), sizes)
+        self._check_images(list(images), sizes.tolist())
+
+    def _read_tensor(
+        self, content: dict[str, object], key: str, dtype: torch.dtype, dimensions: int
+    ) -> Tensor:
+        """Return a tensor of the file. Raises UserError if it is missing or of another kind."""
+        value = content.get(key)
+        if not isinstance(value, Tensor) or value.dtype != dtype or value.ndim != dimensions:
+            stored = type(value).__name__
+            if isinstance(value, Tensor):
+                stored = f"{value.dtype} {list(value.shape)}"
+            raise self._damaged(f"{key} is {stored}, not {dtype} with {dimensions} dimensions")
+        if not value.is_contiguous():
+            raise self._damaged(f"{key} is not stored in order")
+        return value
+
+    def _check_lengths(self, count: int, sizes: Tensor) -> None:
+        """Raise UserError unless each image has a size and a range of the boxes and scores."""
+        total = len(self.boxes)
+        if tuple(self.boxes.shape) != (total, 4) or len(self.scores) != total:
+            raise self._damaged(
+                f"there are {len(self.scores)} scores for boxes {list(self.boxes.shape)}"
+            )
+        if len(self.rows) != count:
+            raise self._damaged("an image occurs twice")
+        if tuple(sizes.shape) != (count, 2) or len(self.starts) != count + 1:
+            raise self._damaged(
+                f"there are {count} images, {list(sizes.shape)} sizes and {len(self.starts)} starts"
+            )
+        starts = self.starts
+        is_ordered = bool((starts[1:] >= starts[:-1]).all())
+        if int(starts[0]) != 0 or int(starts[-1]) != total or not is_ordered:
+            raise self._damaged(f"starts does not divide the {total} boxes")
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self.path}: the file of proposals is damaged: {problem}; tools/propose.py creates "
+            "it again"
+        )
 
     def _check_content(self, content: Mapping[str, object]) -> None:
         """Raise UserError unless the tensors of the file fit each other."""

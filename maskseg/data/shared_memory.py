@@ -69,7 +69,12 @@ class SharedCollate(Generic[S, T]):
         self.collate = collate
 
     def __call__(self, samples: list[S]) -> SharedBatch[T]:
-        return SharedBatch(self.collate(samples))
+        batch = SharedBatch(self.collate(samples))
+        # Here, where the main process receives the error if there is not enough shared memory.
+        # torch would otherwise do it in a thread, whose error is printed and loses the batch.
+        for tensor in batch.large:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return batch
 
 
 def _reduce_tensor(

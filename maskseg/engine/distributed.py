@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from maskseg.errors import UserError
@@ -42,7 +44,7 @@ class DistributedContext:
     control: dist.ProcessGroup | None = None
     local_rank: int = 0
     timeout: float = TIMEOUT_SECONDS
-    store: dist.Store | None = None
+    store: Store | None = None
 
     @property
     def main(self) -> bool:
@@ -134,7 +136,7 @@ class DistributedContext:
             "from the last checkpoint"
         )
 
-    def _find_silent_ranks(self, store: dist.Store) -> list[int]:
+    def _find_silent_ranks(self, store: Store) -> list[int]:
         """The ranks that do not report to the store; [] if the store does not answer either."""
         try:
             store.set(f"running/{self.rank}", "")
@@ -216,10 +218,10 @@ def init_distributed(
         return
     on_gpu = device.type == "cuda"
     limit = timedelta(seconds=timeout)
-    shared, rank, world_size = next(iter(dist.rendezvous("env://", timeout=limit)))
+    shared, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("default_pg", shared),
+        store=PrefixStore("default_pg", shared),
         rank=rank,
         world_size=world_size,
         timeout=limit,
@@ -231,7 +233,7 @@ def init_distributed(
         assert isinstance(gloo, dist.ProcessGroup)  # a rank outside the group would get -100
         control = gloo
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    store = dist.PrefixStore("maskseg", shared)
+    store = PrefixStore("maskseg", shared)
     context = DistributedContext(rank, world_size, control, local_rank, timeout, store)
     try:
         yield context

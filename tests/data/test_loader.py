@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import Dataset
 
 from maskseg.data.loader import BatchLoader
@@ -25,7 +27,7 @@ class Items(Dataset[Any]):
         self.happens = happens
         self.folder = folder
 
-    def __getitem__(self, item: int) -> int:
+    def __getitem__(self, item: int) -> Any:
         event = self.happens.get(item)
         if event == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,6 +36,11 @@ class Items(Dataset[Any]):
         if event == "signals":
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
+        if event == "bus error":
+            os.kill(os.getpid(), signal.SIGBUS)
+        if event == "no shared memory":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            return torch.zeros(1_000_000)
         if event == "refuse":
             raise UserError("image 7.png: truncated")
         if event == "bug":
@@ -131,3 +138,14 @@ def test_other_errors_are_unchanged(tmp_path: Path, workers: int) -> None:
     assert str(refused.value) == "image 7.png: truncated"
     with pytest.raises(RuntimeError, match="a bug"):
         list(loader(tmp_path, {2: "bug"}, workers))
+
+
+@pytest.mark.parametrize("event", ["bus error", "no shared memory"])
+def test_a_small_shared_memory_is_named(tmp_path: Path, event: str) -> None:
+    # Guards against: torch's thread prints the error and loses the batch, for which the main
+    # process waits until data.timeout.
+    with pytest.raises(
+        UserError, match=r"no shared memory left: make /dev/shm larger .*data\.num_workers=0"
+    ) as raised:
+        list(loader(tmp_path, {5: event}))
+    assert "\n" not in str(raised.value)

@@ -74,6 +74,65 @@ def test_invalid_files(tmp_path: Path) -> None:
             ProposalFile(tmp_path / name, [])
 
 
+LARGE = torch.zeros(3, dtype=torch.int64)
+DAMAGE: dict[str, list[object]] = {
+    "starts": [
+        None,
+        [0, 3, 6],
+        torch.tensor([0, 3]),
+        torch.tensor([0, 3, 7]),
+        torch.tensor([0, 9, 6]),
+        torch.tensor([-1, 3, 6]),
+        torch.tensor([1, 3, 6]),
+        torch.tensor([0.0, 3.0, 6.0]),
+        torch.tensor(3),
+        LARGE[:1].expand(3),
+    ],
+    "boxes": [
+        None,
+        "x",
+        torch.zeros(6, 4),
+        torch.zeros(5, 4, dtype=torch.uint16),
+        torch.zeros(6, 1, dtype=torch.uint16),
+        torch.zeros(24, dtype=torch.uint16),
+        torch.zeros(4, 6, dtype=torch.uint16).T,
+        torch.zeros(1, 1, dtype=torch.uint16).expand(6, 4),
+        torch.zeros(1, dtype=torch.uint16).expand(350_000_000, 4),
+    ],
+    "scores": [None, torch.zeros(6), torch.zeros(5, dtype=torch.uint16)],
+    "image_ids": [None, [1, 2], torch.tensor([1, 1]), torch.tensor([1]), torch.tensor([1.0, 2.0])],
+    "sizes": [None, [[40, 60]], torch.tensor([[40, 60]]), torch.tensor([40, 60, 40, 60])],
+    "format": [None, 1, "maskseg proposals 2", torch.zeros(2)],
+}
+
+
+@pytest.mark.parametrize("key", DAMAGE)
+def test_wrong_content_is_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "a.proposals", proposals(1, 40, 60, 3), proposals(2, 40, 60, 3))
+    content = torch.load(path, weights_only=True)
+    images = [(1, 40, 60), (2, 40, 60)]
+    changes = [content | {key: value} for value in DAMAGE[key]]
+    changes.append({name: value for name, value in content.items() if name != key})
+    for changed in changes:
+        torch.save(changed, path)
+        with pytest.raises(UserError, match=r"a\.proposals: .*(damaged|proposals)") as raised:
+            ProposalFile(path, images)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.proposals", proposals(1, 40, 60, 100))
+    whole = path.read_bytes()
+    values = torch.load(path, weights_only=True)["boxes"].numpy().tobytes()
+    position = whole.index(values)
+    for offset in (0, 7, len(values) - 1):
+        content = bytearray(whole)
+        content[position + offset] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.proposals: damaged, the checksum .* is wrong"):
+            ProposalFile(path, [(1, 40, 60)])
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from maskseg.data.coco.documents import (
 )
 from maskseg.data.datasets import scenes_draw as draw
 from maskseg.data.datasets.coco import CocoSource, SourceParts
-from maskseg.data.process_pool import hidden_main
+from maskseg.data.process_pool import hidden_main, init_worker, sigterm_as_exception
 from maskseg.errors import UserError
 from maskseg.files import parse_json
 from maskseg.files.locks import lock
@@ -395,10 +396,20 @@ def _run_jobs(
     workers = min(workers, len(jobs) // 16)
     if workers < 2:
         return [write(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with hidden_main():  # workers start when jobs are submitted
-            results = pool.map(write, jobs, chunksize=8)
-        return list(results)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, init_worker)  # a worker ends with its parent
+    try:
+        with sigterm_as_exception():
+            with hidden_main():  # workers start when jobs are submitted
+                results = pool.map(write, jobs, chunksize=8)
+            return list(results)
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a worker process that generates the scenes has died, possibly out of memory: running "
+            "the command again starts over"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def filled_box_ap(annotation_file: Path) -> float:

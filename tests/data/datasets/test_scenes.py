@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from made.runs import ROOT, alive, children
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -201,6 +207,47 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "new" / "images").iterdir()] == ["train_000001.jpg"]
     assert json.loads((tmp_path / "new" / "val.json").read_text())["images"] == []
+
+
+MAKE = """
+import sys
+from maskseg.data.datasets.scenes import make_scenes
+from maskseg.errors import Interrupted
+try:
+    make_scenes(sys.argv[1], num_train=4000, num_val=0, size=128, num_workers=2)
+except Interrupted as stop:
+    sys.exit(stop.code)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+def test_a_kill_leaves_no_processes_and_no_finished_dataset(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    root = tmp_path / "scenes"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", MAKE, str(root)], env=environment)
+    images = tmp_path / ".scenes.unfinished" / "images"
+    end = time.monotonic() + 90
+    while not (images.is_dir() and any(images.iterdir())):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.send_signal(number)
+    assert process.wait(30) == code
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < end, "worker processes outlive their parent"
+        time.sleep(0.05)
+    assert not root.exists()
+    make_scenes(root, num_train=1, num_val=1, size=128, num_workers=0)
+    assert len(list((root / "images").iterdir())) == 2
+    assert not list(tmp_path.glob(".scenes.unfinished"))
 
 
 @pytest.mark.parametrize("wrong", [{"num_train": -1}, {"num_val": -1}, {"seed": -1}, {"size": 64}])
