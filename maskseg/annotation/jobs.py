@@ -216,7 +216,7 @@ def _open_journal(journal: Path, settings: Mapping[str, object]) -> dict[int, An
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         text = journal.read_bytes() if journal.exists() else b""
-        lines = []
+        lines: list[Any] = []
         length = 0
         for line in text.split(b"\n")[:-1]:
             try:
