@@ -266,7 +266,8 @@ def report_trials(folder: Path, keys: set[str]) -> int:
     if num_completed:
         lines.append(f"best trial: {best_folder}")
     print("\n".join(lines), flush=True)
-    (folder / "results.txt").write_text("\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    (folder / "results.txt").write_text(text, encoding="utf-8")
     return num_completed
 
 
@@ -274,7 +275,7 @@ def _read_result(file: Path) -> TrialResult:
     """Read the result of a trial. Raises UserError for a file that is damaged."""
     try:
         content = parse_json(file.read_bytes())
-        overrides = [str(override) for override in content["overrides"]]
+        overrides = [_to_printable(override) for override in content["overrides"]]
         value = float(content["value"])
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
@@ -284,10 +285,15 @@ def _read_result(file: Path) -> TrialResult:
         ) from error
     return {
         "overrides": overrides,
-        "metric": str(content.get("metric")),
+        "metric": _to_printable(content.get("metric")),
         "value": value,
-        "problem": str(content.get("problem") or ""),
+        "problem": _to_printable(content.get("problem") or ""),
     }
+
+
+def _to_printable(value: object) -> str:
+    """Return the text of a value. JSON can contain halves of a character, which no file can."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _raise_user_error(error: Exception) -> None:

@@ -36,6 +36,7 @@ Size = tuple[int, int]  # height, width
 # because they embed files of other formats.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION = 0x0112  # EXIF tag
+_BLOCK = 2**16  # pixels that are converted at a time
 _SWAPS_SIDES = 5  # orientations from 5 on swap height and width
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,6 +77,7 @@ def load_pixels(path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | Non
         except Exception as error:
             # On damaged data decoders raise OSError, SyntaxError, struct.error, zlib.error ...
             raise UserError(f"{path}: the image is damaged or truncated ({error})") from error
+    del image  # a large image in another mode would stay in memory
     rgb = rgb if transpose is None else rgb.transpose(transpose)
     if rgb.size != (width, height):
         raise UserError(
@@ -209,9 +211,8 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        values: NDArray[np.int64] = np.asarray(image).astype(np.int64)
-        if values.min() >= 0 and values.max() <= 65535:
-            gray = ((values + 128) // 257).astype(np.uint8)  # + 128 rounds to the nearest
+        gray = _to_8_bits(np.asarray(image))
+        if gray is not None:
             return Image.fromarray(gray).convert("RGB")
     if image.mode.startswith(("I", "F")):
         raise UserError(
@@ -221,6 +222,21 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())  # undoes the multiplication by alpha
     return image.convert("RGB")
+
+
+def _to_8_bits(values: NDArray[np.integer]) -> NDArray[np.uint8] | None:
+    """Divide gray values [H, W] by 257 and round; None if they are not within 0..65535.
+
+    Works on a few rows at a time, as the intermediate values take eight bytes each.
+    """
+    gray = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _BLOCK // max(1, values.shape[1]))
+    for top in range(0, len(values), rows):
+        block = values[top : top + rows].astype(np.int64)
+        if block.min() < 0 or block.max() > 65535:
+            return None
+        gray[top : top + rows] = (block + 128) // 257  # + 128 rounds to the nearest
+    return gray
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as F
 
 _ROWS = 64  # rows copied at a time; they stay in the processor's cache
 
+_MAX_WHOLE = 2**24  # pixels of an image that is converted at once
+
 # torch resizes uint8 in integer arithmetic only with these instruction sets. Elsewhere it computes
 # in floating point, where the rounding may depend on the layout.
 _RESIZES_UINT8 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -26,8 +28,23 @@ _RESIZES_UINT8 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 def from_pillow(image: Image.Image) -> Tensor:
     """Convert a Pillow image of mode RGB to uint8 [3, H, W]."""
     width, height = image.size
-    raw = bytearray(image.tobytes("raw", "RGBX"))  # writable, as torch.frombuffer requires
+    if width * height <= _MAX_WHOLE:
+        raw = bytearray(image.tobytes("raw", "RGBX"))  # writable, as torch.frombuffer requires
+    else:
+        raw = _to_bytes_in_strips(image)
     return torch.frombuffer(raw, dtype=torch.uint8).view(height, width, 4).permute(2, 0, 1)[:3]
+
+
+def _to_bytes_in_strips(image: Image.Image) -> bytearray:
+    """Return the bytes of a large image, without a second and a third copy of them all."""
+    width, height = image.size
+    raw = bytearray(4 * width * height)
+    rows = max(1, _MAX_WHOLE // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = image.crop((0, top, width, bottom)).tobytes("raw", "RGBX")
+        raw[4 * width * top : 4 * width * bottom] = strip
+    return raw
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -367,6 +367,14 @@ def test_a_damaged_result_is_one_error(tmp_path: Path, content: str) -> None:
     assert (tmp_path / "results.txt").read_text().count("0.5000") == 1
 
 
+def test_text_that_cannot_be_written_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    trial = {**TRIAL, "overrides": ["name=\ud800"], "problem": "\udcff"}
+    (tmp_path / "0" / "trial.json").write_text(json.dumps(trial))
+    assert sweeps.report_trials(tmp_path, {"name"}) == 0
+    assert "name=?  ?" in (tmp_path / "results.txt").read_text()
+
+
 def test_the_objective_is_the_best_finite_value(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     lines = [

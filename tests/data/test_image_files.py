@@ -105,6 +105,14 @@ def test_sixteen_bit_gray_uses_the_whole_range(tmp_path: Path, suffix: str) -> N
         np.testing.assert_array_equal(load(tmp_path / f"a.{suffix}")[..., channel], expected)
 
 
+@pytest.mark.parametrize("size", [(600, 300), (3, 70000)])
+def test_sixteen_bit_gray_of_more_than_a_block(tmp_path: Path, size: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, size, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = ((values.astype(np.int64) + 128) // 257).astype(np.uint8)
+    np.testing.assert_array_equal(load(tmp_path / "a.png")[..., 1], expected)
+
+
 @pytest.mark.parametrize(
     "values", [np.array([[0, 70000]], dtype=np.int32), np.array([[0.5, 1.0]], dtype=np.float32)]
 )

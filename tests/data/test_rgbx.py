@@ -47,6 +47,16 @@ def test_a_pillow_image_keeps_its_values(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_a_large_image_is_converted_in_strips(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("maskseg.data.rgbx._MAX_WHOLE", 100)
+    in_strips, planes = pair(*size)
+    assert torch.equal(in_strips, planes)
+    assert in_strips.stride() == (1, 4 * size[1], 4)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("to", [(80, 100), (13, 20), (1, 2), (2, 1), (37, 99)])
 def test_resized_to_the_same_values(size: tuple[int, int], to: tuple[int, int]) -> None:
     rgbx, planes = pair(*size)
