@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 GRACE = 10.0  # seconds beyond the limit of an input until its process is killed
 START = 120.0  # seconds for a child to start
 MAX_CRASHES = 3  # per reader

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import json
 import pickle
+import pickletools
+import shutil
+import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -266,9 +270,9 @@ def _saved(draw: st.DrawFn, seed: Any) -> bytes:
 
 @functools.cache
 def _temporary_folder() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="maskseg_fuzz_"))
+    folder = Path(tempfile.mkdtemp(prefix="maskseg_fuzz_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _segment_seeds() -> list[bytes]:
@@ -349,8 +353,6 @@ def _pickle_seeds() -> list[bytes]:
 @st.composite
 def _opcodes(draw: st.DrawFn) -> bytes:
     """Draw a program of random opcodes with short arguments."""
-    import pickletools
-
     codes = st.sampled_from([opcode.code.encode("latin1") for opcode in pickletools.opcodes])
     arguments = st.sampled_from(
         [

@@ -22,7 +22,6 @@ import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,6 +31,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Bools = NDArray[np.bool_]
@@ -111,13 +111,9 @@ class Access:
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(value.strip()):
             return True
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        morsel = cookies.get(_cookie_name(headers.get("host", "")))
-        return morsel is not None and self._is_token(morsel.value)
+        # Not http.cookies, which drops all cookies behind one that it cannot parse.
+        cookies = cookie_parser(headers.get("cookie", ""))
+        return self._is_token(cookies.get(_cookie_name(headers.get("host", "")), ""))
 
     def _is_token(self, value: str) -> bool:
         return secrets.compare_digest(value.encode(), self.token.encode())

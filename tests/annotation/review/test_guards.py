@@ -207,9 +207,12 @@ def test_the_address_with_the_token_sets_a_cookie(tmp_path: Path) -> None:
     assert client.get("/").status_code == 200
     assert client.get("/api/items").status_code == 200
     assert client.post("/api/annotations/1/decision?decision=accepted").is_success
-    # The cookie of a server on another port of this machine does not replace it.
-    client.cookies.set("maskseg_review_8001", "other")
-    assert client.get("/api/items").status_code == 200
+    # Cookies of other servers on this machine, at other ports, do not replace or hide it.
+    client.cookies.clear()
+    others = 'a={"b": [1]}; c; maskseg_review_8001=other'
+    cookies = f"{others}; maskseg_review_8000={TOKEN}"
+    assert client.get("/api/items", headers={"cookie": cookies}).status_code == 200
+    assert client.get("/api/items", headers={"cookie": others}).status_code == 403
 
 
 def test_every_server_has_its_own_token() -> None:
