@@ -4,12 +4,15 @@ happened.
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,10 +33,13 @@ from made.runs import (
     wait_for_step,
 )
 
+from maskseg.cli import run_tool
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.engine.checkpoint import CheckpointManager, latest_valid, load_checkpoint
 
 STEPS = 9
+MANY_STEPS = 40
+KILLS = 200
 # Saved in the middle; with a moving average; augmented at random; in one test evaluated in the
 # middle, too.
 KEYS = [
@@ -334,6 +340,95 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
         assert list(tmp_path.glob(".*.tmp")) == []
         reached = step
     assert reached > 50
+
+
+def train_in_child(words: list[str], place: Path) -> int:
+    """Start a training in a fork of this process, which has imported everything. Returns its id."""
+    child = os.fork()
+    if child == 0:
+        os.chdir(place)
+        code = 1
+        with (place / "said.txt").open("a", buffering=1) as said:
+            sys.stdout = said
+            sys.stderr = said
+            try:
+                code = run_tool("train", words)
+            finally:
+                os._exit(code)
+    return child
+
+
+def last_line(run: Path) -> tuple[int, str]:
+    """Return step and kind of the last complete line of the metrics; step 0 if there is none."""
+    text = (run / "metrics.jsonl").read_bytes() if (run / "metrics.jsonl").exists() else b""
+    complete = text[: text.rfind(b"\n") + 1].splitlines()
+    if not complete:
+        return 0, ""
+    entry = json.loads(complete[-1])
+    return entry["step"], entry["kind"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_kills_lose_no_run(place: Path) -> None:
+    """Trainings that save each step and evaluate every second one, killed at random moments.
+
+    No checkpoint is lost, and each finished run is that which nobody killed, bit for bit.
+    """
+    words = [*EVALUATED, f"trainer.max_steps={MANY_STEPS}"]
+    words += ["trainer.checkpoint_every=1", "trainer.evaluate_every=2"]
+    child = train_in_child([*words, "run_dir=whole"], place)
+    assert os.waitpid(child, 0)[1] == 0, (place / "said.txt").read_text()
+    rng = random.Random(0)
+    kills: Counter[str] = Counter()
+    runs = 0
+    while kills.total() < KILLS:
+        run = place / f"run_{runs}"
+        steps = resume_until_finished([*words, f"run_dir={run.name}"], place, rng, kills)
+        assert steps == MANY_STEPS
+        assert_same_runs(place / "whole", run)
+        shutil.rmtree(run)
+        runs += 1
+    print(f"{kills.total()} kills, {dict(kills)}, {runs} runs")
+
+
+def resume_until_finished(
+    words: list[str], place: Path, rng: random.Random, kills: Counter[str]
+) -> int:
+    """Resume a run and kill it, until it has ended by itself. Returns its last step.
+
+    kills: counts the kills by what the last line of the metrics was.
+    """
+    run = place / words[-1].removeprefix("run_dir=")
+    reached = 0
+    while True:
+        child = train_in_child([*words, "trainer.resume=auto"], place)
+        is_killed = kills.total() < KILLS and kill_later(child, run, reached, rng)
+        _, status = os.waitpid(child, 0)
+        said = (place / "said.txt").read_text()[-3000:]
+        if not is_killed or not os.WIFSIGNALED(status):
+            assert status == 0, said
+            return load_step(run / "last.pt")
+        kills[last_line(run)[1]] += 1
+        found = latest_valid(run)
+        if found is None:
+            assert reached == 0, said
+            continue
+        assert int(found[1]["step"]) >= reached, said
+        reached = int(found[1]["step"])
+
+
+def kill_later(child: int, run: Path, reached: int, rng: random.Random) -> bool:
+    """Kill a training at a random moment after its first step. Returns False if it has ended."""
+    end = time.monotonic() + 300
+    while last_line(run)[0] <= reached:
+        assert time.monotonic() < end
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        time.sleep(0.005)
+    time.sleep(rng.random())
+    os.kill(child, signal.SIGKILL)
+    return True
 
 
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(place: Path) -> None:
