@@ -5,7 +5,7 @@ The file is memory-mapped, so that loader processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,6 @@ from maskseg.files import replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = "maskseg proposals 1"
-# The tensors of a file: dtype and number of dimensions.
-_TENSORS = {
-    "image_ids": (torch.int64, 1),
-    "sizes": (torch.int64, 2),
-    "starts": (torch.int64, 1),
-    "boxes": (torch.uint16, 2),
-    "scores": (torch.uint16, 1),
-}
-
 # Steps of a coordinate along a side of its image, and of a score from 0 to 1. The rounding error of
 # a coordinate is at most 0.01 pixels in an image of 1333.
 _STEPS = 65535
@@ -104,7 +95,6 @@ class ProposalFile:
         )
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path}: not a file of proposals ({FORMAT})")
-        self._check_content(content)
         source = content.get("about")
         self.source = source if isinstance(source, str) else "an unknown dataset"
         self.starts = self._read_tensor(content, "starts", torch.int64, 1)
@@ -120,7 +110,9 @@ class ProposalFile:
         self, content: dict[str, object], key: str, dtype: torch.dtype, dimensions: int
     ) -> Tensor:
         """Return a tensor of the file. Raises UserError if it is missing or of another kind."""
-        value = content.get(key)
+        if key not in content:
+            raise self._damaged(f"{key} is missing")
+        value = content[key]
         if not isinstance(value, Tensor) or value.dtype != dtype or value.ndim != dimensions:
             stored = type(value).__name__
             if isinstance(value, Tensor):
@@ -152,35 +144,6 @@ class ProposalFile:
         return UserError(
             f"{self.path}: the file of proposals is damaged: {problem}; tools/propose.py creates "
             "it again"
-        )
-
-    def _check_content(self, content: Mapping[str, object]) -> None:
-        """Raise UserError unless the tensors of the file fit each other."""
-        tensors: dict[str, Tensor] = {}
-        for name, (dtype, num_dimensions) in _TENSORS.items():
-            tensor = content.get(name)
-            fits = isinstance(tensor, Tensor) and tensor.dtype == dtype
-            if not isinstance(tensor, Tensor) or not fits or tensor.dim() != num_dimensions:
-                raise self._damaged(f"{name} is missing or of another type")
-            tensors[name] = tensor
-        num_images = len(tensors["image_ids"])
-        num_proposals = len(tensors["scores"])
-        starts = tensors["starts"]
-        fits = (
-            tensors["sizes"].shape == (num_images, 2)
-            and tensors["boxes"].shape == (num_proposals, 4)
-            and len(starts) == num_images + 1
-            and int(starts[0]) == 0
-            and int(starts[-1]) == num_proposals
-            and bool((starts[1:] >= starts[:-1]).all())
-        )
-        if not fits:
-            raise self._damaged("its tensors do not fit each other")
-
-    def _damaged(self, reason: str) -> UserError:
-        return UserError(
-            f"{self.path}: the file of proposals is damaged, {reason}; tools/propose.py creates it "
-            "again"
         )
 
     def _check_images(self, images: list[tuple[int, int, int]], sizes: list[list[int]]) -> None:

@@ -169,7 +169,7 @@ def test_tensors_that_do_not_fit_each_other(tmp_path: Path, name: str, value: ob
         ProposalFile(path, [(1, 40, 60)])
     del content[name]
     torch.save(content, path)
-    with pytest.raises(UserError, match=f"damaged, {name} is missing"):
+    with pytest.raises(UserError, match=f"damaged: {name} is missing"):
         ProposalFile(path, [(1, 40, 60)])
 
 
