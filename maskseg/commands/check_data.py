@@ -23,6 +23,7 @@ from maskseg import config as configs
 from maskseg.config import Config
 from maskseg.config.restore import open_data
 from maskseg.data.coco.file import check_coco, read_coco
+from maskseg.data.coco.parse import UNREADABLE
 from maskseg.data.coco.repair import RepairOptions, repair_coco, without_nan
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.errors import UserError
@@ -63,10 +64,17 @@ def check_data(config: Config) -> str:
                 config.data.train_json = None
                 source = open_data(config)
     if problems:
-        problems.append("tools/check_data.py ... fix=OUT.json writes a repaired copy of one file")
+        if type(source) is CocoSource and all(map(_can_be_repaired, problems)):
+            problems.append("fix=OUT.json writes a repaired copy of one file")
         raise UserError("\n\n".join(problems))
     _ = source.categories  # raises UserError where the config contradicts them
     return describe(source)
+
+
+def _can_be_repaired(problem: str) -> bool:
+    """Whether a problem is a report on a COCO dataset, not on a file that is none."""
+    is_report = "\n" in problem
+    return is_report and not any(kind in problem for kind in UNREADABLE)
 
 
 def fix_data(config: Config) -> str:

@@ -104,6 +104,9 @@ def test_keys_that_are_refused() -> None:
     write("a.json", good())
     assert_refused(check("a.json", "data.crowds=none"), "data.crowds")
     assert_refused(check("[a.json,3]"), "data.train_json")
+    Path("damaged.json").write_text("{")
+    for name in ("damaged.json", "absent.json"):
+        assert "fix=" not in check(name).err
 
 
 # Repaired copies

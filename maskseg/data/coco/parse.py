@@ -32,6 +32,11 @@ from maskseg.files import parse_json
 from maskseg.ops.rle import Ints
 
 MISSING = -(2**63)  # marks an id that is not given
+_NO_TEXT = "not JSON: the file is not UTF-8 text"
+_DAMAGED = "not JSON: the file is truncated or damaged"
+_UNPARSABLE = "JSON that cannot be parsed"
+_NO_DATASET = "not a COCO dataset"
+UNREADABLE = (_NO_TEXT, _DAMAGED, _UNPARSABLE, _NO_DATASET)  # kinds of files without a dataset
 _LISTS = ("images", "annotations", "categories")
 _MAX_AREA = 1e300  # larger areas, and infinity, count as missing
 
@@ -145,7 +150,7 @@ def read_tree(
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        report.error("not JSON: the file is not UTF-8 text", str(error))
+        report.error(_NO_TEXT, str(error))
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -153,22 +158,22 @@ def read_tree(
         tree = parse_json(text, object_hook=object_hook)
     except json.JSONDecodeError as error:
         report.error(
-            "not JSON: the file is truncated or damaged",
+            _DAMAGED,
             f"{error}; the file ends after {len(text)} characters",
         )
         return None
     except (ValueError, RecursionError) as error:
-        report.error("JSON that cannot be parsed", str(error))
+        report.error(_UNPARSABLE, str(error))
         return None
     if not isinstance(tree, dict):
         report.error(
-            "not a COCO dataset",
+            _NO_DATASET,
             f"the file holds a {type(tree).__name__}, not an object with {', '.join(_LISTS)}",
         )
         return None
     missing_lists = [key for key in _LISTS if not isinstance(tree.get(key), list)]
     if missing_lists:
-        report.error("not a COCO dataset", *(f"it has no list '{key}'" for key in missing_lists))
+        report.error(_NO_DATASET, *(f"it has no list '{key}'" for key in missing_lists))
         return None
     return tree
 
