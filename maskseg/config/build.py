@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maskseg.config.levels import fill_levels, needs_levels
+from maskseg.config.memory import MemoryLimit, TooLargeError
 from maskseg.config.trust import (
     CHECKPOINT_TARGETS,
     TRAIN_TARGETS,
@@ -101,7 +102,7 @@ def build_model(
 
     pretrained: let backbones load their pretrained weights. They never do with
         `allowed=CHECKPOINT_TARGETS`, because the weights of the checkpoint follow.
-    Raises UserError.
+    Raises UserError, also for a model that needs more memory than the machine has.
     """
     model = _resolve(config.model)
     if allowed is CHECKPOINT_TARGETS:
@@ -110,6 +111,7 @@ def build_model(
     _read_levels(model, allowed)
     if not pretrained or allowed is CHECKPOINT_TARGETS:
         _clear_weights(model)
+    _check_memory(model, allowed)
     built = cast(nn.Module, build(model, allowed))
     for key in _STAGES:
         if model.get(key) is not None and not isinstance(getattr(built, key, None), nn.Module):
@@ -164,6 +166,22 @@ def _build_on_meta(model: dict[str, object], allowed: Collection[str]) -> Any:
             "model.backbone is not a backbone, and other parts of the model read its levels"
         )
     return backbone
+
+
+def _check_memory(model: dict[str, object], allowed: Collection[str]) -> None:
+    """Raise UserError for a model that needs more memory than the machine has.
+
+    The model is built without memory for its weights, and no random number is drawn.
+    """
+    config = deepcopy(model)
+    _clear_weights(config)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), MemoryLimit():
+            build(config, allowed)
+    except TooLargeError:
+        raise
+    except UserError:  # of a part that needs its values; the construction itself reports others
+        return
 
 
 def _clear_weights(node: object) -> None:
