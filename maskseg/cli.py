@@ -112,9 +112,10 @@ def _report(error: UserError) -> None:
     rank 0 does not have is reported by another rank.
     """
     rank = os.environ.get("RANK", "0")
-    message = f"error: {error}"
+    text = str(error).strip() or type(error).__name__
+    message = f"error: {text}"
     if rank != "0":
-        message = f"error in process {rank}: {error}"
+        message = f"error in process {rank}: {text}"
         time.sleep(_RANK_ZERO_FIRST)
     print(message, file=sys.stderr, flush=True)
 

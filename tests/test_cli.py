@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from maskseg.cli import run
+from maskseg.errors import UserError, describe_error
+
 PAGES = """
 import resource, ctypes, sys
 from maskseg import cli
@@ -47,3 +50,15 @@ def test_memory_is_kept_for_the_next_step() -> None:
     usual_faults = page_faults(MALLOC_MMAP_THRESHOLD_="1000000")
     assert usual_faults > 20
     assert faults < usual_faults / 10
+
+
+def test_an_exception_without_a_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: list[str]) -> None:
+        raise UserError("")
+
+    assert run(fail, "", []) == 2
+    assert capsys.readouterr().err == "error: UserError\n"
+    assert describe_error(MemoryError()) == "MemoryError"
+    assert describe_error(ValueError(" \n")) == "ValueError"
+    assert describe_error(ValueError("one\ntwo")) == "one"
+    assert describe_error(OSError(28, "No space left on device")) == "No space left on device"

@@ -28,7 +28,7 @@ from maskseg.config.trust import (
 )
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.trainer import Trainer
-from maskseg.errors import UserError
+from maskseg.errors import UserError, describe_error
 from maskseg.models.backbones.fpn import FPN
 from maskseg.structures import Categories
 
@@ -91,7 +91,7 @@ def _to_user_error(error: Exception, target: object) -> UserError:
     cause = error.__cause__
     if isinstance(cause, UserError):
         return cause
-    text = str(cause or error).splitlines()[0]
+    text = describe_error(cause or error)
     return UserError(f"config: {text} (in {target})")
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskseg.errors import UserError
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MAX_TENSORS = 200_000  # a model of a thousand layers has a few thousand
+_MAX_TENSORS = 10_000  # a model of a thousand layers has a few thousand
 
 
 def machine_memory() -> int | None:
@@ -32,7 +32,7 @@ class TooLargeError(UserError):
     """A model needs more memory than there is."""
 
 
-class MemoryLimit(TorchDispatchMode):
+class MemoryLimit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context that refuses to create tensors that need more memory than there is.
 
     A wrong size in a config would otherwise end the process, or the machine, without a message. The
@@ -42,7 +42,7 @@ class MemoryLimit(TorchDispatchMode):
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limit = machine_memory() if limit is None else limit
         self.num_bytes = 0
         self.num_tensors = 0

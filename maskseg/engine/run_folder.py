@@ -19,7 +19,7 @@ import torch
 from maskseg.engine.checkpoint import latest_valid, run_checkpoints, step_checkpoints
 from maskseg.engine.loop import TrainSettings
 from maskseg.engine.state_checks import check_training_state
-from maskseg.errors import UserError
+from maskseg.errors import UserError, describe_error
 from maskseg.files import parse_json, write_json
 from maskseg.files.locks import open_locked, release
 
@@ -187,7 +187,9 @@ def make_folder(folder: Path) -> Path:
 
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"run_dir={folder}: the folder cannot be made or written to ({error})")
+    return UserError(
+        f"run_dir={folder}: the folder cannot be made or written to ({describe_error(error)})"
+    )
 
 
 def record(run_dir: Path, device: torch.device, world_size: int, step: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from maskseg.errors import UserError
+from maskseg.errors import UserError, describe_error
 from maskseg.files.pickles import (
     Budget,
     Maker,
@@ -155,7 +155,7 @@ def _read_archive(path: Path, kind: str, advice: str) -> tuple[bytes, dict[str, 
             if not fault and not damaged and len(pickles) == 1:
                 data = archive.read(pickles[0])
     except Exception as error:  # zipfile raises almost any exception for damaged data
-        raise UserError(f"{path}: not {kind}, or truncated ({error})") from error
+        raise UserError(f"{path}: not {kind}, or truncated ({describe_error(error)})") from error
     if fault:
         raise UserError(f"{path}: refused, {fault}, which torch does not write")
     if damaged:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from maskseg.data.process_pool import describe_differences, run_pool, sigterm_as_exception
-from maskseg.errors import UserError
+from maskseg.errors import UserError, describe_error
 from maskseg.files import parse_json, replacing, write_json
+from maskseg.files.locks import lock
 from maskseg.masks.superpixel import SegmentProposals
 
 Value = TypeVar("Value")  # what a job loads, such as an image
@@ -31,6 +32,7 @@ Value_co = TypeVar("Value_co", covariant=True)
 FORMAT = "maskseg segments 1"
 SETTINGS_FILE = "settings.json"
 UNFINISHED_FOLDER = "unfinished"
+LOCK_NAME = ".lock"  # held while the settings are written
 MAX_MEMBERS = 2**28  # segments x superpixels of an image, one byte each in memory
 MAX_HEADER_BYTES = 1024  # of an array in a file, beside its numbers
 
@@ -193,8 +195,11 @@ def write_store(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be created ({error.strerror})") from error
-    if not (folder / SETTINGS_FILE).exists():
-        write_json(folder / SETTINGS_FILE, _with_format(settings))
+    # Another job may have begun here with other settings: the second one must see the first's.
+    with lock(folder / LOCK_NAME, f"{folder}: in use", lambda: None):
+        check_settings(folder, settings)
+        if not (folder / SETTINGS_FILE).exists():
+            write_json(folder / SETTINGS_FILE, _with_format(settings))
     write = partial(_write_one, folder=folder, method=method)
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     results = (write(job) for job in jobs) if workers < 2 else run_pool(write, jobs, workers)
@@ -252,7 +257,9 @@ def read_segments(path: Path, height: int, width: int) -> SegmentProposals:
             raise UnreadableError(
                 f"{path}: the segments cannot be read ({error.strerror})"
             ) from error
-        raise UserError(f"{path}: the segments are damaged ({error}); {advice}") from error
+        raise UserError(
+            f"{path}: the segments are damaged ({describe_error(error)}); {advice}"
+        ) from error
     return SegmentProposals(labels, members.view(bool))
 
 

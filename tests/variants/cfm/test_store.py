@@ -27,7 +27,9 @@ from PIL import Image
 
 from maskseg.data.process_pool import ImageJob
 from maskseg.errors import UserError
+from maskseg.files.locks import lock
 from maskseg.masks.superpixel import SegmentProposals
+from maskseg.variants.cfm import store
 from maskseg.variants.cfm import store as segment_store
 from maskseg.variants.cfm.hierarchy import HierarchicalGrouping
 from maskseg.variants.cfm.store import (
@@ -617,3 +619,25 @@ def test_invalid_results_are_not_written(tmp_path: Path) -> None:
         ):
             write_store(tmp_path / "store", [job], identity, KEYS, 1)
     assert list(contents(tmp_path / "store")) == ["settings.json"]
+
+
+def test_a_second_job_sees_the_settings_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Guards against: two jobs that begin at once each find no settings, and the second one
+    # overwrites those of the first.
+    write = store.write_json
+
+    def begin_another(path: Path, values: object) -> None:
+        write(path, values)
+        with (
+            pytest.raises(UserError, match="in use"),
+            lock(path.with_name(store.LOCK_NAME), "in use"),
+        ):
+            pass
+
+    monkeypatch.setattr(store, "write_json", begin_another)
+    store.write_store(tmp_path / "a", [], METHOD, {"k": 1}, 1)
+    with pytest.raises(UserError, match="made with other settings"):
+        store.write_store(tmp_path / "a", [], METHOD, {"k": 2}, 1)
+    assert not (tmp_path / "a" / store.LOCK_NAME).exists()
