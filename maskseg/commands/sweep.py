@@ -94,6 +94,7 @@ def prepare(overrides: Sequence[str]) -> tuple[Path, list[str], set[str]]:
         raise UserError(
             "a sweep starts its trials itself, each in one process: run it without torchrun"
         )
+    overrides = configs.quote_swept_paths(overrides)
     hydra_overrides = [o for o in overrides if o.lstrip("+~").startswith(("hydra.", "hydra/"))]
     train_overrides = [override for override in overrides if override not in hydra_overrides]
     if any(override.startswith("run_dir=") for override in train_overrides):

@@ -25,6 +25,7 @@ from maskseg.config.derived import (
     model_differences,
     names_data,
 )
+from maskseg.config.path_values import find_path, quote_swept_paths
 from maskseg.config.show import SHOW_GROUPS, describe_groups
 from maskseg.config.sweeps import hydra_settings, sweep_points
 from maskseg.config.trust import (
@@ -52,6 +53,7 @@ __all__ = [
     "construct",
     "describe_groups",
     "experiments",
+    "find_path",
     "flatten",
     "from_checkpoint",
     "group_choices",
@@ -59,6 +61,7 @@ __all__ = [
     "hydra_settings",
     "model_differences",
     "names_data",
+    "quote_swept_paths",
     "require_keys",
     "select_keys",
     "set_categories",

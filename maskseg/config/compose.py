@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.experiment import select_experiment
 from maskseg.config.overrides import key_of
+from maskseg.config.path_values import quote_paths
 from maskseg.config.schema import check_types, describe
 from maskseg.config.search_path import open_configs
 from maskseg.config.show import show, split_options
@@ -21,6 +22,7 @@ from maskseg.errors import UserError
 from maskseg.files.configs import find_config, group_files, groups, is_group
 from maskseg.plugins import import_plugins
 
+_MIN_COMPLETED = 3  # characters of a wrong key that are enough to complete it
 _CONTAINERS = (DictConfig, ListConfig, dict, list)
 
 
@@ -35,7 +37,7 @@ def compose(
     key.
     """
     import_plugins()
-    overrides, options = split_options(overrides)
+    overrides, options = split_options(quote_paths(overrides))
     for override in overrides:
         check_choice(override)
     selected, messages = select_experiment(name, overrides)
@@ -164,13 +166,23 @@ def nearest(key: str, config: DictConfig) -> str:
     """One line for a key that does not exist, with the closest key or group that does."""
     top_level = [group for group in groups() if "/" not in group]
     known = [*keys_of(config), *top_level]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    close = _completions(key, known)
+    if not close:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # the same key in another group
         name = key.rsplit(".", 1)[-1]
         close = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == name]
     if close:
         return f"no such key {key!r}; did you mean {close[0]!r}?"
     return f"no such key {key!r}; the keys are those of configs/ (--help lists the main ones)"
+
+
+def _completions(key: str, known: Sequence[str]) -> list[str]:
+    """The keys whose last part begins with that of `key`, the shortest first."""
+    if len(key.rpartition(".")[2]) < _MIN_COMPLETED:
+        return []
+    longer = [candidate for candidate in known if candidate.startswith(key)]
+    return sorted((c for c in longer if "." not in c[len(key) :]), key=len)
 
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:

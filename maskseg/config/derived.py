@@ -14,6 +14,7 @@ from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import check_choice, check_overrides, compose, keys_of, nearest
 from maskseg.config.overrides import key_of
+from maskseg.config.path_values import quote_paths
 from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
 from maskseg.files.configs import find_config, is_group
@@ -37,7 +38,7 @@ def from_checkpoint(
     group in a place of the config.
     Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError.
     """
-    overrides, options = split_options(overrides)
+    overrides, options = split_options(quote_paths(overrides))
     trained = read_checkpoint_config(text)
     data_choices = [override for override in overrides if key_of(override) == "data"]
     if data_choices:

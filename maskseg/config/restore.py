@@ -93,10 +93,9 @@ def checkpoint_argument(arguments: Sequence[str], tool: str) -> Path:
     Raises Shown for the option `--info`, which needs no checkpoint.
     The other arguments can only be read with the config of the checkpoint.
     """
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "checkpoint" and value:
-            return Path(value)
+    path = configs.find_path(arguments, "checkpoint")
+    if path:
+        return Path(path)
     if configs.SHOW_GROUPS in arguments:
         raise Shown(configs.describe_groups(configs.group_choices(arguments)))
     raise UserError(

@@ -55,11 +55,7 @@ def fit(overrides: list[str]) -> None:
 
     The model comes from checkpoint=... or from the experiment. Raises UserError.
     """
-    path = ""
-    for override in overrides:
-        if override.startswith("checkpoint="):
-            path = override.partition("=")[2]
-            break
+    path = configs.find_path(overrides, "checkpoint")
     if path:
         segmenter = configs.group_config("model.segmenter", ["model=mask_rcnn_hash"])
         model, config, categories = trained_model(Path(path), overrides, "fit_hash", segmenter)
