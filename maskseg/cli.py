@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import io
 import os
 import sys
 import time
@@ -55,6 +56,7 @@ _OPTIONS_HELP = (
     "--cfg job prints the composed config, --info the groups and their choices; nothing is run."
 )
 _WITHOUT_CONFIG = ("compare",)  # tools without a config
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _RANK_ZERO_FIRST = 3.0  # seconds that other ranks wait before they report an error
 
 
@@ -69,9 +71,35 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
     `--cfg job` prints the config of the tool and `--info` the groups, and nothing is run.
 
     Returns the exit code: 0; 2 after a UserError, which is printed as one message; 143 after
-    SIGTERM and 130 after Ctrl-C.
+    SIGTERM, 130 after Ctrl-C, and 141 where the reader of the output has gone.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    _replace_unprintable()
+    try:
+        code = _run(main, usage, list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has gone, as with `| head`
+        _discard_output()
+        return _BROKEN_PIPE
+    return code
+
+
+def _replace_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Let the interpreter flush the rest of the output to nowhere when it exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not the output of a process
+        return
+
+
+def _run(main: Callable[[list[str]], None], usage: str, arguments: list[str]) -> int:
+    """Run a tool or print its help. -> the exit code."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(usage.strip())
         return 0
@@ -82,6 +110,14 @@ def run(main: Callable[[list[str]], None], usage: str, argv: Sequence[str] | Non
             print(shown.text.strip())
     except UserError as error:
         _report(error)
+        return 2
+    except UnicodeEncodeError as error:
+        _report(
+            UserError(
+                f"{error.object!a}: a name that the encoding {error.encoding} of this terminal "
+                "lacks; set PYTHONUTF8=1"
+            )
+        )
         return 2
     except Interrupted as stop:
         return stop.code

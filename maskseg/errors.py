@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 _MAX_TEXT = 300  # characters of an exception in a message
 
 
@@ -48,3 +51,25 @@ class Shown(Exception):  # noqa: N818
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
+
+
+@contextmanager
+def warn_if_not_drawn(what: str, warn: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Turn any error of the block into a warning, except for signals and dead loader workers.
+
+    what: description of the image; warn: takes the message, by default it is printed.
+    """
+    try:
+        yield
+    except (Interrupted, Shown):
+        raise
+    except Exception as error:
+        # torch raises the error of a dead loader worker at any point of the main process.
+        if "DataLoader worker" in str(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"warning: {what} could not be drawn ({reason[:300]})"
+        if warn is None:
+            print(message, flush=True)
+        else:
+            warn(message)

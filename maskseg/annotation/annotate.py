@@ -51,8 +51,6 @@ from maskseg.annotation.techniques import (
 )
 from maskseg.annotation.write import (
     ProposedMask,
-    check_not_read,
-    check_output,
     class_annotations,
     object_annotations,
     write_annotations,
@@ -62,7 +60,8 @@ from maskseg.config.restore import open_data, trained_model
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import checkpoint_path
-from maskseg.errors import UserError
+from maskseg.errors import UserError, warn_if_not_drawn
+from maskseg.files.outputs import check_outputs
 from maskseg.visualization.layout import save_image_atomically
 
 MAX_LISTED = 5  # annotations or images listed in a warning
@@ -80,7 +79,7 @@ def annotate(overrides: list[str]) -> None:
     _check_config(config)
     source = open_data(config)
     output = Path(config.output)
-    check_output(output, source.json_files())
+    check_outputs([output], source.json_files())
     run = _AnnotationRun(config, source, output)
     technique = run.select_technique()
     table = run.write_table() if _has_table(config) else ""
@@ -104,10 +103,22 @@ class _AnnotationRun:
         self._reported_classes: set[str] = set()
         self._counts: dict[str, CountsByImage] = {}
         self.checksums = _classifier_checksums(config)
-        for path in self._side_outputs().values():
-            check_not_read(path, [*source.json_files(), config.checkpoint, config.weights], "")
+        self._check_side_outputs()
         self.file = self._file(config.split)
         self.maps = self._build_maps(self.file)
+
+    def _check_side_outputs(self) -> None:
+        """Raise UserError for files beside the output that would be replaced.
+
+        Those of an interrupted run, which has left a journal, are its own.
+        """
+        parts = ("masks", "table", "tuning")
+        if not any(self._journal_path(part).exists() for part in parts):
+            inputs = [*self.source.json_files(), self.config.checkpoint, self.config.weights]
+            check_outputs(self._side_outputs().values(), inputs)
+
+    def _journal_path(self, part: str) -> Path:
+        return self.output.with_name(f".{self.output.name}.{part}")
 
     def select_technique(self) -> Technique | None:
         """The configured technique, or for `auto` the best one on images with masks.
@@ -158,11 +169,13 @@ class _AnnotationRun:
     def write_masks(self, technique: Technique) -> None:
         """Write the masks of all images, and the contact sheet."""
         jobs = list(self._jobs(self.config.split, ground_truth=False))
+        self._check_requests(jobs)
         as_polygons = self.config.segmentation == "polygons"
         work = ProposeMasks(technique, self.maps if technique.needs_map else None, as_polygons)
         journal, settings, workers = self._journal("masks", self.config.split)
         settings |= {f"technique.{key}": value for key, value in technique.to_dict().items()}
         settings["segmentation"] = self.config.segmentation
+        settings["masks"] = self.config.masks
         masks = run_jobs(jobs, work, journal, settings, workers, "masks")
         _warn_about_fallbacks(masks, self.config.by, technique)
         write_annotations(self.output, self._content(masks))
@@ -170,9 +183,20 @@ class _AnnotationRun:
         message = f"{self.output}: {count} masks in {len(jobs)} images ({technique.label})"
         if self.config.pictures:
             sheet = self._side_outputs()["pictures.png"]
-            save_image_atomically(contact_sheet(self._examples(technique, work.maps)), sheet)
-            message += f"; {sheet}"
+            with warn_if_not_drawn(str(sheet)):
+                save_image_atomically(contact_sheet(self._examples(technique, work.maps)), sheet)
+                message += f"; {sheet}"
         print(message)
+
+    def _check_requests(self, jobs: Sequence[AnnotationJob]) -> None:
+        """Raise UserError where the file has all masks already."""
+        if self.config.masks == "all" or any(job.requests for job in jobs):
+            return
+        if self.file.num_annotations:
+            raise UserError(
+                f"{self.file.path}: there is no {self.config.by} without a mask; masks=all makes "
+                "new masks for those that have one"
+            )
 
     def _content(self, masks: MasksByImage) -> dict[str, object]:
         """The COCO content to write."""
@@ -185,7 +209,7 @@ class _AnnotationRun:
         by_image = {}
         for image_id, rows in masks.items():
             by_image[image_id] = [row for row in rows if row["area"]]
-        return class_annotations(self.file, by_image)
+        return class_annotations(self.file, by_image, self.config.masks == "missing")
 
     def _examples(self, technique: Technique, maps: ActivationMapper | None) -> list[Example]:
         """The request with the largest box of each of the first images that have requests."""
@@ -281,6 +305,7 @@ class _AnnotationRun:
             self.config.by,
             ground_truth,
             self.source.reading.max_images,
+            only_missing=not ground_truth and self.config.masks == "missing",
         )
 
     def _build_maps(self, file: CocoFile) -> ClassActivationMaps | None:
@@ -341,7 +366,7 @@ class _AnnotationRun:
 
     def _journal(self, part: str, split: str) -> tuple[Path, dict[str, object], int]:
         """Path of a journal, the settings that determine its results, number of processes."""
-        path = self.output.with_name(f".{self.output.name}.{part}")
+        path = self._journal_path(part)
         self.journals.append(path)
         files = self.source.split(split)
         names = ("by", "checkpoint", "classifier", "weights", "map_side", "device")
@@ -396,7 +421,12 @@ def _technique_fields(config: Config) -> TechniqueFields:
 
 def _check_config(config: Config) -> None:
     """Raise UserError for invalid values of the config."""
-    choices = {"by": MODES, "segmentation": ("rle", "polygons"), "split": ("train", "val")}
+    choices = {
+        "by": MODES,
+        "masks": ("missing", "all"),
+        "segmentation": ("rle", "polygons"),
+        "split": ("train", "val"),
+    }
     for key, valid in choices.items():
         if config[key] not in valid:
             raise UserError(f"{key} must be {' or '.join(valid)}, not {config[key]!r}")

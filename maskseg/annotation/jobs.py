@@ -69,22 +69,25 @@ def annotation_jobs(
     by: str,
     ground_truth: bool,
     max_images: int | None = None,
+    only_missing: bool = False,
 ) -> Iterator[AnnotationJob]:
     """Generate the jobs of the first `max_images` images of a file, including images without masks.
 
     by: one of MODES: `object` requests a mask per box, `class` a mask per class of an image. Crowds
     are not objects, but count for the classes. ground_truth: attach the masks of the file; objects
-    without a mask are dropped, and so are classes of an image with such objects.
+    without a mask are dropped, and so are classes of an image with such objects. only_missing:
+    request no mask for objects that have one, and for classes of an image whose objects all have.
     """
     for index, record in enumerate(file.images[:max_images]):
         annotations = file.annotations(index)
         rles: list[Rle | None] = [None] * len(annotations)
         if ground_truth:
             rles = _encode_masks(annotations, record.height, record.width)
+        has_mask = [only_missing and shape is not None for shape in annotations.shapes]
         if by == "object":
-            requests = _object_requests(annotations, rles)
+            requests = _object_requests(annotations, rles, has_mask)
         else:
-            requests = _class_requests(annotations, rles)
+            requests = _class_requests(annotations, rles, has_mask)
         if ground_truth:
             requests = [request for request in requests if request.ground_truth is not None]
         yield AnnotationJob(
@@ -109,10 +112,13 @@ def _encode_masks(annotations: Annotations, height: int, width: int) -> list[Rle
     return rles
 
 
-def _object_requests(annotations: Annotations, rles: Sequence[Rle | None]) -> list[MaskRequest]:
+def _object_requests(
+    annotations: Annotations, rles: Sequence[Rle | None], has_mask: Sequence[bool]
+) -> list[MaskRequest]:
+    """A request for each object. has_mask: the objects that need none."""
     requests = []
     for row, rle in enumerate(rles):
-        if not annotations.crowd[row]:
+        if not annotations.crowd[row] and not has_mask[row]:
             x1, y1, x2, y2 = map(float, annotations.boxes[row])
             annotation_id = int(annotations.ids[row])
             label = int(annotations.labels[row])
@@ -120,9 +126,13 @@ def _object_requests(annotations: Annotations, rles: Sequence[Rle | None]) -> li
     return requests
 
 
-def _class_requests(annotations: Annotations, rles: Sequence[Rle | None]) -> list[MaskRequest]:
+def _class_requests(
+    annotations: Annotations, rles: Sequence[Rle | None], has_mask: Sequence[bool]
+) -> list[MaskRequest]:
+    """A request for each class. has_mask: a class needs none where all its objects have one."""
     requests = []
-    for label in sorted(set(annotations.labels.tolist())):
+    lacks_mask = ~np.array(has_mask, dtype=bool)
+    for label in sorted(set(annotations.labels[lacks_mask].tolist())):
         union = _union(rles, annotations.labels == label)
         requests.append(MaskRequest(0, label, None, union))
     return requests

@@ -23,6 +23,7 @@ from maskseg.annotation.pictures import plot_thresholds
 from maskseg.annotation.polygons import mask_to_polygons
 from maskseg.annotation.techniques import CAM_TECHNIQUES, Technique
 from maskseg.annotation.write import MaskProvenance, ProposedMask
+from maskseg.errors import warn_if_not_drawn
 from maskseg.files import write_json
 from maskseg.masks.base import encode_rle
 
@@ -197,4 +198,5 @@ def save_study(
         content.append({**technique.to_dict(), **row.means, "classes": classes})
         points.append((technique.name, technique.threshold, row.means))
     write_json(table, content)
-    plot_thresholds(points, curves)
+    with warn_if_not_drawn(str(curves)):
+        plot_thresholds(points, curves)

@@ -44,22 +44,6 @@ class ProposedMask(TypedDict):
     mask_by: MaskProvenance
 
 
-def check_output(output: Path, inputs: Iterable[str | Path | None], what: str = "output=") -> None:
-    """Raise UserError if an output is one of the inputs or exists: it may contain manual work."""
-    check_not_read(output, inputs, what)
-    if output.exists():
-        raise UserError(f"{output} already exists: choose another name or delete it")
-
-
-def check_not_read(
-    output: Path, inputs: Iterable[str | Path | None], what: str = "output="
-) -> None:
-    """Raise UserError if an output is one of the inputs. what: prefix in the message."""
-    for path in inputs:
-        if path and Path(path).resolve() == output.resolve():
-            raise UserError(f"{what}{output} is an input file: choose another name")
-
-
 def object_annotations(file: CocoFile, masks: Mapping[int, ProposedMask]) -> dict[str, object]:
     """The content of a file, including unknown fields, with new masks of its objects.
 
@@ -94,17 +78,20 @@ def object_annotations(file: CocoFile, masks: Mapping[int, ProposedMask]) -> dic
 
 
 def class_annotations(
-    file: CocoFile, masks: Mapping[int, Iterable[ProposedMask]]
+    file: CocoFile, masks: Mapping[int, Iterable[ProposedMask]], keep_masks: bool = False
 ) -> dict[str, object]:
     """The content of a file, with one annotation per class of each image as its annotations.
 
-    masks: by image id, each with its `label`.
+    masks: by image id, each with its `label`; keep_masks: the annotations of the file that have a
+    mask come first, unchanged.
     """
-    rows: list[dict[str, object]] = []
+    rows = _annotations_with_masks(file) if keep_masks else []
+    first_id = max((as_int64(row.get("id")) or 0 for row in rows), default=0) + 1
+    num_kept = len(rows)
     for image_id, image_masks in masks.items():
         for mask in image_masks:
             row = {
-                "id": len(rows) + 1,
+                "id": first_id + len(rows) - num_kept,
                 "image_id": image_id,
                 "category_id": file.categories.ids[mask["label"]],
                 "iscrowd": 0,
@@ -113,6 +100,17 @@ def class_annotations(
             rows.append({**row, **new_fields})
     tree, _ = _read_tree(file)
     return {**tree, "annotations": rows}
+
+
+def _annotations_with_masks(file: CocoFile) -> list[dict[str, object]]:
+    """The annotations of a file that have a mask, as they are in the file."""
+    _, entries = _read_tree(file)
+    parsed = dict(zip(file.rows.tolist(), file.to_dict()["annotations"], strict=True))
+    rows = []
+    for position, entry in enumerate(entries):
+        if parsed.get(position, {}).get("segmentation"):
+            rows.append({**parsed[position], **entry})
+    return rows
 
 
 def write_annotations(output: Path, content: Mapping[str, object]) -> None:

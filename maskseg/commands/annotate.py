@@ -1,6 +1,7 @@
 """Proposes a mask for each box of a COCO file (by=object) or each class of an image (by=class).
 
-Writes a COCO file with the masks; the file with the boxes is not changed. tools/review.py shows the
+Writes a COCO file with the masks; the file with the boxes is not changed. What has a mask keeps it,
+unless masks=all. tools/review.py shows the
 masks in a browser, where they can be accepted or edited. The keys are those of
 configs/annotate.yaml.
 

@@ -47,8 +47,9 @@ from pathlib import Path
 
 from maskseg import config as configs
 from maskseg.benchmarks.report import chart, table
-from maskseg.errors import UserError
+from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files import write_json
+from maskseg.files.outputs import check_outputs
 
 # For each suite, `maskseg.benchmarks` has a module with a function of the same name.
 SUITES = (
@@ -75,6 +76,9 @@ def main(arguments: list[str]) -> None:
     config = configs.compose("benchmark", arguments, print)
     if config.suite not in SUITES:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {config.suite!r}")
+    if config.output:
+        output = Path(config.output)
+        check_outputs([output, output.with_suffix(".png")])
     suite = getattr(import_module(f"maskseg.benchmarks.{config.suite}"), config.suite)
     results = suite(config)
     cases = results.get("cases") or results.get("axes")
@@ -83,4 +87,5 @@ def main(arguments: list[str]) -> None:
         output = Path(config.output)
         write_json(output, results)
         if cases:
-            chart(results, output.with_suffix(".png"))
+            with warn_if_not_drawn(str(output.with_suffix(".png"))):
+                chart(results, output.with_suffix(".png"))

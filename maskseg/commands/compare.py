@@ -8,7 +8,7 @@ A run is the folder that a training wrote, with its metrics.jsonl and config.yam
   python tools/compare.py runs/scenes_r18/TIME
   python tools/compare.py baseline longer augmented output=docs/three_runs.png
 
-The only key is output, the PNG file to write (compare.png).
+The only key is output, the PNG file to write (a new compare.png).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Literal
 
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
+from maskseg.files.outputs import check_outputs, find_free_name
 from maskseg.visualization.curves import (
     Line,
     Panel,
@@ -77,6 +78,10 @@ def compare(arguments: Sequence[str]) -> None:
     argument that is not the folder of a run.
     """
     folders, output = _parse_arguments(arguments)
+    if output is None:
+        output = find_free_name(Path("compare.png"))
+    elif not output.is_dir():  # for which the error of writing it is clearer
+        check_outputs([output])
     runs = read_runs(folders)
     text = metrics_table(runs)
     if len(runs) > 1:
@@ -85,16 +90,16 @@ def compare(arguments: Sequence[str]) -> None:
     print(f"{text}\n\ncurves: {output}")
 
 
-def _parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], Path]:
-    """-> the run folders, and the PNG file. Raises UserError."""
+def _parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
+    """-> the run folders, and the PNG file if one is named. Raises UserError."""
     folders = []
-    output = Path("compare.png")
+    output = None
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key == "output" and equals:
             if not value:
                 raise UserError("output= is empty: name a PNG file")
-            output = Path(value)
+            output = Path(os.path.expanduser(value))  # noqa: PTH111
         elif equals and not Path(argument).exists():
             raise UserError(
                 f"{argument}: there is no such key or run folder; the only key is output"

@@ -32,6 +32,7 @@ from maskseg.data.coco.report import Report
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
 from maskseg.files import parse_json
+from maskseg.files.outputs import check_outputs, is_same_file
 from maskseg.interop import classes, detectron2, torchvision
 from maskseg.interop.state_dict_names import Pairs, describe_names, match_state_dict, translate
 from maskseg.interop.torchvision_hashes import norm_eps
@@ -85,9 +86,9 @@ def convert(arguments: list[str]) -> None:
         raise UserError(
             f"source must be {', '.join(FRAMEWORKS)} or maskseg, not {settings.source!r}"
         )
-    is_input = output.exists() and weights.exists() and output.samefile(weights)
-    if output.is_dir() or is_input:
+    if output.is_dir() or is_same_file(output, weights):
         raise UserError(f"output={output}: must be a file other than the weights")
+    check_outputs([output], [settings.categories])
     if settings.source == "maskseg":
         export(weights, output, arguments)
     else:

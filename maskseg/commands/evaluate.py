@@ -43,12 +43,14 @@ from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import write_results
 from maskseg.files import write_json
-from maskseg.inference.validation import Validation, ValidationSettings
+from maskseg.files.outputs import check_no_run, check_outputs
+from maskseg.inference.validation import SHEETS, Validation, ValidationSettings
 from maskseg.models.fuse import for_inference
 from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Categories
 
 _MAX_NAMED = 10  # annotations in a message
+RESULT_FILES = ("metrics.json", "per_class.json", "detections.json")
 
 
 def main(arguments: list[str]) -> None:
@@ -73,6 +75,9 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
             "the checkpoint's model finds segments and no objects: experiment=... evaluates them "
             "(tools/evaluate.py --help)"
         )
+    output = Path(config.output)
+    check_no_run(output)
+    check_outputs(output / name for name in [*RESULT_FILES, *(f"{name}.png" for name in SHEETS)])
     device = pick_device(config.trainer.device)
     with init_distributed(device) as context:
         source = open_data(config, categories, context, configs.names_data(arguments))
@@ -82,7 +87,7 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         check_heads(model, source.file(config.split))
         source.semantic_maps(config.split)  # raises UserError for a missing folder
         prepare_segments(model, source, [config.split], config, context, arguments)
-        output = make_folder(Path(config.output))
+        make_folder(output)
         dtype = inference_dtype(config.trainer.precision)
         metrics = validation(for_inference(model.to(device), dtype), 0)
         if context.main:
@@ -162,12 +167,13 @@ def _check_sigmas(sigmas: Sequence[float] | None, categories: Categories) -> Non
 
 def _write_results(validation: Validation, metrics: dict[str, float], output: Path) -> None:
     finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-    write_json(output / "metrics.json", finite)
-    write_json(output / "per_class.json", validation.per_class())
-    files = ["metrics.json", "per_class.json"]
+    metrics_file, per_class_file, detections_file = RESULT_FILES
+    write_json(output / metrics_file, finite)
+    write_json(output / per_class_file, validation.per_class())
+    files = [metrics_file, per_class_file]
     if validation.evaluator is not None:
-        write_results(output / "detections.json", validation.evaluator.rows)
-        files.append("detections.json")
+        write_results(output / detections_file, validation.evaluator.rows)
+        files.append(detections_file)
     files += validation.save(output)
     print(validation.table)
     print(f"written to {output}: {', '.join(files)}")

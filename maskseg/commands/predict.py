@@ -1,7 +1,8 @@
 """Draws what a model finds in images, and writes it as COCO results (predictions.json).
 
 For models that cut images into segments or label pixels also NAME_segments.png, segments.json,
-NAME_classes.png and NAME_ids.png.
+NAME_classes.png and NAME_ids.png. No file is replaced. Images that cannot be read are skipped and
+reported at the end, with exit code 2.
 
   python tools/predict.py checkpoint=runs/scenes_r18/TIME input=photo.jpg output=DIR
   python tools/predict.py checkpoint=best.pt input=FOLDER output=DIR
@@ -16,8 +17,11 @@ Other keys: those of the checkpoint's own config (config.yaml beside it).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -25,9 +29,12 @@ from tqdm import tqdm
 from maskseg import config as configs
 from maskseg.config.restore import build_predictor, checkpoint_argument, trained_model
 from maskseg.engine.run_folder import make_folder
+from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.evaluation.coco_results import Row, detection_rows, segment_rows, write_results
 from maskseg.files import write_json
+from maskseg.files.outputs import check_no_run, check_outputs, find_free_name, make_unique
 from maskseg.inference.image_folder import (
+    category_id_map,
     detection_overlay,
     image_files,
     segment_overlay,
@@ -36,6 +43,10 @@ from maskseg.inference.image_folder import (
 from maskseg.inference.predictor import Predictor, original_classes, original_segments
 from maskseg.structures import Batch, FeatureSpec, Outputs
 from maskseg.visualization.cam import cam_overlay, score_row
+
+_RESULT_FILES = ("predictions.json", "segments.json", "image_scores.json")
+_DRAWINGS = ("segments", "classes", "ids", "cam")  # NAME_segments.png ...
+_MAX_NAMED = 5  # images in a message
 
 
 def main(arguments: list[str]) -> None:
@@ -53,23 +64,73 @@ def predict(arguments: list[str]) -> None:
     Models that label pixels: NAME_classes.png (with a legend) and NAME_ids.png (category ids,
         65535 for none).
     Image classifiers: NAME_cam.png and image_scores.json instead of all of these.
-    Raises UserError.
+    Raises UserError; for images that cannot be read, when the others have been written.
     """
     path = checkpoint_argument(arguments, "predict")
     model, config, categories = trained_model(path, arguments, "predict")
     configs.require_keys(config, "input")
     predictor = build_predictor(model, config, categories, config.trainer.device)
     files = [file.absolute() for file in image_files(config.input)]
-    output = make_folder(Path(config.output))
+    output = find_free_name(Path("predictions")) if config.output is None else Path(config.output)
+    overlays = _overlay_paths(files, output)
+    _check_output(output, overlays, files)
+    make_folder(output)
     results = _Results(predictor, config.min_score)
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    for image_id, file in enumerate(tqdm(files, desc="predicting", disable=None), start=1):
-        suffix = "" if file.suffix == ".png" else file.suffix
-        overlay = output / file.parent.relative_to(root) / f"{file.stem}{suffix}.png"
-        overlay.parent.mkdir(parents=True, exist_ok=True)
-        results.add(file, image_id, overlay)
+    unreadable = []
+    progress = tqdm(zip(files, overlays, strict=True), "predicting", len(files), disable=None)
+    for image_id, (file, overlay) in enumerate(progress, start=1):
+        try:
+            results.add(file, image_id, overlay)
+        except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+            message = _describe(file, error)
+            unreadable.append(message)
+            tqdm.write(f"warning: image skipped: {message}")
+    if len(unreadable) == len(files):
+        raise UserError(f"no image could be predicted: {_join(unreadable)}")
     results.write(output)
-    print(f"{len(files)} images, {results.summary()}: {output}")
+    print(f"{len(files) - len(unreadable)} images, {results.summary()}: {output}", flush=True)
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} of {len(files)} images could not be predicted, the others are in "
+            f"{output}: {_join(unreadable)}"
+        )
+
+
+def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
+    """The path of the first drawing of each image, in the folders of the images."""
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    names = []
+    for file in files:
+        suffix = "" if file.suffix == ".png" else file.suffix
+        names.append(str(file.parent.relative_to(root) / f"{file.stem}{suffix}"))
+    endings = [".png", *(f"_{kind}.png" for kind in _DRAWINGS)]
+    return [output / f"{name}.png" for name in make_unique(names, endings)]
+
+
+def _check_output(output: Path, overlays: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise UserError where the results would replace a file, or lie in the folder of a run."""
+    check_no_run(output)
+    paths = [output / name for name in _RESULT_FILES]
+    for overlay in overlays:
+        paths += [overlay, *(_with_suffix(overlay, kind) for kind in _DRAWINGS)]
+    check_outputs(paths, inputs)
+
+
+def _describe(file: Path, error: BaseException) -> str:
+    """Why an image could not be predicted, in one line that names it."""
+    reason = " ".join(str(error).split())[:300]
+    message = reason if str(file) in reason else f"{file}: {reason or 'not enough memory'}"
+    if file.name.startswith("._"):
+        message += " (macOS keeps metadata in files of such names; it can be deleted)"
+    return message
+
+
+def _join(messages: Sequence[str]) -> str:
+    """The first messages, separated by semicolons."""
+    text = "; ".join(messages[:_MAX_NAMED])
+    if len(messages) > _MAX_NAMED:
+        text += f" and {len(messages) - _MAX_NAMED} more"
+    return text
 
 
 class _Results:
@@ -92,19 +153,21 @@ class _Results:
             return
         rows = detection_rows(batch, outputs, self.categories)
         self.detections += [{**row, "file_name": str(file)} for row in rows]
-        drawing = detection_overlay(pixels, rows, self.categories, self.min_score)
-        Image.fromarray(drawing).save(overlay)
+        with _drawing(file, overlay) as path:
+            drawing = detection_overlay(pixels, rows, self.categories, self.min_score)
+            Image.fromarray(drawing).save(path)
         segments = original_segments(batch, outputs)
         if segments is not None:
             rows = segment_rows(image_id, segments)
             self.segments += [{**row, "file_name": str(file)} for row in rows]
-            drawing = segment_overlay(pixels, segments)
-            Image.fromarray(drawing).save(_with_suffix(overlay, "segments"))
+            with _drawing(file, overlay, "segments") as path:
+                Image.fromarray(segment_overlay(pixels, segments)).save(path)
         classes = original_classes(batch, outputs)
         if classes is not None:
-            drawing, ids = semantic_overlay(pixels, classes, self.categories)
-            Image.fromarray(drawing).save(_with_suffix(overlay, "classes"))
-            Image.fromarray(ids).save(_with_suffix(overlay, "ids"))
+            with _drawing(file, overlay, "ids") as path:
+                Image.fromarray(category_id_map(classes, self.categories)).save(path)
+            with _drawing(file, overlay, "classes") as path:
+                Image.fromarray(semantic_overlay(pixels, classes, self.categories)).save(path)
 
     def _add_image_scores(
         self, file: Path, pixels: Tensor, batch: Batch, outputs: Outputs, overlay: Path
@@ -113,8 +176,9 @@ class _Results:
         self.image_scores.append({"image_id": batch.image_ids[0], "file_name": str(file), **scores})
         level = getattr(self.predictor.model, "level", None)
         assert isinstance(level, FeatureSpec)  # every image classifier has one
-        drawing = cam_overlay(pixels, batch, outputs, level, self.categories)
-        Image.fromarray(drawing).save(_with_suffix(overlay, "cam"))
+        with _drawing(file, overlay, "cam") as path:
+            drawing = cam_overlay(pixels, batch, outputs, level, self.categories)
+            Image.fromarray(drawing).save(path)
 
     def write(self, output: Path) -> None:
         """Write the JSON files. Raises UserError."""
@@ -131,6 +195,15 @@ class _Results:
             return "their classes and class activation maps (NAME_cam.png)"
         count = sum(row["score"] >= self.min_score for row in self.detections)
         return f"{count} objects with a score of {self.min_score} or more"
+
+
+@contextmanager
+def _drawing(file: Path, overlay: Path, kind: str = "") -> Iterator[Path]:
+    """Yield the path of a drawing, in a folder that exists; a failure to draw is a warning."""
+    path = _with_suffix(overlay, kind) if kind else overlay
+    with warn_if_not_drawn(f"{file}: {path.name}", tqdm.write):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
 
 
 def _with_suffix(overlay: Path, name: str) -> Path:

@@ -267,8 +267,7 @@ def report_trials(folder: Path, keys: set[str]) -> int:
     if num_completed:
         lines.append(f"best trial: {best_folder}")
     print("\n".join(lines), flush=True)
-    text = "\n".join(lines) + "\n"
-    (folder / "results.txt").write_text(text, encoding="utf-8")
+    (folder / "results.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return num_completed
 
 

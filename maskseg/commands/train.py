@@ -46,9 +46,10 @@ from maskseg.engine.checkpoint import (
 from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.state import TrainState
 from maskseg.engine.trainer import Trainer
-from maskseg.errors import UserError
+from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files import replacing
-from maskseg.inference.validation import Validation
+from maskseg.files.outputs import check_outputs
+from maskseg.inference.validation import SHEETS, Validation
 from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch
 from maskseg.visualization.batches import save_batch
@@ -73,10 +74,23 @@ def train(config: Config) -> Path:
     with init_distributed(trainer.torch_device, trainer.distributed_timeout) as context:
         folder = run_folder.choose(config.name, config.run_dir, trainer) if context.main else None
         try:
+            if folder is not None:
+                _check_run_dir(folder)
             return _train(config, trainer, context, folder)
         finally:
             if folder is not None:
                 folder.close()
+
+
+def _check_run_dir(folder: run_folder.RunFolder) -> None:
+    """Raise UserError for a folder that holds no run, but files that the run would replace."""
+    path = folder.path
+    if path is None or folder.resume_from is not None:
+        return
+    if any((path / name).exists() for name in ("environment.json", "metrics.jsonl")):
+        return  # a run that ended before its first checkpoint: it is started again
+    images = [f"{name}.png" for name in (*SHEETS, "results", "train_batch")]
+    check_outputs((path / name for name in ("config.yaml", "tensorboard", *images)), key="run_dir")
 
 
 def _train(
@@ -137,6 +151,14 @@ def _train(
         trainer.run(state, batches, run_dir, validation, report, source.reading.skip_bad)
     except RuntimeError as error:
         raise loader_error(error, source.split("train").key, source.loading.timeout) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch_size={config.batch_size}: batch normalization cannot be trained on a single "
+            "value per channel: use a batch size of at least 2 per process and micro-batch, larger "
+            "images, or another norm, such as GN"
+        ) from error
     if context.main:
         _finish(run_dir, validation, trainer.plots)
     return run_dir
@@ -158,12 +180,14 @@ def _finish(run_dir: Path, validation: Validation | None, plots: bool) -> None:
     if validation is not None and validation.table:
         print(validation.table, flush=True)
     if plots:
-        _try_to_draw(partial(_plot_curves, run_dir))
+        with warn_if_not_drawn("results.png"):
+            _plot_curves(run_dir)
 
 
 def _report(run_dir: Path, validation: Validation | None) -> None:
     """Draw the curves and the results of the last evaluation."""
-    _plot_curves(run_dir)
+    with warn_if_not_drawn("results.png"):
+        _plot_curves(run_dir)
     if validation is not None:
         validation.save(run_dir)
 
@@ -184,18 +208,10 @@ def _record_start(
     resume: Checkpoint | None,
 ) -> None:
     """Write the config and the environment of the run."""
-    with replacing(run_dir / "config.yaml", "the config") as file:
-        file.write(configs.to_yaml(config, resolve=True).encode())
     step = int(resume["step"]) if resume else 0
     run_folder.record(run_dir, trainer.torch_device, context.world_size, step)
-
-
-def _try_to_draw(draw: Callable[[], None]) -> None:
-    """Draw an image; a failure to do so is a warning and does not end the training."""
-    try:
-        draw()
-    except (OSError, UserError) as error:
-        print(f"warning: an image could not be drawn ({error})", flush=True)
+    with replacing(run_dir / "config.yaml", "the config") as file:
+        file.write(configs.to_yaml(config, resolve=True).encode())
 
 
 def _describe_rate(
@@ -247,7 +263,8 @@ def _make_batches(
         )
         for batch in loader:
             if draw:
-                _try_to_draw(partial(save_batch, batch, source.categories, path))
+                with warn_if_not_drawn("train_batch.png"):
+                    save_batch(batch, source.categories, path)
                 draw = False
             yield batch
 

@@ -63,7 +63,7 @@ def find_path(arguments: Sequence[str], key: str) -> str:
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Quote the values of keys that hold paths, so that Hydra reads them as they are typed.
 
-    Lists of `data`, and values with an interpolation, are left to Hydra unless a file has that name.
+    Lists of `data` and interpolations are left to Hydra, unless a file has that name.
     """
     return [_quote(override) for override in overrides]
 

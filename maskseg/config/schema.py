@@ -116,6 +116,7 @@ class ToolKeys(TypedDict, total=False):
     sweep: list[float]
     scales: list[float]
     by: str
+    masks: str
     technique: str
     threshold: float | None
     thresholds: list[float]

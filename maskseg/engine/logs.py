@@ -125,7 +125,7 @@ class RunLog:
         """Write one line of metrics.jsonl only. Raises UserError if it cannot be written."""
         if self.path is None:
             return
-        with self._writing(), self.path.open("a") as file:
+        with self._writing(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}, allow_nan=True) + "\n")
 
     def progress(self, step: int, values: Mapping[str, float], show: bool) -> None:

@@ -26,7 +26,7 @@ from maskseg.engine.precision import (
 from maskseg.engine.signals import Interrupts
 from maskseg.engine.state import TrainState
 from maskseg.engine.step import StepResult, TrainStep
-from maskseg.errors import Interrupted, UserError
+from maskseg.errors import Interrupted, UserError, warn_if_not_drawn
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch
 
@@ -442,9 +442,5 @@ class TrainLoop:
     def _write_report(self) -> None:
         if self.report is None or not self.context.main:
             return
-        try:
+        with warn_if_not_drawn(f"plots of step {self.state.step}", self.log.print):
             self.report()
-        except (OSError, UserError) as error:  # a failed plot must not end the training
-            self.log.print(
-                f"warning: the plots of step {self.state.step} could not be made ({error})"
-            )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO
@@ -31,6 +33,12 @@ class _Writer(BufferedWriter):
         except OSError as error:
             self.error = self.error or error
             raise
+
+
+# Of the Windows API.
+_SYNCHRONIZE = 0x100000
+_ACCESS_DENIED = 5
+_WAIT_TIMEOUT = 258
 
 
 @contextmanager
@@ -88,6 +96,8 @@ def _is_being_written(temporary: Path) -> bool:
     process = temporary.name.split(".")[-2]
     if not process.isdigit() or int(process) == os.getpid():
         return False
+    if sys.platform == "win32":  # where os.kill would end the process or send Ctrl-C
+        return _runs_on_windows(int(process))
     try:
         os.kill(int(process), 0)
     except (ProcessLookupError, OverflowError):
@@ -95,6 +105,18 @@ def _is_being_written(temporary: Path) -> bool:
     except OSError:  # the process belongs to another user
         return True
     return True
+
+
+if sys.platform == "win32":
+
+    def _runs_on_windows(process: int) -> bool:
+        """Whether a process is running."""
+        handle = ctypes.windll.kernel32.OpenProcess(_SYNCHRONIZE, False, process)
+        if not handle:
+            return bool(ctypes.windll.kernel32.GetLastError() == _ACCESS_DENIED)
+        state = ctypes.windll.kernel32.WaitForSingleObject(handle, 0)
+        ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(state == _WAIT_TIMEOUT)
 
 
 def _flush_folder(folder: Path) -> None:

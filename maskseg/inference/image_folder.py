@@ -95,17 +95,19 @@ def segment_overlay(pixels: Tensor, segments: Regions) -> RGBImage:
     return draw_segments(to_array(pixels), segments.masks.label_maps()[0])
 
 
-def semantic_overlay(
-    pixels: Tensor, labels: Tensor, categories: Categories
-) -> tuple[RGBImage, NDArray[np.uint16]]:
-    """Draw a semantic map with a legend over an image, and convert its labels to category ids.
+def semantic_overlay(pixels: Tensor, labels: Tensor, categories: Categories) -> RGBImage:
+    """Draw a semantic map with a legend over an image.
 
-    pixels: uint8 RGB [3, H, W]; labels: i64 [H, W], -1 for none. -> uint8 RGB [H', W', 3], and
-    category ids [H, W], 65535 for none.
+    pixels: uint8 RGB [3, H, W]; labels: i64 [H, W], -1 for none. -> uint8 RGB [H', W', 3].
     """
+    return draw_semantic(to_array(pixels), labels.numpy(), categories.names)
+
+
+def category_id_map(labels: Tensor, categories: Categories) -> NDArray[np.uint16]:
+    """The category id of each pixel, 65535 for none. labels: i64 [H, W], -1 for none."""
     ids = np.array([*categories.ids, NO_CATEGORY], dtype=np.uint16)  # label -1 selects the last
-    label_map = labels.numpy()
-    return draw_semantic(to_array(pixels), label_map, categories.names), ids[label_map]
+    id_map: NDArray[np.uint16] = ids[labels.numpy()]
+    return id_map
 
 
 def to_array(pixels: Tensor) -> RGBImage:

@@ -5,7 +5,9 @@ A part of `Validation`; these predictions are compared with the ground truth of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,19 +163,19 @@ class PixelScores:
         present = class_presence(batch.targets, len(batch), len(self.categories))[index].tolist()
         return [name for name, flag in zip(self.categories.names, present, strict=True) if flag]
 
-    def sheets(self) -> dict[str, RGBImage]:
-        """The images by name: `segments`, `semantic`, `semantic_confusion`, `cam`."""
-        sheets: dict[str, RGBImage] = {}
-        if self.drawn["segments"]:
-            sheets["segments"] = mosaic(self.drawn["segments"], columns=2)
-        for name in ("semantic", "cam"):
-            if self.drawn[name]:
-                sheets[name] = mosaic(self.drawn[name], columns=1, cell=_SHEET_WIDTH)
+    def drawings(self) -> dict[str, Callable[[], RGBImage]]:
+        """The functions that draw `segments`, `semantic`, `semantic_confusion` and `cam`."""
+        drawings: dict[str, Callable[[], RGBImage]] = {}
+        for name, images in self.drawn.items():
+            if images and name == "segments":
+                drawings[name] = partial(mosaic, images, columns=2)
+            elif images:
+                drawings[name] = partial(mosaic, images, columns=1, cell=_SHEET_WIDTH)
         if self.semantic.matrix.any():
-            sheets["semantic_confusion"] = draw_semantic_confusion(
-                self.semantic.matrix, self.categories.names
+            drawings["semantic_confusion"] = partial(
+                draw_semantic_confusion, self.semantic.matrix, self.categories.names
             )
-        return sheets
+        return drawings
 
     def _num_things(self) -> int | None:
         """The number of thing classes if there are stuff classes as well, else None."""

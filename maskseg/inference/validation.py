@@ -18,7 +18,7 @@ from tqdm import tqdm
 from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.engine.logs import RunLog
 from maskseg.engine.signals import check_interrupted
-from maskseg.errors import UserError
+from maskseg.errors import warn_if_not_drawn
 from maskseg.evaluation.coco import CocoEvaluator, GroundTruth, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.coco_results import Row, detection_rows, to_original
@@ -31,6 +31,18 @@ from maskseg.visualization.detections import draw_detections
 from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst_images
 from maskseg.visualization.keypoints import Keypoints
 from maskseg.visualization.layout import RGBImage, mosaic, side_by_side
+
+# The names of all images that a validation may draw.
+SHEETS = (
+    "validation",
+    "pr_curves",
+    "confusion",
+    "worst",
+    "segments",
+    "semantic",
+    "semantic_confusion",
+    "cam",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,8 @@ class Validation:
             )
             results.append(result)
             if self.context.main:
-                self.draw(batch, outputs)
+                with warn_if_not_drawn("an image of the validation"):
+                    self.draw(batch, outputs)
         check_interrupted()
         results_by_rank = self.context.gather(results)
         del results  # gathering has copied them
@@ -183,18 +196,16 @@ class Validation:
 
     def _log_images(self, log: RunLog, step: int) -> None:
         """Log images and precision-recall curves to TensorBoard."""
-        try:
-            for name, sheet in self.sheets().items():
+        for name, sheet in self.sheets(log.print).items():
+            with warn_if_not_drawn(f"{name} of step {step} in TensorBoard", log.print):
                 log.log_image(name, sheet, step)
-        except (OSError, UserError) as error:
-            # An image file may have disappeared: no reason to stop the training.
-            log.print(f"warning: the images of step {step} could not be created ({error})")
         if self.evaluator is None:
             return
-        for kind, curves in self.evaluator.pr_curves().items():
-            for name, precision in curves.items():
-                if precision.min() >= 0:
-                    log.log_pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
+        with warn_if_not_drawn(f"precision-recall curves of step {step}", log.print):
+            for kind, curves in self.evaluator.pr_curves().items():
+                for name, precision in curves.items():
+                    if precision.min() >= 0:
+                        log.log_pr_curve(f"{kind} at IoU 0.50/{name}", precision, step)
 
     def draw(self, batch: Batch, outputs: Outputs) -> None:
         """Draw the first images of a batch, ground truth beside prediction, in its frame."""
@@ -223,27 +234,36 @@ class Validation:
             self.drawn.append(side_by_side(truth, predicted, titles))
             self.pixels.draw(batch, outputs, i, image)
 
-    def sheets(self) -> dict[str, RGBImage]:
+    def sheets(self, warn: Callable[[str], None] | None = None) -> dict[str, RGBImage]:
         """The images of the last call by name.
 
         Those of `PixelScores` and, for a model that detects objects, `validation` (ground truth |
-        prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors.
+        prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors. An
+        image that cannot be drawn is reported to `warn`, by default on the console, and missing.
         Empty if no image is to be drawn.
         """
         if self.settings.num_images <= 0:
             return {}
         if self._sheets is None:
             sheets: dict[str, RGBImage] = {}
-            if self.drawn and self.evaluator is not None:
-                sheets["validation"] = mosaic(self.drawn, columns=2)
-            sheets |= self.pixels.sheets()
-            if self.evaluator is not None:
-                sheets |= self._diagnosis_sheets(self.evaluator)
+            for name, draw in self._drawings().items():
+                with warn_if_not_drawn(f"{name}.png", warn):
+                    sheets[name] = draw()
             self._sheets = sheets
         return self._sheets
 
-    def _diagnosis_sheets(self, evaluator: CocoEvaluator) -> dict[str, RGBImage]:
-        """The images and plots of the errors of detection."""
+    def _drawings(self) -> dict[str, Callable[[], RGBImage]]:
+        """The functions that draw the images, by name."""
+        drawings: dict[str, Callable[[], RGBImage]] = {}
+        if self.drawn and self.evaluator is not None:
+            drawings["validation"] = lambda: mosaic(self.drawn, columns=2)
+        drawings |= self.pixels.drawings()
+        if self.evaluator is not None:
+            drawings |= self._diagnosis_drawings(self.evaluator)
+        return drawings
+
+    def _diagnosis_drawings(self, evaluator: CocoEvaluator) -> dict[str, Callable[[], RGBImage]]:
+        """The functions that draw the errors of detection."""
         categories = self.categories.thing_categories()
         diagnoses = diagnose(
             evaluator.annotations,
@@ -252,17 +272,19 @@ class Validation:
             image_ids=evaluator.image_ids,
             score=self.settings.min_score,
         )
-        matrix = confusion_matrix(diagnoses, categories)
-        sheets = {
-            "pr_curves": draw_pr_curves(evaluator.pr_curves()),
-            "confusion": draw_confusion(matrix, categories.names),
+        drawings: dict[str, Callable[[], RGBImage]] = {
+            "pr_curves": lambda: draw_pr_curves(evaluator.pr_curves()),
+            "confusion": lambda: draw_confusion(
+                confusion_matrix(diagnoses, categories), categories.names
+            ),
         }
-        if self.load_image is not None:
+        load_image = self.load_image
+        if load_image is not None:
             file_names = {i: image["file_name"] for i, image in evaluator.images.items()}
-            sheets["worst"] = draw_worst_images(
-                worst(diagnoses), categories, self.load_image, file_names=file_names
+            drawings["worst"] = lambda: draw_worst_images(
+                worst(diagnoses), categories, load_image, file_names=file_names
             )
-        return sheets
+        return drawings
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """The AP of each class by what was evaluated and name, as `CocoEvaluator.per_class`."""
@@ -270,10 +292,13 @@ class Validation:
         return values | self.pixels.per_class()
 
     def save(self, folder: Path) -> list[str]:
-        """Write the images of the last call into a folder. -> their file names."""
+        """Write the images of the last call into a folder. -> the names of those written."""
+        files = []
         for name, sheet in self.sheets().items():
-            Image.fromarray(sheet).save(folder / f"{name}.png")
-        return [f"{name}.png" for name in self.sheets()]
+            with warn_if_not_drawn(str(folder / f"{name}.png")):
+                Image.fromarray(sheet).save(folder / f"{name}.png")
+                files.append(f"{name}.png")
+        return files
 
 
 def _interleave(results_by_rank: Sequence[Sequence[BatchResult]]) -> list[BatchResult]:

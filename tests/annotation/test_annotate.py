@@ -182,7 +182,7 @@ def test_the_table(home: Path, tmp_path: Path) -> None:
         assert picture.width > 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["study_curves.png", "study_table.json"]
     assert_refused(
-        said("annotate", *overrides(home, output, "technique=all")),
+        said("annotate", *overrides(home, tmp_path / "none.json", "technique=all")),
         "boxes.json: there are no masks to compare",
     )
 
@@ -239,6 +239,7 @@ def test_the_best_technique_is_chosen_on_this_split_where_the_other_has_no_masks
         f"data.train_json={home / 'boxes.json'}",
         "thresholds=[0.8]",
         "tune_images=2",
+        "masks=all",
     ]
     stdout = done("annotate", *overrides(home, tmp_path / "some.json", *keys, val="val.json"))
     assert f"is the best technique on 2 images of {home / 'val.json'}" in stdout
@@ -256,7 +257,7 @@ def test_warnings_about_the_file_are_printed_once(home: Path, tmp_path: Path) ->
     content = content_of(home / "val.json")
     content["annotations"][0] |= {"bbox": [500, 500, 20, 20], "segmentation": []}
     (home / "outside.json").write_text(json.dumps(content))
-    keys = ["technique=auto", "evaluate=true", "thresholds=[0.8]"]
+    keys = ["technique=auto", "evaluate=true", "thresholds=[0.8]", "masks=all"]
     stdout = done("annotate", *overrides(home, tmp_path / "out.json", *keys, val="outside.json"))
     assert stdout.count("outside.json: 1 warning") == 1
     assert f"annotation {content['annotations'][0]['id']} (image 1)" in stdout
@@ -283,7 +284,7 @@ def test_side_outputs_overwrite_no_input(home: Path, tmp_path: Path) -> None:
     given[1], before = f"data.images={images}", (images / "new_pictures.png").read_bytes()
     assert_refused(
         said("annotate", *given, f"output={images / 'new.json'}"),
-        "new_pictures.png is an image of the data",
+        "new_pictures.png already exists",
     )
     assert (images / "new_pictures.png").read_bytes() == before
     done("annotate", *given, f"output={images / 'new.json'}", "pictures=0")
@@ -386,7 +387,14 @@ def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> 
         assert "gccam_f_pb" in stdout
     stdout = done(
         "annotate",
-        *overrides(home, tmp_path / "a.json", *keys, "technique=gccam_f_pf", val="animals.json"),
+        *overrides(
+            home,
+            tmp_path / "a.json",
+            *keys,
+            "technique=gccam_f_pf",
+            "masks=all",
+            val="animals.json",
+        ),
     )
     unknown = [
         a for a in content_of(tmp_path / "a.json")["annotations"] if a["category_id"] in (2, 5)
@@ -434,6 +442,7 @@ def test_a_checkpoint_is_read_once_and_need_not_know_all_classes(
         "evaluate=true",
         "thresholds=[0.5]",
         "map_side=64",
+        "masks=all",
         f"data.train_json={home / 'train.json'}",
     ]
     stdout = done("annotate", *overrides(home, tmp_path / "out.json", *keys, val="val.json"))
@@ -553,3 +562,30 @@ def test_refusals(home: Path, tmp_path: Path, more: list[str], message: str) -> 
     assert_refused(said("annotate", *overrides(home, tmp_path / "out.json", *more)), message)
     assert not list(tmp_path.iterdir())
     assert_refused(said("annotate", *overrides(home, home / "boxes.json")), "is an input file")
+
+
+@pytest.mark.parametrize("by", ["object", "class"])
+def test_drawn_masks_are_kept(home: Path, tmp_path: Path, by: str) -> None:
+    # Guards against: the masks that an annotator has drawn are replaced by proposals
+    content = content_of(home / "val.json")
+    drawn = content["annotations"][0]
+    for annotation in content["annotations"][1:]:
+        del annotation["segmentation"]
+    (home / "mixed.json").write_text(json.dumps(content))
+    keys = [f"by={by}", "technique=box"]
+    output = tmp_path / "out.json"
+    done("annotate", *overrides(home, output, *keys, val="mixed.json"))
+    rows = {row["id"]: row for row in content_of(output)["annotations"]}
+    assert rows[drawn["id"]]["segmentation"] == drawn["segmentation"]
+    assert "mask_by" not in rows[drawn["id"]]
+    made = [row for row in rows.values() if "mask_by" in row]
+    assert len(made) == len(rows) - 1 > 1
+    assert len(rows) == len(content_of(output)["annotations"])
+    done("annotate", *overrides(home, tmp_path / "all.json", *keys, "masks=all", val="mixed.json"))
+    assert all("mask_by" in row for row in content_of(tmp_path / "all.json")["annotations"])
+    assert_refused(
+        said("annotate", *overrides(home, tmp_path / "none.json", *keys, val="val.json")),
+        f"there is no {by} without a mask",
+        "masks=all",
+    )
+    assert not (tmp_path / "none.json").exists()

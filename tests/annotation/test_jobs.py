@@ -10,13 +10,13 @@ from made.coco_files import SQUARE, dataset, write
 
 from maskseg.annotation.jobs import AnnotationJob, annotation_jobs, run_jobs, sha256_of
 from maskseg.annotation.write import (
-    check_output,
     class_annotations,
     object_annotations,
     write_annotations,
 )
 from maskseg.data.coco.file import CocoFile, read_coco
 from maskseg.errors import UserError
+from maskseg.files.outputs import check_outputs
 
 JOBS = [AnnotationJob(number, 5, 6, "", f"{number}.png") for number in (7, 3, 9)]
 
@@ -227,8 +227,8 @@ def test_outputs_that_would_destroy_something(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(file.path)
     for name in (file.path, tmp_path / "link.json", tmp_path / "x" / ".." / file.path.name):
         with pytest.raises(UserError, match="is an input file"):
-            check_output(name, [None, str(file.path)])
+            check_outputs([name], [None, str(file.path)])
     (tmp_path / "done.json").write_text("{}")
     with pytest.raises(UserError, match="already exists"):
-        check_output(tmp_path / "done.json", [str(file.path)])
-    check_output(tmp_path / "new.json", [str(file.path)])
+        check_outputs([tmp_path / "done.json"], [str(file.path)])
+    check_outputs([tmp_path / "new.json"], [str(file.path)])

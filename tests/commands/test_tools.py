@@ -636,7 +636,7 @@ def test_evaluate_and_predict_in_a_process(home: Path, tmp_path: Path) -> None:
         cwd=home,
     )
     assert said.code == 0, said
-    assert "1 pictures" in said.out
+    assert "1 images" in said.out
     said = in_a_process("check_data", *SCENES, cwd=home)
     assert said.code == 0, said
 

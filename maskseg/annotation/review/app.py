@@ -232,7 +232,7 @@ class Routes:
 
 def _page_file(name: str) -> Callable[[], Response]:
     """Handler that returns a file of the page."""
-    text = files("maskseg.annotation.review").joinpath("page", name).read_text()
+    text = files("maskseg.annotation.review").joinpath("page", name).read_text("utf-8")
 
     def handler() -> Response:
         return Response(text, media_type=TYPES[name.rpartition(".")[2]])

@@ -13,7 +13,6 @@ from maskseg import config as configs
 from maskseg.annotation.grabcut import refine_with_strokes
 from maskseg.annotation.review.journal import Annotation
 from maskseg.annotation.review.state import ReviewFile
-from maskseg.annotation.write import check_output
 from maskseg.config import Config
 from maskseg.data.coco.file import CocoFile, read_coco
 from maskseg.data.coco.packed_segmentations import (
@@ -23,6 +22,7 @@ from maskseg.data.coco.packed_segmentations import (
 )
 from maskseg.data.image_files import load_image, safe_join
 from maskseg.errors import UserError
+from maskseg.files.outputs import check_outputs
 from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.masks.base import Rle
 from maskseg.superpixels.opencv import opencv
@@ -172,7 +172,7 @@ def _print_status(file: ReviewFile, host: str) -> None:
 
 def _export(source: Path, output: Path, target: Path) -> None:
     """Write the reviewed file without its rejected annotations."""
-    check_output(target, (source, output), "export=")
+    check_outputs([target], (source, output), "export")
     file = ReviewFile(source, output)
     try:
         counts = file.export(target)

@@ -313,7 +313,7 @@ def _exists(root: Path, arguments: dict[str, int]) -> bool:
         return False
     advice = "delete the folder or choose another data.root"
     try:
-        stored = parse_json((root / "scenes.json").read_text())
+        stored = parse_json((root / "scenes.json").read_bytes())
     except (OSError, ValueError):
         raise ValueError(f"{root} exists and is not a finished scenes dataset: {advice}") from None
     if stored != arguments:
@@ -383,8 +383,8 @@ def _generate(root: Path, arguments: dict[str, int], num_workers: int | None) ->
     rows = _run_jobs(write, jobs, num_workers)
     for split, split_rows in (("train", rows[:num_train]), ("val", rows[num_train:])):
         content = json.dumps(_to_coco(split, arguments["size"], split_rows))
-        (work / f"{split}.json").write_text(content)
-    (work / "scenes.json").write_text(json.dumps(arguments))
+        (work / f"{split}.json").write_text(content, encoding="utf-8")
+    (work / "scenes.json").write_text(json.dumps(arguments), encoding="utf-8")
     work.rename(root)
 
 

@@ -33,6 +33,7 @@ from maskseg.engine.precision import pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.files import replacing
+from maskseg.files.outputs import check_no_run, check_outputs
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.structures import Categories
@@ -68,6 +69,8 @@ def fit(arguments: list[str]) -> None:
     output = Path(config.output)
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
+    check_no_run(output)
+    check_outputs([output / "config.yaml", output / "tensorboard"])
     model = _replace_softmax(trained, config, arguments)
     fitter = _build_fitter(model, config, categories)
     source = open_data(config, categories, may_make=configs.names_data(arguments))

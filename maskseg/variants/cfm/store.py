@@ -122,7 +122,7 @@ def store_settings(folder: Path) -> dict[str, object] | None:
     """
     path = folder / SETTINGS_FILE
     try:
-        settings = parse_json(path.read_text())
+        settings = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         if folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
             raise UserError(

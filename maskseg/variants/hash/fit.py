@@ -6,6 +6,7 @@ Implements `tools/fit_hash.py` and `tools/evaluate.py experiment=...`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ from maskseg.data.datasets.segmentation_source import SegmentedSource
 from maskseg.engine.logs import RunLog, print_warnings
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.engine.run_folder import make_folder
-from maskseg.errors import UserError
+from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files import replacing, write_json
+from maskseg.files.outputs import check_no_run, check_outputs
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Categories
@@ -68,9 +70,12 @@ def fit(overrides: list[str]) -> None:
     split = _fit_split(source, config.fit.split)
     source.names(split)
     fitter = _fitter(model, config)
-    output = make_folder(Path(config.output))
+    output = Path(config.output)
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
+    check_no_run(output)
+    check_outputs([output / "tensorboard"])
+    make_folder(output)
     model.to(pick_device(config.trainer.device)).eval()
     result = _fit(fitter, model, source, split, config)
     log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
@@ -104,7 +109,13 @@ def evaluate(overrides: list[str]) -> None:
     _check_ground_truth(source, config.split)
     fitter = _fitter(model, config)
     dtype = inference_dtype(config.trainer.precision)
-    output = make_folder(Path(config.output))
+    output = Path(config.output)
+    images = _image_names(names[: config.pictures])
+    check_no_run(output)
+    files = ["metrics.json", "table.txt", "segmentation_iou.png", "hash.pt"]
+    files += [f"{name}{suffix}.png" for name in images for suffix in ("", "_steps")]
+    check_outputs(output / file for file in files)
+    make_folder(output)
     model.to(pick_device(config.trainer.device)).eval()
     if not config.checkpoint:
         result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
@@ -119,19 +130,26 @@ def evaluate(overrides: list[str]) -> None:
         config.scales,
         config.base,
     )
-    for index, name in enumerate(tqdm(names, desc="evaluating", disable=None)):
+    for index in tqdm(range(len(names)), desc="evaluating", disable=None):
         pixels = source.image(config.split, index)
         ground_truths = source.ground_truths(config.split, index)
         results = study.add(pixels, ground_truths)
         if index < config.pictures:
             ground_truth = ground_truths[0] if ground_truths else None
-            path = output / f"{index + 1:03d}_{Path(name).stem}"
-            _draw(path, study, pixels, results[config.sweep[-1]], ground_truth)
+            with warn_if_not_drawn(f"{images[index]}.png"):
+                _draw(
+                    output / images[index], study, pixels, results[config.sweep[-1]], ground_truth
+                )
     _write(output, study)
     print(
         f"{len(names)} images; written to {output}: metrics.json, table.txt, "
         "segmentation_iou.png, images"
     )
+
+
+def _image_names(names: Sequence[str]) -> list[str]:
+    """The names of the images that are drawn, without their ends."""
+    return [f"{index:03d}_{Path(name).stem}" for index, name in enumerate(names, start=1)]
 
 
 def _check_ground_truth(source: SegmentedSource, split: str) -> None:
@@ -161,7 +179,8 @@ def _write(output: Path, study: SegmentStudy) -> None:
         curves[method] = [
             (num_superpixels[value], values["segments"]) for value, values in rows.items()
         ]
-    plot_segmentation_iou(curves, output / "segmentation_iou.png")
+    with warn_if_not_drawn("segmentation_iou.png"):
+        plot_segmentation_iou(curves, output / "segmentation_iou.png")
     print(text)
 
 
