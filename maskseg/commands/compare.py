@@ -38,7 +38,7 @@ from maskseg.visualization.curves import (
     read_metrics,
     validation_loss,
 )
-from maskseg.visualization.layout import LINE_COLOURS, render_figure, save_image
+from maskseg.visualization.layout import LINE_COLOURS, plain_text, render_figure, save_image
 
 _AP = re.compile(r"[^/]+/AP(\d+|[sml])?")
 _MAX_WIDTH = 160  # characters of a line of a table
@@ -312,7 +312,9 @@ def draw_runs(runs: Sequence[Run], output: Path | str) -> None:
     figure = panels_figure(panels, legends=False)
     handles = []
     for i, run in enumerate(runs):
-        handles.append(Line2D([], [], color=run_colour(i), linewidth=2.5, label=run.name))
+        handles.append(
+            Line2D([], [], color=run_colour(i), linewidth=2.5, label=plain_text(run.name))
+        )
     styles: dict[str, Literal["-", "--"]] = {"training; AP": "-", "validation; AP50": "--"}
     for label, style in styles.items():
         handles.append(

@@ -15,13 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from types import ModuleType
 
 from maskseg.errors import UserError
 
 if sys.platform == "win32":
     import msvcrt
 else:
-    import fcntl
+    fcntl: ModuleType | None
+    try:
+        import fcntl
+    except ImportError:  # a system without locks
+        fcntl = None
 
 # What flock and msvcrt report for a file that is locked already.
 _HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
@@ -82,7 +87,7 @@ def _try_lock(file: FileIO) -> bool:
     try:
         if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
+        elif fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in _HELD
@@ -93,7 +98,7 @@ def _wait_for_lock(file: FileIO) -> None:
     if sys.platform == "win32":
         while not _try_lock(file):
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-    else:
+    elif fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

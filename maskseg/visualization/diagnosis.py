@@ -41,6 +41,7 @@ from maskseg.visualization.layout import (
     add_heading,
     enlarge,
     mosaic,
+    plain_text,
     render_figure,
     save_image,
     shrink,
@@ -55,6 +56,7 @@ Floats = NDArray[np.float64]
 
 MAX_IMAGES = 20
 MAX_NUMBERED = 20  # with more classes, the cells of a confusion matrix have no numbers
+_MAX_CLASSES = 200  # of a confusion matrix; with more, the rare ones are merged
 _SIDE = 720  # px of the longer side of the scaled images, so that texts have the same size on all
 _TITLE_SIZE = 21  # px of the text above an image
 _MIN_FRAME = 9  # px of the shorter side of the frame of an error, so that tiny objects are visible
@@ -115,6 +117,7 @@ def draw_confusion(
         raise ValueError(
             f"{len(names)} names need a matrix {[size, size]}, got {list(matrix.shape)}"
         )
+    matrix, names = merge_rare_classes(matrix, names)
     labels = [shorten_name(name) for name in [*names, "background"]]
     totals = matrix.sum(axis=1).tolist()
     figure, axis = plot_row_shares(
@@ -129,6 +132,31 @@ def draw_confusion(
     axis.set_xlabel("prediction (background: missed)", fontsize=10)
     axis.set_ylabel("truth (background: false)", fontsize=10)
     return save_if_path(render_figure(figure), path)
+
+
+def merge_rare_classes(
+    matrix: NDArray[np.int64], names: Sequence[str]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Merge the classes of a large confusion matrix beyond the 200 with most ground truth into one.
+
+    matrix: i64 [K, C], ground truth in rows, prediction in columns; further columns and the rows of
+    no class follow those of the K classes. -> the matrix and the names of its classes.
+    """
+    num_classes = len(names)
+    if num_classes <= _MAX_CLASSES:
+        return matrix, list(names)
+    totals = matrix[:num_classes].sum(axis=1)
+    kept = np.sort(np.argsort(-totals, kind="stable")[:_MAX_CLASSES])
+    group = np.full(num_classes, _MAX_CLASSES)  # of each class; the last has all others
+    group[kept] = np.arange(_MAX_CLASSES)
+    groups = []
+    for size in matrix.shape:
+        extra = np.arange(size - num_classes) + _MAX_CLASSES + 1
+        groups.append(np.concatenate([group, extra]))
+    merged = np.zeros([_MAX_CLASSES + 1 + size - num_classes for size in matrix.shape], np.int64)
+    np.add.at(merged, (groups[0][:, None], groups[1][None]), matrix)
+    others = f"{num_classes - _MAX_CLASSES} others"
+    return merged, [*(names[i] for i in kept.tolist()), others]
 
 
 def plot_row_shares(
@@ -245,8 +273,10 @@ def save_if_path(image: RGBImage, path: Path | str | None) -> RGBImage:
 
 
 def shorten_name(name: str) -> str:
-    """Truncate a class name to 22 characters."""
-    return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
+    """Truncate a class name to 22 characters, and escape it for matplotlib."""
+    if len(name) > _MAX_NAME_LENGTH:
+        name = name[: _MAX_NAME_LENGTH - 1] + "…"
+    return plain_text(name)
 
 
 def _draw_curves(axis: Axes, classes: Mapping[str, Floats], metric: str) -> None:

@@ -221,6 +221,12 @@ def arrange_panel(tiles: Mapping[str, RGBImage], columns: int) -> RGBImage:
     return arrange_grid(titled, columns)
 
 
+def plain_text(text: str) -> str:
+    """A text that matplotlib shows as it is: no mathematics between dollars, no hidden label."""
+    escaped = text.replace("$", "\\$")
+    return f" {escaped}" if text.startswith("_") else escaped
+
+
 def render_figure(figure: Figure) -> RGBImage:
     """Render a matplotlib figure at 110 dpi; works without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

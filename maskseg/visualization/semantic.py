@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from maskseg.visualization.diagnosis import (
     MAX_NUMBERED,
+    merge_rare_classes,
     plot_row_shares,
     save_if_path,
     shorten_name,
@@ -118,6 +119,9 @@ def draw_semantic_confusion(
             f"{rows} names need a matrix {[rows, rows]} or {[rows, rows + 1]}, "
             f"got {list(matrix.shape)}"
         )
+    matrix, names = merge_rare_classes(matrix, names)
+    rows = len(names)
+    columns = matrix.shape[-1]
     labels = [shorten_name(name) for name in [*names, "no class"]]
     totals = matrix.sum(axis=1)
     percents = 100 * totals / max(int(totals.sum()), 1)

@@ -407,7 +407,13 @@ def test_classes_that_imagenet_lacks_have_no_map(home: Path, tmp_path: Path) -> 
     stdout = done(
         "annotate",
         *overrides(
-            home, tmp_path / "c.json", *keys, "technique=gccam_f_pf", "by=class", val="animals.json"
+            home,
+            tmp_path / "c.json",
+            *keys,
+            "technique=gccam_f_pf",
+            "by=class",
+            "masks=all",
+            val="animals.json",
         ),
     )
     images = ", ".join(map(str, list(dict.fromkeys(a["image_id"] for a in unknown))[:5]))

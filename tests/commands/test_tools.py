@@ -908,3 +908,81 @@ def test_resuming_into_a_new_folder(at_home: Path, tmp_path: Path) -> None:
     assert said.code == 0, said
     assert load_checkpoint(tmp_path / "new" / "last.pt")["step"] == 5
     assert tree(at_home / "run") == before
+
+
+def test_predict_passes_over_damaged_images(at_home: Path, tmp_path: Path) -> None:
+    # Guards against: one damaged file ends the work on a folder, without predictions.json
+    folder = tmp_path / "in"
+    folder.mkdir()
+    whole = (at_home / "scenes" / "images" / "val_000001.jpg").read_bytes()
+    for name in ("a.jpg", "photo (1).jpg", "z.jpg"):
+        (folder / name).write_bytes(whole)
+    (folder / "broken.jpg").write_bytes(whole[:700])
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7" + bytes(40))
+    words = [
+        "checkpoint=run",
+        "trainer.device=cpu",
+        "model.classifier.score_threshold=0.0",
+        f"input={folder}",
+    ]
+    said = here("predict", *words, f"output={tmp_path / 'out'}")
+    assert_refused(said, "2 of 5 images could not be predicted", "broken.jpg", "._a.jpg")
+    assert "3 images, " in said.out
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    names = {Path(row["file_name"]).name for row in rows}
+    assert names == {"a.jpg", "photo (1).jpg", "z.jpg"}
+    before = tree(tmp_path)
+    # Guards against: the images or the results of another job are replaced
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for output in ("out", "link", "in/../out"):
+        said = here("predict", *words, f"output={tmp_path / output}")
+        assert_refused(said, "predictions.json already exists")
+    assert_refused(here("predict", *words, "output=run"), "output=run already holds a run")
+    assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("link")} == before
+
+
+@pytest.mark.usefixtures("at_home")
+def test_predict_never_replaces_its_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "b.jpg.png"):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    before = tree(tmp_path)
+    words = ["checkpoint=run", "trainer.device=cpu"]
+    for pattern in (tmp_path, tmp_path / "*.png"):
+        said = here("predict", *words, f"input={pattern}", f"output={tmp_path}")
+        assert_refused(said, "is an input file")
+    assert tree(tmp_path) == before
+    # two images whose drawings have the same name
+    out = tmp_path / "out"
+    assert here("predict", *words, f"input={tmp_path}", f"output={out}").code == 0
+    assert len(list(out.glob("*.png"))) == 3
+
+
+def test_evaluate_replaces_no_file(at_home: Path, tmp_path: Path) -> None:
+    before = tree(at_home / "run")
+    assert_refused(here("evaluate", "checkpoint=run", "output=run"), "already holds a run")
+    assert tree(at_home / "run") == before
+    (tmp_path / "worst.png").write_bytes(b"mine")
+    said = here("evaluate", "checkpoint=run", f"output={tmp_path}")
+    assert_refused(said, "worst.png already exists")
+    said = here("train", *SMALL, *MASKS, *SCENES, f"run_dir={tmp_path}")
+    assert_refused(said, "run_dir: ", "worst.png already exists")
+    assert tree(tmp_path) == {"worst.png": b"mine"}
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_failure_to_draw_does_not_end_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("12 GB for an image")
+
+    for name in ("draw_confusion", "draw_detections"):
+        monkeypatch.setattr(f"maskseg.inference.validation.{name}", fail)
+    said = here("evaluate", "checkpoint=run", f"output={tmp_path / 'out'}")
+    assert said.code == 0, said
+    assert "warning: confusion.png could not be drawn (12 GB for an image)" in said.out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"metrics.json", "pr_curves.png"} <= names
+    assert "confusion.png" not in names

@@ -17,6 +17,7 @@ from maskseg.visualization.diagnosis import (
     draw_pr_curves,
     draw_worst,
     draw_worst_images,
+    merge_rare_classes,
 )
 
 ANIMALS = Categories(("cat", "dog"), (3, 7))
@@ -342,3 +343,32 @@ def test_no_pyplot(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     draw_confusion(np.eye(2, dtype=np.int64), ["cat"])
     draw_pr_curves({"bbox": {"cat": curve(1.0, 1)}})
+
+
+def test_a_confusion_matrix_of_many_classes_is_bounded() -> None:
+    # Guards against: the plot of the 1203 classes of LVIS takes 12 GB
+    count = 1203
+    matrix = np.zeros((count + 1, count + 1), dtype=np.int64)
+    matrix[7, 7] = 5
+    matrix[9, 1000] = 4
+    matrix[1100, count] = 1
+    merged, names = merge_rare_classes(matrix, [f"c{i}" for i in range(count)])
+    assert merged.shape == (202, 202)
+    assert names[-1] == "1003 others"
+    assert merged.sum() == 10
+    assert merged[names.index("c7"), names.index("c7")] == 5
+    assert merged[names.index("c9"), 200] == 4
+    assert merged[names.index("c1100"), 201] == 1
+    few = matrix[:5, :5]
+    same, names = merge_rare_classes(few, ["a"] * 4)
+    assert same is few
+    assert len(names) == 4
+
+
+def test_names_with_dollars_are_no_mathematics() -> None:
+    # Guards against: matplotlib raises for "$\\frac$", and shows "$5$" in italics
+    names = ["$\\frac$", "_hidden", "cost $5"]
+    matrix = np.eye(4, dtype=np.int64)
+    assert draw_confusion(matrix, names).ndim == 3
+    curves = {"bbox": dict.fromkeys(names, np.linspace(1, 0, 101))}
+    assert draw_pr_curves(curves).ndim == 3
