@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -16,6 +17,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from maskseg import config as configs
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.datasets.scenes import make_scenes
 from maskseg.data.loader import BatchLoader
 from maskseg.errors import UserError
 
@@ -149,3 +153,22 @@ def test_a_small_shared_memory_is_named(tmp_path: Path, event: str) -> None:
     ) as raised:
         list(loader(tmp_path, {5: event}))
     assert "\n" not in str(raised.value)
+
+
+def test_what_loader_processes_get_can_be_pickled(tmp_path: Path) -> None:
+    # Guards against: loader processes that are spawned, as on macOS and Windows, cannot start
+    make_scenes(tmp_path / "scenes", num_train=2, num_val=2, size=128, num_workers=0)
+    overrides = [f"data.root={tmp_path / 'scenes'}", "data.num_workers=1"]
+    sizes = ["data.num_train=2", "data.num_val=2", "data.size=128"]
+    source = configs.build_source(configs.compose("train", [*overrides, *sizes]).data)
+    assert isinstance(source, CocoSource)
+    for built in (source.test_loader("val", 2), source.train_loader(2, 1, 0)):
+        assert isinstance(built, BatchLoader)
+        loader = built.loader
+        parts = (loader.dataset, loader.collate_fn, loader.worker_init_fn)
+        dataset, collate, _ = pickle.loads(pickle.dumps(parts))
+        items = next(iter(loader.batch_sampler))
+        batch = collate([dataset[item] for item in items]).unpack()
+        expected = loader.collate_fn([loader.dataset[item] for item in items]).unpack()
+        assert torch.equal(batch.images, expected.images)
+        assert batch.file_names == expected.file_names
