@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maskseg.masks.base import Masks
+from maskseg.values import Size
 
 # Parts of keypoint names that say the side: left_eye, eye_l, leftEye.
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
@@ -39,9 +40,9 @@ class FeatureSpec:
     The centre is that of the receptive field of the first cell.
     """
 
-    stride: int
+    stride: Size
     centre: float
-    channels: int
+    channels: Size
 
 
 @dataclass(frozen=True)

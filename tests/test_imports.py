@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # import each other.
 ROWS: tuple[set[str], ...] = (
     {"errors"},
-    {"plugins"},
+    {"plugins", "values"},
     {"files"},
     {"ops"},
     {"masks"},

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from maskseg import config as configs
 from maskseg.annotation.activation_maps import (
-    STRIDE,
     ActivationMapper,
     ClassActivationMaps,
     Side,
@@ -60,6 +59,7 @@ from maskseg.config.restore import open_data, trained_model
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import checkpoint_path
+from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files.outputs import check_outputs
 from maskseg.visualization.layout import save_image_atomically
@@ -331,7 +331,7 @@ class _AnnotationRun:
         self._report_unknown_classes([names[k] for k, own in members_by_label.items() if not own])
         side = build.side() if config.map_side is None else config.map_side
         all_members = tuple(tuple(members_by_label.get(k, ())) for k in range(len(names)))
-        return ClassActivationMaps(build, all_members, side, config.device)
+        return ClassActivationMaps(build, all_members, side, _device(config))
 
     def _torchvision_members(
         self, build: TorchvisionClassifier, file: CocoFile, labels: Sequence[int]
@@ -341,7 +341,7 @@ class _AnnotationRun:
         Raises UserError if the classifier has no class names and another number of classes.
         """
         names = file.categories.names
-        model = build_classifier(build, self.config.device)
+        model = build_classifier(build, _device(self.config))
         assert isinstance(model, CAMModel)
         if model.class_names:
             return members_of([names[label] for label in labels])
@@ -419,8 +419,14 @@ def _technique_fields(config: Config) -> TechniqueFields:
     }
 
 
+def _device(config: Config) -> str:
+    """The device of the classifier. Raises UserError if it does not exist."""
+    return str(pick_device(config.device, "device"))
+
+
 def _check_config(config: Config) -> None:
     """Raise UserError for invalid values of the config."""
+    _device(config)
     choices = {
         "by": MODES,
         "masks": ("missing", "all"),
@@ -430,30 +436,14 @@ def _check_config(config: Config) -> None:
     for key, valid in choices.items():
         if config[key] not in valid:
             raise UserError(f"{key} must be {' or '.join(valid)}, not {config[key]!r}")
-    for key, minimum in {"workers": 0, "pictures": 0, "tune_images": 1}.items():
-        if config[key] < minimum:
-            raise UserError(f"{key} must be at least {minimum}, not {config[key]}")
-    map_side = config.map_side
-    if map_side is not None and map_side < STRIDE:
-        raise UserError(
-            f"map_side must be a whole number of at least {STRIDE}, or null, not {map_side!r}"
-        )
-    _check_thresholds(config)
+    if config.threshold is not None and config.technique not in WITH_THRESHOLD:
+        raise UserError(f"technique={config.technique} takes no threshold")
     if config.technique not in ("auto", "all"):
         _configured_technique(config)
     if config.checkpoint and config.classifier:
         raise UserError(
             "checkpoint and classifier are both set: class activation maps come from one of them"
         )
-
-
-def _check_thresholds(config: Config) -> None:
-    """Raise UserError for invalid values of `threshold` and `thresholds`."""
-    thresholds = list(config.thresholds)
-    if not thresholds or not all(0 < value < 1 for value in thresholds):
-        raise UserError(f"thresholds must be numbers between 0 and 1, not {thresholds}")
-    if config.threshold is not None and config.technique not in WITH_THRESHOLD:
-        raise UserError(f"technique={config.technique} takes no threshold")
 
 
 def _classifier_checksums(config: Config) -> dict[str, str]:

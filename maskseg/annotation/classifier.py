@@ -12,7 +12,7 @@ from maskseg.annotation.cam import compute_cam
 from maskseg.errors import UserError
 from maskseg.models.interfaces import Backbone
 from maskseg.models.layers.norms import conv
-from maskseg.models.rcnn import PixelModel
+from maskseg.models.rcnn import PixelModel, PixelStd
 from maskseg.ops.superpixel_pooling import upsample
 from maskseg.structures import (
     Batch,
@@ -24,6 +24,7 @@ from maskseg.structures import (
     class_presence,
     no_detections,
 )
+from maskseg.values import LayerCount, PositiveInt, Size
 
 
 class ImageClassHead(nn.Module):
@@ -44,11 +45,11 @@ class ImageClassHead(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: PositiveInt,
         levels: Sequence[str],
         feature_specs: Mapping[str, FeatureSpec],
-        channels: int = 256,
-        layers: int = 2,
+        channels: Size = 256,
+        layers: LayerCount = 2,
         norm: str | None = None,
     ) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class ImageClassifier(PixelModel):
         backbone: Backbone,
         head: ImageClassHead,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
-        pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+        pixel_std: PixelStd = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
         self.head = head

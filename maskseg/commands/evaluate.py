@@ -110,8 +110,6 @@ def build_validation(
     """
     settings = config.evaluation
     context = context or DistributedContext()
-    if settings.batch < 1:
-        raise UserError(f"evaluation.batch must be at least 1, not {settings.batch}")
     source.file(split)  # raises UserError before anything is built
     _check_sigmas(settings.oks_sigmas, categories)
     return Validation(

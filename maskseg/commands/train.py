@@ -44,6 +44,13 @@ from maskseg.engine.checkpoint import (
     load_weights,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
+from maskseg.engine.resume import (
+    changed_files,
+    check_categories,
+    checkpoint_categories,
+    hash_files,
+    moved_labels,
+)
 from maskseg.engine.state import TrainState
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError, warn_if_not_drawn
@@ -51,7 +58,7 @@ from maskseg.files import replacing
 from maskseg.files.outputs import check_outputs
 from maskseg.inference.validation import SHEETS, Validation
 from maskseg.models.interfaces import TrainableModel
-from maskseg.structures import Batch
+from maskseg.structures import Batch, Categories
 from maskseg.visualization.batches import save_batch
 from maskseg.visualization.curves import plot_curves
 
@@ -116,21 +123,21 @@ def _train(
     model = trainer.place(_build_model(config))
     optimizer = configs.build_optimizer(config, trainer, model)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
-    validation = None
-    if "val" in source.splits():
-        num_images = None if trainer.plots else 0
-        validation = build_validation(config, source, "val", categories, context, num_images)
+    validation = _build_validation(config, source, trainer, context)
 
     # Initial weights or the state to resume, and checks that need the model
     candidates = context.broadcast(folder.candidates if folder else [])
     if trainer.init and not candidates:
-        _load_initial_weights(model, trainer, config, log)
+        _load_initial_weights(model, trainer, config, log, categories)
     metadata: Checkpoint = {
         "config": configs.to_yaml(config),
         "categories": categories.to_dict(),
+        "data_files": hash_files(source.data_files()),
     }
     state = trainer.build_state(model, optimizer, scheduler, metadata, context)
     resume = _read_resumable(state, candidates, trainer, log)
+    if resume is not None:
+        _check_resume(resume, metadata, config, trainer, categories, log)
     _check_model(model, source, trainer)
     prepare_segments(model, source, source.splits(), config, context)
     context.barrier()  # nothing is written before all processes have passed their checks
@@ -173,6 +180,16 @@ def _build_model(config: Config) -> nn.Module:
             "experiment=scenes_hash_r18 trains one"
         )
     return model
+
+
+def _build_validation(
+    config: Config, source: CocoSource, trainer: Trainer, context: DistributedContext
+) -> Validation | None:
+    """The evaluation during the training; None without validation data."""
+    if "val" not in source.splits():
+        return None
+    num_images = None if trainer.plots else 0
+    return build_validation(config, source, "val", source.categories, context, num_images)
 
 
 def _finish(run_dir: Path, validation: Validation | None, plots: bool) -> None:
@@ -328,6 +345,43 @@ def _check_codes(model: nn.Module, trainer: Trainer) -> None:
         )
 
 
+def _check_resume(
+    checkpoint: Checkpoint,
+    metadata: Checkpoint,
+    config: Config,
+    trainer: Trainer,
+    categories: Categories,
+    log: Callable[..., None],
+) -> None:
+    """Check that a run can go on with this data, and report the keys that differ.
+
+    metadata: of this run. Raises UserError where classes or data files have changed.
+    """
+    name = f"trainer.resume={trainer.resume}"
+    check_categories(checkpoint, categories, name)
+    for key in changed_files(checkpoint, metadata["data_files"]):
+        message = (
+            f"{key}={config.data[key.partition('.')[2]]} has changed since the checkpoint was saved"
+        )
+        if not trainer.resume_changed_data:
+            raise UserError(
+                f"{name}: {message}; trainer.resume_changed_data=true resumes with the new file"
+            )
+        log(f"warning: {message}", flush=True)
+    text = checkpoint.get("config")
+    differences = configs.config_differences(config, text) if isinstance(text, str) else []
+    changes = [difference for difference in differences if configs.changes_numbers(difference)]
+    for difference in differences:
+        if difference not in changes:
+            log(f"resumed with {difference}", flush=True)
+    if changes:
+        log(
+            f"warning: resumed with other settings, so that the run differs from one without a "
+            f"stop: {'; '.join(changes)}",
+            flush=True,
+        )
+
+
 def _read_resumable(
     state: TrainState, paths: Sequence[Path], trainer: Trainer, log: Callable[..., None]
 ) -> Checkpoint | None:
@@ -359,7 +413,11 @@ def _read_resumable(
 
 
 def _load_initial_weights(
-    model: nn.Module, trainer: Trainer, config: Config, log: Callable[..., None]
+    model: nn.Module,
+    trainer: Trainer,
+    config: Config,
+    log: Callable[..., None],
+    categories: Categories,
 ) -> None:
     """Load the weights of `trainer.init`. Raises UserError for a checkpoint that does not fit."""
     assert trainer.init is not None
@@ -372,10 +430,21 @@ def _load_initial_weights(
     if unused:
         text += f"; {len(unused)} tensors do not fit: {', '.join(unused[:_MAX_NAMED])}"
     log(text, flush=True)
+    trained_categories = checkpoint_categories(checkpoint)
+    moved = moved_labels(trained_categories, categories) if trained_categories else []
+    if moved:
+        named = _join_some(moved)
+        log(f"warning: class weights start from those of other classes: {named}", flush=True)
     trained = checkpoint.get("config")
     differences = configs.model_differences(config, trained if isinstance(trained, str) else "")
     if differences:
-        named = ", ".join(differences[:_MAX_NAMED])
-        if len(differences) > _MAX_NAMED:
-            named += f" and {len(differences) - _MAX_NAMED} more"
+        named = _join_some(differences)
         log(f"warning: the weights were trained in another model: {named}", flush=True)
+
+
+def _join_some(texts: list[str]) -> str:
+    """The first texts, and the number of further ones."""
+    named = ", ".join(texts[:_MAX_NAMED])
+    if len(texts) > _MAX_NAMED:
+        named += f" and {len(texts) - _MAX_NAMED} more"
+    return named

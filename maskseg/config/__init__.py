@@ -18,6 +18,8 @@ from maskseg.config.build import (
 )
 from maskseg.config.compose import compose
 from maskseg.config.derived import (
+    changes_numbers,
+    config_differences,
     flatten,
     from_checkpoint,
     group_choices,
@@ -46,9 +48,11 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "build_source",
+    "changes_numbers",
     "check_closed",
     "check_targets",
     "compose",
+    "config_differences",
     "config_folder",
     "construct",
     "describe_groups",

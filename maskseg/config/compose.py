@@ -15,12 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from maskseg.config.experiment import select_experiment
 from maskseg.config.overrides import key_of
 from maskseg.config.path_values import quote_paths
-from maskseg.config.schema import check_types, describe
+from maskseg.config.schema import check_types
 from maskseg.config.search_path import open_configs
 from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
 from maskseg.files.configs import find_config, group_files, groups, is_group
 from maskseg.plugins import import_plugins
+from maskseg.values import describe
 
 _MIN_COMPLETED = 3  # characters of a wrong key that are enough to complete it
 _CONTAINERS = (DictConfig, ListConfig, dict, list)

@@ -17,12 +17,24 @@ from maskseg.config.overrides import key_of
 from maskseg.config.path_values import quote_paths
 from maskseg.config.show import show, split_options
 from maskseg.errors import UserError
+from maskseg.files import parse_yaml
 from maskseg.files.configs import find_config, is_group
 
 # Keys of the data that belong to the model, and that it keeps on other data.
 _DATA_KEYS_OF_MODEL = ("num_classes", "num_things", "point_ranges", "test_transforms")
 # Keys of the model that may differ from those of the weights: they do not change the predictions,
 # or a difference shows in the shapes of the weights.
+_KEYS_OF_A_START = ("run_dir", "trainer.resume", "trainer.resume_changed_data")
+# Keys that do not change the losses of a training (or beginnings of these keys).
+_KEYS_WITHOUT_EFFECT = (
+    *("name", "evaluation.", "trainer.init", "trainer.log_every", "trainer.checkpoint_every"),
+    *("trainer.keep_checkpoints", "trainer.evaluate_every", "trainer.best_metric"),
+    *("trainer.patience", "trainer.max_bad_steps", "trainer.channels_last"),
+    *("data.num_workers", "data.timeout", "data.check_images", "data.max_pixels"),
+    *("data.root", "data.images", "data.train_json", "data.val_", "data.train_images"),
+    *("data.test_transforms", "data.train_proposals", "data.stuff_json", "data.cache"),
+)
+_MAX_VALUE = 60  # characters of a value in a message
 _HARMLESS_KEYS = ("weights", "num_classes", "ranges", "frozen_stages", "loss_weight")
 
 
@@ -145,6 +157,34 @@ def model_differences(config: DictConfig, text: str) -> list[str]:
         if trained_value != values[key]:
             differences.append(f"{key}={trained_value} (here {values[key]})")
     return differences
+
+
+def config_differences(config: DictConfig, text: str) -> list[str]:
+    """The keys in which a config differs from that of the checkpoint that it resumes.
+
+    text: the config of the checkpoint. Keys that a resume always sets are left out. -> for each
+    key, `key: old value -> new value`.
+    """
+    old_values = flatten(parse_yaml(text))
+    new_values = flatten(OmegaConf.to_container(config, resolve=False))
+    differences = []
+    for key in [*old_values, *(key for key in new_values if key not in old_values)]:
+        if key in _KEYS_OF_A_START or key not in old_values:
+            continue
+        new_value = new_values.get(key, "no such key")
+        if old_values[key] != new_value:
+            old_text = str(old_values[key])[:_MAX_VALUE]
+            differences.append(f"{key}: {old_text} -> {str(new_value)[:_MAX_VALUE]}")
+    return differences
+
+
+def changes_numbers(difference: str) -> bool:
+    """Whether a difference of `config_differences` can change what is computed in a training.
+
+    The contents of data files are compared by themselves, whatever their place is.
+    """
+    key = difference.partition(": ")[0]
+    return not key.startswith(_KEYS_WITHOUT_EFFECT)
 
 
 def flatten(node: object, prefix: str = "") -> dict[str, object]:

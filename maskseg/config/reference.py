@@ -8,7 +8,6 @@ the same class, or at the same place of the composed config. So no meaning is wr
 from __future__ import annotations
 
 import inspect
-import typing
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ from pathlib import Path
 import hydra
 import yaml
 
-from maskseg.config.schema import GROUPS, DataKeys, Hint, ToolKeys, TrainKeys, describe, types_of
+from maskseg.config.schema import DataKeys, top_level_types, types_at, types_of
 from maskseg.config.trust import TRANSFORMS
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.errors import UserError
 from maskseg.files.configs import config_folder
+from maskseg.values import Hint, describe, type_hints
 
 _HEAD = """# Configuration
 
@@ -35,7 +35,9 @@ python tools/train.py --info                    # prints the groups and the choi
 ```
 
 In the tables, `???` marks a key that has no default and must be set, `null` is no value, and
-`${key}` the value of another key.
+`${key}` the value of another key. A type names the range of its values. It is checked when the
+config is composed, before anything is written: a value out of range ends the tool with one line and
+exit code 2. Numbers are finite (no `nan`, no `inf`), and a whole number may be written as `1e4`.
 """
 _FOOT = """This page is generated from `configs/` and the types in the code:
 `python -m maskseg.config.reference > docs/config.md`.
@@ -234,8 +236,7 @@ def _transform_table() -> str:
     ]
     for target in sorted(TRANSFORMS):
         transform = hydra.utils.get_class(target)
-        parameters = inspect.signature(transform).parameters.values()
-        keys = ", ".join(f"`{parameter.name}`" for parameter in parameters)
+        keys = "; ".join(f"`{key}`: {describe(hint)}" for key, hint in types_of(target).items())
         text = " ".join((inspect.getdoc(transform) or "").split())
         lines.append(f"| `{target}` | {keys} | {_escape(text)} |")
     return "\n".join(lines) + "\n"
@@ -396,19 +397,11 @@ def _source_of(node: yaml.Node, lines: list[str]) -> str:
 def _hints_of(file: ConfigFile, key: Key) -> dict[str, Hint]:
     """The types of the keys beside this one."""
     parent = file.place_of(key).rpartition(".")[0]
-    hints = {} if key.target is None else dict(types_of(key.target))
-    if parent in GROUPS:
-        hints |= typing.get_type_hints(GROUPS[parent])
-    elif parent == "data":
-        hints = {**types_of(f"{CocoSource.__module__}.{CocoSource.__name__}"), **hints}
-        hints |= {
-            name: hint
-            for name, hint in typing.get_type_hints(DataKeys).items()
-            if name not in hints
-        }
-    elif not parent:
-        hints |= {**typing.get_type_hints(ToolKeys), **typing.get_type_hints(TrainKeys)}
-    return hints
+    hints = types_at(parent, key.target)
+    if parent == "data":
+        source_types = types_of(f"{CocoSource.__module__}.{CocoSource.__name__}")
+        return {**type_hints(DataKeys), **source_types, **hints}
+    return hints if parent else {**hints, **top_level_types()}
 
 
 if __name__ == "__main__":

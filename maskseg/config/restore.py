@@ -10,7 +10,6 @@ from torch import nn
 from maskseg import config as configs
 from maskseg.config import Config
 from maskseg.data.datasets.coco import CocoSource
-from maskseg.data.options import check_numbers
 from maskseg.data.single_image import SingleImage
 from maskseg.engine.checkpoint import (
     checkpoint_path,
@@ -81,8 +80,6 @@ def build_predictor(
 
 def single_image(config: Config) -> SingleImage:
     """What turns one image into a batch, as in a validation. Raises UserError."""
-    minima = {"divisor": 1, "max_pixels": 1}
-    check_numbers(minima, divisor=config.data.divisor, max_pixels=config.data.max_pixels)
     transforms = [configs.build(t, configs.CHECKPOINT_TARGETS) for t in config.data.test_transforms]
     return SingleImage(transforms, config.data.divisor, config.data.max_pixels)
 

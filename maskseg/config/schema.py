@@ -7,15 +7,12 @@ is checked whatever its default is, so that a key whose default is null has a ty
 
 from __future__ import annotations
 
-import collections.abc
 import functools
 import inspect
-import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +21,29 @@ from omegaconf.errors import OmegaConfBaseException
 from maskseg.config.levels import FILLED_KEYS
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
+from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
-
-Hint: TypeAlias = object  # a type annotation, such as `int | None`
+from maskseg.values import (
+    Decay,
+    Fraction,
+    Hint,
+    IterationCount,
+    Length,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Range,
+    Seed,
+    Size,
+    WorkerCount,
+    describe,
+    has_range,
+    is_integer_type,
+    matches,
+    type_hints,
+)
 
 
 class TrainKeys(TypedDict, total=False):
@@ -34,42 +51,51 @@ class TrainKeys(TypedDict, total=False):
 
     name: str
     run_dir: str | None
-    seed: int
-    batch_size: int
+    seed: Seed
+    batch_size: Size
 
 
 class EvaluationKeys(TypedDict, total=False):
     """The group `evaluation`."""
 
-    max_detections: int
-    backend: str
-    batch: int
-    max_images: int | None
-    pictures: int
-    oks_sigmas: list[float] | None
-    min_score: float
+    max_detections: PositiveInt
+    backend: Literal["auto", "faster", "pycocotools"]
+    batch: Size
+    max_images: PositiveInt | None
+    pictures: NonNegativeInt
+    oks_sigmas: Annotated[list[PositiveFloat], Length(1)] | None
+    min_score: Fraction
 
 
 class FitKeys(TypedDict, total=False):
     """The group `fit` of `fit_hash.yaml` and `fit_svm.yaml`."""
 
     split: str
-    max_samples: int
-    iterations: int
-    max_images: int | None
-    C: float
-    positive_weight: float
-    norm: float
-    intercept_scaling: float
-    negatives: int
-    negative_below: float
+    max_samples: Annotated[int, Range(ge=2, le=1_000_000_000)]
+    iterations: IterationCount
+    max_images: PositiveInt | None
+    C: PositiveFloat
+    positive_weight: PositiveFloat
+    norm: PositiveFloat
+    intercept_scaling: PositiveFloat
+    negatives: PositiveInt
+    negative_below: PositiveFraction
     flip: bool
 
 
 class OptimizerKeys(TypedDict, total=False):
-    """The key of the group `optimizer` that the optimizer's class does not take."""
+    """The keys of the group `optimizer`: one that no optimizer takes, and ranges for torch's.
 
-    base_batch_size: int | None
+    torch's optimizers have types without ranges.
+    """
+
+    base_batch_size: Size | None
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+    momentum: Decay
+    dampening: Decay
+    betas: tuple[Decay, Decay]
+    eps: PositiveFloat
 
 
 class DataKeys(TypedDict, total=False):
@@ -88,8 +114,8 @@ class DataKeys(TypedDict, total=False):
     train_segments: str | None
     val_segments: str | None
     segment_sampler: dict[str, object] | None
-    train_transforms: list[object]
-    test_transforms: list[object]
+    train_transforms: list[Transform]
+    test_transforms: list[Transform]
     split: str
 
 
@@ -99,47 +125,48 @@ class ToolKeys(TypedDict, total=False):
     checkpoint: str | None
     output: str | None
     split: str
-    pictures: int
+    pictures: NonNegativeInt
     input: str | None
-    min_score: float
-    workers: int
+    min_score: Fraction
+    workers: WorkerCount
     source: str
     weights: str | None
     categories: str | None
     suite: str
     trunk: str
-    size: int
-    batch: int
-    rounds: int
-    steps: int
+    size: Annotated[int, Range(ge=32, le=65_536)]
+    batch: Size
+    rounds: PositiveInt
+    steps: PositiveInt
     base: str
-    sweep: list[float]
-    scales: list[float]
+    sweep: Annotated[list[PositiveFloat], Length(1)]
+    scales: Annotated[list[PositiveFloat], Length(1)]
     by: str
     masks: str
     technique: str
-    threshold: float | None
-    thresholds: list[float]
-    tune_images: int
-    iterations: int
-    margin: float
-    side: int
+    threshold: Fraction | None
+    thresholds: Annotated[list[Annotated[float, Range(gt=0, lt=1)]], Length(1)]
+    tune_images: PositiveInt
+    iterations: IterationCount
+    margin: Annotated[float, Range(gt=0, le=100)]
+    side: Annotated[int, Range(ge=0, le=65_536)]
     normalise: str
     segmentation: str
     evaluate: bool
-    min_area: float
+    min_area: NonNegativeFloat
     classifier: str | None
-    map_side: int | None
+    map_side: Annotated[int, Range(ge=32, le=65_536)] | None
     device: str
     file: str
     images: str
     export: str
     fix: str | None
     host: str
-    port: int
-    max_pixels: int
-    max_upload_mb: float
-    uploads_at_once: int
+    host_names: list[str]
+    port: Annotated[int, Range(ge=0, le=65_535)]
+    max_pixels: PositiveInt
+    max_upload_mb: Annotated[float, Range(gt=0, le=1_000_000)]
+    uploads_at_once: Annotated[int, Range(ge=1, le=1024)]
 
 
 # Keys of groups beside the parameters of their `_target_`.
@@ -151,11 +178,12 @@ GROUPS: dict[str, type] = {
 
 
 def check_types(config: DictConfig) -> set[str]:
-    """Check the types of all values; a float such as 10.0 becomes an integer where one is expected.
+    """Check the types and ranges of all values; where an integer is expected, 10.0 becomes 10.
 
     Null is accepted where a key refers to another one, such as the number of classes, which is
     read from the data later. -> the keys whose type is known.
-    Raises UserError for the first value of another type, and for a reference to no key.
+    Raises UserError for a value of another type or out of its range, and for a reference to no key.
+    A value that others refer to is reported under its own key.
     """
     references = set(_references(OmegaConf.to_container(config, resolve=False)))
     try:
@@ -165,14 +193,18 @@ def check_types(config: DictConfig) -> set[str]:
     assert isinstance(resolved, dict)
     integers: dict[str, int] = {}
     typed: set[str] = set()
+    problems: dict[str, str] = {}
     for key, value, hint in walk({str(key): value for key, value in resolved.items()}):
         typed.add(key)
         if _is_set_later(key, value, references):
             continue
-        if isinstance(value, float) and _is_integer_as_float(value, hint):
-            integers[key] = int(value)
-        elif not _matches(value, hint):
-            raise UserError(f"{key}={value!r}: expected {describe(hint)}")
+        if isinstance(value, float) and value.is_integer() and is_integer_type(hint):
+            value = int(value)
+            integers[key] = value
+        if not matches(value, hint):
+            problems[key] = f"{key}={value!r}: expected {describe(hint)}"
+    if problems:
+        raise UserError(problems[min(problems, key=lambda key: key in references)])
     for key, number in integers.items():
         if key not in references:
             OmegaConf.update(config, key, number)
@@ -196,11 +228,6 @@ def _is_set_later(key: str, value: object, references: Collection[str]) -> bool:
     return bool(value == "???")
 
 
-def _is_integer_as_float(value: float, hint: Hint) -> bool:
-    """Whether a value such as 10.0 or 1e1 stands for an integer."""
-    return value.is_integer() and _matches(0, hint) and not _matches(0.0, hint)
-
-
 def _references(node: object, place: str = "") -> Iterator[str]:
     """The keys whose values are interpolations."""
     if isinstance(node, dict):
@@ -210,9 +237,14 @@ def _references(node: object, place: str = "") -> Iterator[str]:
         yield place
 
 
+def top_level_types() -> dict[str, Hint]:
+    """The types of the keys at the top level of the tools' configs."""
+    return {**type_hints(ToolKeys), **type_hints(TrainKeys)}
+
+
 def walk(config: Mapping[str, object]) -> Iterator[tuple[str, object, Hint]]:
     """Each key whose type is known, with its value and its type."""
-    top = {**typing.get_type_hints(ToolKeys), **typing.get_type_hints(TrainKeys)}
+    top = top_level_types()
     for key, value in config.items():
         if isinstance(value, dict) and key not in top:
             yield from _walk_node(key, value)
@@ -237,11 +269,21 @@ def _walk_group(
 
 def _walk_node(place: str, node: Mapping[str, object]) -> Iterator[tuple[str, object, Hint]]:
     target = node.get("_target_")
-    hints = types_of(target) if isinstance(target, str) else {}
-    if place in GROUPS:
-        hints = {**hints, **typing.get_type_hints(GROUPS[place])}
+    hints = types_at(place, target if isinstance(target, str) else None)
     values = {key: value for key, value in node.items() if not str(key).startswith("_")}
     yield from _walk_group(place, values, hints)
+
+
+def types_at(place: str, target: str | None) -> dict[str, Hint]:
+    """The types of the keys of a group with this `_target_` at this place of a config.
+
+    Of a key that `GROUPS` has too, the type with a range counts, first that of the target.
+    """
+    hints = {} if target is None else dict(types_of(target))
+    for key, hint in type_hints(GROUPS[place]).items() if place in GROUPS else ():
+        if not has_range(hints.get(key)):
+            hints[key] = hint
+    return hints
 
 
 @functools.cache
@@ -254,7 +296,7 @@ def types_of(target: str) -> dict[str, Hint]:
     hints = _parameter_types(built)
     if inspect.isclass(built) and issubclass(built, CocoSource):
         for options in (ReadOptions, LoaderOptions, ClassOptions, DataKeys):
-            hints = {**typing.get_type_hints(options), **hints}
+            hints = {**type_hints(options), **hints}
     return hints
 
 
@@ -267,7 +309,7 @@ def _parameter_types(built: object) -> dict[str, Hint]:
         if "__init__" in vars(base):
             hints |= _hints(vars(base)["__init__"])
     if is_dataclass(built):
-        known = typing.get_type_hints(built)
+        known = type_hints(built)
         hints |= {field.name: known[field.name] for field in fields(built)}
     return hints
 
@@ -276,7 +318,7 @@ def _hints(function: object) -> dict[str, Hint]:
     if not callable(function):
         return {}
     try:
-        hints = typing.get_type_hints(function)
+        hints = type_hints(function)
         kinds = inspect.signature(function).parameters
     except (NameError, TypeError, ValueError):
         return {}
@@ -287,98 +329,5 @@ def _hints(function: object) -> dict[str, Hint]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             types_by_name[name] = hints[name]
         elif typing.get_origin(hints[name]) is typing.Unpack:  # **options: Unpack[a TypedDict]
-            types_by_name |= typing.get_type_hints(typing.get_args(hints[name])[0])
+            types_by_name |= type_hints(typing.get_args(hints[name])[0])
     return types_by_name
-
-
-def _matches(value: object, hint: Hint) -> bool:
-    """Whether a plain value can be of the type; True for types that no plain value shows."""
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, option) for option in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is type(None):
-        return value is None
-    if value is None:
-        return not _is_plain(hint)
-    if isinstance(value, dict) and "_target_" in value:
-        return hint not in (bool, int, float, str)
-    if hint in (bool, int, str):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    return _matches_collection(value, origin or hint, arguments)
-
-
-def _matches_collection(value: object, kind: object, arguments: tuple[Hint, ...]) -> bool:
-    if kind in (list, collections.abc.Sequence):
-        inner = arguments[0] if arguments else object
-        return isinstance(value, list) and _all_match(value, inner)
-    if kind is tuple:
-        return isinstance(value, list) and _matches_tuple(value, arguments)
-    if kind in (dict, collections.abc.Mapping):
-        inner = arguments[1] if len(arguments) == 2 else object
-        return isinstance(value, dict) and _all_match(value.values(), inner)
-    is_other_class = inspect.isclass(kind) and kind not in (object, Any, Path)
-    return not (is_other_class and isinstance(value, bool | int | float | str))
-
-
-def _all_match(values: Iterable[object], hint: Hint) -> bool:
-    return all(_matches(value, hint) for value in values)
-
-
-def _matches_tuple(values: list[object], arguments: tuple[Hint, ...]) -> bool:
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return _all_match(values, arguments[0])
-    if len(values) != len(arguments):
-        return False
-    return all(_matches(value, hint) for value, hint in zip(values, arguments, strict=True))
-
-
-def _is_plain(hint: Hint) -> bool:
-    """Whether null is no value of the type."""
-    plain = (bool, int, float, str, list, tuple, dict)
-    abstract = (collections.abc.Sequence, collections.abc.Mapping)
-    return (typing.get_origin(hint) or hint) in (*plain, *abstract)
-
-
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    type(None): "null",
-}
-
-
-def describe(hint: Hint) -> str:
-    """A type in words."""
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        # A parameter such as `float | Tensor` takes a number in a config.
-        plain = [option for option in arguments if _is_plain(option)]
-        shown = [*plain, type(None)] if plain else arguments
-        return " or ".join(describe(option) for option in shown if option in arguments)
-    if origin is typing.Literal:
-        return " or ".join(map(repr, arguments))
-    if hint in _NAMES:
-        return _NAMES[hint]
-    kind = origin or hint
-    if kind in (list, tuple, collections.abc.Sequence):
-        return _describe_list(kind, arguments)
-    if kind in (dict, collections.abc.Mapping):
-        return "a group of keys"
-    return "a group with _target_"
-
-
-def _describe_list(kind: object, arguments: tuple[Hint, ...]) -> str:
-    items = [argument for argument in arguments if argument is not Ellipsis]
-    text = "a list of values"
-    if kind is tuple and Ellipsis not in arguments:
-        text = f"a list of {len(items)} values"
-    if not items:
-        return text
-    return f"{text}, each {' or '.join(dict.fromkeys(describe(item) for item in items))}"

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from maskseg.data.coco.parse import CROWDS, Crowds
 from maskseg.data.image_files import MAX_PIXELS
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
-
-
-def check_numbers(minima: Mapping[str, int], **values: int | None) -> None:
-    """Raise UserError for a data key that is no integer or is below its minimum.
-
-    `max_images` may be None: no limit.
-    """
-    for name, value in values.items():
-        if value is None and name == "max_images":
-            continue
-        if type(value) is not int or value < minima[name]:
-            minimum = minima[name]
-            raise UserError(
-                f"data.{name} must be a whole number of at least {minimum}, not {value!r}"
-            )
+from maskseg.values import (
+    Divisor,
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    WorkerCount,
+    check_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -80,16 +75,15 @@ class ReadOptions:
 
     keep_empty: bool = True
     check_images: bool = True
-    max_pixels: int = MAX_PIXELS
-    skip_bad: int = 0
-    max_images: int | None = None
+    max_pixels: PositiveInt = MAX_PIXELS
+    skip_bad: NonNegativeInt = 0
+    max_images: PositiveInt | None = None
     crowds: Crowds = "ignore"
 
     def __post_init__(self) -> None:
         if self.crowds not in CROWDS:
             raise UserError(f"data.crowds must be {' or '.join(CROWDS)}, not {self.crowds!r}")
-        minima = {"max_images": 1, "skip_bad": 0}
-        check_numbers(minima, max_images=self.max_images, skip_bad=self.skip_bad)
+        check_fields(self, "data")
 
 
 @dataclass(frozen=True)
@@ -104,15 +98,14 @@ class LoaderOptions:
         repeated (LVIS: 0.001; Gupta et al., "LVIS", CVPR 2019); 0 repeats none.
     """
 
-    num_workers: int = 2
-    timeout: float = 120.0
-    divisor: int = 32
+    num_workers: WorkerCount = 2
+    timeout: Annotated[float, Range(gt=0, le=604_800)] = 120.0
+    divisor: Divisor = 32
     group_by_aspect: bool = True
-    repeat_threshold: float = 0.0
+    repeat_threshold: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        minima = {"num_workers": 0, "divisor": 1}
-        check_numbers(minima, num_workers=self.num_workers, divisor=self.divisor)
+        check_fields(self, "data")
 
 
 @dataclass(frozen=True)
@@ -127,9 +120,9 @@ class ClassOptions:
     semantic_encoding: what the values of semantic maps mean, one of `semantic_maps.ENCODINGS`.
     """
 
-    num_classes: int | None = None
-    num_things: int | None = None
-    point_ranges: Sequence[Sequence[int]] | None = None
+    num_classes: PositiveInt | None = None
+    num_things: NonNegativeInt | None = None
+    point_ranges: Sequence[Sequence[NonNegativeInt]] | None = None
     flip_pairs: Sequence[Sequence[str]] | None = None
     stuff_json: str | None = None
     semantic_encoding: str = "ids"

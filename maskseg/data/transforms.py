@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from maskseg.data.rgbx import flip, resize
 from maskseg.data.sample import Sample
 from maskseg.errors import UserError
 from maskseg.ops.geometry import AxisAlignedTransform
+from maskseg.values import Fraction, Length, NonNegativeFloat, Range, Size
+
+# Range of a strength: 100 already makes an image white or black.
+JitterStrength = Annotated[float, Range(ge=0, le=100)]
+JitterScale = Annotated[float, Range(gt=0, le=100)]
 
 
 class Transform(Protocol):
@@ -32,7 +37,7 @@ class Transform(Protocol):
 class Flip:
     """Flips left-right and up-down at random, with a probability each."""
 
-    def __init__(self, horizontal: float = 0.5, vertical: float = 0.0) -> None:
+    def __init__(self, horizontal: Fraction = 0.5, vertical: Fraction = 0.0) -> None:
         self.horizontal = horizontal
         self.vertical = vertical
 
@@ -60,7 +65,10 @@ class ResizeShortestEdge:
     """
 
     def __init__(
-        self, sizes: Sequence[int] = (800,), max_size: int = 1333, method: str = "antialias"
+        self,
+        sizes: Annotated[Sequence[Size], Length(1)] = (800,),
+        max_size: Size = 1333,
+        method: str = "antialias",
     ) -> None:
         if not sizes or min(sizes) < 1 or max_size < max(sizes):
             raise UserError(
@@ -94,7 +102,10 @@ class ScaleJitterCrop:
     """
 
     def __init__(
-        self, size: int = 1024, scale: tuple[float, float] = (0.1, 2.0), min_pixels: float = 1.0
+        self,
+        size: Size = 1024,
+        scale: tuple[JitterScale, JitterScale] = (0.1, 2.0),
+        min_pixels: NonNegativeFloat = 1.0,
     ) -> None:
         self.size = size
         self.scale = (float(scale[0]), float(scale[1]))
@@ -114,7 +125,7 @@ class RandomCrop:
     dropped.
     """
 
-    def __init__(self, size: int, min_pixels: float = 1.0) -> None:
+    def __init__(self, size: Size, min_pixels: NonNegativeFloat = 1.0) -> None:
         self.size = size
         self.min_pixels = min_pixels
 
@@ -139,10 +150,10 @@ class ColorJitter:
 
     def __init__(
         self,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
+        brightness: JitterStrength = 0.0,
+        contrast: JitterStrength = 0.0,
+        saturation: JitterStrength = 0.0,
+        hue: Annotated[float, Range(ge=0, le=0.5)] = 0.0,
     ) -> None:
         if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
             raise UserError("color jitter: strengths must not be negative, and hue is at most 0.5")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -29,8 +30,15 @@ from maskseg.engine.step import StepResult, TrainStep
 from maskseg.errors import Interrupted, UserError, warn_if_not_drawn
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Batch
-
-_MAX_TIMEOUT = 7 * 86400  # seconds
+from maskseg.values import (
+    Decay,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Size,
+    check_fields,
+)
 
 Evaluate = Callable[[nn.Module, int, RunLog], dict[str, float]]
 
@@ -44,7 +52,7 @@ class TrainSettings:
 
     Attributes:
         max_steps: number of steps.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ... or `mps`.
         precision: `fp32`, or mixed precision with `bf16` or `fp16` (with a loss scale).
         channels_last: memory layout of the weights; faster, with equal results.
         compile: compile the backbone with torch.compile.
@@ -66,51 +74,36 @@ class TrainSettings:
             finite.
         distributed_timeout: seconds after which a process that does not answer ends the others.
         resume: `auto`, a checkpoint or a run folder.
+        resume_changed_data: resume also if a data file has changed since the checkpoint.
         init: checkpoint to take the initial weights from.
         init_partial: take only those weights of `init` that fit.
     """
 
-    max_steps: int
+    max_steps: PositiveInt
     device: str = "auto"
     precision: str = "fp32"
     channels_last: bool = True
     compile: bool = False
-    accumulate_grad_batches: int = 1
-    clip_norm: float = 0.0
+    accumulate_grad_batches: Size = 1
+    clip_norm: NonNegativeFloat = 0.0
     decay_norms_and_biases: bool = True
-    ema: float = 0.0
-    log_every: int = 20
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 1
-    evaluate_every: int = 0
+    ema: Decay = 0.0
+    log_every: NonNegativeInt = 20
+    checkpoint_every: NonNegativeInt = 1000
+    keep_checkpoints: NonNegativeInt = 1
+    evaluate_every: NonNegativeInt = 0
     plots: bool = True
     best_metric: str = "segm/AP"
-    patience: int = 0
-    max_bad_steps: int = 5
-    distributed_timeout: float = TIMEOUT_SECONDS
+    patience: NonNegativeInt = 0
+    max_bad_steps: PositiveInt = 5
+    distributed_timeout: Annotated[float, Range(ge=1, le=604_800)] = TIMEOUT_SECONDS
     resume: str | None = None
+    resume_changed_data: bool = False
     init: str | None = None
     init_partial: bool = False
 
     def __post_init__(self) -> None:
-        minimums = {
-            "max_steps": 1,
-            "accumulate_grad_batches": 1,
-            "max_bad_steps": 1,
-            "keep_checkpoints": 0,
-            "patience": 0,
-        }
-        for name, minimum in minimums.items():
-            value = getattr(self, name)
-            if value < minimum:
-                raise UserError(f"trainer.{name} must be at least {minimum}, not {value}")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"trainer.ema must be at least 0 and below 1, not {self.ema}")
-        if not 1 <= self.distributed_timeout <= _MAX_TIMEOUT:
-            raise UserError(
-                f"trainer.distributed_timeout must be from 1 to {_MAX_TIMEOUT} seconds, "
-                f"not {self.distributed_timeout}"
-            )
+        check_fields(self, "trainer")
         check_precision(self.precision)
         device = self.torch_device
         if self.compile:

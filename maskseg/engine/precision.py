@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,12 +15,18 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPILERS = ("c++", "g++", "clang++", "gcc", "clang", "cl")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, key: str = "trainer.device") -> torch.device:
     """Return the device called `name` and make it the current one.
 
-    `auto` is the GPU if there is one. If torchrun has started several processes on the machine,
-    each gets its own GPU. Raises UserError if the device does not exist.
+    `auto` is the CUDA GPU if there is one, else the CPU. If torchrun has started several processes
+    on the machine, each gets its own GPU.
+    key: the config key of the name, for messages.
+    Raises UserError for a name of another form, and if the device does not exist.
     """
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
+        raise UserError(f"{key}={name}: expected auto, cpu, cuda, cuda:0, cuda:1 ... or mps")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"{key}=mps: this machine, or this build of torch, has no MPS device")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     local_rank = os.environ.get("LOCAL_RANK")
@@ -34,7 +41,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"trainer.device={name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}={name}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from maskseg.values import Fraction, NonNegativeInt, PositiveInt
+
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay_norms_and_biases: bool
@@ -37,11 +39,11 @@ def warmup_scale(step: int, warmup_steps: int, warmup_factor: float) -> float:
 
 def multistep(
     optimizer: Optimizer,
-    max_steps: int,
-    milestones: Sequence[float] = (2 / 3, 8 / 9),
-    gamma: float = 0.1,
-    warmup_steps: int = 1000,
-    warmup_factor: float = 0.001,
+    max_steps: PositiveInt,
+    milestones: Sequence[Fraction] = (2 / 3, 8 / 9),
+    gamma: Fraction = 0.1,
+    warmup_steps: NonNegativeInt = 1000,
+    warmup_factor: Fraction = 0.001,
 ) -> LambdaLR:
     """Multiply the learning rate by `gamma` at each milestone, after a linear warm-up.
 
@@ -59,10 +61,10 @@ def multistep(
 
 def cosine(
     optimizer: Optimizer,
-    max_steps: int,
-    final_factor: float = 0.0,
-    warmup_steps: int = 1000,
-    warmup_factor: float = 0.001,
+    max_steps: PositiveInt,
+    final_factor: Fraction = 0.0,
+    warmup_steps: NonNegativeInt = 1000,
+    warmup_factor: Fraction = 0.001,
 ) -> LambdaLR:
     """Half a cosine from the full learning rate to `final_factor` of it, after a linear warm-up.
 

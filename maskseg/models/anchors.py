@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from maskseg.errors import UserError
+from maskseg.values import Fraction, Length, PositiveFloat
 
 STRIDE_SOURCES = ("level", "image")
+LevelSizes = Annotated[Sequence[PositiveFloat], Length(1)]
 
 
 class AnchorGenerator:
@@ -29,9 +32,9 @@ class AnchorGenerator:
 
     def __init__(
         self,
-        sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
-        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        offset: float = 0.0,
+        sizes: Annotated[Sequence[LevelSizes], Length(1)] = ((32,), (64,), (128,), (256,), (512,)),
+        aspect_ratios: LevelSizes = (0.5, 1.0, 2.0),
+        offset: Fraction = 0.0,
         rounded: bool = False,
         stride_from: str = "level",
     ) -> None:

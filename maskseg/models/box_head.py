@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from maskseg.ops.linear import class_linear, flatten_linear
 from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_k_with_ties, top_per_group
 from maskseg.structures import Features, Losses, Regions, Samples
+from maskseg.values import (
+    BinCount,
+    Fraction,
+    LayerCount,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Size,
+)
 
 # Gathering the weights of single (region, class) pairs is faster than computing the deltas of all
 # pairs if fewer than 1/64 of the pairs are needed.
@@ -24,6 +35,7 @@ GATHER_CHUNK = 512  # pairs whose weights are gathered at a time
 # grows while an image lacks detections.
 INITIAL_CANDIDATES = 16
 CANDIDATE_GROWTH = 8
+BoxWeights = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class BoxHeadMLP(nn.Module):
@@ -37,12 +49,12 @@ class BoxHeadMLP(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 256,
-        size: int = 7,
-        width: int = 1024,
-        layers: int = 2,
-        convs: int = 0,
-        channels: int = 256,
+        in_channels: Size = 256,
+        size: BinCount = 7,
+        width: Size = 1024,
+        layers: Annotated[int, Range(ge=1, le=100)] = 2,
+        convs: LayerCount = 0,
+        channels: Size = 256,
         norm: str | None = None,
     ) -> None:
         super().__init__()
@@ -108,14 +120,14 @@ class BoxHead(nn.Module):
         self,
         pooler: Pooler,
         mlp: BoxHeadMLP,
-        num_classes: int,
+        num_classes: PositiveInt,
         class_agnostic: bool = False,
-        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
-        beta: float = 0.0,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        min_size: float = 0.0,
+        box_weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+        beta: NonNegativeFloat = 0.0,
+        score_threshold: Fraction = 0.05,
+        nms_threshold: Fraction = 0.5,
+        max_detections: PositiveInt = 100,
+        min_size: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
         self.pooler = pooler

@@ -7,6 +7,7 @@ from torch import nn
 from maskseg.errors import UserError
 from maskseg.ops.nms import top_per_group
 from maskseg.structures import Batch, Features, Losses, Regions
+from maskseg.values import PositiveInt
 
 
 class FileProposer(nn.Module):
@@ -17,7 +18,7 @@ class FileProposer(nn.Module):
 
     needs = "proposals"
 
-    def __init__(self, train_limit: int = 1000, test_limit: int = 1000) -> None:
+    def __init__(self, train_limit: PositiveInt = 1000, test_limit: PositiveInt = 1000) -> None:
         super().__init__()
         self.train_limit = train_limit
         self.test_limit = test_limit

@@ -17,6 +17,7 @@ from maskseg.ops.losses import mean_count
 from maskseg.ops.matching import rank_in_group
 from maskseg.ops.random_keys import hash_boxes, random_keys
 from maskseg.structures import Features, Losses, Regions, Samples
+from maskseg.values import LayerCount, NonNegativeInt, PositiveFloat, Size
 
 
 class KeypointHead(nn.Module):
@@ -41,13 +42,13 @@ class KeypointHead(nn.Module):
     def __init__(
         self,
         pooler: Pooler,
-        ranges: Sequence[Sequence[int]] | None,
-        in_channels: int = 256,
-        channels: int = 512,
-        layers: int = 8,
+        ranges: Sequence[Sequence[NonNegativeInt]] | None,
+        in_channels: Size = 256,
+        channels: Size = 512,
+        layers: LayerCount = 8,
         norm: str | None = None,
-        max_regions: int = 0,
-        loss_weight: float = 1.0,
+        max_regions: NonNegativeInt = 0,
+        loss_weight: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         ranges = ranges or ()

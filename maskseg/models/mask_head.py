@@ -18,6 +18,7 @@ from maskseg.models.layers.norms import conv_stack, init_convs
 from maskseg.ops.linear import class_linear
 from maskseg.ops.losses import mean_count
 from maskseg.structures import Features, Losses, Regions, Samples
+from maskseg.values import Fraction, LayerCount, PositiveInt, Size
 
 PASTE_MODES = ("continuous", "torchvision")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -42,16 +43,16 @@ class MaskHead(nn.Module):
     def __init__(
         self,
         pooler: Pooler,
-        num_classes: int,
-        in_channels: int = 256,
-        channels: int = 256,
-        layers: int = 4,
+        num_classes: PositiveInt,
+        in_channels: Size = 256,
+        channels: Size = 256,
+        layers: LayerCount = 4,
         class_agnostic: bool = False,
         norm: str | None = None,
         target_mode: str = "crop",
         paste_mode: str = "continuous",
         interpolation: str = "bilinear",
-        threshold: float = 0.5,
+        threshold: Fraction = 0.5,
     ) -> None:
         super().__init__()
         if target_mode not in TARGET_MODES:

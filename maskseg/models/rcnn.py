@@ -19,8 +19,12 @@ from maskseg.models.interfaces import (
     Segmenter,
 )
 from maskseg.structures import Batch, Features, Losses, Outputs, Regions, Targets
+from maskseg.values import PositiveFloat
 
 S = TypeVar("S")
+
+
+PixelStd = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class RCNNStages(TypedDict, total=False):
@@ -34,7 +38,7 @@ class RCNNStages(TypedDict, total=False):
     dense_heads: Mapping[str, DenseHead] | None
     segmenter: Segmenter | None
     pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
+    pixel_std: PixelStd
 
 
 class PixelModel(nn.Module):
@@ -51,7 +55,7 @@ class PixelModel(nn.Module):
         self,
         backbone: Backbone,
         pixel_mean: tuple[float, float, float],
-        pixel_std: tuple[float, float, float],
+        pixel_std: PixelStd,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -102,7 +106,7 @@ class GeneralizedRCNN(PixelModel):
         dense_heads: Mapping[str, DenseHead] | None = None,
         segmenter: Segmenter | None = None,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
-        pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+        pixel_std: PixelStd = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
         self.proposer = proposer

@@ -9,6 +9,7 @@ from maskseg.ops import boxes as box_ops
 from maskseg.ops import matching
 from maskseg.ops.random_keys import hash_boxes, random_keys
 from maskseg.structures import Regions, Samples, Targets
+from maskseg.values import Fraction, PositiveInt
 
 
 class RegionSampler:
@@ -25,12 +26,12 @@ class RegionSampler:
 
     def __init__(
         self,
-        num_classes: int,
-        num_samples: int = 512,
-        positive_fraction: float = 0.25,
-        positive_iou: float = 0.5,
+        num_classes: PositiveInt,
+        num_samples: PositiveInt = 512,
+        positive_fraction: Fraction = 0.25,
+        positive_iou: Fraction = 0.5,
         append_truth: bool = True,
-        crowd_overlap: float = 0.5,
+        crowd_overlap: Fraction = 0.5,
     ) -> None:
         self.num_classes = num_classes
         self.num_samples = num_samples

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maskseg.ops.roi_align import assign_levels, roi_align_levels
 from maskseg.structures import Features
+from maskseg.values import BinCount, PositiveFloat, SamplingRatio, Size
 
 
 class MultiLevelRoIAlign(nn.Module):
@@ -28,11 +29,11 @@ class MultiLevelRoIAlign(nn.Module):
 
     def __init__(
         self,
-        strides: Mapping[str, int],
-        size: int = 7,
-        sampling_ratio: int = 2,
+        strides: Mapping[str, Size],
+        size: BinCount = 7,
+        sampling_ratio: SamplingRatio = 2,
         aligned: bool = True,
-        canonical_size: float = 224.0,
+        canonical_size: PositiveFloat = 224.0,
     ) -> None:
         super().__init__()
         self.strides = dict(strides)

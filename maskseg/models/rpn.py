@@ -17,6 +17,7 @@ from maskseg.ops.losses import mean_count, smooth_l1_sum
 from maskseg.ops.nms import nms_per_group, top_per_group
 from maskseg.ops.random_keys import hash_boxes, random_keys
 from maskseg.structures import Batch, Features, Losses, Regions, Targets
+from maskseg.values import Fraction, LayerCount, NonNegativeFloat, PositiveInt, Size
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 NORMALIZERS = ("sampled", "quota")
@@ -28,7 +29,7 @@ class RPNHead(nn.Module):
     The weights are shared by all levels. per_cell: anchors per cell; layers: 3x3 convolutions.
     """
 
-    def __init__(self, in_channels: int = 256, per_cell: int = 3, layers: int = 1) -> None:
+    def __init__(self, in_channels: Size = 256, per_cell: Size = 3, layers: LayerCount = 1) -> None:
         super().__init__()
         self.per_cell = per_cell
         self.convs = nn.ModuleList(
@@ -61,8 +62,8 @@ class ProposalLimits:
     pre_nms_top_n: of each level before NMS; post_nms_top_n: of each image after NMS.
     """
 
-    pre_nms_top_n: int
-    post_nms_top_n: int
+    pre_nms_top_n: PositiveInt
+    post_nms_top_n: PositiveInt
 
 
 TRAIN_LIMITS = ProposalLimits(pre_nms_top_n=2000, post_nms_top_n=1000)
@@ -94,11 +95,11 @@ class AnchorSampler:
     of negative.
     """
 
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3
-    num_samples: int = 256
-    positive_fraction: float = 0.5
-    crowd_overlap: float = 0.5
+    positive_iou: Fraction = 0.7
+    negative_iou: Fraction = 0.3
+    num_samples: PositiveInt = 256
+    positive_fraction: Fraction = 0.5
+    crowd_overlap: Fraction = 0.5
 
     @torch.no_grad()
     def __call__(self, anchors: Tensor, targets: Targets, seeds: Tensor) -> SampledAnchors:
@@ -165,13 +166,13 @@ class RPN(nn.Module):
         self,
         head: nn.Module,
         anchors: AnchorGenerator,
-        strides: Mapping[str, int],
+        strides: Mapping[str, Size],
         sampler: AnchorSampler | None = None,
         train_limits: ProposalLimits = TRAIN_LIMITS,
         test_limits: ProposalLimits = TEST_LIMITS,
-        nms_threshold: float = 0.7,
-        min_size: float = 0.0,
-        beta: float = 0.0,
+        nms_threshold: Fraction = 0.7,
+        min_size: NonNegativeFloat = 0.0,
+        beta: NonNegativeFloat = 0.0,
         normalize_by: str = "sampled",
     ) -> None:
         super().__init__()

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.errors import UserError
 from maskseg.superpixels.opencv import opencv
+from maskseg.values import BlurSigma, IterationCount, PositiveFloat, PositiveInt, check_arguments
 
 Labels = NDArray[np.int32]  # [H, W], superpixel 0..S-1 of each pixel, each number used
 Image = NDArray[np.uint8]  # RGB [H, W, 3]
@@ -49,12 +49,15 @@ class SLIC:
     Raises UserError for parameters out of range.
     """
 
-    def __init__(self, count: int = 200, compactness: float = 10.0, iterations: int = 10) -> None:
-        if not (count >= 1 and compactness > 0 and iterations >= 1):
-            raise UserError(
-                "SLIC: count and iterations must be at least 1 and compactness above 0, not "
-                f"{count}, {iterations} and {compactness}"
-            )
+    def __init__(
+        self,
+        count: PositiveInt = 200,
+        compactness: PositiveFloat = 10.0,
+        iterations: IterationCount = 10,
+    ) -> None:
+        check_arguments(
+            SLIC.__init__, "SLIC", count=count, compactness=compactness, iterations=iterations
+        )
         self.count = count
         self.compactness = compactness
         self.iterations = iterations
@@ -99,12 +102,12 @@ class Felzenszwalb:
     Raises UserError for parameters out of range.
     """
 
-    def __init__(self, sigma: float = 1.0, scale: float = 100.0, min_size: int = 20) -> None:
-        if not (sigma >= 0 and scale > 0 and min_size >= 1):
-            raise UserError(
-                "Felzenszwalb: sigma must not be negative, scale above 0, min_size at least 1, not "
-                f"{sigma}, {scale} and {min_size}"
-            )
+    def __init__(
+        self, sigma: BlurSigma = 1.0, scale: PositiveFloat = 100.0, min_size: PositiveInt = 20
+    ) -> None:
+        check_arguments(
+            Felzenszwalb.__init__, "Felzenszwalb", sigma=sigma, scale=scale, min_size=min_size
+        )
         self.sigma = sigma
         self.scale = scale
         self.min_size = min_size

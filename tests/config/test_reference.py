@@ -57,7 +57,7 @@ def test_defaults_are_those_of_the_files() -> None:
 
 def test_keys_with_their_place_type_and_meaning() -> None:
     steps = rows("trainer=default")["trainer.max_steps"]
-    assert steps == ["`90000`", "a whole number", "number of steps"]
+    assert steps == ["`90000`", "a whole number from 1 to 1000000000", "number of steps"]
     # The comment is above the key, and a defaults list puts the file elsewhere.
     trunk = rows("model/trunk@model.backbone.trunk=resnet")
     default, kind, meaning = trunk["model.backbone.trunk.weights"]
@@ -68,8 +68,11 @@ def test_keys_with_their_place_type_and_meaning() -> None:
     assert mask == ["`torchvision`", *rows("model/heads@model.heads.mask=mask")[PASTE_MODE][1:]]
     assert mask[2]
     # Types that no class declares.
-    assert rows("optimizer=sgd")["optimizer.base_batch_size"][1] == "a whole number or null"
-    assert rows("fit_svm")["fit.C"][1] == "a number"
+    assert (
+        rows("optimizer=sgd")["optimizer.base_batch_size"][1]
+        == "a whole number from 1 to 65536 or null"
+    )
+    assert rows("fit_svm")["fit.C"][1] == "a number above 0"
 
 
 def test_a_key_without_a_meaning_is_refused(tmp_path: Path) -> None:

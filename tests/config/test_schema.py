@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from maskseg import config as configs
-from maskseg.config.schema import describe, walk
+from maskseg.config.schema import walk
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 from maskseg.files.configs import config_folder
+from maskseg.values import describe
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from maskseg.files.configs import config_folder
         ("evaluation.oks_sigmas=5", "evaluation.oks_sigmas=5: expected a list"),
         ("evaluation.oks_sigmas=[a]", "evaluation.oks_sigmas=['a']: expected a list"),
         ("data.train_json=3", "data.train_json=3: expected text or null"),
-        ("data.max_images=few", "data.max_images='few': expected a whole number or null"),
+        ("data.max_images=few", "data.max_images='few': expected a whole number from 1 to"),
         ("data.flip_pairs=[left]", "data.flip_pairs=['left']: expected a list"),
         ("run_dir=2024", "run_dir=2024: expected text or null"),
         ("model.heads.mask.norm=3", "model.heads.mask.norm=3: expected text or null"),

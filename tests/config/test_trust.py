@@ -323,7 +323,7 @@ def test_values_behind_references_are_checked() -> None:
     config["model"] = {
         "_target_": "maskseg.variants.hash.net.SegmentationNet",
         "backbone": "${data.train_transforms.0}",
-        "segmenter": None,
+        "segmenter": "${data.train_transforms.0}",
     }
     modules()
     with watched() as events:

@@ -305,23 +305,39 @@ def test_bf16_runs_and_keeps_the_weights_in_fp32(whole: Run, tmp_path: Path) -> 
         ({"precision": "fp8"}, r"trainer\.precision must be one of fp32, bf16, fp16, not 'fp8'"),
         (
             {"accumulate_grad_batches": 0},
-            r"trainer\.accumulate_grad_batches must be at least 1, not 0",
+            r"trainer\.accumulate_grad_batches=0: expected a whole number from 1",
         ),
-        ({"ema": 1.0}, r"trainer\.ema must be at least 0 and below 1, not 1"),
-        ({"keep_checkpoints": -1}, r"trainer\.keep_checkpoints must be at least 0, not -1"),
+        ({"ema": 1.0}, r"trainer\.ema=1\.0: expected a number of at least 0 and below 1"),
+        ({"keep_checkpoints": -1}, r"trainer\.keep_checkpoints=-1: expected a whole number from 0"),
         ({"device": "cuda:99"}, r"trainer\.device=cuda:99"),
         ({"device": "gpu"}, r"trainer\.device=gpu"),
         (
             {"distributed_timeout": 0},
-            r"trainer\.distributed_timeout must be from 1 to 604800 seconds, not 0",
+            r"trainer\.distributed_timeout=0: expected a number from 1 to 604800",
         ),
-        ({"max_steps": 0}, r"trainer\.max_steps must be at least 1, not 0"),
+        ({"max_steps": 0}, r"trainer\.max_steps=0: expected a whole number from 1"),
     ],
 )
 def test_invalid_settings(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         Trainer(**({"max_steps": 1, "device": "cpu"} | keys))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "cpu:x", "cuda:-1", "", "CPU", "gpu", "mps:0"])
+def test_devices_that_do_not_exist(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^device={name}: expected auto, cpu, cuda, .* or mps$"):
+        pick_device(name, "device")
+
+
+def test_mps_is_tried_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^trainer\.device=mps: .* no MPS device$"):
+        pick_device("mps")
+    if not torch.backends.mps.is_built():
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        with pytest.raises(UserError, match=r"^trainer\.device=mps: [^\n]*$"):
+            pick_device("mps")
 
 
 def test_the_available_device() -> None:

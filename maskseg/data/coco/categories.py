@@ -210,21 +210,22 @@ def match_categories(
         matches.append(label)
     matched = [(i, label) for i, label in enumerate(matches) if label >= 0]
     if not by_name:
-        _warn_renamed(categories, expected, matched, report)
+        _check_names(categories, expected, matched, report)
     _check_keypoints(categories, expected, matched, report)
     return expected, np.array(matches, dtype=np.int64)
 
 
-def _warn_renamed(
+def _check_names(
     categories: Categories, expected: Categories, matched: list[tuple[int, int]], report: Report
 ) -> None:
-    """Warn about categories with the same id but another name."""
+    """Report categories with the same id but another name, whose labels would be wrong."""
     for i, label in matched:
         name = categories.names[i]
         expected_name = expected.names[label]
         if name != expected_name:
-            report.warn(
-                "category matched by its id has another name",
+            report.error(
+                "category matched by its id has another name (names repeat, so that they cannot be "
+                "matched)",
                 f"id {categories.ids[i]}: {name!r}, expected {expected_name!r}",
             )
 

@@ -107,6 +107,18 @@ class CocoSource:
             files += split.files
         return files
 
+    def data_files(self) -> dict[str, list[str]]:
+        """The files that the contents of the splits come from, by their config key.
+
+        Images, and folders of maps and segments, are not among them.
+        """
+        stuff = self.class_options.stuff_json
+        files = {"data.stuff_json": [stuff] if stuff else []}
+        for name, split in self.split_files.items():
+            files[f"data.{name}_json"] = split.files
+            files[f"data.{name}_proposals"] = [split.proposals] if split.proposals else []
+        return files
+
     def split(self, name: str) -> Split:
         """The files of a split. Raises UserError for another name than `train` or `val`."""
         if name not in self.split_files:

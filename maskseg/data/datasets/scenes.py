@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ from maskseg.errors import UserError
 from maskseg.files import parse_json
 from maskseg.files.locks import lock
 from maskseg.masks.base import Rle
+from maskseg.values import NonNegativeInt, Range, Seed
 
 # Category ids have gaps, as COCO's have: code that confuses ids with labels fails here first.
 THINGS = {
@@ -447,10 +448,10 @@ class ScenesSource(CocoSource):
     def __init__(
         self,
         root: str,
-        num_train: int = 1500,
-        num_val: int = 150,
-        size: int = 256,
-        scenes_seed: int = 0,
+        num_train: NonNegativeInt = 1500,
+        num_val: NonNegativeInt = 150,
+        size: Annotated[int, Range(ge=128, le=65_536)] = 256,
+        scenes_seed: Seed = 0,
         **keys: Unpack[SourceParts],
     ) -> None:
         super().__init__(root=root, **keys)

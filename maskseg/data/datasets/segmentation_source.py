@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskseg.data.image_files import MAX_PIXELS, image_size, load_image
-from maskseg.data.options import check_numbers
 from maskseg.data.transforms import Transform
 from maskseg.errors import UserError
+from maskseg.values import Divisor, NonNegativeInt, PositiveInt, check_arguments
 
 SegmentMap = NDArray[np.int32]  # [H, W], the number of each pixel's segment, -1 for unlabelled
 
@@ -41,13 +41,13 @@ class SegmentedSource(Protocol):
 class FileOptions(TypedDict, total=False):
     """The arguments of `SegmentedFiles` but for `root` and `split`."""
 
-    max_pixels: int
-    max_images: int | None
+    max_pixels: PositiveInt
+    max_images: PositiveInt | None
     test_transforms: Sequence[Transform]
-    divisor: int
-    num_classes: int | None
-    num_things: int | None
-    point_ranges: Sequence[Sequence[int]] | None
+    divisor: Divisor
+    num_classes: PositiveInt | None
+    num_things: NonNegativeInt | None
+    point_ranges: Sequence[Sequence[NonNegativeInt]] | None
 
 
 class SegmentedFiles(ABC):
@@ -62,16 +62,17 @@ class SegmentedFiles(ABC):
         self,
         root: str,
         split: str,
-        max_pixels: int = MAX_PIXELS,
-        max_images: int | None = None,
+        max_pixels: PositiveInt = MAX_PIXELS,
+        max_images: PositiveInt | None = None,
         test_transforms: Sequence[Transform] = (),
-        divisor: int = 32,
-        num_classes: int | None = None,
-        num_things: int | None = None,
-        point_ranges: Sequence[Sequence[int]] | None = None,
+        divisor: Divisor = 32,
+        num_classes: PositiveInt | None = None,
+        num_things: NonNegativeInt | None = None,
+        point_ranges: Sequence[Sequence[NonNegativeInt]] | None = None,
     ) -> None:
-        check_numbers(
-            {"max_pixels": 1, "max_images": 1, "divisor": 1},
+        check_arguments(
+            SegmentedFiles.__init__,
+            "data",
             max_pixels=max_pixels,
             max_images=max_images,
             divisor=divisor,

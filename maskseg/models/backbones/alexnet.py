@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from maskseg.errors import UserError
 from maskseg.models.backbones.plain import Conv, PlainTrunk, Stage
+from maskseg.values import Range
 
 
 class AlexNet(PlainTrunk):
@@ -33,8 +35,8 @@ class AlexNet(PlainTrunk):
         self,
         weights: str | None = None,
         levels: Sequence[str] = ("conv3", "conv4", "conv5", "fc6", "fc7"),
-        fc6_padding: int = 3,
-        frozen_stages: int = 0,
+        fc6_padding: Annotated[int, Range(ge=0, le=5)] = 3,
+        frozen_stages: Annotated[int, Range(ge=0, le=7)] = 0,
     ) -> None:
         if not 0 <= fc6_padding <= 5:
             raise UserError(

@@ -11,6 +11,7 @@ from maskseg.errors import UserError
 from maskseg.models.interfaces import Backbone
 from maskseg.models.layers.norms import conv
 from maskseg.structures import Features, FeatureSpec
+from maskseg.values import Size
 
 
 class FPN(nn.Module):
@@ -28,7 +29,7 @@ class FPN(nn.Module):
     def __init__(
         self,
         trunk: Backbone,
-        channels: int = 256,
+        channels: Size = 256,
         norm: str | None = None,
         extra_levels: Sequence[str] = (),
     ) -> None:

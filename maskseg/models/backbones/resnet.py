@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torchvision
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from maskseg.files.torch_files import read_torch
 from maskseg.models.layers.conv_norm import absorb_frozen_norms
 from maskseg.models.layers.norms import norm_layer
 from maskseg.structures import Features, FeatureSpec
+from maskseg.values import Fraction, Range
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d")
 STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
@@ -40,8 +42,8 @@ class ResNet(nn.Module):
         name: str = "resnet50",
         weights: str | None = None,
         norm: str = "FrozenBN",
-        norm_eps: float = 1e-5,
-        frozen_stages: int = 0,
+        norm_eps: Fraction = 1e-5,
+        frozen_stages: Annotated[int, Range(ge=0, le=5)] = 0,
         stride_in_1x1: bool = False,
         out_level: str = "c5",
     ) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor
 
 from maskseg.models.backbones.plain import Conv, PlainTrunk, Stage, load_torchvision_state
+from maskseg.values import Range
 
 # Name of each block -> channels, and positions of its convolutions in torchvision's `features`.
 _BLOCKS = {
@@ -34,7 +36,7 @@ class VGG16(PlainTrunk):
         self,
         weights: str | None = None,
         levels: Sequence[str] = ("conv3", "conv4", "conv5"),
-        frozen_stages: int = 0,
+        frozen_stages: Annotated[int, Range(ge=0, le=5)] = 0,
     ) -> None:
         super().__init__("vgg16", _stages(), levels, weights, frozen_stages)
 

@@ -31,6 +31,7 @@ from maskseg.ops.roi_align import (
     roi_align_levels,
 )
 from maskseg.structures import Features, FeatureSpec, Losses, Regions, Samples
+from maskseg.values import Fraction, PositiveInt
 from maskseg.variants.cfm.layers import build_paths
 from maskseg.variants.cfm.mask_nms import nms_by_mask_iou
 from maskseg.variants.cfm.projection import SuperpixelCells, project_superpixels
@@ -65,13 +66,13 @@ class CFMClassifier(nn.Module):
         self,
         levels: Sequence[str],
         feature_specs: Mapping[str, FeatureSpec],
-        num_classes: int,
+        num_classes: PositiveInt,
         pooler: PoolerSettings | None = None,
         masking: MaskingSettings | None = None,
         mlp: MLPSettings | None = None,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.3,
-        max_detections: int = 100,
+        score_threshold: Fraction = 0.05,
+        nms_threshold: Fraction = 0.3,
+        max_detections: PositiveInt = 100,
     ) -> None:
         super().__init__()
         self.feature_specs = {name: feature_specs[name] for name in levels}

@@ -89,8 +89,9 @@ def fit(arguments: list[str]) -> None:
     loaders = [_build_loader(source, sampler, config, flip=False)]
     if config.fit.flip:
         loaders.append(_build_loader(source, sampler, config, flip=True))
+    device = pick_device(config.trainer.device)
     make_folder(output)
-    model = model.to(pick_device(config.trainer.device))
+    model = model.to(device)
     result = _fit(fitter, model, loaders, source.reading.skip_bad)
     _log(output, result, config, categories.names)
     _save(output, model, config, categories, result)
@@ -153,8 +154,6 @@ def _build_loader(
     Raises UserError.
     """
     batch_size = config.evaluation.batch
-    if batch_size < 1:
-        raise UserError(f"evaluation.batch must be at least 1, not {batch_size}")
     transforms = list(source.split("val").transforms)
     if flip:
         transforms.append(Flip(1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,15 @@ from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.superpixels.methods import Felzenszwalb, Image, Labels
 from maskseg.superpixels.opencv import opencv
+from maskseg.values import (
+    BlurSigma,
+    Fraction,
+    Length,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    check_arguments,
+)
 from maskseg.variants.cfm.grouping import (
     TERMS,
     Forest,
@@ -63,34 +73,31 @@ class HierarchicalGrouping:
     def __init__(
         self,
         color_spaces: Sequence[str] = ("lab", "hsv"),
-        scales: Sequence[float] = (40.0, 400.0),
+        scales: Annotated[Sequence[PositiveFloat], Length(1)] = (40.0, 400.0),
         similarities: Sequence[str] = ("color+texture+size+fill+border", "color"),
-        sigma: float = 0.5,
-        superpixel_area: float = 4e-4,
-        min_area: float = 5e-4,
-        max_iou: float = 0.95,
-        max_proposals: int = 2000,
+        sigma: BlurSigma = 0.5,
+        superpixel_area: PositiveFraction = 4e-4,
+        min_area: Fraction = 5e-4,
+        max_iou: PositiveFraction = 0.95,
+        max_proposals: PositiveInt = 2000,
     ) -> None:
         self.color_spaces = _check_names("color_spaces", color_spaces, COLOR_SPACES)
         self.terms = [_check_names("similarities", s.split("+"), TERMS) for s in similarities]
         self.scales = list(scales)
-        is_ascending = self.scales == sorted(set(self.scales))
-        if not self.scales or not self.terms or self.scales[0] <= 0 or not is_ascending:
+        check_arguments(
+            HierarchicalGrouping.__init__,
+            "proposals",
+            scales=self.scales,
+            sigma=sigma,
+            superpixel_area=superpixel_area,
+            min_area=min_area,
+            max_iou=max_iou,
+            max_proposals=max_proposals,
+        )
+        if not self.terms or self.scales != sorted(set(self.scales)):
             raise UserError(
-                "proposals: similarities must not be empty, scales must be above 0 and ascend, not"
+                "proposals: similarities must not be empty, and scales must ascend, not"
                 f" {self.scales}"
-            )
-        if not (
-            sigma >= 0
-            and 0 < superpixel_area <= 1
-            and 0 <= min_area <= 1
-            and 0 < max_iou <= 1
-            and max_proposals >= 1
-        ):
-            raise UserError(
-                "proposals: sigma must be at least 0, superpixel_area and max_iou above 0 and at"
-                " most 1, min_area from 0 to 1, max_proposals at least 1, not"
-                f" {sigma}, {superpixel_area}, {max_iou}, {min_area} and {max_proposals}"
             )
         self.sigma = sigma
         self.superpixel_area = superpixel_area

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Annotated, Unpack
 
 from maskseg.errors import UserError
 from maskseg.models.rcnn import GeneralizedRCNN, RCNNStages
 from maskseg.ops.nms import top_per_group
 from maskseg.structures import Batch, Features, Outputs, Regions
+from maskseg.values import NonNegativeInt, Range
 from maskseg.variants.cfm.classifier import CFMClassifier
 from maskseg.variants.cfm.mask_nms import paste_labels
 
@@ -29,7 +30,10 @@ class CFMNet(GeneralizedRCNN):
     classifier: CFMClassifier
 
     def __init__(
-        self, num_things: int, background_label: int = -1, **stages: Unpack[RCNNStages]
+        self,
+        num_things: NonNegativeInt,
+        background_label: Annotated[int, Range(ge=-1, le=1_000_000_000)] = -1,
+        **stages: Unpack[RCNNStages],
     ) -> None:
         super().__init__(**stages)
         num_classes = self.classifier.num_classes

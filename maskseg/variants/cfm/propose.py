@@ -13,7 +13,6 @@ from maskseg import config as configs
 from maskseg.config.restore import open_data
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.region_map import MIN_STUFF_PIXELS
-from maskseg.errors import UserError
 from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.superpixels.methods import label_components
@@ -34,8 +33,6 @@ def propose(overrides: list[str]) -> None:
     """
     config = configs.compose("propose_segments", overrides)
     configs.require_keys(config, "output")
-    if config.workers < 0:
-        raise UserError(f"workers must be at least 0, not {config.workers}")
     # A training may use images without objects. Datasets of segments only have no such key, and
     # `open_data` rejects them.
     if "keep_empty" in config.data:

@@ -14,6 +14,7 @@ from maskseg.errors import UserError
 from maskseg.masks.superpixel import SegmentProposals
 from maskseg.ops.nms import top_per_group
 from maskseg.structures import Batch, Features, Losses, Regions, Samples, Targets
+from maskseg.values import PositiveInt
 
 Method = Callable[[NDArray[np.uint8]], SegmentProposals]
 
@@ -27,7 +28,7 @@ class SegmentProposer(nn.Module):
 
     needs = "segments"  # of the data
 
-    def __init__(self, method: Method, limit: int = 2000) -> None:
+    def __init__(self, method: Method, limit: PositiveInt = 2000) -> None:
         super().__init__()
         self.method = method
         self.limit = limit
@@ -67,7 +68,7 @@ class DrawnSegments:
     num_classes: K; label K is background.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: PositiveInt) -> None:
         self.num_classes = num_classes
 
     def __call__(self, proposals: Regions, targets: Targets, seeds: Tensor) -> Samples:

@@ -13,6 +13,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.sample import Sample
 from maskseg.engine.distributed import DistributedContext
 from maskseg.structures import Categories
+from maskseg.values import Fraction, PositiveFraction, PositiveInt
 from maskseg.variants.cfm.draw import DrawSegments
 from maskseg.variants.cfm.prepare import image_sizes, make_missing_segments, run_on_local_rank_zero
 from maskseg.variants.cfm.sampling import SegmentSampler
@@ -23,17 +24,17 @@ from maskseg.variants.cfm.store import SegmentStore
 class SamplerOptions(TypedDict, total=False):
     """The fields of `SamplerSettings`."""
 
-    num_samples: int
-    thing_fraction: float
-    stuff_fraction: float
-    positive_iou: float
-    negative_iou: tuple[float, float]
-    min_purity: float
-    max_negative_purity: float
-    overlap: float
+    num_samples: PositiveInt
+    thing_fraction: Fraction
+    stuff_fraction: Fraction
+    positive_iou: PositiveFraction
+    negative_iou: tuple[Fraction, Fraction]
+    min_purity: PositiveFraction
+    max_negative_purity: Fraction
+    overlap: Fraction
     stuff_rule: str
     append_truth: bool
-    crowd_overlap: float
+    crowd_overlap: Fraction
 
 
 class ReadSegments:

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from maskseg.errors import UserError
+from maskseg.values import (
+    BinCount,
+    Decay,
+    Fraction,
+    Length,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Range,
+    SamplingRatio,
+    Size,
+    check_fields,
+)
 
 DESIGNS = ("full_map", "pool_first")
 PATHS = ("segment", "box")
@@ -27,14 +41,14 @@ class PoolerSettings:
     Raises UserError for a pyramid that does not divide `size`.
     """
 
-    size: int = 6
-    pyramid: Sequence[int] = (6, 3, 2, 1)
-    sampling_ratio: int = 2
-    canonical_size: float = 224.0
+    size: BinCount = 6
+    pyramid: Annotated[Sequence[BinCount], Length(1)] = (6, 3, 2, 1)
+    sampling_ratio: SamplingRatio = 2
+    canonical_size: PositiveFloat = 224.0
 
     def __post_init__(self) -> None:
-        divides = all(side >= 1 and self.size % side == 0 for side in self.pyramid)
-        if not self.pyramid or not divides:
+        check_fields(self, "pooler")
+        if any(self.size % side for side in self.pyramid):
             raise UserError(
                 f"cfm: each of pooler.pyramid must divide pooler.size={self.size}, not"
                 f" {list(self.pyramid)}"
@@ -59,9 +73,9 @@ class MaskingSettings:
 
     design: str = "full_map"
     paths: Sequence[str] = PATHS
-    masked_sides: Sequence[int] = (6,)
+    masked_sides: Sequence[BinCount] = (6,)
     statistic: str = "mean"
-    threshold: float = 0.5
+    threshold: Fraction = 0.5
 
     def __post_init__(self) -> None:
         is_known = self.design in DESIGNS and len(self.paths) > 0 and set(self.paths) <= set(PATHS)
@@ -92,17 +106,13 @@ class MLPSettings:
     Raises UserError for values out of range.
     """
 
-    width: int = 512
-    layers: int = 2
-    dropout: float = 0.0
+    width: Size = 512
+    layers: Annotated[int, Range(ge=1, le=100)] = 2
+    dropout: Decay = 0.0
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        if not (self.layers >= 1 and self.width >= 1 and 0 <= self.dropout < 1):
-            raise UserError(
-                "cfm: mlp.width and mlp.layers must be at least 1 and mlp.dropout in [0, 1), not"
-                f" {self.width}, {self.layers} and {self.dropout}"
-            )
+        check_fields(self, "mlp")
 
 
 @dataclass(frozen=True)
@@ -125,19 +135,20 @@ class SamplerSettings:
     Raises UserError for values out of range.
     """
 
-    num_samples: int = 128
-    thing_fraction: float = 0.25
-    stuff_fraction: float = 0.25
-    positive_iou: float = 0.5
-    negative_iou: tuple[float, float] = (0.1, 0.3)
-    min_purity: float = 0.6
-    max_negative_purity: float = 0.3
-    overlap: float = 0.2
+    num_samples: PositiveInt = 128
+    thing_fraction: Fraction = 0.25
+    stuff_fraction: Fraction = 0.25
+    positive_iou: PositiveFraction = 0.5
+    negative_iou: tuple[Fraction, Fraction] = (0.1, 0.3)
+    min_purity: PositiveFraction = 0.6
+    max_negative_purity: Fraction = 0.3
+    overlap: Fraction = 0.2
     stuff_rule: str = "pursuit"
     append_truth: bool = True
-    crowd_overlap: float = 0.5
+    crowd_overlap: Fraction = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self, "segment_sampler")
         self._check_fractions()
         self._check_thresholds()
 
@@ -147,31 +158,21 @@ class SamplerSettings:
                 f"sampler: stuff_rule must be one of {', '.join(STUFF_RULES)}, not"
                 f" {self.stuff_rule}"
             )
-        if not (
-            self.num_samples >= 1
-            and min(self.thing_fraction, self.stuff_fraction) >= 0
-            and self.thing_fraction + self.stuff_fraction <= 1
-        ):
+        if self.thing_fraction + self.stuff_fraction > 1:
             raise UserError(
-                "sampler: num_samples must be at least 1, thing_fraction and stuff_fraction at"
-                " least 0 and their sum at most 1, not"
-                f" {self.num_samples}, {self.thing_fraction} and {self.stuff_fraction}"
+                "sampler: the sum of thing_fraction and stuff_fraction must be at most 1, not"
+                f" {self.thing_fraction} + {self.stuff_fraction}"
             )
 
     def _check_thresholds(self) -> None:
         low, high = self.negative_iou
-        if not (0 <= low <= high <= self.positive_iou <= 1 and self.positive_iou > 0):
+        if not low <= high <= self.positive_iou:
             raise UserError(
-                "sampler: negative_iou and positive_iou must ascend from 0 to 1, the last above 0,"
-                f" not {low}, {high} and {self.positive_iou}"
+                "sampler: negative_iou and positive_iou must ascend, not"
+                f" {low}, {high} and {self.positive_iou}"
             )
-        if not (0 <= self.max_negative_purity <= self.min_purity <= 1 and self.min_purity > 0):
+        if self.max_negative_purity > self.min_purity:
             raise UserError(
-                "sampler: max_negative_purity and min_purity must ascend from 0 to 1, the last"
-                f" above 0, not {self.max_negative_purity} and {self.min_purity}"
-            )
-        if not (0 <= self.overlap <= 1 and 0 <= self.crowd_overlap <= 1):
-            raise UserError(
-                "sampler: overlap and crowd_overlap must be from 0 to 1, not"
-                f" {self.overlap} and {self.crowd_overlap}"
+                "sampler: max_negative_purity must be at most min_purity, not"
+                f" {self.max_negative_purity} and {self.min_purity}"
             )

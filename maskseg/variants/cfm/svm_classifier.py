@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from maskseg.errors import UserError
 from maskseg.ops.losses import mean_count
 from maskseg.structures import Features, FeatureSpec, Losses, Samples
+from maskseg.values import Fraction, PositiveInt
 from maskseg.variants.cfm.classifier import CFMClassifier
 from maskseg.variants.cfm.settings import MaskingSettings, MLPSettings, PoolerSettings
 from maskseg.variants.cfm.svm import ABSENT_MARGIN
@@ -32,13 +33,13 @@ class CFMSvm(CFMClassifier):
         self,
         levels: Sequence[str],
         feature_specs: Mapping[str, FeatureSpec],
-        num_classes: int,
+        num_classes: PositiveInt,
         pooler: PoolerSettings | None = None,
         masking: MaskingSettings | None = None,
         mlp: MLPSettings | None = None,
-        score_threshold: float = 0.27,
-        nms_threshold: float = 0.3,
-        max_detections: int = 100,
+        score_threshold: Fraction = 0.27,
+        nms_threshold: Fraction = 0.3,
+        max_detections: PositiveInt = 100,
     ) -> None:
         super().__init__(
             levels,

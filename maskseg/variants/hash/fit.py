@@ -70,13 +70,14 @@ def fit(overrides: list[str]) -> None:
     split = _fit_split(source, config.fit.split)
     source.names(split)
     fitter = _fitter(model, config)
+    device = pick_device(config.trainer.device)
     output = Path(config.output)
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     check_no_run(output)
     check_outputs([output / "tensorboard"])
     make_folder(output)
-    model.to(pick_device(config.trainer.device)).eval()
+    model.to(device).eval()
     result = _fit(fitter, model, source, split, config)
     log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
     for step, error in enumerate(result.errors, start=1):
@@ -109,6 +110,7 @@ def evaluate(overrides: list[str]) -> None:
     _check_ground_truth(source, config.split)
     fitter = _fitter(model, config)
     dtype = inference_dtype(config.trainer.precision)
+    device = pick_device(config.trainer.device)
     output = Path(config.output)
     images = _image_names(names[: config.pictures])
     check_no_run(output)
@@ -116,7 +118,7 @@ def evaluate(overrides: list[str]) -> None:
     files += [f"{name}{suffix}.png" for name in images for suffix in ("", "_steps")]
     check_outputs(output / file for file in files)
     make_folder(output)
-    model.to(pick_device(config.trainer.device)).eval()
+    model.to(device).eval()
     if not config.checkpoint:
         result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
         train_config = training_config(config)

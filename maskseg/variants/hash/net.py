@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from maskseg.models.interfaces import Backbone, Segmenter
-from maskseg.models.rcnn import PixelModel
+from maskseg.models.rcnn import PixelModel, PixelStd
 from maskseg.structures import Batch, Outputs, no_detections
 
 
@@ -17,7 +17,7 @@ class SegmentationNet(PixelModel):
         backbone: Backbone,
         segmenter: Segmenter,
         pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
-        pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+        pixel_std: PixelStd = (58.395, 57.12, 57.375),
     ) -> None:
         super().__init__(backbone, pixel_mean, pixel_std)
         self.segmenter = segmenter

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from maskseg.ops.superpixel_pooling import segment_means, upsample
 from maskseg.structures import Batch, Features, FeatureSpec, Losses, Regions
 from maskseg.superpixels.methods import Superpixels, neighbours
 from maskseg.superpixels.opencv import opencv, scipy
+from maskseg.values import NonNegativeFloat, Range
 from maskseg.variants.hash.codes import straight_through
-from maskseg.variants.hash.layer import HashLayer
+from maskseg.variants.hash.layer import MAX_BITS, HashLayer
 from maskseg.variants.hash.loss import contrastive_loss, pair_agreement, region_shares
 from maskseg.variants.hash.merging import Ints, merge_codes
 
@@ -69,12 +71,12 @@ class HashSegmenter(nn.Module):
         level: str,
         feature_spec: FeatureSpec,
         superpixels: Superpixels,
-        bits: int = 8,
+        bits: Annotated[int, Range(ge=1, le=MAX_BITS)] = 8,
         normalise: bool = True,
-        radius: int = 0,
+        radius: Annotated[int, Range(ge=0, le=MAX_BITS)] = 0,
         scope: str = "neighbours",
-        loss_weight: float = 0.0,
-        margin: float = 2.0,
+        loss_weight: NonNegativeFloat = 0.0,
+        margin: NonNegativeFloat = 2.0,
         relaxation: str = "sigmoid",
     ) -> None:
         super().__init__()

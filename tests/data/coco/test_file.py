@@ -180,9 +180,12 @@ def test_categories_by_name(tmp_path: Path) -> None:
 def test_categories_by_id_where_names_repeat(tmp_path: Path) -> None:
     """The names of an old checkpoint may repeat; those of a file are merged."""
     path = write(tmp_path / "a.json", dataset())
-    file = read_coco(path, categories=Categories(("a", "cat", "cat"), (90, 12, 7)))
+    names = {category["id"]: category["name"] for category in dataset()["categories"]}
+    repeated = Categories((*(names[i] for i in (90, 12, 7)), names[7]), (90, 12, 7, 1))
+    file = read_coco(path, categories=repeated)
     assert file.annotations(1).labels.tolist() == [0, 1, 2, 2]
-    assert "category matched by its id has another name" in file.report.warnings
+    with pytest.raises(UserError, match="category matched by its id has another name"):
+        read_coco(path, categories=Categories(("a", "cat", "cat"), (90, 12, 7)))
     with pytest.raises(UserError, match=r"'dog' \(id 12\)"):
         read_coco(path, categories=Categories(("cat", "cat"), (90, 7)))
 

@@ -260,7 +260,11 @@ def test_invalid_arguments(keys: dict[str, Any], part: str) -> None:
             "pool_first with segment",
         ),
         (PoolerSettings, {"pyramid": [6, 4]}, "each of pooler.pyramid must divide pooler.size=6"),
-        (PoolerSettings, {"pyramid": []}, "each of pooler.pyramid must divide"),
+        (
+            PoolerSettings,
+            {"pyramid": []},
+            r"pooler.pyramid=\[\]: expected a list of at least 1 value",
+        ),
     ],
 )
 def test_invalid_settings(settings: type, keys: dict[str, Any], part: str) -> None:

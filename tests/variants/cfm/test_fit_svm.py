@@ -252,10 +252,10 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
             [*FIT, "output=OUT", "fit.negative_below=0.9"],
             "fit.negative_below above 0 and at most 0.5",
         ),
-        ([*FIT, "output=OUT", "fit.C=0.0"], "cost (fit.C)"),
+        ([*FIT, "output=OUT", "fit.C=0.0"], "fit.C=0.0: expected a number above 0"),
         pytest.param(
             [*FIT, "output=OUT", "fit.max_samples=1"],
-            "max_samples at least 2",
+            "fit.max_samples=1: expected a whole number from 2",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -263,7 +263,7 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
         ),
         pytest.param(
             [*FIT, "output=OUT", "evaluation.batch=0"],
-            "evaluation.batch must be at least 1",
+            "evaluation.batch=0: expected a whole number from 1",
             marks=pytest.mark.slow,
         ),
     ],

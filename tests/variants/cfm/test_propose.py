@@ -294,8 +294,11 @@ def test_only_images_of_the_training_are_computed(
     [
         ([], "output=... is missing"),
         (["output=x", "split=test"], "split=test: there are train, val"),
-        (["output=x", "workers=-1"], "workers must be at least 0"),
-        (["output=x", "method.scales=[]"], "scales must be above 0"),
+        (["output=x", "workers=-1"], "workers=-1: expected a whole number from 0 to 1024"),
+        (
+            ["output=x", "method.scales=[]"],
+            r"method\.scales=\[\]: expected a list of at least 1 value",
+        ),
         (["output=x", "input=no.json"], r"no\.json: cannot be read"),
         (["output=x", "method.sgima=1"], "did you mean 'method.sigma'"),
         (["output=x", "data=bsds"], "the dataset is one of segments only"),

@@ -646,20 +646,20 @@ def test_samples_of_random_images_have_valid_labels(seed: int) -> None:
     ("keys", "message"),
     [
         ({"stuff_rule": "evenly"}, "stuff_rule must be one of pursuit, random, not evenly"),
-        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"num_samples": 0}, "segment_sampler.num_samples=0: expected a whole number from 1"),
         (
             {"thing_fraction": 0.6, "stuff_fraction": 0.5},
-            "their sum at most 1, not 128, 0.6 and 0.5",
+            r"sum of thing_fraction and stuff_fraction must be at most 1, not 0\.6 \+ 0\.5",
         ),
-        ({"thing_fraction": float("nan")}, "their sum at most 1"),
+        ({"thing_fraction": float("nan")}, "thing_fraction=nan: expected a number from 0 to 1"),
         ({"negative_iou": (0.1, 0.6)}, "negative_iou and positive_iou must ascend"),
         (
             {"negative_iou": (0.0, 0.0), "positive_iou": 0.0},
-            "negative_iou and positive_iou must ascend",
+            "positive_iou=0.0: expected a number above 0 and at most 1",
         ),
-        ({"min_purity": 0.2}, "max_negative_purity and min_purity must ascend"),
-        ({"overlap": 1.5}, "overlap and crowd_overlap must be from 0 to 1"),
-        ({"crowd_overlap": -0.5}, "overlap and crowd_overlap must be from 0 to 1"),
+        ({"min_purity": 0.2}, "max_negative_purity must be at most min_purity"),
+        ({"overlap": 1.5}, r"\.overlap=1.5: expected a number from 0 to 1"),
+        ({"crowd_overlap": -0.5}, "crowd_overlap=-0.5: expected a number from 0 to 1"),
     ],
 )
 def test_invalid_arguments(keys: dict[str, Any], message: str) -> None:

@@ -429,7 +429,7 @@ NO = "OUT"  # placeholder of a folder that must not be created
         (
             "fit_hash",
             ["checkpoint=plain.pt", f"output={NO}", "model.segmenter.bits=0"],
-            "bits must be 1 to 64, not 0",
+            "model.segmenter.bits=0: expected a whole number from 1 to 64",
         ),
         pytest.param(
             "fit_hash",
@@ -441,7 +441,7 @@ NO = "OUT"  # placeholder of a folder that must not be created
         (
             "fit_hash",
             ["checkpoint=plain.pt", f"output={NO}", "fit.max_samples=0"],
-            "max_samples and iterations must be at least 1",
+            "fit.max_samples=0: expected a whole number from 2",
         ),
         pytest.param(
             "fit_hash",
@@ -480,7 +480,7 @@ NO = "OUT"  # placeholder of a folder that must not be created
         pytest.param(
             "evaluate",
             [*STUDY, "checkpoint=hash", f"output={NO}", "sweep=[]"],
-            "sweep and scales lists of distinct, positive numbers",
+            "sweep=[]: expected a list of at least 1 value",
             marks=pytest.mark.slow,
         ),
         pytest.param(
