@@ -68,7 +68,8 @@ def test_an_exception_without_a_text_is_named(capsys: pytest.CaptureFixture[str]
 ENCODED = """
 import sys
 from maskseg import cli
-sys.exit(cli.run(lambda _: print("\\xdcbung \\u8bad \\udcff"), "Hilfe f\\xfcr \\u8bad", sys.argv[1:]))
+tool = lambda _: print("\\xdcbung \\u8bad \\udcff")
+sys.exit(cli.run(tool, "Hilfe f\\xfcr \\u8bad", sys.argv[1:]))
 """
 
 
