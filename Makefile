@@ -5,11 +5,17 @@ BIN := $(VENV)/bin
 ARGS ?=
 FUZZ_MINUTES ?= 5
 
-.PHONY: help venv venv-dev train test test-browser fuzz lint types docs clean
+# Slow tests of what is promised: kills, signals, several processes, memory, hostile checkpoints.
+PROMISES := tests/commands/test_kills.py tests/commands/test_sweep.py tests/engine/test_distributed.py \
+    tests/evaluation/test_memory.py tests/variants/cfm/test_store.py tests/data/datasets/test_scenes.py \
+    tests/annotation/review/test_serve.py tests/annotation/test_classifier_runs.py tests/config/test_trust.py
+
+.PHONY: help venv venv-dev train test test-promises test-browser fuzz lint types docs clean
 
 help:
 	@echo "make train      set up, then train the embedded default (ARGS='key=value ...' for more)"
 	@echo "make test       set up with the test tools, then lint, types, tests"
+	@echo "make test-promises  the slow tests of what is promised: kills, signals, several processes, memory"
 	@echo "make test-browser  the review page in Chromium, which is installed where it is missing and one may"
 	@echo "make fuzz       hostile files for all readers; FUZZ_MINUTES=$(FUZZ_MINUTES)"
 	@echo "make venv       set up only; VENV=$(VENV), PYTHON=$(PYTHON)"
@@ -49,6 +55,9 @@ types: venv-dev
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not browser" $(ARGS)
+
+test-promises: venv-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow --durations=30 $(PROMISES) $(ARGS)
 
 # The driver brings no browser: it drives the system's.
 test-browser: $(VENV)/.installed-browser
