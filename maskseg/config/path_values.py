@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from maskseg.config.overrides import key_of
 
 _PATH_KEY = re.compile(
-    r"(input|output|checkpoint|file|images|run_dir|categories|export)"
+    r"(input|output|checkpoint|file|fix|images|run_dir|categories|export)"
     r"|([\w.]+\.)?weights"
     r"|trainer\.(init|resume)"
     r"|data\.(root|images|cache|voc|labels|classes|stuff_json|(train|val)_(json|images|proposals"
