@@ -1,7 +1,8 @@
-"""Pages: links resolve, commands name tools and keys that exist, the API reference is complete."""
+"""Pages: links resolve, named commands, keys and tests exist, the API reference is complete."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tomllib
@@ -48,6 +49,7 @@ PUBLIC = (
     "visualization",
 )
 ELLIPSIS = "..."
+TEST_ID = re.compile(r"`(?P<file>tests/[^`:]+)::(?P<name>[^`]+)`")
 PLACEHOLDER = re.compile(r"(?<==)(N|RADIUS)$")  # of a number
 # Experiments whose checkpoints the commands of the pages are about.
 TRAINED = (
@@ -287,3 +289,53 @@ def test_the_readme_is_short() -> None:
     images = [t for t in LINK.findall("\n".join(lines)) if t.endswith((".png", ".jpg"))]
     assert images
     assert all((ROOT / image).stat().st_size < 150_000 for image in images)
+
+
+@cache
+def tests_of(file: str) -> frozenset[str]:
+    """Names of the tests that a file defines, none if there is no such file."""
+    path = ROOT / file
+    if not path.is_file():
+        return frozenset()
+    functions = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+    return frozenset(f.name for f in functions if f.name.startswith("test_"))
+
+
+def missing_tests(text: str) -> list[str]:
+    """The test ids of a text that do not exist."""
+    return [match[0] for match in TEST_ID.finditer(text) if match["name"] not in tests_of(match[1])]
+
+
+def rows_without_a_test(text: str) -> list[str]:
+    """Rows of the tables whose last column is `test`, in which it names none."""
+    rows = []
+    has_tests = False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            has_tests = False
+        elif line.endswith("| test |"):
+            has_tests = True
+        elif has_tests and not line.startswith("|---"):
+            cell = line.rstrip("| ").rpartition(" | ")[2]
+            ids = cell.split(", ")
+            if not all(TEST_ID.fullmatch(test_id) for test_id in ids):
+                rows.append(line)
+    return rows
+
+
+def test_tests_named_on_the_reliability_page_exist() -> None:
+    text = (DOCS / "reliability.md").read_text()
+    assert not missing_tests(text)
+    assert not rows_without_a_test(text)
+    assert text.count("tests/") == len(TEST_ID.findall(text)) > 50
+
+
+def test_a_missing_test_is_found() -> None:
+    own = "tests/docs/test_pages.py"
+    right = f"`{own}::test_a_missing_test_is_found`"
+    wrong = [f"`{own}::test_x`", f"`{own}::commands`", "`tests/x.py::test_x`"]
+    assert missing_tests(f"{right}, {', '.join(wrong)}") == wrong
+    header = "| what | does | test |\n|---|---|---|\n"
+    rows = ["| a | b | none |", f"| a | b | {right} {right} |", f"| {right} | b | |"]
+    table = header + "\n".join([f"| a | b | {right}, {right} |", *rows])
+    assert rows_without_a_test(table) == rows
