@@ -284,7 +284,7 @@ def test_starting_from_other_weights(tmp_path: Path) -> None:
         # Guards against: a traceback instead of a line (an endless loop for batch_size=0), or the
         # folder is made too soon, or
         # (backend) the error only comes with the first evaluation, hours later
-        (["optimizer.lr=-1.0"], "learning rate"),
+        (["optimizer.lr=-1.0"], "optimizer.lr=-1.0: expected a number above 0"),
         (["batch_size=0"], "batch_size"),
         (["data.num_workers=-1"], "num_workers"),
         (["evaluation.batch=0"], "evaluation.batch"),
