@@ -209,10 +209,10 @@ def test_the_scaling_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("overrides", "message"),
     [
         ("suite=nothing", "suite must be one of "),
-        ("steps=0", "steps must be at least 1"),
+        ("steps=0", "steps=0: expected a whole number from 1"),
         ("step=3", "'steps'"),
-        ("suite=train size=8", "size must be at least 32"),
-        ("suite=paste rounds=0", "rounds must be at least 1"),
+        ("suite=train size=8", "size=8: expected a whole number from 32"),
+        ("suite=paste rounds=0", "rounds=0: expected a whole number from 1"),
         ("suite=inference batch=9", "batch=9, but the split val has only 4 images"),
     ],
 )

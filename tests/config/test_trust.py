@@ -568,7 +568,7 @@ def test_a_checkpoint_does_not_set_keys_of_a_tool() -> None:
         config = configs.from_checkpoint(text, [], tool)
         assert all(OmegaConf.is_missing(config, key) for key in keys)
     config = configs.from_checkpoint(text, [], "predict")
-    assert config.output == "predictions"
+    assert config.output is None
     assert config.min_score == 0.5
     assert "fit" not in config
 

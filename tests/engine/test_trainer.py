@@ -400,7 +400,7 @@ def test_a_failed_report_does_not_end_the_training(
     run = Run(make_source(scenes), tmp_path, steps=2, evaluate_every=1)
     run.go(evaluate=Scripted(0.1, 0.2), report=report)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
-    assert capsys.readouterr().out.count("could not be made (image 3 is missing)") == 2
+    assert capsys.readouterr().out.count("could not be drawn (image 3 is missing)") == 2
 
 
 def test_a_disk_that_fills_during_training_is_one_error(

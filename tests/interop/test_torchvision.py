@@ -265,6 +265,7 @@ def test_old_names_and_the_published_eps(
             patch.setattr(weights.value, "url", f"https://nowhere/some_model_coco-{prefix}.pth")
             assert published_files.norm_eps(tmp_path / "theirs.pth") == eps
     torch.save(state, tmp_path / "theirs.pth")
+    (tmp_path / "ours.pt").unlink()
     convert(words(tmp_path, categories))
     second = load_checkpoint(tmp_path / "ours.pt")
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
@@ -435,6 +436,7 @@ def test_a_model_that_torchvision_does_not_have(
     assert "box_nms_thresh=0.4" in said
     assert "image_mean=[0.5, 0.5, 0.5]" in said
     # A head that torchvision does not have.
+    (tmp_path / "again.pth").unlink()
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
     checkpoint["config"] = checkpoint["config"].replace("    mask:\n", "    other:\n", 1)
     checkpoint["model"] = {

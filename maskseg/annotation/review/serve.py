@@ -22,7 +22,7 @@ from maskseg.data.coco.packed_segmentations import (
 )
 from maskseg.data.image_files import load_image, safe_join
 from maskseg.errors import UserError
-from maskseg.files.outputs import check_outputs
+from maskseg.files.outputs import check_outputs, is_same_file
 from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.masks.base import Rle
 from maskseg.superpixels.opencv import opencv
@@ -91,9 +91,6 @@ def review(overrides: list[str]) -> None:
     root = Path(config.images)
     if not root.is_dir():
         raise UserError(f"images={root}: no such folder")
-    for key in ("max_pixels", "max_upload_mb", "uploads_at_once"):
-        if not config[key] > 0:
-            raise UserError(f"{key}={config[key]}: expected more than 0")
     opencv()  # report a missing library now, not at the first request
     serve = _load_server()
     file = ReviewFile(source, output)
@@ -173,6 +170,8 @@ def _print_status(file: ReviewFile, host: str) -> None:
 def _export(source: Path, output: Path, target: Path) -> None:
     """Write the reviewed file without its rejected annotations."""
     check_outputs([target], (source, output), "export")
+    if is_same_file(target, output):
+        raise UserError(f"export={target} is the file of the decisions: choose another name")
     file = ReviewFile(source, output)
     try:
         counts = file.export(target)

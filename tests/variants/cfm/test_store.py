@@ -249,7 +249,7 @@ def test_unreadable_files_are_not_regenerated(
         ):
             call()
     assert path.read_bytes() == whole
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(
         UserError, match=rf"settings\.json: cannot be read \({os.strerror(number)}\)"
     ):
