@@ -292,7 +292,7 @@ def test_the_readme_is_short() -> None:
 
 
 @cache
-def tests_of(file: str) -> frozenset[str]:
+def named_tests(file: str) -> frozenset[str]:
     """Names of the tests that a file defines, none if there is no such file."""
     path = ROOT / file
     if not path.is_file():
@@ -303,7 +303,9 @@ def tests_of(file: str) -> frozenset[str]:
 
 def missing_tests(text: str) -> list[str]:
     """The test ids of a text that do not exist."""
-    return [match[0] for match in TEST_ID.finditer(text) if match["name"] not in tests_of(match[1])]
+    return [
+        match[0] for match in TEST_ID.finditer(text) if match["name"] not in named_tests(match[1])
+    ]
 
 
 def rows_without_a_test(text: str) -> list[str]:
