@@ -55,6 +55,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"maskseg\..*\._\w+"),
     # Names in annotations that exist for the type checker only; references in pages have dots.
     (r"py:class", r"[^.]+"),
+    # Bounds in annotations, such as `Annotated[float, Range(ge=0, le=0.5)]`.
+    (r"py:class", r"\d+\.\d+"),
 ]
 
 html_theme = "furo"

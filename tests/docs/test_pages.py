@@ -47,6 +47,7 @@ PUBLIC = (
     "superpixels",
     "variants",
     "visualization",
+    "values",
 )
 ELLIPSIS = "..."
 TEST_ID = re.compile(r"`(?P<file>tests/[^`:]+)::(?P<name>[^`]+)`")
