@@ -33,6 +33,11 @@ def describe_error(error: BaseException) -> str:
     return lines[0][:_MAX_TEXT] if lines else type(error).__name__
 
 
+def join_lines(error: BaseException) -> str:
+    """The whole text of an exception in one line; "" if it has none."""
+    return " ".join(str(error).split())[:_MAX_TEXT]
+
+
 class Interrupted(Exception):  # noqa: N818
     """A signal has ended the run, after its state was saved.
 
@@ -67,8 +72,8 @@ def warn_if_not_drawn(what: str, warn: Callable[[str], None] | None = None) -> I
         # torch raises the error of a dead loader worker at any point of the main process.
         if "DataLoader worker" in str(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        message = f"warning: {what} could not be drawn ({reason[:300]})"
+        reason = join_lines(error) or type(error).__name__
+        message = f"warning: {what} could not be drawn ({reason})"
         if warn is None:
             print(message, flush=True)
         else:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from maskseg import config as configs
 from maskseg.config.restore import build_predictor, checkpoint_argument, trained_model
 from maskseg.engine.run_folder import make_folder
-from maskseg.errors import UserError, warn_if_not_drawn
+from maskseg.errors import UserError, join_lines, warn_if_not_drawn
 from maskseg.evaluation.coco_results import Row, detection_rows, segment_rows, write_results
 from maskseg.files import write_json
 from maskseg.files.outputs import check_no_run, check_outputs, find_free_name, make_unique
@@ -118,7 +118,7 @@ def _check_output(output: Path, overlays: Sequence[Path], inputs: Sequence[Path]
 
 def _describe(file: Path, error: BaseException) -> str:
     """Why an image could not be predicted, in one line that names it."""
-    reason = " ".join(str(error).split())[:300]
+    reason = join_lines(error)
     message = reason if str(file) in reason else f"{file}: {reason or 'not enough memory'}"
     if file.name.startswith("._"):
         message += " (macOS keeps metadata in files of such names; it can be deleted)"

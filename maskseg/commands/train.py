@@ -156,19 +156,24 @@ def _train(
     report = partial(_report, run_dir, validation) if trainer.plots else None
     try:
         trainer.run(state, batches, run_dir, validation, report, source.reading.skip_bad)
-    except RuntimeError as error:
-        raise loader_error(error, source.split("train").key, source.loading.timeout) from error
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"batch_size={config.batch_size}: batch normalization cannot be trained on a single "
-            "value per channel: use a batch size of at least 2 per process and micro-batch, larger "
-            "images, or another norm, such as GN"
-        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise _explain(error, config, source) from error
     if context.main:
         _finish(run_dir, validation, trainer.plots)
     return run_dir
+
+
+def _explain(error: RuntimeError | ValueError, config: Config, source: CocoSource) -> Exception:
+    """Convert an error of torch whose cause is known into a UserError; return others unchanged."""
+    if isinstance(error, RuntimeError):
+        return loader_error(error, source.split("train").key, source.loading.timeout)
+    if "more than 1 value per channel" not in str(error):
+        return error
+    return UserError(
+        f"batch_size={config.batch_size}: batch normalization cannot be trained on a single value "
+        "per channel: use a batch size of at least 2 per process and micro-batch, larger images, "
+        "or another norm, such as GN"
+    )
 
 
 def _build_model(config: Config) -> nn.Module:

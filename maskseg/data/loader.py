@@ -96,19 +96,7 @@ def loader_error(
     if "DataLoader worker" in text and (
         "exited unexpectedly" in text or "killed by signal" in text
     ):
-        codes = [worker.exitcode for worker in workers]
-        if "Bus error" in text or (_SIGBUS is not None and -_SIGBUS in codes):
-            return _shared_memory_error(name)
-        dead = [
-            f"{i} (process {worker.pid}, {_exit_reason(worker.exitcode)})"
-            for i, worker in enumerate(workers)
-            if worker.exitcode
-        ]
-        return UserError(
-            f"{name}: loader worker {', '.join(dead) or text} died; out of memory? "
-            "Reduce data.num_workers to use less; data.num_workers=0 loads in the main process "
-            "and shows its error"
-        )
+        return _dead_worker_error(text, name, workers)
     if _SHARED_FILE in text:
         return _shared_memory_error(name)
     if "timed out" in text and iterator is not None:
@@ -121,6 +109,23 @@ def loader_error(
             "data.num_workers=0 loads in the main process"
         )
     return error
+
+
+def _dead_worker_error(text: str, name: str, workers: Sequence[BaseProcess]) -> UserError:
+    """text: of torch's error."""
+    codes = [worker.exitcode for worker in workers]
+    if "Bus error" in text or (_SIGBUS is not None and -_SIGBUS in codes):
+        return _shared_memory_error(name)
+    dead = [
+        f"{i} (process {worker.pid}, {_exit_reason(worker.exitcode)})"
+        for i, worker in enumerate(workers)
+        if worker.exitcode
+    ]
+    return UserError(
+        f"{name}: loader worker {', '.join(dead) or text} died; out of memory? "
+        "Reduce data.num_workers to use less; data.num_workers=0 loads in the main process "
+        "and shows its error"
+    )
 
 
 def _shared_memory_error(name: str) -> UserError:

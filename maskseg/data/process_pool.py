@@ -44,28 +44,38 @@ def run_pool(
     Jobs are taken from `jobs` as they are needed, a few per worker. Closing the generator waits
     for the jobs that are running. Raises UserError if a worker dies.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), init_worker)
+    died = UserError(
+        "a worker process has died, possibly out of memory: use fewer workers; "
+        "running the command again resumes"
+    )
     pending: set[Future[Result]] = set()
-    try:
-        with hidden_main(), _one_thread_per_worker():
-            for job in jobs:
-                pending.add(pool.submit(function, job))
-                if len(pending) >= _JOBS_PER_WORKER * workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while pending:
+    with open_pool(workers, died) as pool, hidden_main(), _one_thread_per_worker():
+        for job in jobs:
+            pending.add(pool.submit(function, job))
+            if len(pending) >= _JOBS_PER_WORKER * workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+@contextlib.contextmanager
+def open_pool(workers: int, died: Exception) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of worker processes, which end with this process; at the end, wait for them.
+
+    died: raised if a worker dies.
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker)
+    try:
+        yield pool
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process has died, possibly out of memory: use fewer workers; "
-            "running the command again resumes"
-        ) from error
+        raise died from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def init_worker() -> None:
+def _init_worker() -> None:
     """Ignore signals, which the parent process handles, and exit when the parent exits."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -134,16 +135,9 @@ def _shown(value: object) -> str:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a finite number; a bool is none."""
-    return type(value) in (int, float) and math.isfinite(float(_clamped(value)))
-
-
-def _clamped(value: object) -> float:
-    """A number as a float; infinity for an integer that no float holds."""
-    assert isinstance(value, int | float)
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    if not isinstance(value, int | float) or type(value) not in (int, float):
+        return False
+    return abs(value) <= sys.float_info.max  # which excludes NaN, too
 
 
 def _check_count(value: object, key: str, most: float, least: int = 0) -> int:

@@ -86,20 +86,28 @@ def read_metrics(path: Path) -> tuple[dict[str, Series], dict[str, Series]]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     series: dict[str, dict[str, Series]] = {"train": {}, "val": {}}
     for line in text.splitlines():
-        try:
-            record = parse_json(line)
-        except ValueError:
-            continue  # the last line of an interrupted run
-        kind = record.get("kind") if isinstance(record, dict) else None
-        if not isinstance(kind, str) or kind not in series:
-            continue
+        record = _parse_record(line)
+        kind = record.get("kind")
         step = record.get("step")
-        if type(step) is not int or not 0 <= step <= _MAX_STEP:
+        if not isinstance(kind, str) or kind not in series or not _is_step(step):
             continue
         for key, value in record.items():
             if key not in ("step", "kind") and _is_number(value):
                 series[kind].setdefault(key, {})[step] = float(value)
     return series["train"], series["val"]
+
+
+def _parse_record(line: str) -> dict[str, object]:
+    """The values of a line; none where it is damaged, as the last one of an interrupted run."""
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _MAX_STEP
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

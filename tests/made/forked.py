@@ -13,9 +13,9 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 # maskseg.cli first: it sets what torch reads when it is imported.
 _PRELOADED = [
@@ -37,7 +37,8 @@ class ForkedScript:
         """command: script and arguments; output: file for stdout and stderr."""
         arguments = (list(command), cwd, dict(environment), output)
         self._process = _context.Process(target=_run, args=arguments)
-        with _imports(environment):  # this starts the server where it is not running
+        imported_with = {name: environment[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
+        with mock.patch.dict(os.environ, imported_with):  # if the server is started by this
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -58,24 +59,6 @@ class ForkedScript:
         if code is None:
             raise subprocess.TimeoutExpired("a forked script", timeout or 0.0)
         return code
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-@contextmanager
-def _imports(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let the server import with this environment."""
-    names = ("PYTHONPATH", "OMP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: environment[name] for name in names})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], output: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -495,38 +495,45 @@ def _check_and_rewrite(repaired: _Object, options: RepairOptions, changes: Repor
 
 def _kind_of_units(report: Report, converted: Set[str]) -> str | None:
     """Return the kind of units other than pixels and sizes that all annotations have."""
-    for kind, findings in (
-        (POLYGON_IN_FRACTIONS, report.errors),
-        (BOX_IN_FRACTIONS, report.errors),
-        (BOX_AS_CORNERS, report.warnings),
-    ):
-        if kind in findings and kind not in converted:
-            return kind
-    return None
+    found = {*report.errors, *report.warnings} - converted
+    return next((kind for kind in _CONVERSIONS if kind in found), None)
 
 
 def _convert_units(repaired: _Object, kind: str, report: Report, changes: Report) -> None:
     """Convert fractions of the image's size to pixels, or corners to sizes."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in repaired["images"]}
     for annotation in repaired["annotations"]:
-        width, height = sizes[annotation["image_id"]]
-        if kind == POLYGON_IN_FRACTIONS and isinstance(annotation["segmentation"], list):
-            annotation["segmentation"] = [
-                (np.reshape(part, (-1, 2)) * (width, height)).ravel().tolist()
-                for part in annotation["segmentation"]
-            ]
-        box = annotation.get("bbox")
-        if not box:
-            continue
-        if kind == BOX_AS_CORNERS and not annotation["segmentation"]:
-            annotation["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-        elif kind == BOX_IN_FRACTIONS and max(box) <= 1:
-            annotation["bbox"] = [
-                v * side for v, side in zip(box, (width, height) * 2, strict=True)
-            ]
-    findings = report.errors if kind in report.errors else report.warnings
+        _CONVERSIONS[kind](annotation, *sizes[annotation["image_id"]])
+    finding = {**report.warnings, **report.errors}[kind]
     name = kind.partition(";")[0]
-    changes.warn(f"{name}, converted", *findings[kind].examples, count=findings[kind].count)
+    changes.warn(f"{name}, converted", *finding.examples, count=finding.count)
+
+
+def _scale_polygons(annotation: _Object, width: int, height: int) -> None:
+    if isinstance(annotation["segmentation"], list):
+        annotation["segmentation"] = [
+            (np.reshape(part, (-1, 2)) * (width, height)).ravel().tolist()
+            for part in annotation["segmentation"]
+        ]
+
+
+def _scale_box(annotation: _Object, width: int, height: int) -> None:
+    box = annotation.get("bbox")
+    if box and max(box) <= 1:
+        annotation["bbox"] = [v * side for v, side in zip(box, (width, height) * 2, strict=True)]
+
+
+def _subtract_corners(annotation: _Object, _width: int, _height: int) -> None:
+    box = annotation.get("bbox")
+    if box and not annotation["segmentation"]:
+        annotation["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+_CONVERSIONS: dict[str, Callable[[_Object, int, int], None]] = {
+    POLYGON_IN_FRACTIONS: _scale_polygons,
+    BOX_IN_FRACTIONS: _scale_box,
+    BOX_AS_CORNERS: _subtract_corners,
+}
 
 
 class _Rewriter:

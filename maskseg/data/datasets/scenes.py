@@ -11,11 +11,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +35,7 @@ from maskseg.data.coco.documents import (
 )
 from maskseg.data.datasets import scenes_draw as draw
 from maskseg.data.datasets.coco import CocoSource, SourceParts
-from maskseg.data.process_pool import hidden_main, init_worker, sigterm_as_exception
+from maskseg.data.process_pool import hidden_main, open_pool, sigterm_as_exception
 from maskseg.errors import UserError
 from maskseg.files import parse_json
 from maskseg.files.locks import lock
@@ -397,20 +394,14 @@ def _run_jobs(
     workers = min(workers, len(jobs) // 16)
     if workers < 2:
         return [write(job) for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, init_worker)  # a worker ends with its parent
-    try:
-        with sigterm_as_exception():
-            with hidden_main():  # workers start when jobs are submitted
-                results = pool.map(write, jobs, chunksize=8)
-            return list(results)
-    except BrokenProcessPool as error:
-        raise ValueError(
-            "a worker process that generates the scenes has died, possibly out of memory: running "
-            "the command again starts over"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    died = ValueError(
+        "a worker process that generates the scenes has died, possibly out of memory: running "
+        "the command again starts over"
+    )
+    with open_pool(workers, died) as pool, sigterm_as_exception():
+        with hidden_main():  # workers start when jobs are submitted
+            results = pool.map(write, jobs, chunksize=8)
+        return list(results)
 
 
 def filled_box_ap(annotation_file: Path) -> float:
