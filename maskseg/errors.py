@@ -38,8 +38,11 @@ def join_lines(error: BaseException) -> str:
     return " ".join(str(error).split())[:_MAX_TEXT]
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(BaseException):
     """A signal has ended the run, after its state was saved.
+
+    Like KeyboardInterrupt, it is no Exception: a signal can arrive anywhere, also in code that
+    takes any Exception for a damaged file.
 
     number: the signal; code: the exit code, 128 + `number`.
     """
@@ -66,7 +69,7 @@ def warn_if_not_drawn(what: str, warn: Callable[[str], None] | None = None) -> I
     """
     try:
         yield
-    except (Interrupted, Shown):
+    except Shown:
         raise
     except Exception as error:
         # torch raises the error of a dead loader worker at any point of the main process.

@@ -257,7 +257,7 @@ def test_a_failed_training_does_not_end_the_sweep(home: Path) -> None:
     assert code == 0, output
     results = trials(home / "sweep")
     assert results["0"]["value"] == sweeps.FAILED
-    assert "cut short" in str(results["0"]["problem"])
+    assert "damaged or truncated" in str(results["0"]["problem"])
     assert results["1"]["value"] != sweeps.FAILED
     assert output.strip().splitlines()[-1] == "best trial: sweep/1"
     # Without a completed trial there is no result.

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from maskseg.data.image_files import check_name, image_size, load_image, safe_join
-from maskseg.errors import UserError
+from maskseg.errors import Interrupted, UserError
 
 
 def colours(height: int, width: int) -> np.ndarray:
@@ -267,3 +267,21 @@ def test_links_out_of_the_root(tmp_path: Path) -> None:
     assert safe_join(str(root), "inner/a.png") == inside
     assert safe_join(tmp_path / "alias", "inner/a.png") == inside  # the root itself may be a link
     assert safe_join(root, "not there..png") == root.resolve() / "not there..png"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Image, "open"), (Image.Image, "getexif"), (Image.Image, "convert")]
+)
+def test_a_signal_while_an_image_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    # Guards against: SIGTERM ends a long job with "not an image that can be read"
+    path = tmp_path / "a.png"
+    Image.fromarray(colours(8, 8)).convert("P").save(path)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(owner, name, interrupt)
+    with pytest.raises(Interrupted):
+        load_image(path)

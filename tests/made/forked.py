@@ -60,6 +60,10 @@ class ForkedScript:
             raise subprocess.TimeoutExpired("a forked script", timeout or 0.0)
         return code
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
 
 def _run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], output: Path) -> None:
     os.setsid()

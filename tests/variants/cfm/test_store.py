@@ -593,7 +593,7 @@ def test_a_dead_worker_is_reported(place: Path) -> None:
     code, output = finish(start(place, "dead", 2, 0.0, DIES_AT=dies))
     assert code == 2
     assert output.splitlines()[-1].startswith(
-        "error: a worker process has died, perhaps for want of memory"
+        "error: a worker process has died, possibly out of memory"
     )
 
 
