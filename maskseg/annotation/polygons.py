@@ -18,15 +18,9 @@ def mask_to_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
     none.
     """
     cv2 = opencv()
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    if not mask.any():
         return []
-    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
-    offset = np.array([columns[0], rows[0]])
-    # OpenCV's outlines pass through pixel centers. In an image of twice the size they distinguish
-    # the two edges of a pixel.
-    doubled = crop.repeat(2, axis=0).repeat(2, axis=1)
+    doubled, offset = _double(mask)
     count, components = cv2.connectedComponents(doubled, connectivity=4)
     areas = []
     polygons = []
@@ -35,9 +29,44 @@ def mask_to_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
         (outline, *_), _ = cv2.findContours(
             component.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
-        edges = (outline + outline % 2) // 2
-        simplified = cv2.approxPolyDP(edges, TOLERANCE, True).reshape(-1, 2)
+        simplified = cv2.approxPolyDP(_pixel_edges(outline), TOLERANCE, True).reshape(-1, 2)
         areas.append(int(component.sum()))
         polygons.append((simplified + offset).ravel().astype(float).tolist())
     order = sorted(range(len(polygons)), key=lambda i: -areas[i])
     return [polygons[i] for i in order]
+
+
+def mask_to_rings(mask: NDArray[np.bool_], tolerance: float) -> list[list[float]]:
+    """Outlines of a mask [H, W] and of its holes: [x, y, x, y, ...] in continuous pixels.
+
+    A pixel is in the mask if an odd number of rings contain it. tolerance: of the simplified rings,
+    in pixels.
+    """
+    cv2 = opencv()
+    if not mask.any():
+        return []
+    doubled, offset = _double(mask)
+    outlines, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings = []
+    for outline in outlines:
+        simplified = cv2.approxPolyDP(_pixel_edges(outline), tolerance, True).reshape(-1, 2)
+        if len(simplified) > 2:
+            rings.append((simplified + offset).ravel().astype(float).tolist())
+    return rings
+
+
+def _double(mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """A mask that is not empty, cropped and twice as large, and the (x, y) of the crop.
+
+    OpenCV's outlines pass through pixel centers. In an image of twice the size they distinguish the
+    two edges of a pixel.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
+    return crop.repeat(2, axis=0).repeat(2, axis=1), np.array([columns[0], rows[0]])
+
+
+def _pixel_edges(outline: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Convert an outline in the doubled image to the edges of the pixels."""
+    return (outline + outline % 2) // 2

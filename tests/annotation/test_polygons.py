@@ -7,7 +7,7 @@ import pytest
 from made.bitmaps import random_masks
 from pycocotools import mask as coco_mask
 
-from maskseg.annotation.polygons import mask_to_polygons
+from maskseg.annotation.polygons import mask_to_polygons, mask_to_rings
 
 pytest.importorskip("cv2")
 
@@ -61,3 +61,18 @@ def test_holes_are_filled_and_any_mask_has_outlines() -> None:
             assert len(points) % 2 == 0
             assert max(points[::2]) <= mask.shape[1]
             assert max(points[1::2]) <= mask.shape[0]
+
+
+def test_rings_with_holes_are_exact_below_half_a_pixel() -> None:
+    masks = [*random_masks(40, 30, 20, seed=3), np.ones((5, 7), dtype=bool)]
+    ring = np.zeros((12, 12), dtype=bool)
+    ring[1:11, 1:11] = True
+    ring[3:9, 3:9] = False
+    ring[5:7, 5:7] = True  # an island in the hole
+    for mask in [*masks, ring]:
+        inside = np.zeros_like(mask)
+        for points in mask_to_rings(mask, 0.5):
+            inside ^= filled([points], mask.shape)
+        np.testing.assert_array_equal(inside, mask)
+    assert len(mask_to_rings(ring, 0.5)) == 3
+    assert mask_to_rings(np.zeros((9, 12), dtype=bool), 1.0) == []

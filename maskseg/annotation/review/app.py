@@ -1,8 +1,9 @@
 """The review page as a FastAPI application (extra `demo`).
 
-Proposed masks are shown one at a time, accepted, rejected, or segmented again from a box and
-painted strokes. Requests name annotations and images by id, never by path. The sources of pixels
-and masks, and the segmentation, are injected.
+Proposed masks are shown one at a time, accepted, rejected, given another class or contour, or
+segmented again from a box and painted strokes; further objects can be added. Requests name
+annotations and images by id, never by path. The sources of pixels and masks, and the segmentation,
+are injected.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from maskseg.annotation.grabcut import GrabCutResult
+from maskseg.annotation.polygons import TOLERANCE as EXACT
+from maskseg.annotation.polygons import mask_to_rings
 from maskseg.annotation.review.guards import (
     Access,
     AccessControl,
@@ -34,7 +37,7 @@ from maskseg.annotation.review.guards import (
     read_strokes,
 )
 from maskseg.annotation.review.journal import Annotation
-from maskseg.annotation.review.state import ReviewFile, review_of
+from maskseg.annotation.review.state import NewMask, ReviewFile, review_of
 from maskseg.errors import UserError
 from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
 
@@ -46,11 +49,14 @@ PAGE = {
     "app.js": "app.js",
     "view.js": "view.js",
     "list.js": "list.js",
+    "contour.js": "contour.js",
     "style.css": "style.css",
 }
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 MAX_SIDE = 16384  # px, the limit of a canvas in browsers
 QUALITY = 92  # of the JPEG images
+EDITED = 1.0  # px, tolerance of a contour that is going to be edited
+MAX_COORDINATES = 200_000  # of an edited contour
 
 
 class ImageStore(Protocol):
@@ -67,6 +73,9 @@ class ImageStore(Protocol):
 
     def mask(self, annotation: Annotation) -> Rle | None:
         """The current mask of an annotation in the image's frame, or None. Raises UserError."""
+
+    def bitmap(self, image_id: int, rings: Sequence[Sequence[float]]) -> Bools:
+        """The pixels that an odd number of rings (x, y, x, y, ...) contain, bool [H, W]."""
 
     def categories(self) -> dict[int, str]:
         """Category names by id."""
@@ -112,11 +121,18 @@ class Routes:
         for path, name in PAGE.items():
             router.add_api_route(f"/{path}", _page_file(name), methods=["GET"])
         router.add_api_route("/api/items", self.items, methods=["GET"])
-        router.add_api_route("/api/images/{number}", self.image, methods=["GET"])
-        router.add_api_route("/api/annotations/{number}", self.annotation, methods=["GET"])
-        router.add_api_route("/api/annotations/{number}/mask", self.mask, methods=["GET"])
-        router.add_api_route("/api/annotations/{number}/decision", self.decide, methods=["POST"])
-        router.add_api_route("/api/annotations/{number}/cut", self.cut, methods=["POST"])
+        image = "/api/images/{number}"
+        annotation = "/api/annotations/{number}"
+        router.add_api_route(image, self.image, methods=["GET"])
+        router.add_api_route(f"{image}/neighbors", self.neighbors, methods=["GET"])
+        router.add_api_route(f"{image}/annotations", self.add, methods=["POST"])
+        router.add_api_route(annotation, self.annotation, methods=["GET"])
+        router.add_api_route(f"{annotation}/mask", self.mask, methods=["GET"])
+        router.add_api_route(f"{annotation}/contour", self.contour, methods=["GET"])
+        router.add_api_route(f"{annotation}/contour", self.replace_contour, methods=["POST"])
+        router.add_api_route(f"{annotation}/category", self.set_category, methods=["POST"])
+        router.add_api_route(f"{annotation}/decision", self.decide, methods=["POST"])
+        router.add_api_route(f"{annotation}/cut", self.cut, methods=["POST"])
         router.add_api_route("/api/undo", self.undo, methods=["POST"])
         return router
 
@@ -153,6 +169,20 @@ class Routes:
         image.save(data, "JPEG", quality=QUALITY, subsampling=0)
         return Response(data.getvalue(), media_type="image/jpeg")
 
+    def neighbors(self, number: int, without: int = -1) -> Response:
+        """The outlines of an image's other masks, as `contour` gives them but exact.
+
+        without: id of an annotation that is left out, as are rejected ones.
+        """
+        self.images.size(number)  # raises KeyError for an unknown image
+        masks = []
+        for row in self.file.rows():
+            if row.image_id == number and row.id != without and row.review != "rejected":
+                rings = self._rings(row.id)
+                if rings:
+                    masks.append(rings)
+        return JSONResponse({"masks": masks})
+
     def annotation(self, number: int) -> Response:
         """The state of an annotation."""
         return self._state(number)
@@ -169,6 +199,23 @@ class Routes:
         image.save(data, "PNG", bits=1, transparency=0)
         return Response(data.getvalue(), media_type="image/png")
 
+    def contour(self, number: int) -> Response:
+        """The outlines of the mask and its holes, simplified to a pixel, to be edited."""
+        rle = self.images.mask(self.file.annotation(number))
+        rings = [] if rle is None else mask_to_rings(rle_to_bitmaps([rle])[0], EDITED)
+        return JSONResponse({"rings": rings})
+
+    async def replace_contour(self, number: int, request: Request) -> Response:
+        """Replace the mask by the pixels inside of `rings`, in the form of `contour`."""
+        with self.uploads.slot():
+            content = await self.uploads.read_json(request)
+            return await run_in_threadpool(self._replace_contour, number, content)
+
+    def set_category(self, number: int, category_id: int) -> Response:
+        """Change the class of an annotation."""
+        self.file.set_category(number, category_id)
+        return self._state(number)
+
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> Response:
         """Accept or reject an annotation; the request's body is not read."""
         self.file.decide(number, decision)
@@ -181,8 +228,17 @@ class Routes:
         `read_strokes`.
         """
         with self.uploads.slot():
-            data = await self.uploads.read_body(request)
+            data = await self.uploads.read_png(request)
             return await run_in_threadpool(self._cut, number, data, box)
+
+    async def add(self, number: int, request: Request, category_id: int, box: str = "") -> Response:
+        """Segment another object of an image, and add it.
+
+        box: "x1,y1,x2,y2", by default the whole image; the body as for `cut`.
+        """
+        with self.uploads.slot():
+            data = await self.uploads.read_png(request)
+            return await run_in_threadpool(self._add, number, category_id, data, box)
 
     def undo(self) -> Response:
         """Undo the last decision. Answers 409 if there is none."""
@@ -191,21 +247,43 @@ class Routes:
             raise HTTPException(409, "there is nothing to undo")
         return self._state(number)
 
-    def _cut(self, number: int, data: bytes, box_text: str) -> Response:
+    def _replace_contour(self, number: int, content: object) -> Response:
         annotation = self.file.annotation(number)
-        image_id = annotation["image_id"]
-        height, width = self.images.size(image_id)
-        foreground, background = read_strokes(data, height, width)
-        box = _parse_box(box_text, height, width) if box_text else _box_of(annotation)
-        result = self.refine_mask(self.images.pixels(image_id), box, foreground, background)
-        if not result.mask.any():
-            raise HTTPException(422, "the mask would be empty; paint foreground, or reject it")
-        rle, mask_box = encode_rle(result.mask)
-        area = int(result.mask.sum())
-        self.file.replace_mask(number, rle, mask_box, area, result.fallback_reason)
+        bitmap = self.images.bitmap(annotation["image_id"], _parse_rings(content))
+        self.file.replace_mask(number, _new_mask(bitmap))
         return self._state(number)
 
+    def _cut(self, number: int, data: bytes, box_text: str) -> Response:
+        annotation = self.file.annotation(number)
+        box = _box_of(annotation)
+        self.file.replace_mask(number, self._segment(annotation["image_id"], data, box_text, box))
+        return self._state(number)
+
+    def _add(self, image_id: int, category_id: int, data: bytes, box_text: str) -> Response:
+        mask = self._segment(image_id, data, box_text, None)
+        return self._state(self.file.add(image_id, category_id, mask))
+
+    def _segment(self, image_id: int, data: bytes, box_text: str, box: Box | None) -> NewMask:
+        """Segment an object. data: strokes; box_text: the box, by default `box`."""
+        height, width = self.images.size(image_id)
+        foreground, background = read_strokes(data, height, width)
+        if box_text:
+            box = _parse_box(box_text, height, width)
+        result = self.refine_mask(self.images.pixels(image_id), box, foreground, background)
+        return _new_mask(result.mask, result.fallback_reason)
+
+    def _rings(self, number: int) -> list[list[float]]:
+        """The exact outlines of a mask; none where it cannot be read or is gone."""
+        try:
+            rle = self.images.mask(self.file.annotation(number))
+        except (UserError, KeyError):
+            return []
+        return [] if rle is None else mask_to_rings(rle_to_bitmaps([rle])[0], EXACT)
+
     def _state(self, number: int) -> Response:
+        if self.file.is_removed(number):
+            removed = {"id": number, "removed": True, "undoable": self.file.undoable()}
+            return JSONResponse(removed)
         annotation = self.file.annotation(number)
         height, width = self.images.size(annotation["image_id"])
         mask_by = annotation.get("mask_by")
@@ -216,6 +294,8 @@ class Routes:
         content = {
             "id": number,
             "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "removed": False,
             "height": height,
             "width": width,
             "box": _box_of(annotation),
@@ -268,6 +348,14 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
+def _new_mask(bitmap: Bools, fallback_reason: str = "") -> NewMask:
+    """Encode a mask. Answers 422 for an empty one."""
+    if not bitmap.any():
+        raise HTTPException(422, "the mask would be empty; paint foreground, or reject it")
+    rle, box = encode_rle(bitmap)
+    return NewMask(rle, box, int(bitmap.sum()), fallback_reason)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -293,3 +381,16 @@ def _parse_box(text: str, height: int, width: int) -> list[float]:
     if box[0] >= box[2] or box[1] >= box[3]:
         raise HTTPException(422, "the box does not overlap the image")
     return box
+
+
+def _parse_rings(content: object) -> list[list[float]]:
+    """Parse an edited contour. Answers 422 for an invalid one."""
+    rings = content.get("rings") if isinstance(content, dict) else None
+    if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
+        raise HTTPException(422, 'a contour is {"rings": [[x, y, x, y, ...], ...]}')
+    if sum(map(len, rings)) > MAX_COORDINATES:
+        raise HTTPException(422, f"a contour can have up to {MAX_COORDINATES} coordinates")
+    for ring in rings:
+        if len(ring) < 6 or len(ring) % 2 or not all(map(_is_number, ring)):
+            raise HTTPException(422, "a ring of a contour needs at least 3 points x, y, all finite")
+    return rings

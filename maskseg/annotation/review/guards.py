@@ -1,7 +1,7 @@
 """Access control of the review page.
 
 Requests without the token of the server are refused, and so are requests of other web pages, and
-uploads that are too large, too many at once, or not PNG files.
+uploads that are too large, too many at once, or of another kind.
 
 Other users of this machine can send requests to the server, also on a loopback address. The token
 is printed as part of the page's address, and is kept in a cookie from then on.
@@ -33,6 +33,8 @@ from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from maskseg.files import parse_json
 
 Bools = NDArray[np.bool_]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -179,7 +181,7 @@ class AccessControl:
 
 
 class Uploads:
-    """Limits for uploads of PNG files; they are enforced while the data arrives.
+    """Limits for uploads; they are enforced while the data arrives.
 
     max_bytes: of a file; max_concurrent: number of uploads processed at a time; timeout: seconds.
     """
@@ -201,10 +203,23 @@ class Uploads:
         finally:
             self._active -= 1
 
-    async def read_body(self, request: Request) -> bytes:
-        """Read an upload. Answers 413 or 415, or 408 after the timeout."""
-        if request.headers.get("content-type") != "image/png":
-            raise HTTPException(415, "strokes must be sent as image/png")
+    async def read_png(self, request: Request) -> bytes:
+        """Read a PNG file. Answers 413 or 415, or 408 after the timeout."""
+        return await self._read(request, "image/png", SIGNATURE)
+
+    async def read_json(self, request: Request) -> object:
+        """Read a value in JSON. Answers 413, 415 or 422, or 408 after the timeout."""
+        data = await self._read(request, "application/json", b"")
+        try:
+            value: object = parse_json(data)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(422, f"not JSON ({error})") from error
+        return value
+
+    async def _read(self, request: Request, kind: str, signature: bytes) -> bytes:
+        """Read an upload of a content type that starts with `signature`."""
+        if request.headers.get("content-type") != kind:
+            raise HTTPException(415, f"this must be sent as {kind}")
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.max_bytes:
             raise HTTPException(413, self._too_large())
@@ -215,14 +230,14 @@ class Uploads:
                     data += chunk
                     if len(data) > self.max_bytes:
                         raise HTTPException(413, self._too_large())
-                    if data[: len(SIGNATURE)] != SIGNATURE[: len(data)]:
+                    if data[: len(signature)] != signature[: len(data)]:
                         raise HTTPException(415, "not a PNG file")
         except TimeoutError as error:
             raise HTTPException(408, f"the upload took more than {self.timeout:g} s") from error
         return bytes(data)
 
     def _too_large(self) -> str:
-        return f"strokes are limited to {self.max_bytes} bytes"
+        return f"uploads are limited to {self.max_bytes} bytes"
 
 
 def hide_folders(message: str, folders: Iterable[Path]) -> str:

@@ -22,6 +22,7 @@ class Annotation(TypedDict, total=False):
     id: Required[int]
     image_id: Required[int]
     category_id: Required[int]
+    iscrowd: int
     segmentation: object
     bbox: object
     area: object

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,17 @@ class CocoImageStore:
             parts = tuple(part for part in clipped if len(part))
             shape = Polygons(parts) if parts else None
         return None if shape is None else AnnotatedMasks.from_file([shape], *size).to_rle()[0]
+
+    def bitmap(self, image_id: int, rings: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+        """The pixels that an odd number of rings contain, bool [H, W]; see `ImageStore`."""
+        height, width = self.size(image_id)
+        bitmap = np.zeros((height, width), dtype=bool)
+        for ring in rings:
+            points = clip_polygon(np.array(ring, dtype=float).reshape(-1, 2), height, width)
+            if len(points):
+                masks = AnnotatedMasks.from_file([Polygons((points,))], height, width)
+                bitmap ^= masks.to_bitmaps()[0]
+        return bitmap
 
     def categories(self) -> dict[int, str]:
         return dict(zip(self.coco.categories.ids, self.coco.categories.names, strict=True))
@@ -177,5 +188,7 @@ def _export(source: Path, output: Path, target: Path) -> None:
         counts = file.export(target)
     finally:
         file.close()
-    kept = ", ".join(f"{counts[kind]} {kind}" for kind in ("accepted", "edited", "open"))
+    kept = ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("accepted", "edited", "added", "unreviewed")
+    )
     print(f"written to {target}: {kept}; dropped: {counts['rejected']} rejected")

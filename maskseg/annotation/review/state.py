@@ -6,10 +6,12 @@ is rewritten atomically in the background: `delay` seconds after the first decis
 page is opened, and at the end. The journal of a killed process is read at the start. No confirmed
 decision is lost, and the file lags behind by a few seconds at most.
 
-A decision is the field "review" of an annotation: "accepted", "rejected", or "edited" for a new
-mask (with segmentation as compressed RLE, bbox, area and mask_by). Annotations without one of these
-are open. All other fields, and everything else in the file, are unchanged. Rejected annotations
-stay in the file, so that the decision can be revised. Undo reaches back to the opening of the file.
+A decision is the field "review" of an annotation: "accepted", "rejected", "edited" for a new mask
+(with segmentation as compressed RLE, bbox, area and mask_by) or another class, or "added" for an
+annotation that the file did not have. Annotations without one of these are unreviewed. All other
+fields, and everything else in the file, are unchanged. Rejected annotations stay in the file, so
+that the decision can be revised; an added one is removed instead. Undo reaches back to the opening
+of the file.
 """
 
 from __future__ import annotations
@@ -26,17 +28,32 @@ from maskseg.files import parse_json, replacing
 from maskseg.masks.base import Rle
 
 DELAY = 2.0  # seconds
-DECISIONS = ("accepted", "rejected", "edited")
-OPEN = "open"
+DECISIONS = ("accepted", "rejected", "edited", "added")
+UNREVIEWED = "unreviewed"
+_REMOVED = "removed"  # in the journal only: an added annotation that is no longer there
+_KEPT = ("edited", "added")  # decisions that say more than "accepted"
 
 
 class Row(NamedTuple):
-    """An annotation in the list; review: one of DECISIONS, or OPEN."""
+    """An annotation in the list; review: one of DECISIONS, or UNREVIEWED."""
 
     id: int
     image_id: int
     category_id: int
     review: str
+
+
+class NewMask(NamedTuple):
+    """A mask that replaces that of an annotation, or of a new one.
+
+    box: x, y, width, height of the mask; area: number of its pixels; fallback_reason: why it is not
+    the result of GrabCut, "" if it is.
+    """
+
+    rle: Rle
+    box: list[int]
+    area: int
+    fallback_reason: str = ""
 
 
 class ReviewFile:
@@ -62,7 +79,7 @@ class ReviewFile:
         self._lock = threading.RLock()
         self._merging = threading.Lock()
         self._timer: threading.Timer | None = None
-        self._undo: list[tuple[int, str]] = []
+        self._undo: list[tuple[int, str | None]] = []  # id and text before; None: it was not there
         self._load(self.path if self.path.exists() else source)
         if self.path != source and self.path.exists():
             self._check_same_annotations(source)
@@ -79,16 +96,21 @@ class ReviewFile:
         tree, annotations = _read_tree(path)
         self._order = list(tree)
         self._keys = {key: json.dumps(value) for key, value in tree.items() if key != "annotations"}
-        self._texts = [json.dumps(annotation) for annotation in annotations]
-        self._rows = [_row(path, annotation) for annotation in annotations]
-        self._index = {row.id: index for index, row in enumerate(self._rows)}
-        if len(self._index) < len(self._rows):
+        self._image_ids = _ids(tree["images"])
+        self._category_ids = _ids(tree["categories"])
+        rows = [_row(path, annotation) for annotation in annotations]
+        self._index = {row.id: index for index, row in enumerate(rows)}
+        if len(self._index) < len(rows):
             raise UserError(f"{path}: annotation ids are not unique; give each annotation its own")
+        self._rows: list[Row | None] = [*rows]  # None: removed
+        self._texts: list[str | None] = [json.dumps(annotation) for annotation in annotations]
+        self._next_id = max(self._index, default=0) + 1
+        self._removed: set[int] = set()
 
     def _check_same_annotations(self, source: Path) -> None:
         _, annotations = _read_tree(source)
-        ids = [_row(source, annotation).id for annotation in annotations]
-        if sorted(ids) != sorted(self._index):
+        ids = {_row(source, annotation).id for annotation in annotations}
+        if ids != {row.id for row in self.rows() if row.review != "added"}:
             raise UserError(
                 f"{self.path}: already exists, with other annotations than {source}; "
                 "name another output"
@@ -97,65 +119,95 @@ class ReviewFile:
     def _replay(self) -> int:
         """Apply the decisions in the journal. Returns their number."""
         for entry in self._journal.entries:
-            if entry["id"] not in self._index:
+            review = entry.get("review")
+            if entry["id"] not in self._index and review not in ("added", _REMOVED):
                 raise UserError(
                     f"{self._journal.path}: annotation {entry['id']} is not in {self.path}; "
                     "this is the journal of another file: move it away"
                 )
-            self._set(entry["id"], json.dumps(entry))
+            self._set(entry["id"], None if review == _REMOVED else json.dumps(entry))
         return len(self._journal.entries)
 
     def rows(self) -> list[Row]:
-        """All annotations, in the order of the file."""
+        """All annotations, in the order of the file; added ones are last."""
         with self._lock:
-            return self._rows.copy()
+            return [row for row in self._rows if row is not None]
 
     def annotation(self, number: int) -> Annotation:
         """The current state of an annotation, by id. Raises KeyError for an unknown id."""
         with self._lock:
-            annotation: Annotation = parse_json(self._texts[self._index[number]])
+            text = self._texts[self._index[number]]
+            assert text is not None
+            annotation: Annotation = parse_json(text)
             return annotation
 
-    def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> None:
-        """Accept or reject an annotation; accepting an edited one leaves it edited.
+    def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> bool:
+        """Accept or reject an annotation; accepting an edited or added one leaves it so.
 
-        Raises KeyError for an unknown id; UserError if the decision cannot be saved, in which case
-        nothing changes.
+        A rejected annotation stays; one that was added here is removed. Returns whether it is still
+        there. Raises KeyError for an unknown id; UserError if the decision cannot be saved, in
+        which case nothing changes.
         """
 
         def change(annotation: Annotation) -> None:
-            if (annotation.get("review"), decision) != ("edited", "accepted"):
+            if decision == "rejected" or annotation.get("review") not in _KEPT:
                 annotation["review"] = decision
 
-        self._change(number, change)
+        with self._lock:
+            if decision == "rejected" and self.annotation(number).get("review") == "added":
+                self._change_text(number, None)
+                return False
+            self._change(number, change)
+            return True
 
-    def replace_mask(
-        self, number: int, mask: Rle, box: list[int], area: int, fallback_reason: str = ""
-    ) -> None:
-        """Replace the mask of an annotation.
-
-        box: x, y, width, height of the mask; area: number of its pixels; fallback_reason: why the
-        mask is not the result of GrabCut. Raises like `decide`.
-        """
-        mask_by = {"technique": "review"}
-        if fallback_reason:
-            mask_by["fallback"] = fallback_reason
+    def replace_mask(self, number: int, mask: NewMask) -> None:
+        """Replace the mask of an annotation. Raises like `decide`."""
 
         def change(annotation: Annotation) -> None:
-            annotation.update(
-                {
-                    "segmentation": mask,
-                    "bbox": box,
-                    "area": area,
-                    "mask_by": mask_by,
-                    "review": "edited",
-                }
-            )
+            _set_mask(annotation, mask)
+            if annotation.get("review") != "added":
+                annotation["review"] = "edited"
 
         self._change(number, change)
 
+    def set_category(self, number: int, category_id: int) -> None:
+        """Change the class of an annotation. Raises like `decide`."""
+        self._check_id(category_id, self._category_ids)
+
+        def change(annotation: Annotation) -> None:
+            if annotation["category_id"] != category_id:
+                annotation["category_id"] = category_id
+                if annotation.get("review") != "added":
+                    annotation["review"] = "edited"
+
+        self._change(number, change)
+
+    def add(self, image_id: int, category_id: int, mask: NewMask) -> int:
+        """Add an annotation. Returns its id. Raises like `decide`."""
+        self._check_id(image_id, self._image_ids)
+        self._check_id(category_id, self._category_ids)
+        with self._lock:
+            number = self._next_id
+            annotation: Annotation = {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "iscrowd": 0,
+            }
+            _set_mask(annotation, mask)
+            annotation["review"] = "added"
+            self._change_text(number, json.dumps(annotation))
+            return number
+
+    def _check_id(self, number: int, known: frozenset[int]) -> None:
+        if number not in known:
+            raise KeyError(number)
+
     def undo(self) -> int | None:
-        """Undo the last decision. Returns the id of its annotation, None if there is nothing."""
+        """Undo the last decision. Returns the id of its annotation, None if there is nothing.
+
+        The annotation is gone afterwards if the decision was to add it.
+        """
         with self._lock:
             if not self._undo:
                 return None
@@ -163,6 +215,10 @@ class ReviewFile:
             self._save(number, text)
             self._undo.pop()
             return number
+
+    def is_removed(self, number: int) -> bool:
+        """Whether an added annotation was removed again."""
+        return number in self._removed
 
     def undoable(self) -> int:
         """Number of decisions that can be undone."""
@@ -176,7 +232,7 @@ class ReviewFile:
         with self._merging:
             with self._lock:
                 length = self._journal.length
-                texts = self._texts.copy()
+                texts = [text for text in self._texts if text is not None]
             if not length:
                 return
             self._write(self.path, texts)
@@ -192,12 +248,17 @@ class ReviewFile:
 
         Raises UserError.
         """
+        texts = []
+        counts = dict.fromkeys((UNREVIEWED, *DECISIONS), 0)
         with self._lock:
-            reviews = [row.review for row in self._rows]
-            pairs = zip(self._texts, reviews, strict=True)
-            texts = [text for text, review in pairs if review != "rejected"]
+            for text, row in zip(self._texts, self._rows, strict=True):
+                if text is None or row is None:
+                    continue
+                counts[row.review] += 1
+                if row.review != "rejected":
+                    texts.append(text)
         self._write(path, texts)
-        return {kind: reviews.count(kind) for kind in (OPEN, *DECISIONS)}
+        return counts
 
     def close(self) -> None:
         """Write the file and close it.
@@ -217,25 +278,42 @@ class ReviewFile:
         with self._lock:
             annotation = self.annotation(number)
             change(annotation)
-            before = self._texts[self._index[number]]
-            text = json.dumps(annotation)
-            if text != before:
-                self._save(number, text)
-                self._undo.append((number, before))
+            self._change_text(number, json.dumps(annotation))
 
-    def _save(self, number: int, text: str) -> None:
-        """Save an annotation; the journal first, so that no unsaved state is ever visible."""
-        self._journal.append(text)
+    def _change_text(self, number: int, text: str | None) -> None:
+        index = self._index.get(number)
+        before = None if index is None else self._texts[index]
+        if text != before:
+            self._save(number, text)
+            self._undo.append((number, before))
+
+    def _save(self, number: int, text: str | None) -> None:
+        """Save an annotation; the journal first, so that no unsaved state is ever visible.
+
+        text: None removes it.
+        """
+        self._journal.append(text or json.dumps({"id": number, "review": _REMOVED}))
         self._set(number, text)
         if not (self._timer and self._timer.is_alive()):
             self._timer = threading.Timer(self.delay, self._merge_in_background)
             self._timer.daemon = True
             self._timer.start()
 
-    def _set(self, number: int, text: str) -> None:
-        index = self._index[number]
-        self._texts[index] = text
-        self._rows[index] = _row(self.path, parse_json(text))
+    def _set(self, number: int, text: str | None) -> None:
+        row = None if text is None else _row(self.path, parse_json(text))
+        index = self._index.get(number)
+        if index is not None:
+            self._texts[index] = text
+            self._rows[index] = row
+            if row is None:
+                del self._index[number]
+                self._removed.add(number)
+        elif row is not None:
+            self._removed.discard(number)
+            self._index[number] = len(self._rows)
+            self._texts.append(text)
+            self._rows.append(row)
+            self._next_id = max(self._next_id, number + 1)
 
     def _merge_in_background(self) -> None:
         with self._lock:
@@ -257,9 +335,26 @@ class ReviewFile:
 
 
 def review_of(annotation: Mapping[str, object]) -> str:
-    """The decision on an annotation: one of DECISIONS, or OPEN."""
+    """The decision on an annotation: one of DECISIONS, or UNREVIEWED."""
     review = annotation.get("review")
-    return str(review) if review in DECISIONS else OPEN
+    return str(review) if review in DECISIONS else UNREVIEWED
+
+
+def _set_mask(annotation: Annotation, mask: NewMask) -> None:
+    annotation["segmentation"] = mask.rle
+    annotation["bbox"] = mask.box
+    annotation["area"] = mask.area
+    mask_by = {"technique": "review"}
+    if mask.fallback_reason:
+        mask_by["fallback"] = mask.fallback_reason
+    annotation["mask_by"] = mask_by
+
+
+def _ids(records: object) -> frozenset[int]:
+    """The integer ids of a list of records."""
+    assert isinstance(records, list)
+    ids = [record.get("id") for record in records if isinstance(record, dict)]
+    return frozenset(number for number in ids if type(number) is int)
 
 
 def _real_path(path: Path) -> Path:

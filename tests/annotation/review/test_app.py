@@ -106,7 +106,7 @@ def test_items_are_grouped_by_image(page: Page) -> None:
         "ids": [1, 5, 2, 9],
         "image_ids": [7, 7, 3, 3],
         "category_ids": [4, 9, 4, 9],
-        "reviews": ["open", "open", "open", "rejected"],
+        "reviews": ["unreviewed", "unreviewed", "unreviewed", "rejected"],
         "images": {"7": "7.png", "3": "3.png"},
         "categories": {"4": "cat", "9": "dog"},
         "undoable": 1,
@@ -123,7 +123,8 @@ def test_one_annotation(page: Page) -> None:
     common = {
         "height": HEIGHT,
         "width": WIDTH,
-        "review": "open",
+        "review": "unreviewed",
+        "removed": False,
         "undoable": 0,
         "trouble": "",
         "fallback": "",
@@ -131,6 +132,7 @@ def test_one_annotation(page: Page) -> None:
     assert page.client.get("/api/annotations/2").json() == {
         "id": 2,
         "image_id": 3,
+        "category_id": 4,
         "box": [5, 10, 7, 30],
         "score": 0.25,
         **common,
@@ -138,6 +140,7 @@ def test_one_annotation(page: Page) -> None:
     assert page.client.get("/api/annotations/5").json() == {
         "id": 5,
         "image_id": 7,
+        "category_id": 9,
         "box": [20.5, 10, 40.5, 30],
         "score": None,
         **common,
@@ -172,7 +175,7 @@ def test_decisions_and_undo(page: Page) -> None:
     )
     assert page.client.post("/api/annotations/2/decision?decision=rejected").json()["undoable"] == 2
     undone = page.client.post("/api/undo").json()
-    assert (undone["id"], undone["review"], undone["undoable"]) == (2, "open", 1)
+    assert (undone["id"], undone["review"], undone["undoable"]) == (2, "unreviewed", 1)
     assert {k: v.get("review") for k, v in page.annotations_on_disk().items()} == {
         1: "accepted",
         2: None,
@@ -459,3 +462,133 @@ def test_write_errors_are_reported(page: Page) -> None:
         page.client.post("/api/annotations/1/decision?decision=accepted").json()["trouble"]
         == "disk full"
     )
+
+
+# Classes, contours, new objects, neighbors
+
+
+def test_another_class(page: Page) -> None:
+    state = page.client.post("/api/annotations/1/category?category_id=9").json()
+    assert (state["category_id"], state["review"], state["undoable"]) == (9, "edited", 1)
+    before = proposals()["annotations"][0]
+    assert page.annotations_on_disk()[1] == {**before, "category_id": 9, "review": "edited"}
+    page.client.post("/api/annotations/1/category?category_id=9")  # changes nothing
+    assert page.client.post("/api/undo").json()["category_id"] == 4
+    assert page.annotations_on_disk()[1] == before
+    for query, status in (("category_id=5", 404), ("category_id=x", 422), ("", 422)):
+        answer = page.client.post(f"/api/annotations/1/category?{query}")
+        assert answer.status_code == status, answer.text
+    assert page.file.undoable() == 0
+
+
+def test_a_contour_is_edited(page: Page) -> None:
+    rings = page.client.get("/api/annotations/1/contour").json()["rings"]
+    assert len(rings) == 1
+    assert sorted(zip(rings[0][::2], rings[0][1::2], strict=True)) == [
+        (4, 3),
+        (4, 9),
+        (14, 3),
+        (14, 9),
+    ]
+    hole = [6, 4, 12, 4, 12, 8, 6, 8]
+    answer = page.client.post("/api/annotations/1/contour", json={"rings": [*rings, hole]})
+    assert answer.json()["review"] == "edited"
+    expected = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    expected[3:9, 4:14] = True
+    expected[4:8, 6:12] = False
+    stored = page.annotations_on_disk()[1]
+    np.testing.assert_array_equal(coco_mask.decode(stored["segmentation"]), expected)
+    assert (stored["bbox"], stored["area"]) == ([4, 3, 10, 6], 60 - 24)
+    again = page.client.get("/api/annotations/1/contour").json()
+    assert len(again["rings"]) == 2
+    page.client.post("/api/annotations/1/contour", json=again)
+    np.testing.assert_array_equal(
+        coco_mask.decode(page.annotations_on_disk()[1]["segmentation"]), expected
+    )
+    assert page.client.get("/api/annotations/5/contour").json() == {"rings": []}  # has no mask
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"rings": 1},
+        {"rings": [1]},
+        {"rings": [[1, 2, 3, 4]]},
+        {"rings": [[1, 2, 3, 4, 5, 6, 7]]},
+        {"rings": [[1, 2, 3, 4, 5, "6"]]},
+        {"rings": [[1, 2, 3, 4, 5, None]]},
+        {"rings": []},
+        {"rings": [[100, 100, 110, 100, 110, 110]]},
+        {"rings": [[0, 0] * 100_001]},
+    ],
+)
+def test_bad_contours_are_refused(page: Page, content: object) -> None:
+    answer = page.client.post("/api/annotations/1/contour", json=content)
+    assert answer.status_code in (413, 422), answer.text
+    assert answer.json()["error"]
+    assert page.file.undoable() == 0
+    assert page.annotations_on_disk()[1] == proposals()["annotations"][0]
+
+
+def test_contours_are_json(page: Page) -> None:
+    path = "/api/annotations/1/contour"
+    kind = {"content-type": "application/json"}
+    assert page.client.post(path, content=b"{", headers=kind).status_code == 422
+    assert page.client.post(path, content=b"{}", headers=PNG).status_code == 415
+    deep = b"[" * 50_000
+    assert page.client.post(path, content=deep, headers=kind).status_code == 422
+    text = b'{"rings": [[0, 0, 9, 0, 9, NaN]]}'
+    assert page.client.post(path, content=text, headers=kind).status_code == 422
+
+
+def test_a_new_object(page: Page) -> None:
+    answer = page.client.post(
+        "/api/images/7/annotations?category_id=9&box=10,4,50,39",
+        content=strokes(disc(3)),
+        headers=PNG,
+    )
+    state = answer.json()
+    assert (state["id"], state["review"], state["image_id"]) == (10, "added", 7)
+    assert page.calls[0][1] == [10, 4, 50, 39]
+    stored = page.annotations_on_disk()[10]
+    np.testing.assert_array_equal(coco_mask.decode(stored.pop("segmentation")), page.result)
+    assert stored == {
+        "id": 10,
+        "image_id": 7,
+        "category_id": 9,
+        "iscrowd": 0,
+        "bbox": [24, 14, 12, 12],
+        "area": page.result.sum(),
+        "mask_by": {"technique": "review"},
+        "review": "added",
+    }
+    assert page.client.get("/api/items").json()["ids"] == [1, 5, 10, 2, 9]
+    removed = page.client.post("/api/annotations/10/decision?decision=rejected").json()
+    assert removed == {"id": 10, "removed": True, "undoable": 2}
+    assert 10 not in page.annotations_on_disk()
+    assert page.client.post("/api/annotations/10/category?category_id=4").status_code == 404
+    assert page.client.post("/api/undo").json()["review"] == "added"
+    assert 10 in page.annotations_on_disk()
+    assert page.client.post("/api/undo").json()["removed"]
+    assert json.loads(page.path.read_text()) != proposals()
+    page.client.get("/api/items")
+    assert json.loads(page.path.read_text()) == proposals()
+    for path in ("images/8/annotations?category_id=9", "images/7/annotations?category_id=8"):
+        answer = page.client.post(f"/api/{path}", content=strokes(), headers=PNG)
+        assert answer.status_code == 404, answer.text
+
+
+def test_neighbors_are_outlines(page: Page) -> None:
+    stripe = page.client.get("/api/images/3/neighbors?without=9").json()["masks"]
+    assert len(stripe) == 1
+    assert sorted(zip(stripe[0][0][::2], stripe[0][0][1::2], strict=True)) == [
+        (5, 10),
+        (5, 30),
+        (7, 10),
+        (7, 30),
+    ]
+    assert len(page.client.get("/api/images/3/neighbors").json()["masks"]) == 2
+    page.client.post("/api/annotations/9/decision?decision=rejected")
+    assert page.client.get("/api/images/3/neighbors?without=2").json() == {"masks": []}
+    assert page.client.get("/api/images/8/neighbors").status_code == 404

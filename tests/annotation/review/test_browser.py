@@ -109,6 +109,10 @@ class Desk:
                 self.page.mouse.down()
         self.page.mouse.up()
 
+    def pixels(self) -> str:
+        """The picture on the canvas, as text that can be compared."""
+        return str(self.page.locator("#view").evaluate("(view) => view.toDataURL()"))
+
     def marks(self) -> list[str]:
         """The decision shown for each visible row of the list."""
         return [
@@ -151,17 +155,17 @@ def _review(desk: Desk) -> None:
     desk.keys("Enter")
     desk.about("edited")
     desk.keys("ArrowRight")
-    desk.about("annotation 2, score 0.25: open")
+    desk.about("annotation 2, score 0.25: unreviewed")
     desk.keys("r")
     desk.about("annotation 9")
     desk.keys("a")
     desk.page.get_by_text("4 of 4 reviewed").wait_for()
     desk.keys("z")
     desk.page.get_by_text("3 of 4 reviewed").wait_for()
-    desk.about("annotation 9: open")
+    desk.about("annotation 9: unreviewed")
     desk.page.reload()
-    desk.about("annotation 9: open")
-    assert desk.marks() == ["accepted", "edited", "rejected", "open"]
+    desk.about("annotation 9: unreviewed")
+    assert desk.marks() == ["accepted", "edited", "rejected", "unreviewed"]
     stored, expected = desk.stored(), proposals()
     edited, changed = stored["annotations"][2], expected["annotations"][2]
     mask = coco_mask.decode(edited["segmentation"]).astype(bool)
@@ -193,9 +197,9 @@ def test_undo_takes_back_strokes_first_then_the_cut(desk: Desk) -> None:
     desk.keys("z")
     desk.about("edited")
     desk.keys("z")
-    desk.about("annotation 1: open")
+    desk.about("annotation 1: unreviewed")
     desk.page.reload()
-    desk.about("annotation 1: open")
+    desk.about("annotation 1: unreviewed")
     assert desk.stored() == proposals()
     assert desk.problems == []
 
@@ -240,7 +244,7 @@ def test_the_filter_and_the_keys_that_move(desk: Desk) -> None:
     desk.page.locator(".row .review[aria-label=accepted]").wait_for()
     desk.page.locator("#filter").select_option("accepted")
     desk.page.get_by_text("2 shown").wait_for()
-    desk.page.locator("#filter").select_option("open")
+    desk.page.locator("#filter").select_option("unreviewed")
     desk.page.get_by_text("2 shown").wait_for()
     desk.page.locator("#filter").select_option("all")
     desk.page.locator("#row-5").click()
@@ -269,21 +273,21 @@ def test_a_key_that_is_held_decides_once(desk: Desk) -> None:
     for _ in range(3):  # from the second on as keyboard repeats
         desk.page.keyboard.down("r")
     desk.page.keyboard.up("r")
-    desk.about("annotation 5: open")
+    desk.about("annotation 5: unreviewed")
     for _ in range(3):
         desk.page.keyboard.down("ArrowRight")
     desk.page.keyboard.up("ArrowRight")
-    desk.about("annotation 9: open")
-    assert desk.marks() == ["rejected", "open", "open", "open"]
+    desk.about("annotation 9: unreviewed")
+    assert desk.marks() == ["rejected", "unreviewed", "unreviewed", "unreviewed"]
 
 
 def test_a_button_is_not_pressed_again_by_the_space_bar(desk: Desk) -> None:
     desk.page.get_by_role("button", name="Accept").click()
-    desk.about("annotation 5: open")
+    desk.about("annotation 5: unreviewed")
     desk.keys(" ", " ")
     desk.keys("ArrowRight")
     desk.about("annotation 2")
-    assert desk.marks() == ["accepted", "open", "open", "open"]
+    assert desk.marks() == ["accepted", "unreviewed", "unreviewed", "unreviewed"]
 
 
 def test_a_fallback_is_shown_when_it_is_opened(browser: Any, tmp_path: Path) -> None:
@@ -296,7 +300,7 @@ def test_a_fallback_is_shown_when_it_is_opened(browser: Any, tmp_path: Path) -> 
     path.write_text(json.dumps(tree))
     with served_here(path) as address:
         desk = Desk(browser, address, path)
-        desk.about("annotation 1, score 0.50: open")
+        desk.about("annotation 1, score 0.50: unreviewed")
         desk.page.get_by_role("alert").filter(
             has_text="No object was found here (no class map)"
         ).wait_for()
@@ -315,7 +319,7 @@ def test_an_annotation_that_cannot_be_opened_gets_no_decision(desk: Desk) -> Non
     desk.page.get_by_role("alert").filter(has_text="no such luck").wait_for()
     desk.keys("r", "ArrowRight")
     desk.about("annotation 2")
-    assert desk.marks() == ["open"] * 4
+    assert desk.marks() == ["unreviewed"] * 4
 
 
 def test_an_unreadable_image_is_reported_and_can_be_rejected(browser: Any, tmp_path: Path) -> None:
@@ -329,6 +333,166 @@ def test_an_unreadable_image_is_reported_and_can_be_rejected(browser: Any, tmp_p
         desk.keys("r")
         desk.page.get_by_text("1 of 4 reviewed").wait_for()
         desk.page.close()
+
+
+# Classes, new objects, contours, and what is shown
+
+
+def test_another_class_from_the_list(desk: Desk) -> None:
+    desk.page.locator("#category").select_option("dog")
+    desk.about("dog in 7.png, annotation 1: edited")
+    desk.keys("a")  # goes to the page, not to the list of classes
+    desk.about("annotation 5")
+    desk.page.reload()
+    desk.about("annotation 5")
+    first = desk.stored()["annotations"][0]
+    assert (first["category_id"], first["review"]) == (9, "edited")
+    assert desk.problems == []
+
+
+def test_a_new_object_is_added_and_deleted(desk: Desk) -> None:
+    desk.keys("n")
+    desk.page.get_by_text("Draw a box around the object").wait_for()
+    assert desk.page.locator("#accept").is_disabled()
+    desk.keys("Enter")
+    desk.page.get_by_role("alert").filter(has_text="Draw a box around").wait_for()
+    desk.draw((20, 10), (40, 30))
+    desk.page.locator("#category").select_option("dog")
+    desk.keys("ArrowRight")  # what was drawn is not lost
+    desk.page.get_by_role("alert").filter(has_text="Enter to save").wait_for()
+    desk.page.get_by_role("button", name="Add object").click()
+    desk.about("dog in 7.png, annotation 10: added")
+    desk.page.get_by_text("1 of 5 reviewed, 5 shown").wait_for()
+    assert desk.marks() == ["unreviewed", "unreviewed", "added", "unreviewed", "unreviewed"]
+    desk.page.reload()
+    desk.page.get_by_text("1 of 5 reviewed").wait_for()
+    added = desk.stored()["annotations"][-1]
+    mask = coco_mask.decode(added["segmentation"]).astype(bool)
+    assert (mask & disc(8)).sum() / (mask | disc(8)).sum() > 0.9
+    desk.page.locator("#row-10").click()
+    desk.about("annotation 10")
+    desk.page.get_by_role("button", name="Delete").click()
+    desk.page.get_by_text("0 of 4 reviewed").wait_for()
+    desk.keys("z")
+    desk.about("annotation 10: added")
+    desk.keys("Delete")
+    desk.page.get_by_text("0 of 4 reviewed").wait_for()
+    desk.page.reload()
+    desk.about("annotation 1: unreviewed")
+    assert desk.stored() == proposals()
+    assert desk.problems == []
+
+
+def test_a_new_object_is_cancelled(desk: Desk) -> None:
+    desk.keys("n")
+    desk.draw((20, 10), (40, 30))
+    desk.keys("Escape")
+    desk.about("annotation 1: unreviewed")
+    desk.keys("ArrowRight")
+    desk.about("annotation 5")
+    assert desk.marks() == ["unreviewed"] * 4
+
+
+def test_the_contour_is_dragged(desk: Desk) -> None:
+    """The square from (4, 3) to (14, 9) gets a corner at (30, 20), and one point more."""
+    desk.keys("c")
+    desk.page.get_by_text("Drag points").wait_for()
+    desk.draw((14, 9), (30, 20))
+    desk.keys("ArrowRight")
+    desk.page.get_by_role("alert").filter(has_text="Enter to save").wait_for()
+    desk.keys("z", "z", "z")  # the contour first, then nothing is left to undo
+    desk.draw((14, 9), (14, 20))
+    desk.draw((9, 3), (9, 1))
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.page.reload()
+    desk.about("annotation 5")
+    mask = coco_mask.decode(desk.stored()["annotations"][0]["segmentation"]).astype(bool)
+    rings = [[4.0, 3, 9, 1, 14, 3, 14, 20, 4, 9]]
+    wanted = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(rings, 40, 60))).astype(bool)
+    assert (mask ^ wanted).sum() <= 4
+    assert desk.problems == []
+
+
+def test_a_point_of_the_contour_is_removed(desk: Desk) -> None:
+    desk.keys("c")
+    desk.page.get_by_text("Drag points").wait_for()
+    desk.page.keyboard.down("Alt")
+    desk.draw((14, 9))
+    desk.page.keyboard.up("Alt")
+    desk.keys("Enter")
+    desk.about("edited")
+    desk.page.reload()
+    desk.about("annotation 5")
+    area = desk.stored()["annotations"][0]["area"]
+    assert area == pytest.approx(30, abs=6)  # half of the rectangle
+
+
+def test_outline_opacity_and_neighbors(desk: Desk) -> None:
+    """Each changes the picture, and the same keys change it back."""
+    desk.keys("ArrowRight")  # an annotation without a mask; its neighbor is shown
+    desk.about("annotation 5")
+    desk.page.wait_for_load_state("networkidle")
+    with_neighbors = desk.pixels()
+    desk.keys("s")
+    assert desk.pixels() != with_neighbors
+    desk.keys("s")
+    assert desk.pixels() == with_neighbors
+    desk.keys("ArrowLeft")
+    desk.about("annotation 1")
+    desk.page.wait_for_load_state("networkidle")
+    pictures = [desk.pixels()]
+    for key in ("m", "o"):
+        desk.keys(key)
+        pictures.append(desk.pixels())
+    desk.keys("m")
+    desk.page.locator("#opacity").evaluate(
+        "(slider) => { slider.value = 90; slider.dispatchEvent(new Event('input')); }"
+    )
+    pictures.append(desk.pixels())
+    assert len(set(pictures)) == 4
+
+
+def test_nothing_wraps_or_is_cut_off_at_1400_pixels(desk: Desk) -> None:
+    for width, height in ((1400, 800), (1280, 720)):
+        desk.page.set_viewport_size({"width": width, "height": height})
+        wrapped = desk.page.evaluate(
+            """() => [...document.querySelectorAll("button, label, h2, .row")].filter(
+                (part) => part.scrollWidth > part.clientWidth + 1 || part.offsetHeight > 34
+            ).map((part) => part.textContent.trim())"""
+        )
+        assert wrapped == []
+        assert desk.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert desk.page.evaluate("document.querySelector('#tools').scrollHeight") <= height
+
+
+def test_colors_have_the_contrast_of_wcag_aa(desk: Desk) -> None:
+    colors = desk.page.evaluate(
+        """() => {
+            const style = getComputedStyle(document.documentElement);
+            const names = ["ink", "dim", "mark", "alert", "line", "ground", "panel", "chosen"];
+            return Object.fromEntries(names.map((n) => [n, style.getPropertyValue(`--${n}`)]));
+        }"""
+    )
+    for text in ("ink", "dim", "mark", "alert"):
+        for ground in ("ground", "panel"):
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+    for text in ("ink", "mark"):
+        assert contrast(colors[text], colors["chosen"]) >= 4.5, text
+    assert contrast(colors["line"], colors["panel"]) >= 3  # borders of the controls
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast of two colors, #rrggbb (WCAG 2.2, contrast ratio)."""
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(color: str) -> float:
+    """The relative luminance of a color (WCAG 2.2)."""
+    channels = [int(color.strip()[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_only_visible_rows_are_in_the_page(browser: Any, tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def test_export(path: Path) -> None:
     file.close()
     clean = path.with_name("clean.json")
     out = done("review", f"file={path}", f"export={clean}")
-    assert f"written to {clean}: 1 accepted, 0 edited, 2 open; dropped: 1 rejected" in out
+    assert (
+        f"written to {clean}: 1 accepted, 0 edited, 0 added, 2 unreviewed; dropped: 1 rejected"
+        in out
+    )
     assert [a["id"] for a in json.loads(clean.read_text())["annotations"]] == [1, 5, 9]
     path.with_name("same.json").symlink_to(path)
     before = path.read_bytes(), clean.read_bytes()

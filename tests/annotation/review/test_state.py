@@ -15,7 +15,7 @@ import pytest
 from made.reviews import proposals, write_proposals
 
 from maskseg.annotation.review import state
-from maskseg.annotation.review.state import ReviewFile
+from maskseg.annotation.review.state import NewMask, ReviewFile
 from maskseg.errors import UserError
 from maskseg.files import replacing
 
@@ -58,7 +58,7 @@ AFTER = {1: {"review": "accepted"}, 2: {"review": "rejected"}, 5: EDITED}
 def decide(file: ReviewFile) -> None:
     file.decide(1, "accepted")
     file.decide(2, "rejected")
-    file.replace_mask(5, NEW, [1, 2, 3, 4], 9)
+    file.replace_mask(5, NewMask(NEW, [1, 2, 3, 4], 9))
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_rows(path: Path) -> None:
         (1, 7, 4, "accepted"),
         (2, 3, 4, "rejected"),
         (5, 7, 9, "edited"),
-        (9, 3, 9, "open"),
+        (9, 3, 9, "unreviewed"),
     ]
     file.close()
 
@@ -154,7 +154,7 @@ def test_an_unknown_value_of_review_is_open(path: Path) -> None:
     tree["annotations"][0]["review"] = {"by": "me"}
     path.write_text(json.dumps(tree))
     file = ReviewFile(path, delay=NEVER)
-    assert file.rows()[0].review == "open"
+    assert file.rows()[0].review == "unreviewed"
     file.decide(1, "accepted")
     file.undo()
     file.close()
@@ -166,7 +166,7 @@ def test_a_kill_after_any_decision_loses_none(path: Path, tmp_path: Path) -> Non
     steps: list[Callable[[], Any]] = [
         lambda: file.decide(1, "accepted"),
         lambda: file.decide(2, "rejected"),
-        lambda: file.replace_mask(5, NEW, [1, 2, 3, 4], 9),
+        lambda: file.replace_mask(5, NewMask(NEW, [1, 2, 3, 4], 9)),
         file.undo,
     ]
     results = [{1: AFTER[1]}, {1: AFTER[1], 2: AFTER[2]}, AFTER, {1: AFTER[1], 2: AFTER[2]}]
@@ -292,7 +292,7 @@ def test_a_full_disk_refuses_the_decision(path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match="could not be saved"):
             file.undo()
     assert journal(path).read_bytes() == before
-    assert [row.review for row in file.rows()[:2]] == ["accepted", "open"]
+    assert [row.review for row in file.rows()[:2]] == ["accepted", "unreviewed"]
     assert file.undo() == 1
     file.close()
     assert read_tree(path) == proposals()
@@ -387,7 +387,8 @@ def test_export_drops_the_rejected(path: Path, tmp_path: Path) -> None:
     file = ReviewFile(path, delay=NEVER)
     decide(file)
     assert file.export(tmp_path / "clean.json") == {
-        "open": 1,
+        "unreviewed": 1,
+        "added": 0,
         "accepted": 1,
         "rejected": 1,
         "edited": 1,
@@ -483,3 +484,73 @@ def test_links_that_form_a_loop(tmp_path: Path) -> None:
     (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
     with pytest.raises(UserError, match=r"a\.json: cannot be read"):
         ReviewFile(tmp_path / "a.json")
+
+
+# Added annotations and classes
+
+
+def test_added_annotations_survive_a_kill(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path, delay=NEVER)
+    assert file.add(7, 4, NewMask(NEW, [1, 2, 3, 4], 9)) == 10
+    assert file.add(3, 9, NewMask(NEW, [1, 2, 3, 4], 9, "empty")) == 11
+    file.decide(10, "accepted")
+    file.set_category(10, 9)
+    file.replace_mask(10, NewMask(NEW, [5, 6, 7, 8], 3))
+    assert file.decide(11, "rejected") is False
+    left = killed(path, tmp_path / "left")
+    added = {
+        "id": 10,
+        "image_id": 7,
+        "category_id": 9,
+        "iscrowd": 0,
+        **{**EDITED, "bbox": [5, 6, 7, 8], "area": 3, "review": "added"},
+    }
+    expected_tree = expected({})
+    expected_tree["annotations"].append(added)
+    file.close()
+    assert read_tree(path) == expected_tree
+    again = ReviewFile(left)
+    assert again.recovered == 5
+    assert [row.id for row in again.rows()] == [1, 2, 5, 9, 10]
+    assert again.export(tmp_path / "clean.json")["added"] == 1
+    again.close()
+    assert read_tree(left) == expected_tree
+
+
+def test_an_output_with_added_annotations_is_continued(path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    file = ReviewFile(path, output)
+    number = file.add(7, 4, NewMask(NEW, [1, 2, 3, 4], 9))
+    file.close()
+    again = ReviewFile(path, output)
+    assert again.annotation(number)["review"] == "added"
+    again.decide(number, "rejected")
+    assert again.is_removed(number)
+    with pytest.raises(KeyError):
+        again.annotation(number)
+    assert again.undo() == number
+    assert not again.is_removed(number)
+    again.close()
+    assert [a["id"] for a in read_tree(output)["annotations"]] == [1, 2, 5, 9, number]
+
+
+def test_unknown_ids_are_not_added(path: Path) -> None:
+    file = ReviewFile(path)
+    for image_id, category_id in ((8, 4), (7, 5)):
+        with pytest.raises(KeyError):
+            file.add(image_id, category_id, NewMask(NEW, [1, 2, 3, 4], 9))
+    with pytest.raises(KeyError):
+        file.set_category(1, 5)
+    file.close()
+    assert read_tree(path) == proposals()
+
+
+def test_an_edited_class_stays_edited_when_it_is_accepted(path: Path) -> None:
+    file = ReviewFile(path)
+    file.set_category(1, 9)
+    assert file.decide(1, "accepted") is True
+    assert file.annotation(1)["review"] == "edited"
+    file.decide(1, "rejected")
+    file.decide(1, "accepted")
+    assert file.annotation(1)["review"] == "accepted"
+    file.close()

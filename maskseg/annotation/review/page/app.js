@@ -1,5 +1,6 @@
 // The review page: handles keys and buttons in sequence, and shows the state from the server.
 
+import { Contour } from "./contour.js";
 import { List } from "./list.js";
 import { View } from "./view.js";
 
@@ -11,6 +12,8 @@ const KEPT = 6;
 if (location.search) history.replaceState(null, "", location.pathname);
 
 let list = null;
+let names = null; // of images and categories, by id
+let adding = false; // whether a new object is being drawn
 let shown = null; // state of the current annotation, from the server
 let undoable = 0;
 const view = new View(find("view"), () => buttons());
@@ -42,12 +45,15 @@ async function open(id) {
   list.select(id);
   const { imageId } = list.item(id);
   shown = null; // no decision is possible until the annotation is visible
+  adding = false;
   say("");
-  const [state, image, bitmap] = await Promise.allSettled([told(`annotations/${id}`), picture(imageId), mask(id)]);
-  const failed = [state, image, bitmap].find((part) => part.status === "rejected");
+  const [state, image, cover] = await Promise.allSettled([told(`annotations/${id}`), picture(imageId), mask(id)]);
+  const failed = [state, image, cover].find((part) => part.status === "rejected");
   if (state.status === "fulfilled") {
     shown = state.value;
-    view.show({ ...shown, image: image.value ?? null, mask: bitmap.value ?? null });
+    view.surround([]);
+    view.show({ ...shown, image: image.value ?? null, mask: cover.value ?? null });
+    surround(shown);
     note(shown);
   }
   if (failed) say(failed.reason.message);
@@ -56,51 +62,151 @@ async function open(id) {
   if (ahead !== null) picture(list.item(ahead).imageId).catch(() => {});
 }
 
+// Shows the neighbors when they arrive, unless another annotation is shown by then.
+async function surround({ id, image_id: imageId }) {
+  const around = await told(`images/${imageId}/neighbors?without=${id}`).catch(() => null);
+  if (shown?.id === id && !adding && around) view.surround(around.masks);
+}
+
 // Updates the list, the counts and the line about the annotation after a decision.
 function note(state) {
   const item = list.item(state.id);
   item.review = state.review;
+  item.category = names.categories[state.category_id] ?? "";
   undoable = state.undoable;
   const score = state.score === null ? "" : `, score ${state.score.toFixed(2)}`;
   find("about").textContent = `${item.category} in ${item.image}, annotation ${item.id}${score}: ${item.review}`;
+  find("category").value = state.category_id;
   if (state.fallback) {
     const substitute = "the mask is the ellipse in the box, or the thresholded map; painted strokes are kept";
     say(`No object was found here (${state.fallback}): ${substitute}`);
   }
   if (state.trouble) say(`Saved in the journal, but not in the file: ${state.trouble}`);
-  const done = list.items.filter((each) => each.review !== "open").length;
-  find("count").textContent = `${done} of ${list.items.length} reviewed, ${list.shown.length} shown`;
-  Object.assign(find("progress"), { value: done, max: Math.max(1, list.items.length) });
-  list.draw();
+  count();
   buttons();
 }
 
-async function decide(decision) {
-  if (!shown) return;
-  note(await told(`annotations/${shown.id}/decision?decision=${decision}`, { method: "POST" }));
-  await open(list.beside(1, "open") ?? list.beside(1));
+function count() {
+  const done = list.items.filter((each) => each.review !== "unreviewed").length;
+  find("count").textContent = `${done} of ${list.items.length} reviewed, ${list.shown.length} shown`;
+  Object.assign(find("progress"), { value: done, max: Math.max(1, list.items.length) });
+  list.draw();
 }
 
-async function cut() {
+async function decide(decision) {
+  if (!shown || busy()) return;
+  const state = await told(`annotations/${shown.id}/decision?decision=${decision}`, { method: "POST" });
+  if (state.removed) return discard(state);
+  note(state);
+  await open(list.beside(1, "unreviewed") ?? list.beside(1));
+}
+
+// Takes an annotation that is no longer there from the list, and opens the one after it.
+async function discard({ id, undoable: left }) {
+  const after = list.current === id ? (list.beside(1) ?? list.beside(-1)) : list.current;
+  list.remove(id);
+  undoable = left;
+  count();
+  if (after !== null) return open(after);
+  shown = null;
+  find("about").textContent = "";
+}
+
+// Runs what the tools have prepared: a new object, an edited contour, or else GrabCut.
+async function run() {
   if (!shown) return;
-  const box = view.chosenBox();
-  const query = box ? `?box=${box.map((v) => v.toFixed(2)).join(",")}` : "";
-  say("Segmenting ...");
+  if (view.contour) return saveContour();
+  const box = adding ? view.drawnBox() : view.chosenBox();
+  if (adding && !box && !view.layer) return say("Draw a box around the object, or paint it");
+  const query = new URLSearchParams(box ? { box: box.map((v) => v.toFixed(2)).join(",") } : {});
+  if (adding) query.set("category_id", find("category").value);
+  say("Running GrabCut ...");
   const options = { method: "POST", headers: { "Content-Type": "image/png" }, body: await view.strokes() };
-  shown = await told(`annotations/${shown.id}/cut${query}`, options);
+  const path = adding ? `images/${shown.image_id}/annotations` : `annotations/${shown.id}/cut`;
+  const state = await told(`${path}?${query}`, options);
   say("");
+  if (adding) return admit(state);
+  shown = state;
   view.settle();
   view.show({ ...shown, box, image: view.image, mask: await mask(shown.id) }, true);
   note(shown);
 }
 
+// Puts an annotation that was added, or is there again, into the list and opens it.
+async function admit(state) {
+  list.insert({
+    id: state.id,
+    imageId: state.image_id,
+    image: names.images[state.image_id],
+    category: names.categories[state.category_id] ?? "",
+    review: state.review,
+  });
+  await open(state.id);
+}
+
+async function saveContour() {
+  if (!view.pending()) return leave();
+  const options = { method: "POST", headers: { "Content-Type": "application/json" } };
+  options.body = JSON.stringify({ rings: view.contour.flat() });
+  shown = await told(`annotations/${shown.id}/contour`, options);
+  view.show({ ...shown, image: view.image, mask: await mask(shown.id) });
+  note(shown);
+}
+
+async function editContour() {
+  if (!shown || adding) return;
+  if (view.contour) return leave();
+  choose(null);
+  const { rings } = await told(`annotations/${shown.id}/contour`);
+  if (!rings.length) return say("There is no mask here: draw a box or paint, and run GrabCut");
+  view.reset();
+  view.edit(new Contour(rings));
+}
+
+// Starts a new object in the image that is shown.
+async function create() {
+  if (!shown) return;
+  if (adding) return leave();
+  adding = true;
+  view.tool = null;
+  view.show({ ...shown, box: null, mask: null, image: view.image });
+  view.surround((await told(`images/${shown.image_id}/neighbors`)).masks);
+  choose("box");
+}
+
+async function setCategory() {
+  if (!shown || adding) return;
+  shown = await told(`annotations/${shown.id}/category?category_id=${find("category").value}`, { method: "POST" });
+  note(shown);
+}
+
+// Discards strokes, an edited contour, or a new object that was not run yet.
+async function leave() {
+  const again = adding || view.contour;
+  choose(null);
+  view.reset();
+  view.draw();
+  if (again && shown) await open(shown.id);
+}
+
 async function undo() {
-  if (view.takeBack() || !undoable) return buttons();
+  if (view.takeBack() || busy() || !undoable) return buttons();
   const state = await told("undo", { method: "POST" });
+  if (state.removed) return discard(state);
+  if (!list.place.has(state.id)) return admit(state);
   list.item(state.id).review = state.review;
   if (!list.row.has(state.id)) list.show(find("filter").value);
   await open(state.id);
 }
+
+// Opens another annotation, unless that would lose a contour or a new object.
+function go(id) {
+  if (busy() && view.pending()) return say("Press Enter to save what was drawn, or Esc to discard it");
+  return open(id);
+}
+
+// Whether a contour or a new object is being drawn, and no decision can be made.
+const busy = () => adding || view.contour !== null;
 
 function choose(tool) {
   view.tool = view.tool === tool ? null : tool;
@@ -114,8 +220,10 @@ function resize(size) {
   find("pixels").textContent = `${view.brush} px`;
 }
 
-function drop() {
-  view.reset();
+function fade(percent) {
+  view.opacity = percent / 100;
+  find("opacity").value = percent;
+  find("percent").textContent = `${percent} %`;
   view.draw();
 }
 
@@ -124,35 +232,55 @@ function flip(name) {
   view.draw();
 }
 
+const unlessContour = (action) => () => view.contour || action();
+
 const actions = {
   accept: () => decide("accepted"),
   reject: () => decide("rejected"),
   undo,
-  box: () => choose("box"),
-  foreground: () => choose("foreground"),
-  background: () => choose("background"),
-  run: cut,
-  zoom: () => flip("zoomed"),
+  box: unlessContour(() => choose("box")),
+  foreground: unlessContour(() => choose("foreground")),
+  background: unlessContour(() => choose("background")),
+  run,
+  contour: editContour,
+  create,
+  zoomed: () => flip("zoomed"),
   overlay: () => flip("overlay"),
-  previous: () => open(list.beside(-1)),
-  next: () => open(list.beside(1)),
+  outline: () => flip("outline"),
+  neighbors: () => flip("neighbors"),
+  previous: () => go(list.beside(-1)),
+  next: () => go(list.beside(1)),
   smaller: () => resize(view.brush - Math.max(1, Math.round(view.brush / 5))),
   larger: () => resize(view.brush + Math.max(1, Math.round(view.brush / 5))),
-  drop,
+  leave,
+  classes: () => find("category").focus(),
 };
 const KEYS = {
-  a: "accept", r: "reject", z: "undo", b: "box", f: "foreground", g: "background", enter: "run", v: "zoom", m: "overlay", escape: "drop",
+  a: "accept", r: "reject", delete: "reject", z: "undo", b: "box", f: "foreground", g: "background", enter: "run", c: "contour", n: "create",
+  v: "zoomed", m: "overlay", o: "outline", s: "neighbors", l: "classes", escape: "leave",
   arrowleft: "previous", arrowup: "previous", arrowright: "next", arrowdown: "next", "[": "smaller", "]": "larger",
 };
 
-const ONCE = new Set(["accept", "reject", "run", "undo"]); // not repeated while the key is held down
+const ONCE = new Set(["accept", "reject", "run", "undo", "create", "contour"]); // not repeated while the key is held down
+const HELP = {
+  review: "[ and ] change the brush, Z undoes, Esc discards what was drawn. Painted pixels stay as they were painted.",
+  create: "Draw a box around the object or paint it, choose its class, and press Enter. Esc cancels.",
+  contour: "Drag points. Click an edge to add a point, right-click or Alt-click a point to remove it. Enter saves, Esc cancels.",
+};
 
 function buttons() {
   for (const tool of ["box", "foreground", "background"]) find(tool).setAttribute("aria-pressed", String(view.tool === tool));
-  find("zoom").setAttribute("aria-pressed", String(view.zoomed));
-  find("overlay").setAttribute("aria-pressed", String(view.overlay));
-  for (const name of ["accept", "reject", "run"]) find(name).disabled = !shown;
-  find("undo").disabled = !undoable && !view.pending();
+  for (const name of ["zoomed", "overlay", "outline", "neighbors"]) find(name).setAttribute("aria-pressed", String(view[name]));
+  find("contour").setAttribute("aria-pressed", String(view.contour !== null));
+  find("create").setAttribute("aria-pressed", String(adding));
+  for (const name of ["accept", "reject"]) find(name).disabled = !shown || busy();
+  for (const name of ["run", "create", "category"]) find(name).disabled = !shown;
+  for (const name of ["box", "foreground", "background"]) find(name).disabled = !shown || view.contour !== null;
+  find("contour").disabled = !shown || adding;
+  find("undo").disabled = busy() ? !view.pending() : !undoable && !view.pending();
+  find("reject-word").textContent = shown?.review === "added" ? "Delete" : "Reject";
+  find("run-word").textContent = adding ? "Add object" : view.contour ? "Save contour" : "Re-run GrabCut";
+  find("help").textContent = adding ? HELP.create : view.contour ? HELP.contour : HELP.review;
 }
 
 function say(text) {
@@ -174,6 +302,11 @@ function listen() {
     });
   }
   find("size").addEventListener("input", (event) => resize(Number(event.target.value)));
+  find("opacity").addEventListener("input", (event) => fade(Number(event.target.value)));
+  find("category").addEventListener("change", (event) => {
+    event.target.blur(); // otherwise letters would go to the select element
+    act(setCategory);
+  });
   find("filter").addEventListener("change", (event) => {
     event.target.blur(); // otherwise letters would go to the select element
     act(async () => {
@@ -202,11 +335,15 @@ async function start() {
     review: found.reviews[i],
   }));
   undoable = found.undoable;
+  names = { images: found.images, categories: found.categories };
+  const classes = Object.entries(found.categories);
+  find("category").replaceChildren(...classes.map(([id, name]) => new Option(name, id)));
   find("file").textContent = document.title = found.file;
-  list = new List(find("list"), items, (id) => act(() => open(id)));
+  list = new List(find("list"), items, (id) => act(() => go(id)));
   listen();
   resize(view.brush);
-  const first = items.find((item) => item.review === "open") ?? items[0];
+  fade(40);
+  const first = items.find((item) => item.review === "unreviewed") ?? items[0];
   if (first) await open(first.id);
   else find("count").textContent = "no annotations";
   buttons();

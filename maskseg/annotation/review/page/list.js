@@ -1,16 +1,16 @@
 // The list of annotations. Only visible rows are in the DOM, so that tens of thousands scroll smoothly.
 
 const HEIGHT = 28; // px of a row, as in style.css
-const MARKS = { open: "", accepted: "✓", edited: "✎", rejected: "✗" };
+const MARKS = { unreviewed: "", accepted: "✓", edited: "✎", added: "+", rejected: "✗" };
 
 const passes = (filter, review) =>
-  filter === "all" || filter === review || (filter === "accepted" && review === "edited");
+  filter === "all" || filter === review || (filter === "accepted" && ["edited", "added"].includes(review));
 
 export class List {
   // items: [{ id, image, category, review }]; pick: called with the id of the selected row.
   constructor(element, items, pick) {
     Object.assign(this, { element, items, filter: "all", current: null });
-    this.place = new Map(items.map((item, i) => [item.id, i]));
+    this.index();
     this.spacer = element.querySelector("#spacer");
     element.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(element);
@@ -28,6 +28,24 @@ export class List {
     this.row = new Map(this.shown.map((item, i) => [item.id, i]));
     this.spacer.style.height = `${this.shown.length * HEIGHT}px`;
     this.draw();
+  }
+
+  index() {
+    this.place = new Map(this.items.map((item, i) => [item.id, i]));
+  }
+
+  // Adds an item after the others of its image.
+  insert(item) {
+    const last = this.items.findLastIndex((other) => other.imageId === item.imageId);
+    this.items.splice(last < 0 ? this.items.length : last + 1, 0, item);
+    this.index();
+    this.show(this.filter);
+  }
+
+  remove(id) {
+    this.items.splice(this.place.get(id), 1);
+    this.index();
+    this.show(this.filter);
   }
 
   item(id) {
@@ -63,7 +81,7 @@ export class List {
 
   line(item, index) {
     const row = document.createElement("div");
-    row.className = "row";
+    row.className = `row ${item.review}`;
     row.id = `row-${item.id}`;
     row.dataset.id = item.id;
     row.style.top = `${index * HEIGHT}px`;

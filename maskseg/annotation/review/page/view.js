@@ -1,12 +1,16 @@
-// The image with its mask, box and painted strokes. Boxes and strokes are in image pixels.
+// The image with its mask, box, painted strokes and contour. Everything is in image pixels.
+
+const REACH = 9; // px on the screen around a point of the contour
 
 const FOREGROUND = "#00ff00"; // the colors that the server expects
 const BACKGROUND = "#ff0000";
 const MASK = "#19a7ff";
+const LINE = "#8fd6ff"; // of the mask
 
 export class View {
   constructor(canvas, changed) {
-    Object.assign(this, { canvas, changed, tool: null, brush: 12, zoomed: false, overlay: true, image: null });
+    Object.assign(this, { canvas, changed, tool: null, brush: 12, image: null, around: [] });
+    Object.assign(this, { zoomed: false, overlay: true, outline: true, neighbors: true, opacity: 0.4 });
     this.reset();
     new ResizeObserver(() => this.draw()).observe(canvas);
     canvas.addEventListener("pointerdown", (event) => this.begin(event));
@@ -14,10 +18,16 @@ export class View {
     canvas.addEventListener("pointerup", () => this.end());
     canvas.addEventListener("pointercancel", () => this.end());
     canvas.addEventListener("pointerleave", () => this.draw());
+    canvas.addEventListener("contextmenu", (event) => {
+      if (!this.contour) return;
+      event.preventDefault();
+      this.remove(this.point(event));
+    });
   }
 
-  // Discards all strokes and boxes.
+  // Discards all strokes and boxes, and the contour.
   reset() {
+    this.contour = null;
     this.drawn = []; // strokes and boxes in drawing order: { tool, size, points, box, cut }
     this.active = null;
     this.layer = null; // the strokes at the image's size; a single layer, so that crossing strokes do not add up
@@ -26,22 +36,56 @@ export class View {
   // image, mask: bitmaps of the image's size, or null; box: [x1, y1, x2, y2] or null.
   show({ image, mask, box, height, width }, keep = false) {
     if (!keep) this.reset();
-    Object.assign(this, { image, box, height, width, mask: mask && tinted(mask) });
+    Object.assign(this, { image, box, height, width, mask: mask && tinted(mask, MASK), edge: null });
+    this.draw();
+  }
+
+  // masks: for each neighbor its rings [x, y, x, y, ...]
+  surround(masks) {
+    this.around = masks.map((rings) => {
+      const path = new Path2D();
+      for (const ring of rings) {
+        for (let i = 0; i < ring.length; i += 2) i ? path.lineTo(ring[i], ring[i + 1]) : path.moveTo(ring[0], ring[1]);
+        path.closePath();
+      }
+      return path;
+    });
+    this.draw();
+  }
+
+  edit(contour) {
+    this.contour = contour;
+    this.draw();
+  }
+
+  remove(at) {
+    if (this.contour.remove(at, this.reach())) this.changed();
     this.draw();
   }
 
   // The box to segment in: the last one drawn, or the annotation's own.
   chosenBox() {
-    return this.drawn.findLast((step) => step.tool === "box")?.box ?? this.box;
+    return this.drawnBox() ?? this.box;
+  }
+
+  // The last box that was drawn, or null.
+  drawnBox() {
+    return this.drawn.findLast((step) => step.tool === "box")?.box ?? null;
   }
 
   // Whether something was drawn since the last segmentation.
   pending() {
+    if (this.contour) return this.contour.past.length > 0;
     return this.drawn.length > 0 && !this.drawn.at(-1).cut;
   }
 
   takeBack() {
     if (!this.pending()) return false;
+    if (this.contour) {
+      this.contour.undo();
+      this.draw();
+      return true;
+    }
     this.drawn.pop();
     this.layer = null;
     for (const { tool, size, points } of this.drawn) if (tool !== "box") this.paint(tool, size, points);
@@ -77,7 +121,18 @@ export class View {
     return [(event.offsetX * ratio - dx) / scale, (event.offsetY * ratio - dy) / scale];
   }
 
+  // The distance in image pixels that counts as being at a point of the contour.
+  reach() {
+    return (REACH * window.devicePixelRatio) / this.fit()[0];
+  }
+
   begin(event) {
+    if (this.contour && event.button === 0) {
+      const at = this.point(event);
+      if (event.altKey) this.remove(at);
+      else if (this.contour.grab(at, this.reach())) this.canvas.setPointerCapture(event.pointerId);
+      return;
+    }
     if (!this.tool || !this.width || event.button !== 0) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.active = { tool: this.tool, size: this.brush, points: [this.point(event)], box: null, cut: false };
@@ -86,6 +141,13 @@ export class View {
   }
 
   go(event) {
+    if (this.contour) {
+      if (this.contour.held) {
+        this.contour.move(this.point(event));
+        this.draw();
+      }
+      return;
+    }
     if (!this.tool || !this.width) return;
     const at = this.point(event);
     if (this.active?.tool === "box") {
@@ -99,6 +161,11 @@ export class View {
   }
 
   end() {
+    if (this.contour) {
+      this.contour.release();
+      this.draw();
+      return this.changed();
+    }
     const box = this.active?.box;
     if (this.active?.tool === "box" && !(box && box[2] - box[0] >= 1 && box[3] - box[1] >= 1)) this.drawn.pop(); // a click does not make a box
     this.active = null;
@@ -128,23 +195,54 @@ export class View {
     const [scale, dx, dy] = this.fit();
     to.setTransform(scale, 0, 0, scale, dx, dy);
     to.imageSmoothingEnabled = scale < 2;
-    const layers = [[this.image, 1], [this.overlay ? this.mask : null, 0.5], [this.layer, 0.65]];
+    const layers = [[this.image, 1], [this.overlay && !this.contour ? this.mask : null, this.opacity], [this.layer, 0.65]];
     for (const [layer, alpha] of layers) {
       to.globalAlpha = alpha;
       if (layer) to.drawImage(layer, 0, 0, this.width, this.height);
     }
     to.globalAlpha = 1;
+    if (this.neighbors) this.drawNeighbors(to, scale / ratio);
+    if (this.contour) return this.contour.draw(to, scale / ratio);
+    if (this.outline && this.mask) this.drawOutline(to, scale, dx, dy, ratio);
     const box = this.chosenBox();
-    if (box) this.outline(to, box, scale / ratio);
+    if (box) this.frame(to, box, scale / ratio);
     if (cursor && this.tool !== "box") this.ring(to, cursor, scale / ratio);
   }
 
+  drawNeighbors(to, scale) {
+    to.fillStyle = "#fff2";
+    for (const path of this.around) {
+      to.fill(path, "evenodd");
+      for (const [color, width] of [["#0009", 2.5], ["#fffb", 1]]) {
+        to.strokeStyle = color;
+        to.lineWidth = width / scale;
+        to.stroke(path);
+      }
+    }
+  }
+
+  // A line of constant width on the screen around the mask. It is kept until the mask or its place changes.
+  drawOutline(to, scale, dx, dy, ratio) {
+    const place = [this.canvas.width, this.canvas.height, scale, dx, dy].join();
+    if (this.edge?.place !== place) {
+      const draw = (target, x, y) => {
+        target.setTransform(scale, 0, 0, scale, dx + x, dy + y);
+        target.drawImage(this.mask, 0, 0, this.width, this.height);
+      };
+      this.edge = { place, picture: edge(this.canvas, draw, ratio) };
+    }
+    to.save();
+    to.resetTransform();
+    to.drawImage(this.edge.picture, 0, 0);
+    to.restore();
+  }
+
   // Yellow dashes on black are visible on any image.
-  outline(to, [x1, y1, x2, y2], scale) {
-    for (const [colour, dashes] of [["#000", []], ["#ffd60a", [6 / scale, 4 / scale]]]) {
+  frame(to, [x1, y1, x2, y2], scale) {
+    for (const [color, dashes] of [["#000", []], ["#ffd60a", [6 / scale, 4 / scale]]]) {
       to.setLineDash(dashes);
       to.lineWidth = 2 / scale;
-      to.strokeStyle = colour;
+      to.strokeStyle = color;
       to.strokeRect(x1, y1, x2 - x1, y2 - y1);
     }
     to.setLineDash([]);
@@ -171,12 +269,29 @@ function grown([x1, y1, x2, y2], share) {
   return [x1 - dx, y1 - dy, x2 + dx, y2 + dy];
 }
 
-function tinted(mask) {
+function tinted(mask, color) {
   const canvas = blank(mask.width, mask.height);
   const to = canvas.getContext("2d");
   to.drawImage(mask, 0, 0);
   to.globalCompositeOperation = "source-in";
-  to.fillStyle = MASK;
+  to.fillStyle = color;
   to.fillRect(0, 0, mask.width, mask.height);
   return canvas;
+}
+
+// The area within a few pixels of what `draw(context, x, y)` draws shifted by (x, y): a bright line on a dark one.
+function edge({ width, height }, draw, ratio) {
+  const picture = blank(width, height);
+  for (const [color, distance] of [["#000", 3 * ratio], [LINE, 2 * ratio]]) {
+    const ring = blank(width, height);
+    const to = ring.getContext("2d");
+    for (let i = 0; i < 16; i++) {
+      const angle = (i * Math.PI) / 8;
+      draw(to, distance * Math.cos(angle), distance * Math.sin(angle));
+    }
+    to.globalCompositeOperation = "destination-out";
+    draw(to, 0, 0);
+    picture.getContext("2d").drawImage(tinted(ring, color), 0, 0);
+  }
+  return picture;
 }
