@@ -5,6 +5,7 @@ It also draws the steps of convolutional feature masking (CFM).
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,6 +23,7 @@ from maskseg.config.restore import open_data, single_image, trained_model
 from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError
+from maskseg.files.outputs import check_outputs
 from maskseg.masks.superpixel import SegmentMasks
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
@@ -76,6 +78,8 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
     study = BoundaryStudy()
     num_segments = 0
     stem = Path(config.output).with_suffix("") if config.output else None
+    if stem is not None:
+        check_outputs(sorted(stem.parent.glob(f"{glob.escape(stem.name)}_[0-9]*.png")))
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):
         batch = prepare(data.image("val", index)).to(device)
         masks = _segments(data.ground_truths("val", index)[0], batch)

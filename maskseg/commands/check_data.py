@@ -28,6 +28,7 @@ from maskseg.data.coco.repair import RepairOptions, repair_coco, without_nan
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.errors import UserError
 from maskseg.files import replacing
+from maskseg.files.outputs import check_outputs
 
 
 def main(arguments: list[str]) -> None:
@@ -90,8 +91,7 @@ def fix_data(config: Config) -> str:
         raise UserError("fix=... repairs one file: set either data.train_json or data.val_json")
     split = source.split(splits[0])
     path = Path(split.single_file())
-    if output.exists() or output.is_symlink():
-        raise UserError(f"fix={output} exists already: name a new file")
+    check_outputs([output], [path], key="fix")
     if not output.parent.is_dir():
         raise UserError(f"fix={output}: there is no folder {output.parent}")
     if not split.images:

@@ -98,6 +98,8 @@ def test_the_boundary_of_an_untrained_network(at_home: Path) -> None:
     assert numbers == json.loads(json.dumps(numbers))
     names = {path.name for path in (at_home / "out").iterdir()}
     assert names == {"b.png", "b_001.png", "b_001_1.png", "b_001_2.png", "b_001_3.png"}
+    with pytest.raises(UserError, match=r"output: out/b_001\.png already exists \(and 3 more"):
+        boundary(configs.compose("benchmark", words), images=1)
 
 
 @pytest.mark.usefixtures("at_home")

@@ -57,6 +57,18 @@ def train(*words: str) -> Any:
 
 
 @pytest.mark.usefixtures("folder")
+def test_batch_norm_of_a_single_value_is_one_line() -> None:
+    # The last map of an image of 32 x 32 pixels has one cell.
+    words = ["model.backbone.trunk.out_level=c5", "batch_size=1"]
+    anchors = "model.proposer.anchors.sizes=[[16],[32],[64],[128],[256]]"
+    assert_refused(
+        train(f"data.train_json={write('a.json', good())}", *words, anchors),
+        "batch_size=1: batch normalization cannot be trained on a single value per channel",
+        "or another norm, such as GN",
+    )
+
+
+@pytest.mark.usefixtures("folder")
 def test_both_files_are_judged_before_the_first_step() -> None:
     write("train.json", good())
     write("bare.json", good(segmentation=[]))
@@ -160,8 +172,10 @@ def test_a_repair_never_replaces_a_file(folder: Path) -> None:
     write("other.json", good())
     (folder / "link.json").symlink_to("nowhere.json")
     before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
-    for name in ("a.json", "./a.json", "other.json", "images", "link.json", "images/1.png"):
-        assert_refused(check("a.json", f"fix={name}"), "exists already: name a new file")
+    for name in ("a.json", "./a.json"):
+        assert_refused(check("a.json", f"fix={name}"), "fix=a.json is an input file")
+    for name in ("other.json", "images", "link.json", "images/1.png"):
+        assert_refused(check("a.json", f"fix={name}"), f"fix: {name} already exists")
     assert_refused(check("a.json", "fix=absent/b.json"), "there is no folder absent")
     assert_refused(check("a.json", "data.val_json=other.json", "fix=b.json"), "repairs one file")
     assert_refused(check("[a.json,other.json]", "fix=b.json"), "exactly one file, not 2")

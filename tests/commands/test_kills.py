@@ -23,6 +23,7 @@ from made.runs import (
     ROOT,
     SCENES,
     SMALL,
+    TORCHRUN_TWO,
     alive,
     assert_same_runs,
     call,
@@ -129,7 +130,7 @@ def load_step(path: Path) -> int:
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(whole_two: Path, place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
-    process = start(words, place, ranks=2)
+    process = start(words, place, torchrun=TORCHRUN_TWO)
     wait_for_step(place / "run", 7, process)
     os.killpg(process.pid, signal.SIGKILL)
     for pid in children(process.pid):
@@ -178,7 +179,7 @@ def test_ctrl_c_twice_leaves_at_once(place: Path) -> None:
 @pytest.mark.slow
 def test_sigterm_to_torchrun(place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
-    process = start(words, place, ranks=2)
+    process = start(words, place, torchrun=TORCHRUN_TWO)
     wait_for_step(place / "run", 2, process)
     below = children(process.pid)
     assert len(below) >= 2
@@ -192,7 +193,7 @@ def test_sigterm_to_torchrun(place: Path) -> None:
 
 def test_a_killed_rank_ends_all(whole_two: Path, place: Path) -> None:
     words = [*RUN, "run_dir=run", "trainer.resume=auto"]
-    process = start(words, place, ranks=2)
+    process = start(words, place, torchrun=TORCHRUN_TWO)
     wait_for_step(place / "run", 4, process)
     ranks = [
         pid
@@ -324,7 +325,9 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
                 step += 1
                 keeper.save(checkpoint(step))
                 (tmp_path / "done.txt").write_text(str(step))
-        time.sleep(0.01 + rng.random() * 0.08)
+        if kill >= 5:  # the first ones may come before anything is saved
+            wait_for_number(tmp_path / "done.txt", above=reached)
+        time.sleep(rng.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = latest_valid(tmp_path)
@@ -340,6 +343,16 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
         assert list(tmp_path.glob(".*.tmp")) == []
         reached = step
     assert reached > 50
+
+
+def wait_for_number(path: Path, above: int) -> None:
+    """Wait until the number in a file is above another, for up to 20 s."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        text = path.read_text() if path.exists() else ""
+        if text and int(text) > above:
+            return
+        time.sleep(0.002)
 
 
 def train_in_child(words: list[str], place: Path) -> int:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made.runs import MASKS, SCENES, SMALL, lines
+from made.runs import MASKS, SCENES, SMALL, SMALL_WITHOUT_RPN, lines
 from made.tools import assert_refused, done, said
 
 from maskseg.data.datasets.scenes import make_scenes
@@ -43,7 +43,8 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_from_a_file(home: Path) -> None:
     files = ["data.train_proposals=train.proposals", "data.val_proposals=val.proposals"]
-    done("train", *SMALL, *SCENES, *MASKS, "model/proposer=file", *files, "run_dir=fast")
+    words = [*SMALL_WITHOUT_RPN, *SCENES, *MASKS, "model/proposer=file"]
+    done("train", *words, *files, "run_dir=fast")
     log = lines(home / "fast")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert not any(key.startswith("loss/rpn") for key in log[0])
@@ -74,7 +75,7 @@ def test_training_from_a_file(home: Path) -> None:
     ],
 )
 def test_refused_arguments(home: Path, tool: str, arguments: list[str], message: str) -> None:
-    extra = [*SMALL, *SCENES] if tool == "train" else []
+    extra = [*SMALL_WITHOUT_RPN, *SCENES] if tool == "train" else []
     assert_refused(said(tool, *extra, *arguments), message)
     assert not (home / "no").exists()
     assert not (home / "a.proposals").exists()

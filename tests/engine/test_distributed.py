@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from made.runs import ROOT, call, finish, lines, start
+from made.forked import ForkedRanks
+from made.runs import ROOT, TORCHRUN_TWO, call, finish, lines, start
 from made.training import Run, make_source, write_scenes
 
 from maskseg.engine.checkpoint import load_checkpoint
@@ -38,7 +41,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(
 
 def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: Path) -> None:
     code, said = finish(
-        start([str(scenes), str(tmp_path / "run"), "raise"], tmp_path, ranks=2, tool=RANKS),
+        start(
+            [str(scenes), str(tmp_path / "run"), "raise"],
+            tmp_path,
+            tool=RANKS,
+            torchrun=TORCHRUN_TWO,
+        ),
         tmp_path,
         60,
     )
@@ -50,11 +58,12 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGSTOP")
 def test_a_rank_that_is_stopped_ends_the_others_with_one_line(scenes: Path, tmp_path: Path) -> None:
-    torchrun = ["--standalone", "--nproc-per-node", "2", "--shutdown-timeout", "1"]
-    arguments = [str(scenes), str(tmp_path / "run"), "stop"]
-    process = start(arguments, tmp_path, tool=RANKS, torchrun=torchrun)
-    code, said = finish(process, tmp_path, 90)
-    assert code != 0
+    process = start([str(scenes), str(tmp_path / "run"), "stop"], tmp_path, ranks=2, tool=RANKS)
+    assert isinstance(process, ForkedRanks)
+    other, stopped = process.ranks
+    assert other.wait(90) == 2
+    os.kill(stopped.pid, signal.SIGKILL)
+    said = (tmp_path / "said.txt").read_text()
     errors = [line for line in said.splitlines() if line.startswith("error")]
     assert errors == [
         "error: process 1 of 2 has not answered for trainer.distributed_timeout=3 seconds: is it "

@@ -35,7 +35,7 @@ from maskseg.structures import Batch
 SIZE = 64
 CHANNELS = 32
 CLASSES = 2
-STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+STRIDES = {"p2": 4, "p3": 8}
 RANDOM: list[Transform] = [RandomCrop(56), Flip(0.5, 0.5), ColorJitter(0.2, 0.2, 0.2, 0.05)]
 
 
@@ -101,15 +101,15 @@ def validation(source: CocoSource) -> Validation:
 
 def make_model(seed: int = 0, norm: str = "BN") -> GeneralizedRCNN:
     torch.manual_seed(seed)
-    anchors = AnchorGenerator([[8], [16], [32], [64], [128]])
+    anchors = AnchorGenerator([[8], [16], [32]])
     limits = ProposalLimits(pre_nms_top_n=100, post_nms_top_n=50)
     pool = partial(MultiLevelRoIAlign, STRIDES, canonical_size=56.0)
     return GeneralizedRCNN(
-        FPN(ResNet("resnet18", norm=norm), CHANNELS),
+        FPN(ResNet("resnet18", norm=norm, out_level="c3"), CHANNELS),
         RPN(
             RPNHead(CHANNELS),
             anchors,
-            STRIDES | {"p6": 64},
+            STRIDES | {"p4": 16},
             AnchorSampler(num_samples=64),
             limits,
             limits,
