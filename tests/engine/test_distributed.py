@@ -48,7 +48,6 @@ def test_a_rank_that_raises_ends_all_with_its_traceback(scenes: Path, tmp_path: 
             torchrun=TORCHRUN_TWO,
         ),
         tmp_path,
-        60,
     )
     assert code != 0
     assert "RuntimeError: a bug in rank 1" in said
