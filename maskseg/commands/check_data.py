@@ -4,6 +4,8 @@ Exit code 2 and a report where the data cannot be used.
 
   python tools/check_data.py data=custom data.train_json=TRAIN.json data.val_json=VAL.json \\
       data.images=DIR
+  python tools/check_data.py data=custom data.train_json=ALL.json data.images=DIR \\
+      data.val_fraction=0.2
   python tools/check_data.py data=custom data.val_json=VAL.json data.images=DIR
   python tools/check_data.py data=coco data.root=DIR
   python tools/check_data.py data=custom data.train_json=TRAIN.json data.images=DIR \\
@@ -61,6 +63,8 @@ def check_data(config: Config) -> str:
         except UserError as error:
             problems.append(str(error))
             if split == "train":
+                if source.divides_file:
+                    break
                 # The validation file is then checked with its own classes.
                 config.data.train_json = None
                 source = open_data(config)
@@ -69,7 +73,7 @@ def check_data(config: Config) -> str:
             problems.append("fix=OUT.json writes a repaired copy of one file")
         raise UserError("\n\n".join(problems))
     _ = source.categories  # raises UserError where the config contradicts them
-    return describe(source)
+    return "\n\n".join(filter(None, (describe(source), source.shared_images())))
 
 
 def _can_be_repaired(problem: str) -> bool:
@@ -85,6 +89,8 @@ def fix_data(config: Config) -> str:
     one JSON, or if nothing can be repaired.
     """
     output = Path(config.fix)
+    if "val_fraction" in config.data:
+        config.data.val_fraction = None  # the file is repaired as a whole
     source = open_data(config)
     splits = source.splits()
     if len(splits) != 1:

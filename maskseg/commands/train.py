@@ -113,6 +113,8 @@ def _train(
     # Data
     source = open_data(config, context=context)
     log(describe(source), flush=True)
+    if context.main:
+        _print_shared_images(source)
     if "train" not in source.splits():
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
@@ -132,7 +134,7 @@ def _train(
     metadata: Checkpoint = {
         "config": configs.to_yaml(config),
         "categories": categories.to_dict(),
-        "data_files": hash_files(source.data_files()),
+        "data_files": hash_files(source.data_files()) | source.split_hash(),
     }
     state = trainer.build_state(model, optimizer, scheduler, metadata, context)
     resume = _read_resumable(state, candidates, trainer, log)
@@ -161,6 +163,12 @@ def _train(
     if context.main:
         _finish(run_dir, validation, trainer.plots)
     return run_dir
+
+
+def _print_shared_images(source: CocoSource) -> None:
+    warning = source.shared_images()
+    if warning:
+        print(warning, flush=True)
 
 
 def _explain(error: RuntimeError | ValueError, config: Config, source: CocoSource) -> Exception:
@@ -365,9 +373,10 @@ def _check_resume(
     name = f"trainer.resume={trainer.resume}"
     check_categories(checkpoint, categories, name)
     for key in changed_files(checkpoint, metadata["data_files"]):
-        message = (
-            f"{key}={config.data[key.partition('.')[2]]} has changed since the checkpoint was saved"
-        )
+        value = f"{key}={config.data[key.partition('.')[2]]}"
+        message = f"{value} has changed since the checkpoint was saved"
+        if key == "data.val_fraction":
+            message = f"{value} gives other validation images than those of the checkpoint"
         if not trainer.resume_changed_data:
             raise UserError(
                 f"{name}: {message}; trainer.resume_changed_data=true resumes with the new file"

@@ -30,6 +30,7 @@ class Split:
     images: the folder that file names in the JSON are relative to.
     transforms: the training transforms, or those of the validation.
     proposals: a file of `tools/propose.py`; semantic: a folder of semantic maps.
+    part_of: the split whose files these are, where both splits are parts of one file.
     """
 
     name: str
@@ -38,13 +39,19 @@ class Split:
     transforms: Sequence[Transform] = ()
     proposals: str | None = None
     semantic: str | None = None
+    part_of: str | None = None
+
+    @property
+    def json_key(self) -> str:
+        """The command-line key of the JSON."""
+        return f"data.{self.part_of or self.name}_json"
 
     @property
     def key(self) -> str:
         """The command-line key and value of the JSON, for messages."""
         if self.json is None or isinstance(self.json, str):
-            return f"data.{self.name}_json={self.json}"
-        return f"data.{self.name}_json=[{','.join(self.json)}]"
+            return f"{self.json_key}={self.json}"
+        return f"{self.json_key}=[{','.join(self.json)}]"
 
     @property
     def files(self) -> list[str]:
@@ -71,6 +78,8 @@ class ReadOptions:
     max_images: use only the first images of each split, at most this many.
     crowds: how annotations with iscrowd=1 are read: `ignore`, as regions that are neither learned
         nor counted as wrong, or `objects`.
+    val_fraction: share of the images of the training file that are validation images instead, where
+        the dataset has no validation file (`maskseg.data.coco.split`); None: no such split.
     """
 
     keep_empty: bool = True
@@ -79,6 +88,7 @@ class ReadOptions:
     skip_bad: NonNegativeInt = 0
     max_images: PositiveInt | None = None
     crowds: Crowds = "ignore"
+    val_fraction: Annotated[float, Range(gt=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.crowds not in CROWDS:

@@ -8,7 +8,7 @@ categories. Several files are read as one dataset.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskseg.data.coco.annotation_checks import ValidAnnotations
 from maskseg.data.coco.checks import (
     CheckedDataset,
     ImageRecord,
@@ -97,6 +98,22 @@ class CocoFile:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, images: NDArray[np.bool_], report: Report) -> CocoFile:
+        """Return the file with some of its images, bool [N], and their annotations.
+
+        report: of the result; its path is the name of this part in messages.
+        """
+        records = [self.images[i] for i in np.flatnonzero(images)]
+        new_index = np.cumsum(images) - 1
+        positions = np.flatnonzero(images[self._valid.image_index])
+        values = {
+            field.name: getattr(self._valid, field.name)[positions]
+            for field in fields(ValidAnnotations)
+        }
+        values["image_index"] = new_index[values["image_index"]]
+        checked = CheckedDataset(records, self.categories, ValidAnnotations(**values))
+        return CocoFile(self.path, checked, self._columns, report)
 
     @cached_property
     def index_of(self) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from maskseg.data.add_superpixels import AddSuperpixels
 from maskseg.data.coco.file import CocoFile, ImageRecord, read_coco
+from maskseg.data.coco.report import MAX_EXAMPLES, Report, escape_surrogates
+from maskseg.data.coco.split import find_shared_images, split_images
 from maskseg.data.collate import collate
 from maskseg.data.dataset import CocoDataset, select_images
 from maskseg.data.datasets.semantic_maps import SemanticMaps, encoding_of
@@ -74,9 +77,17 @@ class CocoSource:
         categories: Categories | None = None,
         root: str | None = None,
     ) -> None:
-        self.split_files = {"train": train, "val": val}
         self.class_options = class_options or ClassOptions()
         self.reading = reading or ReadOptions()
+        if train.json and not val.json and self.reading.val_fraction is not None:
+            val = replace(
+                train,
+                name="val",
+                transforms=val.transforms,
+                proposals=val.proposals,
+                part_of="train",
+            )
+        self.split_files = {"train": train, "val": val}
         self.loading = loading or LoaderOptions()
         self.superpixels = superpixels
         self.segments = segments
@@ -100,12 +111,17 @@ class CocoSource:
         """The names of the splits that have a file."""
         return [name for name, split in self.split_files.items() if split.json]
 
+    @property
+    def divides_file(self) -> bool:
+        """Whether both splits are parts of the training file (`data.val_fraction`)."""
+        return self.split_files["val"].part_of is not None
+
     def json_files(self) -> list[str]:
-        """The JSON files of all splits."""
+        """The JSON files of all splits, without duplicates."""
         files = []
         for split in self.split_files.values():
             files += split.files
-        return files
+        return list(dict.fromkeys(files))
 
     def data_files(self) -> dict[str, list[str]]:
         """The files that the contents of the splits come from, by their config key.
@@ -115,7 +131,7 @@ class CocoSource:
         stuff = self.class_options.stuff_json
         files = {"data.stuff_json": [stuff] if stuff else []}
         for name, split in self.split_files.items():
-            files[f"data.{name}_json"] = split.files
+            files[split.json_key] = split.files
             files[f"data.{name}_proposals"] = [split.proposals] if split.proposals else []
         return files
 
@@ -125,17 +141,54 @@ class CocoSource:
             raise UserError(f"split={name}: there are {', '.join(self.split_files)}")
         return self.split_files[name]
 
+    def split_hash(self) -> dict[str, str]:
+        """The SHA-256 of the names of the validation images, where they are a part of a file."""
+        if not self.divides_file:
+            return {}
+        names = "\n".join(sorted(image.file_name for image in self.val.images))
+        digest = hashlib.sha256(names.encode("utf-8", "surrogatepass")).hexdigest()
+        return {"data.val_fraction": digest}
+
     @cached_property
     def train(self) -> CocoFile:
-        """The checked training file. Raises UserError."""
+        """The checked training file, or the training images of it. Raises UserError."""
+        if self.divides_file:
+            return self._parts[0]
         return self.read_file("train", self.known_categories)
 
     @cached_property
-    def val(self) -> CocoFile:
-        """The checked validation file. Raises UserError.
+    def _parts(self) -> tuple[CocoFile, CocoFile]:
+        """The training and the validation images of the training file."""
+        file = self.read_file("train", self.known_categories)
+        fraction = self.reading.val_fraction
+        assert fraction is not None
+        folder = Path(self.split("train").images or "")
+        is_val = split_images(file.images, folder, file.has_objects(), fraction)
+        parts = []
+        for selected in (~is_val, is_val):
+            part = f"{int(selected.sum())} of {len(file)} images, data.val_fraction={fraction:g}"
+            parts.append(file.select(selected, Report(f"{file.name} ({part})")))
+        train, val = parts
+        train.report.extend(file.report)
+        untrained = [
+            f"{name!r}: {validated} objects are validated"
+            for name, (_, trained, _), (_, validated, _) in zip(
+                file.categories.names, train.class_counts(), val.class_counts(), strict=True
+            )
+            if validated and not trained
+        ]
+        if untrained:
+            train.report.warn("class without an object among the training images", *untrained)
+        return train, val
 
-        Its classes are in the order of the checkpoint's or the training file's.
+    @cached_property
+    def val(self) -> CocoFile:
+        """The checked validation file, or the validation images of the training file.
+
+        Raises UserError. Its classes are in the order of the checkpoint's or the training file's.
         """
+        if self.divides_file:
+            return self._parts[1]
         known = self.known_categories
         if known is None and self.split("train").json:
             known = self.train.categories
@@ -194,6 +247,37 @@ class CocoSource:
             check_images=self.reading.check_images,
             max_pixels=self.reading.max_pixels,
             crowds=self.reading.crowds,
+        )
+
+    def shared_images(self) -> str:
+        """A warning about training images that are validation images too; "" where none is.
+
+        Their files are compared by place and, if `check_images`, by content.
+        """
+        if self.divides_file or len(self.splits()) < 2:
+            return ""
+        if self.split("val").files == self.split("train").files:
+            return (
+                "warning: data.val_json is the training file: the metrics are those of training "
+                "images"
+            )
+        paths = [
+            [Path(self.split(name).images or "") / image.file_name for image in file.images]
+            for name, file in (("train", self.train), ("val", self.val))
+        ]
+        pairs = find_shared_images(*paths, by_content=self.reading.check_images)
+        if not pairs:
+            return ""
+        examples = [
+            self.val.images[j].file_name
+            if self.val.images[j].file_name == self.train.images[i].file_name
+            else f"{self.val.images[j].file_name} (training: {self.train.images[i].file_name})"
+            for i, j in pairs[:MAX_EXAMPLES]
+        ]
+        more = f" and {len(pairs) - MAX_EXAMPLES} more" if len(pairs) > MAX_EXAMPLES else ""
+        return escape_surrogates(
+            f"warning: {len(pairs)} of {len(self.val)} validation images are training images, too, "
+            f"so that the metrics are too high: {', '.join(examples)}{more}"
         )
 
     def records(self, split: str) -> list[ImageRecord]:

@@ -115,7 +115,7 @@ class PanopticSource(CocoSource):
         return PanopticMaps(
             folder,
             f"data.{split}_semantic",
-            self._segments[split],
+            self._segments[self.split(split).part_of or split],
             self.reading.max_pixels,
             ids,
         )
