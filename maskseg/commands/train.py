@@ -63,6 +63,7 @@ from maskseg.visualization.batches import save_batch
 from maskseg.visualization.curves import plot_curves
 
 _MAX_NAMED = 5  # tensors or keys in a message
+_WARMUP_SHARE = 10  # a training of n epochs has at least this many times the steps of its warm-up
 
 
 def main(arguments: list[str]) -> None:
@@ -119,12 +120,13 @@ def _train(
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
     configs.set_categories(config, categories)
+    trainer = _count_steps(config, trainer, source, log)
 
     # Model, optimizer, schedule, validation
     torch.manual_seed(config.seed)
     model = trainer.place(_build_model(config))
     optimizer = configs.build_optimizer(config, trainer, model)
-    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
+    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.length.max_steps)
     validation = _build_validation(config, source, trainer, context)
 
     # Initial weights or the state to resume, and checks that need the model
@@ -182,6 +184,35 @@ def _explain(error: RuntimeError | ValueError, config: Config, source: CocoSourc
         "per channel: use a batch size of at least 2 per process and micro-batch, larger images, "
         "or another norm, such as GN"
     )
+
+
+def _count_steps(
+    config: Config, trainer: Trainer, source: CocoSource, log: Callable[..., None]
+) -> Trainer:
+    """Convert epochs to steps, in the config too, which the checkpoints store.
+
+    With `trainer.epochs`, the learning-rate warm-up takes at most a tenth of the steps.
+    """
+    if not trainer.uses_epochs:
+        return trainer
+    images = source.images_per_epoch()
+    in_steps = trainer.in_steps(images, config.batch_size)
+    length = in_steps.length
+    for key in ("max_steps", "evaluate_every", "checkpoint_every"):
+        configs.set_key(config, f"trainer.{key}", getattr(length, key))
+    configs.set_key(config, "trainer.epochs", None)
+    if trainer.epochs is None:
+        return in_steps
+    log(
+        f"{trainer.epochs:g} epochs of {images:g} images: {length.max_steps} steps of "
+        f"{config.batch_size} images",
+        flush=True,
+    )
+    limit = max(length.max_steps // _WARMUP_SHARE, 1)
+    if config.scheduler.get("warmup_steps", 0) > limit:
+        configs.set_key(config, "scheduler.warmup_steps", limit)
+        log(f"learning-rate warm-up: {limit} steps, a tenth of the training", flush=True)
+    return in_steps
 
 
 def _build_model(config: Config) -> nn.Module:
@@ -283,7 +314,7 @@ def _make_batches(
         draw = context.main and trainer.plots and not path.exists()
         loader = source.train_loader(
             config.batch_size,
-            trainer.max_steps,
+            trainer.length.max_steps,
             config.seed,
             step,
             pin=trainer.torch_device.type == "cuda",

@@ -51,10 +51,29 @@ def compose(
     if report is not None:
         for message in messages:
             report(message)
+    _choose_length(config, overrides)
     choices_only = [override for override in selected if _is_group_choice(override)]
     check_overrides(overrides, config, partial(_compose_defaults, name, choices_only))
     show(options, config, choices)
     return config
+
+
+def _choose_length(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Unset the one of `trainer.epochs` and `trainer.max_steps` that the other replaces.
+
+    Raises UserError where the command line does not decide between them.
+    """
+    keys = ["trainer.epochs", "trainer.max_steps"]
+    if any(OmegaConf.select(config, key) is None for key in keys):
+        return
+    given = {key_of(override) for override in overrides}.intersection(keys)
+    if len(given) != 1:
+        raise UserError(
+            "trainer.epochs and trainer.max_steps are both set: exactly one of them is the length "
+            "of the training; the other must be null"
+        )
+    keys.remove(given.pop())
+    OmegaConf.update(config, keys[0], None)
 
 
 def _compose_defaults(name: str, choices: Sequence[str]) -> DictConfig:

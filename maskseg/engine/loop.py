@@ -16,6 +16,7 @@ from torch import nn
 
 from maskseg.engine.checkpoint import CheckpointManager, checkpoint_step, save_checkpoint
 from maskseg.engine.distributed import TIMEOUT_SECONDS
+from maskseg.engine.length import Length, check_interval
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.precision import (
     autocast,
@@ -34,6 +35,7 @@ from maskseg.values import (
     Decay,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Range,
     Size,
@@ -51,7 +53,9 @@ class TrainSettings:
     exist.
 
     Attributes:
-        max_steps: number of steps.
+        max_steps: number of steps; None if `epochs` is set.
+        epochs: number of epochs, of which `Trainer.in_steps` makes steps; None if `max_steps` is
+            set.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ... or `mps`.
         precision: `fp32`, or mixed precision with `bf16` or `fp16` (with a loss scale).
         channels_last: memory layout of the weights; faster, with equal results.
@@ -63,9 +67,11 @@ class TrainSettings:
         ema: decay of the EMA of the weights, which is then evaluated and used for inference; 0
             disables it.
         log_every: steps between two lines of the log; 0 means 1.
-        checkpoint_every: steps between two checkpoints; 0 saves only at the end.
+        checkpoint_every: steps, or epochs such as `2epochs`, between two checkpoints; 0 saves only
+            at the end.
         keep_checkpoints: number of checkpoints to keep besides the last one.
-        evaluate_every: steps between two evaluations; 0 evaluates only at the end.
+        evaluate_every: steps, or epochs such as `1epoch`, between two evaluations; 0 evaluates only
+            at the end.
         plots: draw the first batch and the curves of the run, and the images and plots of every
             evaluation.
         best_metric: metric whose highest value so far selects `best.pt`.
@@ -79,7 +85,7 @@ class TrainSettings:
         init_partial: take only those weights of `init` that fit.
     """
 
-    max_steps: PositiveInt
+    max_steps: PositiveInt | None = None
     device: str = "auto"
     precision: str = "fp32"
     channels_last: bool = True
@@ -89,9 +95,9 @@ class TrainSettings:
     decay_norms_and_biases: bool = True
     ema: Decay = 0.0
     log_every: NonNegativeInt = 20
-    checkpoint_every: NonNegativeInt = 1000
+    checkpoint_every: NonNegativeInt | str = 1000
     keep_checkpoints: NonNegativeInt = 1
-    evaluate_every: NonNegativeInt = 0
+    evaluate_every: NonNegativeInt | str = 0
     plots: bool = True
     best_metric: str = "segm/AP"
     patience: NonNegativeInt = 0
@@ -101,13 +107,37 @@ class TrainSettings:
     resume_changed_data: bool = False
     init: str | None = None
     init_partial: bool = False
+    epochs: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "trainer")
+        if (self.max_steps is None) == (self.epochs is None):
+            raise UserError("exactly one of trainer.epochs and trainer.max_steps must be set")
+        check_interval("trainer.evaluate_every", self.evaluate_every)
+        check_interval("trainer.checkpoint_every", self.checkpoint_every)
         check_precision(self.precision)
         device = self.torch_device
         if self.compile:
             check_compiler(device)
+
+    @property
+    def uses_epochs(self) -> bool:
+        """Whether a length is in epochs."""
+        intervals = (self.evaluate_every, self.checkpoint_every)
+        return self.max_steps is None or any(isinstance(value, str) for value in intervals)
+
+    @cached_property
+    def length(self) -> Length:
+        """The numbers of steps. Raises ValueError for settings in epochs."""
+        values = (self.max_steps, self.evaluate_every, self.checkpoint_every)
+        max_steps, evaluate_every, checkpoint_every = values
+        if (
+            max_steps is None
+            or isinstance(evaluate_every, str)
+            or isinstance(checkpoint_every, str)
+        ):
+            raise ValueError("the settings are in epochs: Trainer.in_steps converts them")
+        return Length(max_steps, evaluate_every, checkpoint_every)
 
     @cached_property
     def torch_device(self) -> torch.device:
@@ -156,6 +186,7 @@ class TrainLoop:
         skip_bad: int,
     ) -> None:
         self.settings = settings
+        self.length = settings.length
         self.state = state
         self.run_dir = run_dir
         self.evaluate = evaluate
@@ -168,7 +199,7 @@ class TrainLoop:
         self.log = RunLog(
             run_dir if self.context.main else None,
             state.step,
-            settings.max_steps,
+            self.length.max_steps,
             str(state.metadata["config"]),
             state.last_eval_step,
         )
@@ -211,7 +242,7 @@ class TrainLoop:
         # The previous process may have ended before the evaluation of its last checkpoint.
         if self._evaluation_due() and state.last_eval_step != state.step:
             self._evaluate()
-        if state.step >= self.settings.max_steps or self._patience_exhausted():
+        if state.step >= self.length.max_steps or self._patience_exhausted():
             return
         train_step = self._build_train_step()
         for batches in self._micro_batches(loader(state.step)):
@@ -320,7 +351,7 @@ class TrainLoop:
         interval = self._interval
         interval.steps += 1
         step = self.state.step
-        if step != settings.max_steps and step % max(settings.log_every, 1):
+        if step != self.length.max_steps and step % max(settings.log_every, 1):
             self.log.progress(step, {}, show=False)
             return
         seconds = max(time.perf_counter() - interval.start, 1e-9)
@@ -343,18 +374,18 @@ class TrainLoop:
 
     def _checkpoint_due(self) -> bool:
         step = self.state.step
-        every = self.settings.checkpoint_every
+        every = self.length.checkpoint_every
         return self._is_last_step() or (every != 0 and step % every == 0)
 
     def _is_last_step(self) -> bool:
-        return self.state.step == self.settings.max_steps
+        return self.state.step == self.length.max_steps
 
     def _evaluation_due(self) -> bool:
         step = self.state.step
-        every = self.settings.evaluate_every
+        every = self.length.evaluate_every
         if self.evaluate is None or step == 0:
             return False
-        return step == self.settings.max_steps or (every != 0 and step % every == 0)
+        return step == self.length.max_steps or (every != 0 and step % every == 0)
 
     def _patience_exhausted(self) -> bool:
         patience = self.settings.patience

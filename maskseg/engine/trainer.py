@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from maskseg.engine.checkpoint import Checkpoint
 from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.length import epoch_steps, interval_steps
 from maskseg.engine.loop import Evaluate, TrainLoop, TrainSettings
 from maskseg.engine.precision import grad_scaler
 from maskseg.engine.schedules import parameter_groups
@@ -24,6 +25,23 @@ from maskseg.structures import Batch
 @dataclass(frozen=True)
 class Trainer(TrainSettings):
     """Trains a model with the settings of config group `trainer` (see `TrainSettings`)."""
+
+    def in_steps(self, images: float, batch_size: int) -> Trainer:
+        """These settings with all lengths in steps.
+
+        images: of an epoch, on average; batch_size: images of a step, over all processes and
+            gradient accumulation steps.
+        """
+        max_steps = self.max_steps
+        if self.epochs is not None:
+            max_steps = epoch_steps(self.epochs, images, batch_size)
+        return replace(
+            self,
+            max_steps=max_steps,
+            epochs=None,
+            evaluate_every=interval_steps(self.evaluate_every, images, batch_size),
+            checkpoint_every=interval_steps(self.checkpoint_every, images, batch_size),
+        )
 
     def build_optimizer(
         self,

@@ -287,6 +287,13 @@ class CocoSource:
         indices = select_images(file, options.keep_empty, options.max_images)
         return [file.images[i] for i in indices]
 
+    def images_per_epoch(self) -> float:
+        """The number of training images of an epoch, on average. Raises UserError."""
+        threshold = self.loading.repeat_threshold
+        if not threshold:
+            return len(self.records("train"))
+        return sum(repeat_factors(self.dataset("train").labels(), threshold))
+
     def has_objects(self, split: str) -> bool:
         """Whether an image of a split that is used shows an object other than a crowd."""
         has_objects = self.file(split).has_objects()
