@@ -32,24 +32,20 @@ from maskseg import config as configs
 from maskseg.commands.check_data import describe
 from maskseg.commands.evaluate import build_validation, check_heads
 from maskseg.config import Config
+from maskseg.config.initial_weights import load_initial_weights
 from maskseg.config.restore import open_data, prepare_segments
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import loader_error
 from maskseg.engine import run_folder
 from maskseg.engine.checkpoint import (
     Checkpoint,
-    checkpoint_path,
-    inference_weights,
     load_checkpoint,
-    load_weights,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.resume import (
     changed_files,
     check_categories,
-    checkpoint_categories,
     hash_files,
-    moved_labels,
 )
 from maskseg.engine.state import TrainState
 from maskseg.engine.trainer import Trainer
@@ -62,7 +58,6 @@ from maskseg.structures import Batch, Categories
 from maskseg.visualization.batches import save_batch
 from maskseg.visualization.curves import plot_curves
 
-_MAX_NAMED = 5  # tensors or keys in a message
 _WARMUP_SHARE = 10  # a training of n epochs has at least this many times the steps of its warm-up
 
 
@@ -124,15 +119,16 @@ def _train(
 
     # Model, optimizer, schedule, validation
     torch.manual_seed(config.seed)
-    model = trainer.place(_build_model(config))
+    candidates = context.broadcast(folder.candidates if folder else [])
+    replaced = bool(candidates) or (trainer.init is not None and not trainer.init_partial)
+    model = trainer.place(_build_model(config, pretrained=not replaced))
     optimizer = configs.build_optimizer(config, trainer, model)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.length.max_steps)
     validation = _build_validation(config, source, trainer, context)
 
     # Initial weights or the state to resume, and checks that need the model
-    candidates = context.broadcast(folder.candidates if folder else [])
     if trainer.init and not candidates:
-        _load_initial_weights(model, trainer, config, log, categories)
+        load_initial_weights(model, trainer, config, categories, log)
     metadata: Checkpoint = {
         "config": configs.to_yaml(config),
         "categories": categories.to_dict(),
@@ -215,9 +211,12 @@ def _count_steps(
     return in_steps
 
 
-def _build_model(config: Config) -> nn.Module:
-    """Build the model. Raises UserError for one that cannot be trained by this tool."""
-    model = configs.build_model(config)
+def _build_model(config: Config, pretrained: bool) -> nn.Module:
+    """Build the model. Raises UserError for one that cannot be trained by this tool.
+
+    pretrained: load the pretrained weights of its backbone, which no other weights replace.
+    """
+    model = configs.build_model(config, pretrained=pretrained)
     if not isinstance(model, TrainableModel):
         raise UserError(
             "the model finds no objects: tools/fit_hash.py fits its hash layer, and "
@@ -455,41 +454,3 @@ def _read_resumable(
     if errors:
         raise errors[0]
     return None
-
-
-def _load_initial_weights(
-    model: nn.Module,
-    trainer: Trainer,
-    config: Config,
-    log: Callable[..., None],
-    categories: Categories,
-) -> None:
-    """Load the weights of `trainer.init`. Raises UserError for a checkpoint that does not fit."""
-    assert trainer.init is not None
-    checkpoint = load_checkpoint(checkpoint_path(Path(trainer.init)))
-    name = f"trainer.init={trainer.init}"
-    hint = "trainer.init_partial=true takes what fits"
-    weights = inference_weights(checkpoint)
-    unused = load_weights(model, weights, name, trainer.init_partial, hint)
-    text = f"started from {trainer.init}"
-    if unused:
-        text += f"; {len(unused)} tensors do not fit: {', '.join(unused[:_MAX_NAMED])}"
-    log(text, flush=True)
-    trained_categories = checkpoint_categories(checkpoint)
-    moved = moved_labels(trained_categories, categories) if trained_categories else []
-    if moved:
-        named = _join_some(moved)
-        log(f"warning: class weights start from those of other classes: {named}", flush=True)
-    trained = checkpoint.get("config")
-    differences = configs.model_differences(config, trained if isinstance(trained, str) else "")
-    if differences:
-        named = _join_some(differences)
-        log(f"warning: the weights were trained in another model: {named}", flush=True)
-
-
-def _join_some(texts: list[str]) -> str:
-    """The first texts, and the number of further ones."""
-    named = ", ".join(texts[:_MAX_NAMED])
-    if len(texts) > _MAX_NAMED:
-        named += f" and {len(texts) - _MAX_NAMED} more"
-    return named

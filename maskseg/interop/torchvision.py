@@ -118,17 +118,19 @@ def to_torchvision(state: Mapping[str, Tensor], rows: list[int], number: int) ->
     return converted
 
 
-def rescale_norms(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    """Rescale the norms of a trunk with `eps`, so that outputs are equal with torchvision's eps.
+def rescale_norms(
+    state: Mapping[str, Tensor], eps: float, new_eps: float = EPS
+) -> dict[str, Tensor]:
+    """Rescale the norms of a trunk with `eps`, so that outputs are equal with `new_eps`.
 
     state: of our model.
     """
     rescaled = dict(state)
-    if eps == EPS:
+    if eps == new_eps:
         return rescaled
     for name, variance in state.items():
         if name.startswith(TRUNK) and name.endswith(".running_var"):
             weight_name = name.replace(".running_var", ".weight")
-            factor = ((variance.double() + EPS) / (variance.double() + eps)).sqrt()
+            factor = ((variance.double() + new_eps) / (variance.double() + eps)).sqrt()
             rescaled[weight_name] = (state[weight_name].double() * factor).float()
     return rescaled

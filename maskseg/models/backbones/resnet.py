@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from maskseg.errors import UserError
+from maskseg.files.downloads import fetch, is_address
 from maskseg.files.torch_files import read_torch
 from maskseg.models.layers.conv_norm import absorb_frozen_norms
 from maskseg.models.layers.norms import norm_layer
@@ -29,7 +30,7 @@ class ResNet(nn.Module):
     paper, and the MSRA weights that detectron2's R50 and R101 start from) instead of the 3x3
     convolution (torchvision, and detectron2's X101).
     weights: a weights name of torchvision (downloaded once, to torch's cache), a file with a state
-    dict, or None.
+    dict, its address, or None.
     frozen_stages: number of stages, counted from the stem (stem, layer1 .. layer4), that are not
     trained and keep their statistics. It is detectron2's FREEZE_AT, where 2 is common with ImageNet
     weights; torchvision's `trainable_layers` is 5 - frozen_stages.
@@ -139,27 +140,30 @@ def _level_specs(num_stages: int, channels: int) -> dict[str, FeatureSpec]:
 def load_pretrained_state(name: str, weights: str) -> dict[str, object]:
     """Load the state dict of torchvision's network `name`.
 
-    weights: a file, or a weights name of torchvision. Raises UserError if it is neither, and for
-    what cannot be downloaded or read.
+    weights: a file, a weights name of torchvision, or the address of a file
+    (`maskseg.files.downloads`). Raises UserError if it is none of these, and for what cannot be
+    downloaded or read.
     """
     if Path(weights).is_file():
-        state = read_torch(Path(weights), "a file of weights")
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise UserError(f"{weights}: not a state dict of weights but a {type(state).__name__}")
-        return state
+        return _read_state(Path(weights))
+    address = weights if is_address(weights) else published_address(name, weights)
+    path = fetch(address)
+    return _read_state(path)
+
+
+def published_address(name: str, weights: str) -> str:
+    """The address of weights of torchvision. Raises UserError for a name that it does not have."""
     choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
         names = ", ".join(choices.__members__)
         raise UserError(
             f"weights {weights!r}: no such file, and torchvision has {names} for {name}"
         )
-    try:
-        return dict(
-            choices[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
-        )
-    except Exception as error:
-        message = (
-            f"weights {weights!r} of {name}: {choices[weights].url} "
-            f"could not be downloaded and read: {error}"
-        )
-        raise UserError(message.splitlines()[0]) from error
+    return str(choices[weights].url)
+
+
+def _read_state(path: Path) -> dict[str, object]:
+    state = read_torch(path, "a file of weights")
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path}: not a state dict of weights but a {type(state).__name__}")
+    return state

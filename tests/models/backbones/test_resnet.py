@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from made.downloads import FileServer, file_server
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -263,18 +266,37 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's folder of downloaded weights, empty."""
+    """torch's folder of downloaded weights, empty; no proxy is used."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
-def test_weights_by_name_are_taken_from_torchs_cache(hub: Path) -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[FileServer]:
+    with file_server() as running:
+        yield running
+
+
+def publish(
+    content: object, server: FileServer, monkeypatch: pytest.MonkeyPatch, prefix: str = ""
+) -> str:
+    """Make a file of the server, with its hash (or another) in its name, ResNet-18's weights."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    prefix = prefix or hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    address = server.add(f"/models/resnet18-{prefix}.pth", buffer.getvalue())
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", address)
+    return address
+
+
+def test_weights_by_name_are_taken_from_torchs_cache(
+    hub: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = torchvision_trunk()
+    address = publish(theirs.state_dict(), server, monkeypatch)
     hub.mkdir(parents=True)
-    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    torch.save(
-        theirs.state_dict(), hub / url.rsplit("/", 1)[1]
-    )  # the hash of an existing file is not checked again
+    (hub / address.rsplit("/", 1)[1]).write_bytes(server.files.popitem()[1])
     trunk = ResNet("resnet18", weights="IMAGENET1K_V1")
     assert torch.equal(trunk.state_dict()["stem.conv1.weight"], theirs.state_dict()["conv1.weight"])
     assert torch.equal(
@@ -283,59 +305,51 @@ def test_weights_by_name_are_taken_from_torchs_cache(hub: Path) -> None:
     )
 
 
-def test_a_cached_file_runs_no_code(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hub.mkdir(parents=True)
-    torch.save(
-        {"conv1.weight": Code()},
-        hub / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1],
-    )
-    with pytest.raises((pickle.UnpicklingError, UserError)):
-        load_pretrained_state("resnet18", "IMAGENET1K_V1")
-    assert "printed" not in capsys.readouterr().out
-
-
-def serve(folder: Path, monkeypatch: pytest.MonkeyPatch, prefix: str | None) -> nn.Module:
-    """Make the URL of ResNet-18's weights a local file with its hash (or another) in its name."""
-    theirs = torchvision_trunk()
-    torch.save(theirs.state_dict(), folder / "weights")
-    prefix = prefix or hashlib.sha256((folder / "weights").read_bytes()).hexdigest()[:8]
-    file = (folder / "weights").rename(folder / f"resnet18-{prefix}.pth")
-    monkeypatch.setattr(
-        torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", file.as_uri()
-    )
-    return theirs
-
-
-def test_weights_by_name_are_downloaded_once(
-    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cached_file_runs_no_code(
+    hub: Path,
+    server: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    theirs = serve(tmp_path, monkeypatch, None)
-    state = load_pretrained_state("resnet18", "IMAGENET1K_V1")
-    assert torch.equal(state["conv1.weight"], theirs.state_dict()["conv1.weight"])
+    publish({"conv1.weight": Code()}, server, monkeypatch)
+    for _ in range(2):  # the download, and the cached file
+        with pytest.raises((pickle.UnpicklingError, UserError)):
+            load_pretrained_state("resnet18", "IMAGENET1K_V1")
+        assert "printed" not in capsys.readouterr().out
+    assert len(list(hub.iterdir())) == 1
+
+
+def test_weights_are_downloaded_once(
+    hub: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = torchvision_trunk()
+    address = publish(theirs.state_dict(), server, monkeypatch)
+    for weights in ("IMAGENET1K_V1", address):
+        state = load_pretrained_state("resnet18", weights)
+        assert torch.equal(state["conv1.weight"], theirs.state_dict()["conv1.weight"])
+        server.files.clear()
     (cached,) = hub.iterdir()
-    (tmp_path / cached.name).unlink()
-    assert torch.equal(
-        load_pretrained_state("resnet18", "IMAGENET1K_V1")["conv1.weight"], state["conv1.weight"]
-    )
+    assert cached.name == address.rsplit("/", 1)[1]
 
 
 def test_a_download_with_another_hash_is_refused(
-    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve(tmp_path, monkeypatch, "0badf00d")
-    with pytest.raises((RuntimeError, UserError), match="invalid hash"):
+    publish(torchvision_trunk().state_dict(), server, monkeypatch, "0badf00d")
+    with pytest.raises(UserError, match=r"its SHA-256 begins with .*, not with 0badf00d"):
         load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert list(hub.iterdir()) == []
 
 
 def test_a_failed_download_is_told_in_one_line(
-    tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = (tmp_path / "resnet18-00000000.pth").as_uri()
+    gone = f"{server.address}/resnet18-0000000f.pth"
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", gone)
-    with pytest.raises(UserError, match="IMAGENET1K_V1") as error:
+    with pytest.raises(UserError, match="could not be downloaded") as error:
         load_pretrained_state("resnet18", "IMAGENET1K_V1")
     assert gone in one_line(error)
+    assert one_line(error).endswith(f"put the file at {hub / 'resnet18-0000000f.pth'}")
     assert list(hub.iterdir()) == []
 
 

@@ -1,0 +1,186 @@
+"""Weights are downloaded once, atomically, and their checksums are compared at each use."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from made.downloads import FileServer, file_server
+
+from maskseg.errors import UserError
+from maskseg.files.downloads import fetch, is_address, published_file
+
+CONTENT = bytes(range(256)) * 5000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's folder of downloaded weights, which does not exist yet; no proxy is used."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[FileServer]:
+    with file_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: FileServer) -> FileServer:
+    running.files.clear()
+    running.requests.clear()
+    running.cut = None
+    return running
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_is_downloaded_once(hub: Path, server: FileServer) -> None:
+    address = server.add(f"/models/net-{SHA256[:8]}.pth", CONTENT)
+    path = fetch(address)
+    assert path == hub / f"net-{SHA256[:8]}.pth"  # where torchvision keeps it, too
+    assert path.read_bytes() == CONTENT
+    server.files.clear()
+    assert fetch(address) == path
+    assert len(server.requests) == 1
+    assert files_in(hub) == [path.name]
+
+
+def test_files_of_one_name_are_kept_apart(hub: Path, server: FileServer) -> None:
+    first = fetch(server.add("/a/model_final.pkl", b"first"))
+    second = fetch(server.add("/b/model_final.pkl", b"second"))
+    third = fetch(server.add("/b/model_final.pkl", b"third") + "?version=2")
+    assert [path.read_bytes() for path in (first, second, third)] == [b"first", b"second", b"third"]
+    assert all(path.is_relative_to(hub) for path in (first, second, third))
+
+
+def test_a_damaged_copy_is_downloaded_again(
+    hub: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (f"/net-{SHA256[:8]}.pth", "/model_final.pkl"):
+        address = server.add(path, CONTENT)
+        cached = fetch(address)
+        cached.write_bytes(CONTENT[:-1])
+        assert fetch(address).read_bytes() == CONTENT
+        assert cached.is_relative_to(hub)
+        assert f"warning: {cached} is damaged: its SHA-256" in capsys.readouterr().out
+        # Without the server, one line names the place.
+        cached.write_bytes(b"")
+        server.files.clear()
+        with pytest.raises(UserError) as raised:
+            fetch(address)
+        message = str(raised.value)
+        assert f"{address} could not be downloaded (HTTP Error 404: Not Found)" in message
+        assert message.endswith(f"put the file at {cached}")
+        assert "\n" not in message
+
+
+def test_a_file_that_was_put_there_is_used(hub: Path) -> None:
+    hub.mkdir(parents=True)
+    (hub / f"net-{SHA256[:8]}.pth").write_bytes(CONTENT)
+    assert fetch(f"https://example.invalid/net-{SHA256[:8]}.pth").read_bytes() == CONTENT
+    by_hand = published_file("https://example.invalid/x/model.pkl").path
+    assert by_hand == hub / "example.invalid" / "x" / "model.pkl"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.write_bytes(b"anything")
+    assert fetch("https://example.invalid/x/model.pkl") == by_hand
+
+
+def test_a_download_that_breaks_off_leaves_nothing(hub: Path, server: FileServer) -> None:
+    address = server.add("/model.pkl", CONTENT)
+    server.cut = len(CONTENT) // 2
+    with pytest.raises(UserError, match=rf"broke off after {server.cut} of {len(CONTENT)} bytes"):
+        fetch(address)
+    assert files_in(hub) == []
+    server.cut = None
+    assert fetch(address).read_bytes() == CONTENT
+    # A copy that was complete before stays.
+    server.cut = 10
+    cached = fetch(address)
+    cached.with_name(f"{cached.name}.sha256").write_text("0" * 64)
+    with pytest.raises(UserError, match="broke off"):
+        fetch(address)
+    assert cached.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("place", ["name", "fragment"])
+def test_another_content_than_stated_is_refused(hub: Path, server: FileServer, place: str) -> None:
+    wrong = "0badf00d"
+    name = f"net-{wrong}.pth" if place == "name" else f"net.pth#sha256={wrong}"
+    server.add(f"/{name.partition('#')[0]}", CONTENT)
+    with pytest.raises(UserError, match=f"begins with {SHA256[:16]}, not with {wrong}"):
+        fetch(f"{server.address}/{name}")
+    assert files_in(hub) == []
+    right = f"{server.add('/other.pth', CONTENT)}#sha256={SHA256.upper()}"
+    assert fetch(right).read_bytes() == CONTENT
+
+
+def test_no_answer_is_one_line(hub: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/net.pth"
+        with pytest.raises(
+            UserError, match=r"could not be downloaded \(.*[Rr]efused.*\)"
+        ) as raised:
+            fetch(address)
+    assert "\n" not in str(raised.value)
+    assert files_in(hub) == []
+
+
+@pytest.mark.usefixtures("hub")
+def test_processes_that_need_one_file_download_it_once(server: FileServer) -> None:
+    address = server.add("/net.pth", CONTENT)
+    threads = [Thread(target=fetch, args=(address,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.requests == ["/net.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch").write_text("a file")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(UserError, match="TORCH_HOME names another one"):
+        fetch("https://example.invalid/net.pth")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("https://example.invalid", "https://example.invalid/", "https://example.invalid/folder/"),
+        *("https:///net.pth", "https://[::1/net.pth", "https://example.invalid/a.pth#md5=12345678"),
+    ],
+)
+def test_what_is_not_the_address_of_a_file(address: str) -> None:
+    assert is_address(address)
+    with pytest.raises(UserError) as raised:
+        fetch(address)
+    assert str(raised.value).startswith(address)
+
+
+def test_addresses_of_detectron2() -> None:
+    name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl"
+    file = published_file(f"detectron2://{name}")
+    assert file.address == f"https://dl.fbaipublicfiles.com/detectron2/{name}"
+    assert file.path.parts[-6:] == ("dl.fbaipublicfiles.com", "detectron2", *name.split("/"))
+    outside = published_file("https://example.invalid/../../%2e%2e/etc%2fpasswd").path
+    assert ".." not in outside.parts
+    assert not is_address("runs/http")
+
+
+def test_a_date_in_a_name_is_no_checksum() -> None:
+    assert published_file("https://example.invalid/net-20260131.pth").sha256 == ""
+    assert published_file("https://download.pytorch.org/net-20260131.pth").sha256 == "20260131"
+    assert published_file("https://example.invalid/net-2026013f.pth").sha256 == "2026013f"
