@@ -32,6 +32,12 @@ from maskseg import config as configs
 from maskseg.commands.check_data import describe
 from maskseg.commands.evaluate import build_validation, check_heads
 from maskseg.config import Config
+from maskseg.config.fitted import (
+    choose_trunk_weights,
+    fit_to_objects,
+    open_keys,
+    take_from_checkpoint,
+)
 from maskseg.config.initial_weights import load_initial_weights
 from maskseg.config.restore import open_data, prepare_segments
 from maskseg.data.datasets.coco import CocoSource
@@ -115,12 +121,15 @@ def _train(
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
     configs.set_categories(config, categories)
+    candidates = context.broadcast(folder.candidates if folder else [])
+    _take_chosen_numbers(config, candidates)
+    source = fit_to_objects(config, source, log)
     trainer = _count_steps(config, trainer, source, log)
 
     # Model, optimizer, schedule, validation
     torch.manual_seed(config.seed)
-    candidates = context.broadcast(folder.candidates if folder else [])
     replaced = bool(candidates) or (trainer.init is not None and not trainer.init_partial)
+    choose_trunk_weights(config, context, log, needed=not replaced)
     model = trainer.place(_build_model(config, pretrained=not replaced))
     optimizer = configs.build_optimizer(config, trainer, model)
     scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.length.max_steps)
@@ -180,6 +189,20 @@ def _explain(error: RuntimeError | ValueError, config: Config, source: CocoSourc
         "per channel: use a batch size of at least 2 per process and micro-batch, larger images, "
         "or another norm, such as GN"
     )
+
+
+def _take_chosen_numbers(config: Config, candidates: Sequence[Path]) -> None:
+    """Set the keys that are `auto` as in the checkpoint that is resumed."""
+    if not open_keys(config):
+        return
+    for path in candidates:
+        try:
+            text = load_checkpoint(path)["config"]
+        except UserError:
+            continue  # reported when it is resumed
+        if isinstance(text, str):
+            take_from_checkpoint(config, text)
+        return
 
 
 def _count_steps(

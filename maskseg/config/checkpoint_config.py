@@ -77,8 +77,9 @@ def read_checkpoint_config(text: str) -> DictConfig:
     # The checked values replace their interpolations, which otherwise could be resolved to
     # something else later.
     data = resolved["data"]
+    installed = _find_installed_group("data", trained["data"])
     for key in (*_CLASS_KEYS, _NESTED_GROUP):
-        if key in data and values["data"][key] != _installed_value("data", key):
+        if key in data and values["data"][key] != installed.get(key):
             config.data[key] = data[key]
     if isinstance(data.get("num_workers"), int):
         config.data.num_workers = min(data["num_workers"], os.cpu_count() or 1)
@@ -98,14 +99,6 @@ def _select_values(trained: Plain) -> Plain:
             check_closed(trained[key], place=key)
             values[key] = trained[key]
     return values
-
-
-def _installed_value(group: str, key: str) -> object:
-    """The value of a key in the first installed file of a group that has it, else None."""
-    for values in _installed_groups(group):
-        if key in values:
-            return values[key]
-    return None
 
 
 def _check_resolved(resolved: Plain) -> None:

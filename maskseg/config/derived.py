@@ -71,8 +71,13 @@ def from_checkpoint(
 def _replace_data(trained: DictConfig, choices: Sequence[str]) -> DictConfig:
     """The data group that the command line chooses, with the keys that belong to the model."""
     data: DictConfig = compose("data_only", choices).data
+    values = OmegaConf.to_container(trained.data, resolve=True)
+    assert isinstance(values, dict)
+    if "size_range" in data and "size_range" in values:  # the transforms refer to the size
+        data.size = values["size"]
+        values["test_transforms"] = trained.data.test_transforms
     for key in _DATA_KEYS_OF_MODEL:
-        set_key(data, key, trained.data.get(key))
+        set_key(data, key, values.get(key))
     if "segment_sampler" in data:
         data.segment_sampler = trained.data.get("segment_sampler")
     return data

@@ -38,6 +38,11 @@ class Replacement:
     group: str
     place: str
 
+    @property
+    def target(self) -> str:
+        """The group, with the place where the command line names one."""
+        return self.text.partition("=")[0]
+
 
 def replacements(overrides: Sequence[str]) -> list[Replacement]:
     """The groups that the command line chooses (`group=name`, `group@place=name`) or removes."""
@@ -68,9 +73,10 @@ def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], l
         path = find_config("experiment", default if chosen is None else chosen)
         if not replaced or path is None:
             return list(overrides), []
-        registered, messages = _trim("experiment", path, replaced)
+        changes = [r for r in replaced if r.text != f"{r.target}={_choice_of(path, r.target)}"]
+        registered, messages = _trim("experiment", path, changes)
         selected.append(f"experiment={registered}")
-        model = _model_of(path) or model
+        model = _choice_of(path, "model") or model
     return _trim_model(selected, model, replaced, messages)
 
 
@@ -125,16 +131,16 @@ def _read(path: Path) -> tuple[list[str | dict[str, str]], dict[str, object]]:
     return entries, {str(key): value for key, value in content.items()}
 
 
-def _model_of(experiment: Path) -> str | None:
-    """The model that an experiment, or the last one of those that it builds on, chooses."""
-    model = None
+def _choice_of(experiment: Path, group: str) -> str | None:
+    """The choice of a group by an experiment, or by the last one of those that it builds on."""
+    choice = None
     for entry in _read(experiment)[0]:
         base = find_config("experiment", entry) if isinstance(entry, str) else None
         if base is not None:
-            model = _model_of(base) or model
-        elif isinstance(entry, dict) and "override /model" in entry:
-            model = entry["override /model"]
-    return model
+            choice = _choice_of(base, group) or choice
+        elif isinstance(entry, dict):
+            choice = entry.get(f"override /{group}", choice)
+    return choice
 
 
 def _default_choice(name: str, group: str) -> str | None:

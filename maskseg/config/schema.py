@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskseg.config.auto import replace_auto
 from maskseg.config.levels import FILLED_KEYS
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
@@ -103,6 +104,9 @@ class DataKeys(TypedDict, total=False):
 
     root: str | None
     images: str | None
+    size: Size | Literal["auto"]
+    size_range: tuple[Size, Size]
+    min_proposals: PositiveInt
     train_json: str | list[str] | None
     val_json: str | list[str] | None
     train_images: str | None
@@ -187,7 +191,7 @@ def check_types(config: DictConfig) -> set[str]:
     """
     references = set(_references(OmegaConf.to_container(config, resolve=False)))
     try:
-        resolved = OmegaConf.to_container(config, resolve=True)
+        resolved = replace_auto(OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(_explain_reference(config, references, error)) from error
     assert isinstance(resolved, dict)
@@ -233,6 +237,9 @@ def _references(node: object, place: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _references(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _references(value, f"{place}.{index}")
     elif isinstance(node, str) and "${" in node:
         yield place
 

@@ -31,7 +31,14 @@ TRAIN_TARGETS = ("maskseg.", "torch.optim.")
 
 TRANSFORMS = frozenset(
     f"maskseg.data.transforms.{name}"
-    for name in ("ColorJitter", "Flip", "RandomCrop", "ResizeShortestEdge", "ScaleJitterCrop")
+    for name in (
+        "ColorJitter",
+        "Flip",
+        "RandomCrop",
+        "Resize",
+        "ResizeShortestEdge",
+        "ScaleJitterCrop",
+    )
 )
 SUPERPIXELS = frozenset(
     {"maskseg.superpixels.methods.Felzenszwalb", "maskseg.superpixels.methods.SLIC"}

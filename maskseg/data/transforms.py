@@ -25,6 +25,8 @@ from maskseg.values import Fraction, Length, NonNegativeFloat, Range, Size
 
 # Range of a strength: 100 already makes an image white or black.
 JitterStrength = Annotated[float, Range(ge=0, le=100)]
+ResizeFactor = Annotated[float, Range(gt=0, le=100)]
+MAX_RATIO = 5 / 3  # of the longer to the shorter side of a resized image: 1333 to 800
 JitterScale = Annotated[float, Range(gt=0, le=100)]
 
 
@@ -90,6 +92,27 @@ class ResizeShortestEdge:
         new_height = math.floor(height * scale + rounding)
         new_width = math.floor(width * scale + rounding)
         return _resize_sample(sample, new_height, new_width, self.method)
+
+
+class Resize:
+    """Resizes the shorter side to `size` times one of `factors`, drawn at random.
+
+    The longer side is limited to 5/3 of `size`. In pixels.
+
+    method: as of `ResizeShortestEdge`.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        factors: Annotated[Sequence[ResizeFactor], Length(1)] = (1.0,),
+        method: str = "antialias",
+    ) -> None:
+        sides = [max(1, round(size * factor)) for factor in factors]
+        self.resize = ResizeShortestEdge(sides, max(int(size * MAX_RATIO), *sides), method)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return self.resize(sample, rng)
 
 
 class ScaleJitterCrop:

@@ -188,8 +188,8 @@ def _open(address: str) -> Iterator[http.client.HTTPResponse]:
         raise _TransferError(str(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        is_error = isinstance(reason, BaseException)
-        raise _TransferError(describe_error(reason) if is_error else str(reason)) from error
+        text = describe_error(reason) if isinstance(reason, BaseException) else reason
+        raise _TransferError(text) from error
     with response:
         yield response
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from maskseg import config as configs
@@ -97,12 +98,18 @@ def test_a_changed_data_file_is_refused_unless_allowed(
     assert warning.endswith(": trainer.max_steps: 1 -> 2")
 
 
-def test_initial_weights_of_other_classes_are_reported(
+def test_initial_weights_follow_the_names_of_classes(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = [f"trainer.init={home}/run", "trainer.max_steps=1"]
-    train(compose(home, "swapped", "started", *keys))
-    assert "label 0 was 'cat' and is 'dog'" in capsys.readouterr().out
+    keys = [f"trainer.init={home}/run", "trainer.max_steps=1", "optimizer.lr=1e-12"]
+    run = train(compose(home, "swapped", "started", *keys))
+    assert "classes with weights of their name: dog, cat; reset: none" in capsys.readouterr().out
+    old, new = (
+        load_checkpoint(folder / "last.pt")["model"]["classifier.cls_score.weight"]
+        for folder in (home / "run", run)
+    )
+    assert torch.allclose(new, old[[1, 0, 2]])
+    assert not torch.allclose(new, old)
 
 
 def test_an_evaluation_matches_classes_by_name(home: Path) -> None:

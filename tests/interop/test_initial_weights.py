@@ -75,7 +75,9 @@ def load(
     config = compose(*overrides)
     trainer = Trainer(1, device="cpu", init=str(init), init_partial=config.trainer.init_partial)
     load_initial_weights(model, trainer, config, COCO_LIKE, lambda text, **_: lines.append(text))
-    return model.state_dict(), lines
+    # The only difference from torchvision's model is the width of the box head in these tests.
+    narrow = "warning: the weights were trained in another model: model.classifier.mlp.width=1024"
+    return model.state_dict(), [line for line in lines if line != f"{narrow} (here 64)"]
 
 
 def check_classes(

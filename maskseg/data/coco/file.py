@@ -199,6 +199,15 @@ class CocoFile:
         flags[self._valid.image_index[~self._valid.crowd]] = True
         return flags
 
+    def object_sides(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the square root of the area of each object's box, f64 [A] px, and its image.
+
+        The images are indices, i64 [A]. Crowds are left out.
+        """
+        objects = ~self._valid.crowd
+        boxes = self._valid.boxes[objects]
+        return np.sqrt(boxes[:, 2] * boxes[:, 3]), self._valid.image_index[objects]
+
     def has_masks(self) -> bool:
         """Return whether every object has a mask. Crowds need none, unless there is no object."""
         if self._valid.crowd.all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -135,6 +136,15 @@ class CocoSource:
             files[f"data.{name}_proposals"] = [split.proposals] if split.proposals else []
         return files
 
+    def with_transforms_of(self, other: CocoSource) -> CocoSource:
+        """This source with the transforms of another one; files that were read are shared."""
+        source = copy(self)
+        source.split_files = {
+            name: replace(split, transforms=other.split(name).transforms)
+            for name, split in self.split_files.items()
+        }
+        return source
+
     def split(self, name: str) -> Split:
         """The files of a split. Raises UserError for another name than `train` or `val`."""
         if name not in self.split_files:
@@ -261,11 +271,8 @@ class CocoSource:
                 "warning: data.val_json is the training file: the metrics are those of training "
                 "images"
             )
-        paths = [
-            [Path(self.split(name).images or "") / image.file_name for image in file.images]
-            for name, file in (("train", self.train), ("val", self.val))
-        ]
-        pairs = find_shared_images(*paths, by_content=self.reading.check_images)
+        train_paths, val_paths = self._image_paths("train"), self._image_paths("val")
+        pairs = find_shared_images(train_paths, val_paths, self.reading.check_images)
         if not pairs:
             return ""
         examples = [
@@ -279,6 +286,10 @@ class CocoSource:
             f"warning: {len(pairs)} of {len(self.val)} validation images are training images, too, "
             f"so that the metrics are too high: {', '.join(examples)}{more}"
         )
+
+    def _image_paths(self, split: str) -> list[Path]:
+        folder = Path(self.split(split).images or "")
+        return [folder / image.file_name for image in self.file(split).images]
 
     def records(self, split: str) -> list[ImageRecord]:
         """The images of a split that are used. Raises UserError."""
@@ -465,6 +476,9 @@ class CocoSource:
 def source_arguments(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keys of a data config -> arguments of `CocoSource` or a subclass."""
     values = dict(keys)
+    if "size_range" in values:  # with the keys that only other keys refer to
+        for key in ("size", "size_range", "min_proposals"):
+            values.pop(key, None)
     images = values.pop("images", None)
     arguments: dict[str, Any] = {}
     for name, transforms in (("train", "train_transforms"), ("val", "test_transforms")):

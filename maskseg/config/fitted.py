@@ -1,0 +1,156 @@
+"""Keys with the value `auto`, which a training sets to numbers that suit its data.
+
+The numbers replace `auto` in the config, so that a checkpoint stores them: evaluation, prediction
+and a resumed training use the same. Tools without training data use the usual numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from maskseg.config.auto import AUTO
+from maskseg.config.build import build_source, set_key
+from maskseg.config.checkpoint_config import read_checkpoint_config
+from maskseg.data.datasets.coco import CocoSource
+from maskseg.data.object_sizes import (
+    ObjectSizes,
+    choose_anchors,
+    choose_detections,
+    choose_proposals,
+    choose_size,
+    few_samples,
+    format_sizes,
+    measure_objects,
+)
+from maskseg.engine.distributed import DistributedContext
+from maskseg.errors import UserError
+from maskseg.files.downloads import fetch
+from maskseg.models.backbones.resnet import published_address
+
+_SIZE = "data.size"
+_ANCHORS = "model.proposer.anchors.sizes"
+_DETECTIONS = "model.classifier.max_detections"
+_LIMITS = ("model.proposer.train_limits", "model.proposer.test_limits")
+_IMAGENET = "IMAGENET1K_V1"
+TRUNK_WEIGHTS = "model.backbone.trunk.weights"
+_PROPOSALS = [
+    f"{limits}.{key}" for limits in _LIMITS for key in ("post_nms_top_n", "pre_nms_top_n")
+]
+FITTED_KEYS = (_SIZE, _ANCHORS, _DETECTIONS, *_PROPOSALS, TRUNK_WEIGHTS)
+_USUAL_SIZE = 800.0  # of images, in pixels
+_RPN_LEVELS = 5  # of a feature pyramid, p2 .. p6
+_LEVEL_COUNT = "model.proposer.strides"
+
+
+def open_keys(config: DictConfig) -> list[str]:
+    """The keys that are to be set."""
+    return [key for key in FITTED_KEYS if OmegaConf.select(config, key) == AUTO]
+
+
+def take_from_checkpoint(config: DictConfig, text: str) -> None:
+    """Set the open keys to the values in the config of a checkpoint that is resumed."""
+    trained = read_checkpoint_config(text)
+    for key in open_keys(config):
+        value = OmegaConf.select(trained, key)
+        if value is not None or key == TRUNK_WEIGHTS:
+            set_key(config, key, value)
+
+
+def choose_trunk_weights(
+    config: DictConfig, context: DistributedContext, log: Callable[..., None], needed: bool
+) -> None:
+    """Set open weights of the trunk: torchvision's, where they can be had, else null.
+
+    needed: the trunk starts from them, and not from other weights.
+    """
+    if OmegaConf.select(config, TRUNK_WEIGHTS) != AUTO:
+        return
+    weights = None
+    if needed:
+        name = str(config.model.backbone.trunk.name)
+        # One process decides for all.
+        problem = context.broadcast(_download_problem(name) if context.main else "")
+        if problem:
+            log(f"{TRUNK_WEIGHTS}=null: the trunk is trained from scratch; {problem}", flush=True)
+        else:
+            weights = _IMAGENET
+            log(f"{TRUNK_WEIGHTS}={weights}: the trunk is pretrained on ImageNet", flush=True)
+    set_key(config, TRUNK_WEIGHTS, weights)
+
+
+def _download_problem(name: str) -> str:
+    """Why torchvision's weights of a trunk cannot be used, "" where they can."""
+    try:
+        fetch(published_address(name, _IMAGENET))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def fit_to_objects(config: DictConfig, source: CocoSource, log: Callable[..., None]) -> CocoSource:
+    """Set the open keys by the objects of the training images, and report each choice.
+
+    The key of the trunk's weights is left as it is. -> the source with the transforms of the new
+    config. Raises UserError where there is no object.
+    """
+    keys = [key for key in open_keys(config) if key != TRUNK_WEIGHTS]
+    if not keys:
+        return source
+    if not source.has_objects("train"):
+        named = ", ".join(keys)
+        raise UserError(
+            f"{source.train.name}: no training image has an object, by which {named} could be "
+            "chosen: set them to numbers"
+        )
+    objects = measure_objects(source.train)
+    for key, value, reason in _choices(config, objects):
+        if key in keys:
+            set_key(config, key, value)
+            shown = format_sizes(value) if isinstance(value, list) else value
+            log(f"{key}={shown}: {reason}", flush=True)
+    samples = OmegaConf.select(config, "model.sampler.num_samples")
+    if samples is not None:
+        share = OmegaConf.select(config, "model.sampler.positive_fraction")
+        warning = few_samples(objects, samples, 1.0 if share is None else share)
+        if warning:
+            log(warning, flush=True)
+    return source.with_transforms_of(build_source(config.data, source.known_categories))
+
+
+def _choices(config: DictConfig, objects: ObjectSizes) -> Iterator[tuple[str, Any, str]]:
+    """Each key with the value that the rule gives it, and the reason.
+
+    Later choices depend on earlier ones: a number that the user sets counts instead of the rule's.
+    """
+    size = OmegaConf.select(config, _SIZE)
+    if size == AUTO:
+        size, reason = choose_size(objects, *config.data.size_range)
+        yield _SIZE, size, reason
+    anchors, reason = choose_anchors(objects, float(size or _resize_size(config)), _levels(config))
+    yield _ANCHORS, anchors, reason
+    detections = OmegaConf.select(config, _DETECTIONS)
+    if detections == AUTO:
+        detections, reason = choose_detections(objects)
+        yield _DETECTIONS, detections, reason
+    fewest = OmegaConf.select(config, "data.min_proposals") or 0
+    proposals, reason = choose_proposals(detections or 0, fewest)
+    for limits in _LIMITS:
+        yield f"{limits}.post_nms_top_n", proposals, reason
+        per_level = 2 * proposals if limits == _LIMITS[0] else proposals
+        yield f"{limits}.pre_nms_top_n", per_level, "candidates of a level before NMS"
+
+
+def _levels(config: DictConfig) -> int:
+    """The number of levels that the proposals come from."""
+    strides = OmegaConf.select(config, _LEVEL_COUNT)
+    return len(strides) if strides else _RPN_LEVELS
+
+
+def _resize_size(config: DictConfig) -> float:
+    """The shorter side that the test transforms resize to, for data without `data.size`."""
+    steps = config.data.test_transforms
+    sizes = [step.sizes for step in steps if isinstance(step.get("sizes"), ListConfig)]
+    return float(sizes[-1][-1]) if sizes else _USUAL_SIZE
