@@ -78,7 +78,8 @@ def test_every_experiment_builds(experiment: str) -> None:
         if experiment.startswith("classify")
         else NO_WEIGHTS
     )
-    config = configs.compose("train", [f"experiment={experiment}", *no_weights])
+    data = ["data.train_json=all.json"] if experiment.startswith("custom_") else []
+    config = configs.compose("train", [f"experiment={experiment}", *no_weights, *data])
     assert config.name == experiment
     model = configs.build_model(config)
     if experiment.startswith("classify"):
@@ -97,9 +98,10 @@ def test_every_experiment_builds(experiment: str) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(
         config.optimizer.lr * config.batch_size / config.optimizer.base_batch_size
     )
-    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
+    length = trainer.in_steps(1000, config.batch_size).length
+    scheduler = configs.build(config.scheduler)(optimizer, max_steps=length.max_steps)
     full = scheduler.lr_lambdas[0](config.scheduler.warmup_steps)
-    end = scheduler.lr_lambdas[0](trainer.max_steps - 1)
+    end = scheduler.lr_lambdas[0](length.max_steps - 1)
     assert full == pytest.approx(1.0)
     assert end < 0.02
     source = configs.build_source(config.data)
@@ -233,13 +235,17 @@ def test_every_experiment_with_every_other_choice_of_a_group(experiment: str, pa
         alone = composed(*overrides)
         for group in ("model", "optimizer", "scheduler"):
             assert plain(config[group]) == plain(alone[group])
+        # data=custom, the experiment's own choice, replaces nothing.
+        is_own = experiment.startswith("custom_") and groups["data"] == "custom"
+        expected = composed(f"experiment={experiment}") if is_own else alone
         for key in set(alone.data) - shared:
-            assert plain(alone.data)[key] == plain(config.data)[key]
+            assert plain(expected.data)[key] == plain(config.data)[key]
         build_config(config)
         configs.build_source(config.data)
         trainer = configs.build(config.trainer)
         optimizer = configs.build_optimizer(config, trainer, nn.Linear(1, 1))
-        configs.build(config.scheduler)(optimizer, max_steps=trainer.max_steps)
+        max_steps = trainer.in_steps(1000, 2).length.max_steps
+        configs.build(config.scheduler)(optimizer, max_steps=max_steps)
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,6 @@ class Replacement:
     group: str
     place: str
 
-    @property
-    def target(self) -> str:
-        """The group, with the place where the command line names one."""
-        return self.text.partition("=")[0]
-
 
 def replacements(overrides: Sequence[str]) -> list[Replacement]:
     """The groups that the command line chooses (`group=name`, `group@place=name`) or removes."""
@@ -73,7 +68,9 @@ def select_experiment(name: str, overrides: Sequence[str]) -> tuple[list[str], l
         path = find_config("experiment", default if chosen is None else chosen)
         if not replaced or path is None:
             return list(overrides), []
-        changes = [r for r in replaced if r.text != f"{r.target}={_choice_of(path, r.target)}"]
+        # An experiment on a dataset of the user's own is often written with data=custom.
+        own_data = f"data={_choice_of(path, 'data')}"
+        changes = [replacement for replacement in replaced if replacement.text != own_data]
         registered, messages = _trim("experiment", path, changes)
         selected.append(f"experiment={registered}")
         model = _choice_of(path, "model") or model
