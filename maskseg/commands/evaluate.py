@@ -173,5 +173,5 @@ def _write_results(validation: Validation, metrics: dict[str, float], output: Pa
         write_results(output / detections_file, validation.evaluator.rows)
         files.append(detections_file)
     files += validation.save(output)
-    print(validation.table)
+    print(validation.table(str(output / per_class_file)))
     print(f"written to {output}: {', '.join(files)}")

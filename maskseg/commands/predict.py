@@ -194,7 +194,7 @@ class _Results:
         if self.image_scores:
             return "their classes and class activation maps (NAME_cam.png)"
         count = sum(row["score"] >= self.min_score for row in self.detections)
-        return f"{count} objects with a score of {self.min_score} or more"
+        return f"{count} objects with a score of {self.min_score:.4g} or more"
 
 
 @contextmanager

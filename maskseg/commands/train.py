@@ -8,6 +8,7 @@ Everything is a key=value; the keys are those of configs/train.yaml and its grou
   python tools/train.py experiment=coco_r50_fpn_1x data.root=DIR batch_size=8
   python tools/train.py experiment=coco_r50_fpn_1x data=custom data.train_json=TRAIN.json \\
       data.val_json=VAL.json data.images=DIR
+  python tools/train.py trainer.resume=runs/scenes_r18/latest   resume a run with its own config
   python tools/train.py experiment=scenes_r18 trainer.max_steps=6000 trainer.resume=auto
 
 experiment: {experiments}
@@ -48,6 +49,8 @@ from maskseg.engine.checkpoint import (
     load_checkpoint,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
+from maskseg.engine.loggers import RESULTS_FILE
+from maskseg.engine.logs import PER_CLASS_FILE
 from maskseg.engine.resume import (
     changed_files,
     check_categories,
@@ -63,15 +66,46 @@ from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch, Categories
 from maskseg.visualization.batches import save_batch
 from maskseg.visualization.curves import plot_curves
+from maskseg.visualization.labels import draw_labels
+from maskseg.visualization.layout import save_image
 
 _WARMUP_SHARE = 10  # a training of n epochs has at least this many times the steps of its warm-up
+_NUM_BATCHES = 3  # training batches that are drawn
 
 
 def main(arguments: list[str]) -> None:
     """Entry point of `tools/train.py`."""
     report = print if os.environ.get("RANK", "0") == "0" else None
-    run_dir = train(configs.compose("train", arguments, report))
+    run_dir = train(compose_training(arguments, report))
     print(f"run folder: {run_dir}")
+
+
+def compose_training(
+    arguments: Sequence[str], report: Callable[[str], None] | None = None
+) -> Config:
+    """The config of a training.
+
+    A resume takes the config of its run, with the keys of the command line, unless the command line
+    chooses groups, such as `experiment`: then the whole config is that of the command line.
+    `trainer.resume=auto` alone is the newest run of all experiments; with other keys it needs
+    `run_dir`, or is a run of the experiment.
+    """
+    resume = configs.find_path(arguments, "trainer.resume")
+    run_dir = configs.find_path(arguments, "run_dir") or None
+    is_alone = len([a for a in arguments if not a.startswith("--")]) == 1
+    takes_own = resume not in ("", "null") and not configs.has_choices(arguments)
+    if not takes_own or (resume == "auto" and not run_dir and not is_alone):
+        return configs.compose("train", arguments, report)
+    found = run_folder.find_config_text(resume, run_dir)
+    if found is None:
+        return configs.compose("train", arguments, report)
+    text, folder = found
+    config = configs.resumed_config(text, arguments)
+    if resume == "auto":
+        config.run_dir = str(folder)
+    if report is not None:
+        report(f"the config is that of {folder} ({config.name}), with the keys of the command line")
+    return config
 
 
 def train(config: Config) -> Path:
@@ -98,8 +132,15 @@ def _check_run_dir(folder: run_folder.RunFolder) -> None:
         return
     if any((path / name).exists() for name in ("environment.json", "metrics.jsonl")):
         return  # a run that ended before its first checkpoint: it is started again
-    images = [f"{name}.png" for name in (*SHEETS, "results", "train_batch")]
-    check_outputs((path / name for name in ("config.yaml", "tensorboard", *images)), key="run_dir")
+    images = [f"{name}.png" for name in (*SHEETS, "results", "labels")]
+    images += [train_batch_name(i) for i in range(_NUM_BATCHES)]
+    files = ("config.yaml", "tensorboard", RESULTS_FILE, PER_CLASS_FILE, *images)
+    check_outputs((path / name for name in files), key="run_dir")
+
+
+def train_batch_name(index: int) -> str:
+    """The file name of the drawing of a training batch."""
+    return f"train_batch_{index + 1}.png"
 
 
 def _train(
@@ -157,6 +198,8 @@ def _train(
     log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
     if context.main:
         _record_start(config, run_dir, trainer, context, resume)
+        if trainer.plots:
+            _draw_labels(source, run_dir / "labels.png")
 
     # Loop
     batches = _make_batches(config, source, trainer, context, run_dir)
@@ -167,8 +210,9 @@ def _train(
         trainer.run(state, batches, run_dir, validation, report, source.reading.skip_bad)
     except (RuntimeError, ValueError) as error:
         raise _explain(error, config, source) from error
-    if context.main:
-        _finish(run_dir, validation, trainer.plots)
+    if context.main and trainer.plots:
+        with warn_if_not_drawn("results.png"):
+            _plot_curves(run_dir)
     return run_dir
 
 
@@ -258,15 +302,6 @@ def _build_validation(
     return build_validation(config, source, "val", source.categories, context, num_images)
 
 
-def _finish(run_dir: Path, validation: Validation | None, plots: bool) -> None:
-    """Print the table of the last evaluation and, with `plots`, draw the curves."""
-    if validation is not None and validation.table:
-        print(validation.table, flush=True)
-    if plots:
-        with warn_if_not_drawn("results.png"):
-            _plot_curves(run_dir)
-
-
 def _report(run_dir: Path, validation: Validation | None) -> None:
     """Draw the curves and the results of the last evaluation."""
     with warn_if_not_drawn("results.png"):
@@ -328,12 +363,14 @@ def _make_batches(
 ) -> Callable[[int], Iterable[Batch]]:
     """-> a function from a step to the batches of this process from that step on.
 
-    With `trainer.plots` the first batch of a run is drawn.
+    With `trainer.plots` the first batches of a run are drawn.
     """
 
     def batches(step: int) -> Iterable[Batch]:
-        path = run_dir / "train_batch.png"
-        draw = context.main and trainer.plots and not path.exists()
+        paths: list[Path] = []
+        if context.main and trainer.plots:
+            names = (run_dir / train_batch_name(i) for i in range(_NUM_BATCHES))
+            paths = [path for path in names if not path.exists()]
         loader = source.train_loader(
             config.batch_size,
             trainer.length.max_steps,
@@ -345,13 +382,22 @@ def _make_batches(
             pieces=trainer.accumulate_grad_batches,
         )
         for batch in loader:
-            if draw:
-                with warn_if_not_drawn("train_batch.png"):
+            if paths:
+                path = paths.pop(0)
+                with warn_if_not_drawn(path.name):
                     save_batch(batch, source.categories, path)
-                draw = False
             yield batch
 
     return batches
+
+
+def _draw_labels(source: CocoSource, path: Path) -> None:
+    """Draw what the training data has: classes, sizes, places and aspect ratios of its objects."""
+    if path.exists():
+        return
+    with warn_if_not_drawn(path.name):
+        file = source.train
+        save_image(draw_labels(file.objects(), source.categories.names), path)
 
 
 def _check_model(model: nn.Module, source: CocoSource, trainer: Trainer) -> None:

@@ -24,8 +24,10 @@ from maskseg.config.derived import (
     from_checkpoint,
     group_choices,
     group_config,
+    has_choices,
     model_differences,
     names_data,
+    resumed_config,
 )
 from maskseg.config.path_values import find_path, quote_swept_paths
 from maskseg.config.show import SHOW_GROUPS, describe_groups
@@ -62,11 +64,13 @@ __all__ = [
     "from_checkpoint",
     "group_choices",
     "group_config",
+    "has_choices",
     "hydra_settings",
     "model_differences",
     "names_data",
     "quote_swept_paths",
     "require_keys",
+    "resumed_config",
     "select_keys",
     "set_categories",
     "set_key",

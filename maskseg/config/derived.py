@@ -22,6 +22,7 @@ from maskseg.files.configs import find_config, is_group
 
 # Keys of the data that belong to the model, and that it keeps on other data.
 _DATA_KEYS_OF_MODEL = ("num_classes", "num_things", "point_ranges", "test_transforms")
+_KEYS_OF_CLASSES = ("data.num_classes", "data.num_things", "data.point_ranges")
 # Keys of the model that may differ from those of the weights: they do not change the predictions,
 # or a difference shows in the shapes of the weights.
 _KEYS_OF_A_START = ("run_dir", "trainer.resume", "trainer.resume_changed_data")
@@ -29,7 +30,8 @@ _KEYS_OF_A_START = ("run_dir", "trainer.resume", "trainer.resume_changed_data")
 _KEYS_WITHOUT_EFFECT = (
     *("name", "evaluation.", "trainer.init", "trainer.log_every", "trainer.checkpoint_every"),
     *("trainer.keep_checkpoints", "trainer.evaluate_every", "trainer.best_metric"),
-    *("trainer.patience", "trainer.max_bad_steps", "trainer.channels_last"),
+    *("trainer.patience", "trainer.max_bad_steps", "trainer.channels_last", "trainer.plots"),
+    *("trainer.loggers", "trainer.safetensors"),
     *("data.num_workers", "data.timeout", "data.check_images", "data.max_pixels"),
     *("data.root", "data.images", "data.train_json", "data.val_", "data.train_images"),
     *("data.test_transforms", "data.train_proposals", "data.stuff_json", "data.cache"),
@@ -66,6 +68,37 @@ def from_checkpoint(
     check_overrides(overrides, config, defaults.copy)
     show(options, config, group_choices([*data_choices, *placements]))
     return config
+
+
+def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a training that is resumed, with the overrides of the command line.
+
+    text: the config of its checkpoint. What belongs to one start (`run_dir`, `trainer.resume`) is
+    that of the command line, and the classes are read from the data again.
+    Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError.
+    """
+    overrides, options = split_options(quote_paths(overrides))
+    config = read_checkpoint_config(text)
+    for key in (*_KEYS_OF_CLASSES, "run_dir", "trainer.resume"):
+        set_key(config, key, None)
+    set_key(config, "trainer.resume_changed_data", False)
+    OmegaConf.set_struct(config, True)
+    defaults = config.copy()
+    for override in overrides:
+        _apply_override(config, override)
+    check_overrides(overrides, config, defaults.copy)
+    show(options, config, {})
+    return config
+
+
+def has_choices(overrides: Sequence[str]) -> bool:
+    """Whether overrides choose, add or remove groups, so that they need the installed configs."""
+    return any(
+        override.startswith(("~", "+"))
+        or "@" in override.partition("=")[0]
+        or is_group(key_of(override))
+        for override in overrides
+    )
 
 
 def _replace_data(trained: DictConfig, choices: Sequence[str]) -> DictConfig:

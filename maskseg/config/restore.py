@@ -12,6 +12,7 @@ from maskseg.config import Config
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.single_image import SingleImage
 from maskseg.engine.checkpoint import (
+    best_threshold,
     checkpoint_path,
     inference_weights,
     load_checkpoint,
@@ -24,6 +25,9 @@ from maskseg.errors import Shown, UserError
 from maskseg.inference.predictor import Predictor
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Categories
+
+# Minimum score of detections that are drawn, where the checkpoint has no best threshold.
+DEFAULT_MIN_SCORE = 0.5
 
 
 def trained_model(
@@ -48,6 +52,9 @@ def trained_model(
             f"{path}: the checkpoint lacks its config or categories ({error})"
         ) from error
     config = configs.from_checkpoint(text, overrides, tool, base)
+    if "min_score" in config and config.min_score is None:
+        threshold = best_threshold(checkpoint)
+        config.min_score = DEFAULT_MIN_SCORE if threshold is None else threshold
     model = configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
     weights = inference_weights(checkpoint)
     if base is not None:

@@ -131,7 +131,7 @@ class ToolKeys(TypedDict, total=False):
     split: str
     pictures: NonNegativeInt
     input: str | None
-    min_score: Fraction
+    min_score: Fraction | None
     workers: WorkerCount
     source: str
     weights: str | None

@@ -3,10 +3,16 @@
 A checkpoint is a dictionary of state dicts, plain Python values, the config as a YAML string,
 categories and metrics. It is only ever read by `read_torch`, so that a file of unknown origin
 cannot run code. `maskseg.config.trust` lists the classes that the stored config may instantiate.
+
+A file whose name ends in `.safetensors` holds the same entries without the state of a training: the
+weights as tensors, the other entries as JSON in its header.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskseg.errors import UserError
-from maskseg.files import remove_stale, replacing
+from maskseg.errors import UserError, describe_error
+from maskseg.files import parse_json, remove_stale, replacing
 from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
+SAFETENSORS = ".safetensors"  # the suffix of files in that format
+LATEST = "latest"  # beside the runs of an experiment: a link to the one that was started last
 MAX_PLACE = 1000  # characters of a value's path in an error message
 _DTYPES = {
     torch.float64,
@@ -35,6 +43,9 @@ _DTYPES = {
     torch.uint8,
     torch.bool,
 }
+# Entries that only a training reads.
+_TRAINING_KEYS = ("ema", "optimizer", "scheduler", "scaler", "rng", "evaluated", "stale")
+_HEADER_KEY = "maskseg"  # of a safetensors file
 Checkpoint = dict[str, Any]
 Container = dict[object, object] | Sequence[object]
 
@@ -42,12 +53,78 @@ Container = dict[object, object] | Sequence[object]
 def save_checkpoint(path: Path, checkpoint: Mapping[str, object]) -> None:
     """Write a checkpoint atomically: a killed process leaves the old file or the new one.
 
-    Raises UserError if the disk is full or read-only, in which case the old file is intact, and
-    TypeError for values that are not plain data.
+    A path that ends in `.safetensors` gets that format.
+
+    Raises UserError if the disk is full or read-only, in which case the old file is intact, or if
+    the library safetensors is missing, and TypeError for values that are not plain data.
     """
     _check_plain(checkpoint, "checkpoint")
+    if path.suffix == SAFETENSORS:
+        content = _to_safetensors(checkpoint, path)
+        with replacing(path, "the checkpoint") as file:
+            file.write(content)
+        return
     with replacing(path, "the checkpoint") as file:
         torch.save({"format": FORMAT, **checkpoint}, file)
+
+
+def model_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint to use: the weights for inference and what describes them.
+
+    It has no state of an optimizer, so that it cannot be resumed.
+    """
+    exported = {key: value for key, value in checkpoint.items() if key not in _TRAINING_KEYS}
+    exported["model"] = inference_weights(checkpoint)
+    return exported
+
+
+def require_safetensors(what: str) -> None:
+    """Raise UserError if the library safetensors is not installed. what: needs it."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise UserError(f"{what} needs the library safetensors: pip install -e '.[safetensors]'")
+
+
+def _to_safetensors(checkpoint: Mapping[str, object], path: Path) -> bytes:
+    """The content of a safetensors file: the tensors of `model`, and a header with the rest."""
+    require_safetensors(str(path))
+    from safetensors.torch import save
+
+    weights = checkpoint["model"]
+    assert isinstance(weights, dict)
+    # The format has one memory layout, and no two names for the same memory.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    header = {key: value for key, value in checkpoint.items() if key not in ("model", "ema")}
+    metrics = header.get("metrics")
+    if isinstance(metrics, dict):  # JSON has no NaN
+        header["metrics"] = {key: value for key, value in metrics.items() if math.isfinite(value)}
+    text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+    content: bytes = save(tensors, {_HEADER_KEY: text})
+    return content
+
+
+def _read_safetensors(path: Path) -> object:
+    """The entries of a safetensors file; None for a file of another program.
+
+    Raises UserError for a damaged file, and if the library is missing.
+    """
+    require_safetensors(str(path))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(_HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a complete safetensors file ({describe_error(error)})"
+        ) from error
+    if text is None:
+        return None
+    try:
+        header = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path}: the header is damaged ({describe_error(error)})") from error
+    return {**header, "model": tensors} if isinstance(header, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +184,7 @@ def _check_state_dict(state: object, name: str) -> None:
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint into CPU memory.
+    """Read a checkpoint, `.pt` or `.safetensors`, into CPU memory.
 
     Raises UserError if the file is missing, damaged (its checksums are verified) or not a
     checkpoint of this package.
@@ -115,8 +192,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    checkpoint: Checkpoint = read_torch(path, "a checkpoint", "; use another checkpoint of the run")
-    version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    checkpoint = _read_file(path)
+    version = checkpoint.get("format")
     if type(version) is not int or version != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a maskseg checkpoint of format {FORMAT}")
     try:
@@ -128,6 +205,15 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     except TypeError as error:
         raise UserError(f"{path}: refused, {error}") from error
     return checkpoint
+
+
+def _read_file(path: Path) -> Checkpoint:
+    """The entries of a file; {} for a file of another program. Raises UserError."""
+    if path.suffix == SAFETENSORS:
+        content = _read_safetensors(path)
+    else:
+        content = read_torch(path, "a checkpoint", "; use another checkpoint of the run")
+    return content if isinstance(content, dict) else {}
 
 
 def load_weights(
@@ -209,6 +295,21 @@ def inference_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return the weights for inference: the EMA of the weights if the training kept one."""
     weights: dict[str, Tensor] = (checkpoint.get("ema") or checkpoint)["model"]
     return weights
+
+
+def best_threshold(checkpoint: Checkpoint) -> float | None:
+    """The score threshold with the highest F1 in the last evaluation; None if it is not known.
+
+    That of masks for a model that finds masks, else that of boxes.
+    """
+    metrics = checkpoint.get("metrics")
+    if not isinstance(metrics, dict):
+        return None
+    for kind in ("segm", "bbox"):
+        value = metrics.get(f"{kind}/best_threshold")
+        if type(value) is float and 0 <= value <= 1:
+            return value
+    return None
 
 
 class CheckpointManager:
@@ -303,8 +404,11 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def run_checkpoints(run_dir: Path) -> list[Path]:
-    """List the checkpoints of a run in the order in which a resume tries them."""
-    paths = [run_dir / "last.pt", *step_checkpoints(run_dir), run_dir / "best.pt"]
+    """List the checkpoints of a run that have the state of the training, the newest first.
+
+    A resume tries them in this order.
+    """
+    paths = [run_dir / "last.pt", *step_checkpoints(run_dir)]
     return [path for path in paths if path.exists()]
 
 
@@ -331,8 +435,26 @@ def latest_valid(
 
 
 def checkpoint_path(path: Path) -> Path:
-    """Return the checkpoint itself, or `best.pt`, else `last.pt`, of a run folder."""
+    """Return the checkpoint itself, or `best.pt`, else `last.pt`, of a run folder.
+
+    Where a disk has no links, `latest` is a file with the name of the folder.
+    """
+    path = follow_latest(path)
     if not path.is_dir():
         return path
     best = path / "best.pt"
     return best if best.is_file() else path / "last.pt"
+
+
+def follow_latest(path: Path) -> Path:
+    """Return the run folder that `runs/<experiment>/latest` names; another path is unchanged."""
+    if path.name != LATEST:
+        return path
+    if path.is_symlink():
+        target = path.parent / path.readlink()
+        return target if target.is_dir() else path
+    if not path.is_file():
+        return path
+    name = path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_PLACE]
+    target = path.parent / Path(name).name
+    return target if name and target.is_dir() else path

@@ -1,14 +1,16 @@
-"""Logging of a run: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
+"""Logging of a run: metrics.jsonl, per_class.csv, loggers, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NoReturn, Self
@@ -16,10 +18,16 @@ from typing import NoReturn, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from maskseg.engine.loggers import (
+    DEFAULT_LOGGERS,
+    LoggedRun,
+    Logger,
+    class_scalars,
+    drawn_scalars,
+    open_loggers,
+)
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
 
@@ -29,15 +37,16 @@ try:
 except ImportError:  # Windows
     resource = None
 
-_MAX_IMAGE_SIDE = 2000  # pixels of the longer side of an image in TensorBoard
+PER_CLASS_FILE = "per_class.csv"
 
 
 class RunLog:
     """Logs the metrics of a run by step.
 
-    Each line of `metrics.jsonl` is {"step": ..., "kind": "train", "val" or "skipped", ...}. Scalars
-    also go to TensorBoard. A resumed run drops the lines after the step that it starts from, so
-    that every step occurs once. As a context manager, the log is closed at the end.
+    Each line of `metrics.jsonl` is {"step": ..., "kind": "train", "val" or "skipped", ...}; each
+    row of `per_class.csv` is a class of an evaluation. Scalars and images also go to the loggers. A
+    resumed run drops the lines after the step that it starts from, so that every step occurs once.
+    As a context manager, the log is closed at the end.
 
     Raises UserError if a file cannot be written, for example because the disk is full.
 
@@ -45,9 +54,10 @@ class RunLog:
         run_dir: folder of the run; None on ranks other than 0, which write and print nothing.
         start_step: step that the run starts from.
         max_steps: last step.
-        config: the config as YAML, shown in TensorBoard.
+        config: the config as YAML, shown by the loggers.
         last_eval_step: step of the last evaluation that the checkpoint contains; None if that is
             `start_step`.
+        loggers: names of loggers, see `maskseg.engine.loggers`.
     """
 
     def __init__(
@@ -57,12 +67,13 @@ class RunLog:
         max_steps: int,
         config: str,
         last_eval_step: int | None = None,
+        loggers: Sequence[str] = DEFAULT_LOGGERS,
     ) -> None:
         self.max_steps = max_steps
         self.start_step = start_step
         self.started = time.perf_counter()
         self.path: Path | None = None
-        self.board: SummaryWriter | None = None
+        self.loggers: dict[str, Logger] = {}
         quiet = run_dir is None or not sys.stderr.isatty()
         self.bar: tqdm[NoReturn] = tqdm(
             total=max_steps, initial=start_step, unit="step", disable=quiet, dynamic_ncols=True
@@ -72,19 +83,29 @@ class RunLog:
         self.path = run_dir / "metrics.jsonl"
         with self._writing():
             self.path.touch()
-            has_lines = self.path.stat().st_size > 0
-        if has_lines:
-            last_eval = start_step if last_eval_step is None else last_eval_step
+        last_eval = start_step if last_eval_step is None else last_eval_step
+        logged = _last_steps(self.path)
+        if _has_content(self.path):
             _drop_later_lines(self.path, start_step, last_eval)
-        self._previous_hook = threading.excepthook
-        threading.excepthook = _silence_board_errors(self._previous_hook)
-        try:
-            with self._writing():
-                self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
-                self.board.add_text("config", f"```yaml\n{config}\n```", start_step)
-        except UserError:
-            threading.excepthook = self._previous_hook
-            raise
+        _drop_later_rows(run_dir / PER_CLASS_FILE, last_eval)
+        run = LoggedRun(run_dir, config, start_step, last_eval, logged)
+        with self._writing():
+            self.loggers = open_loggers(loggers, run, self.print)
+            self._repeat_purged_step(start_step, last_eval)
+
+    def _repeat_purged_step(self, step: int, last_eval_step: int) -> None:
+        """Log the training values of `step` to TensorBoard again.
+
+        An evaluation of that step that the checkpoint does not contain is dropped there, and the
+        training values with it.
+        """
+        board = self.loggers.get("tensorboard")
+        if board is None or self.path is None or last_eval_step == step:
+            return
+        for line in self.path.read_bytes().splitlines():
+            entry = _parse_entry(line)
+            if entry is not None and (entry.step, entry.kind) == (step, "train"):
+                board.log_scalars(step, "train", drawn_scalars("train", entry.numbers))
 
     def __enter__(self) -> Self:
         return self
@@ -103,12 +124,29 @@ class RunLog:
                 raise
 
     def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Write one line of metrics.jsonl and TensorBoard's scalars `kind/name`."""
+        """Write one line of metrics.jsonl, and log the values that are defined."""
         self.log_event(step, kind, values)
-        if self.board is not None:
-            with self._writing():
-                for name, value in values.items():
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+        with self._writing():
+            for logger in self.loggers.values():
+                logger.log_scalars(step, kind, drawn_scalars(kind, values))
+
+    def log_classes(
+        self, step: int, per_class: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]
+    ) -> None:
+        """Write one row of per_class.csv for each class of an evaluation, and log AP by class.
+
+        per_class: as `CocoEvaluator.per_class`; counts: number of objects by class name, {} if it
+        is not known.
+        """
+        if self.path is None or not per_class:
+            return
+        path = self.path.with_name(PER_CLASS_FILE)
+        with self._writing():
+            table = _format_classes(step, per_class, counts, header=not _has_content(path))
+            with path.open("a", encoding="utf-8", newline="") as file:
+                file.write(table)
+            for logger in self.loggers.values():
+                logger.log_classes(step, class_scalars(per_class))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -158,70 +196,123 @@ class RunLog:
             print(text, flush=True)
 
     def log_image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
-        """Log a uint8 [H, W, 3] image to TensorBoard, reduced to at most 2000 pixels a side."""
-        if self.board is not None:
-            thumbnail = Image.fromarray(image)
-            thumbnail.thumbnail((_MAX_IMAGE_SIDE, _MAX_IMAGE_SIDE))
-            with self._writing():
-                self.board.add_image(name, np.array(thumbnail), step, dataformats="HWC")
+        """Log a uint8 [H, W, 3] image, reduced to at most 2000 pixels a side."""
+        with self._writing():
+            for logger in self.loggers.values():
+                logger.log_image(step, name, image)
 
     def log_pr_curve(self, name: str, precision: ArrayLike, step: int) -> None:
-        """Log a precision-recall curve to TensorBoard.
-
-        precision: [n], at n recalls evenly spaced from 0 to 1. The counts of TensorBoard's plot are
-        left at 0, because a detector has no number of true negatives.
-        """
-        if self.board is None:
-            return
-        values = np.asarray(precision)
-        recall = np.linspace(0, 1, len(values))
-        counts = np.zeros(len(values))
-        # TensorBoard draws the points from last to first, so the recall must fall.
-        curves = (counts, counts, counts, counts, values[::-1], recall[::-1])
+        """Log a precision-recall curve. precision: [n], at n recalls evenly spaced from 0 to 1."""
+        values = np.asarray(precision, dtype=np.float64)
         with self._writing():
-            self.board.add_pr_curve_raw(name, *curves, global_step=step, num_thresholds=len(values))
+            for logger in self.loggers.values():
+                logger.log_pr_curve(step, name, values)
 
     def close(self) -> None:
-        """Close the progress bar and flush TensorBoard's files."""
+        """Close the progress bar and the loggers."""
         self.bar.close()
-        if self.board is None:
-            return
-        try:
-            with self._writing():
-                self.board.close()
-        finally:
-            threading.excepthook = self._previous_hook
+        loggers = list(self.loggers.values())
+        self.loggers = {}
+        errors: list[UserError] = []
+        for logger in loggers:
+            try:
+                with self._writing():
+                    logger.close()
+            except UserError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
-def _silence_board_errors(
-    hook: Callable[[threading.ExceptHookArgs], object],
-) -> Callable[[threading.ExceptHookArgs], None]:
-    """Return a hook for errors in threads that ignores those of TensorBoard's writer.
+@dataclass(frozen=True)
+class _Entry:
+    """A line of a metrics.jsonl."""
 
-    The writer keeps such an error and raises it again in the thread that logs.
-    """
+    step: int
+    kind: str
+    numbers: dict[str, float]
 
-    def handle(arguments: threading.ExceptHookArgs) -> None:
-        module = type(arguments.thread).__module__
-        is_board = module.partition(".")[0] == "tensorboard"
-        if not (is_board and issubclass(arguments.exc_type, OSError)):
-            hook(arguments)
 
-    return handle
+def _parse_entry(line: bytes) -> _Entry | None:
+    """One line of a metrics.jsonl; None for a truncated or damaged one."""
+    try:
+        values = parse_json(line)
+    except ValueError:  # includes bytes that are not UTF-8
+        return None
+    if not isinstance(values, dict):
+        return None
+    step = values.get("step")
+    kind = values.get("kind")
+    if type(step) is not int or not isinstance(kind, str):
+        return None
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    del numbers["step"]
+    return _Entry(step, kind, numbers)
+
+
+def _last_steps(path: Path) -> dict[str, int]:
+    """The last step of each kind that a metrics.jsonl has."""
+    steps: dict[str, int] = {}
+    for line in path.read_bytes().splitlines():
+        entry = _parse_entry(line)
+        if entry is not None:
+            steps[entry.kind] = max(entry.step, steps.get(entry.kind, 0))
+    return steps
 
 
 def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:
     """Drop lines after `step`, evaluations after `last_eval_step`, and truncated lines."""
     lines = []
     for line in path.read_bytes().splitlines():
-        try:
-            entry = parse_json(line)
-            if entry["step"] <= (last_eval_step if entry["kind"] == "val" else step):
+        entry = _parse_entry(line)
+        if entry is not None:
+            limit = last_eval_step if entry.kind == "val" else step
+            if entry.step <= limit:
                 lines.append(line)
-        except (ValueError, KeyError, TypeError):  # includes bytes that are not UTF-8
-            continue
     with replacing(path, "the metrics") as file:
         file.write(b"".join(line + b"\n" for line in lines))
+
+
+def _drop_later_rows(path: Path, last_eval_step: int) -> None:
+    """Drop the rows of a per_class.csv after `last_eval_step`, and a truncated row."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    kept = rows[:1]
+    for row in rows[1:]:
+        if row and row[0].isdecimal() and int(row[0]) <= last_eval_step:
+            kept.append(row)
+    with replacing(path, "the table of classes") as file:
+        file.write(_format_rows(kept).encode())
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _format_classes(
+    step: int,
+    per_class: Mapping[str, Mapping[str, float]],
+    counts: Mapping[str, int],
+    header: bool,
+) -> str:
+    """The rows of an evaluation in per_class.csv; an undefined value is empty."""
+    kinds = list(per_class)
+    rows: list[list[str]] = []
+    if header:
+        rows.append(["step", "class", "objects", *(f"{kind}/AP" for kind in kinds)])
+    for name in per_class[kinds[0]]:
+        values = [per_class[kind].get(name, -1.0) for kind in kinds]
+        cells = ["" if value < 0 else f"{value:.6g}" for value in values]
+        rows.append([str(step), name, str(counts.get(name, "")), *cells])
+    return _format_rows(rows)
+
+
+def _format_rows(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +14,17 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from maskseg.engine.checkpoint import CheckpointManager, checkpoint_step, save_checkpoint
+from maskseg.engine.checkpoint import (
+    Checkpoint,
+    CheckpointManager,
+    checkpoint_step,
+    model_checkpoint,
+    require_safetensors,
+    save_checkpoint,
+)
 from maskseg.engine.distributed import TIMEOUT_SECONDS
 from maskseg.engine.length import Length, check_interval
+from maskseg.engine.loggers import DEFAULT_LOGGERS, LoggerName, check_loggers
 from maskseg.engine.logs import RunLog, peak_memory
 from maskseg.engine.precision import (
     autocast,
@@ -72,9 +80,12 @@ class TrainSettings:
         keep_checkpoints: number of checkpoints to keep besides the last one.
         evaluate_every: steps, or epochs such as `1epoch`, between two evaluations; 0 evaluates only
             at the end.
-        plots: draw the first batch and the curves of the run, and the images and plots of every
-            evaluation.
+        plots: draw the labels and the first batches of the run and its curves, and the images and
+            plots of every evaluation.
+        loggers: where numbers and images are logged: any of `tensorboard`, `csv`, `wandb`, `mlflow`
+            and `trackio`; the last three need their libraries.
         best_metric: metric whose highest value so far selects `best.pt`.
+        safetensors: also write `best.safetensors`, which needs the library safetensors.
         patience: early stopping after this many evaluations without improvement; 0 disables it.
         max_bad_steps: the run fails after this many consecutive steps whose loss or gradient is not
             finite.
@@ -99,7 +110,9 @@ class TrainSettings:
     keep_checkpoints: NonNegativeInt = 1
     evaluate_every: NonNegativeInt | str = 0
     plots: bool = True
+    loggers: Sequence[LoggerName] = DEFAULT_LOGGERS
     best_metric: str = "segm/AP"
+    safetensors: bool = False
     patience: NonNegativeInt = 0
     max_bad_steps: PositiveInt = 5
     distributed_timeout: Annotated[float, Range(ge=1, le=604_800)] = TIMEOUT_SECONDS
@@ -116,6 +129,9 @@ class TrainSettings:
         check_interval("trainer.evaluate_every", self.evaluate_every)
         check_interval("trainer.checkpoint_every", self.checkpoint_every)
         check_precision(self.precision)
+        check_loggers(self.loggers)
+        if self.safetensors:
+            require_safetensors("trainer.safetensors")
         device = self.torch_device
         if self.compile:
             check_compiler(device)
@@ -202,6 +218,7 @@ class TrainLoop:
             self.length.max_steps,
             str(state.metadata["config"]),
             state.last_eval_step,
+            settings.loggers,
         )
         self.checkpoints: CheckpointManager | None = None
         self.interrupts = Interrupts()
@@ -224,6 +241,8 @@ class TrainLoop:
         if step is not None and step > self.state.step:
             renamed = self.run_dir / f"best_{step:07d}.pt"
             path.replace(renamed)
+            # It is a copy of the file that is renamed.
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
             self.state.best = None
             self.log.print(
                 f"best.pt is of step {step}, which is after the resume step: "
@@ -401,8 +420,15 @@ class TrainLoop:
         checkpoint = self.state.checkpoint()
         if self.checkpoints is not None:
             if best:
-                save_checkpoint(self.run_dir / "best.pt", checkpoint)
+                self._save_best(checkpoint)
             self.checkpoints.save(checkpoint)
+
+    def _save_best(self, checkpoint: Checkpoint) -> None:
+        """Save a checkpoint to use: without the state of the training."""
+        exported = model_checkpoint(checkpoint)
+        save_checkpoint(self.run_dir / "best.pt", exported)
+        if self.settings.safetensors:
+            save_checkpoint(self.run_dir / "best.safetensors", exported)
 
     def _stop(self) -> None:
         self._save(stopping=True)

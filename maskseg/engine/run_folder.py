@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
@@ -16,7 +18,14 @@ from typing import TypedDict
 
 import torch
 
-from maskseg.engine.checkpoint import latest_valid, run_checkpoints, step_checkpoints
+from maskseg.engine.checkpoint import (
+    LATEST,
+    follow_latest,
+    latest_valid,
+    load_checkpoint,
+    run_checkpoints,
+    step_checkpoints,
+)
 from maskseg.engine.loop import TrainSettings
 from maskseg.engine.state_checks import check_training_state
 from maskseg.errors import UserError, describe_error
@@ -24,6 +33,7 @@ from maskseg.files import parse_json, write_json
 from maskseg.files.locks import open_locked, release
 
 LOCK_NAME = ".lock"
+RUNS = Path("runs")  # has a folder for each experiment
 
 _PACKAGES = (
     "torch",
@@ -33,6 +43,7 @@ _PACKAGES = (
     "hydra-core",
     "pillow",
     "faster-coco-eval",
+    "safetensors",
 )
 
 
@@ -78,6 +89,8 @@ class RunFolder:
         self.lock()
         if not self.may_hold_run or (self.resume_from is None and _holds_checkpoint(self.path)):
             _check_free(self.path)  # another run has begun, or ended, there in the meantime
+        if self.path.parent.resolve() == self.home.resolve():
+            point_latest(self.home, self.path.name)
         return self.path
 
     def lock(self) -> None:
@@ -104,13 +117,13 @@ def choose(name: str, run_dir: str | None, settings: TrainSettings) -> RunFolder
     checkpoints are read. Raises UserError if a run would be overwritten, if another process writes
     to it, or if no checkpoint can be loaded.
     """
-    home = Path("runs") / name
-    named = Path(run_dir) if run_dir else None
+    home = RUNS / name
+    named = follow_latest(Path(run_dir)) if run_dir else None
     if settings.resume == "auto":
         return _choose_automatically(home, named)
     if settings.resume:
-        source = Path(settings.resume)
-        source_dir = source if source.is_dir() else source.parent
+        source = follow_latest(Path(settings.resume))
+        source_dir = source if source.is_dir() else follow_latest(source.parent)
         if named is not None and named.resolve() != source_dir.resolve():
             _check_free(named)
             folder = RunFolder(named, home)
@@ -129,17 +142,78 @@ def choose(name: str, run_dir: str | None, settings: TrainSettings) -> RunFolder
 
 def _choose_automatically(home: Path, named: Path | None) -> RunFolder:
     """Resume the run in `named`, else the newest one of the experiment, else start a new run."""
-    if named:
-        folders = [named]
-    else:
-        folders = sorted(home.glob("*/"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in folders:
+    for path in [named] if named else newest_folders([home]):
         if _holds_checkpoint(path):
             folder = RunFolder(path, home, may_hold_run=True)
             folder.lock()
             folder.resume_from, folder.older = _latest(path)
             return folder
     return RunFolder(named, home, may_hold_run=True)
+
+
+def find_config_text(resume: str, run_dir: str | None) -> tuple[str, Path] | None:
+    """Find the config of the run that a training resumes. -> its YAML text, the run's folder.
+
+    resume: the value of `trainer.resume`; `auto` is the run in `run_dir`, or the newest run of all
+    experiments. None where there is no such run, or none of its checkpoints can be read: `choose`
+    reports it.
+    """
+    if resume != "auto":
+        source = follow_latest(Path(resume))
+        folders = [source if source.is_dir() else follow_latest(source.parent)]
+        paths = [source] if source.is_file() else run_checkpoints(folders[0])
+        return _first_config(paths, folders[0])
+    folders = [follow_latest(Path(run_dir))] if run_dir else newest_folders(RUNS.glob("*/"))
+    for folder in folders:
+        if _holds_checkpoint(folder):
+            return _first_config(run_checkpoints(folder), folder)
+    return None
+
+
+def _first_config(paths: Sequence[Path], folder: Path) -> tuple[str, Path] | None:
+    """The config of the first checkpoint that can be read."""
+    for path in paths:
+        with suppress(UserError):
+            text = load_checkpoint(path).get("config")
+            if isinstance(text, str):
+                return text, folder
+    return None
+
+
+def newest_folders(homes: Iterable[Path]) -> list[Path]:
+    """The folders below the given ones, the one that was changed last first; without links."""
+    folders = []
+    for home in homes:
+        folders += [path for path in home.glob("*/") if not path.is_symlink()]
+    return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def point_latest(home: Path, name: str) -> None:
+    """Let `latest` in the folder of an experiment point to the run `name`.
+
+    A relative link, replaced atomically; where the disk has no links, a file with the name. What a
+    user keeps there under that name is left alone, and a failure does not end a training.
+    """
+    latest = home / LATEST
+    is_own = latest.is_symlink() or not latest.exists() or _names_a_run(latest)
+    if name == LATEST or not is_own:
+        return
+    temporary = home / f".{LATEST}.{os.getpid()}.tmp"
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(name, target_is_directory=True)
+        except (OSError, NotImplementedError):
+            temporary.write_text(f"{name}\n", encoding="utf-8")
+        temporary.replace(latest)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _names_a_run(latest: Path) -> bool:
+    """Whether `latest` is a file that `point_latest` has written."""
+    return latest.is_file() and follow_latest(latest) != latest
 
 
 def _check_free(folder: Path) -> None:
@@ -162,7 +236,12 @@ def _latest(folder: Path) -> tuple[Path, list[Path]]:
     """The newest checkpoint of a run that can be resumed, and the older ones."""
     latest = latest_valid(folder, check_training_state)
     if latest is None:
-        raise UserError(f"{folder}: no checkpoint there can be loaded")
+        hint = ""
+        if (folder / "best.pt").exists():
+            hint = (
+                "; best.pt has no state of an optimizer: trainer.init=... starts a new run from it"
+            )
+        raise UserError(f"{folder}: no checkpoint there can be resumed{hint}")
     path, checkpoint = latest
     print(f"resuming from {path}, step {checkpoint['step']}", flush=True)
     paths = run_checkpoints(folder)

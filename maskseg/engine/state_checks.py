@@ -47,8 +47,9 @@ def check_training_state(checkpoint: Checkpoint, source: Path | str) -> None:
     """
     if not any(key in checkpoint for key in _STATE_KEYS):
         raise UserError(
-            f"{source}: the checkpoint contains only weights (a converted one?): it cannot be "
-            "resumed, only started from by trainer.init"
+            f"{source}: the checkpoint has no state of an optimizer (a best.pt or converted "
+            "weights): trainer.resume takes the run folder or its last.pt; trainer.init=... starts "
+            "a new run from these weights"
         )
     try:
         step = _check_counters(checkpoint)

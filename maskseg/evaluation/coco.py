@@ -28,6 +28,14 @@ from maskseg.evaluation.coco_entries import (
     truth_entries,
 )
 from maskseg.evaluation.coco_results import Row, detection_rows
+from maskseg.evaluation.confidence import (
+    Matches,
+    ScoreCurves,
+    best_metrics,
+    match_class,
+    merge_matches,
+    score_curves,
+)
 from maskseg.evaluation.table import metrics_table
 from maskseg.structures import Batch, Categories, Outputs
 
@@ -152,6 +160,7 @@ class CocoEvaluator:
         self.image_ids: list[int] = []
         self._seen: set[int] = set()
         self._tables: dict[str, tuple[Floats, Floats]] = {}
+        self._matches: dict[str, dict[str, Matches]] = {}  # by IoU type and class
 
     def update(self, batch: Batch, outputs: Outputs) -> None:
         """Add the outputs of a model for a batch, transformed to the frames of the image files.
@@ -190,6 +199,7 @@ class CocoEvaluator:
         self.image_ids += sorted(new)
         self._seen |= new
         self._tables.clear()
+        self._matches.clear()
 
     def compute(self) -> Metrics:
         """Compute all metrics of the images added so far, in [0, 1], or -1 without ground truth.
@@ -246,12 +256,53 @@ class CocoEvaluator:
                 curves[kind][name] = precision[t, :, k, 0, -1].copy()
         return curves
 
-    def table(self) -> str:
-        """Format the metrics as text: IoU types side by side, then the AP of the classes."""
+    def class_counts(self) -> dict[str, int]:
+        """The number of objects of each class in the images added so far, by name."""
+        counts = dict.fromkeys(self.categories.ids, 0)
+        for annotation in self.annotations:
+            if annotation["image_id"] in self._seen and not annotation.get("iscrowd", 0):
+                counts[annotation["category_id"]] += 1
+        return dict(zip(self.categories.names, counts.values(), strict=True))
+
+    def best_scores(self) -> Metrics:
+        """Compute the score threshold with the highest F1 at IoU 0.50, over all classes together.
+
+        `F1`, `precision`, `recall` and `best_threshold` of masks if they are evaluated, else of
+        boxes; -1 where no detection is correct; {} if neither is evaluated.
+        """
+        kind = self._confidence_kind
+        return {} if kind is None else best_metrics(kind, self.score_curves()[""])
+
+    def score_curves(self) -> dict[str, ScoreCurves]:
+        """Precision, recall and F1 over the score threshold, by class name, "" for all together.
+
+        Classes without objects are left out, but count for all together.
+        """
+        kind = self._confidence_kind
+        if kind is None:
+            return {}
+        self._table(kind)
+        matches = self._matches[kind]
+        curves = {"": score_curves(merge_matches(list(matches.values())))}
+        for name, class_matches in matches.items():
+            if class_matches.num_objects:
+                curves[name] = score_curves(class_matches)
+        return curves
+
+    @property
+    def _confidence_kind(self) -> str | None:
+        """What thresholds are chosen for: masks, else boxes."""
+        return next((kind for kind in (SEGM, BBOX) if kind in self.iou_types), None)
+
+    def table(self, rest: str | None = None) -> str:
+        """Format the metrics as text: IoU types side by side, then the AP of the classes.
+
+        rest: the file that has the AP of all classes, where many are cut; None: nothing is cut.
+        """
         counts = f"images: {len(self.image_ids)}, detections: {len(self.rows)}"
         limit = f"at most {self.limits[-1]} per class and image"
         title = f"{counts}, evaluated: {limit}, with {self._backend.name}"
-        return f"{title}\n{metrics_table(self.compute(), self.per_class())}"
+        return f"{title}\n{metrics_table(self.compute(), self.per_class(), rest=rest)}"
 
     def _check_row(self, row: Row) -> None:
         """Raise UserError for a row that cannot be evaluated."""
@@ -298,13 +349,22 @@ class CocoEvaluator:
         axes = (len(self.categories), len(AREAS[kind]), len(self._limits(kind)))
         precision = np.full((THRESHOLDS, RECALLS, *axes), -1.0)
         recall = np.full((THRESHOLDS, *axes), -1.0)
+        matches: dict[str, Matches] = {}
         for k, category_id in enumerate(self.categories.ids):
             num_points = len(self.categories.keypoints[k])
-            if annotations[category_id] and (kind != KEYPOINTS or num_points):
+            if kind == KEYPOINTS and not num_points:
+                continue
+            truths = truth_entries(kind, annotations[category_id], self.images)
+            detections = row_entries(kind, rows[category_id])
+            if truths:
                 precision[:, :, k], recall[:, k] = self._evaluate_class(
-                    kind, annotations[category_id], rows[category_id], num_points
+                    kind, truths, detections, num_points
                 )
+            if kind == self._confidence_kind:
+                name = self.categories.names[k]
+                matches[name] = match_class(kind, truths, detections, self.limits[-1])
         self._tables[kind] = precision, recall
+        self._matches[kind] = matches
         return precision, recall
 
     def _limits(self, kind: str) -> list[int]:
@@ -322,7 +382,10 @@ class CocoEvaluator:
     def _evaluate_class(
         self, kind: str, annotations: list[Row], rows: list[Row], num_points: int
     ) -> tuple[Floats, Floats]:
-        """Precision [T, R, A, M] and recall [T, A, M] of one class."""
+        """Precision [T, R, A, M] and recall [T, A, M] of one class.
+
+        annotations, rows: its `truth_entries` and `row_entries`.
+        """
         # Images without this class do not contribute. The ids are sorted because rows of equal
         # score rank in the order of their images.
         ids = sorted({r["image_id"] for r in annotations} | {r["image_id"] for r in rows})
@@ -330,10 +393,9 @@ class CocoEvaluator:
             {"id": i, "height": self.images[i]["height"], "width": self.images[i]["width"]}
             for i in ids
         ]
-        truth_rows = truth_entries(kind, annotations, self.images)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            truth = self._backend.build_dataset(images, truth_rows)
-            detections = self._backend.build_dataset(images, row_entries(kind, rows))
+            truth = self._backend.build_dataset(images, annotations)
+            detections = self._backend.build_dataset(images, rows)
             evaluation = self._backend.evaluation(truth, detections, kind)
             evaluation.params.maxDets = self._limits(kind)
             if kind == KEYPOINTS:

@@ -16,18 +16,29 @@ _MEANINGS = {
     "ARm": "medium objects",
     "ARl": "large objects",
 }
+# Columns of the table of an evaluation during a training.
+_SUMMARY = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("F1", "precision", "recall", "best_threshold"),
+)
+_HEADS = {"best_threshold": "at score"}
+_MAX_CLASSES = 24  # with more, only the classes with the highest and the lowest AP are shown
 _MAX_NAME_LENGTH = 24  # characters of a class name
 _MIN_ROWS = 8  # rows before another column of classes is started
 _GAP = "   "  # between columns of classes
 
 
 def metrics_table(
-    metrics: Mapping[str, float], per_class: Mapping[str, Mapping[str, float]], width: int = 110
+    metrics: Mapping[str, float],
+    per_class: Mapping[str, Mapping[str, float]],
+    width: int = 110,
+    rest: str | None = None,
 ) -> str:
     """Format COCO metrics as text: IoU types in columns, then the AP of the classes.
 
     metrics: `<type>/<metric>` -> value; per_class: type -> class name -> AP. `-` stands for -1 (no
-    ground truth). width: characters per line; classes fill as many columns as fit.
+    ground truth). width: characters per line; classes fill as many columns as fit. rest: the file
+    that has all classes, where many are cut; None: nothing is cut.
     """
     kinds = list(per_class)
     cell = max(8, *(len(kind) + 2 for kind in kinds))
@@ -38,15 +49,86 @@ def metrics_table(
         meaning = _MEANINGS.get(name) or f"{name.removeprefix('AR')} per class"
         values = [format_number(metrics.get(f"{kind}/{name}", -1.0)) for kind in kinds]
         lines.append(f"{name:<7}{meaning:<17}" + join_cells(values, cell))
-    return "\n".join([*lines, "", *_class_lines(per_class, kinds, width, cell)])
+    return "\n".join([*lines, "", *class_lines(per_class, width, rest)])
 
 
-def _class_lines(
-    per_class: Mapping[str, Mapping[str, float]], kinds: Sequence[str], width: int, cell: int
+def summary_table(
+    metrics: Mapping[str, float],
+    per_class: Mapping[str, Mapping[str, float]],
+    width: int = 110,
+    rest: str | None = None,
+) -> str:
+    """Format an evaluation as a few lines: one row per IoU type, then the AP of the classes.
+
+    Metrics of other predictions, such as `semantic/mIoU`, are one line per group. The arguments are
+    those of `metrics_table`.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        group, slash, name = key.partition("/")
+        if slash and group != "loss":
+            groups.setdefault(group, {})[name] = value
+    rows = {group: values for group, values in groups.items() if "AP" in values}
+    columns = [name for name in _SUMMARY if any(name in values for values in rows.values())]
+    heads = [_HEADS.get(name, name) for name in columns]
+    lines = []
+    if rows:
+        lines.append(" " * 10 + "".join(f"{head:>{_column(head)}}" for head in heads))
+    for group, values in rows.items():
+        cells = [format_number(values.get(name, -1.0)) for name in columns]
+        aligned = (f"{c:>{_column(head)}}" for c, head in zip(cells, heads, strict=True))
+        lines.append(f"{group:<10}" + "".join(aligned))
+    for group, values in groups.items():
+        if group not in rows:
+            texts = (f"{name} {format_number(value)}" for name, value in values.items())
+            lines.append(f"{group}: {'  '.join(texts)}")
+    if per_class:
+        lines += class_lines(per_class, width, rest)
+    return "\n".join(lines)
+
+
+def _column(head: str) -> int:
+    """The width of a column of the summary."""
+    return max(7, len(head) + 2)
+
+
+def class_lines(
+    per_class: Mapping[str, Mapping[str, float]], width: int = 110, rest: str | None = None
 ) -> list[str]:
-    """The AP of each class, one column per IoU type."""
-    title = "AP by class"
+    """Format the AP of each class, one column per IoU type, in the order of the classes.
+
+    per_class, width, rest: as in `metrics_table`. Of more than 24 classes that are cut, the 12 with
+    the highest and the 12 with the lowest AP are shown, by falling AP of the last IoU type, and a
+    line names the file with the others.
+    """
+    kinds = list(per_class)
     classes = list(per_class[kinds[0]])
+    title = "AP by class"
+    last_line = []
+    if rest is not None and len(classes) > _MAX_CLASSES:
+        values = per_class[kinds[-1]]
+        # Classes without ground truth, whose AP is -1, are shown if there are too few others.
+        ranked = sorted(classes, key=lambda name: (values[name] < 0, -values[name]))
+        num_defined = max(sum(values[name] >= 0 for name in classes), _MAX_CLASSES)
+        half = _MAX_CLASSES // 2
+        ranked = ranked[:num_defined]
+        num_more = len(classes) - _MAX_CLASSES
+        classes = ranked[:half] + ranked[-half:]
+        title = "AP, best and worst"
+        last_line = [f"and {num_more} more classes: {rest} has all"]
+    cell = max(8, *(len(kind) + 2 for kind in kinds))
+    return [*_arrange_classes(title, classes, per_class, width, cell), *last_line]
+
+
+def _arrange_classes(
+    title: str,
+    classes: Sequence[str],
+    per_class: Mapping[str, Mapping[str, float]],
+    width: int,
+    cell: int,
+) -> list[str]:
+    """The AP of the given classes in columns. cell: characters of a value."""
+    kinds = list(per_class)
     name_width = min(max([len(title), *map(len, classes)]), _MAX_NAME_LENGTH)
     entries = []
     for name in classes:

@@ -16,26 +16,34 @@ from torch import nn
 from tqdm import tqdm
 
 from maskseg.engine.distributed import DistributedContext, run_while_others_wait
-from maskseg.engine.logs import RunLog
+from maskseg.engine.logs import PER_CLASS_FILE, RunLog
 from maskseg.engine.signals import check_interrupted
 from maskseg.errors import warn_if_not_drawn
 from maskseg.evaluation.coco import CocoEvaluator, GroundTruth, check_backend
 from maskseg.evaluation.coco_entries import BBOX, KEYPOINTS, SEGM
 from maskseg.evaluation.coco_results import Row, detection_rows, to_original
 from maskseg.evaluation.diagnosis import confusion_matrix, diagnose, worst
+from maskseg.evaluation.table import summary_table
 from maskseg.inference.pixel_scores import PixelResult, PixelScores
 from maskseg.models.interfaces import TrainableModel
 from maskseg.structures import Batch, Categories, Outputs
 from maskseg.visualization.batches import draw_batch
 from maskseg.visualization.detections import draw_detections
-from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst_images
+from maskseg.visualization.diagnosis import (
+    draw_confusion,
+    draw_pr_curves,
+    draw_score_curves,
+    draw_worst_images,
+)
 from maskseg.visualization.keypoints import Keypoints
 from maskseg.visualization.layout import RGBImage, mosaic, side_by_side
+from maskseg.visualization.legends import add_class_legend
 
 # The names of all images that a validation may draw.
 SHEETS = (
     "validation",
     "pr_curves",
+    "confidence",
     "confusion",
     "worst",
     "segments",
@@ -80,8 +88,8 @@ class Validation:
     merged in the order of a single process, so that the metrics are the same; ranks other than 0
     return {}.
 
-    After a call: `table` (text), `evaluator` (rows, AP per class; None for a model that detects no
-    objects), `drawn` (images: ground truth | prediction).
+    After a call: `evaluator` (rows, AP per class; None for a model that detects no objects),
+    `drawn` (images: ground truth | prediction).
     """
 
     def __init__(
@@ -107,20 +115,21 @@ class Validation:
         self.load_image = load_image
         self.context = context or DistributedContext()
         check_backend(self.settings.backend)  # now, not at the first evaluation
-        self.table = ""
         self.drawn: list[RGBImage] = []
+        self._drawn_labels: list[int] = []  # of the objects in `drawn`
         self.pixels = PixelScores(categories)
         self.evaluator: CocoEvaluator | None = None
         self._sheets: dict[str, RGBImage] | None = None
 
     def __call__(self, model: nn.Module, step: int, log: RunLog | None = None) -> dict[str, float]:
-        """Evaluate a model. log: for images and curves in TensorBoard, or None."""
+        """Evaluate a model. log: for the table, AP by class, images and curves, or None."""
         if not isinstance(model, TrainableModel):
             raise TypeError(f"a {type(model).__name__} has no losses and predictions to evaluate")
         model.eval()
         device = next(model.parameters()).device
         kinds = _iou_types(model)
         self.drawn = []
+        self._drawn_labels = []
         self.pixels = PixelScores(self.categories, getattr(model, "level", None))
         self.evaluator = None
         self._sheets = None
@@ -146,7 +155,8 @@ class Validation:
 
         def merge() -> None:
             metrics.update(self._merge(results_by_rank, kinds))
-            if log is not None and self.settings.num_images > 0:
+            if log is not None:
+                self._log_classes(log, step, metrics)
                 self._log_images(log, step)
 
         # The metrics of a large dataset take longer than a message may.
@@ -182,22 +192,40 @@ class Validation:
                 losses[name] += value
         self.evaluator = evaluator
         metrics: dict[str, float] = {}
-        tables = []
         if evaluator is not None:
             metrics |= evaluator.compute()
-            tables.append(evaluator.table())
-        tables.append(self.pixels.table())
-        self.table = "\n\n".join(table for table in tables if table)
+            metrics |= evaluator.best_scores()
         metrics |= self.pixels.metrics()
         metrics["loss"] = sum(losses.values()) / num_images
         for name, value in losses.items():
             metrics[f"loss/{name}"] = value / num_images
         return metrics
 
+    def table(self, rest: str | None = None) -> str:
+        """Format all metrics of the last call as text.
+
+        rest: the file that has the AP of all classes, where many are cut; None: nothing is cut.
+        """
+        tables = [] if self.evaluator is None else [self.evaluator.table(rest)]
+        tables.append(self.pixels.table())
+        return "\n\n".join(table for table in tables if table)
+
+    def _log_classes(self, log: RunLog, step: int, metrics: dict[str, float]) -> None:
+        """Print a compact table of an evaluation, and log the AP of each class."""
+        if log.path is None:
+            return
+        per_class = self.per_class()
+        rest = str(log.path.with_name(PER_CLASS_FILE))
+        log.print(f"evaluation of step {step}\n{summary_table(metrics, per_class, rest=rest)}")
+        counts = {} if self.evaluator is None else self.evaluator.class_counts()
+        log.log_classes(step, per_class, counts)
+
     def _log_images(self, log: RunLog, step: int) -> None:
-        """Log images and precision-recall curves to TensorBoard."""
+        """Log images and precision-recall curves."""
+        if self.settings.num_images <= 0:
+            return
         for name, sheet in self.sheets(log.print).items():
-            with warn_if_not_drawn(f"{name} of step {step} in TensorBoard", log.print):
+            with warn_if_not_drawn(f"{name} of step {step} in a logger", log.print):
                 log.log_image(name, sheet, step)
         if self.evaluator is None:
             return
@@ -218,6 +246,9 @@ class Validation:
             shown = to_original(detections, i, size, size)
             shown = shown[shown.scores >= self.settings.min_score]
             assert shown.labels is not None
+            assert batch.targets is not None
+            self._drawn_labels += shown.labels.tolist()
+            self._drawn_labels += batch.targets.labels[batch.targets.image_index == i].tolist()
             keypoints = None
             if shown.keypoints is not None:
                 keypoints = Keypoints(shown.keypoints, self.categories.skeleton_edges)
@@ -238,9 +269,9 @@ class Validation:
         """The images of the last call by name.
 
         Those of `PixelScores` and, for a model that detects objects, `validation` (ground truth |
-        prediction), `pr_curves`, `confusion`, and `worst`, the 20 images with the most errors. An
-        image that cannot be drawn is reported to `warn`, by default on the console, and missing.
-        Empty if no image is to be drawn.
+        prediction), `pr_curves`, `confidence`, `confusion`, and `worst`, the 20 images with the
+        most errors. An image that cannot be drawn is reported to `warn`, by default on the console,
+        and missing. Empty if no image is to be drawn.
         """
         if self.settings.num_images <= 0:
             return {}
@@ -256,11 +287,16 @@ class Validation:
         """The functions that draw the images, by name."""
         drawings: dict[str, Callable[[], RGBImage]] = {}
         if self.drawn and self.evaluator is not None:
-            drawings["validation"] = lambda: mosaic(self.drawn, columns=2)
+            drawings["validation"] = self._draw_validation
         drawings |= self.pixels.drawings()
         if self.evaluator is not None:
             drawings |= self._diagnosis_drawings(self.evaluator)
         return drawings
+
+    def _draw_validation(self) -> RGBImage:
+        """The drawn images below a legend of the classes."""
+        sheet = mosaic(self.drawn, columns=2)
+        return add_class_legend(sheet, self._drawn_labels, self.categories.names)
 
     def _diagnosis_drawings(self, evaluator: CocoEvaluator) -> dict[str, Callable[[], RGBImage]]:
         """The functions that draw the errors of detection."""
@@ -274,6 +310,7 @@ class Validation:
         )
         drawings: dict[str, Callable[[], RGBImage]] = {
             "pr_curves": lambda: draw_pr_curves(evaluator.pr_curves()),
+            "confidence": lambda: draw_score_curves(evaluator.score_curves(), categories.names),
             "confusion": lambda: draw_confusion(
                 confusion_matrix(diagnoses, categories), categories.names
             ),

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from maskseg.structures import Batch, Categories
 from maskseg.visualization.detections import draw_detections
 from maskseg.visualization.keypoints import Keypoints
-from maskseg.visualization.layout import RGBImage, mosaic
+from maskseg.visualization.layout import RGBImage, add_title, arrange_grid, save_image, shrink
+from maskseg.visualization.legends import add_class_legend
+
+_TILE_SIDE = 1280  # px of the longer side of an image in the mosaic
 
 
 def draw_batch(
@@ -44,7 +46,17 @@ def draw_batch(
 
 
 def save_batch(batch: Batch, categories: Categories, path: Path, max_images: int = 16) -> None:
-    """Write a mosaic of a batch with its ground truth as PNG."""
-    drawn = [image for _, image in draw_batch(batch, categories, max_images)]
-    columns = math.isqrt(len(drawn) - 1) + 1  # the square root, rounded up
-    Image.fromarray(mosaic(drawn, columns)).save(path)
+    """Write a mosaic of a batch with its ground truth as PNG.
+
+    Each image has its file name above it; a legend names the classes.
+    """
+    tiles = []
+    for i, (_, drawn) in enumerate(draw_batch(batch, categories, max_images)):
+        tile = shrink(drawn, _TILE_SIDE)
+        tiles.append(add_title(tile, batch.file_names[i], max(14, round(max(tile.shape) / 40))))
+    columns = math.isqrt(len(tiles) - 1) + 1  # the square root, rounded up
+    assert batch.targets is not None
+    is_drawn = batch.targets.image_index < len(tiles)
+    labels = batch.targets.labels[is_drawn].tolist()
+    sheet = add_class_legend(arrange_grid(tiles, columns), labels, categories.names)
+    save_image(sheet, path)

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from maskseg.masks.base import Rle, rle_to_bitmaps
+from maskseg.visualization.colours import assign_shades, instance_colour
 from maskseg.visualization.keypoints import Keypoints, draw_skeletons
 from maskseg.visualization.layout import (
     MIN_READABLE_SIDE,
-    PALETTE,
     Colour,
     RGBImage,
     enlarge,
@@ -65,10 +65,10 @@ def draw_detections(
 
     An image whose longer side is under 640 pixels is first enlarged by the smallest integer factor
     (at most 8) that makes it at least 640, so that labels are legible. Boxes are scaled alike, and
-    mask pixels become squares, so that no mask looks finer than it is. A class keeps its color
-    unless a nearby object already has it. Labels never cover each other, nor more than a third of
-    any object: a label without such a place is shortened to the score, then dropped. With a single
-    class and more than 30 objects, labels are scores only.
+    mask pixels become squares, so that no mask looks finer than it is. A class has one color, in
+    all images (`class_colour`), and its objects differ in lightness. Labels never cover each other,
+    nor more than a third of any object: a label without such a place is shortened to the score,
+    then dropped. With a single class and more than 30 objects, labels are scores only.
 
     Raises ValueError if the image is not uint8 RGB or a mask has another size.
     """
@@ -81,8 +81,10 @@ def draw_detections(
     height, width = image.shape[:2]
     factor = min(8, max(1, math.ceil(MIN_READABLE_SIDE / max(height, width))))
     canvas = enlarge(image, factor)
-    assigned = _assign_colours(corners[drawn], [classes[i] for i in drawn])
-    colours = dict(zip(drawn.tolist(), assigned, strict=True))
+    shades = assign_shades(corners[drawn], [classes[i] for i in drawn])
+    colours = {}
+    for i, shade in zip(drawn.tolist(), shades, strict=True):
+        colours[i] = instance_colour(classes[i], shade)
     areas = {i: pixel_area(corners[i], factor, canvas) for i in drawn.tolist()}
     if masks is not None:
         _paint_masks(canvas, masks, areas, colours, factor)
@@ -132,20 +134,6 @@ def line_width(area: Area, canvas: RGBImage) -> int:
     longest = int(max(canvas.shape[:2]))
     shorter_side = min(area.x1 - area.x0, area.y1 - area.y0)
     return max(1, min(round(longest / 350), shorter_side // 16))
-
-
-def _assign_colours(boxes: NDArray[np.float64], classes: Sequence[int]) -> list[Colour]:
-    """The color of each object's class, or the next one that no nearby object has."""
-    margin = 0.15 * (boxes[:, 2:] - boxes[:, :2]) + 2
-    low = boxes[:, :2] - margin
-    high = boxes[:, 2:] + margin
-    near: Bools = np.all((low[:, None] < high[None]) & (low[None] < high[:, None]), axis=2)
-    chosen = np.zeros(len(boxes), dtype=np.int64)
-    for i, label in enumerate(classes):
-        uses = np.bincount(chosen[:i][near[i][:i]], minlength=len(PALETTE))
-        order = (label + np.arange(len(PALETTE))) % len(PALETTE)
-        chosen[i] = order[int(np.argmin(uses[order]))]
-    return [PALETTE[number] for number in chosen]
 
 
 def _paint_masks(

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from maskseg.evaluation.coco_entries import compressed_rle
 from maskseg.evaluation.coco_results import Row
+from maskseg.evaluation.confidence import ScoreCurves
 from maskseg.evaluation.diagnosis import (
     BAD_MASK,
     CORRECT,
@@ -24,6 +25,7 @@ from maskseg.evaluation.diagnosis import (
 )
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
+from maskseg.visualization.colours import as_hex, line_colour
 from maskseg.visualization.detections import (
     Area,
     Bools,
@@ -33,7 +35,6 @@ from maskseg.visualization.detections import (
     pixel_area,
 )
 from maskseg.visualization.layout import (
-    LINE_COLOURS,
     PALETTE,
     Colour,
     HeadingText,
@@ -51,6 +52,7 @@ from maskseg.visualization.layout import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 Floats = NDArray[np.float64]
 
@@ -63,6 +65,8 @@ _MIN_FRAME = 9  # px of the shorter side of the frame of an error, so that tiny 
 _MAX_NAMED_ERRORS = 30  # with more errors of the only class, labels are scores without its name
 _MAX_LEGEND = 12  # with more classes, the legend of the curves lists only the best and the worst
 _MAX_NAME_LENGTH = 22  # characters of a class name beside curves and matrix
+# Fields of `ScoreCurves`, and the titles of their panels.
+_SCORE_PANELS = {"f1": "F1", "precision": "precision", "recall": "recall"}
 _GREY: Colour = (185, 185, 185)
 _OTHER_CURVES = "#c4c4c4"
 # The colors of Okabe and Ito that stand out on photographs, and the text of the legend.
@@ -97,8 +101,7 @@ def draw_pr_curves(
     figure = Figure(figsize=(7.2 * max(len(curves), 1), 4.8), layout="constrained")
     axes = figure.subplots(1, max(len(curves), 1), squeeze=False)[0]
     for axis, (kind, classes) in zip(axes, curves.items(), strict=False):
-        valid = {name: precision for name, precision in classes.items() if precision.min() >= 0}
-        _draw_curves(axis, valid, f"AP{round(100 * iou)}")
+        _draw_curves(axis, classes, f"AP{round(100 * iou)}")
         axis.set_title(f"{kind}: precision over recall at IoU {iou:.2f}", fontsize=11, loc="left")
     return save_if_path(render_figure(figure), path)
 
@@ -280,47 +283,151 @@ def shorten_name(name: str) -> str:
 
 
 def _draw_curves(axis: Axes, classes: Mapping[str, Floats], metric: str) -> None:
-    """Plot the curves of one IoU type. classes: name -> precision [101]."""
+    """Plot the curves of one IoU type.
+
+    classes: name -> precision [101], in the order of the labels, negative without ground truth.
+    """
     recall = np.linspace(0, 1, 101)
-    ranked = sorted(classes, key=lambda name: -classes[name].mean())
-    named = ranked
-    if len(ranked) > _MAX_LEGEND:
-        named = ranked[: _MAX_LEGEND // 2] + ranked[-_MAX_LEGEND // 2 :]
-    for name in ranked:
-        if name not in named:
-            axis.plot(recall, classes[name], color=_OTHER_CURVES, linewidth=0.7)
-    handles = []
-    for name, colour in zip(named, LINE_COLOURS, strict=False):
-        label = f"{classes[name].mean():.2f}  {shorten_name(name)}"
-        width = 1.3 if len(ranked) > 1 else 3
-        handles += axis.plot(recall, classes[name], color=colour, linewidth=width, label=label)
-    if len(named) < len(ranked):
-        label = f"…  {len(ranked) - len(named)} others"
-        others = axis.plot([], [], color=_OTHER_CURVES, linewidth=0.7, label=label)
-        handles.insert(_MAX_LEGEND // 2, others[0])
+    valid = {name: values for name, values in classes.items() if values.min() >= 0}
+    ranked = sorted(valid, key=lambda name: -valid[name].mean())
+    lines = [_ClassLine(name, recall, valid[name], float(valid[name].mean())) for name in ranked]
+    handles = _draw_class_lines(axis, lines, list(classes))
     if len(ranked) > 1:
-        mean = np.mean([classes[name] for name in ranked], axis=0)
+        mean = np.mean([valid[name] for name in ranked], axis=0)
         label = f"{mean.mean():.2f}  mean of {len(ranked)}"
         handles[:0] = axis.plot(recall, mean, color="black", linewidth=3, label=label)
     if ranked:
-        axis.legend(
-            handles=handles,
-            title=metric,
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.02),
-            fontsize=9,
-            title_fontsize=9,
-            frameon=False,
-            alignment="left",
-        )
+        _add_curve_legend(axis, handles, metric)
     else:
         axis.text(0.5, 0.5, "there is no truth", ha="center", va="center", color="#777777")
-    axis.set(xlim=(0, 1), ylim=(0, 1.03))
     axis.set_xlabel("recall", fontsize=9)
     axis.set_ylabel("precision", fontsize=9)
+    _style_curves(axis)
+
+
+class _ClassLine(NamedTuple):
+    """The curve of a class. value: in the legend."""
+
+    name: str
+    x: Floats
+    y: Floats
+    value: float
+
+
+def _draw_class_lines(
+    axis: Axes, lines: Sequence[_ClassLine], names: Sequence[str]
+) -> list[Line2D]:
+    """Plot curves of classes in their colors. -> the entries of the legend.
+
+    lines: by falling value; of more than 12, only the 6 first and the 6 last are colored and named.
+    names: of all classes, in the order of the labels.
+    """
+    half = _MAX_LEGEND // 2
+    first_unnamed = half if len(lines) > _MAX_LEGEND else len(lines)
+    last_named = len(lines) - half
+    is_named = [i < first_unnamed or i >= last_named for i in range(len(lines))]
+    labels = {name: label for label, name in enumerate(names)}
+    for line, named in zip(lines, is_named, strict=True):
+        if not named:
+            axis.plot(line.x, line.y, color=_OTHER_CURVES, linewidth=0.7)
+    handles: list[Line2D] = []
+    for line, named in zip(lines, is_named, strict=True):
+        if named:
+            handles += axis.plot(
+                line.x,
+                line.y,
+                color=as_hex(line_colour(labels[line.name])),
+                linewidth=1.5 if len(lines) > 1 else 3,
+                # A second cue where many classes have similar colors.
+                linestyle="--" if len(lines) > _MAX_LEGEND and len(handles) >= half else "-",
+                label=f"{line.value:.2f}  {shorten_name(line.name)}",
+            )
+    if len(lines) > _MAX_LEGEND:
+        label = f"…  {len(lines) - _MAX_LEGEND} others"
+        others = axis.plot([], [], color=_OTHER_CURVES, linewidth=0.7, label=label)
+        handles.insert(half, others[0])
+    return handles
+
+
+def _add_curve_legend(axis: Axes, handles: Sequence[Line2D], title: str) -> None:
+    axis.legend(
+        handles=handles,
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.02),
+        fontsize=9,
+        title_fontsize=9,
+        frameon=False,
+        alignment="left",
+    )
+
+
+def _style_curves(axis: Axes) -> None:
+    """The common style of panels whose both axes run from 0 to 1."""
+    axis.set(xlim=(0, 1), ylim=(0, 1.03))
     axis.tick_params(labelsize=9)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_score_curves(
+    curves: Mapping[str, ScoreCurves], names: Sequence[str], path: Path | str | None = None
+) -> RGBImage:
+    """Plot F1, precision and recall over the score threshold, with the threshold of the best F1.
+
+    curves: as returned by `CocoEvaluator.score_curves`; names: K class names; path: of a PNG to
+    write as well, or None. Thin lines are classes, the bold line is all detections together. The
+    legend lists the best F1 of up to 12 classes. -> uint8 RGB [H, W, 3].
+    """
+    from matplotlib.figure import Figure  # imported here because it takes half a second
+
+    figure = Figure(figsize=(16.5, 4.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    together = curves.get("")
+    best = None if together is None else together.best
+    ranked = sorted((name for name in curves if name), key=lambda name: -_best_f1(curves[name]))
+    for axis, (field, title) in zip(axes, _SCORE_PANELS.items(), strict=True):
+        lines = []
+        for name in ranked if len(names) > 1 else []:
+            x, y = _steps(curves[name], field)
+            lines.append(_ClassLine(name, x, y, _best_f1(curves[name])))
+        handles = _draw_class_lines(axis, lines, names)
+        if together is not None:
+            x, y = _steps(together, field)
+            label = f"{_best_f1(together):.2f}  all detections"
+            handles[:0] = axis.plot(x, y, color="black", linewidth=3, label=label)
+        if together is not None and best is not None:
+            score = float(together.scores[best])
+            axis.axvline(score, color="#777777", linewidth=1, linestyle=":")
+            value = float(getattr(together, field)[best])
+            title = f"{title}: {value:.2f} at score {score:.2f}"
+        axis.set_title(title, fontsize=11, loc="left")
+        axis.set_xlabel("minimum score of a detection", fontsize=9)
+        _style_curves(axis)
+    _add_curve_legend(axes[-1], handles, "best F1 at IoU 0.50")
+    return save_if_path(render_figure(figure), path)
+
+
+def _best_f1(curves: ScoreCurves) -> float:
+    return float(curves.f1.max(initial=0.0))
+
+
+def _steps(curves: ScoreCurves, field: str) -> tuple[Floats, Floats]:
+    """The points of a curve over the threshold from 0 to 1, by rising score.
+
+    Above the highest score nothing is detected: recall and F1 are 0 there, and the precision, which
+    is then undefined, ends.
+    """
+    scores = curves.scores[::-1]
+    values = np.asarray(getattr(curves, field), dtype=np.float64)[::-1]
+    if not len(scores):
+        return np.array([0.0, 1.0]), np.zeros(2)
+    x = np.concatenate([[0.0], scores])
+    y = np.concatenate([values[:1], values])
+    if field != "precision":
+        x = np.concatenate([x, [scores[-1], 1.0]])
+        y = np.concatenate([y, [0.0, 0.0]])
+    return x, y
 
 
 def _entries(findings: Sequence[Finding], side: str, names: Mapping[int, str]) -> list[_Entry]:

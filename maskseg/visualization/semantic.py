@@ -6,14 +6,15 @@ Images are uint8 RGB [H, W, 3]; semantic maps are integers [H, W] in 0..K-1, neg
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from maskseg.visualization.colours import class_colour, class_colours
 from maskseg.visualization.diagnosis import (
     MAX_NUMBERED,
     merge_rare_classes,
@@ -24,7 +25,6 @@ from maskseg.visualization.diagnosis import (
 from maskseg.visualization.layout import (
     FRAME,
     INK,
-    PALETTE,
     PAPER,
     TITLE_SIZE,
     Colour,
@@ -44,23 +44,9 @@ from maskseg.visualization.segments import (
 
 _FILL = 0.6  # opacity of the color of a class
 _MIN_LEGEND_ROWS = 12  # rows that a legend may have even beside a low image
+_MAX_LEGEND = 40  # classes in a legend: those of most pixels
 _MAX_NAME_WIDTH = 11  # of a name in the legend, in multiples of the text size
-_LEVELS = 8  # values per channel of the candidate colors
-_LIGHTNESS_RANGE = (0.45, 0.9)  # of the candidate colors: neither like ink nor like paper
-# The image below changes the lightness of a color but hardly its hue, so that a difference in
-# lightness is a weaker cue.
-_LIGHTNESS_WEIGHT = 0.6
 _LUMA = (0.299, 0.587, 0.114)
-
-
-def class_colours(count: int) -> NDArray[np.uint8]:
-    """The colors of classes 0..count-1, RGB [count, 3]; each depends only on the class's label.
-
-    First the palette of all visualizations, then always the color that differs most from all
-    before it. About 280 colors are distinct; then they repeat.
-    """
-    colours = _all_colours()
-    return colours[np.arange(count) % len(colours)]
 
 
 def draw_semantic(image: RGBImage, labels: Labels, names: Sequence[str]) -> RGBImage:
@@ -139,43 +125,6 @@ def draw_semantic_confusion(
     return save_if_path(render_figure(figure), path)
 
 
-@lru_cache(maxsize=1)
-def _all_colours() -> NDArray[np.uint8]:
-    """The palette, then the colors of a grid that differ most from all before them, [n, 3]."""
-    levels = np.linspace(0, 255, _LEVELS).round()
-    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lightness = _oklab(cube)[:, 0]
-    candidates = cube[(_LIGHTNESS_RANGE[0] <= lightness) & (lightness <= _LIGHTNESS_RANGE[1])]
-    weights = (_LIGHTNESS_WEIGHT, 1, 1)
-    points = _oklab(candidates) * weights
-    chosen = [np.array(colour, dtype=np.float64) for colour in PALETTE]
-    # Black, gray and white are taken by the image.
-    taken = _oklab(np.array([*chosen, (0, 0, 0), (128, 128, 128), (255, 255, 255)])) * weights
-    nearest = np.linalg.norm(points[:, None] - taken, axis=2).min(axis=1)
-    while nearest.max() > 0.02:
-        best = int(nearest.argmax())
-        chosen.append(candidates[best])
-        nearest = np.minimum(nearest, np.linalg.norm(points - points[best], axis=1))
-    return np.array(chosen, dtype=np.uint8)
-
-
-def _oklab(colours: NDArray[np.number]) -> NDArray[np.float64]:
-    """Convert sRGB 0..255 [n, 3] to Oklab: lightness and two axes of hue, f64 [n, 3].
-
-    Distances in it approximate perceived differences (Ottosson 2020, "A perceptual color space for
-    image processing").
-    """
-    srgb = np.asarray(colours, dtype=np.float64) / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    to_cones = np.array(
-        [[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]]
-    )
-    to_lab = np.array(
-        [[0.2105, 1.9780, 0.0259], [0.7936, -2.4286, 0.7828], [-0.0041, 0.4506, -0.8087]]
-    )
-    return np.asarray(np.cbrt(linear @ to_cones) @ to_lab)
-
-
 def check_labels(labels: Labels, names: Sequence[str]) -> None:
     """Raise ValueError for a label without a name."""
     if labels.size and labels.max() >= len(names):
@@ -196,35 +145,40 @@ def draw_legend(
 ) -> list[RGBImage]:
     """Draw the colors and names of the classes that occur in the maps. -> [image], [] without any.
 
-    size: pixels of the text; height: of the image beside it, which limits the rows per column.
-    Colors are shown as they look on a medium gray image.
+    Of more than 40 classes, those of most pixels are shown, and the number of the others. size:
+    pixels of the text; height: of the image beside it, which limits the rows per column. Colors are
+    shown as they look on a medium gray image.
     """
-    occurring: set[int] = set()
+    counts: Counter[int] = Counter()
     for labels in maps:
-        occurring.update(int(label) for label in np.unique(labels) if label >= 0)
-    if not occurring:
+        values, sizes = np.unique(labels[labels >= 0], return_counts=True)
+        counts.update(dict(zip(values.tolist(), sizes.tolist(), strict=True)))
+    if not counts:
         return []
-    classes = sorted(occurring)
+    classes = sorted(label for label, _ in counts.most_common(_MAX_LEGEND))
+    names = [*names, f"and {len(counts) - len(classes)} more"]
     font = load_font(size)
     row_height = round(1.6 * size)
     field = round(1.4 * size)  # width of a field of color
-    rows = min(len(classes), max(height // row_height, _MIN_LEGEND_ROWS))
-    columns = math.ceil(len(classes) / rows)
-    texts = [fit_text(names[label], font, _MAX_NAME_WIDTH * size) for label in classes]
+    shown = [*classes, -1] if len(counts) > len(classes) else classes
+    rows = min(len(shown), max(height // row_height, _MIN_LEGEND_ROWS))
+    columns = math.ceil(len(shown) / rows)
+    texts = [fit_text(names[label], font, _MAX_NAME_WIDTH * size) for label in shown]
     text_width = math.ceil(max(font.getlength(text) for text in texts))
     column_width = field + size // 2 + text_width + size
     sheet = Image.new("RGB", (columns * column_width, max(height, rows * row_height)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, (label, text) in enumerate(zip(classes, texts, strict=True)):
+    for i, (label, text) in enumerate(zip(shown, texts, strict=True)):
         x = i // rows * column_width
         y = i % rows * row_height
-        draw.rectangle((x, y, x + field, y + size), fill=_shade(label), outline=FRAME)
+        if label >= 0:
+            draw.rectangle((x, y, x + field, y + size), fill=_shade(label), outline=FRAME)
         draw.text((x + field + size // 2, y + size / 2), text, fill=INK, font=font, anchor="lm")
     return [np.asarray(sheet)]
 
 
 def _shade(label: int) -> Colour:
     """The color of a class over medium gray."""
-    colour = class_colours(label + 1)[label]
-    red, green, blue = (round(128 * (1 - _FILL) + _FILL * int(value)) for value in colour)
+    shaded = (round(128 * (1 - _FILL) + _FILL * value) for value in class_colour(label))
+    red, green, blue = shaded
     return red, green, blue

@@ -371,10 +371,10 @@ def test_matching_weights() -> None:
 
 def test_latest_valid_prefers_last(tmp_path: Path) -> None:
     assert latest_valid(tmp_path) is None
-    save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
+    save_checkpoint(tmp_path / "step_0000030.pt", make_checkpoint(30))
     latest = latest_valid(tmp_path)
     assert latest is not None
-    assert (latest[0].name, latest[1]["step"]) == ("best.pt", 30)
+    assert (latest[0].name, latest[1]["step"]) == ("step_0000030.pt", 30)
     save_checkpoint(tmp_path / "last.pt", make_checkpoint(40))
     latest = latest_valid(tmp_path)
     assert latest is not None
@@ -385,7 +385,7 @@ def test_latest_valid_prefers_last(tmp_path: Path) -> None:
 def test_latest_valid_falls_back_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
-    save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
+    save_checkpoint(tmp_path / "step_0000030.pt", make_checkpoint(30))
     save_checkpoint(tmp_path / "last.pt", make_checkpoint(40))
     if content is None:
         weight = make_model().state_dict()["0.weight"].numpy().tobytes()
@@ -394,7 +394,7 @@ def test_latest_valid_falls_back_with_a_warning(
         (tmp_path / "last.pt").write_bytes(content)
     latest = latest_valid(tmp_path)
     assert latest is not None
-    assert (latest[0].name, latest[1]["step"]) == ("best.pt", 30)
+    assert (latest[0].name, latest[1]["step"]) == ("step_0000030.pt", 30)
     output = capsys.readouterr().out
     assert output.startswith("warning: ")
     assert "last.pt" in output
@@ -402,5 +402,8 @@ def test_latest_valid_falls_back_with_a_warning(
 
 def test_latest_valid_without_a_valid_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"")
-    (tmp_path / "best.pt").write_bytes(b"x")
+    (tmp_path / "step_0000030.pt").write_bytes(b"x")
+    assert latest_valid(tmp_path) is None
+    # best.pt has no state of an optimizer, so that no resume takes it
+    save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
     assert latest_valid(tmp_path) is None

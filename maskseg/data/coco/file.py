@@ -40,7 +40,7 @@ from maskseg.errors import UserError
 from maskseg.masks.annotated import AnnotatedMasks, Polygons, RunLengths
 from maskseg.structures import Categories
 
-__all__ = ["Annotations", "CocoFile", "ImageRecord", "check_coco", "read_coco"]
+__all__ = ["Annotations", "CocoFile", "ImageRecord", "ObjectArrays", "check_coco", "read_coco"]
 
 # COCO's keypoints are pixel indices: the center of pixel i is at i + 0.5.
 _PIXEL_CENTRE = np.array([0.5, 0.5, 0.0], dtype=np.float32)
@@ -71,6 +71,20 @@ class Annotations:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class ObjectArrays:
+    """The objects of a dataset without their masks.
+
+    labels: i64 [G]; boxes: f64 [G, 4], x, y, width, height; image_index: i64 [G], index of the
+    image; image_sizes: i64 [N, 2], (height, width) of the images.
+    """
+
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    image_index: NDArray[np.int64]
+    image_sizes: NDArray[np.int64]
 
 
 class CocoFile:
@@ -297,6 +311,18 @@ class CocoFile:
             return float(valid.boxes[position, 2] * valid.boxes[position, 3])
         image = self.images[valid.image_index[position]]
         return float(AnnotatedMasks.from_file([shape], image.height, image.width).area()[0])
+
+    def objects(self) -> ObjectArrays:
+        """Return labels, boxes and images of all objects, without crowds."""
+        valid = self._valid
+        is_object = ~valid.crowd
+        sizes = np.array([(image.height, image.width) for image in self.images], dtype=np.int64)
+        return ObjectArrays(
+            valid.labels[is_object],
+            valid.boxes[is_object].astype(np.float64),
+            valid.image_index[is_object],
+            sizes.reshape(-1, 2),
+        )
 
     def class_counts(self) -> list[tuple[int, int, int]]:
         """Return for each class the numbers of images that show it, of instances and of crowds."""

@@ -1,0 +1,34 @@
+"""Legends of the colors of classes above an image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from maskseg.visualization.colours import class_colour
+from maskseg.visualization.layout import HeadingText, RGBImage, add_heading
+
+MAX_CLASSES = 24  # in a legend: those with most objects
+_MAX_NAME_LENGTH = 28  # characters of a class name
+
+
+def add_class_legend(image: RGBImage, labels: Iterable[int], names: Sequence[str]) -> RGBImage:
+    """Put the colors and names of the classes of objects above an image.
+
+    labels: of the objects that are drawn; names: K class names. Of more than 24 classes, those with
+    most objects are shown, and the number of the others. Without objects, the image is unchanged.
+    """
+    counts = Counter(labels)
+    if not counts:
+        return image
+    shown = sorted(label for label, _ in counts.most_common(MAX_CLASSES))
+    texts = [HeadingText(_class_name(label, names), class_colour(label)) for label in shown]
+    if len(counts) > len(shown):
+        texts.append(HeadingText(f"and {len(counts) - len(shown):,} more classes", None))
+    size = min(30, max(16, round(image.shape[1] / 70)))
+    return add_heading(texts, image, size)
+
+
+def _class_name(label: int, names: Sequence[str]) -> str:
+    name = names[label] if 0 <= label < len(names) else f"class {label}"
+    return name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
