@@ -450,11 +450,13 @@ def follow_latest(path: Path) -> Path:
     """Return the run folder that `runs/<experiment>/latest` names; another path is unchanged."""
     if path.name != LATEST:
         return path
-    if path.is_symlink():
-        target = path.parent / path.readlink()
-        return target if target.is_dir() else path
-    if not path.is_file():
+    name = ""
+    try:
+        if path.is_symlink():
+            name = str(path.readlink())
+        elif path.is_file():
+            name = Path(path.read_text(encoding="utf-8", errors="replace").strip()).name
+        target = path.parent / name
+        return target if name and target.is_dir() else path
+    except (OSError, ValueError):  # a content that is no name of a file
         return path
-    name = path.read_text(encoding="utf-8", errors="replace").strip()[:MAX_PLACE]
-    target = path.parent / Path(name).name
-    return target if name and target.is_dir() else path

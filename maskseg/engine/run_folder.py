@@ -188,17 +188,18 @@ def newest_folders(homes: Iterable[Path]) -> list[Path]:
     return sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def point_latest(home: Path, name: str) -> None:
+def point_latest(home: Path, name: str, process: int | None = None) -> None:
     """Let `latest` in the folder of an experiment point to the run `name`.
 
     A relative link, replaced atomically; where the disk has no links, a file with the name. What a
-    user keeps there under that name is left alone, and a failure does not end a training.
+    user keeps there under that name is left alone, and a failure does not end a training. process:
+    makes the name of the temporary file unique; by default the process id.
     """
     latest = home / LATEST
     is_own = latest.is_symlink() or not latest.exists() or _names_a_run(latest)
     if name == LATEST or not is_own:
         return
-    temporary = home / f".{LATEST}.{os.getpid()}.tmp"
+    temporary = home / f".{LATEST}.{os.getpid() if process is None else process}.tmp"
     try:
         temporary.unlink(missing_ok=True)
         try:

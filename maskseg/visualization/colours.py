@@ -23,7 +23,7 @@ _LIGHTNESS_RANGE = (0.45, 0.9)  # of the candidate colors: neither like ink nor 
 _LIGHTNESS_WEIGHT = 0.6
 _SHADE_STEP = 0.09  # of lightness between the color of a class and its next shade
 _SHADE_RANGE = (0.42, 0.93)  # lightness of shades
-_MAX_LINE_LIGHTNESS = 0.7  # of a line on white
+_MAX_LINE_LIGHTNESS = 0.76  # of a line on white
 # Of Oklab: linear RGB -> responses of cones, and their cube roots -> lightness and two axes of hue.
 _TO_CONES = np.array([[0.4122, 0.2119, 0.0883], [0.5363, 0.6807, 0.2817], [0.0514, 0.1074, 0.6300]])
 _TO_LAB = np.array(

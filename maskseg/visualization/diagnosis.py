@@ -19,13 +19,12 @@ from maskseg.evaluation.diagnosis import (
     CORRECT,
     FALSE,
     MISSED,
-    WRONG_CLASS,
     Finding,
     ImageDiagnosis,
 )
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
-from maskseg.visualization.colours import as_hex, line_colour
+from maskseg.visualization.colours import as_hex, class_colour, line_colour
 from maskseg.visualization.detections import (
     Area,
     Bools,
@@ -35,7 +34,6 @@ from maskseg.visualization.detections import (
     pixel_area,
 )
 from maskseg.visualization.layout import (
-    PALETTE,
     Colour,
     HeadingText,
     RGBImage,
@@ -48,6 +46,7 @@ from maskseg.visualization.layout import (
     shrink,
     side_by_side,
 )
+from maskseg.visualization.legends import class_texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,14 +68,13 @@ _MAX_NAME_LENGTH = 22  # characters of a class name beside curves and matrix
 _SCORE_PANELS = {"f1": "F1", "precision": "precision", "recall": "recall"}
 _GREY: Colour = (185, 185, 185)
 _OTHER_CURVES = "#c4c4c4"
-# The colors of Okabe and Ito that stand out on photographs, and the text of the legend.
-_MARKS: dict[str, tuple[Colour, str]] = {
-    MISSED: (PALETTE[2], "missed: an object not detected"),
-    FALSE: (PALETTE[4], "false: a detection of nothing, score"),
-    WRONG_CLASS: (PALETTE[1], "wrong class: given, true one, score"),
-    BAD_MASK: (PALETTE[5], "bad mask: IoU of the masks"),
-    CORRECT: (_GREY, "right"),
-}
+_LEGEND = (
+    "dashed: missed",
+    "false: a detection of nothing, score",
+    "A, is B: wrong class, score",
+    "bad mask: IoU of the masks",
+    "gray: right",
+)
 
 
 class _Entry(NamedTuple):
@@ -84,6 +82,7 @@ class _Entry(NamedTuple):
 
     row: Row
     outcome: str
+    colour: Colour  # of its class; gray if it is correct
     texts: list[str]  # what its label may show, the most informative first
 
 
@@ -224,15 +223,15 @@ def draw_worst(
     """Draw the errors of one image: ground truth | prediction. -> uint8 RGB [H', W', 3].
 
     image: uint8 RGB [H, W, 3], in the frame of the annotations and rows. A missed object is drawn
-    at the left, a false detection at the right, other errors on both sides, with their masks if
-    there are any. Correct objects are thin gray boxes; detections in a crowd are not drawn. The
-    image is scaled to a longer side of 720 pixels. A label without a free place is shortened, then
-    dropped; with more than 30 errors of the only class, labels are scores only. The title has the
-    file name (or the image id) and the number of errors of each kind.
+    at the left, in a dashed frame, a false detection at the right, other errors on both sides, with
+    their masks if there are any, in the colors of their classes. Correct objects are thin gray
+    boxes; detections in a crowd are not drawn. The image is scaled to a longer side of 720 pixels.
+    A label without a free place is shortened, then dropped; with more than 30 errors of the only
+    class, labels are scores only. The title has the file name (or the image id) and the number of
+    errors of each kind.
     """
-    names = dict(zip(categories.ids, categories.names, strict=True))
-    left = _draw_entries(image, _entries(diagnosis.findings, "truth", names))
-    right = _draw_entries(image, _entries(diagnosis.findings, "row", names))
+    left = _draw_entries(image, _entries(diagnosis.findings, "truth", categories))
+    right = _draw_entries(image, _entries(diagnosis.findings, "row", categories))
     title = f"{file_name or f'image {diagnosis.image_id}'}: {diagnosis.summary or 'no errors'}"
     pair = side_by_side(left, right, ("truth", "prediction"))
     return add_heading([HeadingText(title, None)], pair, _TITLE_SIZE)
@@ -258,7 +257,9 @@ def draw_worst_images(
         image = load_image(diagnosis.image_id)
         name = file_names.get(diagnosis.image_id, "")
         images.append(draw_worst(image, diagnosis, categories, name))
-    legend = [HeadingText(text, colour) for colour, text in _MARKS.values()]
+    labels = _error_labels(diagnoses[:MAX_IMAGES], categories)
+    legend = class_texts(labels, categories.names)
+    legend += [HeadingText(text, None) for text in _LEGEND]
     if images:
         sheet = mosaic(images, columns=2, cell=2 * _SIDE + 100)
     else:
@@ -266,6 +267,18 @@ def draw_worst_images(
         legend.append(HeadingText("no image has an error", None))
     text_size = min(32, max(18, sheet.shape[1] // 90))
     return save_if_path(add_heading(legend, sheet, text_size), path)
+
+
+def _error_labels(diagnoses: Sequence[ImageDiagnosis], categories: Categories) -> list[int]:
+    """The classes of the objects and detections that are errors."""
+    label_of_id = {category_id: label for label, category_id in enumerate(categories.ids)}
+    labels = []
+    for diagnosis in diagnoses:
+        for finding in diagnosis.findings:
+            if finding.outcome != CORRECT:
+                drawn = [row for row in (finding.truth, finding.row) if row is not None]
+                labels += [label_of_id[row["category_id"]] for row in drawn]
+    return labels
 
 
 def save_if_path(image: RGBImage, path: Path | str | None) -> RGBImage:
@@ -430,21 +443,25 @@ def _steps(curves: ScoreCurves, field: str) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _entries(findings: Sequence[Finding], side: str, names: Mapping[int, str]) -> list[_Entry]:
+def _entries(findings: Sequence[Finding], side: str, categories: Categories) -> list[_Entry]:
     """What to draw on one side, in the order in which the labels choose their places.
 
-    side: `truth` for the ground truth, `row` for the detections; names: category id -> name.
+    side: `truth` for the ground truth, `row` for the detections.
     """
+    names = dict(zip(categories.ids, categories.names, strict=True))
     entries = []
     for finding in findings:
         row = finding.truth if side == "truth" else finding.row
         if row is not None:
-            entries.append(_Entry(row, finding.outcome, _label_texts(finding, side, names)))
+            colour = class_colour(categories.ids.index(row["category_id"]))
+            if finding.outcome == CORRECT:
+                colour = _GREY
+            texts = _label_texts(finding, side, names)
+            entries.append(_Entry(row, finding.outcome, colour, texts))
     num_errors = sum(entry.outcome != CORRECT for entry in entries)
     if len(names) == 1 and num_errors > _MAX_NAMED_ERRORS:
         return [
-            _Entry(row, outcome, texts[-1:] if side == "row" else [])
-            for row, outcome, texts in entries
+            entry._replace(texts=entry.texts[-1:] if side == "row" else []) for entry in entries
         ]
     return entries
 
@@ -481,10 +498,10 @@ def _draw_entries(image: RGBImage, entries: Sequence[_Entry]) -> RGBImage:
         key=lambda i: (entries[i].outcome != CORRECT, -float((boxes[i][2:] - boxes[i][:2]).prod())),
     )
     for i in order:
-        row, outcome, _ = entries[i]
-        if outcome != CORRECT and row.get("segmentation"):
-            mask = _scaled_mask(row, (height, width), canvas)
-            paint_mask(canvas, mask, _MARKS[outcome][0], 1, widths[i])
+        entry = entries[i]
+        if entry.outcome != CORRECT and entry.row.get("segmentation"):
+            mask = _scaled_mask(entry.row, (height, width), canvas)
+            paint_mask(canvas, mask, entry.colour, 1, widths[i])
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     areas: dict[int, Area] = {}
@@ -496,18 +513,33 @@ def _draw_entries(image: RGBImage, entries: Sequence[_Entry]) -> RGBImage:
             frame_width = 2 * widths[i]
             frame = _outer_frame(boxes[i], frame_width)
         area = pixel_area(frame, 1, canvas)
-        draw.rectangle(
-            (area.x0, area.y0, area.x1 - 1, area.y1 - 1),
-            outline=_MARKS[outcome][0],
-            width=frame_width,
-        )
+        _draw_frame(draw, area, entries[i].colour, frame_width, dashed=outcome == MISSED)
         areas[i] = area
     labels = []
     for i, entry in enumerate(entries):
         if entry.texts:
-            labels.append((areas[i], entry.texts, _MARKS[entry.outcome][0]))
+            labels.append((areas[i], entry.texts, entry.colour))
     draw_labels(draw, picture.size, labels)
     return np.asarray(picture)
+
+
+def _draw_frame(
+    draw: ImageDraw.ImageDraw, area: Area, colour: Colour, width: int, dashed: bool
+) -> None:
+    """Draw the frame of an area; dashed where it is long enough for dashes."""
+    dash = 4 * width
+    if not dashed or min(area.x1 - area.x0, area.y1 - area.y0) < 4 * dash:
+        frame = (area.x0, area.y0, area.x1 - 1, area.y1 - 1)
+        draw.rectangle(frame, outline=colour, width=width)
+        return
+    for x in range(area.x0, area.x1, 2 * dash):
+        end = min(x + dash, area.x1) - 1
+        draw.rectangle((x, area.y0, end, area.y0 + width - 1), fill=colour)
+        draw.rectangle((x, area.y1 - width, end, area.y1 - 1), fill=colour)
+    for y in range(area.y0, area.y1, 2 * dash):
+        end = min(y + dash, area.y1) - 1
+        draw.rectangle((area.x0, y, area.x0 + width - 1, end), fill=colour)
+        draw.rectangle((area.x1 - width, y, area.x1 - 1, end), fill=colour)
 
 
 def _scaled_mask(row: Row, size: tuple[int, int], canvas: RGBImage) -> Bools:

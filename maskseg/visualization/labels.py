@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.data.coco.file import ObjectArrays
-from maskseg.visualization.colours import as_hex, line_colour
+from maskseg.visualization.colours import as_hex, class_colour
 from maskseg.visualization.diagnosis import shorten_name
 from maskseg.visualization.layout import RGBImage, render_figure
 
@@ -63,8 +63,8 @@ def _plot_classes(axis: Axes, labels: NDArray[np.int64], names: Sequence[str]) -
             f"(and {len(names) - MAX_CLASSES:,} more classes with {rest:,} objects)"
         )
     places = np.arange(len(shown))
-    colours = [as_hex(line_colour(label)) for label in shown.tolist()]
-    axis.barh(places, counts[shown], color=colours, height=0.75)
+    colours = [as_hex(class_colour(label)) for label in shown.tolist()]
+    axis.barh(places, counts[shown], color=colours, height=0.75, edgecolor="#333333", linewidth=0.5)
     axis.set_yticks(places, [shorten_name(names[label]) for label in shown.tolist()], fontsize=9)
     top = max(int(counts.max(initial=0)), 1)
     for place, count in zip(places.tolist(), counts[shown].tolist(), strict=True):
@@ -74,13 +74,15 @@ def _plot_classes(axis: Axes, labels: NDArray[np.int64], names: Sequence[str]) -
     axis.set_xlim(0, 1.14 * top)
     _style(axis, title, "objects")
     axis.grid(False, axis="y")
+    axis.locator_params(axis="x", integer=True)
 
 
 def _plot_sizes(axis: Axes, boxes: NDArray[np.float64]) -> None:
     """Plot the square roots of the areas of the boxes."""
     sizes = np.sqrt((boxes[:, 2] * boxes[:, 3]).clip(min=1e-6)).clip(min=1)
-    limit = max(float(sizes.max(initial=1)), 2 * _MEDIUM)
-    axis.hist(sizes, bins=np.geomspace(1, limit * 1.05, 50).tolist(), color=_BAR)
+    lowest = min(float(sizes.min(initial=_SMALL / 2)), _SMALL / 2) / 1.2
+    highest = max(float(sizes.max(initial=1)), 2 * _MEDIUM) * 1.2
+    axis.hist(sizes, bins=np.geomspace(lowest, highest, 50).tolist(), color=_BAR)
     axis.set_xscale("log")
     shares = [
         np.mean(sizes < _SMALL) if len(sizes) else 0.0,
@@ -89,8 +91,12 @@ def _plot_sizes(axis: Axes, boxes: NDArray[np.float64]) -> None:
     ]
     for border in (_SMALL, _MEDIUM):
         axis.axvline(border, color=_GREY, linewidth=1, linestyle=":")
-    places = (np.sqrt(_SMALL), np.sqrt(_SMALL * _MEDIUM), np.sqrt(_MEDIUM * limit * 1.05))
-    for place, share, name in zip(places, shares, ("small", "medium", "large"), strict=True):
+    borders = np.array([lowest, _SMALL, _MEDIUM, highest])
+    places = np.sqrt(borders[:-1] * borders[1:])
+    axis.set_xlim(lowest, highest)
+    for place, share, name in zip(
+        places.tolist(), shares, ("small", "medium", "large"), strict=True
+    ):
         axis.text(
             place,
             1.01,
@@ -103,6 +109,7 @@ def _plot_sizes(axis: Axes, boxes: NDArray[np.float64]) -> None:
         )
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _style(axis, "sizes\n", "square root of the area of the box, pixels of the file")
+    axis.locator_params(axis="y", integer=True)
 
 
 def _plot_counts(axis: Axes, objects: ObjectArrays) -> None:
@@ -117,6 +124,7 @@ def _plot_counts(axis: Axes, objects: ObjectArrays) -> None:
     title += f"{num_empty:,} images without objects" if num_empty else ""
     _style(axis, title, "objects per image")
     axis.set_ylabel("images", fontsize=9)
+    axis.locator_params(integer=True)
 
 
 def _plot_places(axis: Axes, objects: ObjectArrays) -> None:
@@ -127,9 +135,11 @@ def _plot_places(axis: Axes, objects: ObjectArrays) -> None:
     y = centres[:, 1] / sizes[:, 0].clip(min=1)
     cells = _GRID if len(x) > 4 * _GRID else _GRID // 4
     counts, _, _ = np.histogram2d(y, x, bins=cells, range=((0, 1), (0, 1)))
+    axis.set_aspect("equal")
     axis.imshow(np.sqrt(counts), extent=(0, 1, 1, 0), cmap="Blues", interpolation="nearest")
     _style(axis, "places of the centers", "x / width of the image")
     axis.set_ylabel("y / height of the image", fontsize=9)
+    axis.grid(False)
 
 
 def _plot_aspects(axis: Axes, boxes: NDArray[np.float64]) -> None:
@@ -144,6 +154,7 @@ def _plot_aspects(axis: Axes, boxes: NDArray[np.float64]) -> None:
     )
     axis.axvline(1, color=_GREY, linewidth=1, linestyle=":")
     _style(axis, "aspect ratios", "width : height of the box")
+    axis.locator_params(axis="y", integer=True)
 
 
 def _style(axis: Axes, title: str, label: str) -> None:

@@ -18,15 +18,19 @@ def add_class_legend(image: RGBImage, labels: Iterable[int], names: Sequence[str
     labels: of the objects that are drawn; names: K class names. Of more than 24 classes, those with
     most objects are shown, and the number of the others. Without objects, the image is unchanged.
     """
+    texts = class_texts(labels, names)
+    size = min(30, max(16, round(image.shape[1] / 70)))
+    return add_heading(texts, image, size) if texts else image
+
+
+def class_texts(labels: Iterable[int], names: Sequence[str]) -> list[HeadingText]:
+    """The entries of a legend of classes. The arguments are those of `add_class_legend`."""
     counts = Counter(labels)
-    if not counts:
-        return image
     shown = sorted(label for label, _ in counts.most_common(MAX_CLASSES))
     texts = [HeadingText(_class_name(label, names), class_colour(label)) for label in shown]
     if len(counts) > len(shown):
         texts.append(HeadingText(f"and {len(counts) - len(shown):,} more classes", None))
-    size = min(30, max(16, round(image.shape[1] / 70)))
-    return add_heading(texts, image, size)
+    return texts
 
 
 def _class_name(label: int, names: Sequence[str]) -> str:

@@ -16,9 +16,13 @@ from torch import nn
 
 from maskseg.engine.checkpoint import (
     FORMAT,
+    best_threshold,
+    checkpoint_path,
+    follow_latest,
     latest_valid,
     load_checkpoint,
     load_weights,
+    model_checkpoint,
     save_checkpoint,
 )
 from maskseg.errors import UserError
@@ -407,3 +411,101 @@ def test_latest_valid_without_a_valid_checkpoint(tmp_path: Path) -> None:
     # best.pt has no state of an optimizer, so that no resume takes it
     save_checkpoint(tmp_path / "best.pt", make_checkpoint(30))
     assert latest_valid(tmp_path) is None
+
+
+def test_a_checkpoint_to_use_has_the_weights_of_the_ema() -> None:
+    ema = make_model(5).state_dict()
+    checkpoint = {
+        **make_checkpoint(30),
+        "ema": {"model": ema, "updates": 4},
+        "optimizer": {"state": {0: torch.zeros(3)}},
+        "scheduler": {"last_epoch": 30},
+        "scaler": {},
+        "rng": [],
+        "evaluated": 30,
+        "stale": 0,
+        "config": "name: x",
+        "metrics": {"segm/AP": 0.5},
+    }
+    exported = model_checkpoint(checkpoint)
+    assert set(exported) == set(make_checkpoint(30)) - {"rng"}
+    assert_equal(dict(exported["model"]), dict(ema))
+    assert_equal(dict(model_checkpoint(make_checkpoint(30))["model"]), make_checkpoint(30)["model"])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"segm/best_threshold": 0.25, "bbox/best_threshold": 0.5}, 0.25),
+        ({"bbox/best_threshold": 0.5}, 0.5),
+        ({"segm/best_threshold": -1.0}, None),  # no detection was correct
+        ({"segm/best_threshold": float("nan")}, None),
+        ({"segm/best_threshold": "0.5"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_best_threshold_of_a_checkpoint(metrics: Any, expected: float | None) -> None:
+    assert best_threshold({"metrics": metrics}) == expected
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = make_model()
+    weights = model.state_dict()
+    weights["0.weight"] = weights["0.weight"].to(memory_format=torch.channels_last)
+    weights["shared"] = weights["0.weight"]  # two names for the same memory
+    weights["half"] = torch.arange(4, dtype=torch.bfloat16)
+    metrics = {"segm/AP": 0.5, "loss": float("nan")}
+    entries = {"step": 3, "config": "name: ü", "metrics": metrics, "categories": {"names": ["a"]}}
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, {"model": weights, "ema": None, **entries})
+    loaded = load_checkpoint(path)
+    assert_equal(dict(sorted(loaded.pop("model").items())), dict(sorted(weights.items())))
+    assert loaded == {"format": 1, **entries, "metrics": {"segm/AP": 0.5}}
+    assert list(tmp_path.iterdir()) == [path]
+    # other programs read it, too
+    assert set(safetensors.load_file(path)) == set(weights)
+
+    whole = path.read_bytes()
+    for content in (whole[:-5], whole[:40], b"", b"x" * 100):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"best\.safetensors: not a complete safetensors file"):
+            load_checkpoint(path)
+    path.write_bytes(safetensors.save({"a": torch.zeros(2)}))  # of another program
+    with pytest.raises(UserError, match="not a maskseg checkpoint of format 1"):
+        load_checkpoint(path)
+    path.write_bytes(safetensors.save({"a": torch.zeros(2)}, {"maskseg": "{"}))
+    with pytest.raises(UserError, match="the header is damaged"):
+        load_checkpoint(path)
+
+
+def test_safetensors_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(b"")
+    needs = r"best\.safetensors needs the library safetensors: pip install -e '\.\[safetensors\]'"
+    with pytest.raises(UserError, match=needs):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match=needs):
+        save_checkpoint(path, make_checkpoint(30))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_latest_names_a_run_folder(tmp_path: Path, as_file: bool) -> None:
+    run = tmp_path / "2026-11-28"
+    run.mkdir()
+    (run / "last.pt").write_bytes(b"")
+    latest = tmp_path / "latest"
+    if as_file:
+        latest.write_text("2026-11-28\n")
+    else:
+        latest.symlink_to("2026-11-28")
+    assert follow_latest(latest) == run
+    assert checkpoint_path(latest) == run / "last.pt"
+    (run / "best.pt").write_bytes(b"")
+    assert checkpoint_path(latest) == run / "best.pt"
+    latest.unlink()
+    for text in ("absent", "../../etc", "", "x" * 5000):
+        latest.write_text(text)
+        assert follow_latest(latest) == latest

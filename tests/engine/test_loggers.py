@@ -1,4 +1,4 @@
-"""Loggers: names, files that a resumed run continues, and services, which stand-ins replace here."""
+"""Loggers: names, files that a resumed run continues, and services by stand-ins."""
 
 from __future__ import annotations
 

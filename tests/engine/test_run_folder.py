@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -14,8 +15,15 @@ import torch
 from made.states import build_state
 
 import maskseg
-from maskseg.engine.checkpoint import save_checkpoint
-from maskseg.engine.run_folder import choose, git_revision, make_folder, record
+from maskseg.engine.checkpoint import follow_latest, save_checkpoint
+from maskseg.engine.run_folder import (
+    choose,
+    find_config_text,
+    git_revision,
+    make_folder,
+    point_latest,
+    record,
+)
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 
@@ -159,3 +167,120 @@ def test_a_damaged_record_of_starts_is_replaced(tmp_path: Path, content: bytes) 
     (tmp_path / "environment.json").write_bytes(content)
     record(tmp_path, torch.device("cpu"), 1, 0)
     assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
+
+
+def start(home: Path, run_dir: str | None = None, resume: str | None = None) -> Path:
+    """Make the folder of a run of the experiment x."""
+    folder = choose("x", run_dir, Trainer(max_steps=1, resume=resume))
+    try:
+        return home / folder.make()
+    finally:
+        folder.close()
+
+
+def test_latest_is_the_run_that_was_started_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    latest = tmp_path / "runs" / "x" / "latest"
+    first = start(tmp_path)
+    assert latest.readlink() == Path(first.name)  # relative: the folders can be moved together
+    second = start(tmp_path)
+    assert latest.resolve() == second
+    assert sorted(p.name for p in latest.parent.iterdir()) == sorted(
+        [first.name, second.name, "latest"]
+    )
+    # a resumed run is the latest; one elsewhere has no link
+    save_checkpoint(first / "last.pt", build_state().checkpoint())
+    assert start(tmp_path, resume=str(first)) == first
+    assert latest.resolve() == first
+    start(tmp_path, run_dir="elsewhere")
+    assert latest.resolve() == first
+    assert not (tmp_path / "latest").exists()
+    # `latest` itself is resumed in the folder that it names now
+    assert start(tmp_path, resume="runs/x/latest") == first
+    assert start(tmp_path, resume="runs/x/latest/last.pt") == first
+    assert latest.readlink() == Path(first.name)
+    assert start(tmp_path, resume="auto") == first
+
+
+def test_latest_on_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError("links are not supported")
+
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    latest = tmp_path / "runs" / "x" / "latest"
+    for _ in range(2):
+        run = start(tmp_path)
+        assert latest.read_text() == f"{run.name}\n"
+        assert follow_latest(latest) == run
+    assert len(list(latest.parent.iterdir())) == 3  # no temporary file is left
+
+
+def test_what_a_user_keeps_under_the_name_latest_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    latest = tmp_path / "runs" / "x" / "latest"
+    latest.mkdir(parents=True)
+    (latest / "notes.txt").write_text("mine")
+    start(tmp_path)
+    assert (latest / "notes.txt").read_text() == "mine"
+    (latest / "notes.txt").unlink()
+    latest.rmdir()
+    latest.write_text("my notes")
+    start(tmp_path)
+    assert latest.read_text() == "my notes"
+
+
+def test_runs_that_start_at_once_leave_one_link(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "runs"
+    names = [f"run{i}" for i in range(8)]
+    for name in names:
+        (home / name).mkdir(parents=True)
+    errors: list[BaseException] = []
+
+    def point(name: str, process: int) -> None:
+        try:
+            for _ in range(20):
+                point_latest(home, name, process)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=point, args=(n, i)) for i, n in enumerate(names)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        link = home / "latest"
+        assert not link.is_symlink() or link.resolve().name in names
+    assert errors == []
+    assert (home / "latest").resolve().name in names
+    assert sorted(p.name for p in home.iterdir()) == sorted([*names, "latest"])
+
+
+def test_the_config_of_the_run_that_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config_text("auto", None) is None
+    assert find_config_text("absent", None) is None
+    for number, name in enumerate(("old", "new")):
+        folder = Path("runs") / f"experiment {name}" / "time"
+        folder.mkdir(parents=True)
+        save_checkpoint(
+            folder / "last.pt", {**build_state().checkpoint(), "config": f"name: {name}"}
+        )
+        os.utime(folder, (number, number))
+    old = Path("runs/experiment old/time")
+    new = Path("runs/experiment new/time")
+    assert find_config_text("auto", None) == ("name: new", new)
+    assert find_config_text("auto", str(old)) == ("name: old", old)
+    assert find_config_text(str(old), None) == ("name: old", old)
+    assert find_config_text(str(old / "last.pt"), None) == ("name: old", old)
+    (new / "last.pt").rename(new / "step_0000002.pt")
+    (new / "last.pt").write_bytes(b"half")
+    assert find_config_text(str(new), None) == ("name: new", new)

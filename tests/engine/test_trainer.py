@@ -183,6 +183,12 @@ def test_best_and_last(scenes: Path, tmp_path: Path) -> None:
     best = load_checkpoint(tmp_path / "best.pt")
     last = load_checkpoint(tmp_path / "last.pt")
     assert (best["step"], best["best"], best["metrics"]["segm/AP"]) == (2, 0.5, 0.5)
+    assert set(best) == {"format", "model", "step", "best", "metrics", "config", "categories"}
+    size = (tmp_path / "best.pt").stat().st_size
+    # The optimizer has one value of momentum for each weight.
+    assert size < 0.6 * (tmp_path / "last.pt").stat().st_size
+    with pytest.raises(UserError, match=r"best\.pt: the checkpoint has no state of an optimizer"):
+        check_training_state(best, tmp_path / "best.pt")
     assert (last["step"], last["best"]) == (4, 0.5)
     assert [line["segm/AP"] for line in log(tmp_path, "val")] == [0.2, 0.5, 0.4, 0.5]
     resumed = Run(run.source, tmp_path, evaluate_every=1, steps=6)
@@ -444,6 +450,7 @@ def test_a_checkpoint_of_weights_cannot_be_resumed(scenes: Path, tmp_path: Path)
     run = Run(make_source(scenes), tmp_path)
     with pytest.raises(
         UserError,
-        match=r"a\.pt: the checkpoint contains only weights .* only started from by trainer\.init",
+        match=r"a\.pt: the checkpoint has no state of an optimizer .*: trainer\.resume takes the "
+        r"run folder or its last\.pt; trainer\.init=\.\.\. starts a new run from these weights$",
     ):
         check_training_state({"model": run.model.state_dict(), "step": 0}, "a.pt")

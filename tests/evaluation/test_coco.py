@@ -18,6 +18,7 @@ from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.evaluation.coco_entries import row_entries
 from maskseg.evaluation.coco_results import detection_rows, to_original, write_results
+from maskseg.evaluation.table import metrics_table, summary_table
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.masks.predicted import MaskGrids
 from maskseg.structures import Batch, Categories, Outputs, Regions
@@ -399,6 +400,34 @@ def test_table():
     assert "class 4                    1.000   1.000" in text
     assert "a class with a rather l…" in text
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_a_table_of_many_classes_is_sorted_and_cut() -> None:
+    names = [f"class {i}" for i in range(1203)]
+    per_class = {
+        "bbox": dict.fromkeys(names, 0.5),
+        "segm": {name: (i + 1) / 2000 if i < 900 else -1.0 for i, name in enumerate(names)},
+    }
+    metrics = {"bbox/AP": 0.5, "segm/AP": 0.225, "segm/F1": 0.4, "segm/best_threshold": 0.65}
+    text = summary_table(metrics, per_class, rest="runs/x/per_class.csv")
+    lines = text.splitlines()
+    assert len(lines) < 16
+    assert max(map(len, lines)) <= 110
+    assert lines[0].split() == ["AP", "F1", "at", "score"]
+    assert lines[2].split() == ["segm", "0.225", "0.400", "0.650"]
+    assert "class 899           0.500   0.450" in text  # the highest
+    assert "class 0             0.500   0.001" in text  # the lowest that is defined
+    assert "class 500" not in text
+    assert "class 1000" not in text
+    assert lines[-1] == "and 1179 more classes: runs/x/per_class.csv has all"
+    few = {kind: dict(list(values.items())[:24]) for kind, values in per_class.items()}
+    shown = summary_table(metrics, few, rest="runs/x/per_class.csv")
+    assert all(f"class {i} " in shown for i in range(24))
+    assert "more classes" not in shown
+    assert "class 1000 " in metrics_table(
+        {"bbox/AP": 0.5, "segm/AP": 0.2}, per_class
+    )  # nothing cut
+    assert summary_table({"loss": 1.0, "semantic/mIoU": 0.25}, {}) == "semantic: mIoU 0.250"
 
 
 # Detections of a model: from the padded batch to the original images.

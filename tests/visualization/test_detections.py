@@ -1,12 +1,11 @@
 """Images of detections: colors at known pixels, sizes, labels that do not overlap, odd images."""
 
-import itertools
-
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from maskseg.visualization import detections, layout
+from maskseg.visualization.colours import class_colour, instance_colour
 from maskseg.visualization.detections import draw_detections
 
 GREY = np.full((480, 640, 3), 90, dtype=np.uint8)
@@ -130,14 +129,28 @@ def test_invalid_arguments():
         draw_detections(GREY, [[0, 0, 5, 5]], [0], [1.0], np.ones((1, 5, 5), bool), ["a"])
 
 
-def test_neighbours_differ_and_a_class_keeps_its_colour():
-    # A row of adjacent boxes.
-    boxes = np.array([[10 + 30 * i, 10, 42 + 30 * i, 60] for i in range(8)], dtype=float)
-    colours = detections._assign_colours(boxes, [3] * 8)
-    assert all(a != b for a, b in itertools.pairwise(colours))
-    apart = np.array([[100 * i, 10, 100 * i + 20, 60] for i in range(5)], dtype=float)
-    assert set(detections._assign_colours(apart, [3] * 5)) == {layout.PALETTE[3]}
-    assert detections._assign_colours(np.zeros((0, 4)), []) == []
+def frame_colours(boxes, labels):
+    """The color of the frame of each box, at the middle of its lower side."""
+    boxes = np.array(boxes)
+    image = draw_detections(GREY, boxes, labels, None, None, ["a", "b", "c", "d"])
+    x = ((boxes[:, 0] + boxes[:, 2]) / 2).astype(int)
+    return [
+        tuple(image[y - 1, x].tolist()) for x, y in zip(x, boxes[:, 3].astype(int), strict=True)
+    ]
+
+
+def test_a_colour_is_a_class_whatever_stands_beside_it():
+    boxes = [[10 + 60 * i, 100, 50 + 60 * i, 200] for i in range(4)]
+    assert frame_colours(boxes, [3, 1, 0, 2]) == [class_colour(k) for k in (3, 1, 0, 2)]
+    crowded = [[100 + 3 * i, 100 + 3 * i, 200 + 3 * i, 200 + 3 * i] for i in range(4)]
+    assert set(frame_colours(crowded, [3, 1, 0, 2])) == {class_colour(k) for k in range(4)}
+
+
+def test_objects_of_one_class_differ_in_lightness():
+    boxes = [[10 + 60 * i, 100, 50 + 60 * i, 200] for i in range(5)]
+    colours = frame_colours(boxes, [3] * 5)
+    assert len(set(colours)) == 5
+    assert set(colours) == {instance_colour(3, shade) for shade in range(5)}
 
 
 def test_labels_stay_inside_and_do_not_overlap(monkeypatch):

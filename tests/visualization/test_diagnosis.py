@@ -12,6 +12,7 @@ from maskseg.evaluation.diagnosis import diagnose, worst
 from maskseg.structures import Categories
 from maskseg.visualization import detections, layout
 from maskseg.visualization import diagnosis as diagnosis_images
+from maskseg.visualization.colours import class_colour
 from maskseg.visualization.diagnosis import (
     draw_confusion,
     draw_pr_curves,
@@ -25,7 +26,7 @@ CAT, DOG = 3, 7
 HEIGHT = 360
 WIDTH = 720  # the size that images are scaled to: not resized
 GREY = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
-COLOURS = {outcome: colour for outcome, (colour, _) in diagnosis_images._MARKS.items()}
+COLOURS = {CAT: class_colour(0), DOG: class_colour(1), None: diagnosis_images._GREY}
 
 
 def shape(x, y, w, h):
@@ -93,24 +94,29 @@ def label_texts(monkeypatch, *arguments):
     return sides
 
 
-def has(picture, outcome):
-    return (picture == COLOURS[outcome]).all(axis=2)
+def has(picture, category):
+    """Where a picture has the color of a class; None: that of what is right."""
+    return (picture == COLOURS[category]).all(axis=2)
 
 
 def test_colours_and_positions_of_outcomes():
+    """A color is a class; what is right is gray, what is missed has a dashed frame."""
     left, right = sides(draw_worst(GREY, one(), ANIMALS, "a.jpg"))
-    assert has(left, "correct")[60, 50:130].all()  # thin: only the first row of the box
-    assert not has(left, "correct")[61, 51:129].any()
-    assert has(right, "correct")[60, 50:130].all()
+    assert has(left, None)[60, 50:130].all()  # thin: only the first row of the box
+    assert not has(left, None)[61, 51:129].any()
+    assert has(right, None)[60, 50:130].all()
+    # a cat that is taken for a dog; the frame is thick, outside the box
+    assert has(left, CAT)[57:60, 250:330].all()
+    assert has(right, DOG)[57:60, 250:330].all()
     for side in (left, right):
-        assert has(side, "wrong class")[57:60, 250:330].all()  # thick, outside the box
-        assert has(side, "bad mask")[57:60, 450:530].all()
+        assert has(side, DOG)[57:60, 450:530].all()  # the bad mask
         np.testing.assert_array_equal(side[90, 90], [90, 90, 90])  # correct objects are not filled
-    assert has(left, "missed")[217:220, 50:130].all()
-    assert has(right, "false")[217:220, 600:680].all()
-    assert not has(right, "missed").any()
-    assert not has(left, "false").any()
-    expected = 90 + detections._FILL * (np.array(COLOURS["bad mask"]) - 90.0)
+    missed = has(left, DOG)[218, 46:134]
+    assert 0.4 < missed.mean() < 0.7  # dashes
+    assert (right[210:310, 40:140] == 90).all()
+    assert has(right, CAT)[217:220, 600:680].all()  # the false detection
+    assert (left[210:310, 590:690] == 90).all()
+    expected = 90 + detections._FILL * (np.array(COLOURS[DOG]) - 90.0)
     # The predicted mask ends at y = 84, the true one at 140.
     np.testing.assert_allclose(right[75, 490], expected, atol=1)
     np.testing.assert_allclose(left[120, 490], expected, atol=1)
@@ -140,8 +146,8 @@ def test_many_errors_of_the_only_class_are_labelled_by_scores(monkeypatch, count
 def test_tiny_objects_are_visible():
     left, _ = sides(draw_worst(GREY, one([truth(CAT, 300, 300, 1, 1, mask=False)], []), ANIMALS))
     # The last row of the frame of 9 pixels around it, below its label.
-    assert has(left, "missed")[303, 296:305].all()
-    assert not has(left, "missed")[303, [295, 305]].any()
+    assert has(left, CAT)[303, 296:305].all()
+    assert not has(left, CAT)[303, [295, 305]].any()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +185,8 @@ def test_boxes_without_masks_boxes_outside_and_no_errors():
     truths = [truth(CAT, 700, 350, 90, 90, mask=False)]
     rows = [row(DOG, -50, -50, 90, 90, 0.9, mask=False)]
     left, right = sides(draw_worst(GREY, one(truths, rows), ANIMALS))
-    assert has(left, "missed").any()
-    assert has(right, "false").any()
+    assert has(left, CAT).any()
+    assert has(right, DOG).any()
     left, right = sides(draw_worst(GREY, one([], []), ANIMALS))
     assert (left == 90).all()
     assert (right == 90).all()
@@ -225,8 +231,8 @@ def test_legend_is_on_top(tmp_path):
     assert loaded == [d.image_id for d in diagnoses[:20]]
     assert sheet.shape[1] == 2 * (2 * WIDTH + 3 * layout.GAP) + 3 * layout.GAP
     assert sheet.shape[0] > 10 * HEIGHT
-    for outcome in COLOURS:
-        assert has(sheet[:60], outcome).sum() > 300
+    assert has(sheet[:60], CAT).sum() > 300
+    assert not has(sheet[:60], DOG).any()  # the legend has the classes that are drawn
 
 
 def test_legend_of_one_narrow_image_has_several_lines():
@@ -234,14 +240,41 @@ def test_legend_of_one_narrow_image_has_several_lines():
     sheet = draw_worst_images(
         [one([truth(CAT, 5, 5, 20, 20, mask=False)], [])], ANIMALS, lambda _: narrow
     )
-    rows = [np.flatnonzero(has(sheet[:200], outcome).sum(axis=1) > 15) for outcome in COLOURS]
-    assert all(len(r) for r in rows)
-    assert rows[0].max() < rows[-1].min()
+    dark = np.flatnonzero((sheet[:240, :, 0] < 100).any(axis=1))
+    lines = 1 + int((np.diff(dark) > 4).sum())
+    assert has(sheet[:60], CAT).sum() > 200
+    assert lines >= 4
+    assert (sheet[:240, -4:] == 255).all()  # nothing is truncated
 
 
-def test_no_image_with_an_error():
-    sheet = draw_worst_images([], ANIMALS, lambda _: GREY)
-    assert all(has(sheet, outcome).any() for outcome in COLOURS)
+def test_the_legend_names_at_most_24_classes_and_the_number_of_the_others(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        diagnosis_images,
+        "add_heading",
+        lambda heading, image, size, add=diagnosis_images.add_heading: (
+            texts.append([entry.text for entry in heading]),
+            add(heading, image, size),
+        )[1],
+    )
+    count = 1203
+    many = Categories(tuple(f"class {i}" for i in range(count)), tuple(range(1, count + 1)))
+    truths = [
+        truth(1 + i, 4 * (i % 170), 10 + 40 * (i // 170), 3, 3, mask=False) for i in range(count)
+    ]
+    draw_worst_images([one(truths, [], many)], many, lambda _: GREY)
+    legend = texts[-1]
+    assert legend[:24] == [f"class {i}" for i in range(24)]
+    assert legend[24] == "and 1,179 more classes"
+
+
+def test_no_image_with_an_error(monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        diagnosis_images, "add_heading", lambda heading, image, _: (texts.extend(heading), image)[1]
+    )
+    draw_worst_images([], ANIMALS, lambda _: GREY)
+    assert texts[-1].text == "no image has an error"
 
 
 def curve(height, reach):

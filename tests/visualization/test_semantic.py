@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from maskseg.errors import UserError
 from maskseg.visualization import layout, segments, semantic
+from maskseg.visualization.colours import class_colours
 from maskseg.visualization.semantic import (
-    class_colours,
     draw_semantic,
     draw_semantic_confusion,
     semantic_sheet,
