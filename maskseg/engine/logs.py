@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from maskseg.engine.loggers import (
-    DEFAULT_LOGGERS,
     LoggedRun,
     Logger,
     class_scalars,
@@ -67,7 +66,7 @@ class RunLog:
         max_steps: int,
         config: str,
         last_eval_step: int | None = None,
-        loggers: Sequence[str] = DEFAULT_LOGGERS,
+        loggers: Sequence[str] = ("tensorboard",),
     ) -> None:
         self.max_steps = max_steps
         self.start_step = start_step

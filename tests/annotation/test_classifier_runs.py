@@ -60,7 +60,7 @@ def test_a_training_scores_images(at_home: Path) -> None:
     assert set(metrics) == {"step", "kind", "classification/mAP", "loss", "loss/image_class"}
     assert 0 < metrics["classification/mAP"] <= 1
     files = {path.name for path in (at_home / "run").iterdir()}
-    assert {"best.pt", "cam.png", "results.png", "train_batch.png"} <= files
+    assert {"best.pt", "cam.png", "results.png", "train_batch_1.png"} <= files
     assert {"pr_curves.png", "validation.png", "worst.png"}.isdisjoint(files)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from maskseg import config as configs
 from maskseg.commands.evaluate import evaluate
-from maskseg.commands.train import train
+from maskseg.commands.train import compose_training, train
 from maskseg.engine.checkpoint import load_checkpoint
 from maskseg.errors import UserError
 
@@ -96,6 +96,84 @@ def test_a_changed_data_file_is_refused_unless_allowed(
     assert "resumed with trainer.log_every: 1 -> 2" in lines
     (warning,) = [line for line in lines if line.startswith("warning: resumed with other")]
     assert warning.endswith(": trainer.max_steps: 1 -> 2")
+
+
+def test_the_folder_of_a_run_is_all_that_a_resume_needs(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config is the run's own; keys of the command line change it, and are reported."""
+    reports: list[str] = []
+    config = compose_training([f"trainer.resume={home}/run"], reports.append)
+    assert reports == [
+        f"the config is that of {home}/run (scenes_r18), with the keys of the command line"
+    ]
+    text = load_checkpoint(home / "run" / "last.pt")["config"]
+    differences = configs.config_differences(config, text)
+    # the classes are read from the data again
+    assert {line.partition(":")[0] for line in differences} <= {
+        *("data.num_classes", "data.num_things", "data.point_ranges")
+    }
+    assert (config.trainer.max_steps, config.model.classifier.mlp.width) == (1, 16)
+    assert config.data.train_json == f"{home}/first.json"
+    capsys.readouterr()
+    keys = ["trainer.max_steps=2", "data.timeout=77", f"run_dir={home}/resumed"]
+    run = train(compose_training([f"trainer.resume={home}/run", *keys]))
+    assert run == home / "resumed"
+    assert load_checkpoint(run / "last.pt")["step"] == 2
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: resumed with other")]
+    assert warning.endswith(": trainer.max_steps: 1 -> 2")
+    assert any(line.startswith("resumed with data.timeout: ") for line in lines)
+    assert not any("num_classes" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("swapped", "the classes of the data are not those of the checkpoint: 'cat' had id 1"),
+        ("edited", "has changed since the checkpoint was saved; trainer.resume_changed_data=true"),
+    ],
+)
+def test_other_data_or_classes_are_refused_without_other_words(
+    home: Path, data: str, message: str
+) -> None:
+    keys = [f"trainer.resume={home}/run", f"data.train_json={home}/{data}.json"]
+    with pytest.raises(UserError) as raised:
+        train(compose_training(keys))
+    assert message in str(raised.value)
+    assert load_checkpoint(home / "run" / "last.pt")["step"] == 1
+
+
+def test_a_resume_of_another_model_or_a_wrong_key(home: Path) -> None:
+    own = [f"trainer.resume={home}/run"]
+    with pytest.raises(UserError, match=r"did you mean 'trainer\.max_steps'"):
+        compose_training([*own, "trainer.max_step=3"])
+    with pytest.raises(UserError, match=r"batch_size='many': expected a whole number"):
+        compose_training([*own, "batch_size=many"])
+    # a choice of groups is a whole config, as for a new run
+    chosen = compose_training(["experiment=nuclei_r18", *own])
+    assert chosen.name == "nuclei_r18"
+    assert chosen.trainer.resume == f"{home}/run"
+
+
+def test_auto_alone_is_the_newest_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = home / "cwd" / "runs" / "any_experiment"
+    runs.mkdir(parents=True)
+    (runs / "time").symlink_to(home / "run")
+    monkeypatch.chdir(home / "cwd")
+    assert compose_training(["trainer.resume=auto"]).name == "scenes_r18"
+    assert compose_training(["trainer.resume=auto"]).run_dir is None  # links are no runs
+    (runs / "time").unlink()
+    (runs / "time").mkdir()
+    (runs / "time" / "last.pt").write_bytes((home / "run" / "last.pt").read_bytes())
+    config = compose_training(["trainer.resume=auto"])
+    assert config.run_dir == "runs/any_experiment/time"
+    assert config.data.train_json == f"{home}/first.json"
+    other = compose_training(["trainer.resume=auto", "trainer.max_steps=7"])
+    assert (other.run_dir, other.data.train_json) == (None, "datasets/scenes/train.json")
+    named = ["trainer.resume=auto", "trainer.max_steps=7", "run_dir=runs/any_experiment/time"]
+    config = compose_training(named)
+    assert (config.trainer.max_steps, config.data.train_json) == (7, f"{home}/first.json")
 
 
 def test_initial_weights_follow_the_names_of_classes(

@@ -83,10 +83,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_what_it_should(home: Path) -> None:
     found = {p.name for p in (home / "run").iterdir()}
     pictures = {
-        "train_batch.png",
+        "labels.png",
+        "train_batch_1.png",
+        "train_batch_2.png",
+        "train_batch_3.png",
         "results.png",
         "validation.png",
         "pr_curves.png",
+        "confidence.png",
         "confusion.png",
         "worst.png",
     }
@@ -97,6 +101,8 @@ def test_a_run_leaves_what_it_should(home: Path) -> None:
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "per_class.csv",
+        "results.csv",
         "tensorboard",
         *pictures,
     }
@@ -104,11 +110,13 @@ def test_a_run_leaves_what_it_should(home: Path) -> None:
         assert min(Image.open(home / "run" / name).size) > 100, name
     events = EventAccumulator(str(home / "run" / "tensorboard"))
     events.Reload()
-    assert {"validation", "pr_curves", "confusion", "worst"} == set(events.Tags()["images"])
+    images = {"validation", "pr_curves", "confidence", "confusion", "worst"}
+    assert images == set(events.Tags()["images"])
     assert {
         "train/loss/mask",
         "train/grad_norm",
-        "train/memory_gb",
+        "sys/memory_gb",
+        "lr/learning_rate",
         "val/segm/AP75",
         "val/loss/mask",
     } <= set(events.Tags()["scalars"])
@@ -126,11 +134,19 @@ def test_a_run_leaves_what_it_should(home: Path) -> None:
         "figure",
     ]
     assert steps(home / "run") == [1, 2, 3, 4]
+    table = (home / "run" / "per_class.csv").read_text().splitlines()
+    assert table[0] == "step,class,objects,bbox/AP,segm/AP"
+    assert [row.split(",")[:2] for row in table[1:]] == [
+        ["4", name] for name in checkpoint["categories"]["names"]
+    ]
+    best, last = (home / "run" / f"{name}.pt" for name in ("best", "last"))
+    assert best.stat().st_size < 0.4 * last.stat().st_size  # AdamW has two moments a weight
+    assert "optimizer" not in load_checkpoint(best)
     assert "${" not in (home / "run" / "config.yaml").read_text()
     assert "num_classes: 8" in (home / "run" / "config.yaml").read_text()
     assert Image.open(home / "run" / "results.png").size[0] > 300
     said = (home / "said.txt").read_text()
-    for part in ("8 classes, 8 images", "step 4/4  loss", "AP50", "run folder: run"):
+    for part in ("8 classes, 8 images", "step 4/4  loss", "AP50", "AP by class", "run folder: run"):
         assert part in said
     # nothing else was written
     assert {p.name for p in home.iterdir()} >= {"run", "scenes", "said.txt"}
@@ -157,14 +173,16 @@ def test_runs_without_a_name_get_folders_of_their_own(
     words = [*SMALL, *MASKS, *SCENES, "trainer.max_steps=1", "data.val_json=null"]
     for _ in range(2):
         assert here("train", *words).code == 0
-    runs = sorted((tmp_path / "runs" / "scenes_r18").iterdir())
+    latest = tmp_path / "runs" / "scenes_r18" / "latest"
+    runs = sorted(path for path in latest.parent.iterdir() if path != latest)
     assert len(runs) == 2
+    assert latest.resolve() == runs[1].resolve()
     assert all(steps(run) == [1] for run in runs)
     # auto goes on with the newest
     said = here("train", *words, "trainer.max_steps=2", "trainer.resume=auto")
     assert said.code == 0
     assert sorted(map(len, map(steps, runs))) == [1, 2]
-    assert len(list((tmp_path / "runs" / "scenes_r18").iterdir())) == 2
+    assert len(list(latest.parent.iterdir())) == 3
 
 
 def test_auto_goes_on_and_ends_where_one_run_would(at_home: Path, tmp_path: Path) -> None:
@@ -218,7 +236,8 @@ def test_auto_starts_where_nothing_was_saved_yet(tmp_path: Path) -> None:
 def test_auto_falls_back_from_a_damaged_checkpoint(at_home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "best.pt").write_bytes((at_home / "run" / "best.pt").read_bytes())
+    whole = (at_home / "run" / "last.pt").read_bytes()
+    (run / "step_0000004.pt").write_bytes(whole)
     (run / "last.pt").write_bytes(b"half")
     said = here(
         "train",
@@ -234,11 +253,13 @@ def test_auto_falls_back_from_a_damaged_checkpoint(at_home: Path, tmp_path: Path
     assert "warning: " in said.out
     assert "last.pt" in said.out
     assert load_checkpoint(run / "last.pt")["step"] == 5
+    for file in run.glob("step_*.pt"):
+        file.unlink()
     (run / "last.pt").write_bytes(b"half")
-    (run / "best.pt").unlink()
+    (run / "best.pt").write_bytes((at_home / "run" / "best.pt").read_bytes())
     assert_refused(
         here("train", *SMALL, *MASKS, *SCENES, f"trainer.resume={run}"),
-        "no checkpoint there can be loaded",
+        "no checkpoint there can be resumed; best.pt has no state of an optimizer: trainer.init=",
     )
 
 
@@ -312,7 +333,7 @@ def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
         "model.classifier.score_threshold=0.0",
     )
     assert said.code == 0, said
-    pictures = ["confusion.png", "pr_curves.png", "validation.png", "worst.png"]
+    pictures = ["confidence.png", "confusion.png", "pr_curves.png", "validation.png", "worst.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         ["detections.json", "metrics.json", "per_class.json", *pictures]
     )

@@ -569,7 +569,7 @@ def test_a_checkpoint_does_not_set_keys_of_a_tool() -> None:
         assert all(OmegaConf.is_missing(config, key) for key in keys)
     config = configs.from_checkpoint(text, [], "predict")
     assert config.output is None
-    assert config.min_score == 0.5
+    assert config.min_score is None
     assert "fit" not in config
 
 

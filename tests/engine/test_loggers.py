@@ -111,7 +111,7 @@ def test_a_killed_and_resumed_run_has_no_step_twice(tmp_path: Path, last_eval_st
         log.log_classes(step, {"segm": {"cat": step / 10}}, {"cat": step})
         log.log_image("worst", IMAGE, step)
 
-    killed = RunLog(tmp_path, 0, 8, CONFIG)
+    killed = RunLog(tmp_path, 0, 8, CONFIG, loggers=loggers.DEFAULT_LOGGERS)
     go(killed, 1, 6)
     for logger in killed.loggers.values():
         if isinstance(logger, loggers.TensorBoardLogger):
@@ -120,7 +120,7 @@ def test_a_killed_and_resumed_run_has_no_step_twice(tmp_path: Path, last_eval_st
         file.write("7,0.1")  # a row that a power failure has cut
     with (tmp_path / "per_class.csv").open("a") as file:
         file.write("6,ca")
-    with RunLog(tmp_path, 4, 8, CONFIG, last_eval_step) as log:
+    with RunLog(tmp_path, 4, 8, CONFIG, last_eval_step, loggers.DEFAULT_LOGGERS) as log:
         if last_eval_step < 4:
             evaluate(log, 4)
         go(log, 5, 8)
