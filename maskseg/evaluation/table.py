@@ -68,23 +68,28 @@ def summary_table(
         group, slash, name = key.partition("/")
         if slash and group != "loss":
             groups.setdefault(group, {})[name] = value
-    rows = {group: values for group, values in groups.items() if "AP" in values}
-    columns = [name for name in _SUMMARY if any(name in values for values in rows.values())]
-    heads = [_HEADS.get(name, name) for name in columns]
-    lines = []
-    if rows:
-        lines.append(" " * 10 + "".join(f"{head:>{_column(head)}}" for head in heads))
-    for group, values in rows.items():
-        cells = [format_number(values.get(name, -1.0)) for name in columns]
-        aligned = (f"{c:>{_column(head)}}" for c, head in zip(cells, heads, strict=True))
-        lines.append(f"{group:<10}" + "".join(aligned))
+    lines = _summary_rows({group: values for group, values in groups.items() if "AP" in values})
     for group, values in groups.items():
-        if group not in rows:
+        if "AP" not in values:
             texts = (f"{name} {format_number(value)}" for name, value in values.items())
             lines.append(f"{group}: {'  '.join(texts)}")
     if per_class:
         lines += class_lines(per_class, width, rest)
     return "\n".join(lines)
+
+
+def _summary_rows(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line of heads and one line per IoU type; [] without any."""
+    columns = [name for name in _SUMMARY if any(name in values for values in rows.values())]
+    if not columns:
+        return []
+    heads = [_HEADS.get(name, name) for name in columns]
+    lines = [" " * 10 + "".join(f"{head:>{_column(head)}}" for head in heads)]
+    for group, values in rows.items():
+        cells = [format_number(values.get(name, -1.0)) for name in columns]
+        aligned = (f"{c:>{_column(head)}}" for c, head in zip(cells, heads, strict=True))
+        lines.append(f"{group:<10}" + "".join(aligned))
+    return lines
 
 
 def _column(head: str) -> int:

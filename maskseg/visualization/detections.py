@@ -81,10 +81,7 @@ def draw_detections(
     height, width = image.shape[:2]
     factor = min(8, max(1, math.ceil(MIN_READABLE_SIDE / max(height, width))))
     canvas = enlarge(image, factor)
-    shades = assign_shades(corners[drawn], [classes[i] for i in drawn])
-    colours = {}
-    for i, shade in zip(drawn.tolist(), shades, strict=True):
-        colours[i] = instance_colour(classes[i], shade)
+    colours = _assign_colours(corners, classes, drawn)
     areas = {i: pixel_area(corners[i], factor, canvas) for i in drawn.tolist()}
     if masks is not None:
         _paint_masks(canvas, masks, areas, colours, factor)
@@ -134,6 +131,17 @@ def line_width(area: Area, canvas: RGBImage) -> int:
     longest = int(max(canvas.shape[:2]))
     shorter_side = min(area.x1 - area.x0, area.y1 - area.y0)
     return max(1, min(round(longest / 350), shorter_side // 16))
+
+
+def _assign_colours(
+    boxes: NDArray[np.float64], classes: Sequence[int], drawn: NDArray[np.int64]
+) -> dict[int, Colour]:
+    """The colors of the objects that are drawn, by index."""
+    shades = assign_shades(boxes[drawn], [classes[i] for i in drawn])
+    return {
+        i: instance_colour(classes[i], shade)
+        for i, shade in zip(drawn.tolist(), shades, strict=True)
+    }
 
 
 def _paint_masks(

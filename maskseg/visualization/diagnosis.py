@@ -460,9 +460,11 @@ def _entries(findings: Sequence[Finding], side: str, categories: Categories) -> 
             entries.append(_Entry(row, finding.outcome, colour, texts))
     num_errors = sum(entry.outcome != CORRECT for entry in entries)
     if len(names) == 1 and num_errors > _MAX_NAMED_ERRORS:
-        return [
-            entry._replace(texts=entry.texts[-1:] if side == "row" else []) for entry in entries
-        ]
+        shortened = []
+        for row, outcome, colour, texts in entries:
+            shown = texts[-1:] if side == "row" else []
+            shortened.append(_Entry(row, outcome, colour, shown))
+        return shortened
     return entries
 
 
