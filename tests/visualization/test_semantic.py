@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from maskseg.errors import UserError
 from maskseg.visualization import layout, segments, semantic
-from maskseg.visualization.colours import class_colours
+from maskseg.visualization.colours import class_colours, to_oklab
 from maskseg.visualization.semantic import (
     draw_semantic,
     draw_semantic_confusion,
@@ -68,7 +68,7 @@ def test_colours_depend_only_on_the_label():
 
 def test_40_colours_are_distinguishable():
     def min_distance(colours):
-        points = semantic._oklab(colours)
+        points = to_oklab(colours)
         return (np.linalg.norm(points[:, None] - points, axis=2) + 9 * np.eye(len(points))).min()
 
     # The hues that follow the palette for segments are less distinct.
@@ -79,7 +79,7 @@ def test_40_colours_are_distinguishable():
 
 def test_oklab_literals():
     # The published values (lightness, a, b) of white, red and blue.
-    oklab = semantic._oklab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]]))
+    oklab = to_oklab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255], [0, 0, 0]]))
     expected = [[1, 0, 0], [0.628, 0.225, 0.126], [0.452, -0.032, -0.312], [0, 0, 0]]
     np.testing.assert_allclose(oklab, expected, atol=1.5e-3)
 
