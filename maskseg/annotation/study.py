@@ -20,12 +20,12 @@ from maskseg.annotation.metrics import (
     confusion_counts,
 )
 from maskseg.annotation.pictures import plot_thresholds
-from maskseg.annotation.polygons import mask_to_polygons
 from maskseg.annotation.techniques import CAM_TECHNIQUES, Technique
 from maskseg.annotation.write import MaskProvenance, ProposedMask
 from maskseg.errors import warn_if_not_drawn
 from maskseg.files import write_json
 from maskseg.masks.base import encode_rle
+from maskseg.masks.polygons import coco_polygons
 
 NO_CLASSIFIER = (
     "needs weights: checkpoint=RUN of tools/train.py experiment=classify_..., "
@@ -73,7 +73,7 @@ class ProposeMasks:
                 {
                     "id": request.id,
                     "label": request.label,
-                    "segmentation": mask_to_polygons(result.mask) if self.as_polygons else rle,
+                    "segmentation": coco_polygons(result.mask) if self.as_polygons else rle,
                     "area": int(result.mask.sum()),
                     "bbox": box,
                     "mask_by": self._provenance(score, result.fallback_reason),

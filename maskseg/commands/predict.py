@@ -30,17 +30,11 @@ from maskseg import config as configs
 from maskseg.config.restore import build_predictor, checkpoint_argument, trained_model
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError, join_lines, warn_if_not_drawn
-from maskseg.evaluation.coco_results import Row, detection_rows, segment_rows, write_results
+from maskseg.evaluation.coco_results import Row, write_results
 from maskseg.files import write_json
 from maskseg.files.outputs import check_no_run, check_outputs, find_free_name, make_unique
-from maskseg.inference.image_folder import (
-    category_id_map,
-    detection_overlay,
-    image_files,
-    segment_overlay,
-    semantic_overlay,
-)
-from maskseg.inference.predictor import Predictor, original_classes, original_segments
+from maskseg.inference.image_folder import category_id_map, image_files
+from maskseg.inference.predictor import Predictor
 from maskseg.structures import Batch, FeatureSpec, Outputs
 from maskseg.visualization.cam import cam_overlay, score_row
 
@@ -151,23 +145,21 @@ class _Results:
         if outputs.image_scores is not None:
             self._add_image_scores(file, pixels, batch, outputs, overlay)
             return
-        rows = detection_rows(batch, outputs, self.categories)
-        self.detections += [{**row, "file_name": str(file)} for row in rows]
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        prediction = self.predictor.convert(batch, outputs, source=image)
+        name = {"file_name": str(file)}
+        self.detections += [row | name for row in prediction.to_coco(image_id)]
         with _drawing(file, overlay) as path:
-            drawing = detection_overlay(pixels, rows, self.categories, self.min_score)
-            Image.fromarray(drawing).save(path)
-        segments = original_segments(batch, outputs)
-        if segments is not None:
-            rows = segment_rows(image_id, segments)
-            self.segments += [{**row, "file_name": str(file)} for row in rows]
+            prediction.plot(min_score=self.min_score).save(path)
+        if prediction.segment_regions is not None:
+            self.segments += [row | name for row in prediction.segments_to_coco(image_id)]
             with _drawing(file, overlay, "segments") as path:
-                Image.fromarray(segment_overlay(pixels, segments)).save(path)
-        classes = original_classes(batch, outputs)
-        if classes is not None:
+                prediction.plot("segments").save(path)
+        if prediction.classes is not None:
             with _drawing(file, overlay, "ids") as path:
-                Image.fromarray(category_id_map(classes, self.categories)).save(path)
+                Image.fromarray(category_id_map(prediction.classes, self.categories)).save(path)
             with _drawing(file, overlay, "classes") as path:
-                Image.fromarray(semantic_overlay(pixels, classes, self.categories)).save(path)
+                prediction.plot("classes").save(path)
 
     def _add_image_scores(
         self, file: Path, pixels: Tensor, batch: Batch, outputs: Outputs, overlay: Path

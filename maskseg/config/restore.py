@@ -22,6 +22,7 @@ from maskseg.engine.checkpoint import (
 from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import Shown, UserError
+from maskseg.inference.class_filter import ClassChoice
 from maskseg.inference.predictor import Predictor
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Categories
@@ -67,22 +68,37 @@ def trained_model(
 
 
 def load_predictor(
-    path: Path, device: str = "auto", overrides: Sequence[str] | None = None
+    path: Path,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    min_score: float | None = None,
+    classes: ClassChoice | None = None,
 ) -> Predictor:
-    """The predictor of a checkpoint or run folder. Raises UserError."""
-    model, config, categories = trained_model(path, overrides or [], "predict")
-    return build_predictor(model, config, categories, device)
+    """The predictor of a checkpoint or run folder.
+
+    overrides: of the checkpoint's config; the others as in `build_predictor`. Raises UserError.
+    """
+    model, config, categories = trained_model(path, overrides, "predict")
+    return build_predictor(model, config, categories, device, min_score, classes)
 
 
 def build_predictor(
-    model: nn.Module, config: Config, categories: Categories, device: str
+    model: nn.Module,
+    config: Config,
+    categories: Categories,
+    device: str,
+    min_score: float | None = None,
+    classes: ClassChoice | None = None,
 ) -> Predictor:
-    """The predictor of a model: its form for inference, with the transforms of the validation."""
+    """The predictor of a model: its form for inference, with the transforms of the validation.
+
+    min_score, classes: of the objects that it returns, see `Predictor`. Raises UserError.
+    """
     prepare = single_image(config)
     torch_device = pick_device(device)
     dtype = inference_dtype(config.trainer.precision)
     fused = for_inference(model.to(torch_device), dtype)
-    return Predictor(fused, categories, prepare, torch_device)
+    return Predictor(fused, categories, prepare, torch_device, min_score, classes)
 
 
 def single_image(config: Config) -> SingleImage:

@@ -71,7 +71,7 @@ def load_pixels(path: str | Path, max_pixels: int = MAX_PIXELS, size: Size | Non
     with _open(path, max_pixels) as image:
         height, width, transpose = _orient(image, path, size)
         try:
-            rgb = _to_rgb(image, path)
+            rgb = to_rgb(image, path)
         except (UserError, MemoryError):
             raise
         except Exception as error:
@@ -206,17 +206,22 @@ def _read_orientation(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """Decode an image and convert it to mode RGB, as the module's docstring describes.
+
+    name: of the image, for messages. Raises UserError for 32-bit gray, and the decoder's own
+    exceptions for damaged data.
+    """
     image.load()
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        gray = _to_8_bits(np.asarray(image))
+        gray = to_8_bits(np.asarray(image))
         if gray is not None:
             return Image.fromarray(gray).convert("RGB")
     if image.mode.startswith(("I", "F")):
         raise UserError(
-            f"{path}: 32-bit gray (mode {image.mode}) has no agreed range; "
+            f"{name}: 32-bit gray (mode {image.mode}) has no agreed range; "
             "convert it to 8 or 16 bits"
         )
     if image.mode in ("RGBa", "La"):
@@ -224,8 +229,8 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[np.integer]) -> NDArray[np.uint8] | None:
-    """Divide gray values [H, W] by 257 and round; None if they are not within 0..65535.
+def to_8_bits(values: NDArray[np.integer]) -> NDArray[np.uint8] | None:
+    """Divide values [H, W] or [H, W, C] by 257 and round; None if they are not within 0..65535.
 
     Works on a few rows at a time, as the intermediate values take eight bytes each.
     """

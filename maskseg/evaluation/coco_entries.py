@@ -9,14 +9,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskseg.evaluation.coco_results import Row
-from maskseg.masks.base import Rle
+from maskseg.masks.base import Rle, rle_areas
 
 BBOX = "bbox"
 SEGM = "segm"
 KEYPOINTS = "keypoints"
 KINDS = {BBOX: "bbox", SEGM: "segmentation", KEYPOINTS: "keypoints"}  # IoU type -> key of a row
-
-_AREA_CHUNK = 128  # masks per call: `area` of more than 255 overflows inside pycocotools
 
 
 def _entry(index: int, source: Row, area: float, crowd: int) -> Row:
@@ -74,10 +72,8 @@ def _areas(kind: str, rows: list[Row]) -> list[float]:
         return [row["bbox"][2] * row["bbox"][3] for row in rows]
     areas: list[float] = []
     if kind == SEGM:
-        masks = [row["segmentation"] for row in rows]
-        for start in range(0, len(masks), _AREA_CHUNK):
-            areas += coco_mask.area(masks[start : start + _AREA_CHUNK]).tolist()
-        return areas
+        mask_areas: list[float] = rle_areas([row["segmentation"] for row in rows]).tolist()
+        return mask_areas
     for row in rows:
         x = row["keypoints"][0::3]
         y = row["keypoints"][1::3]

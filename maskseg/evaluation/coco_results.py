@@ -6,7 +6,7 @@ Masks become RLE immediately, so that memory use stays flat.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ def detection_rows(
     rows: list[Row] = []
     for index, image_id in enumerate(batch.image_ids):
         original = to_original(detections, index, sizes[index], original_sizes[index])
-        rows += _image_rows(image_id, original, categories)
+        rles = None if original.masks is None else original.masks.to_rle()
+        rows += image_rows(image_id, original, categories, rles)
     return rows
 
 
@@ -96,17 +97,19 @@ def _xywh(boxes: Tensor) -> list[list[float]]:
     return xywh
 
 
-def _image_rows(image_id: int, detections: Regions, categories: Categories) -> list[Row]:
-    """Rows of the detections of one image, in the frame of its file."""
+def image_rows(
+    image_id: int, detections: Regions, categories: Categories, rles: Sequence[Rle] | None
+) -> list[Row]:
+    """Convert the detections of one image, in the frame of its file, to COCO result rows.
+
+    rles: their masks; None for rows without `segmentation`.
+    """
     assert detections.labels is not None
-    rles: Iterable[Rle | None] = [None] * len(detections)
-    if detections.masks is not None:
-        rles = detections.masks.to_rle()
     columns = zip(
         _xywh(detections.boxes.double()),
         detections.labels.tolist(),
         detections.scores.tolist(),
-        rles,
+        [None] * len(detections) if rles is None else rles,
         strict=True,
     )
     rows: list[Row] = []

@@ -16,6 +16,8 @@ from maskseg.ops.geometry import AxisAlignedTransform
 
 Floats = NDArray[np.float64]
 
+_AREA_CHUNK = 128  # masks per call: `area` of more than 255 overflows inside pycocotools
+
 
 class Rle(TypedDict):
     """Compressed RLE, as in COCO's result files. size: height, width."""
@@ -63,6 +65,32 @@ def rle_to_bitmaps(rles: Sequence[Rle]) -> NDArray[np.bool_]:
     if not rles:
         return np.zeros((0, 0, 0), dtype=bool)
     return np.asarray(coco_mask.decode(list(rles)).astype(bool).transpose(2, 0, 1))
+
+
+def decode_crop(rle: Rle) -> tuple[NDArray[np.bool_], int, int]:
+    """Decode the part of a mask within its tight box, without the rest of the image.
+
+    Returns bool [h, w], and the left column and top row of the box; [0, 0] for an empty mask.
+    """
+    ends = np.cumsum(rle_ops.counts_from_string(rle["counts"].encode()))
+    column, top, bottom = rle_ops.column_spans(ends, rle["size"][0])
+    if not len(column):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    left = int(column.min())
+    first_row = int(top.min())
+    changes = np.zeros((int(bottom.max()) - first_row + 1, int(column.max()) - left + 1), np.int8)
+    changes[top - first_row, column - left] += 1
+    changes[bottom - first_row, column - left] -= 1
+    return np.cumsum(changes, axis=0, dtype=np.int8)[:-1].astype(bool), left, first_row
+
+
+def rle_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """The number of pixels of each mask, i64 [n]."""
+    areas = [np.zeros(0, dtype=np.int64)]
+    for start in range(0, len(rles), _AREA_CHUNK):
+        chunk = coco_mask.area(list(rles[start : start + _AREA_CHUNK]))
+        areas.append(np.asarray(chunk, dtype=np.int64))
+    return np.concatenate(areas)
 
 
 def rle_iou(first: Sequence[Rle], second: Sequence[Rle]) -> Tensor:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from made.bitmaps import random_masks
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskseg.masks.base import Masks, rle_to_bitmaps
+from maskseg.masks.base import Masks, decode_crop, encode_rle, rle_to_bitmaps
 from maskseg.masks.predicted import MaskGrids
 from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.ops.paste import kernel, paste_crop, resample
@@ -358,3 +359,13 @@ def test_a_value_at_the_threshold_is_inside(threshold: float, interpolation: str
     if interpolation == "bilinear":  # a pixel at the border is at the centre of a cell
         assert bitmap.sum() == 28 * 28
         assert bitmap[12:40, 10:38].all()
+
+
+def test_crops_are_the_bitmaps_within_their_boxes() -> None:
+    full = np.ones((5, 7), dtype=bool)
+    for mask in [*random_masks(40), full, ~full]:
+        rle, (x, y, width, height) = encode_rle(mask)
+        crop, left, top = decode_crop(rle)
+        assert crop.shape == (height, width)
+        assert (left, top) == (x, y)
+        assert np.array_equal(crop, mask[y : y + height, x : x + width])

@@ -26,8 +26,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from maskseg.annotation.grabcut import GrabCutResult
-from maskseg.annotation.polygons import TOLERANCE as EXACT
-from maskseg.annotation.polygons import mask_to_rings
 from maskseg.annotation.review.guards import (
     Access,
     AccessControl,
@@ -40,6 +38,7 @@ from maskseg.annotation.review.journal import Annotation
 from maskseg.annotation.review.state import NewMask, ReviewFile, review_of
 from maskseg.errors import UserError
 from maskseg.masks.base import Rle, encode_rle, rle_to_bitmaps
+from maskseg.masks.polygons import mask_to_rings
 
 Box = Sequence[float]  # xyxy, pixels
 # RGB image [H, W, 3], box, sure foreground, sure background -> mask
@@ -55,6 +54,7 @@ PAGE = {
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 MAX_SIDE = 16384  # px, the limit of a canvas in browsers
 QUALITY = 92  # of the JPEG images
+EXACT = 0.0  # px, tolerance of the contours of neighbors
 EDITED = 1.0  # px, tolerance of a contour that is going to be edited
 MAX_COORDINATES = 200_000  # of an edited contour
 
@@ -202,8 +202,7 @@ class Routes:
     def contour(self, number: int) -> Response:
         """The outlines of the mask and its holes, simplified to a pixel, to be edited."""
         rle = self.images.mask(self.file.annotation(number))
-        rings = [] if rle is None else mask_to_rings(rle_to_bitmaps([rle])[0], EDITED)
-        return JSONResponse({"rings": rings})
+        return JSONResponse({"rings": _rings(rle, EDITED)})
 
     async def replace_contour(self, number: int, request: Request) -> Response:
         """Replace the mask by the pixels inside of `rings`, in the form of `contour`."""
@@ -278,7 +277,7 @@ class Routes:
             rle = self.images.mask(self.file.annotation(number))
         except (UserError, KeyError):
             return []
-        return [] if rle is None else mask_to_rings(rle_to_bitmaps([rle])[0], EXACT)
+        return _rings(rle, EXACT)
 
     def _state(self, number: int) -> Response:
         if self.file.is_removed(number):
@@ -346,6 +345,14 @@ async def _unknown_id(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+
+def _rings(rle: Rle | None, tolerance: float) -> list[list[float]]:
+    """The outlines of a mask and its holes, x, y, x, y, ..., simplified by `tolerance` pixels."""
+    if rle is None:
+        return []
+    rings = mask_to_rings(rle_to_bitmaps([rle])[0], tolerance)
+    return [ring.ravel().tolist() for ring in rings]
 
 
 def _new_mask(bitmap: Bools, fallback_reason: str = "") -> NewMask:
