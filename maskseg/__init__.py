@@ -5,19 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maskseg.errors import UserError
+
 if TYPE_CHECKING:
+    from maskseg.inference.class_filter import ClassChoice
     from maskseg.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 
+__all__ = ["UserError", "__version__", "load"]
 
-def load(path: str | Path, device: str = "auto") -> Predictor:
+
+# Functions import what they need when they are called: the loader processes must not pay for
+# importing torch.
+
+
+def load(
+    run: str | Path,
+    device: str = "auto",
+    precision: str | None = None,
+    min_score: float | None = None,
+    classes: ClassChoice | None = None,
+    **overrides: object,
+) -> Predictor:
     """Load a trained model: `maskseg.load("runs/.../best.pt")("photo.jpg")`.
 
-    path: a checkpoint or a run folder (its best.pt, else last.pt).
-    Raises `maskseg.errors.UserError`.
+    run: a checkpoint or a run folder (its best.pt, else last.pt).
+    device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ... or `mps`.
+    precision: `fp32`, `bf16` or `fp16` of the convolutions; by default that of the training.
+    min_score: drop objects below it; by default, all objects that the model returns are kept.
+    classes: names or category ids of the classes to keep.
+    overrides: further keys of the checkpoint's config, spelled as in `train`:
+        `model__classifier__nms_threshold=0.4`.
+
+    Raises `UserError`.
     """
-    # Imported here: the loader processes must not pay for importing torch.
+    from maskseg.config.keywords import to_overrides
     from maskseg.config.restore import load_predictor
 
-    return load_predictor(Path(path), device)
+    if precision is not None:
+        overrides["trainer.precision"] = precision
+    return load_predictor(Path(run), device, to_overrides(overrides), min_score, classes)

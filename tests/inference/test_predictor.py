@@ -127,7 +127,7 @@ def test_a_damaged_file_behind_a_pil_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("images", [None, 3, b"a.png", {"a": 1}, {1, 2}, io.BytesIO(b"x")])
 def test_what_is_neither_an_image_nor_many(images: Any) -> None:
-    with pytest.raises(UserError, match="an image is a path, .* not a "):
+    with pytest.raises(UserError, match=r"an image is a path, .* not a "):
         predictor()(images)
 
 
