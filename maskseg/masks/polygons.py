@@ -99,7 +99,7 @@ def _trace_outlines(mask: Bools) -> list[Floats]:
         starts = _sort_by_line(corners, leaving == direction, is_vertical)
         ends = _sort_by_line(corners, arriving == direction, is_vertical)
         following[starts] = ends
-    corners = corners + (rows[0], columns[0])
+    corners += np.array([rows[0], columns[0]])
     return [corners[cycle][:, ::-1].astype(np.float64) for cycle in _find_cycles(following)]
 
 

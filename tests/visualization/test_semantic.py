@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from maskseg.errors import UserError
-from maskseg.visualization import layout, segments, semantic
+from maskseg.visualization import layout, segments
 from maskseg.visualization.colours import class_colours, to_oklab
 from maskseg.visualization.semantic import (
     draw_semantic,
