@@ -36,6 +36,7 @@ SMALL = [
     "trainer.max_steps=2",
     "trainer.checkpoint_every=1",
     "evaluation.pictures=0",
+    "trainer.plots=false",
 ]
 COCO = [
     "data=custom",
