@@ -150,7 +150,7 @@ def _plot_aspects(axis: Axes, boxes: NDArray[np.float64]) -> None:
     axis.hist(aspects, bins=bins.tolist(), color=_BAR)
     axis.set_xscale("log", base=2)
     axis.set_xticks(
-        [1 / 16, 1 / 4, 1 / 2, 1, 2, 4, 16], ["1:16", "1:4", "1:2", "1", "2:1", "4:1", "16:1"]
+        [1 / 16, 1 / 4, 1 / 2, 1, 2, 4, 16], ["≤ 1:16", "1:4", "1:2", "1", "2:1", "4:1", "≥ 16:1"]
     )
     axis.axvline(1, color=_GREY, linewidth=1, linestyle=":")
     _style(axis, "aspect ratios", "width : height of the box")

@@ -23,9 +23,10 @@ from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maskseg
+from maskseg.config.restore import trained_model
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.data.transforms import ResizeShortestEdge
-from maskseg.engine.checkpoint import load_checkpoint
+from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
 from maskseg.structures import Categories
@@ -427,6 +428,35 @@ def test_evaluate_refuses_in_one_line_and_writes_nothing(
     words = [w.replace("OUT", str(tmp_path / "out")) for w in words]
     assert_refused(here("evaluate", *words), told)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_predict_draws_from_the_best_threshold_of_the_checkpoint(
+    at_home: Path, tmp_path: Path, suffix: str
+) -> None:
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    checkpoint = load_checkpoint(at_home / "run" / "best.pt")
+    del checkpoint["format"]
+    paths = {}
+    for name, metrics in {
+        "best": {"segm/best_threshold": 0.125, "bbox/best_threshold": 0.75},
+        "undefined": {"segm/best_threshold": -1.0},
+    }.items():
+        paths[name] = tmp_path / f"{name}{suffix}"
+        save_checkpoint(paths[name], {**checkpoint, "metrics": metrics})
+    for name, words, expected in (
+        ("best", [], 0.125),
+        ("best", ["min_score=0.625"], 0.625),
+        ("undefined", [], 0.5),
+    ):
+        _, config, _ = trained_model(paths[name], ["input=x", *words], "predict")
+        assert config.min_score == expected
+    output = tmp_path / "out"
+    image = "scenes/images/val_000001.jpg"
+    said = here("predict", f"checkpoint={paths['best']}", f"input={image}", f"output={output}")
+    assert said.code == 0, said
+    assert "objects with a score of 0.125 or more" in said.out
 
 
 def test_predict_draws_and_writes_coco_results(at_home: Path, tmp_path: Path) -> None:

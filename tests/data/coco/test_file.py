@@ -223,10 +223,21 @@ def test_class_table(tmp_path: Path) -> None:
     assert "83 classes" in lines[-1]
 
 
+def test_the_objects_of_all_images_without_crowds(tmp_path: Path) -> None:
+    objects = read_coco(write(tmp_path / "a.json", dataset())).objects()
+    images = [objects.image_index == i for i in range(3)]
+    assert [int(of_image.sum()) for of_image in images] == [1, 3, 0]
+    assert objects.labels[images[0]].tolist() == [0]
+    assert objects.boxes[images[0]].tolist() == [[20, 5, 11, 7]]
+    assert sorted(objects.labels[images[1]].tolist()) == [0, 0, 2]
+    assert objects.image_sizes.tolist() == [[HEIGHT, WIDTH], [HEIGHT, WIDTH], [5, 6]]
+
+
 def test_no_annotations(tmp_path: Path) -> None:
     content = dataset() | {"annotations": []}
     file = read_coco(write(tmp_path / "a.json", content))
     assert file.class_counts() == [(0, 0, 0)] * 3
+    assert (len(file.objects().labels), file.objects().boxes.shape) == (0, (0, 4))
     assert file.to_dict()["annotations"] == []
     assert len(file.annotations(0)) == 0
     assert "3 classes, 3 images (3 without objects)" in file.class_table()
