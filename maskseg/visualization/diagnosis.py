@@ -257,16 +257,18 @@ def draw_worst_images(
         image = load_image(diagnosis.image_id)
         name = file_names.get(diagnosis.image_id, "")
         images.append(draw_worst(image, diagnosis, categories, name))
-    labels = _error_labels(diagnoses[:MAX_IMAGES], categories)
-    legend = class_texts(labels, categories.names)
-    legend += [HeadingText(text, None) for text in _LEGEND]
+    legend = [HeadingText(text, None) for text in _LEGEND]
     if images:
         sheet = mosaic(images, columns=2, cell=2 * _SIDE + 100)
     else:
         sheet = np.full((40, 900, 3), 255, dtype=np.uint8)
         legend.append(HeadingText("no image has an error", None))
     text_size = min(32, max(18, sheet.shape[1] // 90))
-    return save_if_path(add_heading(legend, sheet, text_size), path)
+    sheet = add_heading(legend, sheet, text_size)
+    classes = class_texts(_error_labels(diagnoses[:MAX_IMAGES], categories), categories.names)
+    if classes:
+        sheet = add_heading(classes, sheet, text_size)
+    return save_if_path(sheet, path)
 
 
 def _error_labels(diagnoses: Sequence[ImageDiagnosis], categories: Categories) -> list[int]:
