@@ -51,14 +51,14 @@ def compose(
     if report is not None:
         for message in messages:
             report(message)
-    _choose_length(config, overrides)
+    choose_length(config, overrides)
     choices_only = [override for override in selected if _is_group_choice(override)]
     check_overrides(overrides, config, partial(_compose_defaults, name, choices_only))
     show(options, config, choices)
     return config
 
 
-def _choose_length(config: DictConfig, overrides: Sequence[str]) -> None:
+def choose_length(config: DictConfig, overrides: Sequence[str]) -> None:
     """Unset the one of `trainer.epochs` and `trainer.max_steps` that the other replaces.
 
     Raises UserError where the command line does not decide between them.

@@ -12,7 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
-from maskseg.config.compose import check_choice, check_overrides, compose, keys_of, nearest
+from maskseg.config.compose import (
+    check_choice,
+    check_overrides,
+    choose_length,
+    compose,
+    keys_of,
+    nearest,
+)
 from maskseg.config.overrides import key_of
 from maskseg.config.path_values import quote_paths
 from maskseg.config.show import show, split_options
@@ -86,6 +93,7 @@ def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
     defaults = config.copy()
     for override in overrides:
         _apply_override(config, override)
+    choose_length(config, overrides)
     check_overrides(overrides, config, defaults.copy)
     show(options, config, {})
     return config

@@ -83,6 +83,7 @@ class Predictor:
     min_score: objects below it are dropped; None keeps all that the model returns.
     classes: names or category ids of the classes to keep; None keeps all. Both are applied after
         the model's own suppression and limits.
+    plot_min_score: of the objects that plots of the predictions show, where `min_score` is None.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Predictor:
         device: torch.device | str = "cpu",
         min_score: float | None = None,
         classes: ClassChoice | None = None,
+        plot_min_score: float = PLOT_MIN_SCORE,
     ) -> None:
         model = model.to(device).eval()
         if not isinstance(model, PredictingModel):
@@ -104,6 +106,7 @@ class Predictor:
         self.prepare = prepare
         self.device = torch.device(device)
         self.min_score = min_score
+        self.plot_min_score = plot_min_score if min_score is None else min_score
         self.labels = None if classes is None else find_labels(classes, categories)
 
     @overload
@@ -210,7 +213,7 @@ class Predictor:
             original_segments(batch, outputs, index),
             original_classes(batch, outputs, index),
             None if scores is None else scores[index].cpu(),
-            PLOT_MIN_SCORE if self.min_score is None else self.min_score,
+            self.plot_min_score,
             self.prepare.max_pixels,
         )
 

@@ -150,6 +150,11 @@ def test_a_resume_of_another_model_or_a_wrong_key(home: Path) -> None:
         compose_training([*own, "trainer.max_step=3"])
     with pytest.raises(UserError, match=r"batch_size='many': expected a whole number"):
         compose_training([*own, "batch_size=many"])
+    # the length is in epochs or in steps
+    longer = compose_training([*own, "trainer.epochs=2"]).trainer
+    assert (longer.epochs, longer.max_steps) == (2, None)
+    with pytest.raises(UserError, match=r"trainer\.epochs and trainer\.max_steps are both set"):
+        compose_training([*own, "trainer.epochs=2", "trainer.max_steps=9"])
     # a choice of groups is a whole config, as for a new run
     chosen = compose_training(["experiment=nuclei_r18", *own])
     assert chosen.name == "nuclei_r18"

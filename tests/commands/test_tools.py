@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maskseg
-from maskseg.config.restore import trained_model
+from maskseg.config.restore import load_predictor, trained_model
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.data.transforms import ResizeShortestEdge
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -452,6 +452,9 @@ def test_predict_draws_from_the_best_threshold_of_the_checkpoint(
     ):
         _, config, _ = trained_model(paths[name], ["input=x", *words], "predict")
         assert config.min_score == expected
+    # plots of the Python interface are those of the tool
+    assert load_predictor(paths["best"], "cpu").plot_min_score == 0.125
+    assert load_predictor(paths["best"], "cpu", min_score=0.25).plot_min_score == 0.25
     output = tmp_path / "out"
     image = "scenes/images/val_000001.jpg"
     said = here("predict", f"checkpoint={paths['best']}", f"input={image}", f"output={output}")
