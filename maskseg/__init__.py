@@ -10,10 +10,11 @@ from maskseg.errors import UserError
 if TYPE_CHECKING:
     from maskseg.inference.class_filter import ClassChoice
     from maskseg.inference.predictor import Predictor
+    from maskseg.training import TrainedRun
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "evaluate", "load", "train"]
 
 
 # Functions import what they need when they are called: the loader processes must not pay for
@@ -46,3 +47,31 @@ def load(
     if precision is not None:
         overrides["trainer.precision"] = precision
     return load_predictor(Path(run), device, to_overrides(overrides), min_score, classes)
+
+
+def train(experiment: str | None = None, **overrides: object) -> TrainedRun:
+    """Train an experiment, as `tools/train.py` does.
+
+    experiment: a name of configs/experiment; by default that of the tool.
+    overrides: keys of the config, with two underscores for a dot:
+        `train("scenes_r18", trainer__max_steps=60, data="custom", data__train_json="a.json")`, or
+        with dots in a dictionary, `train("scenes_r18", **{"trainer.max_steps": 60})`.
+
+    Returns the run folder, the final metrics, and `load()`. `maskseg.training.Training` trains
+    Python objects without a config. Raises `UserError`, before anything is written, where the data
+    or the config is wrong.
+    """
+    from maskseg.training import train as train_experiment
+
+    return train_experiment(experiment, **overrides)
+
+
+def evaluate(run: str | Path, output: str | Path, **overrides: object) -> dict[str, float]:
+    """Evaluate a checkpoint or run folder, as `tools/evaluate.py` does. -> the metrics.
+
+    output: a new folder for metrics, detections and plots; overrides: as in `train`.
+    Raises `UserError`.
+    """
+    from maskseg.training import evaluate as evaluate_run
+
+    return evaluate_run(run, output, **overrides)

@@ -33,7 +33,7 @@ ROWS: tuple[set[str], ...] = (
     {"config"},
     {"variants.hash", "variants.cfm", "annotation"},
     {"commands"},
-    {"benchmarks"},
+    {"benchmarks", "training"},
     {"__init__", "cli"},
     {"tools"},
 )
@@ -261,3 +261,13 @@ def test_a_training_imports_no_variant() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_package_is_imported_without_its_libraries() -> None:
+    # The loader processes import it, and must not wait for torch.
+    code = "import sys, maskseg; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    imported_names = set(ast.literal_eval(result.stdout))
+    assert not imported_names & {"torch", "numpy", "PIL", "hydra", "omegaconf", "pycocotools"}

@@ -1,13 +1,16 @@
 """Directives and rewrites for the pages of the site.
 
-`tool-help` renders the --help text of a tool, so that the page cannot be outdated. Links to files
-of the repository that are not pages lead to the page that includes them.
+`tool-help` renders the --help text of a tool, so that the page cannot be outdated. A fence
+`{notebook} FILE.ipynb` is replaced by the text and the code of the notebook. Links to files of the
+repository that are not pages lead to the page that includes them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
+from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -22,6 +25,10 @@ _COMMANDS = re.compile(
     r"^(```)(?=\n(?:python3? |pip |make |torchrun |tensorboard |maskseg-|pytest |git |\. ))",
     re.MULTILINE,
 )
+
+
+_NOTEBOOK = re.compile(r"^```\{notebook\} (\S+)\n```$", re.MULTILINE)
+_TITLE = re.compile(r"\A# .*\n+")
 
 
 class ToolHelp(Directive):
@@ -83,9 +90,32 @@ def redirect_included(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = re.sub(rf"\]\({re.escape(up + path)}", f"]({up}{target}", source[0])
 
 
+def notebook_to_markdown(text: str) -> str:
+    """Convert a notebook (its JSON) to Markdown, without its title and the outputs of its cells."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"]).strip()
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if is_code else source)
+    return _TITLE.sub("", "\n\n".join(parts))
+
+
+def include_notebooks(app: Sphinx, page: str, source: list[str]) -> None:
+    """Replace the fences of notebooks by their contents (event `source-read`)."""
+    folder = (Path(app.srcdir) / page).parent
+
+    def include(match: re.Match[str]) -> str:
+        path = folder / match[1]
+        app.env.note_dependency(str(path))
+        return notebook_to_markdown(path.read_text(encoding="utf-8"))
+
+    source[0] = _NOTEBOOK.sub(include, source[0])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.add_directive("tool-help", ToolHelp)
+    app.connect("source-read", include_notebooks)
     app.connect("source-read", redirect_included)
     app.connect("source-read", label_commands)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

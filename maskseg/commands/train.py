@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from maskseg import config as configs
 from maskseg.commands.check_data import describe
@@ -45,6 +47,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import loader_error
 from maskseg.engine import run_folder
 from maskseg.engine.checkpoint import (
+    FROM_OBJECTS,
     Checkpoint,
     load_checkpoint,
 )
@@ -108,18 +111,43 @@ def compose_training(
     return config
 
 
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a training is made of. validation: None without validation data."""
+
+    trainer: Trainer
+    source: CocoSource
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    validation: Validation | None
+
+
+Log = Callable[..., None]
+# The checkpoints are those that the training may resume.
+BuildParts = Callable[[Config, Trainer, DistributedContext, Sequence[Path], Log], TrainingParts]
+
+
 def train(config: Config) -> Path:
     """Run a whole training. -> its folder.
 
     Raises UserError, before anything is written, where the data or the config is wrong.
     """
-    trainer: Trainer = configs.build(config.trainer)
+    return train_parts(config, configs.build(config.trainer), _build_parts)
+
+
+def train_parts(config: Config, trainer: Trainer, build_parts: BuildParts) -> Path:
+    """Run a training whose parts a function builds, once the processes are joined. -> its folder.
+
+    config: with `name`, `run_dir`, `seed`, `batch_size`, `data`; it is stored in the checkpoints.
+    Raises UserError, before anything is written, where the data or the config is wrong.
+    """
     with init_distributed(trainer.torch_device, trainer.distributed_timeout) as context:
         folder = run_folder.choose(config.name, config.run_dir, trainer) if context.main else None
         try:
             if folder is not None:
                 _check_run_dir(folder)
-            return _train(config, trainer, context, folder)
+            return _train(config, trainer, context, folder, build_parts)
         finally:
             if folder is not None:
                 folder.close()
@@ -148,33 +176,19 @@ def _train(
     trainer: Trainer,
     context: DistributedContext,
     folder: run_folder.RunFolder | None,
+    build_parts: BuildParts,
 ) -> Path:
     """folder: None on ranks other than 0."""
     context.split_batch(config.batch_size, trainer.accumulate_grad_batches)
     log = print if context.main else _print_nothing
-
-    # Data
-    source = open_data(config, context=context)
-    log(describe(source), flush=True)
-    if context.main:
-        _print_shared_images(source)
-    if "train" not in source.splits():
-        raise UserError("data.train_json is not set: there is nothing to train on")
-    categories = source.categories
-    configs.set_categories(config, categories)
     candidates = context.broadcast(folder.candidates if folder else [])
-    _take_chosen_numbers(config, candidates)
-    source = fit_to_objects(config, source, log)
-    trainer = _count_steps(config, trainer, source, log)
-
-    # Model, optimizer, schedule, validation
-    torch.manual_seed(config.seed)
-    replaced = bool(candidates) or (trainer.init is not None and not trainer.init_partial)
-    choose_trunk_weights(config, context, log, needed=not replaced)
-    model = trainer.place(_build_model(config, pretrained=not replaced))
-    optimizer = configs.build_optimizer(config, trainer, model)
-    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.length.max_steps)
-    validation = _build_validation(config, source, trainer, context)
+    parts = build_parts(config, trainer, context, candidates, log)
+    trainer = parts.trainer
+    source = parts.source
+    model = parts.model
+    optimizer = parts.optimizer
+    validation = parts.validation
+    categories = source.categories
 
     # Initial weights or the state to resume, and checks that need the model
     if trainer.init and not candidates:
@@ -184,12 +198,15 @@ def _train(
         "categories": categories.to_dict(),
         "data_files": hash_files(source.data_files()) | source.split_hash(),
     }
-    state = trainer.build_state(model, optimizer, scheduler, metadata, context)
+    if "model" not in config:
+        metadata[FROM_OBJECTS] = True
+    state = trainer.build_state(model, optimizer, parts.scheduler, metadata, context)
     resume = _read_resumable(state, candidates, trainer, log)
     if resume is not None:
         _check_resume(resume, metadata, config, trainer, categories, log)
     _check_model(model, source, trainer)
-    prepare_segments(model, source, source.splits(), config, context)
+    if "model" in config:
+        prepare_segments(model, source, source.splits(), config, context)
     context.barrier()  # nothing is written before all processes have passed their checks
 
     # Run folder
@@ -222,6 +239,38 @@ def _print_shared_images(source: CocoSource) -> None:
         print(warning, flush=True)
 
 
+def _build_parts(
+    config: Config,
+    trainer: Trainer,
+    context: DistributedContext,
+    candidates: Sequence[Path],
+    log: Log,
+) -> TrainingParts:
+    """Build the parts of a training from its config. Raises UserError."""
+    # Data
+    source = open_data(config, context=context)
+    log(describe(source), flush=True)
+    if context.main:
+        _print_shared_images(source)
+    if "train" not in source.splits():
+        raise UserError("data.train_json is not set: there is nothing to train on")
+    categories = source.categories
+    configs.set_categories(config, categories)
+    _take_chosen_numbers(config, candidates)
+    source = fit_to_objects(config, source, log)
+    trainer = count_steps(config, trainer, source, log)
+
+    # Model, optimizer, schedule, validation
+    torch.manual_seed(config.seed)
+    replaced = bool(candidates) or (trainer.init is not None and not trainer.init_partial)
+    choose_trunk_weights(config, context, log, needed=not replaced)
+    model = trainer.place(_build_model(config, pretrained=not replaced))
+    optimizer = configs.build_optimizer(config, trainer, model)
+    scheduler = configs.build(config.scheduler)(optimizer, max_steps=trainer.length.max_steps)
+    validation = training_validation(config, source, trainer, context)
+    return TrainingParts(trainer, source, model, optimizer, scheduler, validation)
+
+
 def _explain(error: RuntimeError | ValueError, config: Config, source: CocoSource) -> Exception:
     """Convert an error of torch whose cause is known into a UserError; return others unchanged."""
     if isinstance(error, RuntimeError):
@@ -249,7 +298,7 @@ def _take_chosen_numbers(config: Config, candidates: Sequence[Path]) -> None:
         return
 
 
-def _count_steps(
+def count_steps(
     config: Config, trainer: Trainer, source: CocoSource, log: Callable[..., None]
 ) -> Trainer:
     """Convert epochs to steps, in the config too, which the checkpoints store.
@@ -272,7 +321,7 @@ def _count_steps(
         flush=True,
     )
     limit = max(length.max_steps // _WARMUP_SHARE, 1)
-    if config.scheduler.get("warmup_steps", 0) > limit:
+    if "scheduler" in config and config.scheduler.get("warmup_steps", 0) > limit:
         configs.set_key(config, "scheduler.warmup_steps", limit)
         log(f"learning-rate warm-up: {limit} steps, a tenth of the training", flush=True)
     return in_steps
@@ -292,7 +341,7 @@ def _build_model(config: Config, pretrained: bool) -> nn.Module:
     return model
 
 
-def _build_validation(
+def training_validation(
     config: Config, source: CocoSource, trainer: Trainer, context: DistributedContext
 ) -> Validation | None:
     """The evaluation during the training; None without validation data."""

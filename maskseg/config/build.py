@@ -206,6 +206,11 @@ def set_categories(config: DictConfig, categories: Categories) -> None:
     set_key(config, "data.point_ranges", ranges)
 
 
+def make_config(values: Mapping[str, object]) -> DictConfig:
+    """A config of plain values."""
+    return OmegaConf.create(dict(values))
+
+
 def set_key(config: DictConfig, key: str, value: object) -> None:
     """Set the value of a key, which need not exist."""
     OmegaConf.update(config, key, value, force_add=True)

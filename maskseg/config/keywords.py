@@ -8,9 +8,9 @@ stand for a dot, and a dictionary may also have the dots themselves,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -38,22 +38,18 @@ def to_overrides(keywords: Mapping[str, object]) -> list[str]:
 
 def _to_text(value: object, key: str) -> str:
     """A value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Integral):  # NumPy's numbers, too
         return repr(int(value))
     if isinstance(value, Real):
         return repr(float(value))
-    if isinstance(value, str | os.PathLike):
-        text = os.fspath(value)
-        if isinstance(text, str):
-            return QuotedString(text=text, quote=Quote.single).with_quotes()
-    elif isinstance(value, Mapping):
+    if isinstance(value, str | Path):
+        return QuotedString(text=str(value), quote=Quote.single).with_quotes()
+    if isinstance(value, Mapping):
         items = [f"{name}: {_to_text(inner, key)}" for name, inner in value.items()]
         return f"{{{', '.join(items)}}}"
-    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return f"[{', '.join(_to_text(inner, key) for inner in value)}]"
     raise UserError(
         f"{key}: a {type(value).__name__} is no value of a config, which are numbers, bool, None, "

@@ -12,6 +12,7 @@ from maskseg.config import Config
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.single_image import SingleImage
 from maskseg.engine.checkpoint import (
+    FROM_OBJECTS,
     best_threshold,
     checkpoint_path,
     inference_weights,
@@ -23,12 +24,10 @@ from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import Shown, UserError
 from maskseg.inference.class_filter import ClassChoice
+from maskseg.inference.prediction import PLOT_MIN_SCORE
 from maskseg.inference.predictor import Predictor
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Categories
-
-# Minimum score of detections that are drawn, where the checkpoint has no best threshold.
-DEFAULT_MIN_SCORE = 0.5
 
 
 def trained_model(
@@ -43,6 +42,11 @@ def trained_model(
     """
     path = checkpoint_path(path)
     checkpoint = load_checkpoint(path)
+    if checkpoint.get(FROM_OBJECTS) is True:
+        raise UserError(
+            f"{path}: the model was built in Python and is not described in the checkpoint: "
+            "maskseg.training.Training(...).load reads its weights into the same model"
+        )
     try:
         categories = Categories.from_dict(checkpoint["categories"])
         text = checkpoint["config"]
@@ -55,7 +59,7 @@ def trained_model(
     config = configs.from_checkpoint(text, overrides, tool, base)
     if "min_score" in config and config.min_score is None:
         threshold = best_threshold(checkpoint)
-        config.min_score = DEFAULT_MIN_SCORE if threshold is None else threshold
+        config.min_score = PLOT_MIN_SCORE if threshold is None else threshold
     model = configs.build_model(config, configs.CHECKPOINT_TARGETS, pretrained=False)
     weights = inference_weights(checkpoint)
     if base is not None:
@@ -92,6 +96,7 @@ def build_predictor(
 ) -> Predictor:
     """The predictor of a model: its form for inference, with the transforms of the validation.
 
+    config: with the keys of `predict`, whose `min_score` is that of plots.
     min_score, classes: of the objects that it returns, see `Predictor`. Raises UserError.
     """
     prepare = single_image(config)

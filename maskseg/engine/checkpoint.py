@@ -30,6 +30,7 @@ from maskseg.files.torch_files import read_torch
 FORMAT = 1
 SAFETENSORS = ".safetensors"  # the suffix of files in that format
 LATEST = "latest"  # beside the runs of an experiment: a link to the one that was started last
+FROM_OBJECTS = "from_objects"  # key of a checkpoint whose config does not describe its model
 MAX_PLACE = 1000  # characters of a value's path in an error message
 _DTYPES = {
     torch.float64,

@@ -210,7 +210,7 @@ class Prediction:
         what: `objects` (masks, boxes, keypoints, names and scores), `segments`, or `classes` (of
             pixels, with a legend).
         min_score: of the objects that are drawn; by default that of `filter` or `maskseg.load`,
-            else 0.5.
+            else that of `tools/predict.py`.
         A small image is enlarged, so that labels are legible. Raises UserError for what the model
         does not predict, and for an image that cannot be read.
         """

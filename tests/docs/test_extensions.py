@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ sphinx = pytest.importorskip("sphinx")
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "extensions"))
 
 from docstrings import convert, parameter_names  # noqa: E402
-from pages import split_help  # noqa: E402
+from pages import notebook_to_markdown, split_help  # noqa: E402
 
 NO_NAMES: frozenset[str] = frozenset()
 
@@ -66,3 +67,13 @@ def test_help_texts_are_split_into_text_and_commands() -> None:
         (False, "keys: a,\n      b"),
         (False, "others:  c"),
     ]
+
+
+def test_notebooks_become_pages() -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "\n", "Text."]},
+        {"cell_type": "code", "source": ["a = 1\n", "a"], "outputs": [{"text": "1"}]},
+        {"cell_type": "markdown", "source": ["## Part"]},
+    ]
+    text = notebook_to_markdown(json.dumps({"cells": cells}))
+    assert text == "Text.\n\n```python\na = 1\na\n```\n\n## Part"

@@ -45,6 +45,7 @@ PUBLIC = (
     "plugins",
     "structures",
     "superpixels",
+    "training",
     "variants",
     "visualization",
     "values",
