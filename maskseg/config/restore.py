@@ -103,9 +103,10 @@ def build_predictor(
     torch_device = pick_device(device)
     dtype = inference_dtype(config.trainer.precision)
     fused = for_inference(model.to(torch_device), dtype)
-    return Predictor(
-        fused, categories, prepare, torch_device, min_score, classes, float(config.min_score)
-    )
+    # Of the tool `predict`; by default the best threshold of the checkpoint.
+    drawn_from = config.get("min_score")
+    plot_min_score = DEFAULT_MIN_SCORE if drawn_from is None else drawn_from
+    return Predictor(fused, categories, prepare, torch_device, min_score, classes, plot_min_score)
 
 
 def single_image(config: Config) -> SingleImage:

@@ -83,7 +83,7 @@ class Predictor:
     min_score: objects below it are dropped; None keeps all that the model returns.
     classes: names or category ids of the classes to keep; None keeps all. Both are applied after
         the model's own suppression and limits.
-    plot_min_score: objects below it are not drawn, unless `min_score` is given.
+    plot_min_score: of the objects that plots of the predictions show, where `min_score` is None.
     """
 
     def __init__(
