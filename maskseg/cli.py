@@ -9,6 +9,7 @@ import ast
 import ctypes
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from maskseg import __version__
 from maskseg.errors import Interrupted, Shown, UserError
 from maskseg.files.configs import experiments
 
@@ -56,6 +58,9 @@ _OPTIONS_HELP = (
     "--cfg job prints the composed config, --info the groups and their choices; nothing is run."
 )
 _WITHOUT_CONFIG = ("compare",)  # tools without a config
+_SCRIPT_PREFIX = "maskseg-"  # of the console scripts
+# A tool in a text: `python tools/train.py` or `tools/train.py`.
+_TOOL = re.compile(r"(?<![\w/=])(?:python )?tools/(\w+)\.py\b")
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 _RANK_ZERO_FIRST = 3.0  # seconds that other ranks wait before they report an error
 
@@ -101,7 +106,10 @@ def _discard_output() -> None:
 def _run(main: Callable[[list[str]], None], usage: str, arguments: list[str]) -> int:
     """Run a tool or print its help. -> the exit code."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(usage.strip())
+        print(name_as_called(usage.strip()))
+        return 0
+    if "--version" in arguments:
+        print(f"maskseg {__version__}")
         return 0
     try:
         _record_errors(main)(_join_option(arguments))
@@ -148,7 +156,7 @@ def _report(error: UserError) -> None:
     rank 0 does not have is reported by another rank.
     """
     rank = os.environ.get("RANK", "0")
-    text = str(error).strip() or type(error).__name__
+    text = name_as_called(str(error).strip()) or type(error).__name__
     message = f"error: {text}"
     if rank != "0":
         message = f"error in process {rank}: {text}"
@@ -163,6 +171,26 @@ def _record_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]], N
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return record(main)
+
+
+def name_as_called(text: str) -> str:
+    """Name the tools in a text in the form in which this process was started.
+
+    `tools/train.py` becomes `maskseg-train` after a start by a console script, and
+    `../tools/train.py` after one from another folder.
+    """
+    script = Path(sys.argv[0])
+    if script.stem.startswith(_SCRIPT_PREFIX):
+        return _TOOL.sub(lambda match: _SCRIPT_PREFIX + match[1].replace("_", "-"), text)
+    if script.suffix == ".py" and script.parent.name == "tools":
+        return _TOOL.sub(
+            lambda match: _keep_python(match[0], script.parent / f"{match[1]}.py"), text
+        )
+    return text
+
+
+def _keep_python(command: str, path: Path) -> str:
+    return f"python {path}" if command.startswith("python") else str(path)
 
 
 def help_text(tool: str) -> str:
@@ -180,6 +208,7 @@ def run_tool(tool: str, argv: Sequence[str] | None = None) -> int:
     """Run `maskseg.commands.<tool>` with the command line's arguments. Returns its exit code."""
 
     def main(arguments: list[str]) -> None:
+        import_module("maskseg.config.arguments").check_form(tool, arguments)
         import_module(f"maskseg.commands.{tool}").main(arguments)
 
     try:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from maskseg.config.auto import replace_auto
+from maskseg.config.data_paths import check_data_paths
 from maskseg.config.levels import fill_levels, needs_levels
 from maskseg.config.memory import MemoryLimit, TooLargeError
 from maskseg.config.trust import (
@@ -81,6 +82,8 @@ def build_source(data: DictConfig, categories: Categories | None = None) -> Any:
         source_class = hydra.utils.get_class(target)
         if not issubclass(source_class, CocoSource):
             return build(data)
+        is_own = source_class.prepare is CocoSource.prepare and categories is None
+        check_data_paths(keys, files_exist=is_own)
         values = hydra.utils.instantiate(OmegaConf.create(keys), _convert_="all")
         return source_class.from_keys(categories, **values)
     except (HydraException, OmegaConfBaseException, ImportError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from maskseg.config.experiment import select_experiment
+from maskseg.config.foreign_names import find_advice, find_key
 from maskseg.config.overrides import key_of
 from maskseg.config.path_values import quote_paths
 from maskseg.config.schema import check_types
@@ -23,6 +25,7 @@ from maskseg.files.configs import find_config, group_files, groups, is_group
 from maskseg.plugins import import_plugins
 from maskseg.values import describe
 
+_NO_YOLO = " (a data.yaml of ultralytics and YOLO labels are not read)"
 _MIN_COMPLETED = 3  # characters of a wrong key that are enough to complete it
 _CONTAINERS = (DictConfig, ListConfig, dict, list)
 
@@ -99,19 +102,51 @@ def check_choice(override: str) -> None:
     if not equals and not override.startswith("~"):
         raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
     try:
-        OverridesParser.create().parse_override(override)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{override}: {reason}; quote the value: \"{key}='{value}'\"") from error
     if not key_of(override):
         raise UserError(f"{override}: there is no key before the '='")
+    if key_of(override).startswith(("hydra.", "hydra/")):
+        raise UserError(
+            f"{override}: only tools/sweep.py --multirun has keys of Hydra; run_dir=... names the "
+            "folder of a training"
+        )
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"{override}: several values of a key are a sweep, which tools/sweep.py --multirun "
+            f"runs; a list is written '{key}=[{value}]'"
+        )
     group = key_of(override)
     if not equals or not is_group(group) or value.startswith(("[", "{")):
         return
     if find_config(group, value) is None:
-        choices = [file.stem for file in group_files(group)]
-        close = difflib.get_close_matches(value, choices, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"{key} has no {value!r}{hint} (there are {', '.join(choices)})")
+        raise UserError(f"{key} has no {value!r}{_choice_hint(group, value)}")
+
+
+def _choice_hint(group: str, value: str) -> str:
+    """What to choose from a group instead of a name that it does not have."""
+    choices = [file.stem for file in group_files(group)]
+    suffix = Path(value).suffix.lower()
+    advice = {
+        ("data", ".json"): f"; write data=custom data.train_json={value} data.images=FOLDER",
+        ("data", ".yaml"): (
+            f"; your own data: data=custom data.train_json=COCO.json data.images=FOLDER{_NO_YOLO}"
+        ),
+        ("model", ".pt"): f"; trainer.init={value} starts from the weights of a checkpoint",
+        ("model", ".pth"): "; tools/convert.py converts such weights, trainer.init takes them",
+    }.get((group, suffix.replace(".yml", ".yaml")))
+    is_own_file = group == "data" and Path(value).is_file()
+    named = None if is_own_file else find_config(group, Path(value).stem)
+    close = difflib.get_close_matches(value.lower(), choices, n=1)
+    if named is not None:
+        advice = f"; write {group}={named.stem}, without a folder or suffix"
+    elif close and not is_own_file:
+        advice = f"; did you mean {close[0]!r}?"
+    elif advice is None and group == "data" and Path(value).is_dir():
+        advice = f"; write data=custom data.train_json=COCO.json data.images={value}"
+    return f"{advice or ''} (there are {', '.join(choices)})"
 
 
 def _is_group_choice(override: str) -> bool:
@@ -183,18 +218,52 @@ def keys_of(config: object, prefix: str = "") -> Iterator[str]:
 
 
 def nearest(key: str, config: DictConfig) -> str:
-    """One line for a key that does not exist, with the closest key or group that does."""
-    top_level = [group for group in groups() if "/" not in group]
-    known = [*keys_of(config), *top_level]
-    close = _completions(key, known)
-    if not close:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # the same key in another group
-        name = key.rsplit(".", 1)[-1]
-        close = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == name]
-    if close:
-        return f"no such key {key!r}; did you mean {close[0]!r}?"
-    return f"no such key {key!r}; the keys are those of configs/ (--help lists the main ones)"
+    """One line for a key that does not exist, with the key, group or value to write instead."""
+    known = [*keys_of(config), *(group for group in groups() if "/" not in group)]
+    if key in known:
+        return f"the key {key!r} exists already: write {key}=... without '+'"
+    choices = _choices_with(key)
+    if choices:
+        group = key.partition(".")[0]
+        return (
+            f"no such key {key!r} here; {' or '.join(f'{group}={name}' for name in choices)} has it"
+        )
+    foreign = find_key(key, known)
+    if foreign is not None and key.rpartition(".")[0] not in known:
+        return f"no such key {key!r}; did you mean {foreign!r}?"
+    advice = find_advice(key)
+    if advice is not None:
+        return f"no such key {key!r}; in maskseg: {advice}"
+    similar = _similar_key(key, known) or foreign
+    if similar is not None:
+        return f"no such key {key!r}; did you mean {similar!r}?"
+    return f"no such key {key!r}; --help lists the main keys, --cfg job prints all of them"
+
+
+def _choices_with(key: str) -> list[str]:
+    """The choices of a group whose files have a key of the group, such as `data.images`."""
+    group, _, name = key.partition(".")
+    if not name or not is_group(group):
+        return []
+    return [path.stem for path in group_files(group) if name in OmegaConf.load(path)]
+
+
+def _similar_key(key: str, known: Sequence[str]) -> str | None:
+    """The key with the most similar name, first of the same group."""
+    group, _, name = key.rpartition(".")
+    siblings = {
+        candidate.rpartition(".")[2]: candidate
+        for candidate in known
+        if not group or candidate.rpartition(".")[0] == group
+    }
+    cutoff = 0.6 if group else 0.75
+    close = [
+        *_completions(key, known),
+        *(siblings[match] for match in difflib.get_close_matches(name, siblings, 1, cutoff)),
+        *(candidate for candidate in known if candidate.rpartition(".")[2] == name),
+        *difflib.get_close_matches(key, known, n=1, cutoff=0.75),
+    ]
+    return close[0] if close else None
 
 
 def _completions(key: str, known: Sequence[str]) -> list[str]:
@@ -207,15 +276,15 @@ def _completions(key: str, known: Sequence[str]) -> list[str]:
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """One line for an error of Hydra, whose messages have many."""
-    defaults = hydra.compose(name)
     choices = [override for override in overrides if _is_group_choice(override)]
     try:
-        config = hydra.compose(name, choices) or defaults
+        config = hydra.compose(name, choices)
     except (HydraException, OmegaConfBaseException):
-        config = defaults
+        config = hydra.compose(name)
+    known = set(keys_of(config))
     for override in overrides:
         key = key_of(override)
-        if not _is_group_choice(override) and key not in set(keys_of(config)):
+        if not _is_group_choice(override) and key not in known:
             return f"{override}: {nearest(key, config)}"
         if f"Could not override '{key}'. No match in the defaults list" in str(error):
             return f"{override}: the config has no {key} that could be replaced"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -126,9 +127,11 @@ def _replace_data(trained: DictConfig, choices: Sequence[str]) -> DictConfig:
 
 def _apply_override(config: DictConfig, override: str) -> None:
     """Set the value of an existing key. Raises UserError."""
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"{override!r} is not of the form key=value; --help shows commands")
+    if is_group(key):
+        raise UserError(f"{override}: {_explain_group(key, value)}")
     if key not in set(keys_of(config)):
         raise UserError(f"{override}: {nearest(key, config)}")
     parser = OverridesParser.create()
@@ -136,6 +139,16 @@ def _apply_override(config: DictConfig, override: str) -> None:
         OmegaConf.update(config, key, parser.parse_override(override).value())
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{override}: {' '.join(str(error).split())}") from error
+
+
+def _explain_group(group: str, value: str) -> str:
+    """Why a group cannot be chosen beside a checkpoint, and what to write instead."""
+    if group == "model" and Path(value).suffix:
+        return f"checkpoint={value} names the file of a model"
+    problem = "the checkpoint has a config of its own; data=NAME chooses other data"
+    if group == "experiment":
+        return problem
+    return f"{problem}, {group.replace('/', '.')}.KEY=VALUE sets a key of the checkpoint's"
 
 
 def group_choices(overrides: Sequence[str]) -> dict[str, str]:

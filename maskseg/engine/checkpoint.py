@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskseg.engine.run_search import CHECKPOINTS, describe_runs, newest_run
 from maskseg.errors import UserError, describe_error
 from maskseg.files import parse_json, remove_stale, replacing
+from maskseg.files.similar import suggest_path
 from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
@@ -192,7 +194,8 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        hint = describe_runs(path.parent)
+        raise UserError(f"{path}: no such checkpoint{f'; {hint}' if hint else suggest_path(path)}")
     checkpoint = _read_file(path)
     version = checkpoint.get("format")
     if type(version) is not int or version != FORMAT or "model" not in checkpoint:
@@ -438,13 +441,20 @@ def latest_valid(
 def checkpoint_path(path: Path) -> Path:
     """Return the checkpoint itself, or `best.pt`, else `last.pt`, of a run folder.
 
-    Where a disk has no links, `latest` is a file with the name of the folder.
+    Where a disk has no links, `latest` is a file with the name of the folder; where there is no
+    such entry, it is the newest run. Raises UserError for a folder without a checkpoint, with the
+    runs below it.
     """
     path = follow_latest(path)
+    if path.name == LATEST and not path.exists():
+        path = newest_run(path.parent) or path
     if not path.is_dir():
         return path
-    best = path / "best.pt"
-    return best if best.is_file() else path / "last.pt"
+    for name in CHECKPOINTS:
+        if (path / name).is_file():
+            return path / name
+    reason = describe_runs(path) or f"{path}: there is no {' or '.join(CHECKPOINTS)} in this folder"
+    raise UserError(reason)
 
 
 def follow_latest(path: Path) -> Path:

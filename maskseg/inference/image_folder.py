@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskseg.errors import UserError
+from maskseg.files.similar import suggest_path
 from maskseg.structures import Categories
 
 SUFFIXES = {
@@ -39,24 +40,30 @@ def image_files(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return find_images(path, f"input={pattern}")
+        advice = f"; input='{path / '**' / '*'}' searches its subfolders, too"
+        return _select_images(path.iterdir(), f"input={pattern}", advice)
+    if not glob.has_magic(pattern):
+        raise UserError(
+            f"input={pattern}: no image found; there is no such file or folder{suggest_path(path)}"
+        )
     # `Path.glob` does not accept absolute patterns.
     candidates = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
     return _select_images(candidates, f"input={pattern}")
 
 
-def find_images(folder: Path, name: str | None = None) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """List the images of a folder, sorted; subfolders are not searched.
 
-    name: of the folder, for messages. Raises UserError if there are none.
+    Raises UserError if there are none.
     """
-    return _select_images(folder.iterdir(), name or str(folder))
+    return _select_images(folder.iterdir(), str(folder))
 
 
-def _select_images(candidates: Iterable[Path], name: str) -> list[Path]:
+def _select_images(candidates: Iterable[Path], name: str, advice: str = "") -> list[Path]:
+    """Sort the images among files. name and advice: for the message where there are none."""
     files = sorted(f for f in candidates if f.is_file() and f.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{name}: no image found ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{name}: no image found ({', '.join(sorted(SUFFIXES))}){advice}")
     return files
 
 
