@@ -61,7 +61,7 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.checkpoint import checkpoint_path
 from maskseg.engine.precision import pick_device
 from maskseg.errors import UserError, warn_if_not_drawn
-from maskseg.files.outputs import check_outputs
+from maskseg.files.outputs import check_outputs, record_outputs
 from maskseg.visualization.layout import save_image_atomically
 
 MAX_LISTED = 5  # annotations or images listed in a warning
@@ -79,12 +79,13 @@ def annotate(overrides: list[str]) -> None:
     _check_config(config)
     source = open_data(config)
     output = Path(config.output)
-    check_outputs([output], source.json_files())
+    check_outputs([output], source.json_files(), tool="annotate", overwrite=config.overwrite)
     run = _AnnotationRun(config, source, output)
-    technique = run.select_technique()
-    table = run.write_table() if _has_table(config) else ""
-    if technique is not None:
-        run.write_masks(technique)
+    with record_outputs([output, *run.side_outputs().values()], "annotate"):
+        technique = run.select_technique()
+        table = run.write_table() if _has_table(config) else ""
+        if technique is not None:
+            run.write_masks(technique)
     if table:
         print(table)
     for journal in run.journals:
@@ -115,7 +116,8 @@ class _AnnotationRun:
         parts = ("masks", "table", "tuning")
         if not any(self._journal_path(part).exists() for part in parts):
             inputs = [*self.source.json_files(), self.config.checkpoint, self.config.weights]
-            check_outputs(self._side_outputs().values(), inputs)
+            paths = self.side_outputs().values()
+            check_outputs(paths, inputs, tool="annotate", overwrite=self.config.overwrite)
 
     def _journal_path(self, part: str) -> Path:
         return self.output.with_name(f".{self.output.name}.{part}")
@@ -160,7 +162,7 @@ class _AnnotationRun:
         """
         rows, _ = self._score_techniques(self.config.split)
         names = self.file.categories.names
-        paths = self._side_outputs()
+        paths = self.side_outputs()
         table = paths["table.json"]
         curves = paths["curves.png"]
         save_study(rows, names, table, curves)
@@ -182,7 +184,7 @@ class _AnnotationRun:
         count = sum(row["area"] > 0 for rows in masks.values() for row in rows)
         message = f"{self.output}: {count} masks in {len(jobs)} images ({technique.label})"
         if self.config.pictures:
-            sheet = self._side_outputs()["pictures.png"]
+            sheet = self.side_outputs()["pictures.png"]
             with warn_if_not_drawn(str(sheet)):
                 save_image_atomically(contact_sheet(self._examples(technique, work.maps)), sheet)
                 message += f"; {sheet}"
@@ -289,7 +291,7 @@ class _AnnotationRun:
         self._files[split] = file
         names = {record.file_name for record in file.images}
         root = Path(self.source.split(split).images or "").resolve()
-        for side_output in self._side_outputs().values():
+        for side_output in self.side_outputs().values():
             path = side_output.resolve()
             if path.is_relative_to(root) and path.relative_to(root).as_posix() in names:
                 raise UserError(f"{path} is an image of the data: choose another output")
@@ -386,7 +388,7 @@ class _AnnotationRun:
             }
         return path, settings, self.config.workers
 
-    def _side_outputs(self) -> dict[str, Path]:
+    def side_outputs(self) -> dict[str, Path]:
         """Paths of the files written beside the output, by the suffix of their names."""
         suffixes = []
         if _has_table(self.config):

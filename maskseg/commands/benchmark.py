@@ -49,7 +49,7 @@ from maskseg import config as configs
 from maskseg.benchmarks.report import chart, table
 from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files import write_json
-from maskseg.files.outputs import check_outputs
+from maskseg.files.outputs import check_outputs, record_outputs
 
 # For each suite, `maskseg.benchmarks` has a module with a function of the same name.
 SUITES = (
@@ -78,14 +78,16 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"suite must be one of {', '.join(SUITES)}, not {config.suite!r}")
     if config.output:
         output = Path(config.output)
-        check_outputs([output, output.with_suffix(".png")])
+        outputs = [output, output.with_suffix(".png")]
+        check_outputs(outputs, tool="benchmark", overwrite=config.overwrite)
     suite = getattr(import_module(f"maskseg.benchmarks.{config.suite}"), config.suite)
     results = suite(config)
     cases = results.get("cases") or results.get("axes")
     print(json.dumps(results, indent=2) if cases is None else table(results))
     if config.output:
         output = Path(config.output)
-        write_json(output, results)
-        if cases:
-            with warn_if_not_drawn(str(output.with_suffix(".png"))):
-                chart(results, output.with_suffix(".png"))
+        with record_outputs([output, output.with_suffix(".png")], "benchmark"):
+            write_json(output, results)
+            if cases:
+                with warn_if_not_drawn(str(output.with_suffix(".png"))):
+                    chart(results, output.with_suffix(".png"))

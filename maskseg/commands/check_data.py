@@ -30,7 +30,7 @@ from maskseg.data.coco.repair import RepairOptions, repair_coco, without_nan
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.errors import UserError
 from maskseg.files import replacing
-from maskseg.files.outputs import check_outputs
+from maskseg.files.outputs import check_outputs, record_outputs
 
 
 def main(arguments: list[str]) -> None:
@@ -97,7 +97,7 @@ def fix_data(config: Config) -> str:
         raise UserError("fix=... repairs one file: set either data.train_json or data.val_json")
     split = source.split(splits[0])
     path = Path(split.single_file())
-    check_outputs([output], [path], key="fix")
+    check_outputs([output], [path], "fix", "check_data", config.overwrite)
     if not output.parent.is_dir():
         raise UserError(f"fix={output}: there is no folder {output.parent}")
     if not split.images:
@@ -113,7 +113,7 @@ def fix_data(config: Config) -> str:
     options = RepairOptions(root, reading.check_images, reading.max_pixels, reading.crowds)
     content, changes = repair_coco(path, options)
     text = json.dumps(without_nan(content), allow_nan=False)
-    with replacing(output, "the repaired file") as file:
+    with record_outputs([output], "check_data"), replacing(output, "the repaired file") as file:
         file.write(text.encode())
     mended = read_coco(
         output,

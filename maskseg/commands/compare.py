@@ -8,7 +8,8 @@ A run is the folder that a training wrote, with its metrics.jsonl and config.yam
   python tools/compare.py runs/scenes_r18/TIME
   python tools/compare.py baseline longer augmented output=docs/three_runs.png
 
-The only key is output, the PNG file to write (a new compare.png).
+The only keys are output, the PNG file to write (a new compare.png), and overwrite: true replaces a
+file that this tool has written before.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from maskseg.engine.run_search import describe_runs
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
-from maskseg.files.outputs import check_outputs, find_free_name
+from maskseg.files.outputs import check_outputs, find_free_name, record_outputs
+from maskseg.files.similar import suggest_path
 from maskseg.visualization.curves import (
     Line,
     Panel,
@@ -77,36 +80,43 @@ def compare(arguments: Sequence[str]) -> None:
     arguments: run folders and `output=PNG`. Raises UserError, before anything is written, for an
     argument that is not the folder of a run.
     """
-    folders, output = _parse_arguments(arguments)
+    folders, output, overwrite = _parse_arguments(arguments)
     if output is None:
         output = find_free_name(Path("compare.png"))
     elif not output.is_dir():  # for which the error of writing it is clearer
-        check_outputs([output])
+        check_outputs([output], tool="compare", overwrite=overwrite)
     runs = read_runs(folders)
     text = metrics_table(runs)
     if len(runs) > 1:
         text += f"\n\n{config_differences(runs)}"
-    draw_runs(runs, output)
+    with record_outputs([output], "compare"):
+        draw_runs(runs, output)
     print(f"{text}\n\ncurves: {output}")
 
 
-def _parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
-    """-> the run folders, and the PNG file if one is named. Raises UserError."""
+def _parse_arguments(arguments: Sequence[str]) -> tuple[list[Path], Path | None, bool]:
+    """-> the run folders, the PNG file if one is named, and `overwrite`. Raises UserError."""
     folders = []
     output = None
+    overwrite = False
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key == "output" and equals:
             if not value:
                 raise UserError("output= is empty: name a PNG file")
             output = Path(os.path.expanduser(value))  # noqa: PTH111
+        elif key == "overwrite" and equals:
+            if value.lower() not in ("true", "false"):
+                raise UserError(f"{argument}: expected true or false")
+            overwrite = value.lower() == "true"
         elif equals and not Path(argument).exists():
             raise UserError(
-                f"{argument}: there is no such key or run folder; the only key is output"
+                f"{argument}: there is no such key or run folder; the only keys are output and "
+                "overwrite"
             )
         else:
             folders.append(Path(argument))
-    return folders, output
+    return folders, output, overwrite
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -121,9 +131,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = []
     for path, name in zip(paths, _unique_names(paths), strict=True):
         if not path.is_dir():
-            raise UserError(f"{path}: there is no such run folder")
+            raise UserError(f"{path}: there is no such run folder{suggest_path(path)}")
         if not (path / "metrics.jsonl").is_file():
-            raise UserError(f"{path}: there is no metrics.jsonl in it; is it the folder of a run?")
+            hint = describe_runs(path) or "is it the folder of a run?"
+            raise UserError(f"{path}: there is no metrics.jsonl in it; {hint}")
         train, val = read_metrics(path / "metrics.jsonl")
         if not train and not val:
             raise UserError(f"{path}: its metrics.jsonl has no training or validation metrics")

@@ -32,7 +32,7 @@ from maskseg.data.coco.report import Report
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
 from maskseg.files import parse_json
-from maskseg.files.outputs import check_outputs, is_same_file
+from maskseg.files.outputs import check_outputs, is_same_file, record_outputs
 from maskseg.interop import classes, detectron2, torchvision
 from maskseg.interop.state_dict_names import Pairs, describe_names, match_state_dict, translate
 from maskseg.interop.torchvision_hashes import norm_eps
@@ -88,11 +88,14 @@ def convert(arguments: list[str]) -> None:
         )
     if output.is_dir() or is_same_file(output, weights):
         raise UserError(f"output={output}: must be a file other than the weights")
-    check_outputs([output], [settings.categories])
-    if settings.source == "maskseg":
-        export(weights, output, arguments)
-    else:
-        _import(settings.source, weights, output, settings.categories, model_overrides)
+    check_outputs(
+        [output], [weights, settings.categories], tool="convert", overwrite=settings.overwrite
+    )
+    with record_outputs([output], "convert"):
+        if settings.source == "maskseg":
+            export(weights, output, arguments)
+        else:
+            _import(settings.source, weights, output, settings.categories, model_overrides)
 
 
 def _is_model_override(argument: str) -> bool:

@@ -43,7 +43,7 @@ from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import write_results
 from maskseg.files import write_json
-from maskseg.files.outputs import check_no_run, check_outputs
+from maskseg.files.outputs import check_no_run, check_outputs, record_outputs
 from maskseg.inference.validation import SHEETS, Validation, ValidationSettings
 from maskseg.models.fuse import for_inference
 from maskseg.models.interfaces import TrainableModel
@@ -77,7 +77,8 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         )
     output = Path(config.output)
     check_no_run(output)
-    check_outputs(output / name for name in [*RESULT_FILES, *(f"{name}.png" for name in SHEETS)])
+    outputs = [output / name for name in [*RESULT_FILES, *(f"{name}.png" for name in SHEETS)]]
+    check_outputs(outputs, tool="evaluate", overwrite=config.overwrite)
     device = pick_device(config.trainer.device)
     with init_distributed(device) as context:
         source = open_data(config, categories, context, configs.names_data(arguments))
@@ -87,11 +88,12 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         check_heads(model, source.file(config.split))
         source.semantic_maps(config.split)  # raises UserError for a missing folder
         prepare_segments(model, source, [config.split], config, context, arguments)
-        make_folder(output)
+        make_folder(output, "output")
         dtype = inference_dtype(config.trainer.precision)
         metrics = validation(for_inference(model.to(device), dtype), 0)
         if context.main:
-            _write_results(validation, metrics, output)
+            with record_outputs(outputs, "evaluate", config.overwrite, output):
+                _write_results(validation, metrics, output)
         context.barrier()
     return metrics
 

@@ -32,7 +32,13 @@ from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError, join_lines, warn_if_not_drawn
 from maskseg.evaluation.coco_results import Row, write_results
 from maskseg.files import write_json
-from maskseg.files.outputs import check_no_run, check_outputs, find_free_name, make_unique
+from maskseg.files.outputs import (
+    check_no_run,
+    check_outputs,
+    find_free_name,
+    make_unique,
+    record_outputs,
+)
 from maskseg.inference.image_folder import category_id_map, image_files
 from maskseg.inference.predictor import Predictor
 from maskseg.structures import Batch, FeatureSpec, Outputs
@@ -67,9 +73,19 @@ def predict(arguments: list[str]) -> None:
     files = [file.absolute() for file in image_files(config.input)]
     output = find_free_name(Path("predictions")) if config.output is None else Path(config.output)
     overlays = _overlay_paths(files, output)
-    _check_output(output, overlays, files)
-    make_folder(output)
+    paths = _output_paths(output, overlays)
+    check_no_run(output)
+    check_outputs(paths, files, tool="predict", overwrite=config.overwrite)
+    make_folder(output, "output")
     results = _Results(predictor, config.min_score)
+    with record_outputs(paths, "predict", config.overwrite, output):
+        _predict_images(results, files, overlays, output)
+
+
+def _predict_images(
+    results: _Results, files: Sequence[Path], overlays: Sequence[Path], output: Path
+) -> None:
+    """Predict and write. Raises UserError at the end for images that cannot be read."""
     unreadable = []
     progress = tqdm(zip(files, overlays, strict=True), "predicting", len(files), disable=None)
     for image_id, (file, overlay) in enumerate(progress, start=1):
@@ -101,13 +117,12 @@ def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     return [output / f"{name}.png" for name in make_unique(names, endings)]
 
 
-def _check_output(output: Path, overlays: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise UserError where the results would replace a file, or lie in the folder of a run."""
-    check_no_run(output)
+def _output_paths(output: Path, overlays: Sequence[Path]) -> list[Path]:
+    """All files that may be written."""
     paths = [output / name for name in _RESULT_FILES]
     for overlay in overlays:
         paths += [overlay, *(_with_suffix(overlay, kind) for kind in _DRAWINGS)]
-    check_outputs(paths, inputs)
+    return paths
 
 
 def _describe(file: Path, error: BaseException) -> str:

@@ -40,7 +40,7 @@ from maskseg.data.proposal_file import ImageProposals, write_proposals
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import to_original
-from maskseg.files.outputs import check_outputs
+from maskseg.files.outputs import check_outputs, record_outputs
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import GeneralizedRCNN
 from maskseg.ops import boxes as box_ops
@@ -82,12 +82,15 @@ def propose(arguments: list[str]) -> None:
     output = Path(config.output)
     if not output.parent.is_dir():
         raise UserError(f"output={output}: there is no folder {output.parent}")
-    check_outputs([output], [*source.json_files(), path])
+    check_outputs(
+        [output], [*source.json_files(), path], tool="propose", overwrite=config.overwrite
+    )
     device = pick_device(config.trainer.device)
     recall = _Recall()
     rcnn = for_inference(model.to(device), inference_dtype(config.trainer.precision))
     proposals = _propose_images(rcnn, source, config.split, config.evaluation.batch, device, recall)
-    count = write_proposals(output, proposals, f"{source.split(config.split).json} by {path}")
+    with record_outputs([output], "propose"):
+        count = write_proposals(output, proposals, f"{source.split(config.split).json} by {path}")
     megabytes = output.stat().st_size / 1e6
     print(
         f"{output}: {count} proposals of {recall.num_images} images ({megabytes:.1f} MB); "

@@ -120,6 +120,7 @@ def _known_config(tool: str, arguments: Sequence[str]) -> DictConfig:
     OmegaConf.set_struct(trained, False)
     merged = OmegaConf.merge(trained, compose(name, []))
     assert isinstance(merged, DictConfig)
+    OmegaConf.set_struct(merged, False)
     for key in ("name", "run_dir", "seed", "batch_size"):
         merged.pop(key, None)
     return merged

@@ -284,7 +284,8 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> str:
     known = set(keys_of(config))
     for override in overrides:
         key = key_of(override)
-        if not _is_group_choice(override) and key not in known:
+        is_wrong = key not in known or override.startswith("+")
+        if is_wrong and not _is_group_choice(override):
             return f"{override}: {nearest(key, config)}"
         if f"Could not override '{key}'. No match in the defaults list" in str(error):
             return f"{override}: the config has no {key} that could be replaced"

@@ -128,6 +128,7 @@ class ToolKeys(TypedDict, total=False):
 
     checkpoint: str | None
     output: str | None
+    overwrite: bool
     split: str
     pictures: NonNegativeInt
     input: str | None
@@ -206,13 +207,19 @@ def check_types(config: DictConfig) -> set[str]:
             value = int(value)
             integers[key] = value
         if not matches(value, hint):
-            problems[key] = f"{key}={value!r}: expected {describe(hint)}"
+            advice = _device_advice(value) if key == "trainer.device" else ""
+            problems[key] = f"{key}={value!r}: expected {describe(hint)}{advice}"
     if problems:
         raise UserError(problems[min(problems, key=lambda key: key in references)])
     for key, number in integers.items():
         if key not in references:
             OmegaConf.update(config, key, number)
     return typed
+
+
+def _device_advice(value: object) -> str:
+    """What to write for the number of a GPU."""
+    return f"; write trainer.device=cuda:{value}" if type(value) is int else ""
 
 
 def _explain_reference(config: DictConfig, references: Collection[str], error: Exception) -> str:

@@ -255,20 +255,25 @@ def _new_folder(home: Path) -> Path:
     return next(home / name for name in names if not (home / name).exists())
 
 
-def make_folder(folder: Path) -> Path:
-    """Create the folder if it is missing, and return it. Raises UserError if it is not writable."""
+def make_folder(folder: Path, key: str = "run_dir") -> Path:
+    """Create the folder if it is missing, and return it. Raises UserError if it is not writable.
+
+    key: of the config, that names the folder.
+    """
+    if folder.is_file():
+        raise UserError(f"{key}={folder} is a file: the folder cannot be made; choose another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError("not writable")
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise _not_writable(folder, error, key) from error
     return folder
 
 
-def _not_writable(folder: Path, error: OSError) -> UserError:
+def _not_writable(folder: Path, error: OSError, key: str = "run_dir") -> UserError:
     return UserError(
-        f"run_dir={folder}: the folder cannot be made or written to ({describe_error(error)})"
+        f"{key}={folder}: the folder cannot be made or written to ({describe_error(error)})"
     )
 
 

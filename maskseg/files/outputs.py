@@ -2,28 +2,41 @@
 
 A tool checks the files that it is going to write before it starts its work. Only a file that does
 not exist yet is written, so that links, `..` and names that differ in their case make no
-difference.
+difference. With `overwrite=true`, the earlier outputs of the same tool are replaced, too: each tool
+records in the hidden file `RECORD` of a folder which files it has written there.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from maskseg.errors import UserError
+from maskseg.files.documents import parse_json
 
 _RUN_FILES = ("metrics.jsonl", "last.pt", "best.pt", "step_*.pt")
+RECORD = ".maskseg_outputs.jsonl"
+_CLOCK_TOLERANCE = 2.0  # seconds: some disks store no fractions of a modification time
 
 
 def check_outputs(
-    outputs: Iterable[Path], inputs: Iterable[str | Path | None] = (), key: str = "output"
+    outputs: Iterable[Path],
+    inputs: Iterable[str | Path | None] = (),
+    key: str = "output",
+    tool: str = "",
+    overwrite: bool = False,
 ) -> None:
     """Raise UserError for an output that is an input or exists.
 
     outputs: the files and folders that will be written; inputs: the files that are read; key: of
-    the config, that names the outputs.
+    the config, that names the outputs; overwrite: earlier outputs of the same tool may exist, if
+    they have not been changed since.
     """
     existing = [path for path in outputs if _exists(path)]
     if not existing:
@@ -32,8 +45,117 @@ def check_outputs(
     for path in existing:
         if any(is_same_file(path, other) for other in read_files):
             raise UserError(f"{key}={path} is an input file: choose another name")
+    foreign = [path for path in existing if not _is_earlier_output(path, tool)]
+    if overwrite and not foreign:
+        return
+    named = (foreign if overwrite else existing)[0]
     more = f" (and {len(existing) - 1} more files)" if len(existing) > 1 else ""
-    raise UserError(f"{key}: {existing[0]} already exists{more}: choose another name or delete it")
+    advice = "choose another name or delete it"
+    if overwrite:
+        advice = f"overwrite=true replaces only earlier, unchanged files of this tool; {advice}"
+    elif tool and not foreign:
+        advice = "choose another name, or overwrite=true replaces earlier outputs"
+    raise UserError(f"{key}: {named} already exists{more}: {advice}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a record says about a file. size and mtime: -1 while the file is being written."""
+
+    tool: str
+    size: int = -1
+    mtime: float = -1.0
+
+
+@contextmanager
+def record_outputs(
+    outputs: Iterable[Path], tool: str, overwrite: bool = False, folder: Path | None = None
+) -> Iterator[None]:
+    """Record which files a tool writes in the block, for a later `overwrite=true`.
+
+    outputs: those of `check_outputs`, in folders that exist or that the block makes.
+    folder: the folder of all results of the tool. With `overwrite`, the outputs of the earlier run
+        that are none of this one are deleted from it, so that the results of two runs never mix.
+    """
+    paths = list(outputs)
+    if overwrite and folder is not None:
+        _remove_others(folder, paths, tool)
+    started = _Entry(tool, mtime=time.time())
+    _write_entries({path: started for path in paths if path.parent.is_dir()})
+    try:
+        yield
+    finally:
+        _write_entries({path: _describe(path, tool) for path in paths if path.parent.is_dir()})
+
+
+def _describe(path: Path, tool: str) -> _Entry:
+    """The entry of a file that has been written; without a tool where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _Entry("")
+    return _Entry(tool, status.st_size, status.st_mtime)
+
+
+def _remove_others(folder: Path, outputs: Sequence[Path], tool: str) -> None:
+    """Delete the unchanged outputs of an earlier run of a tool that are none of this run."""
+    kept = {path.resolve() for path in outputs}
+    for record in folder.rglob(RECORD):
+        for name in _read_entries(record.parent):
+            path = record.parent / name
+            if path.resolve() not in kept and _is_earlier_output(path, tool):
+                path.unlink()
+
+
+def _is_earlier_output(path: Path, tool: str) -> bool:
+    """Whether a file is what a tool has written, and has not been changed since."""
+    entry = _read_entries(path.parent).get(path.name)
+    if not tool or entry is None or entry.tool != tool or path.is_symlink() or not path.is_file():
+        return False
+    status = path.stat()
+    if entry.size < 0:  # the tool was killed while it wrote its files
+        return status.st_mtime >= entry.mtime - _CLOCK_TOLERANCE
+    is_unchanged = abs(status.st_mtime - entry.mtime) <= _CLOCK_TOLERANCE
+    return is_unchanged and status.st_size == entry.size
+
+
+def _write_entries(entries: dict[Path, _Entry]) -> None:
+    """Add lines to the records of the folders; the last line about a file counts.
+
+    A folder that cannot be written to gets no record: its files are then never replaced.
+    """
+    lines: dict[Path, list[str]] = {}
+    for path, entry in entries.items():
+        line = json.dumps([path.name, entry.tool, entry.size, entry.mtime])
+        lines.setdefault(path.parent, []).append(f"{line}\n")
+    for folder, texts in lines.items():
+        with suppress(OSError), (folder / RECORD).open("a", encoding="utf-8") as file:
+            file.write("".join(texts))
+
+
+def _read_entries(folder: Path) -> dict[str, _Entry]:
+    """The entries of the files of a folder; damaged lines are ignored."""
+    try:
+        lines = (folder / RECORD).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    entries = {}
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            name, tool, size, mtime = _parse_line(line)
+            entries[name] = _Entry(tool, size, mtime)
+    return entries
+
+
+def _parse_line(line: str) -> tuple[str, str, int, float]:
+    """A line of a record. Raises ValueError or TypeError for a damaged one."""
+    values = parse_json(line)
+    if not isinstance(values, list):
+        raise ValueError("not a list")
+    name, tool, size, mtime = values
+    if Path(str(name)).name != name:
+        raise ValueError("not the name of a file")
+    return str(name), str(tool), int(size), float(mtime)
 
 
 def _exists(path: Path) -> bool:

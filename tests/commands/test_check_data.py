@@ -175,7 +175,9 @@ def test_a_repair_never_replaces_a_file(folder: Path) -> None:
     for name in ("a.json", "./a.json"):
         assert_refused(check("a.json", f"fix={name}"), "fix=a.json is an input file")
     for name in ("other.json", "images", "link.json", "images/1.png"):
-        assert_refused(check("a.json", f"fix={name}"), f"fix: {name} already exists")
+        for key in ("overwrite=false", "overwrite=true"):
+            refused = check("a.json", f"fix={name}", key)
+            assert_refused(refused, f"fix: {name} already exists", "choose another name or delete")
     assert_refused(check("a.json", "fix=absent/b.json"), "there is no folder absent")
     assert_refused(check("a.json", "data.val_json=other.json", "fix=b.json"), "repairs one file")
     assert_refused(check("[a.json,other.json]", "fix=b.json"), "exactly one file, not 2")

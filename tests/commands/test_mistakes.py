@@ -19,6 +19,7 @@ from maskseg.structures import Categories
 MODEL = [
     "data=custom",
     "model.backbone.channels=32",
+    "model.backbone.trunk.name=resnet18",
     "model.backbone.trunk.weights=null",
     "model.classifier.mlp.width=32",
     "model.heads.mask.channels=16",
@@ -140,7 +141,7 @@ MISTAKES = [
     ("convert", "model.pth output=x.pt", ["write weights=model.pth"]),
     ("compare", "--output x.png runs/cells/first", ["without dashes", "output"]),
     ("compare", "runs/cells/first output = x.png", ["write output=x.png"]),
-    ("compare", "run=x", ["the only key", "output"]),
+    ("compare", "run=x", ["the only keys are output"]),
     # Keys and choices that do not exist.
     ("train", "trainer.max_step=3", ["'trainer.max_steps'"]),
     ("train", "experiment=scene_r18", ["did you mean 'scenes_r18'?"]),

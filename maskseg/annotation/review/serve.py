@@ -22,7 +22,8 @@ from maskseg.data.coco.packed_segmentations import (
 )
 from maskseg.data.image_files import load_image, safe_join
 from maskseg.errors import UserError
-from maskseg.files.outputs import check_outputs, is_same_file
+from maskseg.files.outputs import check_outputs, is_same_file, record_outputs
+from maskseg.files.similar import suggest_path
 from maskseg.masks.annotated import AnnotatedMasks, Polygons
 from maskseg.masks.base import Rle
 from maskseg.superpixels.opencv import opencv
@@ -96,12 +97,14 @@ def review(overrides: list[str]) -> None:
     source = Path(config.file)
     output = Path(config.output or config.file)
     if config.export:
-        _export(source, output, Path(config.export))
+        _export(source, output, Path(config.export), config.overwrite)
         return
     configs.require_keys(config, "images")
     root = Path(config.images)
     if not root.is_dir():
-        raise UserError(f"images={root}: no such folder")
+        raise UserError(f"images={root}: no such folder{suggest_path(root)}")
+    if not source.is_file():
+        raise UserError(f"file={source}: cannot be read (no such file){suggest_path(source)}")
     opencv()  # report a missing library now, not at the first request
     serve = _load_server()
     file = ReviewFile(source, output)
@@ -178,14 +181,15 @@ def _print_status(file: ReviewFile, host: str) -> None:
     print(f"{len(file.rows())} annotations; decisions are written to {file.path}")
 
 
-def _export(source: Path, output: Path, target: Path) -> None:
+def _export(source: Path, output: Path, target: Path, overwrite: bool) -> None:
     """Write the reviewed file without its rejected annotations."""
-    check_outputs([target], (source, output), "export")
+    check_outputs([target], (source, output), "export", "review", overwrite)
     if is_same_file(target, output):
         raise UserError(f"export={target} is the file of the decisions: choose another name")
     file = ReviewFile(source, output)
     try:
-        counts = file.export(target)
+        with record_outputs([target], "review"):
+            counts = file.export(target)
     finally:
         file.close()
     kept = ", ".join(

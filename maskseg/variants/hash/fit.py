@@ -33,7 +33,7 @@ from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError, warn_if_not_drawn
 from maskseg.files import replacing, write_json
-from maskseg.files.outputs import check_no_run, check_outputs
+from maskseg.files.outputs import check_no_run, check_outputs, record_outputs
 from maskseg.models.fuse import for_inference
 from maskseg.models.rcnn import PixelModel
 from maskseg.structures import Categories
@@ -116,33 +116,41 @@ def evaluate(overrides: list[str]) -> None:
     check_no_run(output)
     files = ["metrics.json", "table.txt", "segmentation_iou.png", "hash.pt"]
     files += [f"{name}{suffix}.png" for name in images for suffix in ("", "_steps")]
-    check_outputs(output / file for file in files)
-    make_folder(output)
+    outputs = [output / file for file in files]
+    check_outputs(outputs, tool="evaluate", overwrite=config.overwrite)
+    make_folder(output, "output")
     model.to(device).eval()
-    if not config.checkpoint:
-        result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
-        train_config = training_config(config)
-        save_fitted(output / "hash.pt", model, train_config, Categories((), ()), result.metrics())
-    inference_model = _pixel_model(for_inference(model, dtype))
-    study = SegmentStudy(
-        inference_model,
-        _segmenter(inference_model),
-        single_image(model_config),
-        config.sweep,
-        config.scales,
-        config.base,
-    )
-    for index in tqdm(range(len(names)), desc="evaluating", disable=None):
-        pixels = source.image(config.split, index)
-        ground_truths = source.ground_truths(config.split, index)
-        results = study.add(pixels, ground_truths)
-        if index < config.pictures:
-            ground_truth = ground_truths[0] if ground_truths else None
-            with warn_if_not_drawn(f"{images[index]}.png"):
-                _draw(
-                    output / images[index], study, pixels, results[config.sweep[-1]], ground_truth
-                )
-    _write(output, study)
+    with record_outputs(outputs, "evaluate", config.overwrite, output):
+        if not config.checkpoint:
+            result = _fit(fitter, model, source, _fit_split(source, config.fit.split), config)
+            train_config = training_config(config)
+            save_fitted(
+                output / "hash.pt", model, train_config, Categories((), ()), result.metrics()
+            )
+        inference_model = _pixel_model(for_inference(model, dtype))
+        study = SegmentStudy(
+            inference_model,
+            _segmenter(inference_model),
+            single_image(model_config),
+            config.sweep,
+            config.scales,
+            config.base,
+        )
+        for index in tqdm(range(len(names)), desc="evaluating", disable=None):
+            pixels = source.image(config.split, index)
+            ground_truths = source.ground_truths(config.split, index)
+            results = study.add(pixels, ground_truths)
+            if index < config.pictures:
+                ground_truth = ground_truths[0] if ground_truths else None
+                with warn_if_not_drawn(f"{images[index]}.png"):
+                    _draw(
+                        output / images[index],
+                        study,
+                        pixels,
+                        results[config.sweep[-1]],
+                        ground_truth,
+                    )
+        _write(output, study)
     print(
         f"{len(names)} images; written to {output}: metrics.json, table.txt, "
         "segmentation_iou.png, images"
