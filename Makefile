@@ -26,7 +26,7 @@ help:
 
 # A stamp is written last: an environment whose set-up was cut short is set up again.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'maskseg needs Python 3.11 or later, PYTHON=... names another one')"
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and 'maskseg needs Python 3.11, 3.12 or 3.13, PYTHON=... names another one')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@

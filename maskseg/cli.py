@@ -17,7 +17,6 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from maskseg import __version__
 from maskseg.errors import Interrupted, Shown, UserError
 from maskseg.files.configs import experiments
 
@@ -109,7 +108,7 @@ def _run(main: Callable[[list[str]], None], usage: str, arguments: list[str]) ->
         print(name_as_called(usage.strip()))
         return 0
     if "--version" in arguments:
-        print(f"maskseg {__version__}")
+        print(f"maskseg {sys.modules['maskseg'].__version__}")
         return 0
     try:
         _record_errors(main)(_join_option(arguments))

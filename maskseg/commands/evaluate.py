@@ -16,9 +16,9 @@ With experiment=..., segments are compared with other ways to cut an image (conf
 
   python tools/evaluate.py experiment=hash_bsds data.root=DIR data.split=test output=DIR
   python tools/evaluate.py experiment=hash_bsds data.root=DIR output=DIR checkpoint=HASH \\
-      sweep=[100,200]
+      'sweep=[100,200]'
   python tools/evaluate.py experiment=scenes_hash_r18 checkpoint=HASH output=DIR base=egs \\
-      sweep=[250,400,700]
+      'sweep=[250,400,700]'
 
 Other keys: those of the checkpoint's own config (config.yaml beside it).
 """

@@ -1,8 +1,8 @@
 """Draws what a model finds in images, and writes it as COCO results (predictions.json).
 
 For models that cut images into segments or label pixels also NAME_segments.png, segments.json,
-NAME_classes.png and NAME_ids.png. No file is replaced. Images that cannot be read are skipped and
-reported at the end, with exit code 2.
+NAME_classes.png and NAME_ids.png. No file is replaced, but earlier results with overwrite=true.
+Images that cannot be read are skipped and reported at the end, with exit code 2.
 
   python tools/predict.py checkpoint=runs/scenes_r18/TIME input=photo.jpg output=DIR
   python tools/predict.py checkpoint=best.pt input=FOLDER output=DIR

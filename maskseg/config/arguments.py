@@ -16,7 +16,8 @@ from maskseg.errors import UserError
 from maskseg.files.configs import experiments, is_group
 
 _OPTIONS = (SHOW_CONFIG, SHOW_GROUPS)
-_SWEEP_OPTIONS = ("--multirun", "-m")
+_ALLOWED = {"sweep": (*_OPTIONS, "--multirun", "-m"), "compare": ()}  # of other tools: _OPTIONS
+_DASHES = ("-", "\N{EN DASH}", "\N{EM DASH}")
 _WITH_CHECKPOINT = ("evaluate", "predict", "propose", "fit_hash", "fit_svm")
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -27,21 +28,22 @@ def check_form(tool: str, arguments: Sequence[str]) -> None:
     The arguments of `compare` without "=" are run folders.
     """
     _check_blanks(arguments)
-    allowed = _OPTIONS
-    if tool == "sweep":
-        allowed += _SWEEP_OPTIONS
-    if tool == "compare":
-        allowed = ()
+    allowed = _ALLOWED.get(tool, _OPTIONS)
     for index, argument in enumerate(arguments):
         following = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if argument.startswith(("-", "\N{EN DASH}", "\N{EM DASH}")):
+        if argument.startswith(_DASHES):
             if argument not in allowed and not _exists(argument):
                 raise UserError(_explain_option(tool, argument, following, arguments))
         elif "=" not in argument and not argument.startswith("~") and tool != "compare":
             before = arguments[index - 1] if index else ""
-            if "=" in before and _exists(f"{before.partition('=')[2]} {argument}"):
-                raise UserError(f"{argument}: quote a value with blanks: '{before} {argument}'")
+            _check_quotes(before, argument)
             raise UserError(_explain_word(tool, argument, following, arguments))
+
+
+def _check_quotes(before: str, word: str) -> None:
+    """Raise UserError for the second part of a path with a blank."""
+    if "=" in before and _exists(f"{before.partition('=')[2]} {word}"):
+        raise UserError(f"{word}: quote a value with blanks: '{before} {word}'")
 
 
 def _check_blanks(arguments: Sequence[str]) -> None:
@@ -49,17 +51,22 @@ def _check_blanks(arguments: Sequence[str]) -> None:
     for index, argument in enumerate(arguments):
         before = arguments[index - 1] if index else ""
         after = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if _exists(argument):
-            continue
-        if argument == "=" and before and after:
-            shown, key, value = f"{before} = {after}", before, after
-        elif argument.startswith("=") and before and "=" not in before:
-            shown, key, value = f"{before} {argument}", before, argument[1:]
-        elif argument.endswith("=") and after and "=" not in after and after[0] not in "-~+":
-            shown, key, value = f"{argument} {after}", argument[:-1], after
-        else:
-            continue
-        raise UserError(f"{shown}: write {key}={value}, without blanks around the equals sign")
+        words = _words_of_pair(before, argument, after)
+        if words and not _exists(argument):
+            raise UserError(
+                f"{' '.join(words)}: write {''.join(words)}, without blanks around the equals sign"
+            )
+
+
+def _words_of_pair(before: str, argument: str, after: str) -> list[str]:
+    """The words that together are `key=value`, [] where the argument needs no other one."""
+    if argument == "=" and before and after:
+        return [before, argument, after]
+    if argument.startswith("=") and before and "=" not in before:
+        return [before, argument]
+    if argument.endswith("=") and after and "=" not in after and after[0] not in "-~+":
+        return [argument, after]
+    return []
 
 
 def _explain_option(tool: str, option: str, following: str, arguments: Sequence[str]) -> str:
@@ -69,7 +76,7 @@ def _explain_option(tool: str, option: str, following: str, arguments: Sequence[
     if not equals and _is_value(following):
         value = following
         shown = f"{option} {following}"
-    name = name.lstrip("-\N{EN DASH}\N{EM DASH}").replace("-", "_")
+    name = name.lstrip("".join(_DASHES)).replace("-", "_")
     if name == "cfg":
         return f"{shown}: write --cfg job, which prints the config"
     problem = f"{shown}: arguments are key=value, without dashes"

@@ -48,13 +48,13 @@ def check_outputs(
     foreign = [path for path in existing if not _is_earlier_output(path, tool)]
     if overwrite and not foreign:
         return
-    named = (foreign if overwrite else existing)[0]
     more = f" (and {len(existing) - 1} more files)" if len(existing) > 1 else ""
     advice = "choose another name or delete it"
     if overwrite:
         advice = f"overwrite=true replaces only earlier, unchanged files of this tool; {advice}"
-    elif tool and not foreign:
+    elif not foreign:
         advice = "choose another name, or overwrite=true replaces earlier outputs"
+    named = foreign[0] if overwrite else existing[0]
     raise UserError(f"{key}: {named} already exists{more}: {advice}")
 
 
@@ -81,11 +81,16 @@ def record_outputs(
     if overwrite and folder is not None:
         _remove_others(folder, paths, tool)
     started = _Entry(tool, mtime=time.time())
-    _write_entries({path: started for path in paths if path.parent.is_dir()})
+    folders = {path.parent for path in paths if path.parent.is_dir()}
+    new_records = [place / RECORD for place in folders if not (place / RECORD).exists()]
+    _write_entries({path: started for path in paths if path.parent in folders})
     try:
         yield
     finally:
         _write_entries({path: _describe(path, tool) for path in paths if path.parent.is_dir()})
+        for record in new_records:  # of a tool that has failed before it wrote anything
+            if all(entry.tool == "" for entry in _read_entries(record.parent).values()):
+                record.unlink(missing_ok=True)
 
 
 def _describe(path: Path, tool: str) -> _Entry:

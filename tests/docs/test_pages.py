@@ -284,6 +284,55 @@ def test_install_commands_name_this_folder_and_its_extras() -> None:
             assert set(names.split(",")) <= extras, path
 
 
+SHELL_COMMAND = re.compile(r"(?:python3?|pip|torchrun|tensorboard|maskseg-[\w-]+)\s(?!=)")
+SHELL_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def unquoted_words(text: str) -> list[str]:
+    """The words of shell commands that zsh refuses or expands: brackets and globs without quotes.
+
+    A bare glob, such as `runs/*`, is meant for the shell.
+    """
+    words = []
+    for line in text.replace("\\\n", " ").splitlines():
+        if SHELL_COMMAND.match(line.strip().removeprefix("$ ")) is None:
+            continue
+        plain = re.sub(r"(^|\s)#.*", "", SHELL_QUOTED.sub("", line))
+        for word in plain.split():
+            is_glob = re.fullmatch(r"[\w./-]*\*", word) is not None
+            if re.search(r"[][?*{}()]", word) and not is_glob:
+                words.append(word)
+    return words
+
+
+def test_commands_are_quoted_as_zsh_needs() -> None:
+    unquoted = []
+    for page in PAGES:
+        text = page.read_text()
+        blocks = [f["text"] for f in FENCE.finditer(text) if f["language"] != "python"]
+        for block in [*blocks, *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]:
+            unquoted += [f"{name_of(page)}: {word}" for word in unquoted_words(block)]
+    for tool in TOOLS:
+        unquoted += [f"{tool} --help: {word}" for word in unquoted_words(help_text(tool))]
+    assert not unquoted
+
+
+def test_an_unquoted_word_is_found() -> None:
+    wrong = ["pip install -e .[dev]", "python tools/x.py a=[1]", "maskseg-predict input=d/*.png"]
+    wrong += ["python tools/x.py \\\n  'a=[1]' b={c}", "$ torchrun a=b?"]
+    assert len([word for line in wrong for word in unquoted_words(line)]) == len(wrong)
+    right = "pip install '.[dev]'\npython a.py 'x=[1]' runs/*  # [1]\nprint(a[0])\npip = [1]"
+    assert not unquoted_words(right)
+
+
+def test_the_readme_names_the_environment_before_its_first_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    activation = text.index(". .venv/bin/activate")
+    first = re.search(r"^(python|pip|tensorboard|maskseg-)", text, re.MULTILINE)
+    assert first is not None
+    assert activation < first.start()
+
+
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) < 150

@@ -103,6 +103,12 @@ def test_results_of_two_runs_never_mix(tmp_path: Path) -> None:
     assert found == {"c.png", "all.json", "mine.png", "metrics.json", RECORD}
 
 
+def test_a_tool_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="early"), record_outputs([tmp_path / "a"], "predict"):
+        raise ValueError("early")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_record_allows_nothing(tmp_path: Path) -> None:
     output = tmp_path / "a.json"
     write_as("predict", output)
