@@ -41,10 +41,7 @@ def check_outputs(
     existing = [path for path in outputs if _exists(path)]
     if not existing:
         return
-    read_files = [Path(path) for path in inputs if path]
-    for path in existing:
-        if any(is_same_file(path, other) for other in read_files):
-            raise UserError(f"{key}={path} is an input file: choose another name")
+    _check_no_input(existing, [Path(path) for path in inputs if path], key)
     foreign = [path for path in existing if not _is_earlier_output(path, tool)]
     if overwrite and not foreign:
         return
@@ -56,6 +53,13 @@ def check_outputs(
         advice = "choose another name, or overwrite=true replaces earlier outputs"
     named = foreign[0] if overwrite else existing[0]
     raise UserError(f"{key}: {named} already exists{more}: {advice}")
+
+
+def _check_no_input(outputs: Sequence[Path], inputs: Sequence[Path], key: str) -> None:
+    """Raise UserError for an output that is an input."""
+    for path in outputs:
+        if any(is_same_file(path, other) for other in inputs):
+            raise UserError(f"{key}={path} is an input file: choose another name")
 
 
 @dataclass(frozen=True)
