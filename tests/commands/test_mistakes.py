@@ -83,7 +83,7 @@ IN = "input=photos output=out"
 MISTAKES = [
     # Names of other frameworks.
     ("train", "imgsz=640", ["no such key 'imgsz'", "'data.size'"]),
-    ("train", "epochs=100", ["no such key 'epochs'", "'trainer."]),
+    ("train", "epochs=100", ["no such key 'epochs'", "'trainer.epochs'"]),
     ("train", "batch=16", ["'batch_size'"]),
     ("train", "device=0", ["'trainer.device'"]),
     ("train", "trainer.device=0", ["write trainer.device=cuda:0"]),
@@ -95,11 +95,11 @@ MISTAKES = [
     ("train", "cos_lr=true", ["scheduler=cosine"]),
     ("train", "project=out", ["'run_dir'"]),
     ("train", "work_dir=out", ["'run_dir'"]),
-    ("train", "train_cfg.max_epochs=12", ["'trainer."]),
+    ("train", "train_cfg.max_epochs=12", ["'trainer.epochs'"]),
     ("train", "SOLVER.BASE_LR=0.01", ["'optimizer.lr'"]),
     ("train", "SOLVER.BASE_LR 0.01", ["write optimizer.lr=0.01"]),
     ("train", "MODEL.WEIGHTS model.pth", ["write trainer.init=model.pth"]),
-    ("train", "--epochs 100", ["--epochs 100", "without dashes", "write trainer."]),
+    ("train", "--epochs 100", ["--epochs 100", "without dashes", "write trainer.epochs=100"]),
     ("train", "--batch-size=4", ["write batch_size=4"]),
     ("train", "--config-file x.yaml", ["experiment=NAME"]),
     ("train", "--num-gpus 2", ["torchrun"]),
