@@ -105,7 +105,7 @@ def build_predictor(
     fused = for_inference(model.to(torch_device), dtype)
     # Of the tool `predict`; by default the best threshold of the checkpoint.
     drawn_from = config.get("min_score")
-    plot_min_score = DEFAULT_MIN_SCORE if drawn_from is None else drawn_from
+    plot_min_score = PLOT_MIN_SCORE if drawn_from is None else drawn_from
     return Predictor(fused, categories, prepare, torch_device, min_score, classes, plot_min_score)
 
 
