@@ -392,3 +392,59 @@ def test_a_missing_test_is_found() -> None:
     rows = ["| a | b | none |", f"| a | b | {right} {right} |", f"| {right} | b | |"]
     table = header + "\n".join([f"| a | b | {right}, {right} |", *rows])
     assert rows_without_a_test(table) == rows
+
+
+COMPARED = "| | ultralytics | detectron2 | torchvision | maskseg |"
+ANSWER = re.compile(r"(yes|no)\b|partly: \S|\?$")
+
+
+def compared_rows(text: str) -> list[list[str]]:
+    """The cells of all rows of the tables that compare frameworks."""
+    rows = []
+    is_compared = False
+    for line in text.splitlines():
+        if line == COMPARED:
+            is_compared = True
+        elif not line.startswith("|"):
+            is_compared = False
+        elif is_compared and not line.startswith("|---"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def faults_of_row(row: list[str]) -> list[str]:
+    """What is wrong with a row of the comparison."""
+    if len(row) != 5 or not all(row):
+        return [f"{row[0]}: not five cells"]
+    answers = [re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", cell) for cell in row[1:]]
+    faults = [f"{row[0]}: {answer}" for answer in answers if not ANSWER.match(answer)]
+    if not answers[-1].startswith("no") and not LINK.search(row[-1]):
+        faults.append(f"{row[0]}: no link")
+    if answers.count("?") > 1:
+        faults.append(f"{row[0]}: not verified")
+    return faults
+
+
+def test_the_comparison_has_44_rows_and_links_what_maskseg_has() -> None:
+    text = (DOCS / "comparison.md").read_text()
+    rows = compared_rows(text)
+    assert len(rows) == len({row[0] for row in rows}) == 44
+    assert [fault for row in rows for fault in faults_of_row(row)] == []
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) < 120
+    for page in (ROOT / "README.md", DOCS / "index.md"):
+        assert "comparison.md" in page.read_text()
+
+
+def test_faults_of_a_comparison_are_found() -> None:
+    table = [
+        "| a | yes | no: x | partly: x | [yes](data.md): x |",
+        "| b | yes | no | ? | yes |",
+        "| c | yes | maybe | no | no |",
+        "| d | yes | no | [yes](data.md) |",
+        "| e | ? | ? | no | [partly](data.md): x |",
+    ]
+    text = "\n".join(["| a | test |", "|---|---|", "| x | y |", "", COMPARED, "|---|", *table])
+    rows = compared_rows(text)
+    assert [row[0] for row in rows] == list("abcde")
+    faults = [fault for row in rows for fault in faults_of_row(row)]
+    assert faults == ["b: no link", "c: maybe", "d: not five cells", "e: not verified"]
