@@ -5,16 +5,18 @@ Everything is a key=value; the keys are those of configs/train.yaml and its grou
 
   python tools/train.py                                        the built-in synthetic dataset
   python tools/train.py experiment=nuclei_r18 data.root=DIR    real images, from scratch, on a CPU
+  python tools/train.py experiment=custom_r18 data.train_json=ALL.json data.images=DIR
+  python tools/train.py experiment=custom_r50 data.train_json=TRAIN.json data.val_json=VAL.json \\
+      data.images=DIR trainer.epochs=50
   python tools/train.py experiment=coco_r50_fpn_1x data.root=DIR batch_size=8
-  python tools/train.py experiment=coco_r50_fpn_1x data=custom data.train_json=TRAIN.json \\
-      data.val_json=VAL.json data.images=DIR
   python tools/train.py trainer.resume=runs/scenes_r18/latest   resume a run with its own config
   python tools/train.py experiment=scenes_r18 trainer.max_steps=6000 trainer.resume=auto
 
 experiment: {experiments}
 debug:      smoke (seconds: does every part run?), overfit (can the model overfit four images?)
-other keys: run_dir, seed, batch_size, trainer.max_steps, trainer.checkpoint_every,
-            trainer.evaluate_every, trainer.precision, optimizer.lr, data.num_workers,
+other keys: run_dir, seed, batch_size, trainer.max_steps, trainer.epochs,
+            trainer.checkpoint_every, trainer.evaluate_every, trainer.precision, trainer.init,
+            optimizer.lr, data.size, data.val_fraction, data.num_workers,
             model.backbone.trunk.weights ...
 """
 
