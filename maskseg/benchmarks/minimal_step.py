@@ -48,7 +48,7 @@ class MinimalStep:
         self.batches = batches
         self.optimizer = configs.build_optimizer(config, trainer, model)
         self.scheduler = configs.build(config.scheduler)(
-            self.optimizer, max_steps=config.trainer.max_steps
+            self.optimizer, max_steps=trainer.length.max_steps
         )
 
     def __call__(self) -> None:

@@ -49,11 +49,11 @@ def trainer(config: Config) -> dict[str, object]:
             "checkpoint": setup.checkpoint(Path(folder)),
             "pictures": setup.images(Path(folder)),
         }
-    settings = config.trainer
+    length = setup.trainer.length
     every = {
-        "log": settings.log_every,
-        "checkpoint": settings.checkpoint_every or settings.max_steps,
-        "pictures": settings.evaluate_every or settings.max_steps,
+        "log": config.trainer.log_every,
+        "checkpoint": length.checkpoint_every or length.max_steps,
+        "pictures": length.evaluate_every or length.max_steps,
     }
     shares = {
         "step": ratio(seconds["trainer"], seconds["bare"]) - 1,

@@ -144,7 +144,7 @@ class TrainSettings:
 
     @cached_property
     def length(self) -> Length:
-        """The numbers of steps. Raises ValueError for settings in epochs."""
+        """The numbers of steps. Raises UserError for settings in epochs."""
         values = (self.max_steps, self.evaluate_every, self.checkpoint_every)
         max_steps, evaluate_every, checkpoint_every = values
         if (
@@ -152,7 +152,10 @@ class TrainSettings:
             or isinstance(evaluate_every, str)
             or isinstance(checkpoint_every, str)
         ):
-            raise ValueError("the settings are in epochs: Trainer.in_steps converts them")
+            raise UserError(
+                "epochs cannot be counted here: set trainer.max_steps, trainer.evaluate_every and "
+                "trainer.checkpoint_every to numbers of steps"
+            )
         return Length(max_steps, evaluate_every, checkpoint_every)
 
     @cached_property

@@ -96,20 +96,23 @@ def published_file(address: str) -> PublishedFile:
     stated = _FRAGMENT.fullmatch(parts.fragment)
     if parts.fragment and stated is None:
         raise UserError(f"{address}: expected #sha256=HASH at its end, not #{parts.fragment}")
-    in_name = _HASH_IN_NAME.search(names[-1])
-    if in_name is not None and in_name[1].isdigit() and not parts.netloc.endswith(_TORCH_HOST):
-        in_name = None  # a date
+    sha256 = _hash_in_name(names[-1], parts.netloc)
+    folder = weights_folder()
+    if not sha256 or parts.query:
+        folder = folder.joinpath(_safe_name(parts.netloc) or "_", *names[:-1])
     if parts.query:
         names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}_{names[-1]}"
-    folder = weights_folder()
-    if in_name is None or parts.query:
-        folder = folder.joinpath(_safe_name(parts.netloc) or "_", *names[:-1])
-    sha256 = ""
     if stated is not None:
         sha256 = stated[1].lower()
-    elif in_name is not None:
-        sha256 = in_name[1]
     return PublishedFile(address.partition("#")[0], folder / names[-1], sha256)
+
+
+def _hash_in_name(name: str, host: str) -> str:
+    """The beginning of the SHA-256 in a file's name, "" where there is none."""
+    match = _HASH_IN_NAME.search(name)
+    if match is None or (match[1].isdigit() and not host.endswith(_TORCH_HOST)):
+        return ""  # eight digits are a date
+    return match[1]
 
 
 def _safe_name(text: str) -> str:

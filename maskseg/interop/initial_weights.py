@@ -116,14 +116,14 @@ def read_foreign_weights(path: Path, eps: float = torchvision.EPS) -> ForeignWei
     if overrides and number is not None:
         tensors = {_our_name(name): tensor for name, tensor in named.items()}
         tensors = torchvision.rescale_norms(tensors, norm_eps(path), eps)
-        categories, tensors = _order_classes(tensors, number, background_first=True)
+        categories, tensors = _order_classes(tensors, number, True, path)
         return ForeignWeights(tensors, categories, overrides, sizes_first=False)
     overrides = detectron2.infer_overrides(state)
     if overrides and number is not None:
         tensors = _rename(detectron2.normalize_state_dict(state), detectron2.PAIRS)
         if detectron2.takes_bgr(state):
             tensors = detectron2.to_rgb(tensors)
-        categories, tensors = _order_classes(tensors, number, background_first=False)
+        categories, tensors = _order_classes(tensors, number, False, path)
         return ForeignWeights(tensors, categories, overrides, sizes_first=True)
     raise UserError(
         f"{path}: neither a checkpoint of maskseg nor the weights of a ResNet-FPN detector of "
@@ -147,7 +147,7 @@ def _rename(state: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
 
 
 def _order_classes(
-    tensors: Mapping[str, Tensor], number: int, background_first: bool
+    tensors: Mapping[str, Tensor], number: int, background_first: bool, path: Path
 ) -> tuple[Categories | None, dict[str, Tensor]]:
     """Put the rows of COCO's classes in their order; other classes have no known names."""
     has_keypoints = any(name.startswith("heads.keypoint.") for name in tensors)
@@ -159,7 +159,13 @@ def _order_classes(
     if background_first:
         background = 0
         rows = [row + 1 for row in rows]
-    return categories, classes.select_class_rows(tensors, rows, background)
+    try:
+        return categories, classes.select_class_rows(tensors, rows, background)
+    except (IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: the tensors with one row per class do not fit each other ({reason})"
+        ) from error
 
 
 def adapt_classes(

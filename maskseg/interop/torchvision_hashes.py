@@ -8,7 +8,7 @@ from pathlib import Path
 from torchvision.models import get_model_weights
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
-NAMES = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
+NAMES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
 EPS = 1e-5
 BLOCK_SIZE = 1 << 20
 
@@ -16,7 +16,7 @@ BLOCK_SIZE = 1 << 20
 def norm_eps(path: Path) -> float:
     """Return the eps of the frozen norms that the weights in a file need.
 
-    It is 0 for the files that torchvision itself runs so (COCO_V1 of the first Mask R-CNN and
+    It is 0 for the files that torchvision itself runs so (COCO_V1 of the first Faster, Mask and
     Keypoint R-CNN), else 1e-5.
     """
     sha256 = hashlib.sha256()

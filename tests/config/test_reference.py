@@ -57,7 +57,8 @@ def test_defaults_are_those_of_the_files() -> None:
 
 def test_keys_with_their_place_type_and_meaning() -> None:
     steps = rows("trainer=default")["trainer.max_steps"]
-    assert steps == ["`90000`", "a whole number from 1 to 1000000000", "number of steps"]
+    kind = "a whole number from 1 to 1000000000 or null"
+    assert steps == ["`90000`", kind, "number of steps; null: see trainer.epochs"]
     # The comment is above the key, and a defaults list puts the file elsewhere.
     trunk = rows("model/trunk@model.backbone.trunk=resnet")
     default, kind, meaning = trunk["model.backbone.trunk.weights"]

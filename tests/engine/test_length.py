@@ -30,7 +30,7 @@ def test_steps_of_epochs(epochs: float, images: float, batch_size: int, steps: i
 def test_all_lengths_are_converted() -> None:
     trainer = Trainer(epochs=4, evaluate_every="1epoch", checkpoint_every="2 epochs", device="cpu")
     assert trainer.uses_epochs
-    with pytest.raises(ValueError, match="in epochs"):
+    with pytest.raises(UserError, match="epochs cannot be counted here"):
         _ = trainer.length
     converted = trainer.in_steps(15, 4)
     assert converted.length == Length(max_steps=15, evaluate_every=4, checkpoint_every=8)
