@@ -175,6 +175,12 @@ def test_a_resumed_run_takes_the_numbers_of_its_checkpoint(folder: Path) -> None
     assert open_keys(config) == []
     assert config.data.size == 288
     assert configs.config_differences(config, configs.to_yaml(trained)) == []
+    # Without an experiment on the command line, the whole config is the checkpoint's.
+    own = configs.resumed_config(configs.to_yaml(trained), ["trainer.epochs=3"])
+    assert open_keys(own) == []
+    assert (own.trainer.epochs, own.trainer.max_steps) == (3, None)
+    (difference,) = configs.config_differences(own, configs.to_yaml(trained))[:1]
+    assert difference == "trainer.max_steps: 5 -> None"
 
 
 def test_other_tools_use_the_usual_numbers(folder: Path) -> None:
