@@ -24,7 +24,7 @@ from torch import nn
 
 import maskseg
 from maskseg import config as configs
-from maskseg.engine.checkpoint import load_checkpoint
+from maskseg.engine.checkpoint import best_threshold, load_checkpoint
 from maskseg.engine.schedules import multistep
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import Interrupted, UserError
@@ -117,6 +117,10 @@ def test_load_and_evaluate(
     rounded = trained.load(device="cpu", precision="bf16", classes=["disc"])
     assert set(rounded(image).names) <= {"disc"}
     assert next(iter(rounded.model.parameters())).dtype == torch.bfloat16  # type: ignore[attr-defined]
+    # Plots begin at the threshold of the checkpoint, as those of the command.
+    threshold = best_threshold(load_checkpoint(trained.checkpoint))
+    assert same.plot_min_score == (0.5 if threshold is None else threshold)
+    assert model.plot_min_score == 0.0
     metrics = maskseg.evaluate(trained.run_dir, "evaluation", pictures=0, trainer__device="cpu")
     assert metrics["segm/AP"] == pytest.approx(trained.metrics["segm/AP"], abs=1e-4)
     assert (home / "evaluation" / "metrics.json").is_file()
