@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
-from maskseg.masks.base import Rle, rle_to_bitmaps
+from maskseg.masks.base import Rle, decode_crop
 from maskseg.visualization.colours import assign_shades, instance_colour
 from maskseg.visualization.keypoints import Keypoints, draw_skeletons
 from maskseg.visualization.layout import (
@@ -154,10 +154,22 @@ def _paint_masks(
     """Paint the masks of the given areas; raises ValueError for a mask of another size."""
     size = (canvas.shape[0] // factor, canvas.shape[1] // factor)
     for i, area in areas.items():
-        mask = masks[i] if isinstance(masks, np.ndarray) else rle_to_bitmaps([masks[i]])[0]
-        if mask.shape != size:
-            raise ValueError(f"mask {i} has (height, width) {mask.shape}, the image has {size}")
-        paint_mask(canvas, mask, colours[i], factor, line_width(area, canvas))
+        mask_size, crop, left, top = _crop_mask(masks, i)
+        if mask_size != size:
+            raise ValueError(f"mask {i} has (height, width) {mask_size}, the image has {size}")
+        window = canvas[top * factor :, left * factor :]
+        window = window[: crop.shape[0] * factor, : crop.shape[1] * factor]
+        paint_mask(window, crop, colours[i], factor, line_width(area, canvas))
+
+
+def _crop_mask(masks: Bools | Sequence[Rle], index: int) -> tuple[tuple[int, ...], Bools, int, int]:
+    """-> (height, width) of a mask, a part that has all its pixels, and its left and top.
+
+    Of an RLE only the tight box is decoded, as large images with many objects take long otherwise.
+    """
+    if isinstance(masks, np.ndarray):
+        return masks[index].shape, masks[index], 0, 0
+    return tuple(masks[index]["size"]), *decode_crop(masks[index])
 
 
 def paint_mask(canvas: RGBImage, mask: Bools, colour: Colour, factor: int, width: int) -> None:

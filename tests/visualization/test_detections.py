@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from maskseg.masks.base import encode_rle
 from maskseg.visualization import detections, layout
 from maskseg.visualization.colours import class_colour, instance_colour
 from maskseg.visualization.detections import draw_detections
@@ -190,3 +191,24 @@ def test_texts():
     assert detections._label_texts(1, None, ["cat", "dog"], True) == ["dog"]
     assert detections._label_texts(0, 0.5, ["cell"], False) == ["0.50"]
     assert detections._label_texts(0, None, ["cell"], False) == []
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (60, 90)])
+def test_run_lengths_are_drawn_as_their_bitmaps(shape):
+    height, width = shape
+    y, x = np.mgrid[:height, :width]
+    masks = np.stack(
+        [
+            np.hypot(x - 0.3 * width, y - 0.4 * height) < 0.3 * height,
+            np.hypot(x - width, y) < 0.5 * height,  # cut by the border
+            x < 0,  # empty
+        ]
+    )
+    boxes = [[2, 3, 40, 50], [10, 0, width, 30], [5, 5, 9, 9]]
+    image = np.full((*shape, 3), 120, dtype=np.uint8)
+    rles = [encode_rle(mask)[0] for mask in masks]
+    drawings = [
+        draw_detections(image, boxes, [0, 1, 1], None, m, ["a", "b"]) for m in (masks, rles)
+    ]
+    assert np.array_equal(*drawings)
+    assert (drawings[0] != drawings[0][-1, -1]).any()
