@@ -8,14 +8,16 @@ from PIL import Image
 
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_entries import compressed_rle
+from maskseg.evaluation.confidence import Matches, merge_matches, score_curves
 from maskseg.evaluation.diagnosis import diagnose, worst
 from maskseg.structures import Categories
 from maskseg.visualization import detections, layout
 from maskseg.visualization import diagnosis as diagnosis_images
-from maskseg.visualization.colours import class_colour
+from maskseg.visualization.colours import as_hex, class_colour, line_colour
 from maskseg.visualization.diagnosis import (
     draw_confusion,
     draw_pr_curves,
+    draw_score_curves,
     draw_worst,
     draw_worst_images,
     merge_rare_classes,
@@ -313,6 +315,63 @@ def test_pr_curves(tmp_path, monkeypatch, count):
         assert last == "0.02  class 0"
     if count == 80:
         assert legends[0][7] == "…  68 others"
+
+
+def spy_on_lines(monkeypatch):
+    """The labels and colors of all lines that are plotted."""
+    from matplotlib.axes import Axes
+
+    lines = []
+    plot = Axes.plot
+
+    def spy(self, *values, **options):
+        lines.append((options.get("label"), options["color"]))
+        return plot(self, *values, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    return lines
+
+
+def test_curves_have_the_colours_of_their_classes(monkeypatch):
+    lines = spy_on_lines(monkeypatch)
+    names = [f"class {i}" for i in range(40)]
+    # The last class has the highest curve, and so the first place in the legend.
+    classes = {name: curve(0.5 + i / 100, 1.0) for i, name in enumerate(names)}
+    draw_pr_curves({"bbox": classes})
+    colours = {label.split("  ")[1]: colour for label, colour in lines if label}
+    assert colours["class 39"] == as_hex(line_colour(39))
+    assert colours["class 0"] == as_hex(line_colour(0))
+    assert "class 20" not in colours
+
+
+@pytest.mark.parametrize("count", [1, 3, 80, 1203])
+def test_score_curves(tmp_path, monkeypatch, count):
+    lines = spy_on_lines(monkeypatch)
+    names = [f"class {i}" for i in range(count)]
+    scores = np.array([0.9, 0.8, 0.4])
+    matches = {}
+    for i, name in enumerate(names):
+        matches[name] = Matches(scores, np.array([True, i % 2 == 0, False]), 2)
+    curves = {"": score_curves(merge_matches(list(matches.values())))}
+    curves |= {name: score_curves(part) for name, part in matches.items()}
+    image = draw_score_curves(curves, names, tmp_path / "confidence.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "confidence.png")), image)
+    assert image.shape == (528, 1815, 3)
+    for border in (image[0], image[-1], image[:, 0], image[:, -1]):  # nothing is cut off
+        assert (border == 255).all()
+    labels = [label for label, _ in lines if label]
+    best = curves[""].f1.max()
+    assert labels.count(f"{best:.2f}  all detections") == 3
+    named = {label for label in labels if "class " in label}
+    assert len(named) == (0 if count == 1 else min(count, 12))
+    if count > 1:
+        assert dict(lines)["1.00  class 0"] == as_hex(line_colour(0))
+
+
+def test_score_curves_without_a_detection():
+    nothing = Matches(np.zeros(0), np.zeros(0, dtype=bool), 3)
+    curves = {"": score_curves(nothing), "cat": score_curves(nothing)}
+    assert draw_score_curves(curves, ["cat", "dog"]).shape == (528, 1815, 3)
 
 
 def test_pr_curves_of_one_kind_at_another_threshold():

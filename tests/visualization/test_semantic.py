@@ -13,6 +13,7 @@ from maskseg.errors import UserError
 from maskseg.visualization import layout, segments
 from maskseg.visualization.colours import class_colours, to_oklab
 from maskseg.visualization.semantic import (
+    draw_legend,
     draw_semantic,
     draw_semantic_confusion,
     semantic_sheet,
@@ -284,3 +285,25 @@ def test_matrix_of_another_size(tmp_path):
         draw_semantic_confusion(
             np.eye(1, dtype=np.int64), ["cat"], tmp_path / "file" / "confusion.png"
         )
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 41, 80, 1203])
+def test_a_legend_of_many_classes_is_cut_and_counts_the_others(monkeypatch, count):
+    texts = []
+    original = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, text, **options: (
+            texts.append(text),
+            original(self, place, text, **options),
+        )[1],
+    )
+    # Class k has k + 1 pixels.
+    labels = np.repeat(np.arange(count), np.arange(count) + 1)[None]
+    (legend,) = draw_legend([labels], [f"class {i}" for i in range(count)], 20, 600)
+    first = max(count - 40, 0)
+    expected = [f"class {i}" for i in range(first, count)]
+    assert texts == (expected if count <= 40 else [*expected, f"and {count - 40} more"])
+    assert legend.shape[1] < 900
+    assert (legend[:, -4:] == 255).all()  # nothing is cut off
