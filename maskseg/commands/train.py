@@ -81,14 +81,14 @@ _NUM_BATCHES = 3  # training batches that are drawn
 def main(arguments: list[str]) -> None:
     """Entry point of `tools/train.py`."""
     report = print if os.environ.get("RANK", "0") == "0" else None
-    run_dir = train(compose_training(arguments, report))
+    run_dir = train(*compose_training(arguments, report))
     print(f"run folder: {run_dir}")
 
 
 def compose_training(
     arguments: Sequence[str], report: Callable[[str], None] | None = None
-) -> Config:
-    """The config of a training.
+) -> tuple[Config, Sequence[str] | None]:
+    """The config of a training, and the second argument of `train`.
 
     A resume takes the config of its run, with the keys of the command line, unless the command line
     chooses groups, such as `experiment`: then the whole config is that of the command line.
@@ -100,17 +100,17 @@ def compose_training(
     is_alone = len([a for a in arguments if not a.startswith("--")]) == 1
     takes_own = resume not in ("", "null") and not configs.has_choices(arguments)
     if not takes_own or (resume == "auto" and not run_dir and not is_alone):
-        return configs.compose("train", arguments, report)
+        return configs.compose("train", arguments, report), None
     found = run_folder.find_config_text(resume, run_dir)
     if found is None:
-        return configs.compose("train", arguments, report)
+        return configs.compose("train", arguments, report), None
     text, folder = found
     config = configs.resumed_config(text, arguments)
     if resume == "auto":
         config.run_dir = str(folder)
     if report is not None:
         report(f"the config is that of {folder} ({config.name}), with the keys of the command line")
-    return config
+    return config, arguments
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,27 @@ Log = Callable[..., None]
 BuildParts = Callable[[Config, Trainer, DistributedContext, Sequence[Path], Log], TrainingParts]
 
 
-def train(config: Config) -> Path:
+def train(config: Config, overrides: Sequence[str] | None = None) -> Path:
     """Run a whole training. -> its folder.
 
+    overrides: the command line, where the config is that of a checkpoint, whose author does not
+        choose where a dataset or segments are made; None for the user's own config.
     Raises UserError, before anything is written, where the data or the config is wrong.
     """
-    return train_parts(config, configs.build(config.trainer), _build_parts)
+    build_parts = partial(_build_parts, may_make=overrides is None)
+    return train_parts(config, configs.build(config.trainer), build_parts, overrides)
 
 
-def train_parts(config: Config, trainer: Trainer, build_parts: BuildParts) -> Path:
+def train_parts(
+    config: Config,
+    trainer: Trainer,
+    build_parts: BuildParts,
+    overrides: Sequence[str] | None = None,
+) -> Path:
     """Run a training whose parts a function builds, once the processes are joined. -> its folder.
 
     config: with `name`, `run_dir`, `seed`, `batch_size`, `data`; it is stored in the checkpoints.
+    overrides: as in `train`.
     Raises UserError, before anything is written, where the data or the config is wrong.
     """
     with init_distributed(trainer.torch_device, trainer.distributed_timeout) as context:
@@ -149,7 +158,7 @@ def train_parts(config: Config, trainer: Trainer, build_parts: BuildParts) -> Pa
         try:
             if folder is not None:
                 _check_run_dir(folder)
-            return _train(config, trainer, context, folder, build_parts)
+            return _train(config, trainer, context, folder, build_parts, overrides)
         finally:
             if folder is not None:
                 folder.close()
@@ -179,6 +188,7 @@ def _train(
     context: DistributedContext,
     folder: run_folder.RunFolder | None,
     build_parts: BuildParts,
+    overrides: Sequence[str] | None,
 ) -> Path:
     """folder: None on ranks other than 0."""
     context.split_batch(config.batch_size, trainer.accumulate_grad_batches)
@@ -208,7 +218,7 @@ def _train(
         _check_resume(resume, metadata, config, trainer, categories, log)
     _check_model(model, source, trainer)
     if "model" in config:
-        prepare_segments(model, source, source.splits(), config, context)
+        prepare_segments(model, source, source.splits(), config, context, overrides)
     context.barrier()  # nothing is written before all processes have passed their checks
 
     # Run folder
@@ -247,10 +257,14 @@ def _build_parts(
     context: DistributedContext,
     candidates: Sequence[Path],
     log: Log,
+    may_make: bool,
 ) -> TrainingParts:
-    """Build the parts of a training from its config. Raises UserError."""
+    """Build the parts of a training from its config.
+
+    may_make: make the files of a dataset that can be made, see `open_data`. Raises UserError.
+    """
     # Data
-    source = open_data(config, context=context)
+    source = open_data(config, context=context, may_make=may_make)
     log(describe(source), flush=True)
     if context.main:
         _print_shared_images(source)

@@ -13,7 +13,7 @@ from PIL import Image
 from maskseg import config as configs
 from maskseg.commands.evaluate import evaluate
 from maskseg.commands.train import compose_training, train
-from maskseg.engine.checkpoint import load_checkpoint
+from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.errors import UserError
 
 KEYS = [
@@ -103,7 +103,7 @@ def test_the_folder_of_a_run_is_all_that_a_resume_needs(
 ) -> None:
     """The config is the run's own; keys of the command line change it, and are reported."""
     reports: list[str] = []
-    config = compose_training([f"trainer.resume={home}/run"], reports.append)
+    config, _ = compose_training([f"trainer.resume={home}/run"], reports.append)
     assert reports == [
         f"the config is that of {home}/run (scenes_r18), with the keys of the command line"
     ]
@@ -117,7 +117,7 @@ def test_the_folder_of_a_run_is_all_that_a_resume_needs(
     assert config.data.train_json == f"{home}/first.json"
     capsys.readouterr()
     keys = ["trainer.max_steps=2", "data.timeout=77", f"run_dir={home}/resumed"]
-    run = train(compose_training([f"trainer.resume={home}/run", *keys]))
+    run = train(*compose_training([f"trainer.resume={home}/run", *keys]))
     assert run == home / "resumed"
     assert load_checkpoint(run / "last.pt")["step"] == 2
     lines = capsys.readouterr().out.splitlines()
@@ -139,7 +139,7 @@ def test_other_data_or_classes_are_refused_without_other_words(
 ) -> None:
     keys = [f"trainer.resume={home}/run", f"data.train_json={home}/{data}.json"]
     with pytest.raises(UserError) as raised:
-        train(compose_training(keys))
+        train(*compose_training(keys))
     assert message in str(raised.value)
     assert load_checkpoint(home / "run" / "last.pt")["step"] == 1
 
@@ -151,14 +151,27 @@ def test_a_resume_of_another_model_or_a_wrong_key(home: Path) -> None:
     with pytest.raises(UserError, match=r"batch_size='many': expected a whole number"):
         compose_training([*own, "batch_size=many"])
     # the length is in epochs or in steps
-    longer = compose_training([*own, "trainer.epochs=2"]).trainer
+    longer = compose_training([*own, "trainer.epochs=2"])[0].trainer
     assert (longer.epochs, longer.max_steps) == (2, None)
     with pytest.raises(UserError, match=r"trainer\.epochs and trainer\.max_steps are both set"):
         compose_training([*own, "trainer.epochs=2", "trainer.max_steps=9"])
     # a choice of groups is a whole config, as for a new run
-    chosen = compose_training(["experiment=nuclei_r18", *own])
+    chosen, overrides = compose_training(["experiment=nuclei_r18", *own])
+    assert overrides is None
     assert chosen.name == "nuclei_r18"
     assert chosen.trainer.resume == f"{home}/run"
+
+
+def test_a_checkpoint_does_not_choose_where_a_dataset_is_made(home: Path, tmp_path: Path) -> None:
+    """A dataset that can be made is made only where the command line names it."""
+    checkpoint = load_checkpoint(home / "run" / "last.pt")
+    del checkpoint["format"]
+    target = tmp_path / "elsewhere"
+    scenes = configs.compose("train", ["experiment=scenes_r18", f"data.root={target}"])
+    save_checkpoint(tmp_path / "last.pt", {**checkpoint, "config": configs.to_yaml(scenes)})
+    with pytest.raises(UserError, match="there is no such file; data=NAME names the dataset"):
+        train(*compose_training([f"trainer.resume={tmp_path}", "trainer.device=cpu"]))
+    assert not target.exists()
 
 
 def test_auto_alone_is_the_newest_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,18 +179,23 @@ def test_auto_alone_is_the_newest_run(home: Path, monkeypatch: pytest.MonkeyPatc
     runs.mkdir(parents=True)
     (runs / "time").symlink_to(home / "run")
     monkeypatch.chdir(home / "cwd")
-    assert compose_training(["trainer.resume=auto"]).name == "scenes_r18"
-    assert compose_training(["trainer.resume=auto"]).run_dir is None  # links are no runs
+    config, overrides = compose_training(["trainer.resume=auto"])
+    assert (config.name, config.run_dir, overrides) == (
+        "scenes_r18",
+        None,
+        None,
+    )  # links are no runs
     (runs / "time").unlink()
     (runs / "time").mkdir()
     (runs / "time" / "last.pt").write_bytes((home / "run" / "last.pt").read_bytes())
-    config = compose_training(["trainer.resume=auto"])
+    config, overrides = compose_training(["trainer.resume=auto"])
+    assert overrides == ["trainer.resume=auto"]
     assert config.run_dir == "runs/any_experiment/time"
     assert config.data.train_json == f"{home}/first.json"
-    other = compose_training(["trainer.resume=auto", "trainer.max_steps=7"])
+    other, _ = compose_training(["trainer.resume=auto", "trainer.max_steps=7"])
     assert (other.run_dir, other.data.train_json) == (None, "datasets/scenes/train.json")
     named = ["trainer.resume=auto", "trainer.max_steps=7", "run_dir=runs/any_experiment/time"]
-    config = compose_training(named)
+    config, _ = compose_training(named)
     assert (config.trainer.max_steps, config.data.train_json) == (7, f"{home}/first.json")
 
 
