@@ -95,8 +95,8 @@ def train(experiment: str | None = None, **overrides: object) -> TrainedRun:
         overrides = {"experiment": experiment, **overrides}
     report = print if os.environ.get("RANK", "0") == "0" else None
     with _unchanged_process():
-        config = compose_training(to_overrides(overrides), report)
-        run_dir = train_config(config)
+        config, command_line = compose_training(to_overrides(overrides), report)
+        run_dir = train_config(config, command_line)
     return TrainedRun(run_dir, last_metrics(run_dir))
 
 
