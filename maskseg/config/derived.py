@@ -41,6 +41,7 @@ _KEYS_WITHOUT_EFFECT = (
     *("trainer.patience", "trainer.max_bad_steps", "trainer.channels_last", "trainer.plots"),
     *("trainer.loggers", "trainer.safetensors"),
     *("data.num_workers", "data.timeout", "data.check_images", "data.max_pixels"),
+    *("data.size_range", "data.min_proposals"),  # by which other keys were chosen
     *("data.root", "data.images", "data.train_json", "data.val_", "data.train_images"),
     *("data.test_transforms", "data.train_proposals", "data.stuff_json", "data.cache"),
 )

@@ -207,7 +207,7 @@ def test_a_checkpoint_is_used_at_the_chosen_size(folder: Path) -> None:
         (["data.size=96"], 96),
         (["data=custom", f"data.val_json={folder}/data.json"], 256),
         (["data=custom", "data.size=96"], 96),
-        (["data=coco"], 256),
+        (["data=coco", f"data.root={folder}"], 256),
     ):
         used = configs.from_checkpoint(text, overrides, "evaluate")
         assert build_source(used.data).split("val").transforms[0].resize.sizes == [size], overrides
