@@ -99,10 +99,9 @@ def record_outputs(
 
 def _describe(path: Path, tool: str) -> _Entry:
     """The entry of a file that has been written; without a tool where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
+    if not path.is_file():
         return _Entry("")
+    status = path.stat()
     return _Entry(tool, status.st_size, status.st_mtime)
 
 

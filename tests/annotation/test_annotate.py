@@ -25,6 +25,7 @@ from maskseg.annotation.study import ScoreTechniques
 from maskseg.data.coco.file import read_coco
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
+from maskseg.files.outputs import RECORD
 from maskseg.masks.annotated import AnnotatedMasks
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.models.backbones.resnet import ResNet
@@ -79,7 +80,8 @@ def test_boxes_get_masks(home: Path, tmp_path: Path) -> None:
     boxes, proposals = content_of(home / "boxes.json"), content_of(output)
     assert f"{output}: {len(boxes['annotations'])} masks in 5 images (gcellipse 0.8)" in stdout
     assert (home / "boxes.json").read_bytes() == before
-    assert sorted(p.name for p in output.parent.iterdir()) == ["masks.json", "masks_pictures.png"]
+    files = [RECORD, "masks.json", "masks_pictures.png"]
+    assert sorted(p.name for p in output.parent.iterdir()) == files
     with Image.open(output.with_name("masks_pictures.png")) as sheet:
         assert sheet.width > 4 * 320
     assert {k: proposals[k] for k in ("images", "categories")} == {
@@ -180,7 +182,8 @@ def test_the_table(home: Path, tmp_path: Path) -> None:
     )
     with Image.open(tmp_path / "study_curves.png") as picture:
         assert picture.width > 1000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["study_curves.png", "study_table.json"]
+    files = [RECORD, "study_curves.png", "study_table.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
     assert_refused(
         said("annotate", *overrides(home, tmp_path / "none.json", "technique=all")),
         "boxes.json: there are no masks to compare",

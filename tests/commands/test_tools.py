@@ -29,6 +29,7 @@ from maskseg.data.transforms import ResizeShortestEdge
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.errors import UserError
 from maskseg.evaluation.coco import CocoEvaluator
+from maskseg.files.outputs import RECORD
 from maskseg.structures import Categories
 
 TOOLS = ["train", "evaluate", "predict", "check_data", "convert"]
@@ -336,7 +337,7 @@ def test_evaluate_writes_its_files(at_home: Path, tmp_path: Path) -> None:
     assert said.code == 0, said
     pictures = ["confidence.png", "confusion.png", "pr_curves.png", "validation.png", "worst.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        ["detections.json", "metrics.json", "per_class.json", *pictures]
+        [RECORD, "detections.json", "metrics.json", "per_class.json", *pictures]
     )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for kind in ("bbox", "segm"):
@@ -483,6 +484,7 @@ def test_predict_draws_and_writes_coco_results(at_home: Path, tmp_path: Path) ->
     assert said.code == 0, said
     assert "3 images, 15 objects" in said.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        RECORD,
         "a.png",
         "b.jpg.png",
         "c.tiff.png",
@@ -530,6 +532,7 @@ def test_predict_on_one_picture_and_on_a_pattern(tmp_path: Path) -> None:
         "trainer.device=cpu",
     )
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        RECORD,
         "predictions.json",
         "val_000001.jpg.png",
     ]
@@ -1023,6 +1026,29 @@ def test_evaluate_replaces_no_file(at_home: Path, tmp_path: Path) -> None:
     said = here("train", *SMALL, *MASKS, *SCENES, f"run_dir={tmp_path}")
     assert_refused(said, "run_dir: ", "worst.png already exists")
     assert tree(tmp_path) == {"worst.png": b"mine"}
+
+
+def test_overwrite_replaces_the_earlier_results_of_the_tool(at_home: Path, tmp_path: Path) -> None:
+    images = sorted((at_home / "scenes" / "images").glob("val_*"))
+    out = tmp_path / "out"
+    words = ["checkpoint=run", "trainer.device=cpu", f"output={out}"]
+    assert here("predict", *words, f"input={images[0]}").code == 0
+    refused = here("predict", *words, f"input={images[1]}")
+    assert_refused(refused, "already exists", "overwrite=true")
+    said = here("predict", *words, f"input={images[1]}", "overwrite=true")
+    assert said.code == 0, said
+    # Guards against: the drawing of an image that predictions.json does not have is left
+    assert {p.name for p in out.glob("*.png")} == {f"{images[1].name}.png"}
+    (out / "predictions.json").write_text("edited")
+    refused = here("predict", *words, f"input={images[1]}", "overwrite=true")
+    assert_refused(refused, "predictions.json already exists", "unchanged files of this tool")
+    before = tree(at_home / "run")
+    for tool in ("predict", "evaluate"):
+        words = ["checkpoint=run", "output=run", "overwrite=true", f"input={images[0]}"]
+        assert_refused(here(tool, *words[: 4 if tool == "predict" else 3]), "already holds a run")
+    refused = here("train", *SMALL, *MASKS, *SCENES, "run_dir=run", "overwrite=true")
+    assert_refused(refused, "no such key 'overwrite'")
+    assert tree(at_home / "run") == before
 
 
 @pytest.mark.usefixtures("at_home")

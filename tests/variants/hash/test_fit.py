@@ -22,6 +22,7 @@ from maskseg import config as configs
 from maskseg.data.coco.file import read_coco
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskseg.files.outputs import RECORD
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
 from maskseg.variants.hash.study import METHODS
@@ -224,7 +225,7 @@ def test_a_hash_layer_changes_no_detection(tmp_path: Path) -> None:
 def test_the_study_of_a_checkpoint(tmp_path: Path, overrides: list[str], values: list[int]) -> None:
     text = done("evaluate", *STUDY, "checkpoint=hash", f"output={tmp_path / 'out'}", *overrides)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-        [*FILES, "001_val_000001.png", "001_val_000001_steps.png"]
+        [*FILES, RECORD, "001_val_000001.png", "001_val_000001_steps.png"]
     )
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for method in METHODS:
@@ -256,6 +257,7 @@ def test_predict_draws_segments(at_home: Path, tmp_path: Path) -> None:
         "trainer.device=cpu",
     )
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        RECORD,
         "a.png",
         "a_segments.png",
         "predictions.json",
@@ -333,7 +335,7 @@ def test_a_network_without_classes(at_home: Path, tmp_path: Path) -> None:
     )
     assert "2 images" in text
     result = {p.name for p in (tmp_path / "out").iterdir()}
-    assert result == {*FILES, "hash.pt", "001_0.png", "001_0_steps.png"}
+    assert result == {*FILES, RECORD, "hash.pt", "001_0.png", "001_0_steps.png"}
     assert (
         json.loads((tmp_path / "out" / "metrics.json").read_text())["segmentation_iou/hash/12"]
         > 0.1
