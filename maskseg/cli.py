@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from maskseg.errors import Interrupted, Shown, UserError
@@ -60,6 +60,7 @@ _WITHOUT_CONFIG = ("compare",)  # tools without a config
 _SCRIPT_PREFIX = "maskseg-"  # of the console scripts
 # A tool in a text: `python tools/train.py` or `tools/train.py`.
 _TOOL = re.compile(r"(?<![\w/=])(?:python )?tools/(\w+)\.py\b")
+_INSTALL_EXTRA = re.compile(r"pip install -e '\.\[([a-z,]+)\]'")
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 _RANK_ZERO_FIRST = 3.0  # seconds that other ranks wait before they report an error
 
@@ -105,7 +106,7 @@ def _discard_output() -> None:
 def _run(main: Callable[[list[str]], None], usage: str, arguments: list[str]) -> int:
     """Run a tool or print its help. -> the exit code."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(name_as_called(usage.strip()))
+        print(fit_to_installation(usage.strip()))
         return 0
     if "--version" in arguments:
         print(f"maskseg {sys.modules['maskseg'].__version__}")
@@ -155,7 +156,7 @@ def _report(error: UserError) -> None:
     rank 0 does not have is reported by another rank.
     """
     rank = os.environ.get("RANK", "0")
-    text = name_as_called(str(error).strip()) or type(error).__name__
+    text = fit_to_installation(str(error).strip()) or type(error).__name__
     message = f"error: {text}"
     if rank != "0":
         message = f"error in process {rank}: {text}"
@@ -170,6 +171,31 @@ def _record_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]], N
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return record(main)
+
+
+def fit_to_installation(text: str, root: Path = Path(__file__).parents[1]) -> str:
+    """Write the commands in a text as they work in this installation.
+
+    root: the folder that contains the package. Unless it is a clone, the packages of an extra are
+    installed by their names instead of `pip install -e '.[EXTRA]'`.
+    """
+    if not (root / "pyproject.toml").is_file():
+        text = _INSTALL_EXTRA.sub(_install_packages, text)
+    return name_as_called(text)
+
+
+def _install_packages(match: re.Match[str]) -> str:
+    """The command that installs the packages of the extras that `_INSTALL_EXTRA` has found."""
+    try:
+        requirements = metadata.requires("maskseg") or []
+    except metadata.PackageNotFoundError:
+        return match[0]
+    packages = []
+    for requirement in requirements:
+        package, _, condition = requirement.partition(";")
+        if any(f'extra == "{name}"' in condition for name in match[1].split(",")):
+            packages.append(f"'{package.strip()}'")
+    return f"pip install {' '.join(packages)}" if packages else match[0]
 
 
 def name_as_called(text: str) -> str:

@@ -11,13 +11,14 @@ import sysconfig
 import tomllib
 import venv
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from made.tools import said
 
 import maskseg
-from maskseg.cli import name_as_called
+from maskseg.cli import fit_to_installation, name_as_called
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -64,6 +65,21 @@ def test_messages_name_the_tools_as_called(
     assert name_as_called("input=tools/a.py, /my/tools/b.py") == "input=tools/a.py, /my/tools/b.py"
 
 
+def test_an_extra_is_installed_by_its_packages_without_a_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "this needs SciPy: pip install -e '.[classic,demo]'"
+    assert fit_to_installation(text, ROOT) == text
+    requirements = [
+        "torch>=2",
+        'a>=1; extra == "classic"',
+        'b<2; extra == "demo"',
+        'c; extra == "x"',
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda _: requirements)
+    assert fit_to_installation(text, tmp_path) == "this needs SciPy: pip install 'a>=1' 'b<2'"
+
+
 def test_the_version_is_printed() -> None:
     assert said("train", "--version").out == f"maskseg {maskseg.__version__}\n"
 
@@ -90,7 +106,7 @@ def test_a_wheel_works_in_another_environment(tmp_path: Path) -> None:
         )
 
     pip = ("-m", "pip", "--disable-pip-version-check")
-    wheel = (*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "source")
+    wheel = (*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", source)
     built = call(sys.executable, *wheel)
     assert built.returncode == 0, built.stderr
     # An environment that sees the libraries of this one, but not its maskseg.

@@ -28,7 +28,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from maskseg.engine.run_search import describe_runs
+from maskseg.engine.run_search import LATEST, describe_runs
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 from maskseg.files.outputs import check_outputs, find_free_name, record_outputs
@@ -126,6 +126,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     # Links keep their names, which Path.resolve would replace.
     paths = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))  # noqa: PTH100
+    paths = [path for path in paths if not _is_second_name(path, paths)]
     if not paths:
         raise UserError("no run folder is named (tools/compare.py --help)")
     runs = []
@@ -140,6 +141,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"{path}: its metrics.jsonl has no training or validation metrics")
         runs.append(Run(name, path, train, val, _read_config(path / "config.yaml")))
     return runs
+
+
+def _is_second_name(path: Path, paths: Sequence[Path]) -> bool:
+    """Whether a path is `latest` of runs that are named, too, as in `runs/scenes_r18/*`."""
+    if path.name != LATEST or not (path.is_symlink() or path.is_file()):
+        return False
+    return any(other.parent == path.parent and other != path for other in paths)
 
 
 def _unique_names(folders: Sequence[Path]) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskseg.engine.run_search import CHECKPOINTS, describe_runs, newest_run
+from maskseg.engine.run_search import CHECKPOINTS, LATEST, describe_runs, newest_run
 from maskseg.errors import UserError, describe_error
 from maskseg.files import parse_json, remove_stale, replacing
 from maskseg.files.similar import suggest_path
@@ -31,7 +31,6 @@ from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
 SAFETENSORS = ".safetensors"  # the suffix of files in that format
-LATEST = "latest"  # beside the runs of an experiment: a link to the one that was started last
 FROM_OBJECTS = "from_objects"  # key of a checkpoint whose config does not describe its model
 MAX_PLACE = 1000  # characters of a value's path in an error message
 _DTYPES = {

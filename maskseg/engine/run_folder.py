@@ -19,7 +19,6 @@ from typing import TypedDict
 import torch
 
 from maskseg.engine.checkpoint import (
-    LATEST,
     follow_latest,
     latest_valid,
     load_checkpoint,
@@ -27,6 +26,7 @@ from maskseg.engine.checkpoint import (
     step_checkpoints,
 )
 from maskseg.engine.loop import TrainSettings
+from maskseg.engine.run_search import LATEST
 from maskseg.engine.state_checks import check_training_state
 from maskseg.errors import UserError, describe_error
 from maskseg.files import parse_json, write_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CHECKPOINTS = ("best.pt", "last.pt")
+LATEST = "latest"  # beside the runs of an experiment: a link to the one that was started last
 _MAX_NAMED = 5  # runs in a message
 
 
@@ -40,4 +41,4 @@ def describe_runs(folder: Path) -> str:
         return ""
     named = ", ".join(str(run) for run in runs[:_MAX_NAMED])
     more = f" and {len(runs) - _MAX_NAMED} more" if len(runs) > _MAX_NAMED else ""
-    return f"{folder} is a folder of runs: name one of {named}{more}, or {folder / 'latest'}"
+    return f"{folder} is a folder of runs: name one of {named}{more}, or {folder / LATEST}"

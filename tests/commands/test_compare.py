@@ -291,6 +291,19 @@ def test_refused_arguments(tmp_path, monkeypatch, capsys, arguments, message):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_link_to_the_latest_run_is_no_other_run(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    latest = tmp_path / "latest"
+    latest.symlink_to("b")
+    paths = sorted(tmp_path.iterdir())
+    assert [run.name for run in read_runs(paths)] == ["a", "b"]
+    assert [run.name for run in read_runs([latest])] == ["latest"]
+    latest.unlink()
+    latest.write_text("b\n")  # where the disk has no links
+    assert [run.name for run in read_runs(paths)] == ["a", "b"]
+
+
 def test_missing_folders_raise_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         compare([str(tmp_path / "missing")])
