@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from made.tools import assert_refused, said
+from omegaconf import OmegaConf
 
 from maskseg import config as configs
 from maskseg.config.path_values import find_path, is_path_key, path_value, quote_swept_paths
@@ -117,6 +119,73 @@ def test_other_keys_keep_hydras_grammar() -> None:
 )
 def test_keys_that_hold_paths(key: str) -> None:
     assert is_path_key(key)
+
+
+def test_each_key_that_names_a_file_or_folder_holds_a_path() -> None:
+    words = re.compile(r"\b(file|folder|JSON|PNG)\b")
+    missing = []
+    for path in sorted(configs.config_folder().rglob("*.yaml")):
+        place = path.relative_to(configs.config_folder()).parent
+        comment = ""
+        for line in path.read_text().splitlines():
+            match = re.match(r"([a-z]\w*):(?:.*?# (.*))?", line)
+            if match is None or match[1] == "defaults":
+                comment = line if line.startswith("#") else ""
+                continue
+            key = ".".join([*place.parts, match[1]])
+            if words.search(f"{comment} {match[2]}") and not is_path_key(key):
+                missing.append(key)
+            comment = ""
+    # The name of an experiment is part of a folder's name, and two keys say what may be done.
+    assert set(missing) <= {"name", "trainer.resume_changed_data", "overwrite"}
+
+
+CUSTOM = ["data=custom"]
+TOOL_KEYS = {
+    "train": "run_dir trainer.init data.train_json data.val_json data.images data.train_proposals",
+    "check_data": "fix data.train_json data.images data.stuff_json",
+    "convert": "weights output categories",
+    "annotate": "output checkpoint weights data.val_json data.images",
+    "review": "file images output export",
+    "benchmark": "output data.train_json",
+    "propose_segments": "output input data.train_json",
+    "fit_backbone": "output checkpoint",
+    "segments": "output checkpoint",
+}
+CHECKPOINT_KEYS = {
+    "predict": "checkpoint input output",
+    "evaluate": "checkpoint output data.root data.val_json data.val_images",
+    "propose": "checkpoint output data.train_json",
+    "fit_svm": "checkpoint output",
+    "fit_hash": "checkpoint output",
+}
+TYPED = ["2024", "photo (1).png", "a=b,c.png", "[01].jpg", "it's.png", "Übung.png"]
+
+
+@pytest.mark.parametrize("tool", TOOL_KEYS)
+def test_the_paths_of_a_tool_are_read_as_typed(tool: str) -> None:
+    keys = TOOL_KEYS[tool].split()
+    has_data = any(key.startswith("data.") for key in keys)
+    typed = [name for _, name in zip(keys, TYPED, strict=False)]
+    overrides = [f"{key}={name}" for key, name in zip(keys, typed, strict=True)]
+    config = configs.compose(tool, [*CUSTOM, *overrides] if has_data else overrides)
+    assert [OmegaConf.select(config, key) for key in keys] == typed
+
+
+@pytest.mark.parametrize("tool", CHECKPOINT_KEYS)
+def test_the_paths_beside_a_checkpoint_are_read_as_typed(trained: str, tool: str) -> None:
+    keys = CHECKPOINT_KEYS[tool].split()
+    for names in (TYPED, TYPED[::-1]):
+        pairs = list(zip(keys, names, strict=False))
+        overrides = [f"{key}={name}" for key, name in pairs]
+        config = configs.from_checkpoint(trained, overrides, tool)
+        assert [OmegaConf.select(config, key) for key in keys] == [name for _, name in pairs]
+
+
+@pytest.fixture(scope="module")
+def trained() -> str:
+    """The config of a trained model."""
+    return configs.to_yaml(configs.compose("train", []))
 
 
 @pytest.mark.parametrize("key", ["data.max_images", "name", "data.check_images", "trainer.ema"])
