@@ -77,9 +77,7 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
     levels = model.backbone.levels if classifier is None else classifier.feature_specs
     study = BoundaryStudy()
     num_segments = 0
-    stem = Path(config.output).with_suffix("") if config.output else None
-    if stem is not None:
-        check_outputs(sorted(stem.parent.glob(f"{glob.escape(stem.name)}_[0-9]*.png")))
+    stem = _output_stem(config)
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):
         batch = prepare(data.image("val", index)).to(device)
         masks = _segments(data.ground_truths("val", index)[0], batch)
@@ -116,6 +114,18 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
         "segments": num_segments,
         "difference": numbers,
     }
+
+
+def _output_stem(config: Config) -> Path | None:
+    """The path of the pictures without number and suffix; None without an output.
+
+    Raises UserError if numbered pictures of another run are there.
+    """
+    if not config.output:
+        return None
+    stem = Path(config.output).with_suffix("")
+    check_outputs(sorted(stem.parent.glob(f"{glob.escape(stem.name)}_[0-9]*.png")))
+    return stem
 
 
 def _model(config: Config, categories: Categories) -> tuple[GeneralizedRCNN, Config, Categories]:
