@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ TINY = [
     "model.classifier.mlp.width=16",
 ]
 TINY += ["model.heads.mask.channels=16", "model.heads.mask.layers=1", *NO_WEIGHTS]
+
+
+@pytest.fixture(autouse=True)
+def no_data_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of the experiments' data, which are not on this machine, are not looked for."""
+    module = import_module("maskseg.config.build")
+    monkeypatch.setattr(module, "check_data_paths", lambda *_, **__: None)
 
 
 def refusal(overrides: list[str], name: str = "train") -> str:

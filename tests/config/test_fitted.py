@@ -24,6 +24,7 @@ from maskseg.data.object_sizes import (
 )
 from maskseg.engine.distributed import DistributedContext
 from maskseg.errors import UserError
+from maskseg.structures import Categories
 
 
 def objects(*sides: float, most: int = 1) -> ObjectSizes:
@@ -202,15 +203,18 @@ def test_a_checkpoint_is_used_at_the_chosen_size(folder: Path) -> None:
     fit(config)
     config.model.backbone.trunk.weights = None
     text = configs.to_yaml(config)
+    classes = Categories(("a",), (1,))
     for overrides, size in (
         ([], 256),
         (["data.size=96"], 96),
         (["data=custom", f"data.val_json={folder}/data.json"], 256),
         (["data=custom", "data.size=96"], 96),
-        (["data=coco", f"data.root={folder}"], 256),
+        (["data=coco"], 256),
     ):
         used = configs.from_checkpoint(text, overrides, "evaluate")
-        assert build_source(used.data).split("val").transforms[0].resize.sizes == [size], overrides
+        assert build_source(used.data, classes).split("val").transforms[0].resize.sizes == [size], (
+            overrides
+        )
 
 
 @pytest.mark.parametrize("cached", [True, False])
