@@ -125,6 +125,7 @@ def test_a_journal_is_cut_at_a_damaged_line(tmp_path: Path, line: str) -> None:
     assert path.read_text() == whole
 
 
+@pytest.mark.slow  # test_annotate.py compares one process with two in the whole tool
 def test_processes_change_nothing(tmp_path: Path) -> None:
     one, two = (
         run_jobs(JOBS, area, tmp_path / str(workers), {}, workers, "masks") for workers in (1, 2)
