@@ -237,7 +237,7 @@ def nearest(key: str, config: DictConfig) -> str:
     similar = _similar_key(key, known) or foreign
     if similar is not None:
         return f"no such key {key!r}; did you mean {similar!r}?"
-    return f"no such key {key!r}; --help lists the main keys, --cfg job prints all of them"
+    return f"no such key {key!r}; the keys are those of configs/: --help lists the main ones, --cfg job all"
 
 
 def _choices_with(key: str) -> list[str]:

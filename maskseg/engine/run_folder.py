@@ -261,7 +261,9 @@ def make_folder(folder: Path, key: str = "run_dir") -> Path:
     key: of the config, that names the folder.
     """
     if folder.is_file():
-        raise UserError(f"{key}={folder} is a file: the folder cannot be made; choose another name")
+        raise UserError(
+            f"{key}={folder}: the folder cannot be made, it is a file: choose another name"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

@@ -220,7 +220,11 @@ MISTAKES = [
     ("predict", f"{RUN} input=photo output=out", ["did you mean photos?"]),
     ("predict", f"{RUN} input=runs output=out", ["no image found", "input='runs/**/*'"]),
     ("predict", f"{RUN} input=photos output=runs/cells/first", ["choose another folder"]),
-    ("predict", f"{RUN} input=photos output=train.json", ["output=train.json is a file"]),
+    (
+        "predict",
+        f"{RUN} input=photos output=train.json",
+        ["output=train.json: the folder cannot be made, it is a file"],
+    ),
     ("evaluate", RUN, ["output=... is missing"]),
     (
         "evaluate",
