@@ -237,7 +237,10 @@ def nearest(key: str, config: DictConfig) -> str:
     similar = _similar_key(key, known) or foreign
     if similar is not None:
         return f"no such key {key!r}; did you mean {similar!r}?"
-    return f"no such key {key!r}; the keys are those of configs/: --help lists the main ones, --cfg job all"
+    return (
+        f"no such key {key!r}; the keys are those of configs/: --help lists the main ones, "
+        "--cfg job all"
+    )
 
 
 def _choices_with(key: str) -> list[str]:
