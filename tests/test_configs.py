@@ -446,7 +446,7 @@ def test_overrides_that_hydra_cannot_parse_are_named(override: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=null", "batch_size=null", "trainer.max_steps=null", "data.skip_bad=null"]
+    "override", ["seed=null", "batch_size=null", "trainer.log_every=null", "data.skip_bad=null"]
 )
 def test_null_is_not_a_number(override: str) -> None:
     # Guards against: a TypeError with a traceback later
