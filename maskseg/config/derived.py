@@ -24,6 +24,7 @@ from maskseg.config.compose import (
 from maskseg.config.overrides import key_of
 from maskseg.config.path_values import quote_paths
 from maskseg.config.show import show, split_options
+from maskseg.engine.loggers import DEFAULT_LOGGERS
 from maskseg.errors import UserError
 from maskseg.files import parse_yaml
 from maskseg.files.configs import find_config, is_group
@@ -83,7 +84,8 @@ def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
     """The config of a training that is resumed, with the overrides of the command line.
 
     text: the config of its checkpoint. What belongs to one start (`run_dir`, `trainer.resume`) is
-    that of the command line, and the classes are read from the data again.
+    that of the command line, and the classes are read from the data again. So are the loggers: a
+    checkpoint does not choose that a run is uploaded to a service.
     Raises Shown where the overrides contain an option of `maskseg.config.show`, and UserError.
     """
     overrides, options = split_options(quote_paths(overrides))
@@ -91,6 +93,7 @@ def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
     for key in (*_KEYS_OF_CLASSES, "run_dir", "trainer.resume"):
         set_key(config, key, None)
     set_key(config, "trainer.resume_changed_data", False)
+    set_key(config, "trainer.loggers", list(DEFAULT_LOGGERS))
     OmegaConf.set_struct(config, True)
     defaults = config.copy()
     for override in overrides:

@@ -167,7 +167,7 @@ def check_exists(source: CocoSource) -> None:
         if not all(Path(file).is_file() for file in split.files):
             raise UserError(
                 f"{split.key}: there is no such file; data=NAME names the dataset, and makes one "
-                "that can be made"
+                "that can be made (for a resume: tools/check_data.py data=NAME)"
             )
 
 

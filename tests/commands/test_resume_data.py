@@ -174,6 +174,31 @@ def test_a_checkpoint_does_not_choose_where_a_dataset_is_made(home: Path, tmp_pa
     assert not target.exists()
 
 
+def test_a_checkpoint_does_not_choose_segments_and_uploads(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(home / "run" / "last.pt")
+    author = configs.compose("train", ["experiment=scenes_r18"])
+    author.trainer.loggers = ["wandb"]
+    downloaded = tmp_path / "last.pt"
+    save_checkpoint(downloaded, {**checkpoint, "config": configs.to_yaml(author)})
+    resumed = f"trainer.resume={downloaded}"
+    assert compose_training([resumed])[0].trainer.loggers == ["tensorboard", "csv"]
+    chosen, _ = compose_training([resumed, "trainer.loggers=[csv,wandb]"])
+    assert chosen.trainer.loggers == ["csv", "wandb"]
+
+    def record(*values: object) -> None:
+        raise UserError(f"segments: {values[-1]}")
+
+    monkeypatch.setattr("maskseg.commands.train.prepare_segments", record)
+    arguments = [f"trainer.resume={home}/run"]
+    with pytest.raises(UserError) as raised:
+        train(*compose_training(arguments))
+    assert str(raised.value) == f"segments: {arguments}"
+    with pytest.raises(UserError, match="segments: None"):  # the config of a new run is trusted
+        train(compose(home, "first", "new"))
+
+
 def test_auto_alone_is_the_newest_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = home / "cwd" / "runs" / "any_experiment"
     runs.mkdir(parents=True)
