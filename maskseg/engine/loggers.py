@@ -1,21 +1,23 @@
 """Where the numbers and images of a run go: TensorBoard, CSV and services by their own libraries.
 
 The libraries of Weights & Biases, MLflow and trackio are imported when a run asks for them. Each of
-these loggers continues the same run of its service after a resume; its identifier is stored in
-`loggers.json` of the run folder.
+these loggers continues the same run of its service after a resume: `loggers.json` of the run folder
+has its identifier, and the last step by kind that it has logged.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
+import inspect
 import os
 import re
 import threading
+import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,7 @@ _PROJECT = "maskseg"  # of the services, unless their environment variables name
 _MAX_IMAGE_SIDE = 2000  # pixels of the longer side of a logged image
 _MAX_TEXT = 200  # characters of a hyperparameter
 _MAX_PARAMETERS = 100  # of one request to MLflow
+_ID_LENGTH = 16  # hexadecimal digits of the identifier of a run
 # Keys of a training step that describe the machine and not the model.
 _SYSTEM_KEYS = ("images_per_second", "data_seconds", "step_seconds", "memory_gb")
 # The modules of the loggers that need a library, and the extra that installs it.
@@ -73,15 +76,13 @@ class LoggedRun:
     """The run that a logger logs.
 
     run_dir: its folder; config: as YAML; start_step: the step that it starts from; last_eval_step:
-    the step of the last evaluation before it; logged: the last step by kind that an earlier process
-    has logged, which is later than `start_step` after a crash.
+    the step of the last evaluation before it.
     """
 
     run_dir: Path
     config: str
     start_step: int
     last_eval_step: int
-    logged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -134,7 +135,8 @@ def open_loggers(
 
 def _open_service(name: str, run: LoggedRun, warn: Callable[[str], None]) -> Logger:
     """Open a logger of a service. Raises UserError for any error of its library."""
-    has_run = name in _read_state(run.run_dir)
+    if run.start_step == 0:  # an earlier attempt, if any, has other values at these steps
+        _ServiceState(run.run_dir, name).reset()
     try:
         logger = _LOGGERS[name](run)
     except Exception as error:
@@ -142,7 +144,7 @@ def _open_service(name: str, run: LoggedRun, warn: Callable[[str], None]) -> Log
             f"trainer.loggers: {name} cannot log this run "
             f"({join_lines(error) or type(error).__name__})"
         ) from error
-    return _ServiceLogger(name, logger, run.logged if has_run else {}, warn)
+    return _ServiceLogger(name, logger, _ServiceState(run.run_dir, name), warn)
 
 
 def scalar_name(kind: str, key: str) -> str:
@@ -346,10 +348,13 @@ class CsvLogger:
 
     def _write_last(self, replace: bool) -> None:
         with self.path.open("r+b") as file:
-            if replace:
-                file.truncate(self._last_start)
-            self._last_start = file.seek(0, os.SEEK_END)
+            end = file.seek(0, os.SEEK_END)
+            if replace:  # by a row with more values; the old one is complete until then
+                file.seek(self._last_start)
+            else:
+                self._last_start = end
             file.write(self._format(self._rows[-1]))
+            file.truncate()
 
     def _format(self, row: Mapping[str, str]) -> bytes:
         """One line of the file."""
@@ -374,49 +379,100 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
 
 
+class _ServiceState:
+    """What `loggers.json` of a run folder has about one service.
+
+    identifier: of the run there; None where it has none yet. last_steps: by kind, such as `train`.
+    """
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.path = run_dir / STATE_FILE
+        self.name = name
+        states = self._read()
+        state = states.get(name)
+        values = state if isinstance(state, dict) else {}
+        identifier = values.get("run")
+        self.identifier: str | None = identifier if isinstance(identifier, str) else None
+        self.last_steps: dict[str, int] = {}
+        steps = values.get("last_steps")
+        if self.identifier is not None and isinstance(steps, dict):
+            self.last_steps = {kind: step for kind, step in steps.items() if type(step) is int}
+
+    def reset(self) -> None:
+        """Forget the run of an earlier attempt."""
+        if self.identifier is not None:
+            self.identifier = None
+            self.last_steps = {}
+            self._write()
+
+    def set_identifier(self, identifier: str) -> None:
+        """Store the identifier of a new run."""
+        self.identifier = identifier
+        self.last_steps = {}
+        self._write()
+
+    def advance(self, kind: str, step: int) -> bool:
+        """Store that a step is logged. -> False for one that has been logged before."""
+        if step <= self.last_steps.get(kind, -1):
+            return False
+        self.last_steps[kind] = step
+        self._write()
+        return True
+
+    def _read(self) -> dict[str, object]:
+        """The states of all services; {} for a new run."""
+        with suppress(OSError, ValueError):
+            states = parse_json(self.path.read_bytes())
+            if isinstance(states, dict):
+                return states
+        return {}
+
+    def _write(self) -> None:
+        state = {"run": self.identifier, "last_steps": self.last_steps}
+        write_json(self.path, {**self._read(), self.name: state})
+
+
 class _ServiceLogger:
     """A logger of a service, whose failures do not end a training.
 
     A service keeps every point that it gets. A step that an earlier process of the run has logged
-    is therefore not logged again.
+    is therefore not logged again. It is stored as logged before it is sent, so that no kill in
+    between makes it occur twice.
     """
 
     def __init__(
-        self,
-        name: str,
-        logger: Logger,
-        logged: Mapping[str, int],
-        warn: Callable[[str], None],
+        self, name: str, logger: Logger, state: _ServiceState, warn: Callable[[str], None]
     ) -> None:
         self.name = name
         self.logger = logger
-        self.logged = logged
+        self.state = state
         self.warn = warn
         self.has_failed = False
 
     def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        if step > self.logged.get(kind, -1):
-            self._try(lambda: self.logger.log_scalars(step, kind, values))
+        self._log(step, kind, lambda: self.logger.log_scalars(step, kind, values))
 
     def log_classes(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        if step > self.logged.get("val", -1):
-            self._try(lambda: self.logger.log_classes(step, values))
+        self._log(step, "classes", lambda: self.logger.log_classes(step, values))
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        if step > self.logged.get("val", -1):
-            self._try(lambda: self.logger.log_image(step, name, image))
+        self._log(step, f"images/{name}", lambda: self.logger.log_image(step, name, image))
 
     def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
         """See `Logger`."""
-        if step > self.logged.get("val", -1):
-            self._try(lambda: self.logger.log_pr_curve(step, name, precision))
+        self._log(step, f"curves/{name}", lambda: self.logger.log_pr_curve(step, name, precision))
 
     def close(self) -> None:
         """See `Logger`."""
         self._try(self.logger.close)
+
+    def _log(self, step: int, kind: str, log: Callable[[], None]) -> None:
+        """Log a step that has not been logged before."""
+        if not self.has_failed and self.state.advance(kind, step):
+            self._try(log)
 
     def _try(self, log: Callable[[], None]) -> None:
         """Log, unless the service has failed before."""
@@ -431,45 +487,39 @@ class _ServiceLogger:
 
 
 class _ServiceRun(Protocol):
-    """A run of Weights & Biases or of trackio."""
+    """A run of Weights & Biases or of trackio. step: by default, one of the service's own."""
 
-    def log(self, values: dict[str, object], /, *, step: int) -> None: ...
+    def log(self, values: dict[str, object], /, *, step: int | None = None) -> None: ...
     def finish(self) -> None: ...
 
 
-class WandbLogger:
-    """Logs to Weights & Biases. Its environment variables, such as WANDB_MODE, apply."""
+class _RunLogger(ABC):
+    """A logger of a service whose runs have a method `log` and a class for images."""
 
-    def __init__(self, run: LoggedRun) -> None:
-        wandb = import_module("wandb")
-        self._image = wandb.Image
-        # A run is one place on a disk, so that its identifier needs no service.
-        identifier = hashlib.sha256(str(run.run_dir.resolve()).encode()).hexdigest()[:16]
-        identifier = str(_read_state(run.run_dir).get("wandb") or identifier)
-        self.run: _ServiceRun = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", _PROJECT),
-            name=run.name,
-            id=identifier,
-            resume="allow",
-            dir=str(run.run_dir),
-            config=run.values,
-        )
-        _write_state(run.run_dir, "wandb", identifier)
+    def __init__(self, run: _ServiceRun, image: Callable[[RGBImage], object]) -> None:
+        self.run = run
+        self._image = image
+
+    @abstractmethod
+    def _log(self, step: int, values: Mapping[str, object]) -> None:
+        """Log values of a step by name."""
 
     def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """See `Logger`."""
         del kind  # it is part of the names
-        self.run.log(dict(values), step=step)
+        self._log(step, values)
 
     def log_classes(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        self.run.log(dict(values), step=step)
+        self._log(step, values)
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        self.run.log({f"images/{name}": self._image(thumbnail(image))}, step=step)
+        self._log(step, {f"images/{name}": self._image(thumbnail(image))})
 
-    def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
+    def log_pr_curve(  # noqa: B027 - it is not abstract
+        self, step: int, name: str, precision: NDArray[np.float64]
+    ) -> None:
         """Log nothing: `pr_curves` is one of the images."""
 
     def close(self) -> None:
@@ -477,42 +527,79 @@ class WandbLogger:
         self.run.finish()
 
 
+class WandbLogger(_RunLogger):
+    """Logs to Weights & Biases. Its environment variables, such as WANDB_MODE, apply.
+
+    The step is a value of its own: the library drops values of a step before its last one, such as
+    those of an evaluation that is repeated after a crash.
+    """
+
+    def __init__(self, run: LoggedRun) -> None:
+        wandb = import_module("wandb")
+        started = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=run.name,
+            id=_identify(run, "wandb"),
+            resume="allow",
+            dir=str(run.run_dir),
+            config=run.values,
+        )
+        started.define_metric("step")
+        started.define_metric("*", step_metric="step")
+        super().__init__(started, wandb.Image)
+
+    def _log(self, step: int, values: Mapping[str, object]) -> None:
+        self.run.log({"step": step, **values})
+
+
 class MlflowLogger:
-    """Logs to MLflow. Its environment variables, such as MLFLOW_TRACKING_URI, apply."""
+    """Logs to MLflow. Its environment variables, such as MLFLOW_TRACKING_URI, apply.
+
+    The library sends the values in the background, if it can: a server that is slow or does not
+    answer must not keep the other processes of a training waiting.
+    """
 
     def __init__(self, run: LoggedRun) -> None:
         self.mlflow: ModuleType = import_module("mlflow")
-        identifier = _read_state(run.run_dir).get("mlflow")
-        if identifier is not None:
-            self.mlflow.start_run(run_id=str(identifier))
+        state = _ServiceState(run.run_dir, "mlflow")
+        if state.identifier is not None:
+            self.mlflow.start_run(run_id=state.identifier)
             return
         if "MLFLOW_EXPERIMENT_NAME" not in os.environ and "MLFLOW_EXPERIMENT_ID" not in os.environ:
             self.mlflow.set_experiment(experiment_name=_PROJECT)
         active = self.mlflow.start_run(run_name=run.name)
-        _write_state(run.run_dir, "mlflow", str(active.info.run_id))
+        state.set_identifier(str(active.info.run_id))
         # A parameter of MLflow cannot be changed, so that a resumed run keeps the first ones.
         parameters = list(hyperparameters(run.values).items())
         for start in range(0, len(parameters), _MAX_PARAMETERS):
-            self.mlflow.log_params(dict(parameters[start : start + _MAX_PARAMETERS]))
+            self._send(self.mlflow.log_params, dict(parameters[start : start + _MAX_PARAMETERS]))
+
+    def _send(self, log: Callable[..., object], *values: object, **options: object) -> None:
+        """Call a function of the library that logs, without waiting for the server if it can."""
+        if "synchronous" in inspect.signature(log).parameters:
+            options["synchronous"] = False
+        log(*values, **options)
 
     def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """See `Logger`."""
         del kind  # it is part of the names
-        self.mlflow.log_metrics(_mlflow_names(values), step=step)
+        self._send(self.mlflow.log_metrics, _mlflow_names(values), step=step)
 
     def log_classes(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        self.mlflow.log_metrics(_mlflow_names(values), step=step)
+        self._send(self.mlflow.log_metrics, _mlflow_names(values), step=step)
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        self.mlflow.log_image(thumbnail(image), key=name, step=step)
+        self._send(self.mlflow.log_image, thumbnail(image), key=name, step=step)
 
     def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
         """Log nothing: `pr_curves` is one of the images."""
 
     def close(self) -> None:
-        """End the run of the service."""
+        """Send what is still queued, and end the run of the service."""
+        if hasattr(self.mlflow, "flush_async_logging"):
+            self.mlflow.flush_async_logging()
         self.mlflow.end_run()
 
 
@@ -529,40 +616,21 @@ def _mlflow_names(values: Mapping[str, float]) -> dict[str, float]:
     return named
 
 
-class TrackioLogger:
+class TrackioLogger(_RunLogger):
     """Logs to trackio. Its environment variables, such as TRACKIO_SPACE_ID, apply."""
 
     def __init__(self, run: LoggedRun) -> None:
         trackio = import_module("trackio")
-        self._image = trackio.Image
-        name = str(_read_state(run.run_dir).get("trackio") or run.name.replace("/", "_"))
-        self.run: _ServiceRun = trackio.init(
+        started = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
-            name=name,
+            name=_identify(run, "trackio", f"{run.name.replace('/', '_')}_"),
             config=hyperparameters(run.values),
             resume="allow",
         )
-        _write_state(run.run_dir, "trackio", name)
+        super().__init__(started, trackio.Image)
 
-    def log_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """See `Logger`."""
-        del kind  # it is part of the names
+    def _log(self, step: int, values: Mapping[str, object]) -> None:
         self.run.log(dict(values), step=step)
-
-    def log_classes(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Logger`."""
-        self.run.log(dict(values), step=step)
-
-    def log_image(self, step: int, name: str, image: RGBImage) -> None:
-        """See `Logger`."""
-        self.run.log({f"images/{name}": self._image(thumbnail(image))}, step=step)
-
-    def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
-        """Log nothing: `pr_curves` is one of the images."""
-
-    def close(self) -> None:
-        """End the run of the service."""
-        self.run.finish()
 
 
 _LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
@@ -574,14 +642,14 @@ _LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
 }
 
 
-def _read_state(run_dir: Path) -> dict[str, object]:
-    """The identifiers of the run in the services; {} for a new run."""
-    with suppress(OSError, ValueError):
-        state = parse_json((run_dir / STATE_FILE).read_bytes())
-        if isinstance(state, dict):
-            return state
-    return {}
+def _identify(run: LoggedRun, service: str, prefix: str = "") -> str:
+    """The identifier of a run in a service; a new one is stored before the service gets it.
 
-
-def _write_state(run_dir: Path, name: str, identifier: str) -> None:
-    write_json(run_dir / STATE_FILE, {**_read_state(run_dir), name: identifier})
+    A new one is random: another run may have been in the same folder.
+    """
+    state = _ServiceState(run.run_dir, service)
+    if state.identifier is not None:
+        return state.identifier
+    identifier = f"{prefix}{uuid.uuid4().hex[:_ID_LENGTH]}"
+    state.set_identifier(identifier)
+    return identifier

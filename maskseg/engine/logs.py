@@ -83,11 +83,10 @@ class RunLog:
         with self._writing():
             self.path.touch()
         last_eval = start_step if last_eval_step is None else last_eval_step
-        logged = _last_steps(self.path)
         if _has_content(self.path):
             _drop_later_lines(self.path, start_step, last_eval)
         _drop_later_rows(run_dir / PER_CLASS_FILE, last_eval)
-        run = LoggedRun(run_dir, config, start_step, last_eval, logged)
+        run = LoggedRun(run_dir, config, start_step, last_eval)
         with self._writing():
             self.loggers = open_loggers(loggers, run, self.print)
             self._repeat_purged_step(start_step, last_eval)
@@ -247,16 +246,6 @@ def _parse_entry(line: bytes) -> _Entry | None:
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
     del numbers["step"]
     return _Entry(step, kind, numbers)
-
-
-def _last_steps(path: Path) -> dict[str, int]:
-    """The last step of each kind that a metrics.jsonl has."""
-    steps: dict[str, int] = {}
-    for line in path.read_bytes().splitlines():
-        entry = _parse_entry(line)
-        if entry is not None:
-            steps[entry.kind] = max(entry.step, steps.get(entry.kind, 0))
-    return steps
 
 
 def _drop_later_lines(path: Path, step: int, last_eval_step: int) -> None:

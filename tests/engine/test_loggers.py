@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +177,7 @@ class Calls(list[tuple[str, dict[str, Any]]]):
             self.append((signature.__name__, dict(bound.arguments)))
             return result
 
+        call.__signature__ = inspect.signature(signature)  # type: ignore[attr-defined]
         return call
 
     def of(self, name: str) -> list[dict[str, Any]]:
@@ -215,8 +218,28 @@ def init(  # of wandb
 ): ...
 
 
+def define_metric(
+    name, step_metric=None, step_sync=None, hidden=None, summary=None, goal=None, overwrite=None
+): ...
+
+
 def fake_wandb(calls: Calls) -> ModuleType:
-    run = SimpleNamespace(log=calls.record(log), finish=calls.record(finish))
+    last_steps = [-1]
+    record = calls.record(log)
+
+    def log_unless_earlier(data, step=None, commit=None):
+        """As the library: values of a step before the last one are dropped."""
+        last_steps.append(last_steps[-1] + 1 if step is None else step)
+        if last_steps[-1] == max(last_steps):
+            record(data, step, commit)
+        else:
+            last_steps.pop()
+
+    run = SimpleNamespace(
+        log=log_unless_earlier,
+        finish=calls.record(finish),
+        define_metric=calls.record(define_metric),
+    )
     module = ModuleType("wandb")
     module.init = calls.record(init, run)  # type: ignore[attr-defined]
 
@@ -301,8 +324,9 @@ def logged(calls: Calls) -> list[tuple[int, str, Any]]:
     values = []
     for called, arguments in calls:
         if called in ("log", "log_metrics"):
-            data = arguments.get("data") or arguments["metrics"]
-            values += [(arguments["step"], key, value) for key, value in data.items()]
+            data = dict(arguments.get("data") or arguments["metrics"])
+            step = data.pop("step", None) if arguments["step"] is None else arguments["step"]
+            values += [(step, key, value) for key, value in data.items()]
         elif called == "log_image":
             values.append((arguments["step"], f"images/{arguments['key']}", "an image"))
     return values
@@ -335,13 +359,17 @@ def test_a_service_gets_one_run_with_its_config_values_and_images(
         assert calls.of("log_params")[0]["params"]["optimizer.lr"] == 0.001
         assert len(calls.of("end_run")) == 1
         assert calls.of("log_image")[0]["image"].shape == IMAGE.shape
+        sent = [*calls.of("log_params"), *calls.of("log_metrics"), *calls.of("log_image")]
+        assert all(call["synchronous"] is False for call in sent)  # a slow server stops no step
         return
     (start,) = calls.of("init")
     assert start["project"] == "maskseg"
     assert start["resume"] == "allow"
     config = start["config"]
     assert (config["optimizer"]["lr"] if name == "wandb" else config["optimizer.lr"]) == 0.001
-    assert start["name"].endswith("2026-11-28")
+    assert "2026-11-28" in start["name"]
+    if name == "wandb":
+        assert calls.of("define_metric")[-1] == {"name": "*", "step_metric": "step"}
     assert len(calls.of("finish")) == 1
     assert calls.of("image")[0].popitem()[1].shape == IMAGE.shape
 
@@ -353,24 +381,111 @@ def test_a_resumed_run_is_the_same_run_of_the_service_without_steps_twice(
     killed = RunLog(tmp_path, 0, 8, CONFIG, loggers=[name])
     for step in range(1, 7):
         killed.log_scalars(step, "train", {"loss": float(step)})
-    killed.log_scalars(6, "val", {"segm/AP": 0.5})
+    # It is killed while it draws the images of its evaluation.
+    killed.log_classes(6, {"segm": {"cat": 0.75}}, {})
+    killed.log_image("worst", IMAGE, 6)
+    again = RunLog(tmp_path, 2, 8, CONFIG, 0, loggers=[name])
+    for step in (3, 4):
+        again.log_scalars(step, "train", {"loss": float(step)})
     with RunLog(tmp_path, 4, 8, CONFIG, 0, loggers=[name]) as log:
         for step in range(5, 9):
             log.log_scalars(step, "train", {"loss": float(step)})
             if step % 2 == 0:
-                log.log_scalars(step, "val", {"segm/AP": 0.5})
+                log.log_classes(step, {"segm": {"cat": 0.75}}, {})
                 log.log_image("worst", IMAGE, step)
+                log.log_image("confusion", IMAGE, step)
+                log.log_scalars(step, "val", {"segm/AP": 0.5})
     killed.close()
+    again.close()
     values = logged(calls)
     assert [step for step, key, _ in values if key == "train/loss"] == list(range(1, 9))
     assert [step for step, key, _ in values if key.startswith("val")] == [6, 8]
-    assert [step for step, key, _ in values if key == "images/worst"] == [8]
-    first, second = calls.of("start_run" if name == "mlflow" else "init")
+    assert [step for step, key, _ in values if key == "images/worst"] == [6, 8]
+    assert [step for step, key, _ in values if key == "images/confusion"] == [6, 8]
+    assert [step for step, key, _ in values if key.startswith("classes")] == [6, 8]
+    first, _, second = calls.of("start_run" if name == "mlflow" else "init")
     if name == "mlflow":
         assert second == {"run_id": "run7"}
         assert len(calls.of("log_params")) == 1  # they cannot be changed
     else:
         assert first == second
+
+
+def test_a_run_that_starts_again_is_another_run_of_the_service(
+    service: tuple[str, Calls], tmp_path: Path
+) -> None:
+    """In the same folder without a checkpoint, or after the folder has been removed."""
+    name, calls = service
+    run = tmp_path / "run"
+    for is_removed in (False, False, True):
+        if is_removed:
+            shutil.rmtree(run)
+        run.mkdir(exist_ok=True)
+        with RunLog(run, 0, 8, CONFIG, loggers=[name]) as log:
+            log.log_scalars(1, "train", {"loss": 1.0})
+            log.log_scalars(2, "val", {"segm/AP": 1.0})
+    starts = calls.of("start_run" if name == "mlflow" else "init")
+    if name == "mlflow":
+        assert starts == [{"run_name": "scenes/run"}] * 3
+    else:
+        assert len({start["id" if name == "wandb" else "name"] for start in starts}) == 3
+    assert [step for step, _, _ in logged(calls)] == [1, 2] * 3
+
+
+def test_an_evaluation_that_is_repeated_after_a_kill_reaches_the_service(
+    service: tuple[str, Calls], tmp_path: Path
+) -> None:
+    """The training went on after the evaluation that a resume repeats."""
+    name, calls = service
+    killed = RunLog(tmp_path, 0, 8, CONFIG, loggers=[name])
+    for step in range(1, 7):
+        killed.log_scalars(step, "train", {"loss": float(step)})
+    with RunLog(tmp_path, 4, 8, CONFIG, 0, loggers=[name]) as log:
+        log.log_scalars(4, "val", {"segm/AP": 0.5})
+    killed.close()
+    assert [step for step, key, _ in logged(calls) if key.startswith("val")] == [4]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"wandb": 3}', b"[", b'{"wandb": {"run": 7, "last_steps": {"train": "x"}}}']
+)
+def test_a_damaged_state_of_the_services_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    calls = Calls()
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(calls))
+    (tmp_path / "loggers.json").write_bytes(content)
+    with RunLog(tmp_path, 4, 8, CONFIG, loggers=["wandb"]) as log:
+        log.log_scalars(5, "train", {"loss": 1.0})
+    state = json.loads((tmp_path / "loggers.json").read_text())["wandb"]
+    assert state == {"run": calls.of("init")[0]["id"], "last_steps": {"train": 5}}
+
+
+def test_a_row_of_the_results_is_complete_until_its_metrics_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path, 0, 8, "", loggers=["csv"])
+    log.log_scalars(1, "val", {"segm/AP": 0.25})
+    log.log_scalars(2, "train", {"loss": 0.5})
+    log.log_scalars(3, "train", {"loss": 0.25})
+    written = rows(tmp_path)
+    with monkeypatch.context() as patch:
+        open_file = Path.open
+        patch.setattr(
+            Path,
+            "open",
+            lambda self, mode="r", **options: (
+                FullDisk(self, mode) if mode == "r+b" else open_file(self, mode, **options)
+            ),
+        )
+        with pytest.raises(UserError, match="cannot be written to"):
+            log.log_scalars(3, "val", {"segm/AP": 0.5})
+    assert rows(tmp_path) == written
+    log.close()
 
 
 def test_a_service_that_fails_does_not_end_the_training(
@@ -426,6 +541,6 @@ def test_mlflow_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     with RunLog(tmp_path, 0, 4, CONFIG, loggers=["mlflow"]) as log:
         log.log_scalars(1, "train", {"loss": 1.0, "loss/mask": 0.5})
-    identifier = json.loads((tmp_path / "loggers.json").read_text())["mlflow"]
+    identifier = json.loads((tmp_path / "loggers.json").read_text())["mlflow"]["run"]
     history = mlflow.MlflowClient().get_metric_history(identifier, "train/loss.mask")
     assert [(point.step, point.value) for point in history] == [(1, 0.5)]
