@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from maskseg.config.fitted import (
     take_from_checkpoint,
 )
 from maskseg.config.initial_weights import load_initial_weights
+from maskseg.config.path_values import quote_interpolation
 from maskseg.config.restore import open_data, prepare_segments
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import loader_error
@@ -51,6 +52,7 @@ from maskseg.engine import run_folder
 from maskseg.engine.checkpoint import (
     FROM_OBJECTS,
     Checkpoint,
+    follow_latest,
     load_checkpoint,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
@@ -101,13 +103,17 @@ def compose_training(
     takes_own = resume not in ("", "null") and not configs.has_choices(arguments)
     if not takes_own or (resume == "auto" and not run_dir and not is_alone):
         return configs.compose("train", arguments, report), None
+    # `latest` and `auto` are resolved once: another run may start in the meantime.
+    resume = resume if resume == "auto" else str(follow_latest(Path(resume)))
     found = run_folder.find_config_text(resume, run_dir)
     if found is None:
         return configs.compose("train", arguments, report), None
     text, folder = found
     config = configs.resumed_config(text, arguments)
     if resume == "auto":
-        config.run_dir = str(folder)
+        resume = str(folder)
+        config.run_dir = quote_interpolation(resume)
+    config.trainer.resume = quote_interpolation(resume)
     if report is not None:
         report(f"the config is that of {folder} ({config.name}), with the keys of the command line")
     return config, arguments
@@ -154,6 +160,8 @@ def train_parts(
     Raises UserError, before anything is written, where the data or the config is wrong.
     """
     with init_distributed(trainer.torch_device, trainer.distributed_timeout) as context:
+        config, trainer = _take_from_rank_zero(config, trainer, context)
+        overrides = context.broadcast(overrides)
         folder = run_folder.choose(config.name, config.run_dir, trainer) if context.main else None
         try:
             if folder is not None:
@@ -162,6 +170,15 @@ def train_parts(
         finally:
             if folder is not None:
                 folder.close()
+
+
+def _take_from_rank_zero(
+    config: Config, trainer: Trainer, context: DistributedContext
+) -> tuple[Config, Trainer]:
+    """The config and settings of rank 0: the run that is resumed is the one that it has chosen."""
+    settings = {field.name: getattr(trainer, field.name) for field in fields(trainer)}
+    config, settings = context.broadcast((config, settings))
+    return config, trainer if context.main else replace(trainer, **settings)
 
 
 def _check_run_dir(folder: run_folder.RunFolder) -> None:
@@ -264,6 +281,7 @@ def _build_parts(
     may_make: make the files of a dataset that can be made, see `open_data`. Raises UserError.
     """
     # Data
+    may_make = context.broadcast(may_make)
     source = open_data(config, context=context, may_make=may_make)
     log(describe(source), flush=True)
     if context.main:

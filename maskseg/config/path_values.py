@@ -101,10 +101,14 @@ def _quote(override: str) -> str:
     return f"{key}={_quoted(path)}"
 
 
+def quote_interpolation(path: str) -> str:
+    """A path as the value of a config, where `${` would begin an interpolation."""
+    return path.replace("${", "\\${")
+
+
 def _quoted(path: str) -> str:
     """A path as a quoted string of Hydra's grammar, without interpolations."""
-    text = path.replace("${", "\\${")
-    return QuotedString(text=text, quote=Quote.single).with_quotes()
+    return QuotedString(text=quote_interpolation(path), quote=Quote.single).with_quotes()
 
 
 def _parse(override: str) -> object:

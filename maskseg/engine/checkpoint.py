@@ -457,9 +457,12 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def follow_latest(path: Path) -> Path:
-    """Return the run folder that `runs/<experiment>/latest` names; another path is unchanged."""
+    """Return the run folder that `runs/<experiment>/latest` names, or a file in it.
+
+    Another path is unchanged.
+    """
     if path.name != LATEST:
-        return path
+        return follow_latest(path.parent) / path.name if path.parent.name == LATEST else path
     name = ""
     try:
         if path.is_symlink():

@@ -12,8 +12,11 @@ from PIL import Image
 
 from maskseg import config as configs
 from maskseg.commands.evaluate import evaluate
-from maskseg.commands.train import compose_training, train
+from maskseg.commands.train import _take_from_rank_zero, compose_training, train
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.run_folder import choose
+from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 
 KEYS = [
@@ -216,6 +219,7 @@ def test_auto_alone_is_the_newest_run(home: Path, monkeypatch: pytest.MonkeyPatc
     config, overrides = compose_training(["trainer.resume=auto"])
     assert overrides == ["trainer.resume=auto"]
     assert config.run_dir == "runs/any_experiment/time"
+    assert config.trainer.resume == config.run_dir
     assert config.data.train_json == f"{home}/first.json"
     other, _ = compose_training(["trainer.resume=auto", "trainer.max_steps=7"])
     assert (other.run_dir, other.data.train_json) == (None, "datasets/scenes/train.json")
@@ -247,3 +251,47 @@ def test_an_evaluation_matches_classes_by_name(home: Path) -> None:
         results.append((output / "per_class.json").read_text())
         results.append((output / "detections.json").read_text())
     assert results[:2] == results[2:]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("file", ["", "/last.pt"])
+def test_the_run_to_resume_is_resolved_once(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, has_links: bool
+) -> None:
+    """Another run of the experiment starts while the config is read."""
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs/scenes_r18")
+    for name in ("older", "newer"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "last.pt").write_bytes((home / "run" / "last.pt").read_bytes())
+
+    def point(name: str) -> None:
+        (runs / "latest").unlink(missing_ok=True)
+        if has_links:
+            (runs / "latest").symlink_to(name)
+        else:
+            (runs / "latest").write_text(f"{name}\n")
+
+    point("older")
+    config, _ = compose_training([f"trainer.resume={runs}/latest{file}"])
+    point("newer")
+    assert config.trainer.resume == f"runs/scenes_r18/older{file}"
+    folder = choose(config.name, config.run_dir, configs.build(config.trainer))
+    folder.close()
+    assert folder.resume_from == runs / "older" / "last.pt"
+    assert folder.path == runs / "older"
+
+
+def test_all_processes_resume_the_run_of_the_first_one() -> None:
+    """Another process may have resolved `auto` or `latest` later than rank 0."""
+
+    class Second(DistributedContext):
+        def broadcast(self, value: Any) -> Any:
+            settings = {**value[1], "resume": "runs/x/first", "max_steps": 7}
+            return configs.make_config({"name": "first"}), settings
+
+    config = configs.make_config({"name": "second"})
+    trainer = Trainer(max_steps=9, device="cpu", resume="runs/x/second")
+    taken = _take_from_rank_zero(config, trainer, Second(rank=1, world_size=2))
+    assert (taken[0].name, taken[1].resume) == ("first", "runs/x/first")
+    assert taken[1].length.max_steps == 7

@@ -15,7 +15,7 @@ import torch
 from made.states import build_state
 
 import maskseg
-from maskseg.engine.checkpoint import follow_latest, save_checkpoint
+from maskseg.engine.checkpoint import checkpoint_path, follow_latest, save_checkpoint
 from maskseg.engine.run_folder import (
     choose,
     find_config_text,
@@ -216,6 +216,11 @@ def test_latest_on_a_disk_without_links(tmp_path: Path, monkeypatch: pytest.Monk
         run = start(tmp_path)
         assert latest.read_text() == f"{run.name}\n"
         assert follow_latest(latest) == run
+        assert follow_latest(latest / "last.pt") == run / "last.pt"
+    save_checkpoint(run / "last.pt", build_state().checkpoint())
+    for name in ("latest", "latest/last.pt"):
+        assert start(tmp_path, resume=f"runs/x/{name}") == run
+    assert checkpoint_path(latest / "last.pt") == run / "last.pt"
     assert len(list(latest.parent.iterdir())) == 3  # no temporary file is left
 
 
