@@ -50,13 +50,14 @@ from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.loader import loader_error
 from maskseg.engine import run_folder
 from maskseg.engine.checkpoint import (
+    BEST_SAFETENSORS,
     FROM_OBJECTS,
     Checkpoint,
     follow_latest,
     load_checkpoint,
 )
 from maskseg.engine.distributed import DistributedContext, init_distributed
-from maskseg.engine.loggers import RESULTS_FILE
+from maskseg.engine.loggers import RESULTS_FILE, STATE_FILE
 from maskseg.engine.logs import PER_CLASS_FILE
 from maskseg.engine.resume import (
     changed_files,
@@ -190,7 +191,8 @@ def _check_run_dir(folder: run_folder.RunFolder) -> None:
         return  # a run that ended before its first checkpoint: it is started again
     images = [f"{name}.png" for name in (*SHEETS, "results", "labels")]
     images += [train_batch_name(i) for i in range(_NUM_BATCHES)]
-    files = ("config.yaml", "tensorboard", RESULTS_FILE, PER_CLASS_FILE, *images)
+    files = ["config.yaml", "tensorboard", RESULTS_FILE, PER_CLASS_FILE, STATE_FILE]
+    files += [BEST_SAFETENSORS, *images]
     check_outputs((path / name for name in files), key="run_dir")
 
 
@@ -244,7 +246,7 @@ def _train(
     log(_describe_rate(config, optimizer, trainer, context, resume), flush=True)
     if context.main:
         _record_start(config, run_dir, trainer, context, resume)
-        if trainer.plots:
+        if trainer.plots and (resume is None or changed_files(resume, metadata["data_files"])):
             _draw_labels(source, run_dir / "labels.png")
 
     # Loop
@@ -446,14 +448,14 @@ def _make_batches(
 ) -> Callable[[int], Iterable[Batch]]:
     """-> a function from a step to the batches of this process from that step on.
 
-    With `trainer.plots` the first batches of a run are drawn.
+    With `trainer.plots` the first batches of a run are drawn, also where an earlier attempt has
+    drawn its own: the data may have been corrected since.
     """
 
     def batches(step: int) -> Iterable[Batch]:
         paths: list[Path] = []
-        if context.main and trainer.plots:
-            names = (run_dir / train_batch_name(i) for i in range(_NUM_BATCHES))
-            paths = [path for path in names if not path.exists()]
+        if context.main and trainer.plots and step == 0:
+            paths = [run_dir / train_batch_name(i) for i in range(_NUM_BATCHES)]
         loader = source.train_loader(
             config.batch_size,
             trainer.length.max_steps,
@@ -476,8 +478,6 @@ def _make_batches(
 
 def _draw_labels(source: CocoSource, path: Path) -> None:
     """Draw what the training data has: classes, sizes, places and aspect ratios of its objects."""
-    if path.exists():
-        return
     with warn_if_not_drawn(path.name):
         file = source.train
         save_image(draw_labels(file.objects(), source.categories.names), path)

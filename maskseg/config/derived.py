@@ -64,6 +64,7 @@ def from_checkpoint(
     """
     overrides, options = split_options(quote_paths(overrides))
     trained = read_checkpoint_config(text)
+    _reset_loggers(trained)
     data_choices = [override for override in overrides if key_of(override) == "data"]
     if data_choices:
         trained.data = _replace_data(trained, data_choices)
@@ -80,6 +81,12 @@ def from_checkpoint(
     return config
 
 
+def _reset_loggers(config: DictConfig) -> None:
+    """Set the default loggers: a checkpoint does not choose that a run is uploaded."""
+    if isinstance(config.get("trainer"), DictConfig):
+        set_key(config, "trainer.loggers", list(DEFAULT_LOGGERS))
+
+
 def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
     """The config of a training that is resumed, with the overrides of the command line.
 
@@ -93,7 +100,7 @@ def resumed_config(text: str, overrides: Sequence[str]) -> DictConfig:
     for key in (*_KEYS_OF_CLASSES, "run_dir", "trainer.resume"):
         set_key(config, key, None)
     set_key(config, "trainer.resume_changed_data", False)
-    set_key(config, "trainer.loggers", list(DEFAULT_LOGGERS))
+    _reset_loggers(config)
     OmegaConf.set_struct(config, True)
     defaults = config.copy()
     for override in overrides:

@@ -31,6 +31,7 @@ from maskseg.files.torch_files import read_torch
 
 FORMAT = 1
 SAFETENSORS = ".safetensors"  # the suffix of files in that format
+BEST_SAFETENSORS = f"best{SAFETENSORS}"  # of a run, beside best.pt
 FROM_OBJECTS = "from_objects"  # key of a checkpoint whose config does not describe its model
 MAX_PLACE = 1000  # characters of a value's path in an error message
 _DTYPES = {
@@ -188,8 +189,9 @@ def _check_state_dict(state: object, name: str) -> None:
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint, `.pt` or `.safetensors`, into CPU memory.
 
-    Raises UserError if the file is missing, damaged (its checksums are verified) or not a
-    checkpoint of this package.
+    Raises UserError if the file is missing, damaged or not a checkpoint of this package. The
+    checksums of a `.pt` file are verified; a `.safetensors` file has none, so that only damage to
+    its header or its length is found.
     """
     path = Path(path)
     if not path.is_file():

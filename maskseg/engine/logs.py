@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from maskseg.engine.loggers import (
+    DEFAULT_LOGGERS,
+    RESULTS_FILE,
     LoggedRun,
     Logger,
     class_scalars,
@@ -36,7 +38,14 @@ try:
 except ImportError:  # Windows
     resource = None
 
+METRICS_FILE = "metrics.jsonl"
 PER_CLASS_FILE = "per_class.csv"
+_LOGGER_FILES = {"tensorboard": "tensorboard", "csv": RESULTS_FILE}
+
+
+def log_files(loggers: Sequence[str]) -> list[str]:
+    """The names of the files and folders that a log has in a run folder."""
+    return [METRICS_FILE, *(_LOGGER_FILES[name] for name in loggers if name in _LOGGER_FILES)]
 
 
 class RunLog:
@@ -66,7 +75,7 @@ class RunLog:
         max_steps: int,
         config: str,
         last_eval_step: int | None = None,
-        loggers: Sequence[str] = ("tensorboard",),
+        loggers: Sequence[str] = DEFAULT_LOGGERS,
     ) -> None:
         self.max_steps = max_steps
         self.start_step = start_step
@@ -79,13 +88,15 @@ class RunLog:
         )
         if run_dir is None:
             return
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS_FILE
+        is_continued = self.path.exists()
         with self._writing():
             self.path.touch()
         last_eval = start_step if last_eval_step is None else last_eval_step
         if _has_content(self.path):
             _drop_later_lines(self.path, start_step, last_eval)
-        _drop_later_rows(run_dir / PER_CLASS_FILE, last_eval)
+        if is_continued:  # else a file of that name is not of this run
+            _drop_later_rows(run_dir / PER_CLASS_FILE, last_eval)
         run = LoggedRun(run_dir, config, start_step, last_eval)
         with self._writing():
             self.loggers = open_loggers(loggers, run, self.print)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from maskseg.engine.checkpoint import (
+    BEST_SAFETENSORS,
     Checkpoint,
     CheckpointManager,
     checkpoint_step,
@@ -430,8 +431,11 @@ class TrainLoop:
         """Save a checkpoint to use: without the state of the training."""
         exported = model_checkpoint(checkpoint)
         save_checkpoint(self.run_dir / "best.pt", exported)
+        path = self.run_dir / BEST_SAFETENSORS
         if self.settings.safetensors:
-            save_checkpoint(self.run_dir / "best.safetensors", exported)
+            save_checkpoint(path, exported)
+        else:  # that of an earlier process would be older than best.pt
+            path.unlink(missing_ok=True)
 
     def _stop(self) -> None:
         self._save(stopping=True)

@@ -20,7 +20,10 @@ from pathlib import Path
 from maskseg.errors import UserError
 from maskseg.files.documents import parse_json
 
-_RUN_FILES = ("metrics.jsonl", "last.pt", "best.pt", "step_*.pt")
+_RUN_FILES = (
+    *("metrics.jsonl", "last.pt", "best.pt", "best.safetensors", "step_*.pt"),
+    "loggers.json",
+)
 RECORD = ".maskseg_outputs.jsonl"
 _CLOCK_TOLERANCE = 2.0  # seconds: some disks store no fractions of a modification time
 

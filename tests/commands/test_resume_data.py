@@ -12,10 +12,15 @@ from PIL import Image
 
 from maskseg import config as configs
 from maskseg.commands.evaluate import evaluate
-from maskseg.commands.train import _take_from_rank_zero, compose_training, train
+from maskseg.commands.train import (
+    _check_run_dir,
+    _take_from_rank_zero,
+    compose_training,
+    train,
+)
 from maskseg.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskseg.engine.distributed import DistributedContext
-from maskseg.engine.run_folder import choose
+from maskseg.engine.run_folder import RunFolder, choose
 from maskseg.engine.trainer import Trainer
 from maskseg.errors import UserError
 
@@ -93,6 +98,8 @@ def test_a_changed_data_file_is_refused_unless_allowed(
     assert not (home / "other").exists()
     keys = ["trainer.resume_changed_data=true", "trainer.log_every=2"]
     run = resume(home, "edited", "other", *keys)
+    assert (run / "labels.png").exists()  # of the new file
+    assert not (run / "train_batch_1.png").exists()  # it would be no first batch
     assert load_checkpoint(run / "last.pt")["step"] == 2
     lines = capsys.readouterr().out.splitlines()
     assert any("edited.json has changed" in line for line in lines)
@@ -121,6 +128,7 @@ def test_the_folder_of_a_run_is_all_that_a_resume_needs(
     capsys.readouterr()
     keys = ["trainer.max_steps=2", "data.timeout=77", f"run_dir={home}/resumed"]
     run = train(*compose_training([f"trainer.resume={home}/run", *keys]))
+    assert not (run / "labels.png").exists()  # they have not changed
     assert run == home / "resumed"
     assert load_checkpoint(run / "last.pt")["step"] == 2
     lines = capsys.readouterr().out.splitlines()
@@ -295,3 +303,24 @@ def test_all_processes_resume_the_run_of_the_first_one() -> None:
     taken = _take_from_rank_zero(config, trainer, Second(rank=1, world_size=2))
     assert (taken[0].name, taken[1].resume) == ("first", "runs/x/first")
     assert taken[1].length.max_steps == 7
+
+
+def test_a_run_that_starts_again_draws_its_data_again(home: Path) -> None:
+    """The first attempt has drawn wrong labels, which have been corrected since."""
+    images = ["labels.png", "train_batch_1.png"]
+    folder = home / "restarted"
+    folder.mkdir()
+    for name in ["environment.json", *images]:
+        (folder / name).write_text("[]")
+    train(compose(home, "first", "restarted", "trainer.max_steps=1"))
+    for name in images:
+        assert min(Image.open(folder / name).size) > 50, name
+
+
+@pytest.mark.parametrize(
+    "name", ["best.safetensors", "loggers.json", "results.csv", "per_class.csv", "labels.png"]
+)
+def test_files_of_the_user_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"run_dir: .*{name} already exists"):
+        _check_run_dir(RunFolder(tmp_path, tmp_path / "runs"))

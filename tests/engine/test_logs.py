@@ -60,6 +60,16 @@ def test_a_resumed_run_drops_later_lines(tmp_path: Path) -> None:
         assert [(line["step"], line["kind"]) for line in lines] == expected
 
 
+@pytest.mark.parametrize("text", ["a,b\n1,2\nno end", "step,class\n9,cat\n"])
+def test_a_table_of_the_user_is_not_cut(tmp_path: Path, text: str) -> None:
+    table = tmp_path / "per_class.csv"
+    table.write_text(text)
+    RunLog(tmp_path, 0, 10, "").close()
+    assert table.read_text() == text
+    RunLog(tmp_path, 0, 10, "").close()  # the rows of an earlier attempt of the run are
+    assert table.read_text() == text.partition("\n")[0] + "\n"
+
+
 def test_plain_lines_have_an_eta_and_other_ranks_print_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,10 +176,12 @@ def test_an_evaluation_does_not_affect_training(whole: Run, scenes: Path, tmp_pa
 
 
 def test_best_and_last(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"of a process with trainer.safetensors=true")
     run = Run(make_source(scenes), tmp_path, evaluate_every=1, steps=4)
     evaluate = Scripted(0.2, 0.5, 0.4, 0.5)
     metrics = run.go(evaluate=evaluate)
     assert metrics == {"segm/AP": 0.5, "loss": 1.5}
+    assert not (tmp_path / "best.safetensors").exists()  # it would be older than best.pt
     best = load_checkpoint(tmp_path / "best.pt")
     last = load_checkpoint(tmp_path / "last.pt")
     assert (best["step"], best["best"], best["metrics"]["segm/AP"]) == (2, 0.5, 0.5)

@@ -125,7 +125,13 @@ def test_a_damaged_record_allows_nothing(tmp_path: Path) -> None:
             check_outputs([output], tool="predict", overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "last.pt", "best.pt", "step_0000010.pt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("metrics.jsonl", "last.pt", "best.pt", "best.safetensors", "step_0000010.pt"),
+        "loggers.json",
+    ],
+)
 def test_the_folder_of_a_run(tmp_path: Path, name: str) -> None:
     check_no_run(tmp_path)
     check_no_run(tmp_path / "missing")

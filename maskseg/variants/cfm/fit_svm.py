@@ -28,7 +28,8 @@ from maskseg.data.loader import BatchLoader
 from maskseg.data.transforms import Flip
 from maskseg.engine.checkpoint import checkpoint_path, load_weights
 from maskseg.engine.distributed import DistributedContext
-from maskseg.engine.logs import RunLog, print_warnings
+from maskseg.engine.loggers import RESULTS_FILE, check_loggers
+from maskseg.engine.logs import RunLog, log_files, print_warnings
 from maskseg.engine.precision import pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
@@ -70,7 +71,8 @@ def fit(arguments: list[str]) -> None:
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     check_no_run(output)
-    check_outputs([output / "config.yaml", output / "tensorboard"])
+    check_loggers(config.trainer.loggers)
+    check_outputs([output / "config.yaml", output / "tensorboard", output / RESULTS_FILE])
     model = _replace_softmax(trained, config, arguments)
     fitter = _build_fitter(model, config, categories)
     source = open_data(config, categories, may_make=configs.names_data(arguments))
@@ -96,7 +98,8 @@ def fit(arguments: list[str]) -> None:
     _log(output, result, config, categories.names)
     _save(output, model, config, categories, result)
     print(_format_table(result, categories.names))
-    print(f"written to {output}: last.pt, config.yaml, metrics.jsonl, tensorboard")
+    files = ("last.pt", "config.yaml", *log_files(config.trainer.loggers))
+    print(f"written to {output}: {', '.join(files)}")
 
 
 def _replace_softmax(
@@ -212,7 +215,7 @@ def _fit(
 def _log(output: Path, result: SVMFit, config: Config, names: Sequence[str]) -> None:
     """Log the sum of the objectives by step and, at the last step, the metrics of each class."""
     last = len(result.steps) - 1
-    log = RunLog(output, 0, last, configs.to_yaml(config))
+    log = RunLog(output, 0, last, configs.to_yaml(config), loggers=list(config.trainer.loggers))
     for step, objective in enumerate(result.steps):
         scalars = {"objective": objective}
         if step == last:

@@ -28,7 +28,8 @@ from maskseg.config.restore import (
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.datasets.coco_segments import CocoSegments
 from maskseg.data.datasets.segmentation_source import SegmentedSource
-from maskseg.engine.logs import RunLog, print_warnings
+from maskseg.engine.loggers import RESULTS_FILE, check_loggers
+from maskseg.engine.logs import RunLog, log_files, print_warnings
 from maskseg.engine.precision import inference_dtype, pick_device
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError, warn_if_not_drawn
@@ -75,19 +76,23 @@ def fit(overrides: list[str]) -> None:
     if (output / "last.pt").exists():
         raise UserError(f"output={output} already holds a checkpoint: choose another folder")
     check_no_run(output)
-    check_outputs([output / "tensorboard"])
+    check_loggers(config.trainer.loggers)
+    check_outputs([output / "tensorboard", output / RESULTS_FILE])
     make_folder(output)
     model.to(device).eval()
     result = _fit(fitter, model, source, split, config)
-    log = RunLog(output, 0, len(result.errors), configs.to_yaml(config))
+    num_steps = len(result.errors)
+    log = RunLog(
+        output, 0, num_steps, configs.to_yaml(config), loggers=list(config.trainer.loggers)
+    )
     for step, error in enumerate(result.errors, start=1):
         log.log_scalars(step, "train", {"quantisation_error": error})
     metrics = result.metrics()
-    log.log_scalars(len(result.errors), "val", metrics)
+    log.log_scalars(num_steps, "val", metrics)
     log.close()
     save_fitted(output / "last.pt", model, training_config(config), categories, result.metrics())
     print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-    print(f"written to {output}: last.pt, metrics.jsonl, tensorboard")
+    print(f"written to {output}: last.pt, {', '.join(log_files(config.trainer.loggers))}")
 
 
 def evaluate(overrides: list[str]) -> None:

@@ -37,7 +37,7 @@ FOLDERS = ["data.train_segments=segments_train", "data.val_segments=segments_val
 WORDS = ["experiment=scenes_cfm", *SMALL, *METHOD, *SCENES, *FOLDERS, "data.max_images=6"]
 FIT = ["checkpoint=softmax.pt", "fit.C=10.0"]  # enough for few images
 NAMES = [*THINGS, *STUFF]
-FILES = ["config.yaml", "last.pt", "metrics.jsonl", "tensorboard"]
+FILES = ["config.yaml", "last.pt", "metrics.jsonl", "results.csv", "tensorboard"]
 
 
 def make_checkpoint(path: Path, words: list[str]) -> None:
@@ -109,7 +109,7 @@ def test_metrics_events_and_table(home: Path) -> None:
     )
     text = (home / "said.txt").read_text()
     assert "segments seen" in text
-    assert "written to svm: last.pt, config.yaml, metrics.jsonl, tensorboard" in text
+    assert "written to svm: last.pt, config.yaml, metrics.jsonl, tensorboard, results.csv" in text
     table = {
         line.split()[0]: int(line.split()[1])
         for line in text.splitlines()
@@ -226,6 +226,7 @@ def test_images_that_cannot_be_read(at_home: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["checkpoint=softmax.pt", "output=svm"], "output=svm already holds a checkpoint"),
+        (["checkpoint=softmax.pt", "output=mine"], "mine/results.csv already exists"),
         pytest.param(["checkpoint=softmax.pt"], "output=... is missing", marks=pytest.mark.slow),
         pytest.param(["output=OUT"], "checkpoint=... is missing", marks=pytest.mark.slow),
         pytest.param(["checkpoint=absent.pt", "output=OUT"], "absent.pt", marks=pytest.mark.slow),
@@ -277,6 +278,8 @@ def test_errors(at_home: Path, tmp_path: Path, words: list[str], message: str) -
             "trainer.device=cpu",
         ]
         make_checkpoint(at_home / "boxes.pt", ["experiment=scenes_r18", *small, *SCENES])
+    (at_home / "mine").mkdir(exist_ok=True)
+    (at_home / "mine" / "results.csv").write_text("the user's")
     before = sorted(path for path in at_home.rglob("*") if path.is_file())
     assert_refused(
         said("fit_svm", *(w.replace("OUT", str(tmp_path / "out")) for w in words)), message

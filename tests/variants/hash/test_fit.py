@@ -126,6 +126,7 @@ def test_fit_hash_writes_a_model_with_a_hash_layer(home: Path) -> None:
     assert sorted(p.name for p in (home / "hash").iterdir()) == [
         "last.pt",
         "metrics.jsonl",
+        "results.csv",
         "tensorboard",
     ]
     plain, hashed = (load_checkpoint(home / name) for name in ("plain.pt", "hash/last.pt"))
@@ -414,6 +415,11 @@ NO = "OUT"  # placeholder of a folder that must not be created
             ["checkpoint=plain.pt", "output=hash"],
             "output=hash already holds a checkpoint",
         ),
+        (
+            "fit_hash",
+            ["checkpoint=plain.pt", "output=mine"],
+            "mine/results.csv already exists",
+        ),
         pytest.param(
             "fit_hash", ["checkpoint=plain.pt"], "output=... is missing", marks=pytest.mark.slow
         ),
@@ -518,6 +524,8 @@ NO = "OUT"  # placeholder of a folder that must not be created
 def test_errors(
     at_home: Path, tmp_path: Path, tool: str, overrides: list[str], message: str
 ) -> None:
+    (at_home / "mine").mkdir(exist_ok=True)
+    (at_home / "mine" / "results.csv").write_text("the user's")
     before = sorted(p for p in at_home.rglob("*") if p.is_file())
     assert_refused(said(tool, *(w.replace(NO, str(tmp_path / "out")) for w in overrides)), message)
     assert not (tmp_path / "out").exists()
