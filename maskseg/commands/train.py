@@ -284,6 +284,7 @@ def _build_parts(
     """
     # Data
     may_make = context.broadcast(may_make)
+    _take_chosen_numbers(config, candidates)  # the transforms of the source refer to data.size
     source = open_data(config, context=context, may_make=may_make)
     log(describe(source), flush=True)
     if context.main:
@@ -292,7 +293,6 @@ def _build_parts(
         raise UserError("data.train_json is not set: there is nothing to train on")
     categories = source.categories
     configs.set_categories(config, categories)
-    _take_chosen_numbers(config, candidates)
     source = fit_to_objects(config, source, log)
     trainer = count_steps(config, trainer, source, log)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from maskseg import config as configs
+from maskseg.commands import train as training
 from maskseg.config import fitted
 from maskseg.config.build import build_source
 from maskseg.config.fitted import FITTED_KEYS, choose_trunk_weights, fit_to_objects, open_keys
@@ -22,6 +23,7 @@ from maskseg.data.object_sizes import (
     choose_size,
     few_samples,
 )
+from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.engine.distributed import DistributedContext
 from maskseg.errors import UserError
 from maskseg.structures import Categories
@@ -182,6 +184,35 @@ def test_a_resumed_run_takes_the_numbers_of_its_checkpoint(folder: Path) -> None
     assert (own.trainer.epochs, own.trainer.max_steps) == (3, None)
     (difference,) = configs.config_differences(own, configs.to_yaml(trained))[:1]
     assert difference == "trainer.max_steps: 5 -> None"
+
+
+def test_a_resumed_run_trains_and_validates_at_the_size_of_its_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        """Ends the training where its data are complete."""
+
+    trained = compose(folder)
+    fit(trained)
+    trained.data.size = 288
+    trained.model.backbone.trunk.weights = None
+    save_checkpoint(folder / "last.pt", {"config": configs.to_yaml(trained), "model": {}})
+    sources = []
+
+    def stop(*arguments: Any) -> None:
+        sources.append(fit_to_objects(*arguments))
+        raise StoppedError
+
+    monkeypatch.setattr(training, "fit_to_objects", stop)
+    resumed = f"trainer.resume={folder}/last.pt"
+    config = compose(folder, "model.classifier.max_detections=30", resumed)
+    with pytest.raises(StoppedError):
+        training.train(config)
+    (source,) = sources
+    assert source.split("val").transforms[0].resize.sizes == [288]
+    assert source.split("train").transforms[0].resize.sizes[-1] == 288
+    assert config.data.size == 288
+    assert config.model.classifier.max_detections == 30
 
 
 def test_other_tools_use_the_usual_numbers(folder: Path) -> None:
