@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from maskseg.errors import UserError
 from maskseg.interop import detectron2, initial_weights
 from maskseg.interop.initial_weights import adapt_classes, find_weights, published_address
 from maskseg.interop.state_dict_names import translate
+from maskseg.interop.torchvision_hashes import norm_eps
 from maskseg.structures import Categories
 
 COCO_LIKE = Categories(("Person", "widget", "cell_phone"), (1, 2, 3))
@@ -254,6 +256,18 @@ def test_coco_is_the_published_model_with_these_heads(
 
 def test_five_models_are_published() -> None:
     assert len({published_address(name) for name in initial_weights.PUBLISHED}) == 5
+
+
+@pytest.mark.parametrize("name", initial_weights.PUBLISHED)
+def test_norms_of_the_published_models(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision runs the first COCO_V1 models with an eps of 0, their successors with 1e-5."""
+    (tmp_path / "weights.pth").write_bytes(b"weights")
+    prefix = hashlib.sha256(b"weights").hexdigest()[:8]
+    weights = get_model_weights(name).COCO_V1
+    monkeypatch.setattr(weights.value, "url", f"https://example.invalid/{name}-{prefix}.pth")
+    assert norm_eps(tmp_path / "weights.pth") == (1e-5 if name.endswith("_v2") else 0.0)
 
 
 def test_coco_needs_the_published_trunk(model: nn.Module) -> None:
