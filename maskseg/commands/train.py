@@ -60,6 +60,7 @@ from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.loggers import RESULTS_FILE, STATE_FILE
 from maskseg.engine.logs import PER_CLASS_FILE
 from maskseg.engine.resume import (
+    DIVISION,
     changed_files,
     check_categories,
     hash_files,
@@ -555,13 +556,10 @@ def _check_resume(
     name = f"trainer.resume={trainer.resume}"
     check_categories(checkpoint, categories, name)
     for key in changed_files(checkpoint, metadata["data_files"]):
-        value = f"{key}={config.data[key.partition('.')[2]]}"
-        message = f"{value} has changed since the checkpoint was saved"
-        if key == "data.val_fraction":
-            message = f"{value} gives other validation images than those of the checkpoint"
+        message = _describe_change(key, config, checkpoint, metadata)
         if not trainer.resume_changed_data:
             raise UserError(
-                f"{name}: {message}; trainer.resume_changed_data=true resumes with the new file"
+                f"{name}: {message}; trainer.resume_changed_data=true resumes with the new data"
             )
         log(f"warning: {message}", flush=True)
     text = checkpoint.get("config")
@@ -576,6 +574,21 @@ def _check_resume(
             f"stop: {'; '.join(changes)}",
             flush=True,
         )
+
+
+def _describe_change(key: str, config: Config, checkpoint: Checkpoint, metadata: Checkpoint) -> str:
+    """What has changed, for a key of `changed_files`."""
+    value = f"{key}={config.data.get(key.partition('.')[2])}"
+    if key != DIVISION:
+        return f"{value} has changed since the checkpoint was saved"
+    if DIVISION not in metadata["data_files"]:
+        return (
+            "the checkpoint was validated on a part of its training file (data.val_fraction), "
+            "which is not divided here"
+        )
+    if DIVISION not in checkpoint["data_files"]:
+        return f"{value} validates on images that the checkpoint was trained on"
+    return f"{value} gives other validation images than those of the checkpoint"
 
 
 def _read_resumable(

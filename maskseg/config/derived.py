@@ -43,7 +43,8 @@ _KEYS_WITHOUT_EFFECT = (
     *("trainer.loggers", "trainer.safetensors"),
     *("data.num_workers", "data.timeout", "data.check_images", "data.max_pixels"),
     *("data.size_range", "data.min_proposals"),  # by which other keys were chosen
-    *("data.root", "data.images", "data.train_json", "data.val_", "data.train_images"),
+    *("data.root", "data.images", "data.train_json", "data.val_json", "data.train_images"),
+    *("data.val_images", "data.val_proposals", "data.val_semantic", "data.val_segments"),
     *("data.test_transforms", "data.train_proposals", "data.stuff_json", "data.cache"),
 )
 _MAX_VALUE = 60  # characters of a value in a message

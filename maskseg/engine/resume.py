@@ -10,6 +10,7 @@ from maskseg.engine.checkpoint import Checkpoint
 from maskseg.errors import UserError
 from maskseg.structures import Categories
 
+DIVISION = "data.val_fraction"  # the key of the hash of a division of the training file
 _MAX_NAMED = 5  # classes in a message
 
 
@@ -95,8 +96,15 @@ def _hash_file(path: Path) -> str:
 
 
 def changed_files(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> list[str]:
-    """The keys whose files have another content than when the checkpoint was written."""
+    """The keys whose files have another content than when the checkpoint was written.
+
+    Among them is `DIVISION` where the division of the training file into training and validation
+    images is another one, or where only one of the two trainings has such a division.
+    """
     saved = checkpoint.get("data_files")
     if not isinstance(saved, dict):
         return []
-    return [key for key, value in hashes.items() if key in saved and saved[key] != value]
+    changed = [key for key, value in hashes.items() if key in saved and saved[key] != value]
+    if (DIVISION in saved) != (DIVISION in hashes):
+        changed.append(DIVISION)
+    return changed

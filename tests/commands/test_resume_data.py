@@ -108,6 +108,37 @@ def test_a_changed_data_file_is_refused_unless_allowed(
     assert warning.endswith(": trainer.max_steps: 1 -> 2")
 
 
+def test_another_division_of_the_training_file_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images that were trained on would be validated, or the reverse."""
+    content = document(("cat", "dog"))
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        color = (40, 90, 160 + image["id"])
+        Image.new("RGB", (96, 64), color).save(home / image["file_name"])
+    (home / "two.json").write_text(json.dumps(content))
+    half = "data.val_fraction=0.5"
+    train(compose(home, "two", "divided", half, "trainer.max_steps=1", "trainer.plots=false"))
+    train(compose(home, "two", "whole", "trainer.max_steps=1", "trainer.plots=false"))
+    for run, overrides, message in (
+        ("divided", ["data.val_fraction=null"], "which is not divided here"),
+        ("divided", [f"data.val_json={home}/first.json"], "which is not divided here"),
+        ("whole", [half], "data.val_fraction=0.5 validates on images that the checkpoint was tra"),
+    ):
+        keys = [f"trainer.resume={home}/{run}", "trainer.max_steps=2", *overrides]
+        with pytest.raises(UserError) as raised:
+            train(compose_training(keys))
+        assert message in str(raised.value)
+        assert "trainer.resume_changed_data=true" in str(raised.value)
+        assert load_checkpoint(home / run / "last.pt")["step"] == 1
+    changed = ["trainer.resume_changed_data=true", half, f"run_dir={home}/half"]
+    train(compose_training([f"trainer.resume={home}/whole", "trainer.max_steps=2", *changed]))
+    lines = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: resumed with other")]
+    assert "data.val_fraction: None -> 0.5" in warning
+
+
 def test_the_folder_of_a_run_is_all_that_a_resume_needs(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

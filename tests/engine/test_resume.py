@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskseg.engine.resume import (
+    DIVISION,
     category_changes,
     changed_files,
     check_categories,
@@ -83,3 +84,24 @@ def test_files_are_compared_by_content(tmp_path: Path) -> None:
     changed = hash_files({"data.train_json": [str(moved)], "data.val_json": [str(train)]})
     assert changed_files(checkpoint, changed) == ["data.train_json"]
     assert changed_files({}, changed) == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "is_changed"),
+    [
+        ({}, {}, False),
+        ({DIVISION: "a"}, {DIVISION: "a"}, False),
+        ({DIVISION: "a"}, {DIVISION: "b"}, True),
+        ({DIVISION: "a"}, {}, True),
+        ({DIVISION: "a"}, {"data.val_json": "c"}, True),
+        ({}, {DIVISION: "a"}, True),
+        ({"data.val_json": "c"}, {DIVISION: "a"}, True),
+        ({}, {"data.val_json": "c"}, False),  # the training images are the same
+    ],
+)
+def test_another_division_of_the_training_file(
+    saved: dict[str, str], now: dict[str, str], is_changed: bool
+) -> None:
+    checkpoint = {"data_files": {"data.train_json": "t", **saved}}
+    changed = changed_files(checkpoint, {"data.train_json": "t", **now})
+    assert changed == ([DIVISION] if is_changed else [])
