@@ -34,11 +34,16 @@ def check_interval(key: str, value: int | str) -> None:
 
 
 def interval_steps(value: int | str, images: float, batch_size: int) -> int:
-    """An interval in steps. value: steps, or a text of `check_interval`; images: of an epoch."""
+    """An interval in steps; 0 epochs are 0 steps.
+
+    value: steps, or a text of `check_interval`; images: of an epoch.
+    """
     if isinstance(value, int):
         return value
     match = _EPOCHS.fullmatch(value)
     assert match is not None
+    if float(match[1]) == 0:
+        return 0
     return epoch_steps(match[1], images, batch_size)
 
 

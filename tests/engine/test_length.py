@@ -42,6 +42,12 @@ def test_all_lengths_are_converted() -> None:
     assert in_steps.in_steps(40, 4).length == Length(100, 5, 1000)
 
 
+@pytest.mark.parametrize("interval", ["0epochs", "0 epoch", "0.0epochs"])
+def test_no_epochs_are_the_end_of_the_training_alone(interval: str) -> None:
+    trainer = Trainer(100, evaluate_every=interval, checkpoint_every=interval, device="cpu")
+    assert trainer.in_steps(40, 4).length == Length(100, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
