@@ -82,5 +82,21 @@ def test_the_command_line_decides(
 
 
 def test_both_lengths_on_the_command_line_are_refused() -> None:
+    both = ["trainer.epochs=7", "trainer.max_steps=9"]
     with pytest.raises(UserError, match=r"trainer\.epochs and trainer\.max_steps are both set"):
-        configs.compose("train", ["trainer.epochs=7", "trainer.max_steps=9"])
+        configs.compose("train", both)
+    text = configs.to_yaml(configs.compose("train", both[1:]))
+    with pytest.raises(UserError, match=r"trainer\.epochs and trainer\.max_steps are both set"):
+        configs.resumed_config(text, both)
+
+
+def test_each_length_replaces_the_other_one_of_a_checkpoint() -> None:
+    """A checkpoint stores its length in steps."""
+    text = configs.to_yaml(configs.compose("train", ["trainer.max_steps=9"]))
+    for override, epochs, max_steps in (
+        ("trainer.epochs=60", 60, None),
+        ("trainer.max_steps=20", None, 20),
+        ("trainer.log_every=3", None, 9),
+    ):
+        trainer = configs.resumed_config(text, [override]).trainer
+        assert (trainer.epochs, trainer.max_steps) == (epochs, max_steps)
