@@ -1,31 +1,63 @@
-"""The usual numbers for keys with the value `auto`, where there are no training data."""
+"""Keys that may be `auto`, and the usual numbers for them where there are no training data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig, OmegaConf
+
 AUTO = "auto"
+SIZE = "data.size"
+SIZE_RANGE = "data.size_range"
+ANCHORS = "model.proposer.anchors.sizes"
+DETECTIONS = "model.classifier.max_detections"
+LIMITS = ("model.proposer.train_limits", "model.proposer.test_limits")
+TRUNK_WEIGHTS = "model.backbone.trunk.weights"
 _USUAL: dict[str, object] = {
-    "size": 800,
-    "sizes": [[32], [64], [128], [256], [512]],
-    "max_detections": 100,
-    "pre_nms_top_n": 1000,
-    "post_nms_top_n": 1000,
-    "weights": None,
+    SIZE: 800,
+    ANCHORS: [[32], [64], [128], [256], [512]],
+    DETECTIONS: 100,
+    **{f"{limits}.{key}": 1000 for limits in LIMITS for key in ("post_nms_top_n", "pre_nms_top_n")},
+    TRUNK_WEIGHTS: None,
 }
+FITTED_KEYS = tuple(_USUAL)
 
 
-def replace_auto(node: object) -> object:
-    """Plain nested values with usual numbers instead of `auto`, for the keys that may have it."""
-    if isinstance(node, list):
-        return [replace_auto(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    values = {}
-    for key, value in node.items():
-        is_open = value == AUTO and key in _USUAL and not _is_own_size(key, node)
-        values[key] = _USUAL[key] if is_open else replace_auto(value)
-    return values
+def open_keys(config: DictConfig) -> list[str]:
+    """The keys with the value `auto` that a training sets.
+
+    `data.size` of a dataset that makes its images is none: it is always a number.
+    """
+    keys = [key for key in FITTED_KEYS if OmegaConf.select(config, key) == AUTO]
+    if OmegaConf.select(config, SIZE_RANGE) is None:
+        return [key for key in keys if key != SIZE]
+    return keys
 
 
-def _is_own_size(key: str, node: dict[str, object]) -> bool:
-    """Whether a key is the `size` of a dataset that makes its images, which is always a number."""
-    return key == "size" and "train_transforms" in node and "size_range" not in node
+def with_usual_numbers(config: DictConfig) -> DictConfig:
+    """A whole config with the usual numbers instead of `auto`; values that refer to them follow."""
+    keys = open_keys(config)
+    if not keys:
+        return config
+    config = config.copy()
+    for key in keys:
+        OmegaConf.update(config, key, _USUAL[key])
+    return config
+
+
+@contextmanager
+def usual_size(data: DictConfig) -> Iterator[None]:
+    """Inside of this context, the `size` of a group `data` is a number, and not `auto`.
+
+    The group is changed in place: values that refer to the size look it up in the whole config.
+    """
+    is_open = data.get("size") == AUTO and "size_range" in data
+    if not is_open:
+        yield
+        return
+    data.size = _USUAL[SIZE]
+    try:
+        yield
+    finally:
+        data.size = AUTO

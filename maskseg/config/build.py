@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import Optimizer
 
-from maskseg.config.auto import replace_auto
+from maskseg.config.auto import usual_size, with_usual_numbers
 from maskseg.config.data_paths import check_data_paths
 from maskseg.config.levels import fill_levels, needs_levels
 from maskseg.config.memory import MemoryLimit, TooLargeError
@@ -76,7 +76,8 @@ def build_source(data: DictConfig, categories: Categories | None = None) -> Any:
     values that a constructor refuses.
     """
     check_targets(data)
-    keys = cast(dict[str, Any], replace_auto(_resolve(data)))
+    with usual_size(data):
+        keys = cast(dict[str, Any], _resolve(data))
     target = keys.pop("_target_", None)
     try:
         source_class = hydra.utils.get_class(target)
@@ -108,7 +109,7 @@ def build_model(
         `allowed=CHECKPOINT_TARGETS`, because the weights of the checkpoint follow.
     Raises UserError, also for a model that needs more memory than the machine has.
     """
-    model = cast(dict[str, object], replace_auto(_resolve(config.model)))
+    model = cast(dict[str, object], _resolve(with_usual_numbers(config).model))
     if allowed is CHECKPOINT_TARGETS:
         # The whole model is checked before its backbone is built to read its levels.
         check_closed(model, place="model")

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from maskseg.config.auto import open_keys
 from maskseg.config.build import set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.config.compose import (
@@ -78,6 +79,10 @@ def from_checkpoint(
         if override not in data_choices and override not in placements:
             _apply_override(config, override)
     check_overrides(overrides, config, defaults.copy)
+    for key in open_keys(config):
+        raise UserError(
+            f"{key}=auto: only a training chooses it: set it to a value, or leave it out"
+        )
     show(options, config, group_choices([*data_choices, *placements]))
     return config
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from maskseg.config.auto import AUTO
+from maskseg.config.auto import (
+    ANCHORS,
+    AUTO,
+    DETECTIONS,
+    LIMITS,
+    SIZE,
+    TRUNK_WEIGHTS,
+    open_keys,
+)
 from maskseg.config.build import build_source, set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.data.datasets.coco import CocoSource
@@ -30,24 +38,10 @@ from maskseg.errors import UserError
 from maskseg.files.downloads import fetch
 from maskseg.models.backbones.resnet import published_address
 
-_SIZE = "data.size"
-_ANCHORS = "model.proposer.anchors.sizes"
-_DETECTIONS = "model.classifier.max_detections"
-_LIMITS = ("model.proposer.train_limits", "model.proposer.test_limits")
 _IMAGENET = "IMAGENET1K_V1"
-TRUNK_WEIGHTS = "model.backbone.trunk.weights"
-_PROPOSALS = [
-    f"{limits}.{key}" for limits in _LIMITS for key in ("post_nms_top_n", "pre_nms_top_n")
-]
-FITTED_KEYS = (_SIZE, _ANCHORS, _DETECTIONS, *_PROPOSALS, TRUNK_WEIGHTS)
 _USUAL_SIZE = 800.0  # of images, in pixels
 _RPN_LEVELS = 5  # of a feature pyramid, p2 .. p6
 _LEVEL_COUNT = "model.proposer.strides"
-
-
-def open_keys(config: DictConfig) -> list[str]:
-    """The keys that are to be set."""
-    return [key for key in FITTED_KEYS if OmegaConf.select(config, key) == AUTO]
 
 
 def take_from_checkpoint(config: DictConfig, text: str) -> None:
@@ -125,21 +119,21 @@ def _choices(config: DictConfig, objects: ObjectSizes) -> Iterator[tuple[str, An
 
     Later choices depend on earlier ones: a number that the user sets counts instead of the rule's.
     """
-    size = OmegaConf.select(config, _SIZE)
+    size = OmegaConf.select(config, SIZE)
     if size == AUTO:
         size, reason = choose_size(objects, *config.data.size_range)
-        yield _SIZE, size, reason
+        yield SIZE, size, reason
     anchors, reason = choose_anchors(objects, float(size or _resize_size(config)), _levels(config))
-    yield _ANCHORS, anchors, reason
-    detections = OmegaConf.select(config, _DETECTIONS)
+    yield ANCHORS, anchors, reason
+    detections = OmegaConf.select(config, DETECTIONS)
     if detections == AUTO:
         detections, reason = choose_detections(objects)
-        yield _DETECTIONS, detections, reason
+        yield DETECTIONS, detections, reason
     fewest = OmegaConf.select(config, "data.min_proposals") or 0
     proposals, reason = choose_proposals(detections or 0, fewest)
-    for limits in _LIMITS:
+    for limits in LIMITS:
         yield f"{limits}.post_nms_top_n", proposals, reason
-        per_level = 2 * proposals if limits == _LIMITS[0] else proposals
+        per_level = 2 * proposals if limits == LIMITS[0] else proposals
         yield f"{limits}.pre_nms_top_n", per_level, "candidates of a level before NMS"
 
 

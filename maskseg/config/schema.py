@@ -18,7 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from maskseg.config.auto import replace_auto
+from maskseg.config.auto import with_usual_numbers
 from maskseg.config.levels import FILLED_KEYS
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.options import ClassOptions, LoaderOptions, ReadOptions
@@ -192,7 +192,7 @@ def check_types(config: DictConfig) -> set[str]:
     """
     references = set(_references(OmegaConf.to_container(config, resolve=False)))
     try:
-        resolved = replace_auto(OmegaConf.to_container(config, resolve=True))
+        resolved = OmegaConf.to_container(with_usual_numbers(config), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_explain_reference(config, references, error)) from error
     assert isinstance(resolved, dict)

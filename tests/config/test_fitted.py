@@ -13,8 +13,9 @@ import torch
 from maskseg import config as configs
 from maskseg.commands import train as training
 from maskseg.config import fitted
+from maskseg.config.auto import FITTED_KEYS, open_keys
 from maskseg.config.build import build_source
-from maskseg.config.fitted import FITTED_KEYS, choose_trunk_weights, fit_to_objects, open_keys
+from maskseg.config.fitted import choose_trunk_weights, fit_to_objects
 from maskseg.data.object_sizes import (
     ObjectSizes,
     choose_anchors,
@@ -227,6 +228,49 @@ def test_other_tools_use_the_usual_numbers(folder: Path) -> None:
         compose(folder, "model.sampler.num_samples=auto")
     with pytest.raises(UserError, match=r"data\.size='auto'"):
         configs.compose("train", ["data.size=auto"])  # of the synthetic dataset
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("evaluation.max_detections", "model.proposer.sampler.num_samples", "data.max_images"),
+        *("data.size_range", "model.classifier.pooler.size", "batch_size"),
+    ],
+)
+def test_other_keys_are_never_auto(folder: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}='auto': expected "):
+        compose(folder, f"{key}=auto")
+
+
+def test_weights_elsewhere_are_never_auto(folder: Path) -> None:
+    strides = "{c4: 16}"
+    keys = [f"model.proposer.strides={strides}", f"model.classifier.pooler.strides={strides}"]
+    backbone = ["model/backbone=resnet", "~model/heads@model.heads.mask"]
+    config = compose(folder, *backbone, *keys, "model.backbone.weights=auto")
+    configs.set_key(config, "data.num_classes", 1)
+    with pytest.raises(UserError, match=r"weights 'auto': no such file"):
+        configs.build_model(config)
+
+
+def test_references_to_open_keys_are_usual_numbers(folder: Path) -> None:
+    """Also where they are references to references."""
+    config = compose(folder, "data.min_proposals=${data.size}", "batch_size=${data.min_proposals}")
+    assert (config.data.size, config.batch_size) == ("auto", "auto")
+    transforms = "[{_target_: maskseg.data.transforms.Resize, size: '${batch_size}'}]"
+    config = compose(folder, "batch_size=${data.size}", f"data.test_transforms={transforms}")
+    assert build_source(config.data).split("val").transforms[0].resize.sizes == [800]
+    assert config.data.size == "auto"
+
+
+def test_tools_on_a_checkpoint_refuse_auto(folder: Path) -> None:
+    config = compose(folder)
+    fit(config)
+    config.model.backbone.trunk.weights = None
+    text = configs.to_yaml(config)
+    for tool, key in (("predict", "data.size"), *(("evaluate", key) for key in FITTED_KEYS)):
+        with pytest.raises(UserError, match=rf"^{key}=auto: only a training chooses it") as raised:
+            configs.from_checkpoint(text, [f"{key}=auto"], tool)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_checkpoint_is_used_at_the_chosen_size(folder: Path) -> None:
