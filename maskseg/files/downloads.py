@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 from tqdm import tqdm
@@ -30,7 +30,8 @@ _DETECTRON2 = "detectron2://"
 _DETECTRON2_FILES = "https://dl.fbaipublicfiles.com/detectron2/"
 # torch appends the beginning of a file's SHA-256 to its name: `resnet18-f37072fd.pth`.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
-_TORCH_HOST = "pytorch.org"  # its hashes of digits are no dates
+# The host of the files that torch itself keeps in its folder; its hashes of digits are no dates.
+_TORCH_HOST = "download.pytorch.org"
 _FRAGMENT = re.compile(r"sha256=([0-9a-fA-F]{8,64})")
 _UNSAFE = re.compile(r"[^\w.+-]")
 
@@ -81,8 +82,8 @@ class PublishedFile:
 def published_file(address: str) -> PublishedFile:
     """Parse an address, which may end in `#sha256=` and the hash of the file.
 
-    A file whose name has its hash is kept as torch and torchvision keep it, another one in a folder
-    of the name of the server. Raises UserError for an address without a file.
+    A file of torch whose name has its hash is kept as torch and torchvision keep it, each other one
+    in a folder of the name of the server. Raises UserError for an address without a file.
     """
     if address.startswith(_DETECTRON2):
         address = _DETECTRON2_FILES + address.removeprefix(_DETECTRON2)
@@ -97,11 +98,12 @@ def published_file(address: str) -> PublishedFile:
     if parts.fragment and stated is None:
         raise UserError(f"{address}: expected #sha256=HASH at its end, not #{parts.fragment}")
     sha256 = _hash_in_name(names[-1], parts.netloc)
+    is_torch = parts.netloc == _TORCH_HOST
     folder = weights_folder()
-    if not sha256 or parts.query:
+    if not sha256 or parts.query or not is_torch:
         folder = folder.joinpath(_safe_name(parts.netloc) or "_", *names[:-1])
-    if parts.query:
-        names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}_{names[-1]}"
+        if parts.query:
+            names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}_{names[-1]}"
     if stated is not None:
         sha256 = stated[1].lower()
     return PublishedFile(address.partition("#")[0], folder / names[-1], sha256)
@@ -110,7 +112,7 @@ def published_file(address: str) -> PublishedFile:
 def _hash_in_name(name: str, host: str) -> str:
     """The beginning of the SHA-256 in a file's name, "" where there is none."""
     match = _HASH_IN_NAME.search(name)
-    if match is None or (match[1].isdigit() and not host.endswith(_TORCH_HOST)):
+    if match is None or (match[1].isdigit() and host != _TORCH_HOST):
         return ""  # eight digits are a date
     return match[1]
 
@@ -181,12 +183,31 @@ def _download(file: PublishedFile) -> None:
         ) from error
 
 
+class SecureRedirects(HTTPRedirectHandler):
+    """Refuses a redirect from https:// to another scheme, and one to neither http nor https."""
+
+    def redirect_request(
+        self,
+        req: Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> Request | None:
+        """The request of the new address. Raises URLError for one that is refused."""
+        scheme = urlsplit(newurl).scheme
+        if scheme not in _SCHEMES or (req.type == "https" and scheme != "https"):
+            raise URLError(f"it redirects to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @contextmanager
 def _open(address: str) -> Iterator[http.client.HTTPResponse]:
     """The answer of a server. Raises _TransferError where there is none."""
     request = Request(address, headers={"User-Agent": "maskseg"})
     try:
-        response = urlopen(request, timeout=_TIMEOUT)
+        response = build_opener(SecureRedirects()).open(request, timeout=_TIMEOUT)
     except HTTPError as error:
         raise _TransferError(str(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import socket
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from pathlib import Path
 from threading import Thread
+from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 from made.downloads import FileServer, file_server
 
 from maskseg.errors import UserError
-from maskseg.files.downloads import fetch, is_address, published_file
+from maskseg.files.downloads import SecureRedirects, fetch, is_address, published_file
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -35,6 +39,7 @@ def running() -> Iterator[FileServer]:
 @pytest.fixture
 def server(running: FileServer) -> FileServer:
     running.files.clear()
+    running.redirects.clear()
     running.requests.clear()
     running.cut = None
     return running
@@ -47,7 +52,7 @@ def files_in(folder: Path) -> list[str]:
 def test_a_file_is_downloaded_once(hub: Path, server: FileServer) -> None:
     address = server.add(f"/models/net-{SHA256[:8]}.pth", CONTENT)
     path = fetch(address)
-    assert path == hub / f"net-{SHA256[:8]}.pth"  # where torchvision keeps it, too
+    assert path.name.endswith(f"net-{SHA256[:8]}.pth")
     assert path.read_bytes() == CONTENT
     server.files.clear()
     assert fetch(address) == path
@@ -86,8 +91,9 @@ def test_a_damaged_copy_is_downloaded_again(
 
 def test_a_file_that_was_put_there_is_used(hub: Path) -> None:
     hub.mkdir(parents=True)
+    # Where torchvision keeps it, too.
     (hub / f"net-{SHA256[:8]}.pth").write_bytes(CONTENT)
-    assert fetch(f"https://example.invalid/net-{SHA256[:8]}.pth").read_bytes() == CONTENT
+    assert fetch(f"https://download.pytorch.org/models/net-{SHA256[:8]}.pth").parent == hub
     by_hand = published_file("https://example.invalid/x/model.pkl").path
     assert by_hand == hub / "example.invalid" / "x" / "model.pkl"
     by_hand.parent.mkdir(parents=True)
@@ -178,6 +184,59 @@ def test_addresses_of_detectron2() -> None:
     outside = published_file("https://example.invalid/../../%2e%2e/etc%2fpasswd").path
     assert ".." not in outside.parts
     assert not is_address("runs/http")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("example.invalid", "evilpytorch.org", "pytorch.org", "download.pytorch.org.invalid"),
+        *("user@download.pytorch.org", "download.pytorch.org:8443"),
+    ],
+)
+def test_other_servers_have_folders_of_their_own(hub: Path, host: str) -> None:
+    """Their files never take the place of those that torch loads without a check."""
+    for name in ("resnet18-f37072fd.pth", "net-20260131.pth", "net.pth"):
+        file = published_file(f"https://{host}/models/{name}")
+        assert file.path.parent != hub
+        assert file.path.is_relative_to(hub)
+    assert published_file(f"https://{host}/net-20260131.pth").sha256 == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_followed"),
+    [
+        ("https://a.invalid/x", "https://b.invalid/y", True),
+        ("http://a.invalid/x", "https://b.invalid/y", True),
+        ("http://a.invalid/x", "http://b.invalid/y", True),
+        ("https://a.invalid/x", "http://a.invalid/x", False),
+        ("https://a.invalid/x", "ftp://a.invalid/x", False),
+        ("http://a.invalid/x", "ftp://a.invalid/x", False),
+    ],
+)
+def test_a_redirect_never_leaves_https(old: str, new: str, is_followed: bool) -> None:
+    def redirect() -> Request | None:
+        body, headers = io.BytesIO(), HTTPMessage()
+        return SecureRedirects().redirect_request(Request(old), body, 302, "", headers, new)
+
+    if is_followed:
+        request = redirect()
+        assert request is not None
+        assert request.full_url == new
+        return
+    with pytest.raises(URLError, match=f"it redirects to {new}, which is not https"):
+        redirect()
+
+
+def test_a_refused_redirect_is_one_line(hub: Path, server: FileServer) -> None:
+    server.redirects["/net.pth"] = "ftp://example.invalid/net.pth"
+    with pytest.raises(
+        UserError, match=r"\(it redirects to ftp://.*, which is not https\)"
+    ) as error:
+        fetch(f"{server.address}/net.pth")
+    assert "\n" not in str(error.value)
+    assert files_in(hub) == []
+    server.redirects["/net.pth"] = server.add("/moved.pth", CONTENT)
+    assert fetch(f"{server.address}/net.pth").read_bytes() == CONTENT
 
 
 def test_a_date_in_a_name_is_no_checksum() -> None:

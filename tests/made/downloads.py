@@ -11,13 +11,14 @@ from threading import Thread
 
 @dataclass
 class FileServer:
-    """Serves `files` by their path, and counts the requests.
+    """Serves `files` by their path, redirects other paths, and counts the requests.
 
     cut: number of bytes after which an answer breaks off, None for whole answers.
     """
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     cut: int | None = None
 
@@ -35,6 +36,12 @@ def file_server() -> Iterator[FileServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             served.requests.append(self.path)
+            if self.path in served.redirects:
+                self.send_response(302)
+                self.send_header("Location", served.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             content = served.files.get(self.path.partition("?")[0])
             if content is None:
                 self.send_error(404)
