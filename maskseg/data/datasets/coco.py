@@ -303,7 +303,10 @@ class CocoSource:
         threshold = self.loading.repeat_threshold
         if not threshold:
             return len(self.records("train"))
-        return sum(repeat_factors(self.dataset("train").labels(), threshold))
+        # Not those of a dataset: it opens files of segments and proposals, which are made later.
+        options = self._options("train")
+        indices = select_images(self.train, options.keep_empty, options.max_images)
+        return sum(repeat_factors([self.train.labels(i) for i in indices], threshold))
 
     def has_objects(self, split: str) -> bool:
         """Whether an image of a split that is used shows an object other than a crowd."""

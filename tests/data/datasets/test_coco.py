@@ -142,3 +142,13 @@ def test_images_of_both_files_are_reported(folder: Path) -> None:
 def test_a_fraction_is_a_share(folder: Path, value: str) -> None:
     with pytest.raises(UserError, match=r"data\.val_fraction=.*: expected a number above 0"):
         keys_of(folder, "all.json", f"data.val_fraction={value}")
+
+
+def test_an_epoch_is_counted_before_other_files_are_made(folder: Path) -> None:
+    """Segments and proposals are made when the model is known."""
+    keys = ["data.repeat_threshold=0.5", "data.max_images=4"]
+    source = open_source(folder, "all.json", *keys, "data.train_proposals=absent.npz")
+    # In half of four images each class should occur; the dog is in one of them.
+    assert source.images_per_epoch() == pytest.approx(3 + 2**0.5)
+    with pytest.raises(UserError, match=r"absent\.npz"):
+        source.dataset("train")
