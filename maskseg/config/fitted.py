@@ -33,12 +33,13 @@ from maskseg.data.object_sizes import (
     format_sizes,
     measure_objects,
 )
-from maskseg.engine.distributed import DistributedContext
+from maskseg.engine.distributed import DistributedContext, run_while_others_wait
 from maskseg.errors import UserError
 from maskseg.files.downloads import fetch
-from maskseg.models.backbones.resnet import published_address
+from maskseg.models.backbones.resnet import ResNet, check_name, published_address
 
 _IMAGENET = "IMAGENET1K_V1"
+_RESNET = f"{ResNet.__module__}.{ResNet.__qualname__}"
 _USUAL_SIZE = 800.0  # of images, in pixels
 _RPN_LEVELS = 5  # of a feature pyramid, p2 .. p6
 _LEVEL_COUNT = "model.proposer.strides"
@@ -59,20 +60,35 @@ def choose_trunk_weights(
     """Set open weights of the trunk: torchvision's, where they can be had, else null.
 
     needed: the trunk starts from them, and not from other weights.
+    Raises UserError for a trunk that is no ResNet.
     """
     if OmegaConf.select(config, TRUNK_WEIGHTS) != AUTO:
         return
+    trunk = config.model.backbone.trunk
+    if trunk.get("_target_") != _RESNET:
+        raise UserError(f"{TRUNK_WEIGHTS}=auto: only a ResNet has such weights; set it to a value")
+    check_name(trunk.name)
     weights = None
     if needed:
-        name = str(config.model.backbone.trunk.name)
-        # One process decides for all.
-        problem = context.broadcast(_download_problem(name) if context.main else "")
+        problem = _find_problem(trunk.name, context)
         if problem:
             log(f"{TRUNK_WEIGHTS}=null: the trunk is trained from scratch; {problem}", flush=True)
         else:
             weights = _IMAGENET
             log(f"{TRUNK_WEIGHTS}={weights}: the trunk is pretrained on ImageNet", flush=True)
     set_key(config, TRUNK_WEIGHTS, weights)
+
+
+def _find_problem(name: str, context: DistributedContext) -> str:
+    """The first problem of a machine with the weights of a trunk, the same text on all ranks.
+
+    One process of each machine downloads them, while the others wait.
+    """
+    problems: list[str] = []
+    run_while_others_wait(
+        context, context.local_main, lambda: problems.append(_download_problem(name))
+    )
+    return context.broadcast(next(filter(None, context.gather("".join(problems))), ""))
 
 
 def _download_problem(name: str) -> str:

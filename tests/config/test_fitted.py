@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,44 @@ def test_the_trunk_starts_from_what_is_at_hand(
     (line,) = lines
     assert ("pretrained on ImageNet" in line) == cached
     assert ("trained from scratch; https://" in line) == (not cached)
+
+
+def test_a_wrong_trunk_downloads_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitted, "fetch", lambda address: pytest.fail(f"{address} is fetched"))
+    for needed in (True, False):
+        for name in ("resnet20", "vgg16"):
+            config = compose(folder, f"model.backbone.trunk.name={name}")
+            with pytest.raises(UserError, match=f"trunk must be one of resnet18, .*, not '{name}'"):
+                choose_trunk_weights(config, DistributedContext(), print, needed)
+        config = compose(folder)
+        config.model.backbone.trunk = {"_target_": "package.Trunk", "weights": "auto"}
+        with pytest.raises(UserError, match=r"trunk\.weights=auto: only a ResNet has such weights"):
+            choose_trunk_weights(config, DistributedContext(), print, needed)
+
+
+def test_the_other_processes_wait_for_a_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process of each machine downloads, and the first problem counts for all."""
+    works: list[bool] = []
+
+    class Context(DistributedContext):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, "second machine: no network"]
+
+    def run(_: DistributedContext, is_working: bool, function: Callable[[], None]) -> None:
+        works.append(is_working)
+        if is_working:
+            function()
+
+    monkeypatch.setattr(fitted, "run_while_others_wait", run)
+    monkeypatch.setattr(fitted, "fetch", lambda _: folder)
+    lines: list[str] = []
+    for local_rank in (0, 1):
+        config = compose(folder)
+        choose_trunk_weights(
+            config, Context(local_rank=local_rank), lambda text, **_: lines.append(text), True
+        )
+        assert config.model.backbone.trunk.weights is None
+    assert all(line.endswith("from scratch; second machine: no network") for line in lines)
+    assert works == [True, False]

@@ -49,8 +49,7 @@ class ResNet(nn.Module):
         out_level: str = "c5",
     ) -> None:
         super().__init__()
-        if name not in NAMES:
-            raise UserError(f"trunk must be one of {', '.join(NAMES)}, not {name!r}")
+        check_name(name)
         if out_level not in STAGES:
             raise UserError(f"out_level must be one of {', '.join(STAGES)}, not {out_level!r}")
         if not 0 <= frozen_stages <= 5:
@@ -125,6 +124,12 @@ class ResNet(nn.Module):
             x = getattr(self, stage)(x)
             features[name] = x
         return features
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a name that is no trunk."""
+    if name not in NAMES:
+        raise UserError(f"trunk must be one of {', '.join(NAMES)}, not {name!r}")
 
 
 def _level_specs(num_stages: int, channels: int) -> dict[str, FeatureSpec]:
