@@ -9,6 +9,7 @@ from torch import nn
 
 from maskseg import config as configs
 from maskseg.config import Config
+from maskseg.config.fitted import fit_to_objects
 from maskseg.config.restore import open_data
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.engine.trainer import Trainer
@@ -29,12 +30,19 @@ def prepare(config: Config) -> tuple[Trainer, CocoSource, nn.Module, list[Batch]
     trainer: Trainer = configs.build(config.trainer)
     source = open_data(config)
     configs.set_categories(config, source.categories)
+    source = fit_to_objects(config, source, _print_nothing)
+    if trainer.uses_epochs:
+        trainer = trainer.in_steps(source.images_per_epoch(), config.batch_size)
     torch.manual_seed(config.seed)
     model = trainer.place(configs.build_model(config, pretrained=False))
     if not isinstance(model, TrainableModel):
         raise UserError("the model finds no objects, so that no training step can be measured")
     batches = list(source.train_loader(config.batch_size, DISTINCT, config.seed))
     return trainer, source, model, batches
+
+
+def _print_nothing(*_: object, **__: object) -> None:
+    """The standard output of a benchmark is its result."""
 
 
 class MinimalStep:

@@ -51,7 +51,7 @@ def trainer(config: Config) -> dict[str, object]:
         }
     length = setup.trainer.length
     every = {
-        "log": config.trainer.log_every,
+        "log": setup.trainer.log_every or 1,
         "checkpoint": length.checkpoint_every or length.max_steps,
         "pictures": length.evaluate_every or length.max_steps,
     }

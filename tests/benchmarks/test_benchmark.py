@@ -10,6 +10,7 @@ import pytest
 import torch
 from made.runs import MASKS, SCENES, SMALL, call
 from made.tools import assert_refused, said
+from PIL import Image
 
 from maskseg import config
 from maskseg.benchmarks import scaling as suite_scaling
@@ -19,6 +20,7 @@ from maskseg.benchmarks.paste import paste
 from maskseg.benchmarks.report import chart, table
 from maskseg.benchmarks.roi_align import roi_align
 from maskseg.benchmarks.scaling import scaling, slope
+from maskseg.benchmarks.trainer import trainer
 from maskseg.data.datasets.scenes import make_scenes
 
 
@@ -83,6 +85,39 @@ def test_the_trainers_suite(tmp_path: Path) -> None:
     assert shares["all"] == pytest.approx(sum(v for k, v in shares.items() if k != "all"))
     assert min(seconds.values()) > 0
     assert {p.name for p in tmp_path.iterdir()} == {"scenes", "out.json", "said.txt"}
+
+
+def test_a_training_in_epochs_with_numbers_of_its_data(tmp_path: Path) -> None:
+    images = []
+    annotations = []
+    for number in range(1, 5):
+        Image.new("RGB", (64, 48), (9 * number, 40, 90)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
+        corners = [10, 10, 40, 10, 40, 30, 10, 30]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "bbox": [10, 10, 30, 20],
+                "area": 600,
+                "iscrowd": 0,
+                "segmentation": [corners],
+            }
+        )
+    categories = [{"id": 1, "name": "a"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    keys = [
+        *("suite=trainer", "experiment=custom_r18", "steps=1", "batch_size=2"),
+        *(f"data.train_json={tmp_path}/data.json", f"data.images={tmp_path}"),
+        *("data.val_fraction=0.5", "data.size_range=[64,96]", "data.num_workers=0"),
+        *("trainer.device=cpu", "model.backbone.trunk.out_level=c3", "model.backbone.channels=32"),
+        *("model.classifier.mlp.width=32", *MASKS),
+    ]
+    numbers = trainer(config.compose("benchmark", keys))
+    # An epoch of two images is a step.
+    assert numbers["every"] == {"log": 20, "checkpoint": 5, "pictures": 10}
 
 
 TINY = [
