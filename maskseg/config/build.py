@@ -152,6 +152,16 @@ def _read_levels(model: dict[str, object], allowed: Collection[str]) -> None:
         model["backbone"] = {**_group(model, "backbone"), "extra_levels": extra_levels}
 
 
+def proposer_strides(config: DictConfig) -> dict[str, int]:
+    """The stride of each level that the model's proposer reads; {} where it reads none.
+
+    Raises UserError.
+    """
+    model = cast(dict[str, object], _resolve(with_usual_numbers(config).model))
+    _read_levels(model, TRAIN_TARGETS)
+    return cast(dict[str, int], _group(_group(model, "proposer"), "strides"))
+
+
 def _group(model: dict[str, object], key: str) -> dict[str, object]:
     """The keys of a part of a model, none where it is no group of keys."""
     value = model.get(key)

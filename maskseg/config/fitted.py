@@ -17,10 +17,11 @@ from maskseg.config.auto import (
     DETECTIONS,
     LIMITS,
     SIZE,
+    SIZE_RANGE,
     TRUNK_WEIGHTS,
     open_keys,
 )
-from maskseg.config.build import build_source, set_key
+from maskseg.config.build import build_source, proposer_strides, set_key
 from maskseg.config.checkpoint_config import read_checkpoint_config
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.object_sizes import (
@@ -42,7 +43,7 @@ _IMAGENET = "IMAGENET1K_V1"
 _RESNET = f"{ResNet.__module__}.{ResNet.__qualname__}"
 _USUAL_SIZE = 800.0  # of images, in pixels
 _RPN_LEVELS = 5  # of a feature pyramid, p2 .. p6
-_LEVEL_COUNT = "model.proposer.strides"
+_USUAL_PROPOSALS = 1000  # at least, of an image, for data without `data.min_proposals`
 
 
 def take_from_checkpoint(config: DictConfig, text: str) -> None:
@@ -137,26 +138,28 @@ def _choices(config: DictConfig, objects: ObjectSizes) -> Iterator[tuple[str, An
     """
     size = OmegaConf.select(config, SIZE)
     if size == AUTO:
-        size, reason = choose_size(objects, *config.data.size_range)
+        lowest, highest = config.data.size_range
+        if lowest > highest:
+            raise UserError(
+                f"{SIZE_RANGE}=[{lowest},{highest}]: the first size must be at most the second one"
+            )
+        size, reason = choose_size(objects, lowest, highest)
         yield SIZE, size, reason
-    anchors, reason = choose_anchors(objects, float(size or _resize_size(config)), _levels(config))
-    yield ANCHORS, anchors, reason
+    if OmegaConf.select(config, ANCHORS) == AUTO:
+        pixels = float(size or _resize_size(config))
+        levels = len(proposer_strides(config)) or _RPN_LEVELS
+        anchors, reason = choose_anchors(objects, pixels, levels)
+        yield ANCHORS, anchors, reason
     detections = OmegaConf.select(config, DETECTIONS)
     if detections == AUTO:
         detections, reason = choose_detections(objects)
         yield DETECTIONS, detections, reason
-    fewest = OmegaConf.select(config, "data.min_proposals") or 0
+    fewest = OmegaConf.select(config, "data.min_proposals") or _USUAL_PROPOSALS
     proposals, reason = choose_proposals(detections or 0, fewest)
     for limits in LIMITS:
         yield f"{limits}.post_nms_top_n", proposals, reason
         per_level = 2 * proposals if limits == LIMITS[0] else proposals
         yield f"{limits}.pre_nms_top_n", per_level, "candidates of a level before NMS"
-
-
-def _levels(config: DictConfig) -> int:
-    """The number of levels that the proposals come from."""
-    strides = OmegaConf.select(config, _LEVEL_COUNT)
-    return len(strides) if strides else _RPN_LEVELS
 
 
 def _resize_size(config: DictConfig) -> float:

@@ -112,6 +112,11 @@ def few_samples(objects: ObjectSizes, samples: int, positive_fraction: float) ->
     positives = int(samples * positive_fraction)
     if objects.most <= positives:
         return ""
+    if positive_fraction == 0:
+        return (
+            "a training step learns from no region of an object: "
+            "model.sampler.positive_fraction is 0"
+        )
     return (
         f"a training step learns from at most {positives} regions of objects of an image, the "
         f"fullest image has {objects.most} objects: model.sampler.num_samples="

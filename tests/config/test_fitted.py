@@ -356,3 +356,33 @@ def test_the_other_processes_wait_for_a_download(
         assert config.model.backbone.trunk.weights is None
     assert all(line.endswith("from scratch; second machine: no network") for line in lines)
     assert works == [True, False]
+
+
+def test_a_dataset_without_a_smallest_number_of_proposals(folder: Path) -> None:
+    data = ["data=coco", f"data.train_json={folder}/data.json", "data.val_json=null"]
+    keys = [f"data.train_images={folder}", "data.check_images=false", "trainer.device=cpu"]
+    config = configs.compose("train", ["experiment=custom_r18", *data, *keys])
+    assert "min_proposals" not in config.data
+    _, lines = fit(config)
+    limits = config.model.proposer.test_limits
+    assert (limits.post_nms_top_n, limits.pre_nms_top_n) == (1000, 1000)
+    assert not any(line.startswith("data.size") for line in lines)
+
+
+def test_anchors_of_a_shorter_pyramid(folder: Path) -> None:
+    config = compose(folder, "model.backbone.trunk.out_level=c4")
+    fit(config)
+    assert config.model.proposer.anchors.sizes == [[32], [64], [128], [256]]
+    config = compose(folder, "model.proposer.strides={p3: 8, p4: 16}")
+    fit(config)
+    assert len(config.model.proposer.anchors.sizes) == 2
+
+
+def test_a_sampler_without_regions_of_objects(folder: Path) -> None:
+    _, lines = fit(compose(folder, "model.sampler.positive_fraction=0"))
+    assert lines[-1].endswith("no region of an object: model.sampler.positive_fraction is 0")
+
+
+def test_a_reversed_range_of_sizes_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^data\.size_range=\[512,256\]: the first size must be"):
+        fit(compose(folder, "data.size_range=[512,256]"))
