@@ -37,8 +37,10 @@ from maskseg.config import Config
 from maskseg.config.restore import checkpoint_argument, open_data, prepare_segments, trained_model
 from maskseg.data.coco.file import CocoFile
 from maskseg.data.datasets.coco import CocoSource
+from maskseg.engine.checkpoint import checkpoint_path, load_checkpoint
 from maskseg.engine.distributed import DistributedContext, init_distributed
 from maskseg.engine.precision import inference_dtype, pick_device
+from maskseg.engine.resume import DIVISION, changed_files
 from maskseg.engine.run_folder import make_folder
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import write_results
@@ -82,6 +84,8 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
     device = pick_device(config.trainer.device)
     with init_distributed(device) as context:
         source = open_data(config, categories, context, configs.names_data(arguments))
+        if context.main:
+            _check_division(path, source)
         validation = build_validation(
             config, source, config.split, categories, context, config.pictures
         )
@@ -96,6 +100,20 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
                 _write_results(validation, metrics, output)
         context.barrier()
     return metrics
+
+
+def _check_division(path: Path, source: CocoSource) -> None:
+    """Warn where a file is not divided as for the training of the checkpoint."""
+    if not source.divides_file:
+        return
+    checkpoint = load_checkpoint(checkpoint_path(path))
+    if DIVISION in changed_files(checkpoint, source.split_hash()):
+        print(
+            f"warning: {DIVISION}={source.reading.val_fraction:g} of {source.split('train').key} "
+            "gives other validation images than those of the checkpoint, which may have been "
+            "trained on them",
+            flush=True,
+        )
 
 
 def build_validation(

@@ -137,6 +137,17 @@ def test_another_division_of_the_training_file_is_refused(
     lines = capsys.readouterr().out.splitlines()
     (warning,) = [line for line in lines if line.startswith("warning: resumed with other")]
     assert "data.val_fraction: None -> 0.5" in warning
+    # An evaluation reports it.
+    for run, overrides, is_reported in (
+        ("divided", [], False),
+        ("whole", [half], True),
+        ("divided", [f"data.val_json={home}/first.json"], False),
+    ):
+        output = f"output={home}/evaluated_{run}_{len(overrides)}"
+        evaluate([f"checkpoint={home}/{run}", output, "pictures=0", *overrides])
+        lines = capsys.readouterr().out.splitlines()
+        warnings = [line for line in lines if line.startswith("warning: data.val_fraction=0.5 of ")]
+        assert len(warnings) == is_reported
 
 
 def test_the_folder_of_a_run_is_all_that_a_resume_needs(
