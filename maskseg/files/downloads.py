@@ -6,13 +6,13 @@ import hashlib
 import http.client
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
@@ -32,6 +32,7 @@ _DETECTRON2_FILES = "https://dl.fbaipublicfiles.com/detectron2/"
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 # The host of the files that torch itself keeps in its folder; its hashes of digits are no dates.
 _TORCH_HOST = "download.pytorch.org"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FRAGMENT = re.compile(r"sha256=([0-9a-fA-F]{8,64})")
 _UNSAFE = re.compile(r"[^\w.+-]")
 
@@ -64,26 +65,44 @@ class PublishedFile:
         return self.path.with_name(f"{self.path.name}.sha256")
 
     def expected_hash(self) -> str:
-        """The SHA-256, its beginning, or "" for a file that was put there by hand."""
+        """The SHA-256, its beginning, or "" for a file that was put there by hand.
+
+        Raises UserError for a damaged record.
+        """
         if self.sha256 or not self.record.is_file():
             return self.sha256
-        return self.record.read_text(encoding="utf-8").strip()
+        text = self.record.read_bytes().decode("ascii", "replace").strip()
+        if _SHA256.fullmatch(text) is None:
+            raise UserError(
+                f"{self.record}: not the SHA-256 of a file: remove it to use {self.path} as it is, "
+                "or both to download the file again"
+            )
+        return text
 
     def fault(self) -> str:
-        """Why the file of this machine cannot be used: "" for one that is complete."""
+        """Why the file of this machine cannot be used: "" for one that is complete.
+
+        Raises UserError for a file that was put there by hand after another one was downloaded.
+        """
         if not self.path.is_file():
             return "no such file"
         expected = self.expected_hash()
-        if expected and not _hash_file(self.path).startswith(expected):
-            return f"its SHA-256 does not begin with {expected[:16]}"
-        return ""
+        if not expected or _hash_file(self.path).startswith(expected):
+            return ""
+        if not self.sha256 and self.path.stat().st_mtime_ns > self.record.stat().st_mtime_ns:
+            raise UserError(
+                f"{self.path}: another file than that of {self.record}, and newer: "
+                "remove that record to use the file as it is, or both to download it again"
+            )
+        return f"its SHA-256 does not begin with {expected[:16]}"
 
 
 def published_file(address: str) -> PublishedFile:
     """Parse an address, which may end in `#sha256=` and the hash of the file.
 
     A file of torch whose name has its hash is kept as torch and torchvision keep it, each other one
-    in a folder of the name of the server. Raises UserError for an address without a file.
+    in a folder of the name of the server. No two addresses have one place.
+    Raises UserError for an address without a file.
     """
     if address.startswith(_DETECTRON2):
         address = _DETECTRON2_FILES + address.removeprefix(_DETECTRON2)
@@ -98,12 +117,13 @@ def published_file(address: str) -> PublishedFile:
     if parts.fragment and stated is None:
         raise UserError(f"{address}: expected #sha256=HASH at its end, not #{parts.fragment}")
     sha256 = _hash_in_name(names[-1], parts.netloc)
-    is_torch = parts.netloc == _TORCH_HOST
+    is_plain = _is_plain(parts, names)
     folder = weights_folder()
-    if not sha256 or parts.query or not is_torch:
+    if not (sha256 and is_plain and parts.netloc == _TORCH_HOST):
         folder = folder.joinpath(_safe_name(parts.netloc) or "_", *names[:-1])
-        if parts.query:
-            names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:8]}_{names[-1]}"
+    if not is_plain:
+        place = urlunsplit(parts._replace(fragment="")).encode("utf-8", "surrogatepass")
+        names[-1] = f"{hashlib.sha256(place).hexdigest()[:8]}_{names[-1]}"
     if stated is not None:
         sha256 = stated[1].lower()
     return PublishedFile(address.partition("#")[0], folder / names[-1], sha256)
@@ -115,6 +135,12 @@ def _hash_in_name(name: str, host: str) -> str:
     if match is None or (match[1].isdigit() and host != _TORCH_HOST):
         return ""  # eight digits are a date
     return match[1]
+
+
+def _is_plain(parts: SplitResult, names: Sequence[str]) -> bool:
+    """Whether no other address has these names: no character of the address is lost in them."""
+    is_whole = parts.path == "/" + "/".join(names) and not parts.query
+    return is_whole and parts.scheme == "https" and parts.netloc == _safe_name(parts.netloc)
 
 
 def _safe_name(text: str) -> str:

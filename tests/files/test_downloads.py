@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import socket
 from collections.abc import Iterator
 from http.client import HTTPMessage
@@ -68,18 +69,25 @@ def test_files_of_one_name_are_kept_apart(hub: Path, server: FileServer) -> None
     assert all(path.is_relative_to(hub) for path in (first, second, third))
 
 
+def damage(path: Path, content: bytes) -> None:
+    """Change a file as a disk does: without a new time."""
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def test_a_damaged_copy_is_downloaded_again(
     hub: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (f"/net-{SHA256[:8]}.pth", "/model_final.pkl"):
         address = server.add(path, CONTENT)
         cached = fetch(address)
-        cached.write_bytes(CONTENT[:-1])
+        damage(cached, CONTENT[:-1])
         assert fetch(address).read_bytes() == CONTENT
         assert cached.is_relative_to(hub)
         assert f"warning: {cached} is damaged: its SHA-256" in capsys.readouterr().out
         # Without the server, one line names the place.
-        cached.write_bytes(b"")
+        damage(cached, b"")
         server.files.clear()
         with pytest.raises(UserError) as raised:
             fetch(address)
@@ -101,6 +109,59 @@ def test_a_file_that_was_put_there_is_used(hub: Path) -> None:
     assert fetch("https://example.invalid/x/model.pkl") == by_hand
 
 
+def test_a_newer_file_beside_a_record_is_never_replaced(hub: Path, server: FileServer) -> None:
+    address = server.add("/model.pkl", CONTENT)
+    path = fetch(address)
+    record = path.with_name(f"{path.name}.sha256")
+    assert record.read_text().strip() == SHA256
+    path.write_bytes(b"of the user")
+    later = record.stat().st_mtime_ns + 1_000_000_000
+    os.utime(path, ns=(later, later))
+    with pytest.raises(UserError) as raised:
+        fetch(address)
+    assert f"another file than that of {record}, and newer: remove that record" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == b"of the user"
+    assert len(server.requests) == 1
+    record.unlink()
+    assert fetch(address).read_bytes() == b"of the user"
+    path.unlink()
+    assert fetch(address).read_bytes() == CONTENT
+    assert path.is_relative_to(hub)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"\n", b"abc", SHA256[:63].encode()])
+def test_a_damaged_record_is_named(hub: Path, content: bytes) -> None:
+    address = "https://example.invalid/model.pkl"
+    path = published_file(address).path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"of the user")
+    record = path.with_name("model.pkl.sha256")
+    record.write_bytes(content)
+    with pytest.raises(UserError, match="not the SHA-256 of a file: remove it to use") as raised:
+        fetch(address)
+    assert str(raised.value).startswith(str(record))
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == b"of the user"
+    assert path.is_relative_to(hub)
+
+
+def test_addresses_never_share_a_place() -> None:
+    places = [
+        *("a/b.pth", "a%2fb.pth", "a//b.pth", "./a/b.pth", "a/b.pth?c=1", "a/b.pth?c=2"),
+        *("x y.pth", "x_y.pth", "x%20y.pth", "x+y.pth", "x%2By.pth", ".x.pth", "x.pth"),
+    ]
+    addresses = [f"https://example.invalid/{place}" for place in places]
+    addresses += ["http://example.invalid/a/b.pth", "https://example.invalid:8443/a/b.pth"]
+    addresses += ["https://example.invalid_8443/a/b.pth", "https://u@example.invalid/a/b.pth"]
+    paths = [published_file(address).path for address in addresses]
+    assert len(set(paths)) == len(paths)
+    # The same file, with its hash or without it.
+    stated = published_file(f"https://example.invalid/a/b.pth#sha256={SHA256}")
+    assert stated.path == paths[0]
+    assert published_file("https://example.invalid/a/b.pth?").path == paths[0]
+
+
 def test_a_download_that_breaks_off_leaves_nothing(hub: Path, server: FileServer) -> None:
     address = server.add("/model.pkl", CONTENT)
     server.cut = len(CONTENT) // 2
@@ -113,6 +174,7 @@ def test_a_download_that_breaks_off_leaves_nothing(hub: Path, server: FileServer
     server.cut = 10
     cached = fetch(address)
     cached.with_name(f"{cached.name}.sha256").write_text("0" * 64)
+    damage(cached, CONTENT)
     with pytest.raises(UserError, match="broke off"):
         fetch(address)
     assert cached.read_bytes() == CONTENT
