@@ -122,7 +122,7 @@ def test_another_division_of_the_training_file_is_refused(
     ):
         keys = [f"trainer.resume={home}/{run}", "trainer.max_steps=2", override]
         with pytest.raises(UserError) as raised:
-            train(compose_training(keys))
+            train(*compose_training(keys))
         assert message in str(raised.value)
         assert "trainer.resume_changed_data=true" in str(raised.value)
         assert load_checkpoint(home / run / "last.pt")["step"] == 1
