@@ -18,7 +18,8 @@ _USUAL: dict[str, object] = {
     SIZE: 800,
     ANCHORS: [[32], [64], [128], [256], [512]],
     DETECTIONS: 100,
-    **{f"{limits}.{key}": 1000 for limits in LIMITS for key in ("post_nms_top_n", "pre_nms_top_n")},
+    **{f"{limits}.post_nms_top_n": 1000 for limits in LIMITS},
+    **{f"{limits}.pre_nms_top_n": 1000 for limits in LIMITS},
     TRUNK_WEIGHTS: None,
 }
 FITTED_KEYS = tuple(_USUAL)
@@ -48,7 +49,7 @@ def with_usual_numbers(config: DictConfig) -> DictConfig:
 
 @contextmanager
 def usual_size(data: DictConfig) -> Iterator[None]:
-    """Inside of this context, the `size` of a group `data` is a number, and not `auto`.
+    """Set the `size` of a group `data` to the usual number, where it is `auto`, in this context.
 
     The group is changed in place: values that refer to the size look it up in the whole config.
     """
