@@ -37,10 +37,10 @@ from maskseg import config as configs
 from maskseg.commands.check_data import describe
 from maskseg.commands.evaluate import build_validation, check_heads
 from maskseg.config import Config
+from maskseg.config.auto import open_keys
 from maskseg.config.fitted import (
     choose_trunk_weights,
     fit_to_objects,
-    open_keys,
     take_from_checkpoint,
 )
 from maskseg.config.initial_weights import load_initial_weights
