@@ -40,6 +40,7 @@ from maskseg.files.outputs import (
     record_outputs,
 )
 from maskseg.inference.image_folder import category_id_map, image_files
+from maskseg.inference.prediction import to_rgb_array
 from maskseg.inference.predictor import Predictor
 from maskseg.structures import Batch, FeatureSpec, Outputs
 from maskseg.visualization.cam import cam_overlay, score_row
@@ -160,8 +161,7 @@ class _Results:
         if outputs.image_scores is not None:
             self._add_image_scores(file, pixels, batch, outputs, overlay)
             return
-        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        prediction = self.predictor.convert(batch, outputs, source=image)
+        prediction = self.predictor.convert(batch, outputs, source=to_rgb_array(pixels))
         name = {"file_name": str(file)}
         self.detections += [row | name for row in prediction.to_coco(image_id)]
         with _drawing(file, overlay) as path:

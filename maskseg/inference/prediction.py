@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from maskseg.data.image_files import MAX_PIXELS
-from maskseg.data.single_image import AnyImage, read_image
+from maskseg.data.image_files import MAX_PIXELS, load_image
 from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import Row, image_rows, segment_rows, write_results
 from maskseg.files import replacing
@@ -52,7 +51,8 @@ class Prediction:
     `Prediction`, and iterating yields one for each object. Masks are kept as RLE.
 
     detections: boxes, scores, labels and keypoints; size: (height, width) of the image;
-    rles: the masks, None for a model without masks; source: the image as it was given, for plots;
+    rles: the masks, None for a model without masks; source: the image file, or the pixels that
+    were read, uint8 RGB [H, W, 3], for plots;
     segment_regions: the segments of a model that cuts images into segments, the largest first;
     classes: i64 [H, W], the label of each pixel, -1 for none, of a model that labels pixels;
     image_scores: f32 [K] of an image classifier;
@@ -63,7 +63,7 @@ class Prediction:
     categories: Categories
     size: tuple[int, int]
     rles: tuple[Rle, ...] | None = None
-    source: AnyImage | None = None
+    source: str | Path | RGBImage | None = None
     segment_regions: Regions | None = None
     classes: Tensor | None = None
     image_scores: Tensor | None = None
@@ -125,16 +125,18 @@ class Prediction:
 
     @property
     def image(self) -> RGBImage:
-        """The image, uint8 RGB [H, W, 3], read again from its file where it was given as a path.
+        """The image, uint8 RGB [H, W, 3], a copy; read again where it was given as a path.
 
         Raises UserError for a file that cannot be read, and without a `source`.
         """
         if self.source is None:
             raise UserError("the prediction has no image: it was made without its source")
-        pixels = read_image(self.source, self.max_pixels)
+        if isinstance(self.source, np.ndarray):
+            return self.source.copy()
+        pixels = load_image(self.source, self.max_pixels)
         if tuple(pixels.shape[1:]) != self.size:
             raise UserError(f"{self._name()}: the image has changed since the prediction")
-        return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+        return to_rgb_array(pixels)
 
     @property
     def path(self) -> Path | None:
@@ -309,6 +311,11 @@ class Prediction:
     def _name(self) -> str:
         """The name of the image in messages."""
         return "image" if self.path is None else self.path.name
+
+
+def to_rgb_array(pixels: Tensor) -> RGBImage:
+    """Convert an image, uint8 RGB [3, H, W], to an array [H, W, 3]."""
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _import(package: str, method: str) -> ModuleType:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import IOBase
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from maskseg.errors import UserError
 from maskseg.evaluation.coco_results import to_original
 from maskseg.inference.class_filter import ClassChoice, find_labels
 from maskseg.inference.image_folder import find_images
-from maskseg.inference.prediction import PLOT_MIN_SCORE, Prediction
+from maskseg.inference.prediction import PLOT_MIN_SCORE, Prediction, to_rgb_array
 from maskseg.ops.geometry import AxisAlignedTransform
 from maskseg.structures import Batch, Categories, Outputs, Regions
+from maskseg.visualization.layout import RGBImage
 
 BATCH_SIZE = 4  # images of a list, folder or stream that go through the model together
 
@@ -36,6 +36,13 @@ class PredictingModel(Protocol):
     """A model that makes predictions, with or without losses."""
 
     def predict(self, batch: Batch) -> Outputs: ...
+
+
+class _LoadedImage(NamedTuple):
+    """An image that is ready for a batch; source: its file, or the pixels that were read."""
+
+    sample: Sample
+    source: str | Path | RGBImage
 
 
 class Prepare(Protocol):
@@ -133,7 +140,7 @@ class Predictor:
             rules for shapes and values), gives a `Prediction`. A list of images, or a folder, whose
             images are taken in the order of their names, gives a list. An iterator, such as a
             generator, gives an iterator in the same order, which reads at most `batch_size` images
-            ahead.
+            ahead. Each image is read before the next one is taken, so that all may be one buffer.
         batch_size: at most this many images of one padded size go through the model together.
 
         Raises UserError for what is no image, and for files that cannot be read.
@@ -148,7 +155,7 @@ class Predictor:
         if isinstance(images, Iterator) and not isinstance(images, IOBase):
             return self._predict_all(images, batch_size)
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
-            return self._predict([images])[0]
+            return self._predict([self._load(images)])[0]
         raise UserError(
             "an image is a path, a PIL image, an array or a tensor, and several are a list, a "
             f"folder or an iterator of them, not a {type(images).__name__}"
@@ -156,46 +163,55 @@ class Predictor:
 
     def _predict_all(self, images: Iterable[AnyImage], batch_size: int) -> Iterator[Prediction]:
         """Predict on images in their order, `batch_size` at a time."""
-        iterator = iter(images)
-        start = 0
-        while window := list(islice(iterator, batch_size)):
-            yield from self._predict(window, start)
-            start += len(window)
+        window: list[_LoadedImage] = []
+        for number, image in enumerate(images):
+            # Read it now: the next image may be in the same buffer.
+            window.append(self._load(image, number))
+            if len(window) == batch_size:
+                predictions = self._predict(window)
+                window = []
+                yield from predictions
+        yield from self._predict(window)
 
-    def _predict(self, images: Sequence[AnyImage], start: int | None = None) -> list[Prediction]:
-        """Predict on a few images. start: the number of the first one among many, for messages."""
-        samples = []
+    def _predict(self, images: Sequence[_LoadedImage]) -> list[Prediction]:
+        """Predict on a few images."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
-            number = None if start is None else start + i
-            sample = self.prepare.transform(self._read(image, number))
-            samples.append(sample)
             # Padding to the size of another image could change the result.
-            groups.setdefault(self.prepare.padded_size(sample), []).append(i)
+            groups.setdefault(self.prepare.padded_size(image.sample), []).append(i)
         predictions: dict[int, Prediction] = {}
         for rows in groups.values():
-            batch = self.prepare.collate([samples[i] for i in rows]).to(self.device)
+            batch = self.prepare.collate([images[i].sample for i in rows]).to(self.device)
             outputs = self.model.predict(batch)
             outputs = replace(outputs, detections=outputs.detections.to("cpu"))
             for index, i in enumerate(rows):
-                predictions[i] = self.convert(batch, outputs, index, images[i])
+                predictions[i] = self.convert(batch, outputs, index, images[i].source)
         return [predictions[i] for i in range(len(images))]
 
-    def _read(self, image: AnyImage, number: int | None) -> Tensor:
-        """Read an image. number: of one among many, for messages about one without a name."""
+    def _load(self, image: AnyImage, number: int | None = None) -> _LoadedImage:
+        """Read an image and apply the transforms.
+
+        number: of an image among several, for messages about one without a name.
+        """
         try:
-            return self.prepare.read(image)
+            pixels = self.prepare.read(image)
         except UserError as error:
             if number is None or isinstance(image, str | Path):
                 raise
             raise UserError(f"image {number}: {error}") from error
+        source = image if isinstance(image, str | Path) else to_rgb_array(pixels)
+        return _LoadedImage(self.prepare.transform(pixels), source)
 
     def convert(
-        self, batch: Batch, outputs: Outputs, index: int = 0, source: AnyImage | None = None
+        self,
+        batch: Batch,
+        outputs: Outputs,
+        index: int = 0,
+        source: str | Path | RGBImage | None = None,
     ) -> Prediction:
         """The prediction for an image of a batch, in the pixels of its file.
 
-        source: the image, for plots.
+        source: the image file, or its pixels as uint8 RGB [H, W, 3], for plots.
         """
         height, width = batch.original_sizes[index].tolist()
         detections = to_original(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from made.fixed_model import CATEGORIES, FixedModel, random_detections
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from maskseg.data.image_files import load_image
 from maskseg.data.single_image import SingleImage, read_image
@@ -192,6 +192,54 @@ def test_a_generator_is_read_lazily_and_in_order() -> None:
     one_by_one = predictor()(images(), batch_size=1)
     next(one_by_one)
     assert taken[10:] == [0]
+
+
+def as_array(buffer: np.ndarray) -> np.ndarray:
+    return buffer
+
+
+@pytest.mark.parametrize("view", [as_array, torch.from_numpy])
+def test_a_generator_may_refill_one_buffer(view: Any) -> None:
+    values = [0, 80, 160, 240, 40]
+    buffer = np.empty((*SIZE, 3), dtype=np.uint8)
+
+    def frames() -> Iterator[Any]:
+        for value in values:
+            buffer[:] = value
+            yield view(buffer)
+
+    predictions = list(predictor()(frames(), batch_size=3))
+    for prediction, value in zip(predictions, values, strict=True):
+        frame = np.full_like(buffer, value)
+        assert_same(prediction, predictor()(frame))
+        assert np.array_equal(prediction.image, frame)
+    prediction = predictor()(view(buffer))
+    prediction.image[:] = 7  # a copy
+    buffer[:] = 255
+    assert (prediction.image == 40).all()
+    assert np.array_equal(np.asarray(prediction.plot()), np.asarray(predictions[4].plot()))
+
+
+def test_the_frames_of_a_gif(tmp_path: Path) -> None:
+    values = [0, 85, 170, 255, 51]
+    frames = [Image.fromarray(np.full((*SIZE, 3), value, dtype=np.uint8)) for value in values]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as gif:
+        predictions = list(predictor()(ImageSequence.Iterator(gif)))
+    for prediction, frame in zip(predictions, frames, strict=True):
+        assert_same(prediction, predictor()(frame))
+        assert np.array_equal(prediction.image, np.asarray(frame))
+
+
+def test_pixels_of_a_shape_that_fits_both_ways() -> None:
+    image = Image.fromarray(RGB[:3, :4])
+    assert np.array_equal(predictor()(image).image, RGB[:3, :4])
+
+
+def test_a_path_stays_a_path(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    prediction, *_ = predictor()(iter([tmp_path / "a.png"]))
+    assert prediction.source == tmp_path / "a.png"
 
 
 def test_an_error_names_the_image_among_many(tmp_path: Path) -> None:
