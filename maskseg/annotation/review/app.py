@@ -295,6 +295,7 @@ class Routes:
             "image_id": annotation["image_id"],
             "category_id": annotation["category_id"],
             "removed": False,
+            "removable": self.file.is_removable(number),
             "height": height,
             "width": width,
             "box": _box_of(annotation),

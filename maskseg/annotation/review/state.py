@@ -10,8 +10,8 @@ A decision is the field "review" of an annotation: "accepted", "rejected", "edit
 (with segmentation as compressed RLE, bbox, area and mask_by) or another class, or "added" for an
 annotation that the file did not have. Annotations without one of these are unreviewed. All other
 fields, and everything else in the file, are unchanged. Rejected annotations stay in the file, so
-that the decision can be revised; an added one is removed instead. Undo reaches back to the opening
-of the file.
+that the decision can be revised; an added one is removed instead, unless it comes from a source
+other than the file itself. Undo reaches back to the opening of the file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class ReviewFile:
     """The annotations of a COCO JSON file under review. All methods are thread-safe.
 
     source: the file; output: the file for the decisions, by default `source` itself; an existing
-    output is continued; symbolic links are followed; delay: seconds until the file is rewritten.
+    output is continued, if it has the annotations of the source and others that were added;
+    symbolic links are followed; delay: seconds until the file is rewritten.
     recovered: number of decisions that a killed process had left in the journal.
     current: the file to read masks from.
     write_error: why the last background write failed, else "".
@@ -81,8 +82,7 @@ class ReviewFile:
         self._timer: threading.Timer | None = None
         self._undo: list[tuple[int, str | None]] = []  # id and text before; None: it was not there
         self._load(self.path if self.path.exists() else source)
-        if self.path != source and self.path.exists():
-            self._check_same_annotations(source)
+        self._source_ids = self._find_source_ids(source)
         self._journal = Journal(self.path.with_name(f"{self.path.name}.journal"))
         try:
             self.recovered = self._replay()
@@ -107,14 +107,27 @@ class ReviewFile:
         self._next_id = max(self._index, default=0) + 1
         self._removed: set[int] = set()
 
-    def _check_same_annotations(self, source: Path) -> None:
+    def _find_source_ids(self, source: Path) -> frozenset[int]:
+        """The ids of the annotations that are never removed: those of a separate source.
+
+        Raises UserError if the output is not a review of the source.
+        """
+        if self.path == source:
+            return frozenset()
+        if not self.path.exists():
+            return frozenset(self._index)
         _, annotations = _read_tree(source)
-        ids = {_row(source, annotation).id for annotation in annotations}
-        if ids != {row.id for row in self.rows() if row.review != "added"}:
+        source_rows = [_row(source, annotation) for annotation in annotations]
+        source_ids = frozenset(row.id for row in source_rows)
+        rows = {row.id: row for row in self.rows()}
+        additions = [row for row in rows.values() if row.id not in source_ids]
+        is_review = all(_is_same(row, rows.get(row.id)) for row in source_rows)
+        if not is_review or any(row.review != "added" for row in additions):
             raise UserError(
                 f"{self.path}: already exists, with other annotations than {source}; "
                 "name another output"
             )
+        return source_ids
 
     def _replay(self) -> int:
         """Apply the decisions in the journal. Returns their number."""
@@ -144,9 +157,9 @@ class ReviewFile:
     def decide(self, number: int, decision: Literal["accepted", "rejected"]) -> bool:
         """Accept or reject an annotation; accepting an edited or added one leaves it so.
 
-        A rejected annotation stays; one that was added here is removed. Returns whether it is still
-        there. Raises KeyError for an unknown id; UserError if the decision cannot be saved, in
-        which case nothing changes.
+        A rejected annotation stays; an added one is removed, unless it comes from a separate
+        source. Returns whether it is still there. Raises KeyError for an unknown id; UserError
+        if the decision cannot be saved, in which case nothing changes.
         """
 
         def change(annotation: Annotation) -> None:
@@ -154,7 +167,7 @@ class ReviewFile:
                 annotation["review"] = decision
 
         with self._lock:
-            if decision == "rejected" and self.annotation(number).get("review") == "added":
+            if decision == "rejected" and self.is_removable(number):
                 self._change_text(number, None)
                 return False
             self._change(number, change)
@@ -215,6 +228,12 @@ class ReviewFile:
             self._save(number, text)
             self._undo.pop()
             return number
+
+    def is_removable(self, number: int) -> bool:
+        """Whether rejecting an annotation removes it. Raises KeyError for an unknown id."""
+        if number in self._source_ids:
+            return False
+        return self.annotation(number).get("review") == "added"
 
     def is_removed(self, number: int) -> bool:
         """Whether an added annotation was removed again."""
@@ -338,6 +357,13 @@ def review_of(annotation: Mapping[str, object]) -> str:
     """The decision on an annotation: one of DECISIONS, or UNREVIEWED."""
     review = annotation.get("review")
     return str(review) if review in DECISIONS else UNREVIEWED
+
+
+def _is_same(source_row: Row, row: Row | None) -> bool:
+    """Whether an annotation of the output, None if absent, is that of the source with its id."""
+    if row is None or row.image_id != source_row.image_id:
+        return False
+    return row.review != "added" or source_row.review == "added"
 
 
 def _set_mask(annotation: Annotation, mask: NewMask) -> None:

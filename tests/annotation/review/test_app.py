@@ -125,6 +125,7 @@ def test_one_annotation(page: Page) -> None:
         "width": WIDTH,
         "review": "unreviewed",
         "removed": False,
+        "removable": False,
         "undoable": 0,
         "trouble": "",
         "fallback": "",
@@ -550,6 +551,7 @@ def test_a_new_object(page: Page) -> None:
     )
     state = answer.json()
     assert (state["id"], state["review"], state["image_id"]) == (10, "added", 7)
+    assert state["removable"]
     assert page.calls[0][1] == [10, 4, 50, 39]
     stored = page.annotations_on_disk()[10]
     np.testing.assert_array_equal(coco_mask.decode(stored.pop("segmentation")), page.result)

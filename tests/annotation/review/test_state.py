@@ -534,6 +534,49 @@ def test_an_output_with_added_annotations_is_continued(path: Path, tmp_path: Pat
     assert [a["id"] for a in read_tree(output)["annotations"]] == [1, 2, 5, 9, number]
 
 
+def test_a_source_with_added_annotations_keeps_them(path: Path, tmp_path: Path) -> None:
+    file = ReviewFile(path)
+    old = file.add(7, 4, NewMask(NEW, [1, 2, 3, 4], 9))
+    file.close()
+    source, output = path.read_bytes(), tmp_path / "out.json"
+    for decision, review in (("rejected", "rejected"), ("accepted", "accepted")):
+        file = ReviewFile(path, output)  # new, then continued
+        assert not file.is_removable(old)
+        assert file.decide(old, decision) is True  # type: ignore[arg-type]
+        assert file.annotation(old)["review"] == review
+        new = file.add(7, 4, NewMask(NEW, [1, 2, 3, 4], 9))
+        file.close()
+    file = ReviewFile(path, output)
+    assert file.decide(new, "rejected") is False
+    file.close()
+    assert [a["id"] for a in read_tree(output)["annotations"]] == [1, 2, 5, 9, old, new - 1]
+    assert path.read_bytes() == source
+
+
+def test_an_added_annotation_of_an_earlier_session_is_removed(path: Path) -> None:
+    file = ReviewFile(path)
+    number = file.add(7, 4, NewMask(NEW, [1, 2, 3, 4], 9))
+    file.close()
+    before = path.read_bytes()
+    file = ReviewFile(path)
+    assert file.decide(number, "rejected") is False
+    assert file.undo() == number
+    assert file.annotation(number)["review"] == "added"
+    file.close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_id": 3}, {"review": "added"}, {"id": 77}, {"id": 77, "review": "added"}]
+)
+def test_an_output_of_another_annotation_with_the_same_id(
+    path: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    (tmp_path / "out.json").write_text(json.dumps(expected({1: change})))
+    with pytest.raises(UserError, match=r"out.json: .* other annotations than .*masks.json"):
+        ReviewFile(path, tmp_path / "out.json")
+
+
 def test_unknown_ids_are_not_added(path: Path) -> None:
     file = ReviewFile(path)
     for image_id, category_id in ((8, 4), (7, 5)):

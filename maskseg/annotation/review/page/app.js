@@ -278,7 +278,7 @@ function buttons() {
   for (const name of ["box", "foreground", "background"]) find(name).disabled = !shown || view.contour !== null;
   find("contour").disabled = !shown || adding;
   find("undo").disabled = busy() ? !view.pending() : !undoable && !view.pending();
-  find("reject-word").textContent = shown?.review === "added" ? "Delete" : "Reject";
+  find("reject-word").textContent = shown?.removable ? "Delete" : "Reject";
   find("run-word").textContent = adding ? "Add object" : view.contour ? "Save contour" : "Re-run GrabCut";
   find("help").textContent = adding ? HELP.create : view.contour ? HELP.contour : HELP.review;
 }
