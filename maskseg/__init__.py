@@ -39,7 +39,7 @@ def load(
     overrides: further keys of the checkpoint's config, spelled as in `train`:
         `model__classifier__nms_threshold=0.4`.
 
-    Raises `UserError`.
+    Raises `UserError`, also for keys that have no effect here, such as `trainer__device`.
     """
     from maskseg.config.keywords import to_overrides
     from maskseg.config.restore import load_predictor

@@ -35,6 +35,7 @@ from maskseg.commands.train import (
 from maskseg.commands.train import train as train_config
 from maskseg.config import Config
 from maskseg.config.keywords import to_overrides
+from maskseg.config.overrides import key_of
 from maskseg.config.restore import load_predictor
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.single_image import SingleImage
@@ -56,6 +57,8 @@ from maskseg.inference.validation import ValidationSettings
 from maskseg.models.fuse import for_inference
 from maskseg.models.interfaces import TrainableModel
 from maskseg.visualization.curves import read_metrics
+
+_EVALUATE_ARGUMENTS = {"checkpoint": "run", "output": "output"}
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,14 @@ def train(experiment: str | None = None, **overrides: object) -> TrainedRun:
 
 def evaluate(run: str | Path, output: str | Path, **overrides: object) -> dict[str, float]:
     """See `maskseg.evaluate`."""
-    keywords = {"checkpoint": Path(run), "output": Path(output), **overrides}
+    arguments = to_overrides({"checkpoint": Path(run), "output": Path(output)})
+    further = to_overrides(overrides)
+    for override in further:
+        key = key_of(override)
+        if key in _EVALUATE_ARGUMENTS:
+            raise UserError(f"evaluate: {key} is the argument {_EVALUATE_ARGUMENTS[key]}")
     with _unchanged_process():
-        return evaluation_tool.evaluate(to_overrides(keywords))
+        return evaluation_tool.evaluate([*arguments, *further])
 
 
 @dataclass(frozen=True)

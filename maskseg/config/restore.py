@@ -9,6 +9,7 @@ from torch import nn
 
 from maskseg import config as configs
 from maskseg.config import Config
+from maskseg.config.overrides import key_of
 from maskseg.data.datasets.coco import CocoSource
 from maskseg.data.single_image import SingleImage
 from maskseg.engine.checkpoint import (
@@ -28,6 +29,16 @@ from maskseg.inference.prediction import PLOT_MIN_SCORE
 from maskseg.inference.predictor import Predictor
 from maskseg.models.fuse import for_inference
 from maskseg.structures import Categories
+
+# Keys that a config of `predict` has, and that a predictor takes as arguments or does not have.
+_ARGUMENTS = {
+    "checkpoint": "the argument run",
+    "trainer.device": "the argument device",
+    "min_score": "the argument min_score",
+    "input": "the argument of the predictor, load(run)(images)",
+    "output": "the argument of prediction.save",
+    "overwrite": "the argument overwrite of prediction.save",
+}
 
 
 def trained_model(
@@ -80,8 +91,13 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of a checkpoint or run folder.
 
-    overrides: of the checkpoint's config; the others as in `build_predictor`. Raises UserError.
+    overrides: of the checkpoint's config; the others as in `build_predictor`. Raises UserError,
+    also for overrides without an effect here.
     """
+    keys = dict.fromkeys(key_of(override) for override in overrides)
+    arguments = [f"{key} is {_ARGUMENTS[key]}" for key in keys if key in _ARGUMENTS]
+    if arguments:
+        raise UserError(f"load: no key of the model: {'; '.join(arguments)}")
     model, config, categories = trained_model(path, overrides, "predict")
     return build_predictor(model, config, categories, device, min_score, classes)
 

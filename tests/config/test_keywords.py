@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from made.runs import ROOT
 
+import maskseg
 from maskseg import config as configs
 from maskseg.config.keywords import to_overrides
+from maskseg.config.restore import load_predictor
 from maskseg.errors import UserError
 
 
@@ -59,3 +63,33 @@ def test_numpy_numbers_and_other_objects() -> None:
         to_overrides({"trainer__max_steps": object()})
     with pytest.raises(UserError, match=r"did you mean 'trainer\.max_steps'"):
         configs.compose("train", to_overrides({"trainer__max_step": 3}))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"trainer__device": "cpu"}, r"trainer\.device is the argument device$"),
+        ({"trainer.device": "cpu"}, r"trainer\.device is the argument device$"),
+        ({"++trainer.device": "cpu"}, r"trainer\.device is the argument device$"),
+        ({"checkpoint": "best.pt"}, "checkpoint is the argument run$"),
+        (
+            {"input": "photos", "output": "results"},
+            r"input is the argument .* load\(run\)\(images\); output is .* prediction\.save$",
+        ),
+        ({"overwrite": True}, r"overwrite is the argument overwrite of prediction\.save$"),
+    ],
+)
+def test_keys_without_an_effect_on_a_predictor(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        maskseg.load("no_such_run", **keywords)
+
+
+def test_every_key_of_predict_is_refused_by_load() -> None:
+    for key in yaml.safe_load((ROOT / "configs" / "predict.yaml").read_text()):
+        with pytest.raises(UserError, match=f"load: .* {key} is the argument"):
+            load_predictor(Path("no_such_run"), overrides=[f"{key}=1"])
+
+
+def test_evaluate_takes_the_run_once() -> None:
+    with pytest.raises(UserError, match=r"checkpoint is the argument run$"):
+        maskseg.evaluate("no_such_run", "evaluation", checkpoint="another")
