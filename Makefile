@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs,fast,sweep,classic,demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs,fast,sweep,classic,demo,safetensors,pandas]"
 	touch $@
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
