@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskseg.evaluation.table import format_number, truncate
+from maskseg.evaluation.table import format_number, truncate_name
 
 Bools = NDArray[np.bool_]
 Counts = tuple[int, int, int, int]  # TP, FP, FN, TN
@@ -144,7 +144,7 @@ def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
             cells = f"  {means}"
         else:
             cells = "".join(f"{format_number(means[key]):>{_CELL}}" for key in COLUMNS)
-        lines.append(f"{truncate(name):<{width}}{cells}")
+        lines.append(f"{truncate_name(name):<{width}}{cells}")
     legend = [f"{head}: {meaning}" for head, meaning in zip(_HEADS, COLUMNS.values(), strict=True)]
     return "\n".join([*lines, f"{'; '.join(legend[:3])};", "; ".join(legend[3:])])
 
@@ -152,7 +152,7 @@ def annotation_table(rows: Mapping[str, Mapping[str, float] | str]) -> str:
 def class_lines(names: Sequence[str], per_class: Sequence[Mapping[str, float]]) -> str:
     """Format the metrics of the classes that have ground truth pixels as a table."""
     rows = [row for row in per_class if row["true_pixels"] > 0]
-    labels = [truncate(names[int(row["label"])]) for row in rows]
+    labels = [truncate_name(names[int(row["label"])]) for row in rows]
     width = max([len("class"), *(len(label) for label in labels)])
     heads = ("IoU", "accuracy", "objects", "number")
     lines = [f"{'class':<{width}}" + "".join(f"{head:>{_CELL}}" for head in heads)]

@@ -159,8 +159,8 @@ def scalar_name(kind: str, key: str) -> str:
     return f"{kind}/{key}"
 
 
-def drawn_scalars(kind: str, values: Mapping[str, float]) -> dict[str, float]:
-    """The values that a logger shows, by name: without metrics that are undefined (-1)."""
+def select_scalars(kind: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Select the values that a logger shows, by name: without metrics that are undefined (-1)."""
     named = {}
     for key, value in values.items():
         is_undefined = kind == "val" and value == -1 and not key.startswith("loss")
@@ -169,8 +169,8 @@ def drawn_scalars(kind: str, values: Mapping[str, float]) -> dict[str, float]:
     return named
 
 
-def class_scalars(per_class: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """AP by class as names and values: `classes/segm_AP/cat`; classes without objects are left out.
+def select_class_scalars(per_class: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Name the AP of each class, `classes/segm_AP/cat`; classes without objects are dropped.
 
     per_class: as `CocoEvaluator.per_class`.
     """
@@ -182,8 +182,8 @@ def class_scalars(per_class: Mapping[str, Mapping[str, float]]) -> dict[str, flo
     return values
 
 
-def hyperparameters(values: Mapping[str, object], prefix: str = "") -> dict[str, Scalar]:
-    """The values of a config with dotted keys. Lists are texts; nulls and references are left out.
+def flatten_hyperparameters(values: Mapping[str, object], prefix: str = "") -> dict[str, Scalar]:
+    """Flatten a config to dotted keys. Lists become texts; nulls and references are dropped.
 
     values: nested plain values.
     """
@@ -191,7 +191,7 @@ def hyperparameters(values: Mapping[str, object], prefix: str = "") -> dict[str,
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            flat |= hyperparameters(value, f"{name}.")
+            flat |= flatten_hyperparameters(value, f"{name}.")
         elif isinstance(value, list):
             flat[name] = str(value)[:_MAX_TEXT]
         elif isinstance(value, bool | int | float):
@@ -201,8 +201,8 @@ def hyperparameters(values: Mapping[str, object], prefix: str = "") -> dict[str,
     return {key: value for key, value in flat.items() if not key.endswith("_")}
 
 
-def thumbnail(image: RGBImage) -> RGBImage:
-    """An image reduced to at most 2000 pixels a side."""
+def make_thumbnail(image: RGBImage) -> RGBImage:
+    """Reduce an image to at most 2000 pixels a side."""
     reduced = Image.fromarray(image)
     reduced.thumbnail((_MAX_IMAGE_SIDE, _MAX_IMAGE_SIDE))
     return np.array(reduced)
@@ -219,7 +219,7 @@ class TensorBoardLogger:
         # Imported here because it takes half a second.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._hyperparameters = hyperparameters(run.values)
+        self._hyperparameters = flatten_hyperparameters(run.values)
         self._has_hyperparameters = False
         self._previous_hook = threading.excepthook
         threading.excepthook = _silence_board_errors(self._previous_hook)
@@ -258,7 +258,7 @@ class TensorBoardLogger:
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        self.writer.add_image(name, thumbnail(image), step, dataformats="HWC")
+        self.writer.add_image(name, make_thumbnail(image), step, dataformats="HWC")
 
     def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
         """See `Logger`. The counts of the plot are 0: a detector has no true negatives."""
@@ -515,7 +515,7 @@ class _RunLogger(ABC):
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        self._log(step, {f"images/{name}": self._image(thumbnail(image))})
+        self._log(step, {f"images/{name}": self._image(make_thumbnail(image))})
 
     def log_pr_curve(  # noqa: B027 - it is not abstract
         self, step: int, name: str, precision: NDArray[np.float64]
@@ -570,7 +570,7 @@ class MlflowLogger:
         active = self.mlflow.start_run(run_name=run.name)
         state.set_identifier(str(active.info.run_id))
         # A parameter of MLflow cannot be changed, so that a resumed run keeps the first ones.
-        parameters = list(hyperparameters(run.values).items())
+        parameters = list(flatten_hyperparameters(run.values).items())
         for start in range(0, len(parameters), _MAX_PARAMETERS):
             self._send(self.mlflow.log_params, dict(parameters[start : start + _MAX_PARAMETERS]))
 
@@ -591,7 +591,7 @@ class MlflowLogger:
 
     def log_image(self, step: int, name: str, image: RGBImage) -> None:
         """See `Logger`."""
-        self._send(self.mlflow.log_image, thumbnail(image), key=name, step=step)
+        self._send(self.mlflow.log_image, make_thumbnail(image), key=name, step=step)
 
     def log_pr_curve(self, step: int, name: str, precision: NDArray[np.float64]) -> None:
         """Log nothing: `pr_curves` is one of the images."""
@@ -624,7 +624,7 @@ class TrackioLogger(_RunLogger):
         started = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
             name=_identify(run, "trackio", f"{run.name.replace('/', '_')}_"),
-            config=hyperparameters(run.values),
+            config=flatten_hyperparameters(run.values),
             resume="allow",
         )
         super().__init__(started, trackio.Image)

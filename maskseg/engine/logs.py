@@ -25,9 +25,9 @@ from maskseg.engine.loggers import (
     RESULTS_FILE,
     LoggedRun,
     Logger,
-    class_scalars,
-    drawn_scalars,
     open_loggers,
+    select_class_scalars,
+    select_scalars,
 )
 from maskseg.errors import UserError
 from maskseg.files import parse_json, replacing
@@ -114,7 +114,7 @@ class RunLog:
         for line in self.path.read_bytes().splitlines():
             entry = _parse_entry(line)
             if entry is not None and (entry.step, entry.kind) == (step, "train"):
-                board.log_scalars(step, "train", drawn_scalars("train", entry.numbers))
+                board.log_scalars(step, "train", select_scalars("train", entry.numbers))
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ class RunLog:
         self.log_event(step, kind, values)
         with self._writing():
             for logger in self.loggers.values():
-                logger.log_scalars(step, kind, drawn_scalars(kind, values))
+                logger.log_scalars(step, kind, select_scalars(kind, values))
 
     def log_classes(
         self, step: int, per_class: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]
@@ -155,7 +155,7 @@ class RunLog:
             with path.open("a", encoding="utf-8", newline="") as file:
                 file.write(table)
             for logger in self.loggers.values():
-                logger.log_classes(step, class_scalars(per_class))
+                logger.log_classes(step, select_class_scalars(per_class))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

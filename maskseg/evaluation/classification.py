@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskseg.evaluation.table import arrange_columns, format_number, truncate
+from maskseg.evaluation.table import arrange_columns, format_number, truncate_name
 
 Floats = NDArray[np.float64]
 # For each image its scores [K] and the labels of the classes that it shows.
@@ -85,11 +85,11 @@ class ImageClassAP:
         names: K class names; width: characters per line. `-` stands for a class that no image
         shows.
         """
-        name_width = max(12, *(len(truncate(name)) for name in names))
+        name_width = max(12, *(len(truncate_name(name)) for name in names))
         entries = []
         for name, row in zip(names, self.per_class(), strict=True):
             ap = format_number(row["AP"])
-            entries.append(f"{truncate(name):<{name_width}}{ap:>8}{row['images']:>8.0f}")
+            entries.append(f"{truncate_name(name):<{name_width}}{ap:>8}{row['images']:>8.0f}")
         title = f"classes of {len(self)} images: mAP {format_number(self.compute()['mAP'])}"
         head = f"{'class':<{name_width}}{'AP':>8}{'images':>8}"
         return "\n".join([title, "", *arrange_columns(head, entries, width)])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskseg.evaluation.table import arrange_columns, format_number, join_cells, truncate
+from maskseg.evaluation.table import arrange_columns, format_number, join_cells, truncate_name
 
 Labels = NDArray[np.integer]  # [H, W]
 Map = Labels | Tensor  # [H, W], the label of each pixel, -1 for none
@@ -151,12 +151,12 @@ class SemanticConfusion:
         for key, value in self.compute(num_things).items():
             lines.append(f"{key:<23}{_MEANINGS[key]:<18}{format_number(value):>8}")
         total = max(int(self.matrix.sum()), 1)
-        name_width = max(_MIN_NAME_WIDTH, *(len(truncate(name)) for name in names))
+        name_width = max(_MIN_NAME_WIDTH, *(len(truncate_name(name)) for name in names))
         entries = []
         for name, row in zip(names, self.per_class(), strict=True):
             cells = [format_number(row["iou"]), format_number(row["accuracy"])]
             cells += [f"{100 * row[key] / total:.2f}" for key in ("pixels", "predicted_pixels")]
-            entries.append(f"{truncate(name):<{name_width}}" + join_cells(cells, _CELL))
+            entries.append(f"{truncate_name(name):<{name_width}}" + join_cells(cells, _CELL))
         groups = {"class": entries}
         if num_things is not None:
             groups = {"things": entries[:num_things], "stuff": entries[num_things:]}

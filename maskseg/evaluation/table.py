@@ -138,7 +138,7 @@ def _arrange_classes(
     entries = []
     for name in classes:
         values = [format_number(per_class[kind][name]) for kind in kinds]
-        entries.append(f"{truncate(name):<{name_width}}" + join_cells(values, cell))
+        entries.append(f"{truncate_name(name):<{name_width}}" + join_cells(values, cell))
     return arrange_columns(f"{title:<{name_width}}" + join_cells(kinds, cell), entries, width)
 
 
@@ -160,7 +160,7 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def truncate(name: str) -> str:
+def truncate_name(name: str) -> str:
     """Truncate a class name to 24 characters."""
     return name if len(name) <= _MAX_NAME_LENGTH else name[: _MAX_NAME_LENGTH - 1] + "…"
 

@@ -261,7 +261,7 @@ class Validation:
                 self.categories.names,
                 keypoints=keypoints,
             )
-            titles = (f"{batch.file_names[i]}: truth", "prediction")
+            titles = (f"{batch.file_names[i]}: ground truth", "prediction")
             self.drawn.append(side_by_side(truth, predicted, titles))
             self.pixels.draw(batch, outputs, i, image)
 

@@ -22,6 +22,7 @@ from maskseg.evaluation.diagnosis import (
     Finding,
     ImageDiagnosis,
 )
+from maskseg.evaluation.table import truncate_name
 from maskseg.masks.base import rle_to_bitmaps
 from maskseg.structures import Categories
 from maskseg.visualization.colours import as_hex, class_colour, line_colour
@@ -63,7 +64,6 @@ _TITLE_SIZE = 21  # px of the text above an image
 _MIN_FRAME = 9  # px of the shorter side of the frame of an error, so that tiny objects are visible
 _MAX_NAMED_ERRORS = 30  # with more errors of the only class, labels are scores without its name
 _MAX_LEGEND = 12  # with more classes, the legend of the curves lists only the best and the worst
-_MAX_NAME_LENGTH = 22  # characters of a class name beside curves and matrix
 # Fields of `ScoreCurves`, and the titles of their panels.
 _SCORE_PANELS = {"f1": "F1", "precision": "precision", "recall": "recall"}
 _GREY: Colour = (185, 185, 185)
@@ -120,19 +120,19 @@ def draw_confusion(
             f"{len(names)} names need a matrix {[size, size]}, got {list(matrix.shape)}"
         )
     matrix, names = merge_rare_classes(matrix, names)
-    labels = [shorten_name(name) for name in [*names, "background"]]
+    labels = [plain_text(truncate_name(name)) for name in [*names, "background"]]
     totals = matrix.sum(axis=1).tolist()
     figure, axis = plot_row_shares(
         matrix,
         [f"{label} ({total})" for label, total in zip(labels, totals, strict=True)],
         labels,
         numbered=len(names) <= MAX_NUMBERED,
-        bar_label="share of the truth row",
+        bar_label="share of the ground-truth row",
     )
     for draw_line in (axis.axhline, axis.axvline):
         draw_line(len(names) - 0.5, color="#555555", linewidth=1)
     axis.set_xlabel("prediction (background: missed)", fontsize=10)
-    axis.set_ylabel("truth (background: false)", fontsize=10)
+    axis.set_ylabel("ground truth (background: false)", fontsize=10)
     return save_if_path(render_figure(figure), path)
 
 
@@ -233,7 +233,7 @@ def draw_worst(
     left = _draw_entries(image, _entries(diagnosis.findings, "truth", categories))
     right = _draw_entries(image, _entries(diagnosis.findings, "row", categories))
     title = f"{file_name or f'image {diagnosis.image_id}'}: {diagnosis.summary or 'no errors'}"
-    pair = side_by_side(left, right, ("truth", "prediction"))
+    pair = side_by_side(left, right, ("ground truth", "prediction"))
     return add_heading([HeadingText(title, None)], pair, _TITLE_SIZE)
 
 
@@ -290,13 +290,6 @@ def save_if_path(image: RGBImage, path: Path | str | None) -> RGBImage:
     return image
 
 
-def shorten_name(name: str) -> str:
-    """Truncate a class name to 22 characters, and escape it for matplotlib."""
-    if len(name) > _MAX_NAME_LENGTH:
-        name = name[: _MAX_NAME_LENGTH - 1] + "…"
-    return plain_text(name)
-
-
 def _draw_curves(axis: Axes, classes: Mapping[str, Floats], metric: str) -> None:
     """Plot the curves of one IoU type.
 
@@ -314,7 +307,7 @@ def _draw_curves(axis: Axes, classes: Mapping[str, Floats], metric: str) -> None
     if ranked:
         _add_curve_legend(axis, handles, metric)
     else:
-        axis.text(0.5, 0.5, "there is no truth", ha="center", va="center", color="#777777")
+        axis.text(0.5, 0.5, "no ground truth", ha="center", va="center", color="#777777")
     axis.set_xlabel("recall", fontsize=9)
     axis.set_ylabel("precision", fontsize=9)
     _style_curves(axis)
@@ -355,7 +348,7 @@ def _draw_class_lines(
                 linewidth=1.5 if len(lines) > 1 else 3,
                 # A second cue where many classes have similar colors.
                 linestyle="--" if len(lines) > _MAX_LEGEND and len(handles) >= half else "-",
-                label=f"{line.value:.2f}  {shorten_name(line.name)}",
+                label=f"{line.value:.2f}  {plain_text(truncate_name(line.name))}",
             )
     if len(lines) > _MAX_LEGEND:
         label = f"…  {len(lines) - _MAX_LEGEND} others"

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskseg.data.coco.file import ObjectArrays
+from maskseg.evaluation.table import truncate_name
 from maskseg.visualization.colours import as_hex, class_colour
-from maskseg.visualization.diagnosis import shorten_name
-from maskseg.visualization.layout import RGBImage, render_figure
+from maskseg.visualization.layout import RGBImage, plain_text, render_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,9 @@ def _plot_classes(axis: Axes, labels: NDArray[np.int64], names: Sequence[str]) -
     places = np.arange(len(shown))
     colours = [as_hex(class_colour(label)) for label in shown.tolist()]
     axis.barh(places, counts[shown], color=colours, height=0.75, edgecolor="#333333", linewidth=0.5)
-    axis.set_yticks(places, [shorten_name(names[label]) for label in shown.tolist()], fontsize=9)
+    axis.set_yticks(
+        places, [plain_text(truncate_name(names[label])) for label in shown.tolist()], fontsize=9
+    )
     top = max(int(counts.max(initial=0)), 1)
     for place, count in zip(places.tolist(), counts[shown].tolist(), strict=True):
         colour = "black" if count else "#D55E00"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from maskseg.evaluation.table import truncate_name
 from maskseg.visualization.colours import class_colour
 from maskseg.visualization.layout import HeadingText, RGBImage, add_heading
 
 MAX_CLASSES = 24  # in a legend: those with most objects
-_MAX_NAME_LENGTH = 28  # characters of a class name
 
 
 def add_class_legend(image: RGBImage, labels: Iterable[int], names: Sequence[str]) -> RGBImage:
@@ -27,12 +27,11 @@ def class_texts(labels: Iterable[int], names: Sequence[str]) -> list[HeadingText
     """The entries of a legend of classes. The arguments are those of `add_class_legend`."""
     counts = Counter(labels)
     shown = sorted(label for label, _ in counts.most_common(MAX_CLASSES))
-    texts = [HeadingText(_class_name(label, names), class_colour(label)) for label in shown]
+    texts = [HeadingText(_find_name(label, names), class_colour(label)) for label in shown]
     if len(counts) > len(shown):
         texts.append(HeadingText(f"and {len(counts) - len(shown):,} more classes", None))
     return texts
 
 
-def _class_name(label: int, names: Sequence[str]) -> str:
-    name = names[label] if 0 <= label < len(names) else f"class {label}"
-    return name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
+def _find_name(label: int, names: Sequence[str]) -> str:
+    return truncate_name(names[label] if 0 <= label < len(names) else f"class {label}")

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from maskseg.evaluation.table import truncate_name
 from maskseg.visualization.colours import class_colour, class_colours
 from maskseg.visualization.diagnosis import (
     MAX_NUMBERED,
     merge_rare_classes,
     plot_row_shares,
     save_if_path,
-    shorten_name,
 )
 from maskseg.visualization.layout import (
     FRAME,
@@ -33,6 +33,7 @@ from maskseg.visualization.layout import (
     arrange_grid,
     fit_text,
     load_font,
+    plain_text,
     render_figure,
 )
 from maskseg.visualization.segments import (
@@ -69,7 +70,7 @@ def semantic_sheet(
     truth: Labels,
     predicted: Labels,
     names: Sequence[str],
-    titles: tuple[str, str, str] = ("image", "truth", "prediction"),
+    titles: tuple[str, str, str] = ("image", "ground truth", "prediction"),
 ) -> RGBImage:
     """Draw an image, its true and its predicted classes side by side, with a common legend.
 
@@ -108,7 +109,7 @@ def draw_semantic_confusion(
     matrix, names = merge_rare_classes(matrix, names)
     rows = len(names)
     columns = matrix.shape[-1]
-    labels = [shorten_name(name) for name in [*names, "no class"]]
+    labels = [plain_text(truncate_name(name)) for name in [*names, "no class"]]
     totals = matrix.sum(axis=1)
     percents = 100 * totals / max(int(totals.sum()), 1)
     figure, axis = plot_row_shares(
@@ -121,7 +122,7 @@ def draw_semantic_confusion(
     if columns > rows:
         axis.axvline(rows - 0.5, color="#555555", linewidth=1)
     axis.set_xlabel("prediction", fontsize=10)
-    axis.set_ylabel("truth (share of all pixels)", fontsize=10)
+    axis.set_ylabel("ground truth (share of all pixels)", fontsize=10)
     return save_if_path(render_figure(figure), path)
 
 

@@ -42,7 +42,7 @@ def board(run: Path) -> EventAccumulator:
 
 def test_every_value_has_one_of_four_groups() -> None:
     train = {"loss": 2.0, "loss/mask": 1.0, "lr": 0.1, "grad_norm": 3.0, "memory_gb": 1.5}
-    assert loggers.drawn_scalars("train", train) == {
+    assert loggers.select_scalars("train", train) == {
         "train/loss": 2.0,
         "train/loss/mask": 1.0,
         "lr/learning_rate": 0.1,
@@ -51,9 +51,9 @@ def test_every_value_has_one_of_four_groups() -> None:
     }
     val = {"segm/AP": 0.5, "segm/APs": -1.0, "loss": -1.0}
     # -1 of an absent size is no value, a loss of -1 is one
-    assert loggers.drawn_scalars("val", val) == {"val/segm/AP": 0.5, "val/loss": -1.0}
+    assert loggers.select_scalars("val", val) == {"val/segm/AP": 0.5, "val/loss": -1.0}
     per_class = {"segm": {"cat": 0.25, "salt/pepper": 0.5, "dog": -1.0}}
-    assert loggers.class_scalars(per_class) == {
+    assert loggers.select_class_scalars(per_class) == {
         "classes/segm_AP/cat": 0.25,
         "classes/segm_AP/salt_pepper": 0.5,
     }

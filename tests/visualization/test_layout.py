@@ -1,10 +1,20 @@
 """Layout of images: sizes, positions and titles in pairs, mosaics and panels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from made.label_maps import GREY, tile
+from matplotlib.text import Text
+from PIL import ImageDraw
 
+from maskseg.evaluation.diagnosis import ImageDiagnosis
+from maskseg.evaluation.table import truncate_name
+from maskseg.structures import Categories
+from maskseg.visualization.diagnosis import draw_confusion, draw_pr_curves, draw_worst
 from maskseg.visualization.layout import GAP, TILE_SIDE, arrange_panel, mosaic, side_by_side
+from maskseg.visualization.legends import class_texts
+from maskseg.visualization.semantic import draw_semantic_confusion, semantic_sheet
 
 
 def test_side_by_side_and_mosaic():
@@ -40,3 +50,53 @@ def test_panel_titles() -> None:
         title[:22, -GAP - 10 :] == 255
     ).all()  # it ends with an ellipsis, not with half a letter
     assert (sheet[480 + 45 + 2 * GAP :][:40] == 255).all()
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All texts that are drawn."""
+    drawn: list[str] = []
+    draw_text = ImageDraw.ImageDraw.text
+    set_text = Text.set_text
+
+    def record_image_text(self: Any, place: Any, text: str, **options: Any) -> None:
+        drawn.append(text)
+        draw_text(self, place, text, **options)
+
+    def record_plot_text(self: Any, text: Any) -> None:
+        drawn.append(str(text))
+        set_text(self, text)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record_image_text)
+    monkeypatch.setattr(Text, "set_text", record_plot_text)
+    return drawn
+
+
+def test_a_class_name_is_truncated_alike_everywhere(texts: list[str]) -> None:
+    name = "a name that is longer than most"
+    short = "a name that is longer t…"
+    assert truncate_name(name) == short
+    assert [entry.text for entry in class_texts([0], [name])] == [short]
+    draw_confusion(np.eye(2, dtype=np.int64), [name])
+    draw_semantic_confusion(np.eye(1, 2, dtype=np.int64), [name])
+    assert {short, f"{short} (1)", f"{short} (100.0 %)"} <= set(texts)
+    assert not any(name in text for text in texts)
+
+
+def test_plots_say_ground_truth(texts: list[str]) -> None:
+    grey = np.full((300, 400, 3), 90, np.uint8)
+    labels = np.zeros((300, 400), np.int64)
+    draw_confusion(np.eye(2, dtype=np.int64), ["cat"])
+    draw_semantic_confusion(np.eye(1, 2, dtype=np.int64), ["cat"])
+    draw_pr_curves({"bbox": {"cat": np.full(101, -1.0)}})
+    semantic_sheet(grey, labels, labels, ["cat"])
+    draw_worst(grey, ImageDiagnosis(1, ()), Categories(("cat",), (1,)))
+    assert texts.count("ground truth") == 2  # titles
+    phrases = {text for text in texts if "truth" in text}
+    assert phrases == {
+        "share of the ground-truth row",
+        "ground truth (background: false)",
+        "ground truth (share of all pixels)",
+        "no ground truth",
+        "ground truth",
+    }

@@ -88,7 +88,7 @@ def segment_panel(
 
 def _count_titles(maps: Sequence[Labels]) -> list[str]:
     """Titles of the first row of a panel, with the number of segments of each map."""
-    texts = ("{} superpixels", "{} merged segments", "truth: {} segments")
+    texts = ("{} superpixels", "{} merged segments", "ground truth: {} segments")
     titles = ["image"]
     for text, labels in zip(texts, maps, strict=False):
         titles.append(text.format(len(np.unique(labels[labels >= 0]))))

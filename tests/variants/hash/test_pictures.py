@@ -85,7 +85,7 @@ def test_segment_panel_shows_each_stage(monkeypatch: pytest.MonkeyPatch) -> None
         "image",
         "10 superpixels",
         "2 merged segments",
-        "truth: 1 segments",
+        "ground truth: 1 segments",
         *(f"bit {i}" for i in range(16)),
     ]
     drawn = [
