@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
@@ -122,7 +122,7 @@ def published_file(address: str) -> PublishedFile:
     if not (sha256 and is_plain and parts.netloc == _TORCH_HOST):
         folder = folder.joinpath(_safe_name(parts.netloc) or "_", *names[:-1])
     if not is_plain:
-        place = urlunsplit(parts._replace(fragment="")).encode("utf-8", "surrogatepass")
+        place = address.partition("#")[0].encode("utf-8", "surrogatepass")
         names[-1] = f"{hashlib.sha256(place).hexdigest()[:8]}_{names[-1]}"
     if stated is not None:
         sha256 = stated[1].lower()

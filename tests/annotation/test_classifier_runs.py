@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from maskseg.commands import train
 from maskseg.config.restore import trained_model
 from maskseg.data.datasets.scenes import make_scenes
 from maskseg.errors import UserError
+from maskseg.files.outputs import RECORD
 from maskseg.structures import class_presence
 
 SMALL = [
@@ -117,6 +119,7 @@ def test_evaluation(at_home: Path) -> None:
     there = [ap for ap in per_class.values() if ap >= 0]
     assert sum(there) / len(there) == pytest.approx(metrics["classification/mAP"])
     assert sorted(p.name for p in (at_home / "evaluation").iterdir()) == [
+        RECORD,
         "cam.png",
         "metrics.json",
         "per_class.json",
@@ -136,6 +139,7 @@ def test_prediction(at_home: Path) -> None:
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 8
     assert {p.name for p in (at_home / "predictions").iterdir()} == {
+        RECORD,
         "image_scores.json",
         *(f"{p.stem}_cam.png" for p in pictures),
     }
@@ -169,7 +173,12 @@ def test_the_checkpoint_is_a_classifier_with_maps(at_home: Path) -> None:
     ("name", "trunk", "images", "finest"),
     [("classify_scenes", "resnet18", 16, "c3"), ("classify_coco_r50", "resnet50", 32, "c4")],
 )
-def test_the_experiments_build(name: str, trunk: str, images: int, finest: str) -> None:
+def test_the_experiments_build(
+    name: str, trunk: str, images: int, finest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The data of COCO are not on this machine.
+    module = import_module("maskseg.config.build")
+    monkeypatch.setattr(module, "check_data_paths", lambda *_, **__: None)
     overrides = [
         f"experiment={name}",
         "model.backbone.weights=null",

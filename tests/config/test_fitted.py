@@ -359,7 +359,8 @@ def test_the_other_processes_wait_for_a_download(
 
 
 def test_a_dataset_without_a_smallest_number_of_proposals(folder: Path) -> None:
-    data = ["data=coco", f"data.train_json={folder}/data.json", "data.val_json=null"]
+    data = ["data=coco", f"data.root={folder}", "data.val_json=null"]
+    data += [f"data.train_json={folder}/data.json"]
     keys = [f"data.train_images={folder}", "data.check_images=false", "trainer.device=cpu"]
     config = configs.compose("train", ["experiment=custom_r18", *data, *keys])
     assert "min_proposals" not in config.data

@@ -29,6 +29,7 @@ from torch import nn
 
 import maskseg
 from maskseg import config as configs
+from maskseg.config.auto import with_usual_numbers
 from maskseg.config.restore import open_data
 from maskseg.engine.checkpoint import save_checkpoint
 from maskseg.errors import UserError
@@ -172,7 +173,10 @@ def test_classes_of_the_installed_models_are_listed() -> None:
 
 @pytest.mark.parametrize("experiment", configs.experiments())
 def test_the_config_of_every_experiment_can_be_that_of_a_checkpoint(experiment: str) -> None:
-    config = configs.compose("train", [f"experiment={experiment}"])
+    # A checkpoint has numbers instead of `auto`, and steps instead of epochs.
+    config = with_usual_numbers(configs.compose("train", [f"experiment={experiment}"]))
+    if config.trainer.max_steps is None:
+        config.trainer.update({"max_steps": 100, "epochs": None})
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     trained = configs.from_checkpoint(configs.to_yaml(config), [], "predict")
     for key in (
