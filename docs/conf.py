@@ -50,7 +50,10 @@ nitpick_ignore_regex = [
     # Types of other packages: their inventories would have to be downloaded at each build.
     (r"py:.*", r"(torch|torchvision|numpy|np|PIL|hydra|omegaconf|matplotlib|tqdm)\..*"),
     (r"py:.*", r"(pandas|supervision)\..*"),
-    (r"py:.*", r"(abc|argparse|collections|concurrent|contextlib|http|io|pathlib|types|typing|urllib)\..*"),
+    (
+        r"py:.*",
+        r"(abc|argparse|collections|concurrent|contextlib|http|io|pathlib|types|typing|urllib)\..*",
+    ),
     (r"py:.*", r"(nn|optim)\..*"),
     # Private base classes.
     (r"py:class", r"maskseg\..*\._\w+"),

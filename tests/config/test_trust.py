@@ -176,7 +176,8 @@ def test_the_config_of_every_experiment_can_be_that_of_a_checkpoint(experiment: 
     # A checkpoint has numbers instead of `auto`, and steps instead of epochs.
     config = with_usual_numbers(configs.compose("train", [f"experiment={experiment}"]))
     if config.trainer.max_steps is None:
-        config.trainer.update({"max_steps": 100, "epochs": None})
+        steps = {"max_steps": 100, "checkpoint_every": 10, "evaluate_every": 20}
+        config.trainer.update({**steps, "epochs": None})
     configs.set_categories(config, Categories(("a", "b", "c"), (1, 2, 3)))
     trained = configs.from_checkpoint(configs.to_yaml(config), [], "predict")
     for key in (
