@@ -204,6 +204,14 @@ def unreached() -> Callable[[torch.nn.Module], list[str]]:
 
 
 @pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch's folder of downloaded weights, which does not exist yet; no proxy is used."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
 def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that the module's fixture `home` makes, as the working directory."""
     monkeypatch.chdir(home)

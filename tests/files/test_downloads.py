@@ -23,14 +23,6 @@ CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's folder of downloaded weights, which does not exist yet; no proxy is used."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return tmp_path / "torch" / "hub" / "checkpoints"
-
-
 @pytest.fixture(scope="module")
 def running() -> Iterator[FileServer]:
     with file_server() as server:

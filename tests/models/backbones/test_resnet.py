@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskseg.errors import UserError
+from maskseg.files import downloads
 from maskseg.models.backbones.resnet import NAMES, ResNet, load_pretrained_state
+
+TORCH_SERVER = "https://download.pytorch.org"
 
 
 def torchvision_trunk(name: str = "resnet18") -> nn.Module:
@@ -265,16 +268,15 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's folder of downloaded weights, empty; no proxy is used."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return tmp_path / "torch" / "hub" / "checkpoints"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FileServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server that answers in the place of torch's, whose files torch keeps in its own folder."""
     with file_server() as running:
+        open_address = downloads._open
+        monkeypatch.setattr(
+            downloads,
+            "_open",
+            lambda address: open_address(address.replace(TORCH_SERVER, running.address)),
+        )
         yield running
 
 
@@ -285,7 +287,9 @@ def publish(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     prefix = prefix or hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
-    address = server.add(f"/models/resnet18-{prefix}.pth", buffer.getvalue())
+    path = f"/models/resnet18-{prefix}.pth"
+    server.add(path, buffer.getvalue())
+    address = f"{TORCH_SERVER}{path}"
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", address)
     return address
 
@@ -341,10 +345,9 @@ def test_a_download_with_another_hash_is_refused(
     assert list(hub.iterdir()) == []
 
 
-def test_a_failed_download_is_told_in_one_line(
-    hub: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = f"{server.address}/resnet18-0000000f.pth"
+@pytest.mark.usefixtures("server")
+def test_a_failed_download_is_told_in_one_line(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = f"{TORCH_SERVER}/resnet18-0000000f.pth"
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value, "url", gone)
     with pytest.raises(UserError, match="could not be downloaded") as error:
         load_pretrained_state("resnet18", "IMAGENET1K_V1")
