@@ -374,6 +374,7 @@ def test_a_new_object_is_added_and_deleted(desk: Desk) -> None:
     desk.page.get_by_role("button", name="Delete").click()
     desk.page.get_by_text("0 of 4 reviewed").wait_for()
     desk.keys("z")
+    desk.page.get_by_text("1 of 5 reviewed").wait_for()
     desk.about("annotation 10: added")
     desk.keys("Delete")
     desk.page.get_by_text("0 of 4 reviewed").wait_for()
