@@ -66,6 +66,7 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
 
     Raises UserError.
     """
+    stem = _output_stem(config)
     config.data.val_segments = None  # proposals are computed from the pixels
     source = open_data(config)
     model, model_config, categories = _model(config, source.categories)
@@ -77,7 +78,6 @@ def boundary(config: Config, images: int = 20) -> BoundaryResult:
     levels = model.backbone.levels if classifier is None else classifier.feature_specs
     study = BoundaryStudy()
     num_segments = 0
-    stem = _output_stem(config)
     for index in tqdm(range(min(images, len(data.names("val")))), desc="images", disable=None):
         batch = prepare(data.image("val", index)).to(device)
         masks = _segments(data.ground_truths("val", index)[0], batch)

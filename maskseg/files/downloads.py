@@ -269,13 +269,6 @@ def _read_blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 def _hash_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return _digest(file)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _digest(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        digest.update(block)
-    return digest.hexdigest()

@@ -82,7 +82,7 @@ def record_outputs(
 
     outputs: those of `check_outputs`, in folders that exist or that the block makes.
     folder: the folder of all results of the tool. With `overwrite`, the outputs of the earlier run
-        that are none of this one are deleted from it, so that the results of two runs never mix.
+        that this one does not write are deleted from it, so that the results of two runs never mix.
     """
     paths = list(outputs)
     if overwrite and folder is not None:
@@ -109,7 +109,7 @@ def _describe(path: Path, tool: str) -> _Entry:
 
 
 def _remove_others(folder: Path, outputs: Sequence[Path], tool: str) -> None:
-    """Delete the unchanged outputs of an earlier run of a tool that are none of this run."""
+    """Delete the unchanged outputs of an earlier run of a tool that this run does not write."""
     kept = {path.resolve() for path in outputs}
     for record in folder.rglob(RECORD):
         for name in _read_entries(record.parent):
