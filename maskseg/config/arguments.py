@@ -1,4 +1,4 @@
-"""The form of a command line: what is no `key=value` is reported with what to write instead."""
+"""The form of a command line: words other than `key=value` are reported with a correction."""
 
 from __future__ import annotations
 

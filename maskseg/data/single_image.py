@@ -89,7 +89,7 @@ class SingleImage:
 def read_image(image: AnyImage, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Convert an image (see the module) to uint8 RGB [3, H, W].
 
-    max_pixels: limit for image files. Raises UserError for what is no image, for an ambiguous
+    max_pixels: limit for image files. Raises UserError for other values, for an ambiguous
     shape, and for a file that cannot be read.
     """
     if isinstance(image, str | Path):

@@ -143,7 +143,7 @@ class Predictor:
             ahead. Each image is read before the next one is taken, so that all may be one buffer.
         batch_size: at most this many images of one padded size go through the model together.
 
-        Raises UserError for what is no image, and for files that cannot be read.
+        Raises UserError for values that are not images, and for files that cannot be read.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}")

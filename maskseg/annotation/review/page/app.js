@@ -21,13 +21,13 @@ const view = new View(find("view"), () => buttons());
 async function ask(path, options = {}) {
   const answer = await fetch(`/api/${path}`, options);
   if (!answer.ok) {
-    const told = await answer.json().catch(() => ({ error: `the server responded with status ${answer.status}` }));
-    throw new Error(told.error);
+    const reply = await answer.json().catch(() => ({ error: `the server responded with status ${answer.status}` }));
+    throw new Error(reply.error);
   }
   return answer;
 }
 
-const told = async (path, options) => (await ask(path, options)).json();
+const askJson = async (path, options) => (await ask(path, options)).json();
 
 function picture(id) {
   const found = images.get(id) ?? ask(`images/${id}`).then(async (answer) => createImageBitmap(await answer.blob()));
@@ -47,7 +47,7 @@ async function open(id) {
   shown = null; // no decision is possible until the annotation is visible
   adding = false;
   say("");
-  const [state, image, cover] = await Promise.allSettled([told(`annotations/${id}`), picture(imageId), mask(id)]);
+  const [state, image, cover] = await Promise.allSettled([askJson(`annotations/${id}`), picture(imageId), mask(id)]);
   const failed = [state, image, cover].find((part) => part.status === "rejected");
   if (state.status === "fulfilled") {
     shown = state.value;
@@ -64,7 +64,7 @@ async function open(id) {
 
 // Shows the neighbors when they arrive, unless another annotation is shown by then.
 async function surround({ id, image_id: imageId }) {
-  const around = await told(`images/${imageId}/neighbors?without=${id}`).catch(() => null);
+  const around = await askJson(`images/${imageId}/neighbors?without=${id}`).catch(() => null);
   if (shown?.id === id && !adding && around) view.surround(around.masks);
 }
 
@@ -95,7 +95,7 @@ function count() {
 
 async function decide(decision) {
   if (!shown || busy()) return;
-  const state = await told(`annotations/${shown.id}/decision?decision=${decision}`, { method: "POST" });
+  const state = await askJson(`annotations/${shown.id}/decision?decision=${decision}`, { method: "POST" });
   if (state.removed) return discard(state);
   note(state);
   await open(list.beside(1, "unreviewed") ?? list.beside(1));
@@ -123,7 +123,7 @@ async function run() {
   say("Running GrabCut ...");
   const options = { method: "POST", headers: { "Content-Type": "image/png" }, body: await view.strokes() };
   const path = adding ? `images/${shown.image_id}/annotations` : `annotations/${shown.id}/cut`;
-  const state = await told(`${path}?${query}`, options);
+  const state = await askJson(`${path}?${query}`, options);
   say("");
   if (adding) return admit(state);
   shown = state;
@@ -148,7 +148,7 @@ async function saveContour() {
   if (!view.pending()) return leave();
   const options = { method: "POST", headers: { "Content-Type": "application/json" } };
   options.body = JSON.stringify({ rings: view.contour.flat() });
-  shown = await told(`annotations/${shown.id}/contour`, options);
+  shown = await askJson(`annotations/${shown.id}/contour`, options);
   view.show({ ...shown, image: view.image, mask: await mask(shown.id) });
   note(shown);
 }
@@ -157,7 +157,7 @@ async function editContour() {
   if (!shown || adding) return;
   if (view.contour) return leave();
   choose(null);
-  const { rings } = await told(`annotations/${shown.id}/contour`);
+  const { rings } = await askJson(`annotations/${shown.id}/contour`);
   if (!rings.length) return say("There is no mask here: draw a box or paint, and run GrabCut");
   view.reset();
   view.edit(new Contour(rings));
@@ -170,13 +170,13 @@ async function create() {
   adding = true;
   view.tool = null;
   view.show({ ...shown, box: null, mask: null, image: view.image });
-  view.surround((await told(`images/${shown.image_id}/neighbors`)).masks);
+  view.surround((await askJson(`images/${shown.image_id}/neighbors`)).masks);
   choose("box");
 }
 
 async function setCategory() {
   if (!shown || adding) return;
-  shown = await told(`annotations/${shown.id}/category?category_id=${find("category").value}`, { method: "POST" });
+  shown = await askJson(`annotations/${shown.id}/category?category_id=${find("category").value}`, { method: "POST" });
   note(shown);
 }
 
@@ -191,7 +191,7 @@ async function leave() {
 
 async function undo() {
   if (view.takeBack() || busy() || !undoable) return buttons();
-  const state = await told("undo", { method: "POST" });
+  const state = await askJson("undo", { method: "POST" });
   if (state.removed) return discard(state);
   if (!list.place.has(state.id)) return admit(state);
   list.item(state.id).review = state.review;
@@ -326,7 +326,7 @@ function listen() {
 }
 
 async function start() {
-  const found = await told("items");
+  const found = await askJson("items");
   const items = found.ids.map((id, i) => ({
     id,
     imageId: found.image_ids[i],
